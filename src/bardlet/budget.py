@@ -1,0 +1,64 @@
+"""Minutes into steps. The clock decides how many steps are planned, never what a step does.
+
+A plan is made before the first step from a few timed ones, and made again at a few points on the way. Each decision is
+an event (step, steps planned) of run.toml, so the run can be repeated without a clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from bardlet import optim
+from bardlet.train import State, Trainer, seed_step, train_step
+
+RESERVE = 0.03
+"""Share of the time kept for the last evaluation, the last checkpoint and the sample."""
+
+LOOKS = (0.1, 0.3, 0.5, 0.8)
+"""Where in the planned steps the clock is looked at again; not in the last fifth, where the decay is under way."""
+
+
+def seconds_per_step(t: Trainer, count: int = 4) -> float:
+    """The time of a training step, from `count` of them after one that warms up (and compiles). Nothing is kept.
+
+    The steps are real ones, on the run's own batches with an optimizer made for it; the weights are put back.
+    """
+    weights = {name: p.detach().clone() for name, p in t.model.named_parameters()}
+    optimizers = optim.build(t.model, t.config)
+    wrapped = t.dist.wrap(t.model)
+    t.model.train()
+    times = []
+    for step in range(count + 1):
+        seed_step(t.config.seed, step, t.dist.rank)
+        begun = time.monotonic()
+        train_step(wrapped, optimizers, t.stage.batch(step), t.stage, t.config, t.dist, t.machine["dtype"])
+        times.append(time.monotonic() - begun)
+    with torch.no_grad():
+        for name, p in t.model.named_parameters():
+            p.copy_(weights[name])
+    return sorted(times[1:])[count // 2]
+
+
+def steps_for(seconds: float, per_step: float, per_evaluation: float, evaluations: int = 20) -> int:
+    """How many steps fit into `seconds` with the evaluations that a run makes on its way."""
+    return max(1, int((seconds * (1 - RESERVE) - per_evaluation * evaluations) / per_step))
+
+
+def clock(seconds: float) -> Callable[[State], int | None]:
+    """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
+
+    Args:
+        seconds: the time of the whole run. What is over already is `State.elapsed`.
+    """
+
+    def replan(state: State) -> int | None:
+        looks = len(state.replans) - 1  # the first is the plan itself
+        if looks >= len(LOOKS) or state.step < max(1, LOOKS[looks] * state.steps):
+            return None
+        per_step = (state.elapsed - state.prepared) / state.step  # with its share of evaluations and checkpoints
+        return state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
+
+    return replan

@@ -1,0 +1,95 @@
+"""The command line: the first word picks a file of this folder, which is imported only then.
+
+`bardlet --help` answers in a few milliseconds because nothing heavy is imported before a command needs it. Errors that
+are written for people end as one line on standard error; `--debug` shows where they came from.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from difflib import get_close_matches
+
+from bardlet import __version__
+from bardlet.errors import BardletError
+
+COMMANDS = {
+    "train": "train a model on a text",
+    "resume": "go on exactly where a run stopped",
+    "sample": "let a model write",
+    "eval": "the loss of a model on a text",
+    "data": "the named corpora: where they are, and getting them",
+}
+
+HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, understood and can run anywhere comes out.
+
+  bardlet train my.txt --minutes 5     train on a file (no file: Tiny Shakespeare)
+  bardlet sample runs/my --tokens 300  let it write
+
+Commands:
+{chr(10).join(f"  {name:8} {what}" for name, what in COMMANDS.items())}
+
+`bardlet COMMAND --help` lists the settings of a command; --debug shows the traceback of an error.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `bardlet ARGV` and return its exit code: 0 only if the work was done."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # text is UTF-8 here, whatever the locale says
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"bardlet {__version__}")
+        return 0
+    try:
+        return _dispatch(argv[0], argv[1:])
+    except BrokenPipeError:  # `bardlet sample ... | head`
+        sys.stderr.close()
+        return 0
+    except (BardletError, OSError, MemoryError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        print(f"bardlet: {_in_words(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"bardlet: this should not have happened: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
+              "run it again with --debug and report what it shows", file=sys.stderr)
+        return 1
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists them"
+        raise BardletError(f"there is no command '{command}'; {hint}")
+    return importlib.import_module(f"bardlet.cli.{command}").main(rest)
+
+
+def _in_words(error: BaseException) -> str:
+    """One line for a person: what is wrong, where, what to do."""
+    if isinstance(error, BardletError):
+        return " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, MemoryError):
+        return "out of memory; take a smaller --batch-size with more --grad-accum, or a smaller model"
+    assert isinstance(error, OSError)
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = {
+        errno.ENOSPC: "free some space, or choose another --out",
+        errno.EDQUOT: "free some space, or choose another --out",
+        errno.EACCES: "choose a place that you may read and write",
+        errno.EROFS: "choose a place that can be written to",
+    }.get(error.errno or 0, "check the path and the disk")
+    return f"{where}{(error.strerror or str(error)).lower()}; {remedy}"
+
+

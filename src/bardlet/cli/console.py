@@ -1,0 +1,128 @@
+"""What a person sees: notices, progress on a terminal, plain lines when the output is piped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+class _Notices(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"note: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage(),
+              file=sys.stderr, flush=True)
+
+
+def show_notices(main: bool = True) -> None:
+    """Print what the library has to say (bardlet's logger) on standard error; only rank 0 speaks."""
+    logger = logging.getLogger("bardlet")
+    logger.handlers = [_Notices()] if main else [logging.NullHandler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def say(text: str = "") -> None:
+    """A line on standard output, at once."""
+    print(text, flush=True)
+
+
+def say_json(value: dict[str, Any]) -> None:
+    """`value` on one line, last: what `--json` promises."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def clock_time(seconds: float) -> str:
+    """75 -> '1:15'."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A `progress(what, done, total)` for preparing a text: a bar on a terminal, a line per part when piped."""
+    if not sys.stdout.isatty():
+        seen: set[str] = set()
+
+        def line(what: str, done: int, total: int | None) -> None:
+            if what not in seen:
+                seen.add(what)
+                say(what)
+
+        yield line
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def bar(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield bar
+
+
+@contextmanager
+def training(already: int = 0) -> Iterator[Watch]:
+    """A `watch` for `fit`: a live bar with ETA, tokens/s and both losses on a terminal, else a line now and then."""
+    if not sys.stdout.isatty():
+        yield _lines()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=None, facts="")
+        begun, smooth, first = time.monotonic(), _Smooth(), None
+
+        def watch(line: dict[str, Any]) -> None:
+            nonlocal first
+            first = line if first is None else first
+            facts = _facts(line, smooth(line["train_loss"]), first, time.monotonic() - begun)
+            progress.update(task, completed=line["step"], total=line["steps"], facts=facts)
+
+        yield watch
+
+
+class _Smooth:
+    """A running mean of the training loss over about the last 20 steps, for the eye."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def __call__(self, loss: float) -> float:
+        self.value = loss if self.value is None else 0.95 * self.value + 0.05 * loss
+        return self.value
+
+
+def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float) -> str:
+    steps = line["step"] - first["step"]
+    left = (line["steps"] - line["step"]) * spent / steps if steps else 0.0
+    rate = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9) if steps else 0.0
+    val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
+    return (f"step {line['step']:>5}/{line['steps']}  train {train_loss:.4f}  val {val}  "
+            f"{rate:>7,.0f} tokens/s  ETA {clock_time(left)}")
+
+
+def _lines() -> Watch:
+    begun, smooth = time.monotonic(), _Smooth()
+    first: dict[str, Any] | None = None
+    said, val = begun, None
+
+    def watch(line: dict[str, Any]) -> None:
+        nonlocal first, said, val
+        first = line if first is None else first
+        train_loss, now = smooth(line["train_loss"]), time.monotonic()
+        if line["step"] == line["steps"] or line["val_loss"] != val or now - said > 10:
+            said, val = now, line["val_loss"]
+            say(_facts(line, train_loss, first, now - begun))
+
+    return watch

@@ -1,0 +1,112 @@
+"""`bardlet eval DIR [TEXT ...]`: the loss of a model on a text, in units that compare across tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from bardlet.cli import console
+from bardlet.cli.options import parse
+from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bardlet.corpus import Corpus
+    from bardlet.evaluate import Score
+    from bardlet.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Command:
+    """The loss of a model: on the validation part of its own text, or on all of another text."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Named corpora, files, folders or globs, read whole; none: the validation part of the run's text."""
+    field: str = "text"
+    """The field of a .jsonl record that holds its text."""
+    protocol: Literal["full", "random"] = "full"
+    """full: every token once, in windows side by side; random: 200 batches of 64 random windows, as nanoGPT does."""
+    context: int | None = None
+    """Length of a window; none: the block size, at most 256."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU where there is one."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the matrix products."""
+    json: bool = False
+    """Print one JSON object on one line, last."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    command = parse(Command, argv, "eval")
+    console.show_notices()
+    from bardlet import dist, hf
+
+    folder = Path(command.run)
+    model, words = hf.read_folder(folder)
+    device = dist.pick_device(command.device)
+    dist.settle(None, False, device)
+    model.to(device)
+    result, skipped, what = measure(command, folder, model, words, device)
+    if skipped:
+        console.say(f"note: {skipped:,} characters that the tokenizer has never seen were left out")
+    console.say(f"{what}: {result.loss:.4f} nats per token, {result.nats_per_char:.4f} nats per character, "
+                f"{result.bits_per_byte:.4f} bits per byte, over {result.tokens:,} tokens")
+    if command.json:
+        console.say_json({**asdict(result), "skipped_characters": skipped})
+    return 0
+
+
+def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int, str]:
+    """(score, characters left out, what was measured)."""
+    from bardlet import checkpoint, corpus, data, evaluate
+
+    skipped = 0
+    if command.text:
+        found = corpus.find(command.text, command.field)
+        tokens, characters, size, skipped = encoded(found, words)
+        what = found.name
+    else:
+        if not (folder / "run.toml").exists():
+            raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
+        config, _ = checkpoint.read_run(folder)
+        found = corpus.find(config.text, config.field)
+        ready = data.prepare(found, words)
+        tokens, characters, size = ready.val, ready.val_chars, ready.val_bytes
+        what = f"validation part of {found.name}"
+    if len(tokens) < 2:
+        raise BardletError(f"{what}: {len(tokens)} tokens are too few to predict one from another; take a longer text")
+    block = command.context or min(256, model.config.block_size)
+    if block > model.config.block_size:
+        raise BardletError(f"--context {block} is more than the model's window of {model.config.block_size}")
+    if command.protocol == "full":
+        batches = data.validation_windows(tokens, block)
+        # every token but the first is predicted; the first character's share of the text is left out with it
+        first = words.decode([int(tokens[0])])
+        characters, size = characters - len(first), size - len(first.encode())
+    else:
+        batches = data.random_windows(tokens, block, seed=0)
+    loss = evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in batches), device, command.dtype)
+    predicted = len(tokens) - 1
+    return evaluate.score(loss, predicted, characters, size), skipped, what
+
+
+def encoded(found: Corpus, words: Tokenizer) -> tuple[np.ndarray, int, int, int]:
+    """All of a text: (tokens, characters, bytes, characters left out since the tokenizer does not know them)."""
+    import numpy as np
+
+    pieces, characters, size, skipped = [], 0, 0, 0
+    for document in found.documents():
+        text, unseen = words.drop_unseen(document)
+        pieces.append(words.encode(text))
+        if words.eos_id is not None and found.several:
+            pieces.append(np.array([words.eos_id], pieces[-1].dtype))
+        characters, size, skipped = characters + len(text), size + len(text.encode()), skipped + unseen
+    return np.concatenate(pieces), characters, size, skipped

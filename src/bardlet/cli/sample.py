@@ -1,0 +1,134 @@
+"""`bardlet sample DIR`: let a model write, streaming."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from bardlet.cli import console
+from bardlet.cli.options import parse
+from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    from bardlet.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Command:
+    """Let a model write. The text goes to standard output as it is made."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
+    prompt: str = ""
+    """What the text begins with; none: where a text begins."""
+    tokens: int = 500
+    """How many tokens to write."""
+    temperature: float = 0.8
+    """Below 1 more careful, above 1 wilder; 0: always the likeliest token."""
+    top_k: int | None = 50
+    """Choose among the k likeliest tokens."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    seed: int | None = None
+    """The same seed gives the same text; none: another text each time."""
+    num: int = 1
+    """How many texts."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU where there is one."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the weights."""
+    json: bool = False
+    """Print one JSON object on one line, last, instead of streaming."""
+
+    def __post_init__(self) -> None:
+        for name, holds, what in (
+            ("tokens", self.tokens >= 1, "at least 1"), ("num", self.num >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+        ):
+            if not holds:
+                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: it must be {what}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    command = parse(Command, argv, "sample")
+    console.show_notices()
+    import torch
+
+    from bardlet import dist, hf
+
+    model, words = hf.read_folder(Path(command.run))
+    prompt = prompt_ids(words, command.prompt)  # before anything is printed: an unseen character is an error
+    model.to(dist.pick_device(command.device))
+    if command.dtype == "bf16":
+        model.bfloat16()
+    seed = int(torch.seed() % 2**31) if command.seed is None else command.seed
+    options = {"temperature": command.temperature, "top_k": command.top_k, "top_p": command.top_p, "seed": seed}
+    begun = time.monotonic()
+    if command.json or command.num > 1:
+        made = complete(model, words, [prompt] * command.num, command.tokens, **options)
+        count = sum(len(ids) for ids in made)
+        texts = [words.decode(ids, skip_special=True) for ids in made]
+        if not command.json:
+            for number, text in enumerate(texts, 1):
+                console.say(f"--- {number} ---\n{command.prompt}{text}\n")
+    else:
+        print(command.prompt, end="", flush=True)
+        count = stream(model, words, prompt, command.tokens, lambda text: print(text, end="", flush=True), **options)
+        print(flush=True)
+    if command.json:
+        console.say_json({"prompt": command.prompt, "completions": texts,
+                          "tokens_per_second": round(count / (time.monotonic() - begun), 1)})
+    return 0
+
+
+def prompt_ids(words: Tokenizer, prompt: str | None) -> list[int]:
+    """The tokens of `prompt`. Without one: the separator, where texts begin and end; else a line break, or token 0."""
+    if prompt:
+        words.check(prompt)
+        return [int(i) for i in words.encode(prompt)]
+    if words.eos_id is not None:
+        return [words.eos_id]
+    if words.kind != "char" or "\n" in (words.alphabet or ""):
+        return [int(i) for i in words.encode("\n")][:1]
+    return [0]
+
+
+def complete(model: Any, words: Tokenizer, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
+    """New tokens for each prompt, up to the separator."""
+    from bardlet import generate
+
+    stop = () if words.eos_id is None else (words.eos_id,)
+    return generate.generate(model, prompts, tokens, stop_ids=stop, **options)
+
+
+def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Callable[[str], object],
+           **options: Any) -> int:
+    """Hand each piece of text to `out` as soon as its characters are whole; returns the number of tokens."""
+    from bardlet import generate
+    from bardlet.tokenizer import StreamDecoder
+
+    decoder, count = StreamDecoder(words, skip_special=True), 0
+    for token in prompt:  # a prompt may end inside a character's bytes, where the first new token goes on
+        decoder.feed(token)
+    stop = () if words.eos_id is None else (words.eos_id,)
+    for ids in generate.stream(model, [prompt], tokens, stop_ids=stop, **options):
+        out(decoder.feed(int(ids[0])))
+        count += 1
+    out(decoder.finish())
+    return count
+
+
+def write(model: Any, words: Tokenizer, prompt: str | None, *, tokens: int, temperature: float, top_k: int | None,
+          seed: int) -> str:
+    """A text by `model`, for a model card or a page."""
+    made = complete(model, words, [prompt_ids(words, prompt)], tokens, temperature=temperature, top_k=top_k, seed=seed)
+    return words.decode(made[0], skip_special=True)

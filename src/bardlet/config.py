@@ -1,0 +1,267 @@
+"""The settings of a run: frozen dataclasses, read from TOML and the command line. Nothing here imports torch.
+
+`ModelConfig` is the shape of a model, `TrainConfig` everything that `bardlet train` can be told. A field's
+docstring is its help text on the command line. `run.toml` in a run folder is a `TrainConfig` as resolved,
+followed by a `[record]` of what happened; `bardlet train --config run.toml` repeats the run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bardlet.errors import BardletError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder-only model: with the weights, all that is needed to compute its logits."""
+
+    model: str
+    """gpt2, qwen3 or bigram."""
+    vocab_size: int
+    block_size: int = 256
+    """The context window, in tokens."""
+    n_layer: int = 6
+    n_head: int = 6
+    n_kv_head: int = 6
+    """Key and value heads; fewer than n_head is grouped-query attention (qwen3 only)."""
+    n_embd: int = 384
+    head_dim: int = 64
+    """Channels of one head: n_embd // n_head unless a Hugging Face folder says otherwise (qwen3 only)."""
+    n_inner: int = 1536
+    """Width of the feed-forward layer."""
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+    """The head reads the token embedding's table instead of one of its own."""
+    activation: str = "gelu_new"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies (qwen3 only)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run."""
+
+    text: tuple[str, ...] = ()
+    """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
+    field: str = "text"
+    """The field of a .jsonl record that holds its text."""
+    val_part: Literal["val", "dev"] = "val"
+    """What is held out: the validation text, or the development split cut from the end of the training part."""
+
+    tokenizer: Literal["auto", "char", "byte", "bpe"] = "auto"
+    """Characters, bytes or byte pairs; auto picks by the text's size and alphabet, and says why."""
+    vocab_size: int | None = None
+    """Vocabulary of a BPE tokenizer; none: by the size of the text."""
+
+    model: Literal["qwen3", "gpt2", "bigram"] = "qwen3"
+    """Architecture."""
+    init: str | None = None
+    """Start from the weights and the tokenizer of this run or Hugging Face folder."""
+    n_layer: int = 4
+    """Blocks."""
+    n_head: int = 4
+    """Attention heads."""
+    n_kv_head: int | None = None
+    """Key and value heads (qwen3); none: n_head."""
+    n_embd: int = 192
+    """Channels of the residual stream."""
+    n_inner: int | None = None
+    """Width of the feed-forward layer; none: 4 n_embd in gpt2, 8/3 n_embd in qwen3 (three matrices, the same cost)."""
+    block_size: int = 128
+    """Context window, in tokens."""
+    dropout: float = 0.0
+    """Probability of dropping an activation in training."""
+    tie_embeddings: bool = True
+    """One table for the embedding and the head."""
+
+    steps: int | None = None
+    """Optimizer steps; none: by --minutes."""
+    minutes: float | None = None
+    """Time for the whole run; none: by --steps (neither: 5 minutes)."""
+    batch_size: int = 32
+    """Windows of a micro-batch, over all processes."""
+    grad_accum: int = 1
+    """Micro-batches of a step."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 2e-2
+    """Peak learning rate of Muon."""
+    min_lr_ratio: float = 0.1
+    """Where the schedule ends, as a share of the peak."""
+    schedule: Literal["stable-decay", "cosine", "linear", "constant"] = "stable-decay"
+    """What follows the warm-up: constant then a linear decay, a half cosine, a line, or nothing."""
+    warmup_steps: int = 50
+    """Steps from zero to the peak learning rate (at most a fifth of the run)."""
+    decay_share: float = 0.4
+    """Share of the steps that the decay of stable-decay takes."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices and embeddings (not of norms and biases)."""
+    beta1: float = 0.9
+    """AdamW's average of gradients."""
+    beta2: float = 0.99
+    """AdamW's average of squared gradients."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+
+    keep: Literal["best", "last", "average"] = "best"
+    """Weights of the result: best by validation, of the last step, or their mean over the last fifth of the steps."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is not a number: stop, or skip the step (ten in a row stop)."""
+    eval_every: int | None = None
+    """Steps between evaluations; none: about 20 in a run; 0: only at the end."""
+    eval_tokens: int = 131_072
+    """Validation tokens of one evaluation, evenly spread; 0: all."""
+    save_every: int | None = None
+    """Steps between checkpoints; none: about 10 in a run; 0: only at the end."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay; older ones are removed."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    seed: int = 1337
+    """Seed of the weights, the batches and the dropout."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the matrix products; auto: bf16 where the processor has it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the blocks; auto: where a compiler is found and the run is long enough to gain."""
+    threads: int | None = None
+    """CPU threads; none: all cores."""
+    deterministic: bool = False
+    """Deterministic algorithms on a GPU too (a CPU always has them)."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run folder."""
+    wandb: str | None = None
+    """Log to this Weights & Biases project."""
+
+    replans: tuple[tuple[int, int], ...] = ()
+    """(step, steps planned from there on): what a clock decided in the run that wrote this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "grad_accum", "keep_checkpoints",
+                     "log_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("steps", "minutes", "vocab_size", "n_kv_head", "n_inner", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "more than 0")
+        for name in ("eval_every", "save_every", "eval_tokens", "warmup_steps", "weight_decay", "grad_clip", "seed"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, name, value, "0 or more")
+        for name in ("lr", "muon_lr"):
+            _require(0 < getattr(self, name) < 100, name, getattr(self, name), "more than 0 (and a plausible rate)")
+        for name in ("dropout", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        for name in ("min_lr_ratio", "decay_share"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        if self.steps is not None and self.minutes is not None and not self.replans:
+            raise BardletError("--steps and --minutes are both given: keep the one that should decide")
+        if self.model != "bigram":
+            self._check_heads()
+        if self.model == "gpt2" and self.n_kv_head not in (None, self.n_head):
+            raise BardletError(f"--n-kv-head {self.n_kv_head}: gpt2 has a key and a value for each of its "
+                               f"{self.n_head} heads; leave it out, or take --model qwen3")
+
+    def _check_heads(self) -> None:
+        if self.n_embd % self.n_head:
+            fits = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
+            near = min(fits, key=lambda h: abs(h - self.n_head))
+            raise BardletError(f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
+                               f"take --n-head {near} or --n-embd {-(-self.n_embd // self.n_head) * self.n_head}")
+        if self.model == "qwen3" and (self.n_embd // self.n_head) % 2:
+            raise BardletError(f"--n-embd {self.n_embd} with --n-head {self.n_head} gives heads of "
+                               f"{self.n_embd // self.n_head} channels; rotary positions turn pairs: make it even")
+        if self.n_head % (self.n_kv_head or self.n_head):
+            raise BardletError(f"--n-head {self.n_head} is no multiple of --n-kv-head {self.n_kv_head}: "
+                               "each key and value head serves the same number of query heads")
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The shape of the model that these settings and a tokenizer of `vocab_size` tokens ask for."""
+        gpt2 = self.model == "gpt2"
+        return ModelConfig(
+            model=self.model, vocab_size=vocab_size, block_size=self.block_size, n_layer=self.n_layer,
+            n_head=self.n_head, n_kv_head=self.n_kv_head or self.n_head, n_embd=self.n_embd,
+            head_dim=self.n_embd // self.n_head,
+            n_inner=self.n_inner or (4 * self.n_embd if gpt2 else -(-8 * self.n_embd // (3 * 32)) * 32),
+            dropout=self.dropout, tie_embeddings=self.tie_embeddings,
+            activation="gelu_new" if gpt2 else "silu", norm_eps=1e-5 if gpt2 else 1e-6,
+        )
+
+
+def _require(holds: bool, name: str, value: object, what: str) -> None:
+    if not holds:
+        raise BardletError(f"--{name.replace('_', '-')} {value}: it must be {what}")
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A `TrainConfig` of `values`; an unknown name, or a value of another type, is an error that names `where`."""
+    hints = get_type_hints(TrainConfig)
+    known = {f.name for f in fields(TrainConfig)}
+    ready = {}
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        ready[name] = _typed(value, hints[name], f"{where}: {name}")
+    return TrainConfig(**ready)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` from TOML as `hint` wants it (a list is a tuple, an int serves as a float), or an error."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in inner:
+            raise BardletError(f"{where} = {value!r}: it must be one of {', '.join(map(str, inner))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise BardletError(f"{where} = {value!r}: it must be a list")
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
+    if inner:  # X | None
+        return None if value is None else _typed(value, next(k for k in inner if k is not type(None)), where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise BardletError(f"{where} = {value!r}: it must be of type {hint.__name__}")
+    return value
+
+
+def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote)."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BardletError(f"{path}: cannot be read as TOML: {error}") from None
+    record = values.pop("record", {})
+    return from_mapping(values, str(path)), record
+
+
+def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
+    """The text of run.toml: every setting that has a value, then what happened. TOML has no null: None is left out."""
+    import tomli_w
+
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if v is not None}
+    settings["replans"] = [list(pair) for pair in config.replans]
+    head = "# Written by bardlet. `bardlet train --config run.toml` repeats this run; [record] says what happened.\n"
+    return head + tomli_w.dumps({**settings, "record": {k: v for k, v in record.items() if v is not None}})
+
+
+def changed(config: TrainConfig) -> dict[str, Any]:
+    """The settings that differ from their defaults."""
+    return {f.name: getattr(config, f.name) for f in fields(config)
+            if f.default is not MISSING and getattr(config, f.name) != f.default}
+
+
+__all__ = ["ModelConfig", "TrainConfig", "changed", "from_mapping", "read_toml", "replace", "to_toml"]

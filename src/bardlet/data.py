@@ -1,0 +1,368 @@
+"""Documents to token shards on disk, and shards to batches.
+
+A shard is a header of 128 bytes and then the ids, 16 or 32 bits each, little-endian: it says itself what it
+is, and is memory-mapped, so that a text may be larger than memory. Shards are built once for each text and
+tokenizer, in a temporary folder that is renamed when it is whole. A batch is a function of seed and step:
+there is no loader whose state could be lost.
+
+B: windows in a batch. T: tokens in a window. N: tokens in the shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bardlet import tokenizer as tokenizers
+from bardlet.corpus import Corpus, cache_folder
+from bardlet.errors import BardletError
+from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
+
+Progress = Callable[[str, int, int | None], None]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+MAGIC, VERSION, HEADER_BYTES = b"bardlet\0", 1, 128
+HEADER = struct.Struct("<8sIIQ32s")  # magic, version, bytes per token, number of tokens, hash of the tokenizer
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A text as tokens. train, val: (N,) uint16 or uint32, memory-mapped and read-only.
+
+    reason: why this tokenizer, a sentence. *_chars, *_bytes: length of the parts of the text, in characters
+    and in bytes of UTF-8. documents: how many there are. skipped: characters left out since the tokenizer
+    has never seen them (skip_unseen only). folder: where the shards and tokenizer.json lie.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    tokenizer: Tokenizer
+    reason: str
+    train_chars: int
+    val_chars: int
+    train_bytes: int
+    val_bytes: int
+    documents: int
+    skipped: int
+    folder: Path
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer: str | Tokenizer = "auto",
+    vocab_size: int | None = None,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    skip_unseen: bool = False,
+) -> Prepared:
+    """The token shards of a corpus: from the cache when they are there and whole, else built.
+
+    tokenizer: "auto", "char", "byte", "bpe", or a Tokenizer from elsewhere, which then is used as it is.
+    vocab_size: for bpe; None sizes it to the text. cache: where shards are kept, by default below
+    $BARDLET_CACHE or the user's cache folder. skip_unseen: leave out and count characters that a given
+    char tokenizer has never seen, instead of stopping at the first. Never more than one document and some
+    pieces of it are in memory. BardletError when the text is too short, or the cache cannot be written.
+    """
+    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
+    key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
+    root = (cache or cache_folder()) / "tokens"
+    folder = root / f"{corpus.name[:60]}-{key[:16]}"
+    if folder.exists():
+        try:
+            return _open(folder)
+        except (OSError, ValueError, KeyError, TypeError, BardletError) as error:
+            log.warning("%s: damaged (%s); built again", folder, error)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".making-", ignore_cleanup_errors=True) as made:
+            whole = Path(made) / "whole"
+            whole.mkdir()
+            _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen)
+            return _place(whole, folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BardletError(
+            f"{root}: tokens cannot be written there ({reason}): make room, or name another place with BARDLET_CACHE"
+        ) from None
+
+
+def _checked(kind: str | Tokenizer, vocab_size: int | None) -> str:
+    if kind not in tokenizers.KINDS:
+        raise BardletError(f"--tokenizer {kind}: there is no such tokenizer; choose {', '.join(tokenizers.KINDS)}")
+    if vocab_size is not None and kind in ("char", "byte"):
+        raise BardletError(f"--vocab-size belongs to bpe; the text itself decides it for --tokenizer {kind}")
+    return str(kind)
+
+
+def _build(
+    corpus: Corpus,
+    spec: str | Tokenizer,
+    vocab_size: int | None,
+    folder: Path,
+    progress: Progress | None,
+    skip_unseen: bool,
+) -> None:
+    """Writes tokenizer, both shards and prepared.json into an empty folder."""
+    total: int | None = None
+    if isinstance(spec, Tokenizer):
+        chosen, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
+    else:
+        chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress)
+    facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0}
+    tell = (lambda done: progress("tokens", done, total)) if progress else None
+    for part in ("train", "val"):
+        documents = _cleaned(corpus, part, chosen, skip_unseen, facts)
+        counts = _write_shard(folder / f"{part}.bin", documents, chosen, corpus.several, tell)
+        facts[f"{part}_chars"], facts[f"{part}_bytes"], tokens = counts
+        if tokens < 2:
+            raise BardletError(
+                f"{corpus.name}: its {'training' if part == 'train' else 'validation'} part has {tokens} tokens, "
+                "and a model needs 2 to learn from one: give it a longer text (some 10,000 characters or more)"
+            )
+    # fewer than 20 documents are in both parts, more in one of them
+    facts["documents"] = corpus.count
+    chosen.save(folder)
+    (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _make_tokenizer(
+    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None
+) -> tuple[Tokenizer, str, int | None]:
+    """(tokenizer, reason, characters of the text or None where nobody counted them)."""
+    if kind == "byte":
+        return tokenizers.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
+    characters, alphabet = 0, set[str]()
+    for text in corpus.documents():
+        characters += len(text)
+        for start in range(0, len(text), 1 << 20):
+            alphabet.update(text[start : start + (1 << 20)])
+        if progress:
+            progress("read", characters, None)
+    if kind == "auto" and vocab_size is None:
+        kind, vocab_size, reason = tokenizers.choose(characters, len(alphabet))
+    else:
+        kind = "bpe" if kind == "auto" else kind
+        vocab_size = vocab_size or tokenizers.suggest_vocab_size(characters, len(alphabet))
+        size = f"{len(alphabet)} different characters" if kind == "char" else f"{vocab_size:,} tokens"
+        reason = f"{kind}: as asked for, {size}"
+    if kind == "char":
+        return tokenizers.train_char(alphabet, corpus.several), reason, characters
+    if kind == "byte":
+        return tokenizers.train_byte(corpus.several), reason, characters
+    if progress:
+        progress("train bpe", 0, None)
+    trained = tokenizers.train_bpe(corpus.documents("train"), int(vocab_size or 0))
+    if trained.vocab_size < int(vocab_size or 0):
+        reason += f" (the text has only enough repetition for {trained.vocab_size:,})"
+    return trained, reason, characters
+
+
+def _cleaned(
+    corpus: Corpus, part: str, tokenizer: Tokenizer, skip_unseen: bool, facts: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """(place, text) of the documents; unseen characters are dropped and counted when that is wanted."""
+    for place, text in corpus.labelled(part):
+        if skip_unseen:
+            text, skipped = tokenizer.drop_unseen(text)
+            facts["skipped"] += skipped
+        yield place, text
+
+
+def _write_shard(
+    path: Path,
+    documents: Iterator[tuple[str, str]],
+    tokenizer: Tokenizer,
+    several: bool,
+    tell: Callable[[int], None] | None,
+) -> tuple[int, int, int]:
+    """Writes documents as one shard, a separator after each where there are several: (chars, bytes, tokens)."""
+    separator = None
+    if several and tokenizer.eos_id is not None:
+        separator = np.array([tokenizer.eos_id], tokenizer.dtype).tobytes()
+    characters = text_bytes = tokens = 0
+    with open(path, "wb") as file:
+        file.write(bytes(HEADER_BYTES))
+        for place, text in documents:
+            try:
+                for ids in tokenizer.encode_pieces(text):
+                    file.write(ids.tobytes())
+                    tokens += len(ids)
+            except BardletError as error:
+                raise BardletError(f"{place}: {error}") from None
+            if separator:
+                file.write(separator)
+                tokens += 1
+            characters += len(text)
+            text_bytes += _utf8_length(text)
+            if tell:
+                tell(characters)
+        header = HEADER.pack(MAGIC, VERSION, tokenizer.dtype.itemsize, tokens, bytes.fromhex(tokenizer.hash))
+        file.seek(0)
+        file.write(header.ljust(HEADER_BYTES, b"\0"))
+        file.flush()
+        os.fsync(file.fileno())
+    return characters, text_bytes, tokens
+
+
+def _utf8_length(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(len(text[i : i + (1 << 20)].encode()) for i in range(0, len(text), 1 << 20))
+
+
+def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
+    """The ids of a shard, (N,), memory-mapped and read-only; ValueError says what is wrong with the file.
+
+    tokenizer_hash: sha256 (hex) of the tokenizer.json that it must have been made with.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    if len(head) < HEADER_BYTES:
+        raise ValueError(f"{path.name} ends in its header")
+    magic, version, width, count, made_with = HEADER.unpack(head[: HEADER.size])
+    if magic != MAGIC or version != VERSION or width not in (2, 4):
+        raise ValueError(f"{path.name} is no shard of version {VERSION}")
+    if made_with.hex() != tokenizer_hash:
+        raise ValueError(f"{path.name} was made with another tokenizer")
+    if size != HEADER_BYTES + width * count:
+        raise ValueError(f"{path.name} has {size} bytes, not {HEADER_BYTES + width * count}")
+    if count == 0:
+        return np.zeros(0, f"<u{width}")
+    return np.memmap(path, f"<u{width}", "r", HEADER_BYTES, (count,))
+
+
+def _open(folder: Path) -> Prepared:
+    tokenizer = tokenizers.load(folder)
+    facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    train, val = (open_shard(folder / f"{part}.bin", tokenizer.hash) for part in ("train", "val"))
+    return Prepared(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
+
+
+def _place(whole: Path, folder: Path) -> Prepared:
+    """Renames a finished folder to its place. When another process was first, its work is used."""
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            os.rename(whole, folder)
+            return _open(folder)
+        try:
+            return _open(folder)
+        except (OSError, ValueError, KeyError, TypeError, BardletError):  # what is there is damaged: out of the way
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder, whole.parent / f"damaged-{time.time_ns()}")
+    raise BardletError(f"{folder}: cannot be replaced: remove it by hand")
+
+
+def _sweep(root: Path) -> None:
+    """Removes what processes that were killed a day ago or earlier left behind."""
+    for left in root.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+class Windows:
+    """Training batches. An epoch is every window of a tiling of the text once, in random order.
+
+    The tiling begins at a random offset in [0, T), other in each epoch, so that over the epochs a token is
+    predicted from contexts of every length. (N - T) // T windows fit whatever the offset.
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int) -> None:
+        """tokens: (N,) ids. BardletError when N < 2 * block_size."""
+        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.windows_per_epoch = (len(tokens) - block_size) // block_size
+        if self.windows_per_epoch < 1:
+            raise BardletError(
+                f"the training part has {len(tokens):,} tokens, too few for windows of {block_size}: "
+                f"use --block-size {max(len(tokens) // 2, 1)} or less, or a longer text"
+            )
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def starts(self, epoch: int) -> np.ndarray:
+        """Where the windows of an epoch begin, in their order; int64 of shape (windows_per_epoch,)."""
+        if epoch not in self._epochs:
+            random = np.random.default_rng([self.seed % 2**64, epoch])
+            offset = random.integers(self.block_size)
+            order = random.permutation(self.windows_per_epoch)
+            if len(self._epochs) > 1:  # a batch can lie across two epochs; no more is kept
+                self._epochs.clear()
+            self._epochs[epoch] = offset + order * self.block_size
+        return self._epochs[epoch]
+
+    def batch(self, step: int) -> Batch:
+        """(idx_BT, target_BT) of a step from 0 on, int64 on the CPU; a pure function of (seed, step).
+
+        target is idx one token later.
+        """
+        first = step * self.batch_size
+        places = np.arange(first, first + self.batch_size)
+        epochs, within = np.divmod(places, self.windows_per_epoch)
+        starts = np.concatenate([self.starts(int(e))[within[epochs == e]] for e in np.unique(epochs)])
+        return _windows_at(self.tokens, starts, self.block_size)
+
+
+def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64) -> list[Batch]:
+    """Protocol (b): every token but the first is a target once. [(idx_BT, target_BT)], int64.
+
+    Windows of block_size with stride block_size, no context carried over; the rest is a shorter window in a
+    batch of its own. BardletError when there are fewer than 2 tokens.
+    """
+    _at_least(tokens, 2)
+    whole, rest = divmod(len(tokens) - 1, block_size)
+    starts = np.arange(whole) * block_size
+    batches = [_windows_at(tokens, starts[i : i + batch_size], block_size) for i in range(0, whole, batch_size)]
+    if rest:
+        batches.append(_windows_at(tokens, np.array([whole * block_size]), rest))
+    return batches
+
+
+def random_windows(
+    tokens: np.ndarray, block_size: int, n_batches: int = 200, batch_size: int = 64, seed: int = 0
+) -> list[Batch]:
+    """Protocol (a), nanoGPT's: batches of windows that begin anywhere. [(idx_BT, target_BT)], int64.
+
+    Its own generator: nothing else is disturbed. BardletError when there are block_size tokens or fewer.
+    """
+    _at_least(tokens, block_size + 1)
+    random = np.random.default_rng(seed)
+    starts = random.integers(len(tokens) - block_size, size=(n_batches, batch_size))
+    return [_windows_at(tokens, row, block_size) for row in starts]
+
+
+def _at_least(tokens: np.ndarray, needed: int) -> None:
+    if len(tokens) < needed:
+        raise BardletError(
+            f"the validation part has {len(tokens):,} tokens and {needed:,} are needed: "
+            f"use a longer text, or --block-size {max(len(tokens) - 1, 1)} or less"
+        )
+
+
+def _windows_at(tokens: np.ndarray, starts: np.ndarray, length: int) -> Batch:
+    """(idx_BT, target_BT) of the windows that begin at starts (B,)."""
+    chunk = torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64))  # (B, T + 1)
+    return chunk[:, :-1].contiguous(), chunk[:, 1:].contiguous()

@@ -1,0 +1,169 @@
+"""Where a model computes: device, precision, threads, compiler, and one process or many.
+
+A model knows nothing of this file. `wrap` puts it into DistributedDataParallel from outside, and the training
+step takes its slice of a global batch that every rank can compute, so that two processes do what one does.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from bardlet.errors import BardletError
+
+
+@dataclass(frozen=True)
+class Dist:
+    """Which of how many processes this is, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Rank 0 prints, saves and evaluates."""
+        return self.rank == 0
+
+    def rows(self, n: int) -> slice:
+        """This rank's share of `n` rows; `n` must be a multiple of the number of processes."""
+        share = n // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of `x` over all processes, in each of them."""
+        if self.world > 1:
+            torch.distributed.all_reduce(x)
+        return x
+
+    def from_main(self, value: int) -> int:
+        """Rank 0's `value`, in each process: for decisions that must not differ (a clock's, a signal's)."""
+        if self.world == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(box, src=0)
+        return int(box.item())
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model`, whose gradients are averaged over the processes; itself when there is one process."""
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def last_micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel only with the last micro-batch of a step."""
+        if self.world == 1 or last:
+            return nullcontext()
+        return cast(nn.parallel.DistributedDataParallel, model).no_sync()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; auto is the first GPU, else the CPU. A device that is not there is an error."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise BardletError(f"--device {name}: not to be had on this machine ({why}); take --device cpu") from None
+    return device
+
+
+@contextmanager
+def connect(device: str) -> Iterator[Dist]:
+    """Join the process group that torchrun's environment describes, if there is one, and leave it at the end.
+
+    Yields:
+        The `Dist` of this process. With `torchrun --nproc-per-node 2` on CPUs the processes speak gloo, on GPUs NCCL.
+    """
+    if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        yield Dist(0, 1, pick_device(device))
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = pick_device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield Dist(rank, world, where)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """fp32 or bf16: auto is bf16 where the processor multiplies matrices in it natively."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in asked) else "fp32"
+
+
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which matrix products are computed in `dtype` (fp32 or bf16); weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, in words; None when it can."""
+    if device.type == "cuda":
+        return None  # Triton brings what it needs
+    compiler = os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++")
+    if not (shutil.which(compiler) or shutil.which("clang++")):
+        return f"no C++ compiler ({compiler}) on this machine"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "the headers of Python (Python.h) are not installed"
+    return None
+
+
+def compile_blocks(model: nn.Module, on: bool = True) -> None:
+    """Have torch.compile translate the blocks of `model`: one graph, shared by all of them; or take that back."""
+    for stack in (m for m in model.modules() if isinstance(m, nn.ModuleList)):
+        for block in stack:
+            if on:
+                block.compile(dynamic=False)
+            else:
+                block._compiled_call_impl = None
+
+
+def settle(threads: int | None, deterministic: bool, device: torch.device) -> int:
+    """Pin the number of CPU threads and choose deterministic algorithms (always on a CPU). Returns the threads."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
+    # filling new memory with NaN is for finding bugs; without it the deterministic algorithms cost nothing on a CPU
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.get_num_threads()
+
+
+def processor() -> str:
+    """The name of the CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(dist: Dist, dtype: str, compiled: bool, threads: int) -> dict[str, Any]:
+    """What a bit-for-bit repetition of a run depends on, besides its settings."""
+    gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
+    return {"processor": gpu or processor(), "torch": torch.__version__, "device": dist.device.type, "dtype": dtype,
+            "compiled": compiled, "threads": threads, "processes": dist.world}

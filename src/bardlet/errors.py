@@ -1,0 +1,12 @@
+"""The one exception that is written for the user of bardlet, and the one exit from it.
+
+Anything a person can mend (a missing file, a typing error in a setting, a full disk) is raised as a
+`BardletError` whose text is one line: what is wrong, where, and what to do. The command line prints
+that line and exits with code 1; anything else that is raised is a bug, and shows its traceback.
+"""
+
+from __future__ import annotations
+
+
+class BardletError(Exception):
+    """What is wrong, where (file, byte, line), and what to do about it, in one line."""

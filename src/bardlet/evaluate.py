@@ -1,0 +1,45 @@
+"""How good a model is: its loss on text that it did not learn from, in units that can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bardlet.dist import autocast
+from bardlet.loss import Batch, count_targets, next_token
+
+
+@dataclass(frozen=True)
+class Score:
+    """A loss in the field's three units. The last two compare models whatever their tokenizers."""
+
+    loss: float
+    """Nats per token."""
+    nats_per_char: float
+    bits_per_byte: float
+    tokens: int
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32") -> float:
+    """The mean next-token loss in nats over every unmasked target of `batches`.
+
+    The sums are added in float64 on the host, so that the number does not depend on how windows were batched
+    beyond the rounding of a single sum. `dtype` is the precision of the matrix products.
+    """
+    total, tokens = 0.0, 0
+    for batch in batches:
+        with autocast(dtype, device):
+            total += next_token(model, {name: t.to(device) for name, t in batch.items()}).double().item()
+        tokens += count_targets(batch)
+    return total / tokens if tokens else math.nan
+
+
+def score(loss: float, tokens: int, characters: int, size: int) -> Score:
+    """`loss` (nats per token over `tokens`) as nats per character and bits per byte of the text they encode."""
+    nats = loss * tokens
+    return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens)

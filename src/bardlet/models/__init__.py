@@ -1,0 +1,91 @@
+"""The model families by name, and what they share in reading and writing Hugging Face's files.
+
+Importing this file imports no torch: `bardlet --help` lists the families in a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bardlet.config import ModelConfig
+
+FAMILIES = {
+    "bigram": "bardlet.models.ladder:Bigram",
+    "gpt2": "bardlet.models.gpt2:GPT2",
+    "qwen3": "bardlet.models.qwen3:Qwen3",
+}
+
+
+def load_class(name: str) -> Any:
+    """The class of the family `name`, imported now. Raises BardletError for a name that is not in FAMILIES."""
+    if name not in FAMILIES:
+        raise BardletError(f"there is no model '{name}': choose one of {', '.join(FAMILIES)}")
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build(config: ModelConfig) -> Any:
+    """A model of the family `config.model` in fp32 on the CPU, initialised from torch's global generator."""
+    return load_class(config.model)(config)
+
+
+_required: Any = object()
+
+
+def take(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) -> Any:
+    """`hf[key]` as a `kind` (int: at least 1; float: at least 0). A missing or null entry gives `default`.
+
+    Raises BardletError where the entry is required and missing, or is not of that kind.
+    """
+    value = hf.get(key)
+    if value is None:
+        if default is _required:
+            raise BardletError(f"config.json has no '{key}': the file is damaged or of another model family")
+        return default
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good = {
+        int: isinstance(value, int) and number and value >= 1,
+        float: number and value >= 0,
+        bool: isinstance(value, bool),
+        str: isinstance(value, str),
+    }[kind]
+    if not good:
+        raise BardletError(f"config.json: '{key}' is {value!r}, but a {kind.__name__} is needed there")
+    return kind(value)
+
+
+def refuse(hf: Mapping[str, Any], key: str, *computed: Any) -> None:
+    """Raises BardletError where `hf` sets `key` to something else than the values that bardlet computes."""
+    if key in hf and hf[key] not in computed:
+        raise BardletError(
+            f"config.json: '{key}' is {hf[key]!r}, which bardlet does not compute "
+            f"(only {' or '.join(map(repr, computed))}): use transformers for this model"
+        )
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies `tensors` into the model's parameters (each to the parameter's own dtype and device).
+
+    Raises BardletError, before anything is copied, that names the first tensor that is missing, not expected
+    or of another shape.
+    """
+    expected = model.state_dict()
+    for name, parameter in expected.items():
+        if name not in tensors:
+            raise BardletError(f"the weights have no '{name}': config.json and the weights do not belong together")
+        if tensors[name].shape != parameter.shape:
+            raise BardletError(
+                f"the weights have '{name}' of shape {list(tensors[name].shape)}, but config.json asks for "
+                f"{list(parameter.shape)}: they do not belong together"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise BardletError(f"the weights have '{name}', which this model has no place for")
+    model.load_state_dict(dict(tensors))

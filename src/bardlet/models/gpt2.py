@@ -1,0 +1,274 @@
+"""GPT-2 (Radford et al. 2019): the lecture's GPT with its norms in front, learned positions, GELU.
+
+The modules carry Hugging Face's names, so `state_dict()` is the checkpoint, but for one thing: Hugging Face keeps
+the four matrices of a block transposed (its `Conv1D`). Shape suffixes are those of `layers.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bardlet.config import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.models import load_strictly, refuse, take
+from bardlet.models.layers import (
+    ACTIVATIONS,
+    KVCache,
+    Product,
+    Step,
+    Store,
+    attention,
+    init_weights,
+    layer_store,
+    new_cache,
+    place,
+    remember,
+)
+
+log = logging.getLogger("bardlet")
+
+
+class Attention(nn.Module):
+    """Every position asks the ones before it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(C, 3 * C)  # query, key and value in one product
+        self.c_proj = nn.Linear(C, C)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: Store | None = None) -> Tensor:
+        B, T, C = x_BTC.shape
+        qkv = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3C) -> (B, T, 3, H, D)
+        q_BTHD, k_BTHD, v_BTHD = qkv.unbind(2)
+        if store is None:
+            k_BHSD, v_BHSD = k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2)
+        else:
+            assert mask is not None
+            k_BHSD, v_BHSD = remember(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
+        dropout = self.dropout if self.training else 0.0
+        y_BHTD = attention(q_BTHD.transpose(1, 2), k_BHSD, v_BHSD, mask, dropout)
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.resid_dropout(self.c_proj(y_BTC))
+
+
+class MLP(nn.Module):
+    """Every position thinks for itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner)
+        self.act = ACTIVATIONS[config.activation]
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(x_BTC))))
+
+
+class Block(nn.Module):
+    """Communication, then computation; each adds to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.norm_eps)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: Store | None = None) -> Tensor:
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask, store)
+        return x_BTC + self.mlp(self.ln_2(x_BTC))
+
+
+class Body(nn.Module):
+    """What stands under the prefix `transformer` in a checkpoint: everything but the head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, config.norm_eps)
+
+
+class GPT2(nn.Module):
+    """GPT-2 as a language model: token ids in, logits of the next token out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Body(config)
+        tied = config.tie_embeddings  # the head is then the token embedding itself: no parameter of its own
+        self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, residual=("c_proj",), n_layer=config.n_layer)
+
+    def states(
+        self,
+        idx_BT: Tensor,
+        cache: KVCache | None = None,
+        segment_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+    ) -> Tensor:
+        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.place` for the options.
+
+        With a cache, the new keys and values are written into it and length_B grows by T.
+        """
+        position_BT, mask = place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
+        gpt = self.transformer
+        x_BTC = gpt.drop(gpt.wte(idx_BT) + gpt.wpe(position_BT))
+        for layer, block in enumerate(gpt.h):
+            x_BTC = block(x_BTC, mask, layer_store(cache, layer, position_BT))
+        if cache is not None:
+            cache.length_B += idx_BT.shape[1]
+        return gpt.ln_f(x_BTC)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: states (..., C) -> logits (..., V)."""
+        return F.linear(x, self.transformer.wte.weight) if self.lm_head is None else self.lm_head(x)
+
+    def forward(
+        self,
+        idx_BT: Tensor,
+        cache: KVCache | None = None,
+        segment_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the token after each of idx_BT: (B, T, V); options as for `states`."""
+        return self.logits(self.states(idx_BT, cache, segment_BT, prefix_B))
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> KVCache:
+        """An empty cache for batch_size rows of up to max_length (default block_size) positions."""
+        c = self.config
+        shape = (c.n_layer, batch_size, c.n_head, max_length or c.block_size, c.n_embd // c.n_head)
+        return new_cache(self, shape, dtype, device)
+
+    def decoder(self) -> Decoder:
+        """The same model for one token at a time; call it inside `torch.inference_mode`, weights as they are now."""
+        return Decoder(self)
+
+    # ------------------------------------------------------------------------ Hugging Face's files
+
+    @staticmethod
+    def to_hf(config: ModelConfig) -> dict[str, Any]:
+        """What config.json says of the model; token ids are the tokenizer's business."""
+        return {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "vocab_size": config.vocab_size,
+            "n_positions": config.block_size,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": config.n_inner,
+            "activation_function": config.activation,
+            "resid_pdrop": config.dropout,
+            "embd_pdrop": config.dropout,
+            "attn_pdrop": config.dropout,
+            "layer_norm_epsilon": config.norm_eps,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": config.tie_embeddings,
+        }
+
+    @staticmethod
+    def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+        """The ModelConfig of a config.json. Raises BardletError for what bardlet does not compute."""
+        refuse(hf, "model_type", "gpt2")
+        refuse(hf, "scale_attn_weights", True)
+        refuse(hf, "scale_attn_by_inverse_layer_idx", False)
+        refuse(hf, "add_cross_attention", False)
+        refuse(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh", "gelu", "relu")
+        activation = take(hf, "activation_function", str, "gelu_new")
+        n_embd, n_head = take(hf, "n_embd", int), take(hf, "n_head", int)
+        if n_embd % n_head:
+            raise BardletError(f"config.json: n_embd {n_embd} cannot be cut into n_head {n_head} equal heads")
+        dropout = take(hf, "resid_pdrop", float, 0.1)
+        for key in ("embd_pdrop", "attn_pdrop"):
+            if take(hf, key, float, 0.1) != dropout:
+                log.warning("config.json: %s differs from resid_pdrop; bardlet uses %s for all three", key, dropout)
+        return ModelConfig(
+            model="gpt2",
+            vocab_size=take(hf, "vocab_size", int),
+            block_size=take(hf, "n_positions", int, 1024),
+            n_layer=take(hf, "n_layer", int),
+            n_head=n_head,
+            n_kv_head=n_head,
+            n_embd=n_embd,
+            head_dim=n_embd // n_head,
+            n_inner=take(hf, "n_inner", int, 4 * n_embd),
+            dropout=dropout,
+            tie_embeddings=take(hf, "tie_word_embeddings", bool, True),
+            activation="gelu_new" if activation == "gelu_pytorch_tanh" else activation,
+            norm_eps=take(hf, "layer_norm_epsilon", float, 1e-5),
+        )
+
+    def hf_state_dict(self) -> dict[str, Tensor]:
+        """The checkpoint: names and layout of Hugging Face, contiguous, a tied head left out."""
+        return {name: _transposed(name, tensor).contiguous() for name, tensor in self.state_dict().items()}
+
+    def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a Hugging Face checkpoint. Raises BardletError for one that does not fit."""
+        known = {name: tensor for name, tensor in tensors.items() if not name.endswith((".attn.bias", ".masked_bias"))}
+        if not any(name.startswith("transformer.") for name in known):  # gpt2's own upload has no prefix
+            known = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in known.items()}
+        if self.lm_head is None:
+            known.pop("lm_head.weight", None)
+        load_strictly(self, {name: _transposed(name, tensor) for name, tensor in known.items()})
+
+
+def _transposed(name: str, tensor: Tensor) -> Tensor:
+    matrices = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return tensor.t() if name.endswith(matrices) else tensor
+
+
+class Decoder:
+    """GPT2 for one more token a row, with as few operations as torch allows; a test holds it to GPT2.forward."""
+
+    def __init__(self, model: GPT2) -> None:
+        self.model, self.eps = model, model.config.norm_eps
+        gpt = model.transformer
+        self.blocks = []
+        for block in gpt.h:
+            assert isinstance(block, Block)
+            attn, mlp = block.attn, block.mlp
+            self.blocks.append(
+                (
+                    block.ln_1,
+                    Product(attn.c_attn.weight, attn.c_attn.bias),
+                    Product(attn.c_proj.weight, attn.c_proj.bias),
+                    block.ln_2,
+                    Product(mlp.c_fc.weight, mlp.c_fc.bias),
+                    mlp.act,
+                    Product(mlp.c_proj.weight, mlp.c_proj.bias),
+                )
+            )
+        self.head = Product(gpt.wte.weight if model.lm_head is None else model.lm_head.weight)
+
+    def __call__(self, idx_B: Tensor, cache: KVCache) -> Tensor:
+        """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
+        gpt, step, B = self.model.transformer, Step(cache), len(idx_B)
+        x_BC = gpt.wte.weight[idx_B] + gpt.wpe.weight[step.position_B]
+        for layer, (ln_1, c_attn, c_proj, ln_2, c_fc, act, c_out) in enumerate(self.blocks):
+            qkv = c_attn(self.norm(ln_1, x_BC)).view(B, 3, self.model.config.n_head, -1)  # (B, 3C) -> (B, 3, H, D)
+            x_BC = x_BC + c_proj(step.attend(layer, *qkv.unbind(1)))
+            x_BC = x_BC + c_out(act(c_fc(self.norm(ln_2, x_BC))))
+        cache.length_B += 1
+        return self.head(self.norm(gpt.ln_f, x_BC))
+
+    def norm(self, ln: nn.LayerNorm, x_BC: Tensor) -> Tensor:
+        return F.layer_norm(x_BC, x_BC.shape[-1:], ln.weight, ln.bias, self.eps)

@@ -1,0 +1,308 @@
+"""Qwen3 (Qwen team 2025, *Qwen3 Technical Report*, section 2): what became of GPT-2 in six years.
+
+RMSNorm for LayerNorm, rotary positions for learned ones, grouped queries, a norm on queries and keys, SwiGLU, and
+no biases. The modules carry Hugging Face's names: `state_dict()` is the checkpoint. Shape suffixes: `layers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bardlet.config import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.models import load_strictly, refuse, take
+from bardlet.models.layers import (
+    KVCache,
+    Product,
+    RMSNorm,
+    Step,
+    Store,
+    attention,
+    init_weights,
+    layer_store,
+    new_cache,
+    place,
+    remember,
+    rotary,
+    rotate,
+)
+
+
+class Attention(nn.Module):
+    """Every position asks the ones before it; H query heads share K key-value heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
+        self.head_dim, self.dropout = D, config.dropout
+        self.q_proj = nn.Linear(C, H * D, bias=False)
+        self.k_proj = nn.Linear(C, K * D, bias=False)
+        self.v_proj = nn.Linear(C, K * D, bias=False)
+        self.o_proj = nn.Linear(H * D, C, bias=False)
+        self.q_norm = RMSNorm(D, config.norm_eps)
+        self.k_norm = RMSNorm(D, config.norm_eps)
+
+    def forward(
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: Store | None = None
+    ) -> Tensor:
+        B, T, _ = x_BTC.shape
+        q_BTHD = self.q_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, HD) -> (B, T, H, D)
+        k_BTKD = self.k_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, KD) -> (B, T, K, D)
+        v_BTKD = self.v_proj(x_BTC).view(B, T, -1, self.head_dim)
+        q_BTHD = rotate(self.q_norm(q_BTHD), cos, sin)
+        k_BTKD = rotate(self.k_norm(k_BTKD), cos, sin)
+        if store is None:
+            k_BKSD, v_BKSD = k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
+        else:
+            assert mask is not None
+            k_BKSD, v_BKSD = remember(store, k_BTKD, v_BTKD, reach=mask.shape[-1])
+        dropout = self.dropout if self.training else 0.0
+        y_BHTD = attention(q_BTHD.transpose(1, 2), k_BKSD, v_BKSD, mask, dropout)
+        return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # the heads side by side again
+
+
+class MLP(nn.Module):
+    """SwiGLU: one half opens a gate for the other (Shazeer 2020, *GLU Variants Improve Transformer*)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.n_embd, config.n_inner, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.n_inner, bias=False)
+        self.down_proj = nn.Linear(config.n_inner, config.n_embd, bias=False)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
+
+
+class Block(nn.Module):
+    """Communication, then computation; each adds to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: Store | None = None
+    ) -> Tensor:
+        y_BTC = self.self_attn(self.input_layernorm(x_BTC), cos, sin, mask, store)
+        x_BTC = x_BTC + self.dropout(y_BTC)
+        return x_BTC + self.dropout(self.mlp(self.post_attention_layernorm(x_BTC)))
+
+
+class Body(nn.Module):
+    """What stands under the prefix `model` in a checkpoint: everything but the head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd, config.norm_eps)
+
+
+class Qwen3(nn.Module):
+    """Qwen3 as a language model: token ids in, logits of the next token out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        self.dropout = nn.Dropout(config.dropout)
+        tied = config.tie_embeddings  # the head is then the token embedding itself: no parameter of its own
+        self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, residual=("o_proj", "down_proj"), n_layer=config.n_layer)
+
+    def states(
+        self,
+        idx_BT: Tensor,
+        cache: KVCache | None = None,
+        segment_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+    ) -> Tensor:
+        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.place` for the options.
+
+        With a cache, the new keys and values are written into it and length_B grows by T.
+        """
+        position_BT, mask = place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
+        cos, sin = rotary(position_BT, self.config.head_dim, self.config.rope_theta)  # the same in every layer
+        x_BTC = self.dropout(self.model.embed_tokens(idx_BT))
+        for layer, block in enumerate(self.model.layers):
+            x_BTC = block(x_BTC, cos, sin, mask, layer_store(cache, layer, position_BT))
+        if cache is not None:
+            cache.length_B += idx_BT.shape[1]
+        return self.model.norm(x_BTC)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: states (..., C) -> logits (..., V)."""
+        return F.linear(x, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(x)
+
+    def forward(
+        self,
+        idx_BT: Tensor,
+        cache: KVCache | None = None,
+        segment_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the token after each of idx_BT: (B, T, V); options as for `states`."""
+        return self.logits(self.states(idx_BT, cache, segment_BT, prefix_B))
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> KVCache:
+        """An empty cache for batch_size rows of up to max_length (default block_size) positions."""
+        c = self.config
+        return new_cache(
+            self, (c.n_layer, batch_size, c.n_kv_head, max_length or c.block_size, c.head_dim), dtype, device
+        )
+
+    def decoder(self) -> Decoder:
+        """The same model for one token at a time; call it inside `torch.inference_mode`, weights as they are now."""
+        return Decoder(self)
+
+    # ------------------------------------------------------------------------ Hugging Face's files
+
+    @staticmethod
+    def to_hf(config: ModelConfig) -> dict[str, Any]:
+        """What config.json says of the model; token ids are the tokenizer's business.
+
+        The base of the rotary angles stands there twice: transformers 4 reads `rope_theta`, 5 `rope_parameters`.
+        """
+        return {
+            "model_type": "qwen3",
+            "architectures": ["Qwen3ForCausalLM"],
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.block_size,
+            "hidden_size": config.n_embd,
+            "intermediate_size": config.n_inner,
+            "num_hidden_layers": config.n_layer,
+            "num_attention_heads": config.n_head,
+            "num_key_value_heads": config.n_kv_head,
+            "head_dim": config.head_dim,
+            "hidden_act": config.activation,
+            "rms_norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "attention_bias": False,
+            "attention_dropout": config.dropout,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": config.n_layer,
+            "layer_types": ["full_attention"] * config.n_layer,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": config.tie_embeddings,
+        }
+
+    @staticmethod
+    def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+        """The ModelConfig of a config.json. Raises BardletError for what bardlet does not compute."""
+        refuse(hf, "model_type", "qwen3")
+        refuse(hf, "attention_bias", False)
+        refuse(hf, "use_sliding_window", False)
+        refuse(hf, "hidden_act", "silu", "swish")
+        refuse(hf, "rope_scaling", None)
+        rope = hf.get("rope_parameters") or {}
+        if not isinstance(rope, Mapping):
+            raise BardletError(f"config.json: 'rope_parameters' is {rope!r}, but an object is needed there")
+        refuse(rope, "rope_type", "default")
+        if any(kind != "full_attention" for kind in hf.get("layer_types") or []):
+            raise BardletError("config.json: 'layer_types' asks for more than full_attention: use transformers for it")
+        n_embd, n_head = take(hf, "hidden_size", int), take(hf, "num_attention_heads", int)
+        n_kv_head = take(hf, "num_key_value_heads", int, n_head)
+        if n_head % n_kv_head:
+            raise BardletError(f"config.json: {n_head} query heads cannot share {n_kv_head} key-value heads evenly")
+        head_dim = take(hf, "head_dim", int, 128)
+        if head_dim % 2:
+            raise BardletError(f"config.json: 'head_dim' is {head_dim}, but rotary pairs need an even number")
+        return ModelConfig(
+            model="qwen3",
+            vocab_size=take(hf, "vocab_size", int),
+            block_size=take(hf, "max_position_embeddings", int),
+            n_layer=take(hf, "num_hidden_layers", int),
+            n_head=n_head,
+            n_kv_head=n_kv_head,
+            n_embd=n_embd,
+            head_dim=head_dim,
+            n_inner=take(hf, "intermediate_size", int),
+            dropout=take(hf, "attention_dropout", float, 0.0),
+            tie_embeddings=take(hf, "tie_word_embeddings", bool, False),
+            activation="silu",
+            norm_eps=take(hf, "rms_norm_eps", float, 1e-6),
+            rope_theta=take(rope, "rope_theta", float, take(hf, "rope_theta", float, 10_000.0)),
+        )
+
+    def hf_state_dict(self) -> dict[str, Tensor]:
+        """The checkpoint: names and layout of Hugging Face, contiguous, a tied head left out."""
+        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+
+    def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a Hugging Face checkpoint. Raises BardletError for one that does not fit."""
+        known = dict(tensors)
+        if self.lm_head is None:
+            known.pop("lm_head.weight", None)
+        load_strictly(self, known)
+
+
+class Decoder:
+    """Qwen3 for one more token a row, with as few operations as torch allows; a test holds it to Qwen3.forward.
+
+    Query, key and value are one product, gate and up another; the queries and keys are normed and turned together.
+    """
+
+    def __init__(self, model: Qwen3) -> None:
+        c, layers = model.config, model.model.layers
+        self.heads, self.kv_heads, self.head_dim, self.eps = c.n_head, c.n_kv_head, c.head_dim, c.norm_eps
+        self.embedding = model.model.embed_tokens.weight
+        self.norm = model.model.norm.weight
+        self.head = Product(self.embedding if model.lm_head is None else model.lm_head.weight)
+        self.blocks = []
+        for block in layers:
+            assert isinstance(block, Block)
+            a, m = block.self_attn, block.mlp
+            both = torch.cat((a.q_norm.weight.expand(c.n_head, -1), a.k_norm.weight.expand(c.n_kv_head, -1)))
+            self.blocks.append(
+                (
+                    block.input_layernorm.weight,
+                    Product(torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))),
+                    both,  # (H + K, D)
+                    Product(a.o_proj.weight),
+                    block.post_attention_layernorm.weight,
+                    Product(torch.cat((m.gate_proj.weight, m.up_proj.weight))),
+                    Product(m.down_proj.weight),
+                )
+            )
+        position_1T = torch.arange(c.block_size, device=self.embedding.device)[None]
+        cos, sin = (x[0].to(self.embedding.dtype) for x in rotary(position_1T, c.head_dim, c.rope_theta))
+        left, right = sin.chunk(2, dim=-1)
+        self.cos_T1D, self.sin_T1D = cos, torch.cat((-left, right), dim=-1)  # the minus of `rotate`
+
+    def __call__(self, idx_B: Tensor, cache: KVCache) -> Tensor:
+        """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
+        step, B = Step(cache), len(idx_B)
+        cos, sin = self.cos_T1D[step.position_B], self.sin_T1D[step.position_B]
+        x_BC = self.embedding[idx_B]
+        for layer, (norm_1, qkv_proj, qk_norm, o_proj, norm_2, gate_up, down) in enumerate(self.blocks):
+            qkv = qkv_proj(self.rms(x_BC, norm_1)).view(B, -1, self.head_dim)  # (B, (H + 2K) D) -> (B, H + 2K, D)
+            qk, v_BKD = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+            qk = self.rms(qk) * qk_norm
+            turned = qk.roll(self.head_dim // 2, dims=-1)
+            q_BHD, k_BKD = torch.addcmul(qk * cos, turned, sin).split((self.heads, self.kv_heads), dim=1)
+            x_BC = x_BC + o_proj(step.attend(layer, q_BHD, k_BKD, v_BKD))
+            gate, up = gate_up(self.rms(x_BC, norm_2)).chunk(2, dim=-1)
+            x_BC = x_BC + down(F.silu(gate) * up)
+        cache.length_B += 1
+        return self.head(self.rms(x_BC, self.norm))
+
+    def rms(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps)

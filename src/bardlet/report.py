@@ -1,0 +1,112 @@
+"""What a run says about itself: the loss curve, the model card, and lines for TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bardlet import checkpoint
+from bardlet.config import TrainConfig, changed
+from bardlet.errors import BardletError
+
+
+def loss_curve(run: Path, title: str) -> None:
+    """Draw loss.png from metrics.jsonl: training and validation loss over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file, not a window: the machine may have no screen
+    import matplotlib.pyplot as plt
+
+    lines = checkpoint.read_metrics(run)
+    train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
+    val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="constrained")
+    if train:
+        axes.plot(*zip(*train, strict=True), color="#9db4c8", linewidth=1, label="training")
+    if val:
+        axes.plot(*zip(*val, strict=True), color="#c0392b", linewidth=2, marker="o", markersize=3, label="validation")
+        step, low = min(val, key=lambda point: point[1])
+        axes.annotate(f"{low:.4f}", (step, low), xytext=(0, 8), textcoords="offset points", ha="center")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if train or val:
+        axes.legend(frameon=False)
+    figure.savefig(run / "loss.png")
+    plt.close(figure)
+
+
+def model_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
+    """README.md of the run folder: what the model is, how it was made, how good it is, how to use it."""
+    card = f"""# {run.name}
+
+A {config.model} language model with {record["parameters"]:,} parameters, trained by
+[bardlet](https://pypi.org/project/bardlet/) on {record["text"]}.
+
+| | |
+| --- | --- |
+| validation loss | {record["val_loss"]:.4f} nats per token, {record["bits_per_byte"]:.4f} bits per byte |
+| weights | {_selected(record)} |
+| steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
+| tokenizer | {record["tokenizer"]} |
+| context window | {config.block_size} tokens |
+| machine | {record["machine"]["processor"]}, {record["machine"]["dtype"]}, torch {record["machine"]["torch"]} |
+
+![loss](loss.png)
+
+A sample (temperature 0.8, top-k 50, seed 0), not selected:
+
+```
+{sample.replace("```", "'''")}
+```
+
+Go on writing with `bardlet sample {run}`, or load it anywhere:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}")
+```
+
+Settings that differ from bardlet's defaults (all of them are in run.toml):
+
+```
+{chr(10).join(f"{name} = {value}" for name, value in changed(config).items() if name != "replans")}
+```
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
+def _selected(record: dict[str, Any]) -> str:
+    by, step = record["selected_by"], record["selected_step"]
+    if by == "best":
+        return f"of step {step:,}, **selected by the validation loss above**, which is therefore a little optimistic"
+    return f"of the last step, {step:,}" if by == "last" else "mean over the last fifth of the steps, a fixed rule"
+
+
+def trackers(config: TrainConfig, run: Path) -> list[Callable[[int, dict[str, float]], None]]:
+    """What TensorBoard and Weights & Biases are told of a step: functions of (step, values), for those asked for."""
+    tell: list[Callable[[int, dict[str, float]], None]] = []
+    if config.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise BardletError("--tensorboard: not installed; `pip install 'bardlet[tensorboard]'`") from None
+        writer = SummaryWriter(str(run / "tensorboard"))
+
+        def to_tensorboard(step: int, values: dict[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        tell.append(to_tensorboard)
+    if config.wandb:
+        try:
+            import wandb
+        except ImportError:
+            raise BardletError("--wandb: not installed; `pip install 'bardlet[wandb]'`") from None
+        wandb.init(project=config.wandb, name=run.name, dir=str(run), resume="allow")
+        tell.append(lambda step, values: wandb.log(values, step=step))
+    return tell

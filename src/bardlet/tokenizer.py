@@ -1,0 +1,461 @@
+"""Text to token ids and back: characters, bytes or byte-pairs, each a plain `tokenizer.json`.
+
+    char    every character that occurs in the text is a token (the lecture's tokenizer)
+    byte    every byte of the UTF-8 text is a token: 256 of them write any text there is
+    bpe     frequent runs of bytes are merged into longer tokens (Sennrich et al. 2016, arXiv:1508.07909;
+            on bytes: Radford et al. 2019, section 2.2), with GPT-2's rule for where words begin
+
+All three are `tokenizers` pipelines, so that transformers reads the very same file and gives the very
+same ids. For characters and bytes a numpy table gives these ids too, much faster; a test holds the two
+together. Text is always ordinary text here: "<|endoftext|>" typed by a person is thirteen characters.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from bardlet.errors import BardletError
+
+log = logging.getLogger("bardlet")
+
+KINDS = ("auto", "char", "byte", "bpe")  # what --tokenizer accepts
+
+SEPARATOR = "<|endoftext|>"  # begins and ends a document
+PAD = "<|pad|>"
+BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+SMALLEST_BPE = 256 + len(BPE_SPECIAL)
+
+PIECE = 1 << 14  # characters given to the library at once: many small pieces keep all cores busy
+BATCH = 32  # pieces in flight; what bounds the memory of encoding
+DISTINCT = 6_000_000  # bytes of different words that a BPE is trained on; the trainer needs ~100 bytes for each
+
+
+# ------------------------------------------------------------------------------------------- pieces
+
+# Where GPT-2's rule always begins a new word, whatever follows: at white space after something else, and
+# at punctuation after a letter or digit. The classes are narrow on purpose, so that they mean the same
+# in every version of Unicode.
+_WORD_BEGINS = re.compile(r"(?<=\S)(?=[ \n])|(?<=[A-Za-z0-9\u4e00-\u9fa5])(?=[.,;:!?\u3001\u3002\uff0c\uff1b])")
+
+
+def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+    """Cuts a text into pieces of about `size` characters; joined they are the text again.
+
+    Cuts lie where a word begins, so that the BPE tokens of the pieces are those of the whole text. Only a
+    run of 32 * size characters without such a place (a text without spaces) is cut anywhere.
+    """
+    start, end = 0, len(text)
+    while end - start > size:
+        cut = _last_cut(text, start, start + size)
+        if cut is None:
+            found = _WORD_BEGINS.search(text, start + size, min(end, start + 32 * size))
+            cut = found.start() if found else min(end, start + 32 * size)
+        yield text[start:cut]
+        start = cut
+    if start < end:
+        yield text[start:]
+
+
+def _last_cut(text: str, start: int, end: int) -> int | None:
+    """The last place in (start, end] where a word begins, looked for in the last half, nearest its end first."""
+    for reach in (256, (end - start) // 2):
+        places = [match.start() for match in _WORD_BEGINS.finditer(text, max(start + 1, end - reach), end)]
+        if places:
+            return places[-1]
+    return None
+
+
+# ---------------------------------------------------------------------------------------- tokenizer
+
+
+class Tokenizer:
+    """A `tokenizer.json` with the ids of a text, the text of ids, and what is known about both.
+
+    kind: "char", "byte", "bpe" (on bytes, GPT-2's rule), or "other" (any other file from elsewhere).
+    vocab_size: number of ids, special tokens included. hash: sha256 (hex) of the text of tokenizer.json.
+    eos_id, pad_id: ids of <|endoftext|> (it begins a text too) and <|pad|>, None where there is none.
+    """
+
+    def __init__(self, text: str, eos: str = SEPARATOR, pad: str = PAD) -> None:
+        """text: the content of a tokenizer.json. ValueError when the library cannot read it."""
+        try:
+            self.inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(str(error)) from error
+        self.inner.encode_special_tokens = True
+        self.json = text
+        self.hash = hashlib.sha256(text.encode()).hexdigest()
+        self.vocab = self.inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocab.values()) + 1
+        self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
+        self.eos, self.pad = eos, pad
+        self.eos_id: int | None = self.vocab.get(eos)
+        self.pad_id: int | None = self.vocab.get(pad)
+        self.kind = _kind(json.loads(text), len(self.vocab) - len(self.special))
+        # 16 bits hold the ids of most vocabularies: half the disk and half the memory traffic
+        self.dtype = np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
+        self._ids_of_points = self._point_table() if self.kind == "char" else None
+        self._bytes_of_id = self._byte_table()
+
+    @property
+    def alphabet(self) -> str | None:
+        """The characters of a char tokenizer in the order of their ids; None for the other kinds."""
+        if self.kind != "char":
+            return None
+        return "".join(c for c, i in sorted(self.vocab.items(), key=lambda ci: ci[1]) if i not in self.special)
+
+    # -- text to ids
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, int64 of shape (tokens,), as transformers gives them, without special tokens.
+
+        BardletError names an unseen character (char) or a lone surrogate and its place.
+        """
+        parts = list(self.encode_pieces(text))
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def encode_pieces(self, text: str) -> Iterator[np.ndarray]:
+        """encode() in consecutive parts of type self.dtype, in bounded memory however long the text is."""
+        if self.kind == "other":  # nothing is known about where its words begin
+            self._refuse_surrogates(text)
+            yield np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
+        elif self.kind == "bpe":
+            batch: list[str] = []
+            room = PIECE * BATCH  # counted in characters: a text without spaces has longer pieces
+            for piece in pieces(text):
+                batch.append(piece)
+                room -= len(piece)
+                if room <= 0:
+                    yield self._encode_batch(batch, text)
+                    batch, room = [], PIECE * BATCH
+            if batch:
+                yield self._encode_batch(batch, text)
+        else:
+            for start in range(0, len(text), PIECE * BATCH):
+                yield self._look_up(text[start : start + PIECE * BATCH], text)
+
+    def _encode_batch(self, batch: list[str], whole: str) -> np.ndarray:
+        try:
+            encoded = self.inner.encode_batch_fast(batch, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):  # how the library refuses a lone surrogate
+            self._refuse_surrogates(whole)
+            raise
+        return np.concatenate([np.array(e.ids, self.dtype) for e in encoded])
+
+    def _look_up(self, piece: str, whole: str) -> np.ndarray:
+        """The ids of characters or bytes: what the library's pipeline gives, from a table."""
+        if self._ids_of_points is not None:
+            ids = self._ids_of_points[_points(piece)]
+            if ids.size and ids.min() < 0:
+                self.check(whole)
+            return ids.astype(self.dtype)
+        try:
+            return np.frombuffer(piece.encode(), np.uint8).astype(self.dtype)
+        except UnicodeEncodeError:
+            self._refuse_surrogates(whole)
+            raise
+
+    def check(self, text: str) -> None:
+        """BardletError naming the first character that this tokenizer has never seen, and its place."""
+        if self._ids_of_points is None:
+            return self._refuse_surrogates(text)
+        unseen = np.flatnonzero(self._ids_of_points[_points(text)] < 0)
+        if unseen.size:
+            known = self.vocab_size - len(self.special)
+            raise BardletError(
+                f"{_describe(text, int(unseen[0]))} is not one of the {known} characters that this model "
+                "has seen: leave it out, or train with --tokenizer byte or bpe, which write any text"
+            )
+
+    def drop_unseen(self, text: str) -> tuple[str, int]:
+        """(the text without the characters that check() would name, how many there were)."""
+        if self._ids_of_points is None:
+            kept = text.encode("utf-8", "ignore").decode()
+        else:
+            points = _points(text)
+            kept = points[self._ids_of_points[points] >= 0].astype("<u4").tobytes().decode("utf-32-le")
+        return kept, len(text) - len(kept)
+
+    def _refuse_surrogates(self, text: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BardletError(
+                f"{_describe(text, error.start)} is half of a surrogate pair, not a character: "
+                "the text was decoded wrongly; save it as UTF-8"
+            ) from None
+
+    # -- ids to text
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of ids. Bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
+        if self._bytes_of_id is None:
+            return str(self.inner.decode([int(i) for i in ids], skip_special_tokens=skip_special))
+        return b"".join(self.bytes_of(int(i), skip_special) for i in ids).decode("utf-8", "replace")
+
+    def bytes_of(self, token: int, skip_special: bool = False) -> bytes:
+        """The UTF-8 bytes that one token of a char, byte or bpe tokenizer stands for."""
+        if self._bytes_of_id is None or not 0 <= token < len(self._bytes_of_id):
+            raise BardletError(f"there is no token {token} in this tokenizer's vocabulary of {self.vocab_size}")
+        return b"" if skip_special and token in self.special else self._bytes_of_id[token]
+
+    def _byte_table(self) -> list[bytes] | None:
+        if self.kind == "other":
+            return None
+        added = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items()}
+        table = [b""] * self.vocab_size
+        for token, i in self.vocab.items():
+            if self.kind == "char" or i in added:
+                table[i] = token.encode()
+            else:
+                table[i] = bytes(_BYTE_OF_SIGN[sign] for sign in token)
+        return table
+
+    def _point_table(self) -> np.ndarray:
+        """id of every code point, -1 where there is none; int32 of shape (0x110000,)."""
+        table = np.full(0x110000, -1, np.int32)
+        for char, i in self.vocab.items():
+            if i not in self.special:
+                table[ord(char)] = i
+        return table
+
+    # -- files
+
+    def save(self, folder: str | Path, model_max_length: int | None = None) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer.from_pretrained` reads.
+
+        model_max_length: the model's block_size; transformers warns when a text is longer.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self.json, encoding="utf-8", newline="\n")
+        config = json.dumps(self.hf_config(model_max_length), indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
+
+    def hf_config(self, model_max_length: int | None = None) -> dict[str, Any]:
+        """The content of tokenizer_config.json."""
+        config: dict[str, Any] = {
+            # without the class transformers builds one of its own for the model type, with other ids
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "add_prefix_space": False,
+            "padding_side": "right",
+            # decoder-only models know no token types; generate() would stumble over them
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        if self.eos_id is not None:
+            config["bos_token"] = config["eos_token"] = self.eos
+        if self.pad_id is not None:
+            config["pad_token"] = self.pad
+        extra = [t for t in self.special.values() if t not in (self.eos, self.pad)]
+        if extra:
+            config["additional_special_tokens"] = extra
+        return config
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder. BardletError when tokenizer.json is missing or damaged."""
+    path = Path(folder) / "tokenizer.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise BardletError(f"{path}: cannot be read ({reason}); a model folder needs its tokenizer.json") from None
+    names = {"eos": SEPARATOR, "pad": PAD}
+    try:
+        config = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
+        for key in names:
+            token = config.get(f"{key}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            names[key] = token if isinstance(token, str) else names[key]
+    except (OSError, ValueError, AttributeError):
+        log.debug("%s: no tokenizer_config.json to read", path.parent)
+    try:
+        return Tokenizer(text, **names)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BardletError(f"{path}: is damaged ({error}); copy it again from where it came") from None
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+def train_char(alphabet: Iterable[str], separator: bool) -> Tokenizer:
+    """A token for each character of `alphabet`, ids in code point order; with `separator` one more for <|endoftext|>.
+
+    WordLevel has no unknown token here: a character outside the alphabet is an error, never dropped.
+    """
+    characters = sorted(set(alphabet))
+    if not characters:
+        raise BardletError("the text has no characters: nothing to build a vocabulary from")
+    inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return _finish(inner, separator)
+
+
+def train_byte(separator: bool) -> Tokenizer:
+    """A token for each byte, whose id is its value; with `separator` one more for <|endoftext|>. BPE without merges."""
+    inner = tokenizers.Tokenizer(models.BPE(vocab=dict(_BYTE_OF_SIGN), merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return _finish(inner, separator)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE: six special tokens (ids 0 to 5), the 256 bytes, then merges, the most frequent first.
+
+    Reads `texts` until it has met DISTINCT bytes of different words (never, in spaced languages of a
+    few hundred MB; soon, in text without spaces): that bounds the trainer's memory. Deterministic.
+    A small text has fewer merges than asked for. BardletError when vocab_size cannot hold bytes and specials.
+    """
+    if vocab_size < SMALLEST_BPE:
+        raise BardletError(
+            f"--vocab-size {vocab_size} is too small for bpe: at least {SMALLEST_BPE} "
+            f"(256 bytes and {len(BPE_SPECIAL)} special tokens), or --tokenizer byte"
+        )
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in BPE_SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(_until_distinct(texts), trainer)
+    return Tokenizer(inner.to_str(pretty=True))
+
+
+def _until_distinct(texts: Iterable[str]) -> Iterator[str]:
+    seen: set[int] = set()
+    met = 0
+    for text in texts:
+        for piece in pieces(text):
+            # a run that pieces() had to cut anywhere teaches little and costs much
+            for part in (piece[i : i + PIECE] for i in range(0, len(piece), PIECE)):
+                words = {hash(w): len(w) if w.isascii() else len(w.encode()) for w in set(part.split())}
+                met += sum(words[h] for h in words.keys() - seen)
+                seen.update(words)
+                yield part
+                if met > DISTINCT:
+                    return
+
+
+def choose(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:
+    """`--tokenizer auto`: (kind, vocab_size for bpe or None, the reason as a sentence).
+
+    characters: length of the text; alphabet_size: how many different characters it has.
+    """
+    size = f"{characters:,} characters, {alphabet_size:,} of them different"
+    if alphabet_size <= 256 and characters < 4_000_000:
+        return "char", None, f"char: {size}: a small alphabet and a small text, so every character is a token"
+    if characters < 100_000:
+        return "byte", None, f"byte: {size}: too many different ones for so short a text, so every byte is a token"
+    vocab_size = suggest_vocab_size(characters, alphabet_size)
+    why = "a long text" if alphabet_size <= 256 else "a large alphabet"
+    return "bpe", vocab_size, f"bpe: {size}: {why}, so {vocab_size:,} tokens stand for its most frequent pieces"
+
+
+def suggest_vocab_size(characters: int, alphabet_size: int) -> int:
+    """A power of two near 2 * sqrt(characters), room for the alphabet, and every token seen some 200 times."""
+    by_length = 2 ** round(math.log2(2 * math.sqrt(max(characters, 1))))
+    by_alphabet = 2 ** math.ceil(math.log2(alphabet_size + SMALLEST_BPE)) if alphabet_size > 256 else 0
+    ceiling = 2 ** int(math.log2(max(characters / 200, 512)))
+    return int(min(max(by_length, by_alphabet, 512), max(ceiling, by_length), 32_768))
+
+
+# ---------------------------------------------------------------------------------------- streaming
+
+
+class StreamDecoder:
+    """Tokens in one by one, text out as soon as it is whole: never half a character.
+
+    The texts of feed() and finish() joined are decode() of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
+        self.tokenizer, self.skip_special = tokenizer, skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ids: list[int] = []  # kind "other": what has been fed, and how much of its text is out
+        self._sent = ""
+
+    def feed(self, token: int) -> str:
+        """The text that became certain with this token; often "" in the middle of a character."""
+        if self.tokenizer.kind != "other":
+            return self._utf8.decode(self.tokenizer.bytes_of(int(token), self.skip_special))
+        self._ids.append(int(token))
+        text = self.tokenizer.decode(self._ids, self.skip_special)
+        return "" if text.endswith("\ufffd") else self._send(text)
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD where the last character was never completed."""
+        if self.tokenizer.kind != "other":
+            return self._utf8.decode(b"", final=True)
+        return self._send(self.tokenizer.decode(self._ids, self.skip_special))
+
+    def _send(self, text: str) -> str:
+        new, self._sent = text[len(self._sent) :], text
+        return new
+
+
+# ------------------------------------------------------------------------------------------ helpers
+
+
+def _byte_of_sign() -> dict[str, int]:
+    """GPT-2's printable sign for each byte: itself where it prints, else the next free one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF_SIGN = _byte_of_sign()
+
+
+def _finish(inner: tokenizers.Tokenizer, separator: bool) -> Tokenizer:
+    if separator:
+        inner.add_special_tokens([AddedToken(SEPARATOR, special=True, normalized=False)])
+    return Tokenizer(inner.to_str(pretty=True))
+
+
+def _kind(data: dict[str, Any], ordinary: int) -> str:
+    """Which of our pipelines a tokenizer.json is; ordinary: how many tokens are not special."""
+    model, before, after = data["model"], data.get("pre_tokenizer") or {}, data.get("decoder") or {}
+    if data.get("normalizer"):
+        return "other"
+    if model["type"] == "WordLevel":
+        single = all(len(token) == 1 for token in model["vocab"]) and after.get("type") == "Fuse"
+        return "char" if single and before.get("pattern") == {"Regex": r"[\s\S]"} else "other"
+    on_bytes = before.get("type") == after.get("type") == "ByteLevel" and not before["add_prefix_space"]
+    if model["type"] != "BPE" or not on_bytes:
+        return "other"
+    if before["use_regex"]:
+        return "bpe"
+    return "byte" if not model["merges"] and ordinary == 256 and model["vocab"] == _BYTE_OF_SIGN else "other"
+
+
+def _points(text: str) -> np.ndarray:
+    """Code points, uint32 of shape (characters,); lone surrogates pass (no alphabet has them)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _describe(text: str, index: int) -> str:
+    """A character and its place, for people: line and column from 1, as editors count."""
+    char = text[index]
+    line = text.count("\n", 0, index) + 1
+    column = index - text.rfind("\n", 0, index)
+    shown = f'"{char}"' if char.isprintable() else "a character that does not print"
+    return f"{shown} (U+{ord(char):04X}) at line {line}, column {column}"

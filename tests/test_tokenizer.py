@@ -1,0 +1,309 @@
+"""tokenizer.py: exact in both directions, the same ids as the library and transformers, honest errors."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bardlet import tokenizer as tk
+from bardlet.errors import BardletError
+
+PROSE = (
+    "Shall I compare thee to a summer's day? Thou art more lovely and more temperate:\n"
+    "Rough winds do shake the darling buds of May, and summer's lease hath all too short a date. 1609, 14.\n"
+    "清明时节雨纷纷，路上行人欲断魂。借问酒家何处有？牧童遥指杏花村。\nŒuvre naïve, déjà vu… \U0001f980\n\n"
+) * 4
+ALPHABET = "".join(sorted(set(PROSE)))
+BPE = tk.train_bpe([PROSE], 400)
+BYTE = tk.train_byte(separator=True)
+CHAR = tk.train_char(ALPHABET, separator=False)
+KINDS = {"bpe": BPE, "byte": BYTE, "char": CHAR}
+
+THOUSAND = settings(max_examples=1000, deadline=None)
+HUNDRED = settings(max_examples=100, deadline=None)
+# words and marks whose order decides where GPT-2's rule cuts, more often than chance would put them together
+LUMPS = st.lists(st.sampled_from(list(" \n\t'.,!1aéZ明。\x1c\xa0\u3000") + ["'s", "'ll", " the", "   "])).map("".join)
+
+
+def texts(kind: str) -> st.SearchStrategy[str]:
+    return st.text(ALPHABET) if kind == "char" else st.text() | LUMPS
+
+
+# ----------------------------------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_undoes_encode(kind):
+    @THOUSAND
+    @given(texts(kind))
+    def check(text):
+        ids = KINDS[kind].encode(text)
+        assert ids.dtype == np.int64 and KINDS[kind].decode(ids) == text
+
+    check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_tokenizer_json(kind):
+    """The tables for characters and bytes, and the pieces of BPE, change nothing."""
+
+    @THOUSAND
+    @given(texts(kind))
+    def check(text):
+        tokenizer = KINDS[kind]
+        assert tokenizer.encode(text).tolist() == tokenizer.inner.encode(text, add_special_tokens=False).ids
+
+    check()
+
+
+@THOUSAND
+@given(texts("bpe"), st.integers(1, 9))
+def test_pieces_join_to_the_text_and_keep_its_tokens(text, size):
+    cut = list(tk.pieces(text, size))
+    assert "".join(cut) == text and all(cut)
+    assert max(map(len, cut), default=0) <= 32 * size
+    if text and max(map(len, text.replace("\n", " ").split(" "))) < size:  # every piece could end where a word begins
+        ids = [i for piece in cut for i in BPE.inner.encode(piece, add_special_tokens=False).ids]
+        assert ids == BPE.encode(text).tolist()
+
+
+def test_a_long_text_has_the_tokens_of_the_whole(monkeypatch):
+    text = PROSE * 20
+    whole = BPE.inner.encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(tk, "BATCH", 3)
+    monkeypatch.setattr(tk, "PIECE", 100)
+    monkeypatch.setattr(tk.pieces, "__defaults__", (100,))
+    parts = list(BPE.encode_pieces(text))
+    assert len(parts) > 10 and {p.dtype for p in parts} == {np.dtype("<u2")}
+    assert np.concatenate(parts).tolist() == whole
+
+
+def test_a_text_without_spaces_is_cut_and_decodes():
+    text = "ab" * 40
+    assert max(map(len, tk.pieces(text, 2))) == 64
+    assert BPE.decode([i for p in tk.pieces(text, 2) for i in BPE.encode(p)]) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_gives_the_same_ids(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer, rng = KINDS[kind], random.Random(5)
+    tokenizer.save(tmp_path, model_max_length=512)
+    # the model's own file must not lead transformers to another tokenizer
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "vocab_size": tokenizer.vocab_size, "bos_token_id": None, "eos_token_id": None})
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ranges = [(32, 127), (9, 14), (0, 0x300), (0x4E00, 0x9FA6), (0x1F300, 0x1F650), (0x300, 0x370), (0xE000, 0x110000)]
+    for _ in range(1000):
+        if kind == "char":
+            text = "".join(rng.choices(ALPHABET, k=rng.randrange(1, 40)))
+        else:
+            text = "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 40)))
+        ids = tokenizer.encode(text).tolist()
+        assert theirs(text)["input_ids"] == ids, repr(text)
+        assert theirs.decode(ids) == text, repr(text)
+    called = theirs("summer", return_tensors="pt")
+    assert set(called) == {"input_ids", "attention_mask"}
+    assert theirs.padding_side == "right" and theirs.model_max_length == 512
+    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (
+        tokenizer.eos_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
+    assert set(theirs.all_special_tokens) == set(tokenizer.special.values())
+
+
+def test_transformers_pads_on_the_right_with_pad(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    BPE.save(tmp_path)
+    batch = transformers.AutoTokenizer.from_pretrained(tmp_path)(["summer", "a summer's day"], padding=True)
+    short, long = batch["input_ids"]
+    assert len(short) == len(long) and short[-1] == BPE.pad_id and BPE.pad_id not in long
+    assert batch["attention_mask"][0][-1] == 0
+
+
+# --------------------------------------------------------------------------------------- special tokens
+
+
+def test_special_tokens_have_their_places():
+    assert [BPE.special[i] for i in range(6)] == list(tk.BPE_SPECIAL) and BPE.vocab_size == 400
+    assert (BPE.eos_id, BPE.pad_id) == (0, 1)
+    assert (BYTE.vocab_size, BYTE.eos_id, BYTE.pad_id) == (257, 256, None)
+    assert (CHAR.vocab_size, CHAR.eos_id, CHAR.pad_id, CHAR.special) == (len(ALPHABET), None, None, {})
+    assert tk.train_char("ba", separator=True).vocab == {"a": 0, "b": 1, tk.SEPARATOR: 2}
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_special_tokens_in_a_text_are_ordinary_text(kind):
+    tokenizer = KINDS[kind]
+    ids = tokenizer.encode("a<|endoftext|>b<|user|>")
+    assert not set(ids.tolist()) & set(tokenizer.special)
+    assert tokenizer.decode(ids) == "a<|endoftext|>b<|user|>"
+
+
+def test_decode_shows_or_skips_special_tokens():
+    ids = [*BPE.encode("day"), BPE.eos_id]
+    assert BPE.decode(ids) == "day<|endoftext|>" and BPE.decode(ids, skip_special=True) == "day"
+
+
+# ------------------------------------------------------------------------------------------ streaming
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streaming_is_decoding(kind):
+    """Any ids, also those that cut characters in two, come out as decode() and the library have them."""
+    tokenizer = KINDS[kind]
+
+    @HUNDRED
+    @given(st.lists(st.integers(0, tokenizer.vocab_size - 1)), st.booleans())
+    def check(ids, skip):
+        stream = tk.StreamDecoder(tokenizer, skip_special=skip)
+        text = "".join([stream.feed(i) for i in ids] + [stream.finish()])
+        assert text == tokenizer.decode(ids, skip_special=skip)
+
+    check()
+
+
+@HUNDRED
+@given(st.text())
+def test_streaming_never_shows_half_a_character(text):
+    stream = tk.StreamDecoder(BYTE)
+    shown = [stream.feed(i) for i in BYTE.encode(text)]
+    assert [s for s in shown if s] == list(text) and stream.finish() == ""
+
+
+def test_a_character_cut_at_the_end_is_replaced():
+    stream = tk.StreamDecoder(BYTE)
+    assert [stream.feed(i) for i in "é".encode()[:1]] == [""] and stream.finish() == "\ufffd"
+
+
+# ------------------------------------------------------------------------------------ unseen characters
+
+
+def test_an_unseen_character_is_named_with_its_place():
+    with pytest.raises(BardletError, match=r'"Q" \(U\+0051\) at line 2, column 4 is not one of the \d+ characters'):
+        CHAR.encode("summer\nartQ")
+    with pytest.raises(BardletError, match=r"does not print \(U\+0000\) at line 1, column 1 "):
+        CHAR.check("\0")
+    CHAR.check("summer")
+
+
+def test_unseen_characters_can_be_dropped_and_counted():
+    assert CHAR.drop_unseen("sumQmer\0Q") == ("summer", 3)
+    assert BYTE.drop_unseen("a\ud800b") == ("ab", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lone_surrogate_is_an_error_line(kind):
+    with pytest.raises(BardletError, match=r"U\+D800\) at line 1, column 4"):
+        KINDS[kind].encode("day\ud800")
+    with pytest.raises(BardletError, match=r"U\+D800"):
+        KINDS[kind].check("\ud800")
+
+
+def test_an_unknown_id_is_an_error():
+    for wrong in (-1, BYTE.vocab_size):
+        with pytest.raises(BardletError, match="no token"):
+            BYTE.decode([wrong])
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def test_training_is_deterministic_and_learns_merges():
+    again = tk.train_bpe([PROSE], 400)
+    assert again.json == BPE.json and again.hash == BPE.hash
+    assert len(BPE.encode(PROSE)) < len(PROSE.encode()) / 2
+
+
+def test_a_small_text_has_fewer_merges_than_asked_for():
+    assert tk.SMALLEST_BPE <= tk.train_bpe(["abab"], 5000).vocab_size < 300
+
+
+def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused():
+    with pytest.raises(BardletError, match="at least 262"):
+        tk.train_bpe([PROSE], 261)
+    with pytest.raises(BardletError, match="no characters"):
+        tk.train_char("", separator=False)
+
+
+def test_training_stops_where_its_memory_would(monkeypatch):
+    read = []
+
+    def endless():
+        for number in range(10**6):
+            read.append(number)
+            yield f"word{number} and\n"
+
+    monkeypatch.setattr(tk, "DISTINCT", 1000)
+    tk.train_bpe(endless(), 300)
+    assert 50 < len(read) < 1000
+
+
+# --------------------------------------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+    ("characters", "alphabet", "kind"),
+    [
+        (1_115_394, 65, "char"),
+        (48_000, 55, "char"),
+        (4_200_000, 63, "bpe"),
+        (7_000_000, 9_589, "bpe"),
+        (46_000, 2_900, "byte"),
+        (1, 1, "char"),
+    ],
+)
+def test_auto(characters, alphabet, kind):
+    chosen, vocab_size, reason = tk.choose(characters, alphabet)
+    assert chosen == kind and (vocab_size is not None) == (kind == "bpe")
+    assert reason.startswith(kind) and f"{characters:,}" in reason
+
+
+@HUNDRED
+@given(st.integers(0, 10**10), st.integers(1, 150_000))
+def test_the_suggested_vocabulary_is_possible(characters, alphabet):
+    size = tk.suggest_vocab_size(characters, alphabet)
+    assert 512 <= size <= 32_768 and size & (size - 1) == 0
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded(kind, tmp_path):
+    KINDS[kind].save(tmp_path / "new" / "folder")
+    loaded = tk.load(tmp_path / "new" / "folder")
+    assert (loaded.kind, loaded.hash, loaded.vocab) == (kind, KINDS[kind].hash, KINDS[kind].vocab)
+    assert loaded.encode("summer").tolist() == KINDS[kind].encode("summer").tolist()
+    assert loaded.alphabet == (ALPHABET if kind == "char" else None)
+
+
+def test_a_foreign_tokenizer_is_used_as_it_is(tmp_path):
+    data = json.loads(BPE.json)
+    data["normalizer"] = {"type": "NFC"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|end|>"}}))
+    other = tk.load(tmp_path)
+    assert (other.kind, other.eos_id) == ("other", 5)
+    ids = other.encode("de\u0301ja\u0300 vu")
+    assert other.decode(ids) == "déjà vu"
+    stream = tk.StreamDecoder(other)
+    assert "".join([stream.feed(i) for i in ids] + [stream.finish()]) == "déjà vu"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe", b'{"model": {"type": "Word'])
+def test_a_missing_or_damaged_file_is_one_line(content, tmp_path):
+    path = Path(tmp_path) / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BardletError) as error:
+        tk.load(tmp_path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
