@@ -115,7 +115,11 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(0)
         prompt = torch.tensor([[1]])
         out = theirs.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=args.tokens, min_new_tokens=args.tokens, **how
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=args.tokens,
+            min_new_tokens=args.tokens,
+            **how,
         )
         return out[0, 1:].tolist()
 

@@ -113,13 +113,26 @@ def newest_whole(run: Path) -> Path:
     Raises:
         BardletError: when there is none.
     """
+    damaged = []
     for folder in reversed(steps_saved(run)):
         wrong = verify(folder)
         if wrong is None:
+            for line in damaged:
+                log.warning("%s; going back to %s", line, folder.name)
             return folder
-        log.warning("%s; going back to the checkpoint before it", wrong)
-    raise BardletError(f"{run}: no whole checkpoint in it, so there is nothing to go on from; start again with "
+        damaged.append(wrong)
+    why = f" ({damaged[0]})" if damaged else ""
+    raise BardletError(f"{run}: no whole checkpoint in it{why}, so there is nothing to go on from; start again with "
                        f"`bardlet train --config {run / 'run.toml'} --out ANOTHER`")
+
+
+def verify_root(run: Path, folder: Path) -> None:
+    """BardletError when config.json or tokenizer.json are not those that the run had at the checkpoint `folder`."""
+    known = hf.read_json(folder / "manifest.json")["root"]
+    for name in ("config.json", "tokenizer.json"):
+        if not (run / name).exists() or sha256(run / name) != known.get(name):
+            raise BardletError(f"{run / name}: missing or not the file that the run had at {folder.name}; "
+                               "put back a copy of it")
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
@@ -136,7 +149,14 @@ def new_folder(out: Path | None, name: str) -> Path:
     if out is None:
         candidates = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
         return next(path for path in candidates if not path.exists())
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    here = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
+    if here == out and not out.is_dir():
+        raise BardletError(f"{out}: is a file, not a folder; name another --out")
+    if not here.is_dir():
+        raise BardletError(f"{out}: {here} is not a folder, so nothing can be made in it; name another --out")
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
+    if here == out and any(path.name != ".lock" for path in out.iterdir()):
         if (out / "run.toml").exists():
             raise BardletError(f"{out}: there is a run in it already; go on with it (`bardlet resume {out}`) "
                                "or name another --out")
@@ -191,8 +211,11 @@ def write_run(run: Path, config: TrainConfig, record: dict[str, Any]) -> None:
 
 def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings and the record of a run folder."""
+    if not run.is_dir():
+        raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
     if not (run / "run.toml").exists():
-        raise BardletError(f"{run}: no run.toml in it, so it is not a run folder of bardlet")
+        raise BardletError(f"{run}: no run.toml in it, so it is not a run folder of bardlet; "
+                           f"`bardlet train --init {run}` starts a run from a Hugging Face folder")
     return read_toml(run / "run.toml")
 
 

@@ -7,6 +7,7 @@ followed by a `[record]` of what happened; `bardlet train --config run.toml` rep
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -153,10 +154,14 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("steps", "minutes", "vocab_size", "n_kv_head", "n_inner", "threads"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "more than 0")
+            _require(value is None or 0 < value < math.inf, name, value, "more than 0")
         for name in ("eval_every", "save_every", "eval_tokens", "warmup_steps", "weight_decay", "grad_clip", "seed"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, name, value, "0 or more")
+            _require(value is None or 0 <= value < math.inf, name, value, "0 or more")
+        # beyond these the libraries below fail in ways that nobody can read
+        for name, most in (("seed", 2**63 - 1), ("vocab_size", 2**24), ("threads", 1024), ("block_size", 2**24)):
+            value = getattr(self, name)
+            _require(value is None or value <= most, name, value, f"at most {most}")
         for name in ("lr", "muon_lr"):
             _require(0 < getattr(self, name) < 100, name, getattr(self, name), "more than 0 (and a plausible rate)")
         for name in ("dropout", "beta1", "beta2"):
@@ -210,9 +215,16 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     for name, value in values.items():
         if name not in known:
             near = get_close_matches(name, known, 1)
-            raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+            raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near
+                               else "; `bardlet train --help` lists them (here with _ for -)"))
         ready[name] = _typed(value, hints[name], f"{where}: {name}")
-    return TrainConfig(**ready)
+    try:
+        return TrainConfig(**ready)
+    except BardletError as error:
+        raise BardletError(f"{where}: {error}") from None
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 'text, in " "'}
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -224,27 +236,33 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise BardletError(f"{where} = {value!r}: it must be a list")
+            raise BardletError(f"{where} = {value!r}: it must be a list, in [ ]")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) != len(value):
+            raise BardletError(f"{where} = {value!r}: it must have {len(kinds)} entries")
         return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
     if inner:  # X | None
         return None if value is None else _typed(value, next(k for k in inner if k is not type(None)), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise BardletError(f"{where} = {value!r}: it must be of type {hint.__name__}")
+        raise BardletError(f"{where} = {value!r}: it must be {KINDS[hint]}")
     return value
 
 
 def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote)."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BardletError(f"{path}: cannot be read as TOML: {error}") from None
+    except OSError as error:
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); name a TOML file of settings") from None
+    except (ValueError, RecursionError) as error:
+        raise BardletError(f"{path}: is not TOML: {error}; a line is `name = value`, text in \" \"") from None
     record = values.pop("record", {})
+    if not isinstance(record, dict):
+        raise BardletError(f"{path}: record = {record!r}: it must be a table, [record]; take the line out")
     return from_mapping(values, str(path)), record
 
 

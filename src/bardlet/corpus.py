@@ -135,7 +135,7 @@ def _download(url: str, target: Path, sha256: str, progress: Progress | None) ->
     digest = hashlib.sha256()
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".download-")
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=30) as answer:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=15) as answer:
             total = int(answer.headers.get("Content-Length") or 0) or None
             while block := answer.read(1 << 16):
                 file.write(block)
@@ -165,6 +165,7 @@ class Source:
 
     @property
     def is_jsonl(self) -> bool:
+        """Whether each line is a JSON object with the text of a document."""
         return _inner_suffix(self.path) == ".jsonl"
 
 

@@ -130,8 +130,9 @@ def _build(
     else:
         chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress)
     facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0}
-    tell = (lambda done: progress("tokens", done, total)) if progress else None
     for part in ("train", "val"):
+        before = facts.get("train_chars", 0)
+        tell = (lambda done, start=before: progress("tokens", start + done, total)) if progress else None
         documents = _cleaned(corpus, part, chosen, skip_unseen, facts)
         counts = _write_shard(folder / f"{part}.bin", documents, chosen, corpus.several, tell)
         facts[f"{part}_chars"], facts[f"{part}_bytes"], tokens = counts
@@ -205,9 +206,11 @@ def _write_shard(
         file.write(bytes(HEADER_BYTES))
         for place, text in documents:
             try:
-                for ids in tokenizer.encode_pieces(text):
+                for number, ids in enumerate(tokenizer.encode_pieces(text), 1):
                     file.write(ids.tobytes())
                     tokens += len(ids)
+                    if tell:  # about so many characters make one part
+                        tell(characters + min(number * tokenizers.PIECE * tokenizers.BATCH, len(text)))
             except BardletError as error:
                 raise BardletError(f"{place}: {error}") from None
             if separator:
@@ -215,8 +218,6 @@ def _write_shard(
                 tokens += 1
             characters += len(text)
             text_bytes += _utf8_length(text)
-            if tell:
-                tell(characters)
         header = HEADER.pack(MAGIC, VERSION, tokenizer.dtype.itemsize, tokens, bytes.fromhex(tokenizer.hash))
         file.seek(0)
         file.write(header.ljust(HEADER_BYTES, b"\0"))

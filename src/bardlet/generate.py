@@ -201,8 +201,9 @@ def _stream(
 
 def _refill(model: Any, ids: list[int], cache: KVCache, place: int) -> None:
     """Starts row `place` of the cache again with `ids` alone."""
-    row = KVCache(*(x.narrow(1, place, 1) for x in (cache.k, cache.v)), cache.length_B.narrow(0, place, 1))
-    row.length_B.zero_()  # a view, as row.k and row.v: what is written there is written in the cache
+    at = slice(place, place + 1)
+    row = KVCache(cache.k[:, at], cache.v[:, at], cache.length_B[at])  # views: what is written there is in the cache
+    row.length_B.zero_()
     if ids:
         model.states(torch.tensor([ids], device=cache.length_B.device), row)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from safetensors.torch import save_file
 from bardlet import models, tokenizer
 from bardlet.config import ModelConfig
 from bardlet.errors import BardletError
+
+LONGEST = 2**24
+"""Tokens of the longest context that is believed of a config.json."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -63,17 +67,30 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BardletError(f"{path}: damaged at line {error.lineno}, column {error.colno}: {error.msg}; "
                            "copy it again, or take another checkpoint") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BardletError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); change its permissions, or copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise BardletError(f"{path}: damaged: {error}; copy it again, or take another checkpoint") from None
     if not isinstance(value, dict):
-        raise BardletError(f"{path}: damaged: it holds a {type(value).__name__}, not an object")
+        raise BardletError(f"{path}: damaged: it holds a {type(value).__name__}, not an object; copy it again, "
+                           "or take another checkpoint")
     return value
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """`tensors` as safetensors at `path`, atomically; they are copied to the CPU and made contiguous."""
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda p: save_file(ready, p, metadata={"format": "pt"}))
+
+    def write(p: Path) -> None:
+        p.touch()
+        mode = p.stat().st_mode  # what the user's umask asks for; the library lets only the owner read
+        save_file(ready, p, metadata={"format": "pt"})
+        p.chmod(mode)
+
+    try:
+        write_atomically(path, write)
+    except SafetensorError as error:  # how the library says that the disk is full
+        raise BardletError(f"{path}: cannot be written ({error}); free some space, or choose another --out") from None
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -122,7 +139,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of model.safetensors, or of the parts that model.safetensors.index.json lists, in float32."""
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
-        parts = sorted({Path(str(name)).name for name in read_json(index).get("weight_map", {}).values()})
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise BardletError(f"{index}: damaged: it has no weight_map; copy it again")
+        parts = sorted({Path(str(name)).name for name in listed.values()})
     else:
         parts = ["model.safetensors"]
     return {name: t.float() for part in parts for name, t in read_tensors(folder / part).items()}
@@ -134,12 +154,34 @@ def read_folder(folder: Path, dropout: float = 0.0) -> tuple[Any, tokenizer.Toke
         raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
     config = read_model_config(folder)
     words = tokenizer.load(folder)
-    if words.vocab_size > config.vocab_size:
+    # models from elsewhere may have rows to spare; in a run both come from one hand
+    if words.vocab_size > config.vocab_size or (words.vocab_size < config.vocab_size and (folder / "run.toml").exists()):
         raise BardletError(f"{folder}: its tokenizer has {words.vocab_size} tokens, its config.json "
-                           f"{config.vocab_size}: they do not belong together")
-    model = models.build(replace(config, dropout=dropout))
-    try:
-        model.load_hf_state_dict(read_weights(folder))
-    except BardletError as error:
-        raise BardletError(f"{folder / 'model.safetensors'}: {error}") from None
+                           f"{config.vocab_size}: they do not belong together; copy both from the same run")
+    weights = read_weights(folder)
+    model = build(replace(config, dropout=dropout), weights, folder)
+    model.load_hf_state_dict(weights)
     return model.eval(), words
+
+
+def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -> Any:
+    """A model of `config`, once a sketch that takes no memory has shown that `weights` fit into it.
+
+    So a config.json that asks for a million layers is an error, not a machine without memory.
+    """
+    where = folder / "model.safetensors"
+    if config.model != "bigram" and config.n_layer > len(weights):
+        raise BardletError(f"{folder / 'config.json'}: damaged: it asks for {config.n_layer} layers, and {where.name} "
+                           f"has {len(weights)} tensors; copy both again")
+    if config.block_size > LONGEST:
+        raise BardletError(f"{folder / 'config.json'}: damaged: a context of {config.block_size} tokens; copy it again")
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that nothing is copied into a sketch
+            models.build(config).load_hf_state_dict(weights)
+    except BardletError as error:
+        raise BardletError(f"{where}: {error}; copy both again") from None
+    except (RuntimeError, TypeError, OverflowError):
+        raise BardletError(f"{folder / 'config.json'}: damaged: its sizes are too large for any machine; "
+                           "copy it again") from None
+    return models.build(config)

@@ -103,7 +103,7 @@ class Tokenizer:
         self.eos, self.pad = eos, pad
         self.eos_id: int | None = self.vocab.get(eos)
         self.pad_id: int | None = self.vocab.get(pad)
-        self.kind = _kind(json.loads(text), len(self.vocab) - len(self.special))
+        self.kind = _kind(json.loads(self.inner.to_str()), len(self.vocab) - len(self.special))
         # 16 bits hold the ids of most vocabularies: half the disk and half the memory traffic
         self.dtype = np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
         self._ids_of_points = self._point_table() if self.kind == "char" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from difflib import get_close_matches
 
@@ -36,6 +37,9 @@ Commands:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `bardlet ARGV` and return its exit code: 0 only if the work was done."""
+    if argv is None and sys.getfilesystemencoding() != "utf-8":
+        # prompts and file names came in as ASCII (LC_ALL=C with PYTHONUTF8=0): only a new start reads them as they are
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "bardlet", *sys.argv[1:]])
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # text is UTF-8 here, whatever the locale says
         if hasattr(stream, "reconfigure"):
@@ -51,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv[0], argv[1:])
     except BrokenPipeError:  # `bardlet sample ... | head`
-        sys.stderr.close()
-        return 0
+        _hush()
+        return 0 if argv[0] == "sample" else 141  # what was cut short elsewhere is work that was not done
     except (BardletError, OSError, MemoryError, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -61,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if _is_memory(error):
+            print(f"bardlet: {_in_words(MemoryError())}", file=sys.stderr)
+            return 1
         print(f"bardlet: this should not have happened: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
               "run it again with --debug and report what it shows", file=sys.stderr)
         return 1
@@ -72,6 +79,22 @@ def _dispatch(command: str, rest: list[str]) -> int:
         hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists them"
         raise BardletError(f"there is no command '{command}'; {hint}")
     return importlib.import_module(f"bardlet.cli.{command}").main(rest)
+
+
+def _hush() -> None:
+    """Nobody reads standard output any more: what is still in its buffer goes nowhere, without a complaint at exit."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether torch means that memory ran out: on a CPU it is a plain RuntimeError that says so."""
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text))
 
 
 def _in_words(error: BaseException) -> str:
@@ -87,6 +110,7 @@ def _in_words(error: BaseException) -> str:
     remedy = {
         errno.ENOSPC: "free some space, or choose another --out",
         errno.EDQUOT: "free some space, or choose another --out",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another --out",
         errno.EACCES: "choose a place that you may read and write",
         errno.EROFS: "choose a place that can be written to",
     }.get(error.errno or 0, "check the path and the disk")

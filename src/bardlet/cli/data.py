@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+
+from bardlet.errors import BardletError
 
 HELP = """usage: bardlet data [--json]            the named corpora, and where each was found
        bardlet data get NAME [--json]   download NAME, check its sha256 and keep it in the cache
@@ -23,8 +24,8 @@ def main(argv: list[str]) -> int:
         return _table(as_json)
     if words[0] == "get" and len(words) == 2 and not words[1].startswith("-"):
         return _get(words[1], as_json)
-    print(f"bardlet data: cannot read the arguments: {' '.join(words)}\n\n{HELP}", file=sys.stderr)
-    return 2
+    raise BardletError(f"data {' '.join(words)}: cannot be read; it is `bardlet data`, or `bardlet data get NAME` "
+                       "with one of the names that it lists")
 
 
 def _table(as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from bardlet.corpus import Corpus
     from bardlet.evaluate import Score
     from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Command:
     """Precision of the matrix products."""
     json: bool = False
     """Print one JSON object on one line, last."""
+
+    def __post_init__(self) -> None:
+        if self.context is not None and self.context < 1:
+            raise BardletError(f"--context {self.context}: it must be at least 1")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,8 +83,11 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     else:
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
-        config, _ = checkpoint.read_run(folder)
+        config, record = checkpoint.read_run(folder)
         found = corpus.find(config.text, config.field)
+        if found.hash != record.get("text_hash"):
+            log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
+                        "learned from", found.name)
         ready = data.prepare(found, words)
         tokens, characters, size = ready.val, ready.val_chars, ready.val_bytes
         what = f"validation part of {found.name}"
@@ -85,7 +95,8 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         raise BardletError(f"{what}: {len(tokens)} tokens are too few to predict one from another; take a longer text")
     block = command.context or min(256, model.config.block_size)
     if block > model.config.block_size:
-        raise BardletError(f"--context {block} is more than the model's window of {model.config.block_size}")
+        raise BardletError(f"--context {block} is more than the model's window of {model.config.block_size}: "
+                           f"take --context {model.config.block_size} or less")
     if command.protocol == "full":
         batches = data.validation_windows(tokens, block)
         # every token but the first is predicted; the first character's share of the text is left out with it

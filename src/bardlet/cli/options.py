@@ -1,4 +1,8 @@
-"""From words on the command line to a dataclass, by tyro; its boxed messages become one line."""
+"""From words on the command line to a dataclass, by tyro; its boxed messages become one sentence.
+
+tyro's message says which setting is wrong; what was typed and what would fit are looked up here, since the box wraps
+its lines and cuts long words.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, TypeVar
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from bardlet.errors import BardletError
 
@@ -22,6 +27,11 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None)
     """
     import tyro
 
+    hints = {"--" + name.replace("_", "-"): hint for name, hint in get_type_hints(kind).items()}
+    for word in argv:  # tyro would take what follows = for the next word
+        name, equals, _ = word.partition("=")
+        if equals and hints.get(name) is bool:
+            raise BardletError(f"{word}: {name} takes no value; write {name}, or --no-{name[2:]}")
     said, printed = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(printed):
@@ -30,22 +40,61 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None)
         if end.code in (0, None):
             sys.stdout.write(printed.getvalue())
             raise
-    what = _in_words(said.getvalue() + printed.getvalue())
+    what = _in_words(_unboxed(said.getvalue() + printed.getvalue()), argv, hints)
     raise BardletError(f"{what}; `bardlet {command} --help` lists the settings")
 
 
-def _in_words(boxed: str) -> str:
-    """What a message of tyro says, without its frame."""
-    lines = (line.strip("│╭╮╰╯─- ") if set(line) <= set("│╭╮╰╯─- ") else line.strip("│╭╮╰╯─ ")
-             for line in boxed.splitlines())
-    text = " ".join(line for line in lines if line)
-    if unknown := re.search(r"Unrecognized options: (\S+?),? ", text + " "):
-        near = re.search(r"Perhaps you meant: (--[\w-]+)", text)
-        return f"there is no setting {unknown[1]}" + (f" (did you mean {near[1]}?)" if near else "")
-    if wrong := re.search(r"Error parsing (--[\w-]+): .*?matching (?:\{None\}\|)?(\S+) .*? from \['(.*?)'\]", text):
-        return f"{wrong[1]} {wrong[3]}: it must be of type {wrong[2]}"
-    if wrong := re.search(r"Error parsing (--[\w-]+): (.*?)\.? (Argument helptext|For full|$)", text + " "):
-        return f"{wrong[1]}: {wrong[2]}"
-    if missing := re.search(r"(?:Required options|Missing).*?: (.*?)\.? (?:Argument|For full|$)", text + " "):
-        return f"something is missing: {missing[1]}"
+def _unboxed(boxed: str) -> str:
+    """What a message of tyro says, without its frame and its advice."""
+    lines = (line.strip("│╭╮╰╯─ ") for line in boxed.splitlines())
+    return " ".join(line for line in lines if line.strip("-"))
+
+
+def _in_words(text: str, argv: Sequence[str], hints: dict[str, Any]) -> str:
+    """One sentence: the setting, what was typed, and what would fit."""
+    if "Unrecognized options" in text:
+        return _unknown(argv, hints, text)
+    if missing := re.search(r"Missing from .*? STR (.*?)\.? \(required\)", text):
+        return f"something is missing: {missing[1][:1].lower()}{missing[1][1:]}"
+    # the message quotes the setting, or its help text begins with it
+    named = re.search(r"(?:argument '|Error parsing |Argument helptext: )(--[\w-]+)", text)
+    if named and named[1] in hints:
+        name, fits = named[1], _kind(hints[named[1]])
+        typed = _typed(name, argv)
+        return f"{name} needs a value: {fits}" if typed is None else f"{name} {typed}: it must be {fits}"
     return text.split(" Argument helptext")[0].split(" For full helptext")[0]
+
+
+def _unknown(argv: Sequence[str], hints: dict[str, Any], text: str) -> str:
+    """The first word that looks like a setting and is none; else the first word too many."""
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        known = name in hints or "--" + name.removeprefix("--no-") in hints
+        if re.match(r"-+[A-Za-z]", word) and not known:
+            near = get_close_matches(name, hints, 1)
+            return f"there is no setting {word.partition('=')[0]}" + (f" (did you mean {near[0]}?)" if near else "")
+    extra = re.search(r"Unrecognized options: (\S+?),? ", text + " ")
+    return f"there is a word too many: {extra[1] if extra else ' '.join(argv)} (text with spaces goes into quotes)"
+
+
+def _typed(name: str, argv: Sequence[str]) -> str | None:
+    """What was given to `name`, the last time; None: nothing."""
+    value = None
+    for place, word in enumerate(argv):
+        key, equals, rest = word.partition("=")
+        if key.replace("_", "-") == name:
+            value = rest if equals else argv[place + 1] if place + 1 < len(argv) else None
+            if not equals and value is not None and re.match(r"--?[A-Za-z]", value):
+                value = None  # the next setting
+    return value
+
+
+def _kind(hint: Any) -> str:
+    """What values fit a type, in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    kinds = {int: "a whole number", float: "a number", str: "text", bool: "nothing, it is a switch"}
+    inner = [k for k in get_args(hint) if k is not type(None)]
+    if inner and type(None) in get_args(hint):
+        return f"{_kind(inner[0])}, or None"
+    return kinds.get(hint, "of another kind")

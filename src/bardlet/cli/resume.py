@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     run = Path(command.run)
     config, record = checkpoint.read_run(run)
     begun = time.monotonic()
-    with distributed.connect(config.device) as dist:
+    with distributed.connect(config.device) as dist, checkpoint.locked(run) if dist.main else nullcontext():
         console.show_notices(dist.main)
         trainer, data = continued(run, config, record, dist, command)
         trainer.state.elapsed += time.monotonic() - begun
@@ -63,17 +64,19 @@ def main(argv: Sequence[str]) -> int:
 def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist,
               command: Command) -> tuple[Trainer, Prepared]:
     """The run as its newest whole checkpoint left it."""
-    from bardlet import checkpoint, corpus, hf, models, tokenizer
+    from bardlet import checkpoint, corpus, hf, tokenizer
     from bardlet.train import restore
 
     folder = checkpoint.newest_whole(run)
+    checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
     found = corpus.find(config.text, config.field)
-    if found.hash != record["text_hash"] and not command.allow_change:
+    if found.hash != record.get("text_hash") and not command.allow_change:
         raise BardletError(f"{run}: the text {found.name} is not the one that the run began with; "
                            "put it back, or go on with --allow-change")
     data = train.prepare(found, config, words, dist)
-    model = models.build(replace(hf.read_model_config(run), dropout=config.dropout))
+    shape = replace(hf.read_model_config(run), dropout=config.dropout)
+    model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
     if command.steps is not None:
         if not command.allow_change:
             raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")

@@ -48,7 +48,7 @@ class Command:
     def __post_init__(self) -> None:
         for name, holds, what in (
             ("tokens", self.tokens >= 1, "at least 1"), ("num", self.num >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
             ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
             ("seed", self.seed is None or self.seed >= 0, "0 or more"),
@@ -66,7 +66,10 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist, hf
 
     model, words = hf.read_folder(Path(command.run))
-    prompt = prompt_ids(words, command.prompt)  # before anything is printed: an unseen character is an error
+    try:  # before anything is printed
+        prompt = prompt_ids(words, command.prompt)
+    except BardletError as error:
+        raise BardletError(f"--prompt: {error}") from None
     model.to(dist.pick_device(command.device))
     if command.dtype == "bf16":
         model.bfloat16()

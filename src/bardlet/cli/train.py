@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -90,6 +90,8 @@ def _defaults(argv: Sequence[str]) -> Command | None:
     values = {f.name: getattr(settings, f.name) for f in fields(settings)} | {"replans": replans}
     if any(word == "--minutes" for word, _, _ in words):
         values["steps"] = None
+    if any(word == "--steps" for word, _, _ in words):
+        values["minutes"] = None
     return Command(**values)
 
 
@@ -287,7 +289,10 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
         _fit(t)
         return {}
     t.run.mkdir(parents=True, exist_ok=True)
-    with checkpoint.locked(t.run):
+    # a run that goes on is locked already, since before its checkpoint was read
+    with checkpoint.locked(t.run) if resumed_from is None else nullcontext():
+        if resumed_from is None:
+            checkpoint.new_folder(t.run, "")  # another process may have been first, and be done
         try:
             _fit(t, data)
         except BaseException:

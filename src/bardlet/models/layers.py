@@ -194,28 +194,32 @@ def attention_by_hand(
 
 
 class Product:
-    """x W^T + b for one token a row, with a weight (O, I) that is not trained further; no copy is made of it.
+    """x W^T + b for a few tokens, with a weight (O, I) that is not trained further.
 
-    For one row torch's product is a matrix times a vector, which MKL computes on one thread: with 2 threads the
-    outputs in two slices, as a batch of two products, take half the time (measured: 379 us against 737 for the 24
-    matrices of 6 layers, width 384; to read them takes 332).
+    To read the weights is all the work, and in fp32 on a CPU `F.linear` reads them on one thread, far from as fast as
+    memory gives them. So the inputs are cut into slices, two a thread, as a batch of products that are summed, on a
+    transposed copy. Measured for the 24 matrices of 10.6 M parameters, one token, 2 threads: 2.59 ms by `F.linear`,
+    0.72 to 1.06 ms so; only to read them takes 0.44. In bf16 `F.linear` does as well, and is taken.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
-        out, width = weight.shape
-        threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
-        self.slices = max(n for n in range(1, threads + 1) if out % n == 0)
-        self.sliced_PIO = weight.reshape(self.slices, out // self.slices, width).transpose(1, 2)
-        self.bias_P1O = None if bias is None else bias.reshape(self.slices, 1, -1)
+        width, out = weight.shape[1], weight.shape[0]
+        self.sliced = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if self.sliced:
+            most = 2 * torch.get_num_threads()
+            self.slices = next(n for n in range(most, 0, -1) if width % n == 0)
+            self.weight = weight.t().reshape(self.slices, width // self.slices, out).contiguous()  # (P, I / P, O)
+            if bias is not None:  # added once: by the first slice
+                self.bias = torch.cat((bias[None, None], bias.new_zeros(self.slices - 1, 1, out)))
 
     def __call__(self, x_BI: Tensor) -> Tensor:
-        if len(x_BI) > 1 or self.slices == 1:
+        if not self.sliced:
             return F.linear(x_BI, self.weight, self.bias)
-        x_P1I = x_BI.expand(self.slices, 1, -1)
-        if self.bias_P1O is None:
-            return torch.bmm(x_P1I, self.sliced_PIO).view(1, -1)
-        return torch.baddbmm(self.bias_P1O, x_P1I, self.sliced_PIO).view(1, -1)
+        x_PBI = x_BI.view(len(x_BI), self.slices, -1).transpose(0, 1)  # (B, I) -> (P, B, I / P)
+        if self.bias is None:
+            return torch.bmm(x_PBI, self.weight).sum(0)
+        return torch.baddbmm(self.bias, x_PBI, self.weight).sum(0)
 
 
 class Step:

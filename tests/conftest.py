@@ -1,0 +1,50 @@
+"""What the tests share: a cache of their own, the command line in this process, and a very small run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
+        "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off"]
+"""Settings of a model that trains in milliseconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Token shards of the tests go to a folder of theirs, made once for the session."""
+    before = os.environ.get("BARDLET_CACHE")
+    os.environ["BARDLET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["BARDLET_CACHE"]
+    else:
+        os.environ["BARDLET_CACHE"] = before
+
+
+@pytest.fixture
+def bardlet(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """`bardlet ARGV --json` in this process; returns the object it prints, and fails where it fails."""
+
+    def run(*argv: str | Path) -> dict[str, Any]:
+        from bardlet.cli import main
+
+        code = main([*map(str, argv), "--json", "--debug"])
+        out = capsys.readouterr().out
+        assert code == 0, out
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 6,000 characters in which the next one can be guessed."""
+    path = tmp_path_factory.mktemp("text") / "rhyme.txt"
+    path.write_text("".join(f"the {n} little bards sang {n * n % 97} songs\n" for n in range(200)), encoding="utf-8")
+    return path

@@ -1,0 +1,123 @@
+"""Exact resume: a run that broke off and went on is the run that did not, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bardlet import checkpoint
+from bardlet import train as training
+from bardlet.cli import console
+
+SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
+         "2", "--warmup-steps", "2", "--threads", "1", "--steps", "10", "--save-every", "5", "--keep-checkpoints", "9"]
+
+MODES = {"eager fp32": ["--dtype", "fp32", "--compile", "off"], "compiled bf16": ["--dtype", "bf16", "--compile", "on"]}
+
+EXTRAS = {
+    "dropout": ["--dropout", "0.2", "--eval-every", "3"],
+    "accumulation": ["--grad-accum", "2", "--eval-every", "4"],
+    "average": ["--keep", "average", "--eval-every", "5"],
+    "evaluation off": ["--eval-every", "0"],
+}
+
+# every pair of (model, extra), (optimizer, mode), ... at least once; tests/acceptance/test_resume.py has all 48
+PAIRWISE = [
+    ("gpt2", "adamw", "eager fp32", "dropout"), ("gpt2", "muon", "compiled bf16", "accumulation"),
+    ("gpt2", "adamw", "compiled bf16", "average"), ("gpt2", "muon", "eager fp32", "evaluation off"),
+    ("qwen3", "muon", "compiled bf16", "dropout"), ("qwen3", "adamw", "eager fp32", "accumulation"),
+    ("qwen3", "muon", "eager fp32", "average"), ("qwen3", "adamw", "compiled bf16", "evaluation off"),
+    ("bigram", "muon", "eager fp32", "dropout"), ("bigram", "adamw", "compiled bf16", "accumulation"),
+    ("bigram", "muon", "compiled bf16", "average"), ("bigram", "adamw", "eager fp32", "evaluation off"),
+]
+
+
+class Broken(BaseException):
+    """The power went off."""
+
+
+def settings(model: str, optimizer: str, mode: str, extra: str) -> list[str]:
+    """The command line of one cell of the table."""
+    return ["--model", model, "--optimizer", optimizer, *SMALL, *MODES[mode], *EXTRAS[extra]]
+
+
+def break_off_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Have the next run die in the middle of things once `step` steps were made."""
+    real = console._lines
+
+    def lines() -> console.Watch:
+        watch = real()
+
+        def see(line: dict[str, Any]) -> None:
+            watch(line)
+            if line["step"] == step:
+                raise Broken
+
+        return see
+
+    patch.setattr(console, "_lines", lines)
+
+
+def without_times(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, without what the clock says."""
+    lines = checkpoint.read_metrics(run)
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+
+
+def files(run: Path, step: int) -> dict[str, str]:
+    """sha256 of weights, optimizer, average and random state of a checkpoint."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {name: checkpoint.sha256(folder / name) for name in ("model.safetensors", "trainer.safetensors")}
+
+
+@pytest.mark.parametrize("cell", PAIRWISE, ids=" ".join)
+def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path: Path,
+                                     bardlet: Callable[..., dict[str, Any]]) -> None:
+    """A run that dies after step 7 goes on from its checkpoint of step 5, and ends with the same bits."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    bardlet("train", text, "--out", whole, *settings(*cell))
+    with pytest.MonkeyPatch.context() as patch:
+        break_off_after(7, patch)
+        with pytest.raises(Broken):
+            bardlet("train", text, "--out", broken, *settings(*cell))
+    assert [folder.name for folder in checkpoint.steps_saved(broken)] == ["step-00000005"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        steps: list[int] = []
+        real = training.seed_step
+        patch.setattr(training, "seed_step", lambda seed, step, rank: (steps.append(step), real(seed, step, rank)))
+        summary = bardlet("resume", broken)
+    assert summary["resumed_from"] == 5
+    assert steps == [5, 6, 7, 8, 9], "steps before the checkpoint were not computed again"
+    assert files(broken, 10) == files(whole, 10)
+    assert without_times(broken) == without_times(whole)
+    assert checkpoint.sha256(broken / "model.safetensors") == checkpoint.sha256(whole / "model.safetensors")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
+def test_evaluation_leaves_no_trace(model: str, text: Path, tmp_path: Path,
+                                    bardlet: Callable[..., dict[str, Any]]) -> None:
+    """checkpoints/ is the same whether a run evaluates after every second step or never."""
+    for name, every in (("often", "2"), ("never", "0")):
+        bardlet("train", text, "--out", tmp_path / name, "--model", model, *SMALL, *MODES["eager fp32"],
+                "--dropout", "0.1", "--eval-every", every)
+    for step in (5, 10):
+        assert files(tmp_path / "often", step) == files(tmp_path / "never", step)
+
+
+def test_a_resumed_run_can_be_resumed(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    """Breaking off twice changes nothing either."""
+    cell = ("qwen3", "muon", "eager fp32", "dropout")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    bardlet("train", text, "--out", whole, *settings(*cell), "--save-every", "2")
+    for command in (["train", text, "--out", broken, *settings(*cell), "--save-every", "2"], ["resume", broken]):
+        with pytest.MonkeyPatch.context() as patch:
+            break_off_after(5 if command[0] == "train" else 7, patch)
+            with pytest.raises(Broken):
+                bardlet(*command)
+    assert bardlet("resume", broken)["resumed_from"] == 6
+    assert files(broken, 10) == files(whole, 10)
+    assert without_times(broken) == without_times(whole)

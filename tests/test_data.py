@@ -1,0 +1,352 @@
+"""data.py: shards that say what they are, built once; batches that are functions of seed and step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from bardlet import corpus as cp
+from bardlet import data
+from bardlet import tokenizer as tk
+from bardlet.errors import BardletError
+
+DATA = os.environ.get("BARDLET_DATA")
+POEM = "Full many a glorious morning have I seen\nFlatter the mountain-tops with sovereign eye,\n" * 30
+MANY = settings(max_examples=200, deadline=None)
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "poem.txt"
+    path.write_text(POEM, encoding="utf-8")
+    return path
+
+
+def prepare(path: Path, *arguments: object, **named: object) -> data.Prepared:
+    return data.prepare(cp.find([str(path)]), *arguments, cache=path.parent / "cache", **named)  # type: ignore[arg-type]
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_shards_are_the_encoded_parts(text, kind):
+    p = prepare(text, kind, 300 if kind == "bpe" else None)
+    cut = int(0.9 * len(POEM))
+    for tokens, part in ((p.train, POEM[:cut]), (p.val, POEM[cut:])):
+        assert tokens.dtype == np.uint16 and isinstance(tokens, np.memmap) and not tokens.flags.writeable
+        assert tokens.tolist() == p.tokenizer.encode(part).tolist()
+    assert (p.train_chars, p.val_chars) == (p.train_bytes, p.val_bytes) == (cut, len(POEM) - cut)
+    assert (p.tokenizer.kind, p.documents, p.skipped) == (kind, 1, 0)
+    assert p.tokenizer.hash == tk.load(p.folder).hash and p.reason.startswith(kind)
+
+
+def test_auto_reads_the_text_and_says_why(text):
+    p = prepare(text)
+    assert p.tokenizer.alphabet == "".join(sorted(set(POEM))) and "every character is a token" in p.reason
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_a_separator_follows_each_of_several_documents(tmp_path, kind):
+    texts = [f"Gedicht Nummer {i} für Zoë\n" for i in range(30)]
+    p = prepare(jsonl(tmp_path / "a.jsonl", texts), kind)
+    decoded = p.tokenizer.decode(p.train), p.tokenizer.decode(p.val)
+    held_out = texts[9::10]
+    train = [t for t in texts if t not in held_out]
+    assert decoded == tuple("".join(t + tk.SEPARATOR for t in part) for part in (train, held_out))
+    assert p.documents == 30 and p.train_chars == sum(map(len, train))
+    assert p.val_bytes == sum(len(t.encode()) for t in held_out)
+
+
+def test_bpe_never_sees_the_validation_part(tmp_path):
+    first, last = "the cat sat on the mat " * 400, "qqqzqqqz" * 100
+    path = tmp_path / "a.txt"
+    path.write_text(first[:7200] + last)
+    p = prepare(path, "bpe", 400)
+    assert p.val_chars == 800 and not any("qz" in token for token in p.tokenizer.vocab)
+    assert set("qz") <= set(prepare(path, "char").tokenizer.vocab), "the char alphabet is of the whole text"
+
+
+def test_ids_over_65536_need_32_bits(tmp_path):
+    alphabet = [chr(i) for i in range(0x20000, 0x20000 + 70_000)]
+    path = tmp_path / "a.txt"
+    path.write_text("".join(alphabet), encoding="utf-8")
+    p = prepare(path, "char")
+    assert p.train.dtype == np.uint32
+    assert p.tokenizer.decode(p.train) + p.tokenizer.decode(p.val) == "".join(alphabet)
+
+
+def test_a_given_tokenizer_is_used_as_it_is(text, tmp_path):
+    own = tk.train_char(set(POEM) - {"y"}, separator=False)
+    with pytest.raises(BardletError, match=r'poem.txt: "y" \(U\+0079\) at line 1, column 9'):
+        prepare(text, own)
+    p = prepare(text, own, skip_unseen=True)
+    assert p.tokenizer.hash == own.hash and p.skipped == POEM.count("y")
+    assert own.decode(p.train) + own.decode(p.val) == POEM[: int(0.9 * len(POEM))].replace("y", "") + POEM[
+        int(0.9 * len(POEM)) :
+    ].replace("y", "")
+    several = prepare(jsonl(tmp_path / "a.jsonl", ["Full many a"] * 4), own, skip_unseen=True)
+    assert own.decode(several.train) == "Full man" * 4, "no separator is made up for a model that has none"
+
+
+# -------------------------------------------------------------------------------------------- cache
+
+
+def test_the_second_time_nothing_is_read_or_built(text, monkeypatch):
+    first = prepare(text)
+    monkeypatch.setattr(data, "_build", lambda *_: pytest.fail("built again"))
+    again = prepare(text)
+    assert again.folder == first.folder and np.array_equal(again.train, first.train)
+    assert (again.reason, again.val_bytes) == (first.reason, first.val_bytes)
+
+
+def test_another_text_or_tokenizer_is_built_anew(text):
+    folders = {prepare(text, kind).folder for kind in ("auto", "char", "byte", "bpe")}
+    folders.add(prepare(text, "bpe", 300).folder)
+    text.write_text(POEM + "!")
+    folders.add(prepare(text, "auto").folder)
+    assert len(folders) == 6
+    assert prepare(text, "auto").train_chars == int(0.9 * (len(POEM) + 1))
+
+
+def _cut_short(folder: Path) -> None:
+    with open(folder / "train.bin", "r+b") as file:
+        file.truncate(data.HEADER_BYTES + 100)
+
+
+def _too_long(folder: Path) -> None:
+    with open(folder / "val.bin", "ab") as file:
+        file.write(b"ab")
+
+
+def _other_magic(folder: Path) -> None:
+    with open(folder / "val.bin", "r+b") as file:
+        file.write(b"NUMPY")
+
+
+def _other_tokenizer(folder: Path) -> None:
+    tk.train_byte(separator=False).save(folder)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _cut_short,
+        _too_long,
+        _other_magic,
+        _other_tokenizer,
+        lambda folder: (folder / "val.bin").write_bytes(b""),
+        lambda folder: (folder / "train.bin").unlink(),
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        lambda folder: (folder / "prepared.json").write_text('{"reason": 1}'),
+        lambda folder: [shutil.rmtree(folder), folder.write_text("a file")],
+    ],
+)
+def test_a_damaged_cache_is_built_again_with_a_notice(text, harm, caplog):
+    good = prepare(text)
+    tokens = good.train.tolist()
+    harm(good.folder)
+    with caplog.at_level(logging.WARNING, "bardlet"):
+        again = prepare(text)
+    assert again.train.tolist() == tokens and again.folder == good.folder
+    assert str(good.folder) in caplog.text and "built again" in caplog.text
+    assert [f.name for f in good.folder.parent.iterdir()] == [good.folder.name], "nothing is left over"
+
+
+def test_the_header_says_what_the_file_is(text):
+    p = prepare(text)
+    head = (p.folder / "train.bin").read_bytes()[:128]
+    magic, version, width, count, made_with = struct.unpack("<8sIIQ32s", head[:56])
+    assert (magic, version, width, count) == (b"bardlet\0", 1, 2, len(p.train))
+    assert made_with.hex() == p.tokenizer.hash and head[56:] == bytes(72)
+
+
+def _prepare_at_once(path: Path, barrier: object, results: object) -> None:
+    barrier.wait()  # type: ignore[attr-defined]
+    p = prepare(path, "bpe", 400)
+    results.put((str(p.folder), p.train[:].tolist()))  # type: ignore[attr-defined]
+
+
+def test_processes_that_prepare_at_once_agree(text):
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [context.Process(target=_prepare_at_once, args=(text, barrier, results)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert found[0] == found[1] == found[2]
+    assert [str(f) for f in (text.parent / "cache" / "tokens").iterdir()] == [found[0][0]]
+
+
+def test_who_comes_second_uses_what_is_there(text, monkeypatch):
+    build = data._build
+
+    def overtaken(*arguments: object) -> None:
+        monkeypatch.setattr(data, "_build", build)
+        winner.append(prepare(text))
+        os.utime(winner[0].folder / "train.bin", (1, 1))
+        build(*arguments)  # type: ignore[arg-type]
+
+    winner: list[data.Prepared] = []
+    monkeypatch.setattr(data, "_build", overtaken)
+    loser = prepare(text)
+    assert loser.folder == winner[0].folder and (loser.folder / "train.bin").stat().st_mtime == 1
+
+
+def test_a_failure_leaves_nothing_behind(text):
+    with pytest.raises(BardletError):
+        prepare(text, tk.train_char("abc", separator=False))
+    assert list((text.parent / "cache" / "tokens").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(text, monkeypatch):
+    (text.parent / "file").write_text("")
+    with pytest.raises(BardletError, match=r"cannot be written there.*BARDLET_CACHE"):
+        data.prepare(cp.find([str(text)]), cache=text.parent / "file")
+    if Path("/dev/full").exists():
+        monkeypatch.setattr(data.os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        with pytest.raises(BardletError, match=r"No space left.*make room"):
+            prepare(text)
+        assert list((text.parent / "cache" / "tokens").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("x", "training part has 0 tokens"), ("0123456789", "validation part has 1 tokens")]
+)
+def test_a_text_too_short_to_split_is_one_line(tmp_path, content, words):
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    with pytest.raises(BardletError, match=words):
+        prepare(path)
+
+
+def test_wrong_words_are_one_line(text):
+    with pytest.raises(BardletError, match="choose auto, char, byte, bpe"):
+        prepare(text, "bytes")
+    with pytest.raises(BardletError, match="--vocab-size belongs to bpe"):
+        prepare(text, "char", 100)
+    assert prepare(text, "auto", 280).tokenizer.vocab_size == 280
+
+
+def test_progress_is_told_and_ends_at_the_whole(text):
+    steps: list[tuple[str, int, int | None]] = []
+    prepare(text, progress=lambda *step: steps.append(step))
+    assert ("read", len(POEM), None) in steps
+    assert [s for s in steps if s[0] == "tokens"][-1] == ("tokens", len(POEM), len(POEM))
+    done = [s[1] for s in steps if s[0] == "tokens"]
+    assert done == sorted(done)
+
+
+@pytest.mark.skipif(not DATA, reason="BARDLET_DATA names no folder of data sets")
+def test_real_shakespeare_has_the_lecture_s_numbers(tmp_path):
+    p = data.prepare(cp.find(["tinyshakespeare"]), cache=tmp_path)
+    assert (p.tokenizer.vocab_size, len(p.train), len(p.val)) == (65, 1_003_854, 111_540)
+
+
+# ------------------------------------------------------------------------------------------- windows
+
+sizes = st.tuples(st.integers(2, 400), st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32))
+
+
+@MANY
+@given(sizes, st.integers(0, 3))
+def test_each_window_of_an_epoch_comes_once(size, epoch):
+    count, block, batch, seed = size
+    assume(count >= 2 * block)
+    w = data.Windows(np.arange(count, dtype=np.uint16), block, batch, seed)
+    per = w.windows_per_epoch
+    assert per == (count - block) // block
+    steps = range(epoch * per // batch, ((epoch + 1) * per - 1) // batch + 1)
+    rows = torch.cat([w.batch(step)[0] for step in steps])[epoch * per - steps[0] * batch :][:per]
+    starts = sorted(rows[:, 0].tolist())
+    assert 0 <= starts[0] < block and starts == list(range(starts[0], starts[0] + per * block, block))
+    assert starts[-1] + block < count
+
+
+@MANY
+@given(sizes, st.lists(st.integers(0, 200), min_size=1, max_size=8))
+def test_a_batch_is_a_function_of_seed_and_step(size, steps):
+    count, block, batch, seed = size
+    assume(count >= 2 * block)
+    tokens = np.random.default_rng(0).integers(0, 65_536, count).astype(np.uint16)
+    straight, anyhow = (data.Windows(tokens, block, batch, seed) for _ in range(2))
+    ordered = {step: straight.batch(step) for step in sorted(steps)}
+    for step in steps:
+        idx, target = anyhow.batch(step)
+        assert idx.shape == target.shape == (batch, block) and idx.dtype == target.dtype == torch.int64
+        assert torch.equal(idx, ordered[step][0]) and torch.equal(target, ordered[step][1])
+        assert torch.equal(idx[:, 1:], target[:, :-1])
+
+
+def test_targets_are_the_next_tokens_and_seeds_and_epochs_differ():
+    tokens = np.arange(10_000, dtype=np.uint16)
+    w = data.Windows(tokens, 16, 8, seed=1)
+    idx, target = w.batch(3)
+    assert torch.equal(target, idx + 1)
+    assert not torch.equal(idx, data.Windows(tokens, 16, 8, seed=2).batch(3)[0])
+    assert not np.array_equal(w.starts(0), w.starts(1))
+    assert len({int(w.starts(epoch).min()) for epoch in range(40)}) > 8, "the offset changes with the epoch"
+
+
+def test_batches_leave_the_global_generators_alone():
+    tokens = np.arange(1000, dtype=np.uint16)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    data.Windows(tokens, 16, 8, seed=1).batch(0)
+    data.random_windows(tokens, 16, 2, 4)
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+
+
+def test_a_text_shorter_than_two_windows_says_what_fits():
+    tokens = np.arange(63, dtype=np.uint16)
+    with pytest.raises(BardletError, match=r"63 tokens.*--block-size 31 or less"):
+        data.Windows(tokens, 32, 4, seed=0)
+    assert data.Windows(tokens, 31, 4, seed=0).batch(0)[0].shape == (4, 31)
+
+
+@MANY
+@given(st.integers(2, 500), st.integers(1, 40), st.integers(1, 7))
+def test_validation_predicts_every_token_but_the_first_once(count, block, batch):
+    tokens = np.arange(count, dtype=np.uint16)
+    batches = data.validation_windows(tokens, block, batch)
+    assert torch.cat([target.flatten() for _, target in batches]).tolist() == list(range(1, count))
+    assert all(torch.equal(target, idx + 1) for idx, target in batches)
+    assert all(idx.shape[1] == block and len(idx) <= batch for idx, _ in batches[:-1])
+    assert [idx.shape for idx, _ in batches][-1][1] in (block, (count - 1) % block)
+
+
+def test_random_windows_are_seeded_and_reach_both_ends():
+    tokens = np.arange(20, dtype=np.uint16)
+    batches = data.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
+    assert len(batches) == 50 and batches[0][0].shape == (4, 8)
+    starts = torch.cat([idx[:, 0] for idx, _ in batches])
+    assert (int(starts.min()), int(starts.max())) == (0, 11)
+    assert all(torch.equal(target, idx + 1) for idx, target in batches)
+    again = data.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
+    other = data.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=4)
+    assert not torch.equal(starts, torch.cat([idx[:, 0] for idx, _ in other]))
+
+
+def test_too_short_a_validation_part_is_one_line():
+    with pytest.raises(BardletError, match="1 tokens and 2 are needed"):
+        data.validation_windows(np.zeros(1, np.uint16), 8)
+    with pytest.raises(BardletError, match="--block-size 7 or less"):
+        data.random_windows(np.zeros(8, np.uint16), 8)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bardlet.errors import BardletError
+from bardlet.models.layers import (
+    KVCache,
+    Product,
+    RMSNorm,
+    Step,
+    attention,
+    attention_by_hand,
+    place,
+    rotary,
+    rotate,
+)
+
+few = settings(max_examples=30, deadline=None)
+
+
+def test_rms_norm_is_its_formula_and_keeps_the_dtype() -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(16, eps=1e-3)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 16) * 0.1
+    wide = x.double()
+    want = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight.double()
+    torch.testing.assert_close(norm(x).double(), want, rtol=1e-6, atol=1e-6)
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+@few
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500))
+def test_rotated_products_depend_on_the_distance_alone(m: int, n: int, shift: int) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+
+    def at(x: torch.Tensor, position: int) -> torch.Tensor:
+        cos, sin = rotary(torch.tensor([[position]]), 8, 10_000.0)
+        return rotate(x[None, None, None], cos.double(), sin.double())[0, 0, 0]
+
+    torch.testing.assert_close(at(q, m) @ at(k, n), at(q, m + shift) @ at(k, n + shift), rtol=0, atol=2e-4)
+    torch.testing.assert_close(at(q, m).norm(), q.norm(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(at(q, 0), q)
+
+
+def by_loop(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention a query at a time, in float64; mask is (B, T, S)."""
+    B, H, T, D = q.shape
+    out = torch.zeros(B, H, T, D, dtype=torch.float64)
+    for b in range(B):
+        for h in range(H):
+            kv = h // (H // k.shape[1])
+            for t in range(T):
+                seen = mask[b, t].nonzero()[:, 0]
+                score = k[b, kv, seen].double() @ q[b, h, t].double() / math.sqrt(D)
+                out[b, h, t] = score.softmax(0) @ v[b, kv, seen].double()
+    return out
+
+
+@few
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_both_attentions_are_the_formula(B: int, K: int, group: int, T: int, causal: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    q, k, v = torch.randn(B, K * group, T, 4), torch.randn(B, K, T, 4), torch.randn(B, K, T, 4)
+    mask = torch.ones(B, T, T, dtype=torch.bool).tril()
+    if not causal:
+        mask = mask | (torch.rand(B, T, T) < 0.3)
+    want = by_loop(q, k, v, mask)
+    for attend in (attention, attention_by_hand):
+        got = attend(q, k, v, None if causal else mask[:, None])
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_drops_weights_and_scales_the_others(dtype: torch.dtype, masked: bool) -> None:
+    torch.manual_seed(0)
+    T, dropout = 64, 0.25
+    q, k = torch.randn(2, 4, T, T, dtype=dtype), torch.randn(2, 2, T, T, dtype=dtype)
+    v = torch.eye(T, dtype=dtype).expand(2, 2, T, T)  # so that the output is the weights
+    mask = torch.ones(1, 1, T, T, dtype=torch.bool).tril() if masked else None
+    kept = attention(q, k, v, mask).float()
+    dropped = attention(q, k, v, mask, dropout).float()
+    seen = kept > 0
+    gone = (dropped == 0) & seen
+    assert 0.22 < gone.sum() / seen.sum() < 0.28
+    torch.testing.assert_close(dropped[~gone], kept[~gone] / (1 - dropout), rtol=2e-2, atol=1e-6)
+    assert attention(q, k, v, mask, dropout).dtype == dtype
+
+
+def test_gradients_of_both_attentions_agree() -> None:
+    torch.manual_seed(0)
+    grads = []
+    inputs = [torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)]
+    for attend in (attention, attention_by_hand):
+        q, k, v = (x.clone().requires_grad_() for x in inputs)
+        attend(q, k, v).square().sum().backward()
+        grads.append((q.grad, k.grad, v.grad))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_attention_is_near_the_full_one() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 32, 16).unbind(0)
+    for T in (32, 8):
+        got = attention(*(x[:, :, :T].bfloat16() for x in (q, k, v)))
+        torch.testing.assert_close(got.float(), attention(*(x[:, :, :T] for x in (q, k, v))), rtol=0.05, atol=0.05)
+
+
+def test_place_knows_who_stands_where_and_sees_whom() -> None:
+    idx = torch.zeros(2, 5, dtype=torch.int64)
+    position, mask = place(idx, 8)
+    assert position.tolist() == [[0, 1, 2, 3, 4]] and mask is None
+
+    position, mask = place(idx, 8, segment_BT=torch.tensor([[7, 7, 7, 3, 3], [1, 2, 2, 1, 1]]))
+    assert position.tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 0, 1]]
+    assert mask is not None and mask.shape == (2, 1, 5, 5)
+    assert mask[1, 0].int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+
+    _, mask = place(idx, 8, prefix_B=torch.tensor([0, 3]))
+    assert mask is not None
+    assert mask[0, 0].int().tolist() == torch.ones(5, 5).tril().int().tolist()
+    assert mask[1, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+    empty = torch.zeros(1, 2, 1, 8, 4)
+    position, mask = place(idx[:, :2], 8, cache=KVCache(empty, empty, torch.tensor([1, 3])))
+    assert position.tolist() == [[1, 2], [3, 4]]
+    assert mask is not None
+    assert mask[:, 0].int().tolist() == [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    idx = torch.zeros(1, 5, dtype=torch.int64)
+    with pytest.raises(BardletError, match="5 tokens do not fit in a context of 4"):
+        place(idx, 4)
+    empty = torch.zeros(1, 1, 1, 6, 4)
+    cache = KVCache(empty, empty, torch.tensor([2]))
+    with pytest.raises(BardletError, match="7 tokens do not fit in a context of 6"):
+        place(idx, 8, cache)
+    with pytest.raises(ValueError, match="segment_BT or cache"):
+        place(idx[:, :1], 8, cache, segment_BT=idx[:, :1])
+    with pytest.raises(BardletError, match="cache is full"):
+        Step(KVCache(empty, empty, torch.tensor([6])))
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.booleans(), st.sampled_from(["float32", "bfloat16"]))
+def test_product_is_linear(width: int, out: int, rows: int, bias: bool, dtype: str) -> None:
+    torch.manual_seed(0)
+    weight, b = torch.randn(out, width), torch.randn(out) if bias else None
+    x = torch.randn(rows, width)
+    weight, x = weight.to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
+    b = None if b is None else b.to(weight.dtype)
+    torch.testing.assert_close(Product(weight, b)(x), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
