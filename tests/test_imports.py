@@ -21,7 +21,8 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["cli"],
 ]
 SAME_ROW = {("checkpoint", "hf")}  # checkpoint.py is the run folder around the Hugging Face folder of hf.py
-FORBIDDEN = {"models": {"dist", "data", "optim", "checkpoint", "hf"}, "generate": {"checkpoint", "data", "tokenizer", "hf"}}
+FORBIDDEN = {"models": {"dist", "data", "optim", "checkpoint", "hf"},
+             "generate": {"checkpoint", "data", "tokenizer", "hf"}}
 
 
 def name_of(path: Path) -> str:

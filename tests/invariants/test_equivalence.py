@@ -1,0 +1,56 @@
+"""Runs that must be the same run: 8 x 1 and 1 x 8, one process and two, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bardlet import checkpoint, hf
+
+SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--log-every", "1",
+         "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off", "--threads", "1", "--steps", "10",
+         "--keep", "last"]
+
+
+def same(one: Path, two: Path) -> None:
+    """The weights and the losses on the way agree within 1e-5."""
+    a, b = hf.read_tensors(one / "model.safetensors"), hf.read_tensors(two / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    losses = [[line["train_loss"] for line in checkpoint.read_metrics(run) if "train_loss" in line]
+              for run in (one, two)]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model, optimizer", [("gpt2", "adamw"), ("qwen3", "adamw"), ("bigram", "muon")])
+def test_eight_by_one_is_one_by_eight(model: str, optimizer: str, text: Path, tmp_path: Path,
+                                      bardlet: Callable[..., dict[str, Any]]) -> None:
+    """--batch-size 8 and --batch-size 1 --grad-accum 8 are the same run."""
+    for name, sizes in (("one", ["8", "1"]), ("two", ["1", "8"])):
+        bardlet("train", text, "--out", tmp_path / name, "--model", model, "--optimizer", optimizer, *SMALL,
+                "--batch-size", sizes[0], "--grad-accum", sizes[1])
+    same(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_are_one(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    """torchrun with two processes (gloo, DistributedDataParallel) does what one does, and can be resumed."""
+    settings = ["--model", "qwen3", "--optimizer", "adamw", *SMALL, "--batch-size", "4", "--grad-accum", "2",
+                "--save-every", "5", "--keep-checkpoints", "9"]
+    bardlet("train", text, "--out", tmp_path / "one", *settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bardlet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "train", str(text), "--out", str(tmp_path / "two"), *settings, "--json"],
+                          capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('"parameters"') == 1, "only rank 0 prints"
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 10
+    same(tmp_path / "one", tmp_path / "two")

@@ -1,0 +1,105 @@
+"""The run folder: whole or not there, and damage is named."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from bardlet import checkpoint
+from bardlet.errors import BardletError
+
+
+def saved(run: Path, step: int, keep: int = 9) -> Path:
+    weights = {"w": torch.full((3, 2), float(step))}
+    return checkpoint.save(run, step, weights, {"rng": torch.arange(step)}, {"seconds": 1.5}, keep)
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    """Weights, state and facts, and the checkpoint is whole."""
+    folder = saved(tmp_path, 7)
+    assert checkpoint.verify(folder) is None
+    weights, state, facts = checkpoint.load(folder)
+    assert torch.equal(weights["w"], torch.full((3, 2), 7.0)) and torch.equal(state["rng"], torch.arange(7))
+    assert facts == {"step": 7, "seconds": 1.5}
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["step-00000007"], "nothing temporary is left"
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    """Retention removes the oldest."""
+    for step in (1, 2, 10):
+        saved(tmp_path, step, keep=2)
+    assert [p.name for p in checkpoint.steps_saved(tmp_path)] == ["step-00000002", "step-00000010"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors", "trainer.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_named_and_gone_round(name: str, damage: str, tmp_path: Path,
+                                        caplog: pytest.LogCaptureFixture) -> None:
+    """Any file, one bit, half of it or all of it: the checkpoint before is taken, and the file is named."""
+    good, bad = saved(tmp_path, 5), saved(tmp_path, 6)
+    path = bad / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes(flipped if damage == "flip" else content[:middle])
+    logging.getLogger("bardlet").propagate = True
+    assert checkpoint.newest_whole(tmp_path) == good
+    assert str(path) in caplog.text
+
+
+def test_nothing_whole_is_an_error(tmp_path: Path) -> None:
+    """One line with the remedy."""
+    (saved(tmp_path, 5) / "manifest.json").unlink()
+    with pytest.raises(BardletError, match="no whole checkpoint"):
+        checkpoint.newest_whole(tmp_path)
+
+
+def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up in the middle: the checkpoint before is whole, and nothing temporary stays."""
+    good = saved(tmp_path, 5)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.hf, "write_json", full)
+    with pytest.raises(OSError):
+        saved(tmp_path, 6)
+    assert checkpoint.newest_whole(tmp_path) == good
+    assert [p.name for p in good.parent.iterdir()] == [good.name]
+
+
+def test_metrics_end_where_a_line_is_damaged(tmp_path: Path) -> None:
+    """A CRC a line; half a line, or a changed one, and all after it, is dropped."""
+    for step in (1, 2, 3):
+        checkpoint.append_metrics(tmp_path, {"step": step, "train_loss": 1 / step})
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 2, 3]
+    path.write_text(whole[:-10])
+    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 2]
+    path.write_text(whole.replace("0.5", "0.4"))
+    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1]
+
+
+def test_metrics_are_cut_to_a_step(tmp_path: Path) -> None:
+    """Lines after the step go, those before keep every byte."""
+    for step in (1, 2, 3):
+        checkpoint.append_metrics(tmp_path, {"step": step, "train_loss": 0.1 * step})
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [line["step"] for line in checkpoint.cut_metrics(tmp_path, 2)] == [1, 2]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before[:2]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """A second holder is told who the first is; afterwards the folder is free."""
+    with (checkpoint.locked(tmp_path), pytest.raises(BardletError, match=r"in use by process \d+ on"),
+          checkpoint.locked(tmp_path)):
+        pass
+    with checkpoint.locked(tmp_path):
+        pass

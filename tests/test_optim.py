@@ -1,0 +1,89 @@
+"""Parameter groups, schedules, and the optimizer's state as named tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bardlet import models, optim
+from bardlet.config import TrainConfig
+from bardlet.errors import BardletError
+
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
+
+
+def small(model: str, **more: object) -> tuple[torch.nn.Module, TrainConfig]:
+    config = TrainConfig(model=model, **SHAPE, **more)  # type: ignore[arg-type]
+    return models.build(config.model_config(11)), config
+
+
+@pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_groups_partition_the_parameters(model: str, tied: bool) -> None:
+    """Each parameter is in exactly one group; Muon has the matrices of the blocks and nothing else."""
+    module, _ = small(model, tie_embeddings=tied)
+    groups = optim.parameter_groups(module, muon=True)
+    names = [name for group in groups.values() for name, _ in group]
+    assert sorted(names) == sorted(name for name, _ in module.named_parameters())
+    for name, p in groups["muon"]:
+        assert p.ndim == 2 and (".h." in name or ".layers." in name)
+    assert all(p.ndim < 2 for _, p in groups["no_decay"])
+    assert not any("embed" in name or "wte" in name or "wpe" in name or "head" in name for name, _ in groups["muon"])
+    assert bool(groups["muon"]) == (model != "bigram")
+    assert not optim.parameter_groups(module, muon=False)["muon"]
+
+
+@given(steps=st.integers(1, 3000), warmup=st.integers(0, 300), low=st.floats(0, 1),
+       schedule=st.sampled_from(["stable-decay", "cosine", "linear"]))
+def test_schedules_rise_then_fall_and_end_low(steps: int, warmup: int, low: float, schedule: str) -> None:
+    """Between 0 and 1, rising to the end of the warm-up and never again; the step after the last would be at `low`."""
+    config = TrainConfig(schedule=schedule, warmup_steps=warmup, min_lr_ratio=low)  # type: ignore[arg-type]
+    share = [optim.learning_rate(step, steps, config) for step in range(steps + 1)]
+    warm = min(warmup, steps // 5)
+    assert all(0 <= s <= 1 + 1e-9 for s in share)
+    assert share[:warm] == sorted(share[:warm])
+    assert all(a >= b - 1e-9 for a, b in zip(share[warm:], share[warm + 1 :], strict=False))
+    assert abs(share[steps] - low) < 1e-9
+
+
+def test_a_longer_plan_leaves_the_plateau_as_it_was() -> None:
+    """Before its decay, stable-decay does not depend on how long the run will be: a plan may change there."""
+    config = TrainConfig(warmup_steps=10, decay_share=0.4)
+    for step in range(600):
+        assert optim.learning_rate(step, 1000, config) == optim.learning_rate(step, 1300, config)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_goes_out_and_comes_back(kind: str) -> None:
+    """The same next step, to the last bit, from restored state."""
+    torch.manual_seed(0)
+    module, config = small("qwen3", optimizer=kind)
+    twin, _ = small("qwen3", optimizer=kind)
+    first, second = optim.build(module, config), optim.build(twin, config)
+
+    def step(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        idx = torch.arange(8)[None]
+        model(idx).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step(module, first)
+    twin.load_state_dict(module.state_dict())
+    optim.load_state_tensors(second, twin, optim.state_tensors(first, module), "here")
+    step(module, first)
+    step(twin, second)
+    for (name, p), q in zip(module.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_state_that_does_not_fit_is_named() -> None:
+    """A tensor for no parameter, or of another shape, is an error that says which."""
+    module, config = small("gpt2")
+    optimizers = optim.build(module, config)
+    with pytest.raises(BardletError, match=r"here: .*no\.such/exp_avg"):
+        optim.load_state_tensors(optimizers, module, {"no.such/exp_avg": torch.zeros(1)}, "here")
+    with pytest.raises(BardletError, match=r"transformer\.wpe\.weight/exp_avg has another shape"):
+        optim.load_state_tensors(optimizers, module, {"transformer.wpe.weight/exp_avg": torch.zeros(3, 3)}, "here")

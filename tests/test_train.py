@@ -1,0 +1,157 @@
+"""The training step and the loop: equivalences, numbers that are none, the average, the clock's decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+from bardlet import checkpoint, hf, loss, models, optim
+from bardlet import train as training
+from bardlet.config import TrainConfig, read_toml
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+
+ALONE = Dist(0, 1, torch.device("cpu"))
+
+
+def stage(batch: loss.Batch) -> training.Stage:
+    return training.Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "qwen3"])
+def test_micro_batches_add_up_when_targets_are_masked(model: str) -> None:
+    """Rows with one, two, ... unmasked targets: 8 x 1 and 1 x 8 give the same gradient, not a mean of means."""
+    torch.manual_seed(0)
+    idx, target = torch.randint(11, (8, 8)), torch.randint(11, (8, 8))
+    for row in range(8):
+        target[row, row + 1 :] = loss.IGNORE
+    results = []
+    for accumulate in (1, 8):
+        config = TrainConfig(model=model, n_layer=2, n_head=2, n_embd=16, block_size=8,  # type: ignore[arg-type]
+                             grad_accum=accumulate, optimizer="adamw", grad_clip=0)
+        torch.manual_seed(1)
+        net = models.build(config.model_config(11))
+        gradients: dict[str, torch.Tensor] = {}
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        optimizer.register_step_pre_hook(
+            lambda *_, net=net, gradients=gradients: gradients.update({n: p.grad.clone() for n, p in
+                                                                       net.named_parameters()}))
+        value, norm = training.train_step(net, [optimizer], {"idx": idx, "target": target},
+                                          stage({}), config, ALONE, "fp32")
+        results.append((value, norm, gradients))
+    (loss_1, norm_1, whole), (loss_8, norm_8, parts) = results
+    assert math.isclose(loss_1, loss_8, rel_tol=1e-6) and math.isclose(norm_1, norm_8, rel_tol=1e-5)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-7)
+
+
+def trainer(tmp_path: Path, **settings: Any) -> training.Trainer:
+    """A tiny run on a fixed batch, not begun."""
+    values: dict[str, Any] = {"model": "qwen3", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8,
+                              "batch_size": 2, "log_every": 1, "eval_every": 0, "save_every": 0, "steps": 5}
+    config = TrainConfig(**(values | settings))
+    torch.manual_seed(0)
+    net = models.build(config.model_config(11))
+    idx = torch.randint(11, (2, 9))
+    batch = {"idx": idx[:, :-1].contiguous(), "target": idx[:, 1:].contiguous()}
+    evaluation = training.Stage(lambda step: batch, loss.next_token, loss.count_targets,
+                                lambda model: loss.next_token(model, batch).item() / 16)
+    machine = {"dtype": "fp32", "compiled": False}
+    return training.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, {},
+                            training.State(steps=config.steps or 0))
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--on-nan stop: the weights are those of before, and the line says which step."""
+    t = trainer(tmp_path)
+    before = {name: p.detach().clone() for name, p in t.model.named_parameters()}
+    object.__setattr__(t.stage, "loss", lambda model, batch: loss.next_token(model, batch) * math.nan)
+    with pytest.raises(BardletError, match="the loss of step 1 is not a finite number"):
+        training.fit(t)
+    assert all(torch.equal(before[name], p) for name, p in t.model.named_parameters())
+    assert not checkpoint.steps_saved(tmp_path)
+
+
+def test_skip_leaves_out_a_step_and_stops_at_ten(tmp_path: Path) -> None:
+    """--on-nan skip: a bad step changes nothing, ten in a row are an error."""
+    t = trainer(tmp_path, on_nan="skip", steps=30)
+    bad = {3, *range(12, 30)}
+
+    def sometimes(model: torch.nn.Module, batch: loss.Batch) -> torch.Tensor:
+        return loss.next_token(model, batch) * (math.inf if t.state.step in bad else 1.0)
+
+    object.__setattr__(t.stage, "loss", sometimes)
+    seen: dict[int, torch.Tensor] = {}
+    with pytest.raises(BardletError, match="step 22 is not"):
+        training.fit(t, watch=lambda line: seen.update({line["step"]: next(t.model.parameters()).detach().clone()}))
+    assert torch.equal(seen[3], seen[4]) and not torch.equal(seen[4], seen[5])
+
+
+def test_the_average_is_the_mean_over_the_last_fifth(tmp_path: Path) -> None:
+    """--keep average of 10 steps: the mean of the weights after steps 9 and 10, by hand."""
+    t = trainer(tmp_path, keep="average", steps=10)
+    after: list[dict[str, torch.Tensor]] = []
+    training.fit(t, watch=lambda line: after.append({n: p.detach().clone() for n, p in t.model.named_parameters()}))
+    kept = hf.read_tensors(tmp_path / "model.safetensors")
+    for name, value in kept.items():
+        torch.testing.assert_close(value, (after[8][name] + after[9][name]) / 2)
+    assert t.record["selected_by"] == "average" and t.state.averaged == 2
+    for name, p in t.model.named_parameters():
+        assert torch.equal(p, after[9][name]), "the model itself goes on from its own weights"
+
+
+def test_best_keeps_the_lowest_validation_loss(tmp_path: Path) -> None:
+    """The root holds the weights of the best evaluation, and run.toml says which."""
+    t = trainer(tmp_path, eval_every=1, steps=6)
+    values = iter([3.0, 2.0, 1.0, 4.0, 1.5, 1.2])
+    object.__setattr__(t.stage, "evaluate", lambda model: next(values))
+    after: list[torch.Tensor] = []
+    training.fit(t, watch=lambda line: after.append(next(t.model.parameters()).detach().clone()))
+    _, record = read_toml(tmp_path / "run.toml")
+    assert (record["selected_by"], record["selected_step"], record["val_loss"]) == ("best", 3, 1.0)
+    name = next(name for name, _ in t.model.named_parameters())
+    assert torch.equal(hf.read_tensors(tmp_path / "model.safetensors")[name], after[2])
+
+
+def test_what_the_clock_decided_can_be_repeated(tmp_path: Path) -> None:
+    """Replans are recorded with their step; a run that reads them makes the same weights without a clock."""
+    (tmp_path / "timed").mkdir()
+    (tmp_path / "again").mkdir()
+    timed = trainer(tmp_path / "timed", steps=20)
+    timed.state.replans = [(0, 20)]
+    training.fit(timed, replan=lambda state: {4: 15, 9: 17}.get(state.step))
+    assert timed.state.replans == [(0, 20), (4, 15), (9, 17)] and timed.state.step == 17
+
+    config, record = read_toml(tmp_path / "timed" / "run.toml")
+    again = trainer(tmp_path / "again", steps=config.steps, replans=config.replans)
+    training.fit(again)
+    assert again.state.step == 17
+    for p, q in zip(timed.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """SIGTERM in the third step: that step is finished and saved, the exit code is the shell's 143."""
+    import signal
+
+    t = trainer(tmp_path)
+    with pytest.raises(training.Stopped, match="after step 3, and saved; go on with `bardlet resume") as caught:
+        training.fit(t, watch=lambda line: signal.raise_signal(signal.SIGTERM) if line["step"] == 2 else None)
+    assert caught.value.exit_code == 143
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000003"
+
+
+@pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
+def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The same loop trains each model well below what knowing nothing costs."""
+    rate = ["--lr", "0.05"] if model == "bigram" else []
+    summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model, *TINY, "--steps", "60", *rate)
+    assert summary["val_loss"] < 0.7 * math.log(30)
+    assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "selected_by",
+                            "tokens_per_second", "parameters"}
