@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> int:
         trainer, data = continued(run, config, record, dist, command)
         trainer.state.elapsed += time.monotonic() - begun
         step = trainer.state.step
-        if dist.main:
-            console.say(f"going on after step {step:,} of {trainer.state.steps:,}")
         if step >= trainer.state.steps:
             raise BardletError(f"{run}: all its {step:,} steps are done; --steps N --allow-change trains on, "
                                f"`bardlet train --init {run}` starts a new run from it")
+        if dist.main:
+            console.say(f"going on after step {step:,} of {trainer.state.steps:,}")
         summary = train.run_to_end(trainer, data, resumed_from=step)
         if command.json and dist.main:
             console.say_json(summary)
@@ -67,11 +67,14 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     from bardlet import checkpoint, corpus, hf, tokenizer
     from bardlet.train import restore
 
+    if "text_hash" not in record:
+        raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
+                           f"put back a copy, or start a new run with `bardlet train --init {run}`")
     folder = checkpoint.newest_whole(run)
     checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
     found = corpus.find(config.text, config.field)
-    if found.hash != record.get("text_hash") and not command.allow_change:
+    if found.hash != record["text_hash"] and not command.allow_change:
         raise BardletError(f"{run}: the text {found.name} is not the one that the run began with; "
                            "put it back, or go on with --allow-change")
     data = train.prepare(found, config, words, dist)

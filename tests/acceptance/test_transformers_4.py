@@ -1,0 +1,30 @@
+"""The newest transformers 4 loads bardlet's folders too: the parity tests again, with it in place of version 5."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+
+# transformers 4 with the versions that it wants; torch and the rest are those of this environment
+PACKAGES = ["transformers>=4.57,<5", "tokenizers<0.23", "huggingface_hub<1", "requests", "urllib3", "certifi",
+            "charset-normalizer", "idna"]
+
+
+def test_parity_with_transformers_4(tmp_path: Path) -> None:
+    """tests/test_hf.py, test_gpt2.py and test_qwen3.py pass with it."""
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), *PACKAGES],
+                   check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    version = subprocess.run([sys.executable, "-c", "import transformers; print(transformers.__version__)"],
+                             env=environment, capture_output=True, text=True, check=True).stdout
+    assert version.startswith("4."), version
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(HERE / "test_hf.py"), str(HERE / "test_gpt2.py"),
+                           str(HERE / "test_qwen3.py")], env=environment, capture_output=True, text=True)
+    print(version, done.stdout[-2000:])
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout

@@ -1,0 +1,138 @@
+"""The command line: quick help, no heavy imports, what --json promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+
+from bardlet.cli import COMMANDS, main
+
+HELPS = [[], ["--help"], ["--version"], *[[name, "--help"] for name in COMMANDS]]
+
+
+@pytest.mark.parametrize("argv", HELPS, ids=" ".join)
+def test_help_imports_no_torch(argv: list[str]) -> None:
+    """Help is printed without torch, numpy or tokenizers: that is what keeps it quick (benchmarks/startup.py)."""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "bardlet", *argv], capture_output=True, text=True)
+    assert done.returncode == (0 if argv else 2)
+    assert "bardlet" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "bardlet.cli" in imported
+    assert not imported & {"torch", "numpy", "tokenizers", "matplotlib", "transformers"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_names_its_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help of a command lists --json, which each has, and ends with exit code 0."""
+    try:
+        code = main([name, "--help"])
+    except SystemExit as end:
+        code = end.code or 0
+    assert code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_the_contract_of_train_sample_eval_resume(text: Path, tmp_path: Path,
+                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The keys of --json, and what a run folder holds."""
+    run = tmp_path / "run"
+    train = {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "selected_by", "tokens_per_second",
+             "parameters"}
+    made = bardlet("train", text, "--out", run, *TINY, "--steps", "6", "--save-every", "3", "--eval-every", "3")
+    assert set(made) == train and made["run"] == str(run) and made["steps"] == 6 and made["resumed_from"] is None
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+        "run.toml", "metrics.jsonl", "README.md", "loss.png", "checkpoints"}
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000003", "step-00000006"]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{made['val_loss']:.4f}" in (run / "README.md").read_text(encoding="utf-8")
+
+    more = bardlet("resume", run, "--steps", "8", "--allow-change")
+    assert set(more) == train and more["steps"] == 8 and more["resumed_from"] == 6
+
+    measured = bardlet("eval", run)
+    assert set(measured) == {"loss", "nats_per_char", "bits_per_byte", "tokens", "skipped_characters"}
+    assert abs(measured["loss"] - more["val_loss"]) < 1e-3, "the same text, the same windows"
+
+    sampled = bardlet("sample", run, "--prompt", "the ", "--tokens", "20", "--num", "3", "--seed", "1")
+    assert set(sampled) == {"prompt", "completions", "tokens_per_second"}
+    assert len(sampled["completions"]) == 3 and all(len(text) == 20 for text in sampled["completions"])
+    assert sampled["completions"] == bardlet("sample", run, "--prompt", "the ", "--tokens", "20", "--num", "3",
+                                             "--seed", "1")["completions"]
+
+
+def test_a_stream_writes_what_a_batch_writes(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """Streaming, past the context window too, gives the text that --json gives at the same seed."""
+    run = tmp_path / "run"
+    bardlet("train", text, "--out", run, *TINY, "--steps", "2", "--tokenizer", "byte")
+    whole = bardlet("sample", run, "--prompt", "the", "--tokens", "50", "--seed", "3")["completions"][0]
+    assert main(["sample", str(run), "--prompt", "the", "--tokens", "50", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == "the" + whole + "\n"
+
+
+def test_a_run_can_be_repeated_from_its_run_toml(text: Path, tmp_path: Path,
+                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
+    """--config run.toml gives the same weights; what is given beside it goes before it."""
+    from bardlet.checkpoint import sha256
+
+    bardlet("train", text, "--out", tmp_path / "one", *TINY, "--steps", "4", "--dropout", "0.1")
+    bardlet("train", "--config", tmp_path / "one" / "run.toml", "--out", tmp_path / "two")
+    assert sha256(tmp_path / "one" / "model.safetensors") == sha256(tmp_path / "two" / "model.safetensors")
+    other = bardlet("train", "--config", tmp_path / "one" / "run.toml", "--out", tmp_path / "three", "--steps", "5")
+    assert other["steps"] == 5
+
+
+def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    """A timed run plans steps, makes every one that it planned in the end, and records what the clock decided."""
+    from bardlet.checkpoint import read_run
+
+    made = bardlet("train", text, "--out", tmp_path / "run", *TINY[:-4], "--minutes", "0.05", "--dtype", "fp32")
+    config, record = read_run(tmp_path / "run")
+    assert record["minutes"] == 0.05 and config.minutes is None
+    assert config.replans[0] == (0, config.steps) and config.replans[-1][1] == made["steps"]
+
+
+def test_a_plan_is_only_a_plan(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--plan prints model and steps, and makes no folder."""
+    assert main(["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "7", "--plan"]) == 0
+    assert re.search(r"plan: 7 steps of 64 tokens", capsys.readouterr().out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_and_a_missing_wandb(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],
+                                         capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """--tensorboard writes events; an extra that is not installed is one line with the remedy, and leaves no folder."""
+    pytest.importorskip("tensorboard")
+    bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "3", "--tensorboard")
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", str(text), "--out", str(tmp_path / "no"), *TINY, "--steps", "3", "--wandb", "x"]) == 1
+    assert "pip install 'bardlet[wandb]'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_every_config_of_the_repository_is_read() -> None:
+    """configs/*.toml are complete and current."""
+    from bardlet.config import read_toml
+
+    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    assert paths
+    for path in paths:
+        read_toml(path)
+
+
+def test_json_is_one_object_on_the_last_line(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands before it is for people."""
+    assert main(["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "2", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["steps"] == 2
+    assert not any(line.startswith("{") for line in lines[:-1])
