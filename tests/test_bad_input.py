@@ -162,12 +162,13 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     # a text
     ("missing file", nothing, TRAIN, ("bad.txt: there is no such file", "bardlet data")),
     ("empty file", bad(""), TRAIN, ("bad.txt", "empty", "name a file")),
-    ("one byte", bad("a"), TRAIN, ("bad", "1 tokens", "longer text")),
+    ("one byte", bad("a"), TRAIN, ("bad", "0 tokens", "longer text")),
     ("only a byte order mark", bad(b"\xef\xbb\xbf"), TRAIN, ("bad.txt", "no text", "name a file")),
     ("shorter than the context", bad("To be, or not to be"), TRAIN.replace("size 8", "size 64"),
      ("17 tokens", "--block-size 8")),
     ("UTF-16 without BOM", bad(TEXT.encode("utf-16-le")), TRAIN, ("bad.txt: byte 1 (line 1) is NUL", "as UTF-8")),
-    ("UTF-16 cut in a character", bad("héé".encode("utf-16") + b"x"), TRAIN, ("bad.txt", "UTF-16", "byte 8", "as UTF-8")),
+    ("UTF-16 cut in a character", bad("héé".encode("utf-16") + b"x"), TRAIN,
+     ("bad.txt", "UTF-16", "byte 8", "as UTF-8")),
     ("invalid UTF-8", bad(b"a line\nca" + "fé\n".encode("latin-1") + TEXT.encode()), TRAIN,
      ("bad.txt: byte 10 (line 2) is 0xE9", "iconv")),
     ("NUL", bad("one\ntwo\n\0three"), TRAIN, ("bad.txt: byte 8 (line 3) is NUL", "take the file out")),
@@ -224,7 +225,8 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("learning rate nan", nothing, "train text.txt --lr nan", ("--lr nan",)),
     ("absurd seed", nothing, f"train text.txt --seed {10**30}", ("--seed", "at most")),
     ("absurd width", nothing, f"{TRAIN} --n-embd {10**7}".replace("bad", "text"), ("out of memory", "smaller model")),
-    ("absurd batch", nothing, f"{TRAIN} --batch-size {10**13}".replace("bad", "text"), ("out of memory", "--batch-size")),
+    ("absurd batch", nothing, f"{TRAIN} --batch-size {10**13}".replace("bad", "text"),
+     ("out of memory", "--batch-size")),
     ("steps and minutes", nothing, "train text.txt --steps 2 --minutes 1", ("--steps and --minutes", "keep the one")),
     ("heads do not divide", nothing, "train text.txt --n-embd 100 --n-head 6", ("--n-embd 100", "--n-head 5")),
     ("gpt2 with kv heads", nothing, "train text.txt --model gpt2 --n-kv-head 2", ("--n-kv-head 2", "qwen3")),
@@ -263,30 +265,31 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      ("bad.toml: replans", "2 entries")),
     ("config: out of range", write("bad.toml", "dropout = 2.0\n"), "train --config bad.toml",
      ("bad.toml: --dropout 2.0", "below 1")),
-    ("config: not UTF-8", write("bad.toml", b'text = ["\xe9"]'), "train --config bad.toml", ("bad.toml", "not TOML")),
+    ("config: not UTF-8", write("bad.toml", b'text = ["\xe9"]'), "train --config bad.toml", ("bad.toml: byte 9 is no UTF-8",)),
     # where the run goes
     ("out: a finished run", nothing, f"train text.txt {TINY} --out run",
      ("run: there is a run in it already", "bardlet resume run", "--out")),
     ("out: a foreign folder", write("out/mine.txt", "x"), TRAIN.replace("bad", "text"),
      ("out: exists and is not empty", "--out")),
-    ("out: a file", write("out", "x"), TRAIN.replace("bad", "text"), ("out: is a file", "another --out")),
+    ("out: a file", write("out", "x"), TRAIN.replace("bad", "text"), ("out: is there and is no folder", "another --out")),
     ("out: below a file", nothing, f"train text.txt {TINY} --out text.txt/x",
      ("text.txt/x: text.txt is not a folder", "another --out")),
-    ("out: broken symlink", link("out", "gone"), TRAIN.replace("bad", "text"), ("out: is a", "another --out")),
+    ("out: broken symlink", link("out", "gone"), TRAIN.replace("bad", "text"), ("out: is there and is no folder", "another --out")),
     ("out: name too long", nothing, f"train text.txt {TINY} --out {'x' * 300}", ("xxx", "file name too long")),
     # a model folder
     ("no such run", nothing, "sample gone", ("gone: there is no such folder", "bardlet train")),
     ("config.json missing", remove("run/config.json"), "sample run", ("run/config.json", "not a whole model folder")),
     ("config.json cut", cut("run/config.json"), "sample run", ("run/config.json: damaged at line", "copy it again")),
     ("config.json empty", write("run/config.json", ""), "sample run", ("run/config.json: damaged at line 1",)),
-    ("config.json no object", write("run/config.json", "[]"), "sample run", ("run/config.json", "a list, not an object")),
+    ("config.json no object", write("run/config.json", "[]"), "sample run",
+     ("run/config.json", "a list, not an object", "copy it again")),
     ("config.json: 5,000 digits", write("run/config.json", '{"a": ' + "1" * 5000 + "}"), "sample run",
      ("run/config.json: damaged",)),
     ("config.json: deep", write("run/config.json", "[" * 100_000), "sample run", ("run/config.json: damaged",)),
-    ("config.json: key missing", config(n_embd=None), "sample run", ("config.json", "n_embd")),
-    ("config.json: text for a number", config(n_layer="1"), "sample run", ("config.json", "n_layer")),
-    ("config.json: other family", config(model_type="llama"), "sample run", ("run/config.json", "'llama'", "gpt2")),
-    ("config.json: absurd width", config(n_embd=10**12), "sample run", ("run", "copy")),
+    ("config.json: key missing", config(n_embd=None), "sample run", ("run/config.json has no 'n_embd'", "damaged")),
+    ("config.json: text for a number", config(n_layer="1"), "sample run", ("run/config.json: 'n_layer' is '1'",)),
+    ("config.json: other family", config(model_type="llama"), "sample run", ("run/config.json", "'llama'", "gpt2", "use transformers")),
+    ("config.json: absurd width", config(n_embd=10**12), "sample run", ("run/config.json: damaged", "copy it again")),
     ("config.json: overflowing width", config(n_embd=10**25), "sample run", ("run/config.json: damaged",)),
     ("config.json: absurd depth", config(n_layer=10**12), "sample run",
      ("run/config.json: damaged", "1000000000000 layers")),
@@ -295,10 +298,13 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("config.json: other width", config(n_embd=32, n_inner=64), "sample run",
      ("run/model.safetensors", "transformer.wte.weight", "32]", "config.json")),
     ("weights missing", remove("run/model.safetensors"), "sample run", ("run/model.safetensors", "no such file")),
-    ("weights cut", cut("run/model.safetensors"), "sample run", ("run/model.safetensors: damaged or cut short", "copy")),
-    ("weights cut in the header", cut("run/model.safetensors", 0.01), "sample run", ("run/model.safetensors: damaged",)),
+    ("weights cut", cut("run/model.safetensors"), "sample run",
+     ("run/model.safetensors: damaged or cut short", "copy it again")),
+    ("weights cut in the header", cut("run/model.safetensors", 0.01), "sample run",
+     ("run/model.safetensors: damaged",)),
     ("weights empty", write("run/model.safetensors", ""), "sample run", ("run/model.safetensors: damaged",)),
-    ("weights: bit of the length", flip("run/model.safetensors", 5), "sample run", ("run/model.safetensors: damaged",)),
+    ("weights: bit of the length", flip("run/model.safetensors", 5), "sample run",
+     ("run/model.safetensors: damaged",)),
     ("weights: bit of a name", flip("run/model.safetensors", 60), "sample run", ("run/model.safetensors",)),
     ("weights: index damaged", both(remove("run/model.safetensors"),
                                     write("run/model.safetensors.index.json", '{"weight_map": 3}')), "sample run",
@@ -317,7 +323,8 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("resume: no run", lambda: Path("empty").mkdir(), "resume empty", ("empty: no run.toml", "not a run folder")),
     ("resume: a file", nothing, "resume text.txt", ("text.txt", "no such folder")),
     ("resume: finished", nothing, "resume run", ("run: all its 2 steps are done", "--init run")),
-    ("resume: every checkpoint damaged", both(flip(f"{NEWEST}/model.safetensors", -1), flip(f"{OLDEST}/trainer.json", 5)),
+    ("resume: every checkpoint damaged",
+     both(flip(f"{NEWEST}/model.safetensors", -1), flip(f"{OLDEST}/trainer.json", 5)),
      "resume run", ("run: no whole checkpoint", f"{NEWEST}/model.safetensors: damaged", "--config run/run.toml")),
     ("resume: no checkpoint", remove("run/checkpoints"), "resume run", ("run: no whole checkpoint", "--config")),
     ("resume: the text changed", edit("text.txt", lambda raw: raw + b"."), "resume run",
@@ -326,7 +333,8 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("resume: run.toml damaged", cut("run/run.toml", 0.1), "resume run", ("run/run.toml", "line")),
     ("resume: run.toml without record", edit("run/run.toml", lambda raw: raw.split(b"\n[record]")[0]), "resume run",
      ("run/run.toml: no [record]", "--init run")),
-    ("resume: record is no table", edit("run/run.toml", lambda raw: b"record = 3\n"), "resume run", ("run/run.toml", "record")),
+    ("resume: record is no table", edit("run/run.toml", lambda raw: b"record = 3\n"), "resume run",
+     ("run/run.toml", "record")),
     ("resume: other tokenizer", other_tokenizer("abc"), "resume run", ("run/tokenizer.json", "put back a copy")),
     ("resume: other shape", config(n_layer=2), "resume run", ("run/config.json", "put back a copy")),
     ("resume: steps without leave", nothing, "resume run --steps 4", ("--steps 4", "--allow-change")),
@@ -362,8 +370,8 @@ ODD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("a file with a corpus's name", write("factbook", TEXT), f"train ./factbook {TINY} --out out", ("text: factbook",)),
     ("out is an empty folder", lambda: Path("out").mkdir(), TRAIN.replace("bad", "text"), ("the run is in out",)),
     ("settings with underscores", nothing, TRAIN.replace("bad", "text") + " --log_every 1", ("the run is in out",)),
-    ("config with a BOM", write("bad.toml", b"\xef\xbb\xbfminutes = 1.0\n"), TRAIN.replace("bad", "text") + " --config bad.toml",
-     ("plan: 2 steps",)),
+    ("config with a BOM", write("bad.toml", b"\xef\xbb\xbfminutes = 1.0\n"),
+     TRAIN.replace("bad", "text") + " --config bad.toml", ("plan: 2 steps",)),
     ("unseen in eval", bad("日本" + TEXT), "eval run bad.txt --json",
      ("2 characters that the tokenizer has never seen", '"skipped_characters": 2')),
     ("eval after the text changed", edit("text.txt", lambda raw: raw + b"to be"), "eval run",
@@ -372,7 +380,8 @@ ODD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      (f"note: {NEWEST}/model.safetensors: damaged", "going back to step-00000001", "going on after step 1 of 2")),
     ("newest checkpoint without manifest", remove(f"{NEWEST}/manifest.json"), "resume run --json",
      (f"note: {NEWEST}/manifest.json", "going back to step-00000001", '"resumed_from": 1')),
-    ("half a line of metrics", cut("run/metrics.jsonl", 0.9), "resume run --steps 3 --allow-change", ("after step 2 of 3",)),
+    ("half a line of metrics", cut("run/metrics.jsonl", 0.9), "resume run --steps 3 --allow-change",
+     ("after step 2 of 3",)),
 ]
 
 
@@ -427,8 +436,11 @@ def test_two_runs_that_chose_the_same_folder(here, capsys, monkeypatch):
     assert on_disk(here) == before
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "out/x"),
-                                   SafetensorError("I/O error: No space left on device (os error 28)")], ids=["os", "lib"])
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize("error", [OSError(28, FULL, "out/x"), SafetensorError(f"I/O error: {FULL} (os error 28)")],
+                         ids=["system", "library"])
 def test_no_space(here, capsys, monkeypatch, error):
     def full(*args: object, **kwargs: object) -> None:
         raise error
@@ -471,7 +483,8 @@ for argv in json.loads(sys.argv[1]):
 """
     cases = [("train secret.txt --out mine/out", ("secret.txt: may not be read", "chmod")),
              ("train closed --out mine/out", ("closed", "ermission")),
-             (f"train open.txt {TINY} --out theirs/out", ("theirs/out", "theirs may not be written to", "another --out")),
+             (f"train open.txt {TINY} --out theirs/out",
+              ("theirs/out", "theirs may not be written to", "another --out")),
              ("train --config secret.txt", ("secret.txt: cannot be read (Permission denied)",)),
              ("sample run", ("run/config.json: cannot be read (Permission denied)",))]
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others

@@ -182,7 +182,7 @@ def test_an_unreadable_file(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cp, "open", refuse, raising=False)  # taking rights away does not stop root
+    monkeypatch.setattr("bardlet.reading.open", refuse, raising=False)  # taking rights away does not stop root
     assert error_of(path).startswith(f"{path}: may not be read: change its permissions")
 
 

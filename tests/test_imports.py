@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
 LAYERS = [  # a file imports only from rows above its own; inside a package siblings may be imported
     ["errors"],
-    ["config", "dist", "tokenizer", "models.layers"],
+    ["config", "dist", "reading", "tokenizer", "models.layers"],
     ["corpus", "loss", "models"],
     ["data", "optim", "hf", "checkpoint", "generate"],
     ["evaluate", "report"],

@@ -122,12 +122,24 @@ def test_place_knows_who_stands_where_and_sees_whom() -> None:
     position, mask = place(idx, 8, segment_BT=torch.tensor([[7, 7, 7, 3, 3], [1, 2, 2, 1, 1]]))
     assert position.tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 0, 1]]
     assert mask is not None and mask.shape == (2, 1, 5, 5)
-    assert mask[1, 0].int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert mask[1, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
 
     _, mask = place(idx, 8, prefix_B=torch.tensor([0, 3]))
     assert mask is not None
     assert mask[0, 0].int().tolist() == torch.ones(5, 5).tril().int().tolist()
-    assert mask[1, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert mask[1, 0].int().tolist() == [
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ]
 
     empty = torch.zeros(1, 2, 1, 8, 4)
     position, mask = place(idx[:, :2], 8, cache=KVCache(empty, empty, torch.tensor([1, 3])))
@@ -151,7 +163,9 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @few
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.booleans(), st.sampled_from(["float32", "bfloat16"]))
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.booleans(), st.sampled_from(["float32", "bfloat16"])
+)
 def test_product_is_linear(width: int, out: int, rows: int, bias: bool, dtype: str) -> None:
     torch.manual_seed(0)
     weight, b = torch.randn(out, width), torch.randn(out) if bias else None

@@ -113,7 +113,7 @@ def newest_whole(run: Path) -> Path:
     Raises:
         BardletError: when there is none.
     """
-    damaged = []
+    damaged: list[str] = []
     for folder in reversed(steps_saved(run)):
         wrong = verify(folder)
         if wrong is None:
@@ -151,7 +151,7 @@ def new_folder(out: Path | None, name: str) -> Path:
         return next(path for path in candidates if not path.exists())
     here = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
     if here == out and not out.is_dir():
-        raise BardletError(f"{out}: is a file, not a folder; name another --out")
+        raise BardletError(f"{out}: is there and is no folder; name another --out")
     if not here.is_dir():
         raise BardletError(f"{out}: {here} is not a folder, so nothing can be made in it; name another --out")
     if not os.access(here, os.W_OK | os.X_OK):

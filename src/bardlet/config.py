@@ -154,10 +154,10 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("steps", "minutes", "vocab_size", "n_kv_head", "n_inner", "threads"):
             value = getattr(self, name)
-            _require(value is None or 0 < value < math.inf, name, value, "more than 0")
+            _require(value is None or 0 < value < math.inf, name, value, "more than 0, and finite")
         for name in ("eval_every", "save_every", "eval_tokens", "warmup_steps", "weight_decay", "grad_clip", "seed"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < math.inf, name, value, "0 or more")
+            _require(value is None or 0 <= value < math.inf, name, value, "0 or more, and finite")
         # beyond these the libraries below fail in ways that nobody can read
         for name, most in (("seed", 2**63 - 1), ("vocab_size", 2**24), ("threads", 1024), ("block_size", 2**24)):
             value = getattr(self, name)
@@ -258,6 +258,8 @@ def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
         raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
     except OSError as error:
         raise BardletError(f"{path}: cannot be read ({error.strerror}); name a TOML file of settings") from None
+    except UnicodeDecodeError as error:
+        raise BardletError(f"{path}: byte {error.start} is no UTF-8: save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise BardletError(f"{path}: is not TOML: {error}; a line is `name = value`, text in \" \"") from None
     record = values.pop("record", {})

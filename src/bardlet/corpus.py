@@ -1,8 +1,7 @@
 """Where text comes from: named corpora, files, folders and globs, read as documents of clean Unicode.
 
-A corpus is a list of sources. A source is one file: a text file is one document, a .jsonl file has one a
-line. Everything is read as UTF-8 whatever the machine's locale; what can be mended is mended and said
-(a byte order mark, UTF-16, Windows line ends), and what cannot is an error with its file and byte.
+A corpus is a list of sources, in the order in which they are read. What one file holds is read in reading.py; here
+stands which files there are, what they are called, and which documents train and which validate.
 """
 
 from __future__ import annotations
@@ -10,34 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import gzip
 import hashlib
-import io
 import itertools
-import json
 import logging
-import lzma
 import os
 import re
 import stat
 import tempfile
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import IO
 
 from bardlet.errors import BardletError
+from bardlet.reading import OPENERS, TEXT_SUFFIXES, Source, inner_suffix, open_raw, read_jsonl, read_text
 
 log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
 
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
-OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 MANY = 20  # from so many documents on, whole documents are held out
 
 
@@ -153,22 +145,6 @@ def _download(url: str, target: Path, sha256: str, progress: Progress | None) ->
 # ------------------------------------------------------------------------------------------- corpus
 
 
-@dataclass(frozen=True)
-class Source:
-    """One file. label: its name in hashes and messages; part: "both" (to be split), "train" or "val"."""
-
-    path: Path
-    label: str
-    part: str = "both"
-    field: str = "text"
-    between: str | None = None
-
-    @property
-    def is_jsonl(self) -> bool:
-        """Whether each line is a JSON object with the text of a document."""
-        return _inner_suffix(self.path) == ".jsonl"
-
-
 @dataclass
 class Corpus:
     """Documents from files. field: the key of a .jsonl line that holds the text."""
@@ -189,7 +165,7 @@ class Corpus:
         digest = hashlib.sha256()
         for source in self.sources:
             digest.update(repr((source.label, source.part, source.field, source.between)).encode())
-            with _open_raw(source.path, compressed=True) as file:
+            with open_raw(source.path, compressed=True) as file:
                 inner = hashlib.sha256()
                 while block := file.read(1 << 20):
                     inner.update(block)
@@ -244,7 +220,7 @@ class Corpus:
             yield Source(Path(self.name), self.name), self.name, python_docs()
         for source in self.sources:
             if part in ("any", source.part):
-                read = _read_jsonl if source.is_jsonl else _read_text
+                read = read_jsonl if source.is_jsonl else read_text
                 for place, text in read(source, self._notice):
                     if text:
                         yield source, place, text
@@ -319,7 +295,7 @@ def _one(path: Path, label: str, field: str) -> Source:
     if not stat.S_ISREG(mode):
         kind = "a FIFO" if stat.S_ISFIFO(mode) else "not an ordinary file"
         raise BardletError(f"{path}: is {kind}, which cannot be read twice: write its content to a file first")
-    with _open_raw(path) as file:
+    with open_raw(path) as file:
         if not file.read(1):
             raise BardletError(f"{path}: the file is empty: name a file that has some text")
     return Source(path, label, field=field)
@@ -336,7 +312,7 @@ def _walk(folder: Path, field: str) -> list[Source]:
         folders[:] = [f for f in folders if not f.startswith(".")]
         for file in files:
             path = Path(here) / file
-            known = _inner_suffix(path) in (*TEXT_SUFFIXES, *([""] if path.suffix in OPENERS else []))
+            known = inner_suffix(path) in (*TEXT_SUFFIXES, *([""] if path.suffix in OPENERS else []))
             if known and not file.startswith(".") and stat.S_ISREG(_stat(path).st_mode):
                 label = path.relative_to(folder).as_posix()
                 if path.stat().st_size:
@@ -358,12 +334,6 @@ def _stat(path: Path) -> os.stat_result:
         raise BardletError(f"{path}: cannot be read ({error.strerror}): check that it is still there") from None
 
 
-def _inner_suffix(path: Path) -> str:
-    """The suffix without that of the compression: .jsonl for a.jsonl.xz."""
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in OPENERS else suffix
-
-
 def _stem(path: Path) -> str:
     path = Path(path.resolve().name)
     while path.suffix.lower() in (*OPENERS, *TEXT_SUFFIXES):
@@ -374,141 +344,6 @@ def _stem(path: Path) -> str:
 def _did_you_mean(name: str) -> str:
     close = difflib.get_close_matches(name, NAMED, n=1)
     return f' (did you mean "{close[0]}"?)' if close else ""
-
-
-# ------------------------------------------------------------------------------------------ reading
-
-Notice = Callable[[Source, str], None]
-
-
-@contextlib.contextmanager
-def _open_raw(path: Path, compressed: bool = False) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed by its suffix unless `compressed`; every failure is one line."""
-    opener = open if compressed else OPENERS.get(path.suffix.lower(), open)
-    try:
-        with opener(path, "rb") as file:
-            yield file
-    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise BardletError(f"{path}: its compression is damaged ({error}): get the file again") from None
-    except PermissionError:
-        raise BardletError(f"{path}: may not be read: change its permissions or copy it (chmod u+r)") from None
-    except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """(place, text) of each document of a text file: one, unless `between` says what separates them."""
-    with _open_raw(source.path) as file:
-        raw = file.read()
-    text = _mend(_decode(raw, source, notice), source, notice)
-    del raw  # a big file would lie in memory twice while its documents are used
-    if source.between is None:
-        yield str(source.path), text
-        return
-    start = 0
-    for number, match in enumerate(re.finditer(source.between, text), 1):
-        yield f"{source.path}, document {number}", text[start : match.start()]
-        start = match.end()
-    yield f"{source.path}, last document", text[start:]
-
-
-def _decode(raw: bytes, source: Source, notice: Notice) -> str:
-    """The text of a whole file: UTF-8, or what its byte order mark says. NUL means that it is no text."""
-    for mark, encoding, what in (
-        (b"\xff\xfe\x00\x00", "utf-32", "UTF-32"),
-        (b"\x00\x00\xfe\xff", "utf-32", "UTF-32"),
-        (b"\xff\xfe", "utf-16", "UTF-16"),
-        (b"\xfe\xff", "utf-16", "UTF-16"),
-    ):
-        if raw.startswith(mark):
-            notice(source, f"is {what}, not UTF-8; read as {what}")
-            try:
-                text = raw.decode(encoding)
-            except UnicodeDecodeError as error:
-                raise BardletError(
-                    f"{source.path}: begins as {what} but byte {error.start} is not ({error.reason}): save it as UTF-8"
-                ) from None
-            if (nul := text.find("\0")) >= 0:
-                raise BardletError(f"{source.path}: character {nul} is NUL, so this is no text: take it out")
-            return text
-    if (nul := raw.find(b"\0")) >= 0:
-        raise BardletError(
-            f"{source.path}: byte {nul} (line {raw.count(10, 0, nul) + 1}) is NUL, so this is binary, no text: "
-            "take the file out, or save it as UTF-8 text"
-        )
-    if raw.startswith(b"\xef\xbb\xbf"):
-        notice(source, "begins with a byte order mark, which was dropped")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        offset = error.start + 3 * raw.startswith(b"\xef\xbb\xbf")
-        raise _not_utf8(source, offset, raw.count(10, 0, offset) + 1, raw[offset]) from None
-
-
-def _not_utf8(source: Source, offset: int, line: int, byte: int) -> BardletError:
-    return BardletError(
-        f"{source.path}: byte {offset} (line {line}) is 0x{byte:02X}, which is no UTF-8: "
-        "save the file as UTF-8 (iconv -f LATIN1 -t UTF-8, say)"
-    )
-
-
-def _mend(text: str, source: Source, notice: Notice) -> str:
-    if "\r\n" in text:
-        notice(source, "has Windows line ends (CR LF), read as LF")
-        text = text.replace("\r\n", "\n")
-    return text
-
-
-def _read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """(place, text) of each line of a .jsonl file, one line in memory at a time."""
-    offset = 0
-    with _open_raw(source.path) as file:
-        lines: Iterator[bytes] = iter(file)
-        if file.peek(4)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
-            lines = io.BytesIO(_decode(file.read(), source, notice).encode())
-        for number, line in enumerate(lines, 1):
-            place = f"{source.path}, line {number}"
-            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                notice(source, "begins with a byte order mark, which was dropped")
-                line, offset = line[3:], 3
-            try:
-                decoded = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(source, offset + error.start, number, line[error.start]) from None
-            offset += len(line)
-            if decoded.strip():
-                text = _mend(_text_of_line(decoded, place, source.field), source, notice)
-                del line, decoded
-                yield place, text
-
-
-def _text_of_line(line: str, place: str, key: str) -> str:
-    """The text of one JSON object."""
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        hint = " (NUL: this is binary)" if "\0" in line else ""
-        raise BardletError(
-            f"{place}: is not JSON{column}{hint}: write one object a line, or rename the file to .txt"
-        ) from None
-    if not isinstance(value, dict):
-        raise BardletError(f'{place}: is not an object like {{"{key}": "..."}}')
-    if key not in value:
-        strings = [k for k, v in value.items() if isinstance(v, str)]
-        remedy = f"choose one with --field: {', '.join(strings)}" if strings else "and no field with text at all"
-        raise BardletError(f'{place}: has no field "{key}"; {remedy}')
-    text = value[key]
-    if not isinstance(text, str):
-        raise BardletError(f'{place}: "{key}" is {type(text).__name__}, not text: choose another field with --field')
-    if "\\ud" in line or "\\uD" in line:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BardletError(
-                f'{place}: character {error.start} of "{key}" is half of a surrogate pair: write it as UTF-8'
-            ) from None
-    return text
 
 
 # ------------------------------------------------------------------------------------- embedded one

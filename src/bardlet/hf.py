@@ -63,12 +63,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BardletError(f"{path}: there is no such file, so {path.parent} is not a whole model folder") from None
+        raise BardletError(f"{path}: there is no such file, so {path.parent} is not a whole model folder; "
+                           "copy it there, or name a run folder") from None
     except json.JSONDecodeError as error:
         raise BardletError(f"{path}: damaged at line {error.lineno}, column {error.colno}: {error.msg}; "
                            "copy it again, or take another checkpoint") from None
     except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror}); change its permissions, or copy it again") from None
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); change its permissions, "
+                           "or copy it again") from None
     except (ValueError, RecursionError) as error:
         raise BardletError(f"{path}: damaged: {error}; copy it again, or take another checkpoint") from None
     if not isinstance(value, dict):
@@ -99,7 +101,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except FileNotFoundError:
-        raise BardletError(f"{path}: there is no such file, so {path.parent} is not a whole model folder") from None
+        raise BardletError(f"{path}: there is no such file, so {path.parent} is not a whole model folder; "
+                           "copy it there, or name a run folder") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise BardletError(f"{path}: damaged or cut short ({error}); copy it again, "
                            "or take another checkpoint") from None
@@ -126,9 +129,11 @@ def read_model_config(folder: Path) -> ModelConfig:
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     if family not in models.FAMILIES:
         raise BardletError(f"{folder / 'config.json'}: model_type {values.get('model_type')!r} is not one that bardlet "
-                           f"computes ({', '.join(models.FAMILIES)})")
+                           f"computes ({', '.join(models.FAMILIES)}): use transformers for it")
     try:
         return models.load_class(family).from_hf(values)
+    except BardletError as error:
+        raise BardletError(str(error).replace("config.json", str(folder / "config.json"), 1)) from None
     except KeyError as error:
         raise BardletError(f"{folder / 'config.json'}: damaged: {error} is missing") from None
     except (TypeError, ValueError) as error:
@@ -154,8 +159,8 @@ def read_folder(folder: Path, dropout: float = 0.0) -> tuple[Any, tokenizer.Toke
         raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
     config = read_model_config(folder)
     words = tokenizer.load(folder)
-    # models from elsewhere may have rows to spare; in a run both come from one hand
-    if words.vocab_size > config.vocab_size or (words.vocab_size < config.vocab_size and (folder / "run.toml").exists()):
+    own = (folder / "run.toml").exists()  # models from elsewhere may have rows to spare
+    if words.vocab_size > config.vocab_size or (own and words.vocab_size < config.vocab_size):
         raise BardletError(f"{folder}: its tokenizer has {words.vocab_size} tokens, its config.json "
                            f"{config.vocab_size}: they do not belong together; copy both from the same run")
     weights = read_weights(folder)

@@ -59,12 +59,10 @@ def test_a_change_at_t_leaves_the_logits_before_t_as_they_are(family: str, seed:
     assert not torch.allclose(before[:, t], after[:, t])
 
 
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", sorted(CONFIGS.keys() - {"bigram"}))
 @torch.no_grad()
 def test_every_earlier_token_matters(family: str) -> None:
     """The reverse of causality: with a model that sees nothing, the tests above would pass as well."""
-    if family == "bigram":
-        pytest.skip("a bigram sees the current token alone")
     model = lively(CONFIGS[family], 1)
     idx = tokens(1, BLOCK)
     for t in range(BLOCK):

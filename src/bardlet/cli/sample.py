@@ -48,7 +48,7 @@ class Command:
     def __post_init__(self) -> None:
         for name, holds, what in (
             ("tokens", self.tokens >= 1, "at least 1"), ("num", self.num >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more, and finite"),
             ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
             ("seed", self.seed is None or self.seed >= 0, "0 or more"),
@@ -124,7 +124,8 @@ def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Ca
         decoder.feed(token)
     stop = () if words.eos_id is None else (words.eos_id,)
     for ids in generate.stream(model, [prompt], tokens, stop_ids=stop, **options):
-        out(decoder.feed(int(ids[0])))
+        [token] = (i for i in ids if i is not None)  # None is a row that has ended, and there is only one
+        out(decoder.feed(token))
         count += 1
     out(decoder.finish())
     return count
