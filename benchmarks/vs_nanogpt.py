@@ -115,7 +115,8 @@ def timed(command: list[str], cwd: Path) -> tuple[str, float]:
 def run_nanogpt(copy: Path, steps: int, windows: Path) -> dict[str, float]:
     """Train and evaluate the peer."""
     shutil.rmtree(copy / "out", ignore_errors=True)
-    command = [sys.executable, "train.py", *NANOGPT, "--out_dir=out", f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
+    command = [sys.executable, "train.py", *NANOGPT, "--out_dir=out", f"--max_iters={steps}",
+               f"--lr_decay_iters={steps}"]
     output, seconds = timed(command, copy)
     step_ms = [float(ms) for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
     loss = float(timed([sys.executable, "-c", EVALUATE, str(windows)], copy)[0])

@@ -264,6 +264,8 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
 
 def _sources(argument: str, field: str, progress: Progress | None) -> list[Source]:
     """What one TEXT argument stands for."""
+    if not argument.strip():
+        raise BardletError("TEXT is an empty name (an unset variable?): name a file, a folder or a corpus")
     if argument in NAMED:
         if Path(argument).exists():
             log.warning('"%s" is the named corpus; for the file or folder here write ./%s', argument, argument)

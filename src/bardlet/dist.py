@@ -73,6 +73,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("bardlet computes on cpu, cuda or mps")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

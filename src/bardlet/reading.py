@@ -154,14 +154,14 @@ def _text_of_line(line: str, place: str, key: str) -> str:
     """The text of one JSON object."""
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: JSON's own, or a number of 5,000 digits
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         hint = " (NUL: this is binary)" if "\0" in line else ""
         raise BardletError(
             f"{place}: is not JSON{column}{hint}: write one object a line, or rename the file to .txt"
         ) from None
     if not isinstance(value, dict):
-        raise BardletError(f'{place}: is not an object like {{"{key}": "..."}}')
+        raise BardletError(f'{place}: is not an object like {{"{key}": "..."}}: write one a line, or rename it to .txt')
     if key not in value:
         strings = [k for k, v in value.items() if isinstance(v, str)]
         remedy = f"choose one with --field: {', '.join(strings)}" if strings else "and no field with text at all"

@@ -42,7 +42,7 @@ def model_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: s
     card = f"""# {run.name}
 
 A {config.model} language model with {record["parameters"]:,} parameters, trained by
-[bardlet](https://pypi.org/project/bardlet/) on {record["text"]}.
+bardlet on {record["text"]}.
 
 | | |
 | --- | --- |

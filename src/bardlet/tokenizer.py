@@ -99,6 +99,8 @@ class Tokenizer:
         self.hash = hashlib.sha256(text.encode()).hexdigest()
         self.vocab = self.inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.vocab.values()) + 1
+        if self.vocab_size > 1 << 24:  # ids index tables: one absurd id would take all memory
+            raise ValueError(f"its largest id is {self.vocab_size - 1}")
         self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
         self.eos, self.pad = eos, pad
         self.eos_id: int | None = self.vocab.get(eos)

@@ -19,8 +19,9 @@ def test_one_line_of_50_mb(tmp_path, monkeypatch, tokenizer, spaces):
     monkeypatch.setenv("BARDLET_CACHE", str(tmp_path / "cache"))
     words = "the quick brown fox jumps over the lazy dog and runs away ".replace(" ", " " if spaces else "")
     (tmp_path / "line.txt").write_text((words * (50_000_000 // len(words) + 1))[:50_000_000], encoding="ascii")
+    argv = ["train", "line.txt", "--tokenizer", tokenizer, "--out", "out", *SMALL.split()]
     made = subprocess.run(
-        [sys.executable, "-m", "bardlet", "train", "line.txt", "--out", "out", "--tokenizer", tokenizer, *SMALL.split()],
+        [sys.executable, "-m", "bardlet", *argv],
         cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert made.returncode == 0, made.stderr
     assert "50,000,000 characters in 1 document" in made.stdout

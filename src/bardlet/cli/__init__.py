@@ -104,7 +104,8 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError):
-        return "out of memory; take a smaller --batch-size with more --grad-accum, or a smaller model (--n-embd, --n-layer)"
+        return ("out of memory; take a smaller --batch-size with more --grad-accum, or a smaller model "
+                "(--n-embd, --n-layer)")
     assert isinstance(error, OSError)
     where = f"{error.filename}: " if error.filename else ""
     remedy = {

@@ -155,10 +155,15 @@ def parts(data: Prepared, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
 
 def _as_model(config: TrainConfig, shape: ModelConfig) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its context may be cut for the training."""
+    ignored = [name for name in ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tokenizer", "vocab_size")
+               if getattr(config, name) != getattr(TrainConfig, name)]
+    if ignored:
+        log.warning("--%s: not used, --init %s decides it", ", --".join(n.replace("_", "-") for n in ignored), config.init)
     default = TrainConfig.block_size
     block = min(shape.block_size, config.block_size) if config.block_size != default else shape.block_size
     return replace(config, model=cast(Any, shape.model), n_layer=shape.n_layer, n_head=shape.n_head,
-                   n_kv_head=shape.n_kv_head, n_embd=shape.n_embd, n_inner=shape.n_inner, block_size=block, tie_embeddings=shape.tie_embeddings)
+                   n_kv_head=shape.n_kv_head, n_embd=shape.n_embd, n_inner=shape.n_inner,
+                   block_size=block, tie_embeddings=shape.tie_embeddings)
 
 
 def assemble(run: Path, model: Any, data: Prepared, config: TrainConfig, dist: Dist,

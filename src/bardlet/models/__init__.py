@@ -50,14 +50,14 @@ def take(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) 
             raise BardletError(f"config.json has no '{key}': the file is damaged or of another model family")
         return default
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    good = {
-        int: isinstance(value, int) and number and value >= 1,
-        float: number and value >= 0,
-        bool: isinstance(value, bool),
-        str: isinstance(value, str),
+    good, words = {
+        int: (isinstance(value, int) and number and value >= 1, "a whole number of at least 1"),
+        float: (number and value >= 0, "a number of at least 0"),
+        bool: (isinstance(value, bool), "true or false"),
+        str: (isinstance(value, str), "a text"),
     }[kind]
     if not good:
-        raise BardletError(f"config.json: '{key}' is {value!r}, but a {kind.__name__} is needed there")
+        raise BardletError(f"config.json: '{key}' is {value!r}, but {words} is needed there")
     return kind(value)
 
 

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bardlet.config import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.generate import generate, probabilities, row_seeds, sample_next, stream
+from bardlet.models import build
+
+V = 19
+CONFIGS = [
+    ModelConfig("bigram", vocab_size=V, block_size=16),
+    ModelConfig("gpt2", vocab_size=V, block_size=16, n_layer=2, n_head=2, n_kv_head=2, n_embd=16, head_dim=8,
+                n_inner=32),
+    ModelConfig("qwen3", vocab_size=V, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, head_dim=4,
+                n_inner=24, activation="silu", norm_eps=1e-6),
+]  # fmt: skip
+few = settings(max_examples=50, deadline=None)
+logit_rows = st.lists(
+    st.lists(st.floats(-20, 20, width=32) | st.just(1.5), min_size=V, max_size=V), min_size=1, max_size=4
+).map(torch.tensor)
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: config.model)
+def model(request: pytest.FixtureRequest) -> Iterator[Any]:
+    torch.manual_seed(0)
+    model = build(request.param)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    yield model.eval()
+
+
+# ---------------------------------------------------------------------------- sampling
+
+
+@few
+@given(logit_rows, st.floats(0.05, 5), st.floats(0.01, 0.999), st.none() | st.integers(1, V + 3))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(
+    logits: torch.Tensor, temperature: float, top_p: float, top_k: int | None
+) -> None:
+    whole = probabilities(logits, temperature, top_k, None)
+    cut = probabilities(logits, temperature, top_k, top_p)
+    for before, after in zip(whole, cut, strict=True):
+        kept = after > 0
+        mass = float(before[kept].sum())
+        assert mass >= top_p - 1e-12
+        assert mass - float(before[kept].min()) < top_p + 1e-12  # with one less it would not
+        if not kept.all():
+            assert float(before[kept].min()) >= float(before[~kept].max())
+        torch.testing.assert_close(after[kept], before[kept] / mass, rtol=1e-9, atol=1e-12)
+
+
+@few
+@given(logit_rows, st.floats(0.05, 5), st.integers(1, V + 3))
+def test_top_k_keeps_exactly_the_k_likeliest(logits: torch.Tensor, temperature: float, top_k: int) -> None:
+    cut = probabilities(logits, temperature, top_k, None)
+    want = (logits.double() / temperature).softmax(-1)
+    for before, after in zip(want, cut, strict=True):
+        kept = after > 0
+        if float(before.min()) > 1e-300:
+            assert int(kept.sum()) == min(top_k, V)
+        assert kept.all() or float(before[kept].min()) >= float(before[~kept].max())
+        torch.testing.assert_close(after[kept], before[kept] / before[kept].sum(), rtol=1e-9, atol=1e-12)
+
+
+@few
+@given(st.integers(0, 2**32))
+def test_temperature_0_and_top_k_1_are_greedy(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, V, generator=generator)
+    assert torch.equal(sample_next(logits, 0), logits.argmax(-1))
+    assert torch.equal(sample_next(logits, 1.3, 1, None, generator), logits.argmax(-1))
+    assert torch.equal(sample_next(logits, 1.3, None, 1e-9, generator), logits.argmax(-1))
+    assert torch.equal(sample_next(logits * 100, 1e-6, None, None, generator), logits.argmax(-1))
+
+
+def test_samples_are_as_frequent_as_they_are_likely() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([0.0, 1.0, -1.0, float("-inf"), 2.0])
+    n = 40_000
+    drawn = sample_next(logits.expand(n, 5), 0.7, None, None, generator).bincount(minlength=5) / n
+    want = (logits / 0.7).softmax(-1)
+    assert drawn[3] == 0
+    assert float((drawn - want).abs().max()) < 4 * (0.25 / n) ** 0.5  # four standard deviations
+
+
+def test_row_seeds() -> None:
+    assert row_seeds([5, 6], 2) == [5, 6]
+    assert row_seeds(3, 2) == row_seeds(3, 5)[:2]
+    assert len(set(row_seeds(1, 50) + row_seeds(2, 50))) == 100
+    assert row_seeds(None, 2) != row_seeds(None, 2)
+    with pytest.raises(BardletError, match="3 seeds for 2 prompts"):
+        row_seeds([1, 2, 3], 2)
+
+
+# ---------------------------------------------------------------------------- generation
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(model: Any) -> None:
+    prompts = [[1], [2, 3, 4], [5] * 30, [6, 7]]
+    how: dict[str, Any] = {"temperature": 0.9, "top_k": 12, "top_p": 0.95, "stop_ids": (11,)}
+    seeds = [4, 3, 2, 1]
+    together = generate(model, prompts, 40, seed=seeds, **how)
+    alone = [generate(model, [p], 40, seed=[s], **how)[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert together == alone
+    assert generate(model, prompts, 10, seed=7)[:2] == generate(model, prompts[:2], 10, seed=7)
+
+
+def test_the_seed_decides_and_torchs_own_generator_is_left_alone(model: Any) -> None:
+    torch.manual_seed(123)
+    want = torch.rand(3)
+    torch.manual_seed(123)
+    first = generate(model, [[1], [1]], 30, seed=5)
+    assert torch.equal(torch.rand(3), want)
+    assert generate(model, [[1], [1]], 30, seed=5) == first
+    assert first[0] != first[1]
+    assert generate(model, [[1]], 30, seed=6) != first[:1]
+    assert generate(model, [[1]], 30, seed=None) != generate(model, [[1]], 30, seed=None)
+
+
+def test_rows_end_with_their_first_stop_id(model: Any) -> None:
+    free = generate(model, [[1], [2], [3]], 40, seed=0)
+    stop = free[0][7]
+    steps: list[list[int | None]] = []
+    got = generate(model, [[1], [2], [3]], 40, seed=0, stop_ids=[stop], on_token=steps.append)
+    for row, whole in zip(got, free, strict=True):
+        assert row == (whole[: whole.index(stop) + 1] if stop in whole else whole)
+    assert len(got[0]) <= 8
+    assert [[step[row] for step in steps if step[row] is not None] for row in range(3)] == got
+    assert len(steps) == max(map(len, got))
+
+
+def test_streaming_gives_the_same_ids_one_step_at_a_time(model: Any) -> None:
+    whole = generate(model, [[1, 2], [3]], 20, seed=9)
+    steps = stream(model, [[1, 2], [3]], 20, seed=9)
+    assert [next(steps) for _ in range(5)] == [list(pair) for pair in zip(*whole, strict=True)][:5]
+
+
+def test_the_model_is_left_as_it_was(model: Any) -> None:
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    generate(model, [[1]], 3, dtype=torch.bfloat16, seed=0)
+    steps = stream(model, [[1]], 20)
+    next(steps)
+    assert not torch.is_inference_mode_enabled()
+    steps.close()
+    assert model.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    model(torch.tensor([[1, 2]])).sum().backward()  # and it can be trained on
+
+
+def test_dropout_does_not_reach_generation() -> None:
+    torch.manual_seed(0)
+    model = build(ModelConfig("gpt2", vocab_size=V, block_size=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16,
+                              head_dim=8, n_inner=32, dropout=0.5)).train()  # fmt: skip
+    first = generate(model, [[1]], 40, temperature=0)
+    assert all(generate(model, [[1]], 40, temperature=0) == first for _ in range(3))
+
+
+def test_bf16_is_near_fp32(model: Any) -> None:
+    idx = torch.arange(12)[None]
+    with torch.inference_mode():
+        want = model(idx)[0, -1]
+        half = build(model.config).eval()
+        half.load_state_dict(model.state_dict())
+        half.bfloat16()
+        cache = half.new_cache(1)
+        decode = half.decoder()
+        for token in idx[0]:
+            got = decode(token[None], cache)
+    assert got.dtype == torch.bfloat16
+    assert float((got[0].float() - want).abs().max()) < 0.1 * float(want.abs().max())
+    assert len(generate(model, [[1], [2, 3]], 30, dtype=torch.bfloat16, seed=0)[1]) == 30
+
+
+def test_nothing_asked_nothing_given(model: Any) -> None:
+    assert generate(model, [], 5) == []
+    assert generate(model, [[1], [2]], 0) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
+        ({"prompts": [[V]]}, "token 19, but the vocabulary ends at 18"),
+        ({"prompts": [[-1]]}, "token -1"),
+        ({"max_new_tokens": -1}, "cannot make -1 tokens"),
+        ({"temperature": -0.1}, "temperature -0.1"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.1}, "top_p 1.1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+    model = build(CONFIGS[0])
+    with pytest.raises(BardletError, match=message):
+        generate(model, **({"prompts": [[1]], "max_new_tokens": 3} | change))
+
+
+def test_damaged_weights_are_refused() -> None:
+    model = build(CONFIGS[1])
+    with torch.no_grad():
+        model.transformer.ln_f.weight[3] = float("nan")
+    with pytest.raises(BardletError, match="not finite"):
+        generate(model, [[1]], 3)

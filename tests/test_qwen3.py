@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bardlet.config import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.generate import generate
+from bardlet.models.layers import rotary
+from bardlet.models.qwen3 import Block, Qwen3
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+CONFIG = ModelConfig("qwen3", vocab_size=29, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=6,
+                     n_inner=48, activation="silu", norm_eps=1e-6)  # fmt: skip
+VARIANTS = {
+    "grouped, narrow heads": CONFIG,
+    "untied, wide heads": replace(CONFIG, tie_embeddings=False, n_kv_head=4, head_dim=10),
+    "theta, eps": replace(CONFIG, rope_theta=300.0, norm_eps=1e-3, n_kv_head=1),
+}
+
+
+def lively(config: ModelConfig) -> Qwen3:
+    torch.manual_seed(0)
+    model = Qwen3(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def write_folder(model: Any, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.to_hf(model.config) | NO_IDS), encoding="utf-8")
+    save_file(model.hf_state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_parity_with_transformers_in_both_directions(variant: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = VARIANTS[variant]
+    ours = lively(config)
+    idx = torch.randint(config.vocab_size, (3, config.block_size))
+    write_folder(ours, tmp_path / "ours")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(ours(idx), theirs(idx).logits, **CLOSE)
+
+    for parameter in theirs.parameters():  # other weights, so that the way back is seen to carry them
+        parameter.mul_(1.5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = Qwen3.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
+    assert back == config
+    loaded = Qwen3(back).eval()
+    loaded.load_hf_state_dict(load_file(tmp_path / "theirs" / "model.safetensors"))
+    torch.testing.assert_close(loaded(idx), theirs(idx).logits, **CLOSE)
+    assert not torch.allclose(loaded(idx), ours(idx))
+
+
+def test_the_same_100_greedy_tokens_as_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ours = lively(CONFIG)
+    write_folder(ours, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    prompt = torch.tensor([[3, 1, 4, 1, 5]])
+    want = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=100, do_sample=False)
+    assert generate(ours, [prompt[0].tolist()], 100, temperature=0) == [want[0, 5:].tolist()]
+
+
+def test_the_state_dict_is_the_checkpoint(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for config in VARIANTS.values():
+        ours = lively(config)
+        write_folder(ours, tmp_path)
+        AutoModelForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+        saved, own = load_file(tmp_path / "theirs" / "model.safetensors"), ours.hf_state_dict()
+        assert saved.keys() == own.keys() == ours.state_dict().keys()
+        for name, tensor in ours.state_dict().items():
+            assert torch.equal(own[name], saved[name]) and torch.equal(tensor, saved[name])
+
+
+@torch.no_grad()
+def test_weights_are_taken_with_the_tied_head() -> None:
+    ours, other = lively(CONFIG), Qwen3(CONFIG).eval()
+    idx = torch.randint(CONFIG.vocab_size, (1, 9))
+    tensors = ours.hf_state_dict()
+    other.load_hf_state_dict(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    assert torch.equal(other(idx), ours(idx))
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    model = Qwen3(CONFIG)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor + 1 for name, tensor in model.hf_state_dict().items()}
+    missing = {name: tensor for name, tensor in tensors.items() if name != "model.layers.1.input_layernorm.weight"}
+    with pytest.raises(BardletError, match=r"no 'model\.layers\.1\.input_layernorm\.weight'"):
+        model.load_hf_state_dict(missing)
+    with pytest.raises(BardletError, match=r"'model\.extra', which this model has no place for"):
+        model.load_hf_state_dict(tensors | {"model.extra": torch.zeros(1)})
+    with pytest.raises(BardletError, match=r"'model\.embed_tokens\.weight' of shape \[5, 32\].*\[29, 32\]"):
+        model.load_hf_state_dict(tensors | {"model.embed_tokens.weight": torch.zeros(5, 32)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "'model_type' is 'gpt2'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'rope_type' is 'yarn'"),
+        ({"rope_parameters": 3}, "'rope_parameters' is 3"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"num_key_value_heads": 3}, "4 query heads cannot share 3"),
+        ({"head_dim": 5}, "'head_dim' is 5"),
+        ({"hidden_size": None}, "no 'hidden_size'"),
+        ({"num_hidden_layers": 2.5}, "'num_hidden_layers' is 2.5"),
+    ],
+)
+def test_a_config_that_is_not_computed_is_refused(change: dict[str, Any], message: str) -> None:
+    assert Qwen3.from_hf(Qwen3.to_hf(CONFIG)) == CONFIG
+    with pytest.raises(BardletError, match=message):
+        Qwen3.from_hf(Qwen3.to_hf(CONFIG) | change)
+
+
+def test_what_is_missing_has_hugging_faces_defaults() -> None:
+    from transformers import Qwen3Config
+
+    small: dict[str, Any] = {"vocab_size": 29, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    assert Qwen3.from_hf(small | {"model_type": "qwen3"}) == Qwen3.from_hf(Qwen3Config(**small).to_dict())
+    four = {key: value for key, value in Qwen3.to_hf(CONFIG).items() if key != "rope_parameters"}
+    five = {key: value for key, value in Qwen3.to_hf(CONFIG).items() if key != "rope_theta"}
+    for old_or_new in (four | {"rope_theta": 7.0}, five | {"rope_parameters": {"rope_theta": 7.0}}):
+        assert Qwen3.from_hf(old_or_new) == replace(CONFIG, rope_theta=7.0)
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    model = Qwen3(replace(CONFIG, n_layer=8, n_embd=64, n_inner=256, tie_embeddings=False))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        else:
+            want = 0.02 / 4 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02  # 1 / sqrt(2 * 8)
+            assert 0.9 * want < float(parameter.detach().std()) < 1.1 * want, name
+    torch.manual_seed(0)
+    again = Qwen3(model.config)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_dropout_is_in_training_alone() -> None:
+    torch.manual_seed(0)
+    idx = torch.randint(CONFIG.vocab_size, (2, 16))
+    plain, dropping = lively(CONFIG), lively(replace(CONFIG, dropout=0.3))
+    want = plain(idx)
+    assert torch.equal(plain.train()(idx), want)
+    assert torch.equal(dropping(idx), want)
+    dropping.train()
+    assert not torch.equal(dropping(idx), dropping(idx))
+    block = dropping.model.layers[0]
+    assert isinstance(block, Block)
+    x = torch.randn(64, 16, 32)
+    block.eval()
+    cos, sin = rotary(torch.arange(16)[None], CONFIG.head_dim, CONFIG.rope_theta)
+    with torch.no_grad():
+        attention, wanted = block.self_attn, block.self_attn(x, cos, sin)
+        attention.train()
+        mean = torch.stack([attention(x, cos, sin) for _ in range(200)]).mean(0)
+        assert float((mean - wanted).abs().mean()) < 0.1 * float(wanted.abs().mean())  # dropped, and scaled back
+        assert not torch.equal(attention(x, cos, sin), wanted)
+        attention.eval()
+        block.dropout.train()  # of both residual branches
+        assert not torch.equal(block(x, cos, sin), block(x, cos, sin))
+
+
+def test_a_block_is_one_graph_and_trains_in_bf16() -> None:
+    """torch.compile takes the block whole, and autocast to bf16 stays near fp32."""
+    torch.manual_seed(0)
+    block = lively(CONFIG).model.layers[0].train()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 16, 32, requires_grad=True)
+    cos, sin = rotary(torch.arange(16)[None], CONFIG.head_dim, CONFIG.rope_theta)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(x, cos, sin)
+        (grad,) = torch.autograd.grad(y.square().mean(), x)
+    want = block(x, cos, sin)
+    (want_grad,) = torch.autograd.grad(want.square().mean(), x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, want, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(grad, want_grad, rtol=0.05, atol=0.005)
