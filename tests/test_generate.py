@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ CONFIGS = [
 ]  # fmt: skip
 few = settings(max_examples=50, deadline=None)
 logit_rows = st.lists(
-    st.lists(st.floats(-20, 20, width=32) | st.just(1.5), min_size=V, max_size=V), min_size=1, max_size=4
+    st.lists(st.floats(-2, 2, width=32) | st.floats(-20, 20, width=32) | st.just(1.5), min_size=V, max_size=V),
+    min_size=1,
+    max_size=4,
 ).map(torch.tensor)
 
 
@@ -55,6 +58,15 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(
         if not kept.all():
             assert float(before[kept].min()) >= float(before[~kept].max())
         torch.testing.assert_close(after[kept], before[kept] / mass, rtol=1e-9, atol=1e-12)
+
+
+def test_top_p_at_its_edges() -> None:
+    logits = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
+    for top_p, kept in ((0.49, 1), (0.5, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.87, 3), (0.88, 4), (1.0, 4)):
+        assert int((probabilities(logits, 1.0, None, top_p) > 0).sum()) == kept
+    assert probabilities(logits, 1.0, None, 0.76)[0].tolist() == pytest.approx(
+        [1 / 7, 4 / 7, 0, 2 / 7]
+    )  # ties: the first
 
 
 @few
@@ -89,6 +101,14 @@ def test_samples_are_as_frequent_as_they_are_likely() -> None:
     want = (logits / 0.7).softmax(-1)
     assert drawn[3] == 0
     assert float((drawn - want).abs().max()) < 4 * (0.25 / n) ** 0.5  # four standard deviations
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
+def test_no_draw_gives_what_has_no_probability(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends of what torch.rand can return."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, u))
+    logits = torch.tensor([[float("-inf"), -1.0, float("-inf"), 2.0, float("-inf")]] * 2)
+    assert sample_next(logits, 1.0).tolist() == ([1, 1] if u == 0 else [3, 3])
 
 
 def test_row_seeds() -> None:
@@ -156,12 +176,12 @@ def test_the_model_is_left_as_it_was(model: Any) -> None:
     model(torch.tensor([[1, 2]])).sum().backward()  # and it can be trained on
 
 
-def test_dropout_does_not_reach_generation() -> None:
-    torch.manual_seed(0)
-    model = build(ModelConfig("gpt2", vocab_size=V, block_size=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16,
-                              head_dim=8, n_inner=32, dropout=0.5)).train()  # fmt: skip
-    first = generate(model, [[1]], 40, temperature=0)
-    assert all(generate(model, [[1]], 40, temperature=0) == first for _ in range(3))
+def test_dropout_does_not_reach_generation(model: Any) -> None:
+    dropping = build(replace(model.config, dropout=0.5)).train()
+    dropping.load_state_dict(model.state_dict())
+    prompt = [[1, 2, 3, 4, 5, 6, 7]]
+    assert generate(dropping, prompt, 40, temperature=0) == generate(model, prompt, 40, temperature=0)
+    assert dropping.training
 
 
 def test_bf16_is_near_fp32(model: Any) -> None:

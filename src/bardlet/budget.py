@@ -42,9 +42,14 @@ def seconds_per_step(t: Trainer, count: int = 4) -> float:
     return sorted(times[1:])[count // 2]
 
 
-def steps_for(seconds: float, per_step: float, per_evaluation: float, evaluations: int = 20) -> int:
-    """How many steps fit into `seconds` with the evaluations that a run makes on its way."""
-    return max(1, int((seconds * (1 - RESERVE) - per_evaluation * evaluations) / per_step))
+def evaluations_for(seconds: float, per_evaluation: float) -> int:
+    """How many evaluations a run of `seconds` can afford: 20, or as many as take a tenth of its time, at least 1."""
+    return max(1, min(20, int(0.1 * seconds / per_evaluation)))
+
+
+def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
+    """How many steps fit into `seconds`, of which `evaluating` go to evaluations; at least 1."""
+    return max(1, int((seconds * (1 - RESERVE) - evaluating) / per_step))
 
 
 def clock(seconds: float) -> Callable[[State], int | None]:

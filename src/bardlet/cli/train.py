@@ -155,10 +155,10 @@ def parts(data: Prepared, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
 
 def _as_model(config: TrainConfig, shape: ModelConfig) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its context may be cut for the training."""
-    ignored = [name for name in ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tokenizer", "vocab_size")
-               if getattr(config, name) != getattr(TrainConfig, name)]
+    given = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tokenizer", "vocab_size")
+    ignored = ["--" + name.replace("_", "-") for name in given if getattr(config, name) != getattr(TrainConfig, name)]
     if ignored:
-        log.warning("--%s: not used, --init %s decides it", ", --".join(n.replace("_", "-") for n in ignored), config.init)
+        log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
     default = TrainConfig.block_size
     block = min(shape.block_size, config.block_size) if config.block_size != default else shape.block_size
     return replace(config, model=cast(Any, shape.model), n_layer=shape.n_layer, n_head=shape.n_head,
@@ -225,12 +225,15 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
     clock = time.monotonic()
     evaluate(t)
     per_evaluation = time.monotonic() - clock
-    left = seconds - (time.monotonic() - begun)
-    steps = t.dist.from_main(budget.steps_for(left, per_step, per_evaluation))
+    left = max(0.0, seconds - (time.monotonic() - begun))
+    evaluations = budget.evaluations_for(left, per_evaluation)
+    steps = t.dist.from_main(budget.steps_for(left, per_step, evaluations * per_evaluation))
     t.state.steps, t.state.replans = steps, [(0, steps)]
+    if t.config.eval_every is None:
+        t.config = replace(t.config, eval_every=t.dist.from_main(max(1, steps // evaluations)))
 
 
-def choose_compile(t: Trainer, seconds: float | None, worth: float = 240.0) -> None:
+def choose_compile(t: Trainer, seconds: float | None, worth: float = 100.0) -> None:
     """Resolve --compile: auto compiles a run of more than `worth` seconds where a compiler is found.
 
     Args:
