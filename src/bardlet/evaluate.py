@@ -39,7 +39,14 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, 
     return total / tokens if tokens else math.nan
 
 
-def score(loss: float, tokens: int, characters: int, size: int) -> Score:
-    """`loss` (nats per token over `tokens`) as nats per character and bits per byte of the text they encode."""
-    nats = loss * tokens
-    return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens)
+def score(loss: float, tokens: int, characters: int, size: int, first: str = "") -> Score:
+    """`loss` (nats per token) in the three units.
+
+    Args:
+        tokens: how many tokens the text has; every one but the first was predicted.
+        characters, size: the length of the text, in characters and in bytes of UTF-8.
+        first: the text of the first token, which is left out of both.
+    """
+    nats = loss * (tokens - 1)
+    characters, size = characters - len(first), size - len(first.encode())
+    return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens - 1)

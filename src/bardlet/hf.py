@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as f:
+        with open(temporary, "r+b") as f:  # Windows flushes only what may be written to
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:

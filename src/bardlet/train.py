@@ -297,7 +297,8 @@ def save(t: Trainer) -> None:
     facts = {**asdict(t.state), "machine": t.machine}
     checkpoint.save(t.run, t.state.step, t.model.hf_state_dict(), state, facts,
                     t.config.keep_checkpoints)
-    if t.config.keep == "last":
+    if t.config.keep != "best" or not (t.run / "model.safetensors").exists():
+        # a run that is stopped here is a model, too: until --keep has something to choose from, the newest weights
         hf.write_weights(t.run, t.model.hf_state_dict())
         t.record.update(selected_by="last", selected_step=t.state.step)
     write_run(t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
+from bardlet.cli.train import held_out
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -89,24 +90,19 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
                         "learned from", found.name)
         ready = data.prepare(found, words)
-        tokens, characters, size = ready.val, ready.val_chars, ready.val_bytes
-        what = f"validation part of {found.name}"
+        tokens, characters, size = held_out(ready, config)
+        what = f"{'validation part' if config.val_part == 'val' else 'development split'} of {found.name}"
     if len(tokens) < 2:
         raise BardletError(f"{what}: {len(tokens)} tokens are too few to predict one from another; take a longer text")
     block = command.context or min(256, model.config.block_size)
     if block > model.config.block_size:
         raise BardletError(f"--context {block} is more than the model's window of {model.config.block_size}: "
                            f"take --context {model.config.block_size} or less")
-    if command.protocol == "full":
-        batches = data.validation_windows(tokens, block)
-        # every token but the first is predicted; the first character's share of the text is left out with it
-        first = words.decode([int(tokens[0])])
-        characters, size = characters - len(first), size - len(first.encode())
-    else:
-        batches = data.random_windows(tokens, block, seed=0)
+    full = command.protocol == "full"
+    batches = data.validation_windows(tokens, block) if full else data.random_windows(tokens, block, seed=0)
     loss = evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in batches), device, command.dtype)
-    predicted = len(tokens) - 1
-    return evaluate.score(loss, predicted, characters, size), skipped, what
+    result = evaluate.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
+    return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
 
 
 def encoded(found: Corpus, words: Tokenizer) -> tuple[np.ndarray, int, int, int]:

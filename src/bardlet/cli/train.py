@@ -153,6 +153,15 @@ def parts(data: Prepared, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     return data.train[:cut], data.train[cut:]
 
 
+def held_out(data: Prepared, config: TrainConfig) -> tuple[np.ndarray, int, int]:
+    """(tokens, characters, bytes) of what this run does not learn from."""
+    tokens = parts(data, config)[1]
+    if config.val_part == "val":
+        return tokens, data.val_chars, data.val_bytes
+    text = data.tokenizer.decode(tokens.tolist(), skip_special=True)
+    return tokens, len(text), len(text.encode())
+
+
 def _as_model(config: TrainConfig, shape: ModelConfig) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its context may be cut for the training."""
     given = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tokenizer", "vocab_size")
@@ -197,17 +206,17 @@ def next_token_stage(data: Prepared, config: TrainConfig, dist: Dist) -> Stage:
 
     train_tokens, val_tokens = parts(data, config)
     windows = Windows(train_tokens, config.block_size, config.batch_size * config.grad_accum, config.seed)
-    held_out = validation_windows(val_tokens, min(256, config.block_size))
+    looked_at = validation_windows(val_tokens, min(256, config.block_size))
     if config.eval_tokens:  # every k-th window of a long text: enough to see the curve
         k = -(-len(val_tokens) // config.eval_tokens)
-        held_out = [(idx[::k], target[::k]) for idx, target in held_out]
+        looked_at = [(idx[::k], target[::k]) for idx, target in looked_at]
 
     def batch(step: int) -> loss.Batch:
         idx, target = windows.batch(step)
         return {"idx": idx, "target": target}
 
     def validation_loss(model: torch.nn.Module) -> float:
-        return evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in held_out), dist.device, config.dtype)
+        return evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in looked_at), dist.device, config.dtype)
 
     return Stage(batch, loss.next_token, loss.count_targets, validation_loss)
 
@@ -342,12 +351,9 @@ def _summary(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, 
     from bardlet.cli.sample import write
 
     config, record = checkpoint.read_run(t.run)
-    held_out = parts(data, t.config)[1]
-    characters, size = data.val_chars, data.val_bytes
-    if t.config.val_part == "dev":
-        text = data.tokenizer.decode(held_out.tolist())
-        characters, size = len(text), len(text.encode())
-    in_units = evaluate.score(record["val_loss"], len(held_out), characters, size)
+    tokens, characters, size = held_out(data, t.config)
+    first = data.tokenizer.decode([int(tokens[0])], skip_special=True)
+    in_units = evaluate.score(record["val_loss"], len(tokens), characters, size, first)
     record["bits_per_byte"] = t.record["bits_per_byte"] = in_units.bits_per_byte
     checkpoint.write_run(t.run, config, record)
     report.loss_curve(t.run, t.run.name)

@@ -1,0 +1,43 @@
+"""A loss in its three units, and the mean over unequal batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bardlet import evaluate
+from bardlet.loss import IGNORE
+
+
+class Uniform(nn.Module):
+    """Knows nothing about four tokens."""
+
+    def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*idx_BT.shape, 4)
+
+
+def test_units_worked_by_hand() -> None:
+    """5 tokens for "aéb" in UTF-8 and a separator: 4 predictions of log 4 nats over 2 characters, 3 bytes."""
+    result = evaluate.score(math.log(4), tokens=5, characters=3, size=4, first="a")
+    assert result.tokens == 4
+    assert result.nats_per_char == pytest.approx(4 * math.log(4) / 2)
+    assert result.bits_per_byte == pytest.approx(4 * 2 / 3)
+
+
+def test_the_mean_is_over_targets_not_batches() -> None:
+    """A batch of 8 targets and one of 2: ten terms, and masked ones are none."""
+    long = {"idx": torch.zeros(2, 4, dtype=torch.long), "target": torch.zeros(2, 4, dtype=torch.long)}
+    short = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, 1, IGNORE]])}
+
+    class Better(Uniform):
+        def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(idx_BT)
+            if idx_BT.shape[1] == 3:
+                logits[..., 2:] = -math.inf  # log 2 instead of log 4
+            return logits
+
+    mean = evaluate.mean_loss(Better(), [long, short], torch.device("cpu"))
+    assert mean == pytest.approx((8 * math.log(4) + 2 * math.log(2)) / 10, rel=1e-6)
