@@ -12,22 +12,20 @@ compared, too. Each family appends one JSON line to benchmarks/results/generatio
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+import record
 
 
 def arguments() -> argparse.Namespace:
+    """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", action="append", choices=("gpt2", "qwen3"), help="may be repeated; default: both")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each side")
@@ -42,29 +40,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides' weights")
     parser.add_argument("--no-save", action="store_true", help="print only; append nothing to the results")
     return parser.parse_args()
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores and torch's version: what the figures depend on, and nothing that names the machine."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def commit() -> str | None:
-    """The commit that was measured, `+` behind it where the tree was changed; None outside a git checkout."""
-    try:
-        head = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], cwd=HERE, capture_output=True, text=True
-        )
-    except OSError:
-        return None
-    return head.stdout.strip() or None
 
 
 def write_folder(family: str, args: argparse.Namespace, folder: str) -> Any:
@@ -149,20 +124,18 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure each family; print the figures and append them to the results."""
     args = arguments()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
-    about = {"date": datetime.date.today().isoformat(), "commit": commit(), **machine()}
     for family in args.family or ("gpt2", "qwen3"):
-        line = json.dumps({**about, **measure(family, args)})
-        print(line)
+        figures = measure(family, args)
+        print(json.dumps(figures))
         if not args.no_save:
-            (HERE / "results").mkdir(exist_ok=True)
-            with open(HERE / "results" / "generation.jsonl", "a", encoding="utf-8") as results:
-                results.write(line + "\n")
+            record.append("generation", figures)
 
 
 if __name__ == "__main__":

@@ -184,16 +184,18 @@ def test_dropout_does_not_reach_generation(model: Any) -> None:
     assert dropping.training
 
 
-def test_bf16_is_near_fp32(model: Any) -> None:
+@pytest.mark.parametrize("cache_dtype", [None, torch.float32])
+def test_bf16_is_near_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
     idx = torch.arange(12)[None]
     with torch.inference_mode():
         want = model(idx)[0, -1]
         half = build(model.config).eval()
         half.load_state_dict(model.state_dict())
         half.bfloat16()
-        cache = half.new_cache(1)
+        cache = half.new_cache(1, dtype=cache_dtype)
         decode = half.decoder()
-        for token in idx[0]:
+        half(idx[:, :3], cache=cache)
+        for token in idx[0, 3:]:
             got = decode(token[None], cache)
     assert got.dtype == torch.bfloat16
     assert float((got[0].float() - want).abs().max()) < 0.1 * float(want.abs().max())

@@ -172,4 +172,7 @@ def test_product_is_linear(width: int, out: int, rows: int, bias: bool, dtype: s
     x = torch.randn(rows, width)
     weight, x = weight.to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
     b = None if b is None else b.to(weight.dtype)
-    torch.testing.assert_close(Product(weight, b)(x), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
+    got, want = Product(weight, b)(x), F.linear(x.double(), weight.double(), None if b is None else b.double())
+    near = 1e-5 if dtype == "float32" else 0.02  # of the largest output: sums of 40 in bf16
+    assert got.dtype == weight.dtype
+    assert float((got.double() - want).abs().max()) <= near * max(1.0, float(want.abs().max()))

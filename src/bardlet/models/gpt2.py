@@ -271,4 +271,5 @@ class Decoder:
         return self.head(self.norm(gpt.ln_f, x_BC))
 
     def norm(self, ln: nn.LayerNorm, x_BC: Tensor) -> Tensor:
+        """LayerNorm of the rows of x by the weights of `ln`: (B, C)."""
         return F.layer_norm(x_BC, x_BC.shape[-1:], ln.weight, ln.bias, self.eps)

@@ -162,7 +162,9 @@ def attention(
     AVX-512 and bf16, it loses on a CPU in half precision on short contexts (a compiled block, T 64: 5.8 ms against
     3.3; T 256: 459 against 440; T 512: even; T 1024: it wins twofold), and where weights are dropped it is none.
     """
-    short_half = q_BHTD.dtype != torch.float32 and k_BKSD.shape[2] <= 256
+    if q_BHTD.dtype != k_BKSD.dtype:  # a cache may be kept wider than the model
+        return attention(q_BHTD.to(k_BKSD.dtype), k_BKSD, v_BKSD, mask, dropout).to(q_BHTD.dtype)
+    short_half = q_BHTD.dtype in (torch.bfloat16, torch.float16) and k_BKSD.shape[2] <= 256
     if q_BHTD.device.type == "cpu" and (short_half or dropout > 0):
         return attention_by_hand(q_BHTD, k_BKSD, v_BKSD, mask, dropout)
     grouped = q_BHTD.shape[1] != k_BKSD.shape[1]
@@ -196,33 +198,36 @@ def attention_by_hand(
 class Product:
     """x W^T + b for a few tokens, with a weight (O, I) that is not trained further.
 
-    To read the weights is nearly all the work, and in fp32 on x86 `F.linear` reads them on one thread, and slowly. So
-    the inputs are cut into P slices, two a thread, whose products are summed, on a transposed copy. For one token such
-    a product is a sum of the copy's rows weighted by x, which is what `embedding_bag` computes, at the speed of memory.
-    Measured for the 24 matrices of 10.6 M parameters, 2 threads: one token 2.4 ms by `F.linear`, 0.55 so (only to read
-    them: 0.45); 4 tokens 4.0 against 1.8; 16 tokens 4.9 against 3.4. In bf16 `F.linear` does as well, and is taken.
+    To read the weights is nearly all the work, and on x86 `F.linear` reads them slowly for one token (in fp32 on one
+    thread). But a product with one token is a sum of W^T's rows weighted by x, which is what `embedding_bag` computes,
+    at the speed of memory: on a transposed copy, cut into P slices of rows, two a thread, whose sums are added up.
+    Measured for the 24 matrices of 10.6 M parameters, 2 threads: 2.4 ms by `F.linear`, 0.55 so (only to read them:
+    0.45); bf16 0.75 against 0.43. A few fp32 tokens gain from the slices, too: 4 take 1.8 ms for 4.0.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
         out, width = weight.shape
         x86 = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        self.sliced = x86 and weight.dtype == torch.float32
+        self.sliced = x86 and weight.dtype in (torch.float32, torch.bfloat16)
         if self.sliced:
             slices = next(n for n in range(2 * torch.get_num_threads(), 0, -1) if width % n == 0)
             self.weight = weight.t().contiguous()  # (I, O)
             self.weight_PIO = self.weight.view(slices, width // slices, out)
-            self.rows_PI = torch.arange(width).view(slices, -1)
+            self.row_I, self.start_P = torch.arange(width), torch.arange(0, width, width // slices)
 
     def __call__(self, x_BI: Tensor) -> Tensor:
         if not self.sliced:
             return F.linear(x_BI, self.weight, self.bias)
-        x_BPI = x_BI.view(len(x_BI), *self.rows_PI.shape)
         if len(x_BI) == 1:
-            parts = F.embedding_bag(self.rows_PI, self.weight, per_sample_weights=x_BPI[0], mode="sum")  # (P, O)
-            y_BO = parts.sum(0, keepdim=True)
+            x_I = x_BI.view(-1)
+            sums_PO = F.embedding_bag(self.row_I, self.weight, self.start_P, per_sample_weights=x_I, mode="sum")
+            y_BO = sums_PO.sum(0, keepdim=True)
+        elif x_BI.dtype == torch.float32:
+            x_PBI = x_BI.view(len(x_BI), len(self.start_P), -1).transpose(0, 1)  # (B, I) -> (P, B, I / P)
+            y_BO = torch.bmm(x_PBI, self.weight_PIO).sum(0)  # (P, B, O) -> (B, O)
         else:
-            y_BO = torch.bmm(x_BPI.transpose(0, 1), self.weight_PIO).sum(0)  # (P, B, O) -> (B, O)
+            y_BO = x_BI @ self.weight
         return y_BO if self.bias is None else y_BO.add_(self.bias)
 
 
@@ -250,11 +255,12 @@ class Step:
             self.new_k[layer].copy_(k_BKD)
             self.new_v[layer].copy_(v_BKD)
         else:
-            k_BKSD[self.row_B, :, self.position_B] = k_BKD
-            v_BKSD[self.row_B, :, self.position_B] = v_BKD
+            k_BKSD[self.row_B, :, self.position_B] = k_BKD.to(k_BKSD.dtype)
+            v_BKSD[self.row_B, :, self.position_B] = v_BKD.to(v_BKSD.dtype)
         grouped = q_BHD.shape[1] != k_BKD.shape[1]
-        y = F.scaled_dot_product_attention(q_BHD.unsqueeze(2), k_BKSD, v_BKSD, self.mask, enable_gqa=grouped)
-        return y.reshape(len(q_BHD), -1)  # (B, H, 1, D) -> (B, HD)
+        q_BH1D = q_BHD.unsqueeze(2).to(k_BKSD.dtype)
+        y_BH1D = F.scaled_dot_product_attention(q_BH1D, k_BKSD, v_BKSD, self.mask, enable_gqa=grouped)
+        return y_BH1D.reshape(len(q_BHD), -1).to(q_BHD.dtype)  # (B, H, 1, D) -> (B, HD)
 
 
 # ---------------------------------------------------------------------------- initialisation

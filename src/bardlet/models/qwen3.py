@@ -305,4 +305,5 @@ class Decoder:
         return self.head(self.rms(x_BC, self.norm))
 
     def rms(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """RMSNorm over the last dimension of x, in its shape; without `weight` where the next product has it."""
         return F.rms_norm(x, x.shape[-1:], weight, self.eps)
