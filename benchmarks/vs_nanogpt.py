@@ -119,7 +119,7 @@ def run_nanogpt(copy: Path, steps: int, windows: Path) -> dict[str, float]:
                f"--lr_decay_iters={steps}"]
     output, seconds = timed(command, copy)
     step_ms = [float(ms) for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
-    loss = float(timed([sys.executable, "-c", EVALUATE, str(windows)], copy)[0])
+    loss = float(timed([sys.executable, "-c", EVALUATE, str(windows)], copy)[0].split()[-1])
     return {"seconds": seconds, "tokens_per_second": 1000 * BATCH * BLOCK / statistics.median(step_ms), "loss": loss}
 
 
