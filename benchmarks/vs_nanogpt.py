@@ -34,7 +34,8 @@ NANOGPT = ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False"
            f"--block_size={BLOCK}", f"--batch_size={BATCH}", "--n_layer=4", "--n_head=4", "--n_embd=128",
            "--dropout=0.0"]
 BARDLET = ["tinyshakespeare", "--tokenizer", "char", "--model", "gpt2", "--n-layer", "4", "--n-head", "4",
-           "--n-embd", "128", "--block-size", str(BLOCK), "--batch-size", str(BATCH), "--dropout", "0",
+           "--n-embd", "128", "--activation", "gelu",  # nanoGPT's, not GPT-2's approximation of it
+           "--block-size", str(BLOCK), "--batch-size", str(BATCH), "--dropout", "0",
            "--optimizer", "adamw", "--lr", "1e-3", "--min-lr-ratio", "0.1", "--schedule", "cosine",
            "--warmup-steps", "100", "--beta1", "0.9", "--beta2", "0.99", "--weight-decay", "0.1", "--grad-clip", "1",
            "--eval-every", "250", "--save-every", "250", "--keep", "best",

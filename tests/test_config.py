@@ -19,13 +19,12 @@ def test_toml_brings_back_every_setting(tmp_path: Path) -> None:
     assert read_toml(path) == (config, {"val_loss": 1.5})
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig)])
+@pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig) if getattr(TrainConfig(), f.name) is not None])
 def test_every_setting_can_stand_in_a_file(name: str) -> None:
     """A file that spells out a default is the default."""
     default = getattr(TrainConfig(), name)
-    if default is not None:
-        value = list(default) if isinstance(default, tuple) else default
-        assert from_mapping({name: value}, "x.toml") == TrainConfig()
+    value = list(default) if isinstance(default, tuple) else default
+    assert from_mapping({name: value}, "x.toml") == TrainConfig()
 
 
 @pytest.mark.parametrize("values, words", [

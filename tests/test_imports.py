@@ -17,6 +17,7 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["evaluate", "report"],
     ["train"],
     ["budget", "ladder", "doctor"],
+    ["pretrain"],
     ["align"],
     ["cli"],
 ]

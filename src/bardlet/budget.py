@@ -17,8 +17,8 @@ from bardlet.train import State, Trainer, seed_step, train_step
 RESERVE = 0.03
 """Share of the time kept for the last evaluation, the last checkpoint and the sample."""
 
-LOOKS = (0.1, 0.3, 0.5, 0.8)
-"""Where in the planned steps the clock is looked at again; not in the last fifth, where the decay is under way."""
+LOOKS = (0.1, 0.3, 0.5)
+"""Where in the planned steps the clock is looked at again: before the decay, which a new plan would bend."""
 
 
 def seconds_per_step(t: Trainer, count: int = 4) -> float:

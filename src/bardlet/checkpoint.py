@@ -19,7 +19,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
         facts: what else going on needs, as JSON: seconds, plan, counters.
         keep: how many checkpoints stay.
     """
+    if (run / "metrics.jsonl").exists():  # what the lines say belongs to this checkpoint
+        with open(run / "metrics.jsonl", "r+b") as f:
+            os.fsync(f.fileno())
     folder = run / "checkpoints" / f"step-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -79,9 +82,20 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     hf.sync_folder(folder.parent)
-    for old in steps_saved(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    saved_steps = steps_saved(run)
+    # later ones are of a history that this run has left, going back from a damaged checkpoint
+    for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process was writing when it was killed; the caller holds the lock."""
+    for left in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in run.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def steps_saved(run: Path) -> list[Path]:
@@ -180,10 +194,9 @@ def locked(run: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        yield
+    with suppress(OSError):  # Windows removes no file that is open
+        path.unlink()
 
 
 def _try_lock(handle: Any) -> bool:
@@ -192,6 +205,7 @@ def _try_lock(handle: Any) -> bool:
     except ImportError:  # Windows
         import msvcrt
 
+        handle.seek(1 << 30)  # a byte far behind the text, which others may then read
         try:
             msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except OSError:

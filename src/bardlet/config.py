@@ -81,6 +81,8 @@ class TrainConfig:
     """Probability of dropping an activation in training."""
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
+    activation: Literal["gelu_new", "gelu", "relu"] | None = None
+    """Of gpt2's feed-forward layer; none: gelu_new, GPT-2's own approximation (qwen3 always has silu)."""
 
     steps: int | None = None
     """Optimizer steps; none: by --minutes."""
@@ -131,7 +133,7 @@ class TrainConfig:
     seed: int = 1337
     """Seed of the weights, the batches and the dropout."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps; auto takes an NVIDIA GPU where there is one."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; auto: bf16 where the processor has it."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -170,8 +172,11 @@ class TrainConfig:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         if self.steps is not None and self.minutes is not None and not self.replans:
             raise BardletError("--steps and --minutes are both given: keep the one that should decide")
-        if self.model != "bigram":
+        if self.model != "bigram" and self.init is None:  # the weights of --init have a shape of their own
             self._check_heads()
+        if self.activation and self.model != "gpt2":
+            raise BardletError(f"--activation {self.activation}: {self.model} has none to choose; "
+                               "leave it out, or take --model gpt2")
         if self.model == "gpt2" and self.n_kv_head not in (None, self.n_head):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: gpt2 has a key and a value for each of its "
                                f"{self.n_head} heads; leave it out, or take --model qwen3")
@@ -198,7 +203,7 @@ class TrainConfig:
             head_dim=self.n_embd // self.n_head,
             n_inner=self.n_inner or (4 * self.n_embd if gpt2 else -(-8 * self.n_embd // (3 * 32)) * 32),
             dropout=self.dropout, tie_embeddings=self.tie_embeddings,
-            activation="gelu_new" if gpt2 else "silu", norm_eps=1e-5 if gpt2 else 1e-6,
+            activation=self.activation or "gelu_new" if gpt2 else "silu", norm_eps=1e-5 if gpt2 else 1e-6,
         )
 
 

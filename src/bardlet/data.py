@@ -11,6 +11,7 @@ B: windows in a batch. T: tokens in a window. N: tokens in the shard.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -83,6 +84,8 @@ def prepare(
     pieces of it are in memory. BardletError when the text is too short, or the cache cannot be written.
     """
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    if given and (known := _made_before(corpus, given, cache)):
+        return known
     spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
@@ -107,6 +110,18 @@ def prepare(
         ) from None
 
 
+def _made_before(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Prepared | None:
+    """The shards of this text by this very tokenizer, whatever it was called when they were made."""
+    for path in sorted(((cache or cache_folder()) / "tokens").glob(f"{glob.escape(corpus.name[:60])}-*/prepared.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, BardletError):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if facts["text"] == corpus.hash and not facts["skipped"]:
+                ready = _open(path.parent)
+                if ready.tokenizer.hash == tokenizer.hash:
+                    return ready
+    return None
+
+
 def _checked(kind: str | Tokenizer, vocab_size: int | None) -> str:
     if kind not in tokenizers.KINDS:
         raise BardletError(f"--tokenizer {kind}: there is no such tokenizer; choose {', '.join(tokenizers.KINDS)}")
@@ -129,7 +144,7 @@ def _build(
         chosen, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
     else:
         chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress)
-    facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0}
+    facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
     for part in ("train", "val"):
         before = facts.get("train_chars", 0)
         tell = (lambda done, start=before: progress("tokens", start + done, total)) if progress else None
@@ -257,6 +272,7 @@ def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
 def _open(folder: Path) -> Prepared:
     tokenizer = tokenizers.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    facts.pop("text")
     train, val = (open_shard(folder / f"{part}.bin", tokenizer.hash) for part in ("train", "val"))
     return Prepared(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
 
@@ -327,17 +343,17 @@ class Windows:
         return _windows_at(self.tokens, starts, self.block_size)
 
 
-def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64) -> list[Batch]:
+def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> list[Batch]:
     """Protocol (b): every token but the first is a target once. [(idx_BT, target_BT)], int64.
 
     Windows of block_size with stride block_size, no context carried over; the rest is a shorter window in a
-    batch of its own. BardletError when there are fewer than 2 tokens.
+    batch of its own. `every` k takes every k-th window only. BardletError when there are fewer than 2 tokens.
     """
     _at_least(tokens, 2)
     whole, rest = divmod(len(tokens) - 1, block_size)
-    starts = np.arange(whole) * block_size
-    batches = [_windows_at(tokens, starts[i : i + batch_size], block_size) for i in range(0, whole, batch_size)]
-    if rest:
+    starts = np.arange(0, whole, every) * block_size
+    batches = [_windows_at(tokens, starts[i : i + batch_size], block_size) for i in range(0, len(starts), batch_size)]
+    if rest and whole % every == 0:
         batches.append(_windows_at(tokens, np.array([whole * block_size]), rest))
     return batches
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,7 +33,7 @@ class Dist:
 
     @property
     def main(self) -> bool:
-        """Rank 0 prints, saves and evaluates."""
+        """Rank 0 prints and saves."""
         return self.rank == 0
 
     def rows(self, n: int) -> slice:
@@ -136,6 +137,7 @@ def compiler_missing(device: torch.device) -> str | None:
 
 def compile_blocks(model: nn.Module, on: bool = True) -> None:
     """Have torch.compile translate the blocks of `model`: one graph, shared by all of them; or take that back."""
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
     for stack in (m for m in model.modules() if isinstance(m, nn.ModuleList)):
         for block in stack:
             if on:
@@ -148,7 +150,10 @@ def settle(threads: int | None, deterministic: bool, device: torch.device) -> in
     """Pin the number of CPU threads and choose deterministic algorithms (always on a CPU). Returns the threads."""
     if threads:
         torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
+    if deterministic:  # what cuBLAS wants to see before it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # the same switch as use_deterministic_algorithms, which imports the compiler (a second) whether it is used or not
+    torch.set_deterministic_debug_mode("error" if deterministic or device.type == "cpu" else "default")
     # filling new memory with NaN is for finding bugs; without it the deterministic algorithms cost nothing on a CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.get_num_threads()
@@ -164,8 +169,19 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def machine(dist: Dist, dtype: str, compiled: bool, threads: int) -> dict[str, Any]:
-    """What a bit-for-bit repetition of a run depends on, besides its settings."""
+def compiler(device: torch.device) -> str:
+    """The first line of what the C++ compiler says of itself; empty where it says nothing, or none is used."""
+    if device.type == "cuda":
+        return ""
+    try:
+        done = subprocess.run([os.environ.get("CXX") or "g++", "--version"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return (done.stdout.splitlines() or [""])[0]
+
+
+def machine(dist: Dist, dtype: str, threads: int) -> dict[str, Any]:
+    """What a bit-for-bit repetition of a run depends on, besides its settings; nothing is compiled yet."""
     gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
     return {"processor": gpu or processor(), "torch": torch.__version__, "device": dist.device.type, "dtype": dtype,
-            "compiled": compiled, "threads": threads, "processes": dist.world}
+            "compiled": False, "compiler": "", "threads": threads, "processes": dist.world}

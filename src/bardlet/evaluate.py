@@ -28,13 +28,12 @@ class Score:
 def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32") -> float:
     """The mean next-token loss in nats over every unmasked target of `batches`.
 
-    The sums are added in float64 on the host, so that the number does not depend on how windows were batched
-    beyond the rounding of a single sum. `dtype` is the precision of the matrix products.
+    The sums of the batches are added in float64 on the host. `dtype` is the precision of the matrix products.
     """
     total, tokens = 0.0, 0
     for batch in batches:
         with autocast(dtype, device):
-            total += next_token(model, {name: t.to(device) for name, t in batch.items()}).double().item()
+            total += next_token(model, {name: t.to(device) for name, t in batch.items()}).item()
         tokens += count_targets(batch)
     return total / tokens if tokens else math.nan
 

@@ -65,12 +65,12 @@ def sample_next(
     # the inverse of the distribution function: the first id whose running sum exceeds u
     cumulative_BV = probability_BV.cumsum(dim=-1)
     u_B1 = u_B1.to(cumulative_BV) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, u_B1, right=True)[:, 0]
+    return torch.searchsorted(cumulative_BV, u_B1, right=True)[:, 0].to(logits_BV.device)
 
 
 def probabilities(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     """The distribution that `sample_next` draws from, for a temperature above 0: float64 (B, V)."""
-    scaled_BV = logits_BV.double()
+    scaled_BV = logits_BV.cpu().double()  # on the CPU, where every machine has float64
     scaled_BV = (scaled_BV - scaled_BV.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None and top_k < scaled_BV.shape[-1]:
         kept, place = scaled_BV.topk(top_k, dim=-1)  # exactly k, also among equals
@@ -177,11 +177,11 @@ def _stream(
     cache = model.new_cache(len(prompts), min(window, max(length) + max_new_tokens), cache_dtype)
     padded_BT = torch.tensor([row + [0] * (max(length) - len(row)) for row in context], device=device)
     logits_BV = prefill(model, padded_BT, torch.tensor(length, device=device), cache)
-    if not bool(torch.isfinite(logits_BV).all()):
-        raise BardletError("the model's logits are not finite: its weights are damaged, or its training diverged")
     decode = model.decoder()
     alive = list(range(len(prompts)))
     for step in range(max_new_tokens):
+        if not bool(torch.isfinite(logits_BV).all()):
+            raise BardletError("the model's logits are not finite: its weights are damaged, or its training diverged")
         idx_B = sample_next(logits_BV, *how, [generators[row] for row in alive])
         ids: list[int | None] = [None] * len(prompts)
         for row, token in zip(alive, idx_B.tolist(), strict=True):

@@ -159,8 +159,7 @@ def read_folder(folder: Path, dropout: float = 0.0) -> tuple[Any, tokenizer.Toke
         raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
     config = read_model_config(folder)
     words = tokenizer.load(folder)
-    own = (folder / "run.toml").exists()  # models from elsewhere may have rows to spare
-    if words.vocab_size > config.vocab_size or (own and words.vocab_size < config.vocab_size):
+    if words.vocab_size > config.vocab_size:  # fewer is well: some models have rows to spare
         raise BardletError(f"{folder}: its tokenizer has {words.vocab_size} tokens, its config.json "
                            f"{config.vocab_size}: they do not belong together; copy both from the same run")
     weights = read_weights(folder)

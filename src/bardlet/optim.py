@@ -114,7 +114,6 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Mo
                 if odd:
                     raise BardletError(f"{where}: the optimizer's {prefix}{odd[0]} has another shape than the weights")
                 if mine:
-                    # AdamW counts steps in a tensor of its own on the CPU; averages live where the parameter does
                     optimizer.state[p] = {k: t.to(p.device).clone() for k, t in mine.items()}
     if left:
         raise BardletError(f"{where}: the optimizer's {next(iter(left))} belongs to no parameter of this model")

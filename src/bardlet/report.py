@@ -46,7 +46,7 @@ bardlet on {record["text"]}.
 
 | | |
 | --- | --- |
-| validation loss | {record["val_loss"]:.4f} nats per token, {record["bits_per_byte"]:.4f} bits per byte |
+| validation loss | {loss_in_words(record)} |
 | weights | {_selected(record)} |
 | steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
 | tokenizer | {record["tokenizer"]} |
@@ -61,14 +61,7 @@ A sample (temperature 0.8, top-k 50, seed 0), not selected:
 {sample.replace("```", "'''")}
 ```
 
-Go on writing with `bardlet sample {run}`, or load it anywhere:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{run}")
-tokenizer = AutoTokenizer.from_pretrained("{run}")
-```
+{_how_to_use(run, config)}
 
 Settings that differ from bardlet's defaults (all of them are in run.toml):
 
@@ -77,6 +70,26 @@ Settings that differ from bardlet's defaults (all of them are in run.toml):
 ```
 """
     (run / "README.md").write_text(card, encoding="utf-8")
+
+
+def loss_in_words(record: dict[str, Any]) -> str:
+    """The validation loss with its units, and over how much of the validation text where it is not all of it."""
+    part = "" if record["val_tokens"] == record["val_tokens_of"] else (
+        f", over {record['val_tokens']:,} of {record['val_tokens_of']:,} tokens")
+    return f"{record['val_loss']:.4f} nats per token, {record['bits_per_byte']:.4f} bits per byte{part}"
+
+
+def _how_to_use(run: Path, config: TrainConfig) -> str:
+    if config.model not in ("gpt2", "qwen3"):  # no Hugging Face layout can hold it
+        return f"Go on writing with `bardlet sample {run}`."
+    return f"""Go on writing with `bardlet sample {run}`, or load it anywhere:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}")
+```"""
 
 
 def _selected(record: dict[str, Any]) -> str:
@@ -107,6 +120,6 @@ def trackers(config: TrainConfig, run: Path) -> list[Callable[[int, dict[str, fl
             import wandb
         except ImportError:
             raise BardletError("--wandb: not installed; `pip install 'bardlet[wandb]'`") from None
-        wandb.init(project=config.wandb, name=run.name, dir=str(run), resume="allow")
+        wandb.init(project=config.wandb, name=run.name, dir=str(run))
         tell.append(lambda step, values: wandb.log(values, step=step))
     return tell

@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,10 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
     val_loss = None
     t.model.train()
     with _signals() as asked:
-        while state.step < state.steps:
+        while True:
             _replan(t, replan)
+            if state.step >= state.steps:
+                break
             begun = time.monotonic()
             optim.set_learning_rate(t.optimizers, optim.learning_rate(state.step, state.steps, config))
             seed_step(config.seed, state.step, t.dist.rank)
@@ -228,6 +230,8 @@ def _check_numbers(t: Trainer, loss: float, norm: float) -> None:
 def _add_to_average(t: Trainer) -> None:
     """The mean of the weights after each of the last fifth of the steps: a fixed rule, chosen by nothing."""
     if t.state.step <= 0.8 * t.state.steps:
+        t.average.clear()  # a plan that has grown may have begun too early
+        t.state.averaged = 0
         return
     t.state.averaged += 1
     for name, p in t.model.named_parameters():
@@ -259,7 +263,8 @@ def evaluate(t: Trainer) -> float:
     """The validation loss by the weights as they are; the same number in each process."""
     t.model.eval()
     # other shapes and no gradients: compiling for them would cost more than it gains
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    eager = torch.compiler.set_stance("force_eager") if t.machine["compiled"] else nullcontext()
+    with torch.no_grad(), eager:
         value = t.stage.evaluate(t.model)
     t.model.train()
     return value
@@ -291,16 +296,16 @@ def save(t: Trainer) -> None:
     """A checkpoint of this step, written by rank 0."""
     if not t.dist.main:
         return
+    weights = t.model.hf_state_dict()
+    if t.config.keep != "best" or not (t.run / "model.safetensors").exists():
+        # a run that is stopped here is a model, too: until --keep has something to choose from, the newest weights
+        hf.write_weights(t.run, weights)
+        t.record.update(selected_by="last", selected_step=t.state.step)
     state = {f"optimizer/{name}": v for name, v in optim.state_tensors(t.optimizers, t.model).items()}
     state |= {f"average/{name}": v for name, v in t.average.items()}
     state["rng"] = torch.get_rng_state()
     facts = {**asdict(t.state), "machine": t.machine}
-    checkpoint.save(t.run, t.state.step, t.model.hf_state_dict(), state, facts,
-                    t.config.keep_checkpoints)
-    if t.config.keep != "best" or not (t.run / "model.safetensors").exists():
-        # a run that is stopped here is a model, too: until --keep has something to choose from, the newest weights
-        hf.write_weights(t.run, t.model.hf_state_dict())
-        t.record.update(selected_by="last", selected_step=t.state.step)
+    checkpoint.save(t.run, t.state.step, weights, state, facts, t.config.keep_checkpoints)
     write_run(t)
 
 
@@ -319,33 +324,35 @@ def restore(t: Trainer, folder: Path) -> None:
     known = {name: facts[name] for name in asdict(t.state)}
     t.state = State(**{**known, "replans": [(a, b) for a, b in facts["replans"]]})
     if t.dist.main:
-        lines = checkpoint.cut_metrics(t.run, t.state.step)
-        t.best = min([line["val_loss"] for line in lines if "val_loss" in line], default=math.inf)
+        values = [line["val_loss"] for line in checkpoint.cut_metrics(t.run, t.state.step) if "val_loss" in line]
+        if t.record.get("selected_by") == "best" and t.record["selected_step"] <= t.state.step:
+            values.append(t.record["val_loss"])  # a lost line of metrics.jsonl does not make worse weights the best
+        t.best = min((v for v in values if math.isfinite(v)), default=math.inf)
 
 
 def finish(t: Trainer) -> None:
-    """Leave at the root the weights that --keep asks for, and say in run.toml which they are."""
+    """Leave at the root the weights that --keep asks for, and put on record which they are."""
     if t.config.keep == "average":
         with averaged(t):
             value = evaluate(t)
             hf.write_weights(t.run, t.model.hf_state_dict())
         t.record.update(selected_by="average", selected_step=t.state.step, val_loss=value)
-    elif t.config.keep == "last":
+    elif t.config.keep == "last" or t.best == math.inf:  # no evaluation gave a number: there is nothing to choose by
         lines = [line for line in checkpoint.read_metrics(t.run) if "val_loss" in line]
+        hf.write_weights(t.run, t.model.hf_state_dict())
         t.record.update(selected_by="last", selected_step=t.state.step, val_loss=lines[-1]["val_loss"])
-    t.record["finished"] = True
     write_run(t)
 
 
-def write_run(t: Trainer) -> None:
-    """run.toml: the settings as resolved and the record of what happened so far."""
-    if not t.dist.main:
-        return
+def write_run(t: Trainer) -> dict[str, Any]:
+    """run.toml: the settings as resolved and the record of what happened so far, which is returned."""
     config = replace(t.config, steps=t.state.replans[0][1] if t.state.replans else t.state.steps, minutes=None,
                      replans=tuple(t.state.replans))
     record = {**t.record, "steps": t.state.step, "seconds": round(t.state.seconds, 3),
               "tokens_per_second": round(t.state.tokens / max(t.state.seconds, 1e-9), 1), "machine": t.machine}
-    checkpoint.write_run(t.run, config, record)
+    if t.dist.main:
+        checkpoint.write_run(t.run, config, record)
+    return record
 
 
 @contextmanager

@@ -84,6 +84,8 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
         with pytest.raises(Broken):
             bardlet("train", text, "--out", broken, *settings(*cell))
     assert [folder.name for folder in checkpoint.steps_saved(broken)] == ["step-00000005"]
+    compiled = checkpoint.read_run(whole)[1]["machine"]["compiled"]
+    assert compiled == (cell[2] == "compiled bf16" and cell[0] != "bigram"), "a table has nothing to compile"
 
     with pytest.MonkeyPatch.context() as patch:
         steps: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,8 +46,11 @@ def clock_time(seconds: float) -> str:
 
 
 @contextmanager
-def preparing() -> Iterator[Callable[[str, int, int | None], None]]:
+def preparing(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
     """A `progress(what, done, total)` for preparing a text: a bar on a terminal, a line per part when piped."""
+    if not main:
+        yield None
+        return
     if not sys.stdout.isatty():
         seen: set[str] = set()
 
@@ -99,8 +103,9 @@ class _Smooth:
         self.value: float | None = None
 
     def __call__(self, loss: float) -> float:
-        self.value = loss if self.value is None else 0.95 * self.value + 0.05 * loss
-        return self.value
+        if math.isfinite(loss):  # a skipped step says nothing
+            self.value = loss if self.value is None else 0.95 * self.value + 0.05 * loss
+        return loss if self.value is None else self.value
 
 
 def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float) -> str:

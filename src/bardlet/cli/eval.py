@@ -12,7 +12,6 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.cli.train import held_out
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -74,9 +73,9 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int, str]:
     """(score, characters left out, what was measured)."""
-    from bardlet import checkpoint, corpus, data, evaluate
+    from bardlet import checkpoint, corpus, data, evaluate, pretrain
 
-    skipped = 0
+    skipped, window = 0, min(256, model.config.block_size)
     if command.text:
         found = corpus.find(command.text, command.field)
         tokens, characters, size, skipped = encoded(found, words)
@@ -89,12 +88,13 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
                         "learned from", found.name)
-        ready = data.prepare(found, words)
-        tokens, characters, size = held_out(ready, config)
+        ready = data.prepare(found, words, skip_unseen=True)
+        tokens, characters, size = pretrain.held_out(ready, config)
+        skipped, window = ready.skipped, min(256, config.block_size)  # as the run itself evaluates
         what = f"{'validation part' if config.val_part == 'val' else 'development split'} of {found.name}"
     if len(tokens) < 2:
         raise BardletError(f"{what}: {len(tokens)} tokens are too few to predict one from another; take a longer text")
-    block = command.context or min(256, model.config.block_size)
+    block = command.context or window
     if block > model.config.block_size:
         raise BardletError(f"--context {block} is more than the model's window of {model.config.block_size}: "
                            f"take --context {model.config.block_size} or less")

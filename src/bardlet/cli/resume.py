@@ -17,7 +17,7 @@ from bardlet.config import TrainConfig
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.data import Prepared
+    from bardlet.data import Prepared, Progress
     from bardlet.dist import Dist
     from bardlet.train import Trainer
 
@@ -47,10 +47,13 @@ def main(argv: Sequence[str]) -> int:
     begun = time.monotonic()
     with distributed.connect(config.device) as dist, checkpoint.locked(run) if dist.main else nullcontext():
         console.show_notices(dist.main)
-        trainer, data = continued(run, config, record, dist, command)
-        trainer.state.elapsed += time.monotonic() - begun
+        with console.preparing(dist.main) as progress:
+            trainer, data = continued(run, config, record, dist, command, progress)
+        spent = time.monotonic() - begun
+        trainer.state.elapsed += spent
+        trainer.state.prepared += spent
         step = trainer.state.step
-        if step >= trainer.state.steps:
+        if step >= trainer.state.steps and record.get("finished"):
             raise BardletError(f"{run}: all its {step:,} steps are done; --steps N --allow-change trains on, "
                                f"`bardlet train --init {run}` starts a new run from it")
         if dist.main:
@@ -61,15 +64,19 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist,
-              command: Command) -> tuple[Trainer, Prepared]:
-    """The run as its newest whole checkpoint left it."""
-    from bardlet import checkpoint, corpus, hf, tokenizer
+def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
+              progress: Progress | None) -> tuple[Trainer, Prepared]:
+    """The run as its newest whole checkpoint left it; with other --steps when that was asked for."""
+    from bardlet import checkpoint, corpus, hf, pretrain, tokenizer
     from bardlet.train import restore
 
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
+    if command.steps is not None and not command.allow_change:
+        raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
+    if dist.main:
+        checkpoint.sweep(run)
     folder = checkpoint.newest_whole(run)
     checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
@@ -77,16 +84,12 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     if found.hash != record["text_hash"] and not command.allow_change:
         raise BardletError(f"{run}: the text {found.name} is not the one that the run began with; "
                            "put it back, or go on with --allow-change")
-    data = train.prepare(found, config, words, dist)
+    data = pretrain.prepare(found, config, words, dist, progress)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
-    if command.steps is not None:
-        if not command.allow_change:
-            raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
-        config = replace(config, replans=())
-    trainer = train.assemble(run, model, data, config, dist, record)
+    trainer = pretrain.assemble(run, model, data, config, dist, record)
     if config.compile == "on":
-        train.choose_compile(trainer, None)
+        pretrain.choose_compile(trainer)
     before = hf.read_json(folder / "trainer.json")["machine"]
     odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if odd and not command.allow_change:
@@ -94,5 +97,13 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
                            "would not go on bit for bit; --allow-change goes on all the same")
     restore(trainer, folder)
     if command.steps is not None:
-        trainer.state.steps, trainer.state.replans = command.steps, []
+        _plan_again(trainer, command.steps)
     return trainer, data
+
+
+def _plan_again(t: Trainer, steps: int) -> None:
+    """Another number of steps from here on: an event as a clock's decision is one, and the clock has no more say."""
+    before = [event for event in t.state.replans if event[0] < t.state.step] or [(0, t.state.steps)]
+    t.state.steps, t.state.replans = steps, [*before, (t.state.step, steps)]
+    t.config = replace(t.config, replans=tuple(t.state.replans))
+    t.record.update(minutes=None, finished=False)

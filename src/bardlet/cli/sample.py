@@ -63,11 +63,13 @@ def main(argv: Sequence[str]) -> int:
     console.show_notices()
     import torch
 
-    from bardlet import dist, hf
+    from bardlet import checkpoint, dist, hf
 
-    model, words = hf.read_folder(Path(command.run))
+    folder = Path(command.run)
+    model, words = hf.read_folder(folder)
+    documents = checkpoint.read_run(folder)[1].get("documents", 2) if (folder / "run.toml").exists() else 2
     try:  # before anything is printed
-        prompt = prompt_ids(words, command.prompt)
+        prompt = prompt_ids(words, command.prompt, documents)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
     model.to(dist.pick_device(command.device))
@@ -93,12 +95,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def prompt_ids(words: Tokenizer, prompt: str | None) -> list[int]:
-    """The tokens of `prompt`. Without one: the separator, where texts begin and end; else a line break, or token 0."""
+def prompt_ids(words: Tokenizer, prompt: str | None, documents: int = 2) -> list[int]:
+    """The tokens of `prompt`. Without one: the separator, where documents begin; else a line break, or token 0.
+
+    In a text of a single document there is no separator to learn from, though a BPE tokenizer has one.
+    """
     if prompt:
         words.check(prompt)
         return [int(i) for i in words.encode(prompt)]
-    if words.eos_id is not None:
+    if words.eos_id is not None and documents > 1:
         return [words.eos_id]
     if words.kind != "char" or "\n" in (words.alphabet or ""):
         return [int(i) for i in words.encode("\n")][:1]
@@ -131,8 +136,14 @@ def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Ca
     return count
 
 
-def write(model: Any, words: Tokenizer, prompt: str | None, *, tokens: int, temperature: float, top_k: int | None,
-          seed: int) -> str:
-    """A text by `model`, for a model card or a page."""
-    made = complete(model, words, [prompt_ids(words, prompt)], tokens, temperature=temperature, top_k=top_k, seed=seed)
-    return words.decode(made[0], skip_special=True)
+def write(model: Any, words: Tokenizer, prompt: str | None, *, documents: int, tokens: int, temperature: float,
+          top_k: int | None, seed: int) -> str:
+    """A text by `model`, for a model card or a page; `documents`: of how many its training text consisted.
+
+    A model of many documents may end one after a few tokens (a name, say): then several follow, a line each.
+    """
+    rows = 1 if documents == 1 else 8
+    made = complete(model, words, [prompt_ids(words, prompt, documents)] * rows, tokens, temperature=temperature,
+                    top_k=top_k, seed=seed)
+    shown = next((n for n in range(1, rows) if sum(map(len, made[:n])) >= tokens // 2), rows)
+    return "\n".join(words.decode(ids, skip_special=True) for ids in made[:shown])

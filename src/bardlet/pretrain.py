@@ -1,0 +1,203 @@
+"""Pretraining as a stage: settings and a text become a `Trainer`, with its steps planned and its blocks compiled.
+
+Other stages start from the same parts: `assemble` makes a run of any batches and any loss, `choose_compile` and
+`plan_steps` decide what the clock and the compiler decide.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from bardlet import budget, checkpoint, corpus, data, evaluate, hf, loss, models, optim
+from bardlet import dist as distributed
+from bardlet import train as training
+from bardlet.config import ModelConfig, TrainConfig
+from bardlet.data import Prepared
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+from bardlet.tokenizer import Tokenizer
+from bardlet.train import Stage, State, Trainer
+
+log = logging.getLogger("bardlet")
+
+
+# ---------------------------------------------------------------- the text
+
+
+def prepare(found: corpus.Corpus, config: TrainConfig, words: Tokenizer | None, dist: Dist,
+            progress: data.Progress | None = None) -> Prepared:
+    """The text as tokens, by `words` or a tokenizer of its own; rank 0 builds them, the others read what it built."""
+    if not dist.main:
+        dist.from_main(0)
+    ready = data.prepare(found, words or config.tokenizer, config.vocab_size, progress)
+    if dist.main:
+        dist.from_main(0)
+    return ready
+
+
+def parts(ready: Prepared, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(training, held-out) tokens. The development split is the last tenth of the training part."""
+    if config.val_part == "val":
+        return ready.train, ready.val
+    cut = int(0.9 * len(ready.train))
+    return ready.train[:cut], ready.train[cut:]
+
+
+def held_out(ready: Prepared, config: TrainConfig) -> tuple[np.ndarray, int, int]:
+    """(tokens, characters, bytes) of what this run does not learn from."""
+    tokens = parts(ready, config)[1]
+    if config.val_part == "val":
+        return tokens, ready.val_chars, ready.val_bytes
+    text = ready.tokenizer.decode(tokens.tolist(), skip_special=True)
+    return tokens, len(text), len(text.encode())
+
+
+def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+    """Windows of the text, next-token loss, and the loss on the held-out text as evaluation.
+
+    A held-out text of more than --eval-tokens is looked at in every k-th window; `record` gets `val_tokens`, how many
+    tokens an evaluation reads, and `val_tokens_of`, how many there are.
+    """
+    train_tokens, val_tokens = parts(ready, config)
+    windows = data.Windows(train_tokens, config.block_size, config.batch_size * config.grad_accum, config.seed)
+    every = -(-len(val_tokens) // config.eval_tokens) if config.eval_tokens else 1
+    look_at = data.validation_windows(val_tokens, min(256, config.block_size), every=every)
+    record["val_tokens"] = sum(target.numel() for _, target in look_at)
+    record["val_tokens_of"] = len(val_tokens) - 1
+
+    def batch(step: int) -> loss.Batch:
+        idx, target = windows.batch(step)
+        return {"idx": idx, "target": target}
+
+    def validation_loss(model: torch.nn.Module) -> float:
+        return evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in look_at), dist.device, config.dtype)
+
+    return Stage(batch, loss.next_token, loss.count_targets, validation_loss)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
+                progress: data.Progress | None = None) -> tuple[Trainer, Prepared]:
+    """Text, tokenizer, model and optimizers for `config`: a run that has not begun. Nothing is written.
+
+    Args:
+        out: the run folder; None: runs/NAME.
+        given: the settings that somebody typed, to be told when the weights of --init decide them.
+    """
+    if out is not None:
+        checkpoint.new_folder(Path(out), "")  # before the long part
+    base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
+    found = corpus.find(config.text, config.field)
+    ready = prepare(found, config, base[1] if base else None, dist, progress)
+    torch.manual_seed(config.seed)
+    if base:
+        model = base[0]
+        config = _as_model(config, model.config, given)
+    else:
+        model = models.build(config.model_config(ready.tokenizer.vocab_size))
+    config = replace(config, text=config.text or (found.name,))
+    run = checkpoint.new_folder(Path(out) if out else None, f"{found.name}-{config.model}")
+    record: dict[str, Any] = {"text": found.name, "text_hash": found.hash, "tokenizer": ready.tokenizer.kind,
+                              "documents": ready.documents, "tokens": len(parts(ready, config)[0]),
+                              "minutes": config.minutes}
+    return assemble(run, model, ready, config, dist, record), ready
+
+
+def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
+    """`config` with the shape of the weights that training starts from; its windows may be shorter than theirs."""
+    decided = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation", "tokenizer",
+               "vocab_size")
+    ignored = ["--" + name.replace("_", "-") for name in decided if name in given]
+    if ignored:
+        log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
+    asked = "block_size" in given or config.block_size != TrainConfig.block_size
+    block = min(shape.block_size, config.block_size) if asked else shape.block_size
+    return replace(config, model=cast(Any, shape.model), n_layer=shape.n_layer, n_head=shape.n_head,
+                   n_kv_head=shape.n_kv_head, n_embd=shape.n_embd, n_inner=shape.n_inner,
+                   block_size=block, tie_embeddings=shape.tie_embeddings)
+
+
+def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist,
+             record: dict[str, Any]) -> Trainer:
+    """A `Trainer` at step 0, settings resolved: device, precision, threads, optimizers, stage."""
+    if config.batch_size % dist.world:
+        raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
+                           f"take a multiple of {dist.world}")
+    dtype = distributed.pick_dtype(config.dtype, dist.device)
+    threads = distributed.settle(config.threads, config.deterministic, dist.device)
+    device = dist.device.type if config.device == "auto" else config.device
+    config = replace(config, dtype=cast(Any, dtype), device=device, threads=threads)
+    model.to(dist.device)
+    stage = next_token_stage(ready, config, dist, record)
+    record["parameters"] = sum(p.numel() for p in model.parameters())
+    machine = distributed.machine(dist, dtype, threads)
+    return Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
+                   State(steps=config.steps or 0, replans=list(config.replans[:1])))
+
+
+# ---------------------------------------------------------------- compiled or not, and how many steps
+
+
+def choose_compile(t: Trainer, seconds: float | None = None, worth: float = 100.0) -> None:
+    """Resolve --compile: auto compiles a run of more than `worth` seconds where a compiler is found.
+
+    Args:
+        seconds: how long the run will be; None: measure a few eager steps to find out.
+    """
+    missing = distributed.compiler_missing(t.dist.device)
+    blocks = t.config.model != "bigram"  # a table has nothing to compile
+    on = t.config.compile == "on" and blocks
+    if on and missing:
+        log.warning("--compile on: %s; going on without compilation, which is slower", missing)
+        on = False
+    if t.config.compile == "auto" and not missing and blocks:
+        if seconds is None:
+            seconds = budget.seconds_per_step(t, 2) * (t.config.steps or 1)
+        on = bool(t.dist.from_main(int(seconds > worth)))
+    if on:
+        on = _compile(t)
+    t.config = replace(t.config, compile="on" if on else "off")
+    t.machine.update(compiled=on, compiler=distributed.compiler(t.dist.device) if on else "")
+
+
+def _compile(t: Trainer) -> bool:
+    """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
+    log.info("compiling (the first time on a machine takes up to a minute)")
+    distributed.compile_blocks(t.model)
+    try:
+        budget.seconds_per_step(t, 1)
+    except Exception as error:
+        distributed.compile_blocks(t.model, on=False)
+        what = (str(error).strip().splitlines() or ["no message"])[0][:150]
+        log.warning("torch.compile failed here (%s: %s); going on without compilation", type(error).__name__, what)
+        return False
+    return True
+
+
+def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
+    """Decide the number of steps and whether to compile, from a few timed steps.
+
+    Args:
+        seconds: the time of the whole run, which began at `begun` (of time.monotonic).
+    """
+    choose_compile(t, seconds)
+    per_step = budget.seconds_per_step(t)
+    clock = time.monotonic()
+    training.evaluate(t)
+    per_evaluation = time.monotonic() - clock
+    left = max(0.0, seconds - (time.monotonic() - begun))
+    evaluations = budget.evaluations_for(left, per_evaluation)
+    steps = t.dist.from_main(budget.steps_for(left, per_step, evaluations * per_evaluation))
+    t.state.steps, t.state.replans = steps, [(0, steps)]
+    if t.config.eval_every is None:
+        t.config = replace(t.config, eval_every=t.dist.from_main(max(1, steps // evaluations)))
