@@ -34,6 +34,28 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert [p.name for p in checkpoint.steps_saved(tmp_path)] == ["step-00000002", "step-00000010"]
 
 
+def test_going_back_leaves_the_later_ones_behind(tmp_path: Path) -> None:
+    """20 is damaged, the run goes on from 10: what it saves then stays, and 20 is history that was left."""
+    for step in (10, 20):
+        saved(tmp_path, step, keep=2)
+    (tmp_path / "checkpoints" / "step-00000020" / "trainer.json").write_text("{}")
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000010"
+    saved(tmp_path, 12, keep=1)
+    assert [p.name for p in checkpoint.steps_saved(tmp_path)] == ["step-00000012"]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    """Half a checkpoint and half a file at the root go; everything else stays."""
+    kept = saved(tmp_path, 10)
+    (tmp_path / "checkpoints" / ".step-00000020.77.tmp").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000020.77.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".run.toml.77.tmp").write_text("half")
+    (tmp_path / "run.toml").write_text("")
+    checkpoint.sweep(tmp_path)
+    assert [p.name for p in kept.parent.iterdir()] == [kept.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "run.toml"]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors", "trainer.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damage_is_named_and_gone_round(name: str, damage: str, tmp_path: Path,

@@ -101,6 +101,74 @@ def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, bardlet: Call
     assert config.replans[0] == (0, config.steps) and config.replans[-1][1] == made["steps"]
 
 
+def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path,
+                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
+    """What the clock decided stands in run.toml: the same steps, the same weights."""
+    from bardlet.checkpoint import sha256
+
+    timed = bardlet("train", text, "--out", tmp_path / "timed", *TINY, "--minutes", "0.04", "--keep", "last")
+    again = bardlet("train", "--config", tmp_path / "timed" / "run.toml", "--out", tmp_path / "again")
+    assert again["steps"] == timed["steps"]
+    assert sha256(tmp_path / "again" / "model.safetensors") == sha256(tmp_path / "timed" / "model.safetensors")
+
+
+@pytest.mark.parametrize("length", [["--steps", "6"], ["--minutes", "0.03"]], ids=["steps", "minutes"])
+def test_a_finished_run_goes_on_with_more_steps(length: list[str], text: Path, tmp_path: Path,
+                                                bardlet: Callable[..., dict[str, Any]]) -> None:
+    """resume --steps N --allow-change makes exactly N, and run.toml repeats that history, too."""
+    from bardlet.checkpoint import sha256
+
+    first = bardlet("train", text, "--out", tmp_path / "one", *TINY, *length, "--keep", "last", "--eval-every", "0")
+    more = bardlet("resume", tmp_path / "one", "--steps", str(first["steps"] + 9), "--allow-change")
+    assert (more["resumed_from"], more["steps"]) == (first["steps"], first["steps"] + 9)
+    again = bardlet("train", "--config", tmp_path / "one" / "run.toml", "--out", tmp_path / "two")
+    assert again["steps"] == more["steps"]
+    assert sha256(tmp_path / "two" / "model.safetensors") == sha256(tmp_path / "one" / "model.safetensors")
+
+
+@pytest.mark.parametrize("keep", ["best", "last", "average"])
+def test_a_kill_after_the_last_step_is_mended_by_resume(keep: str, text: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch,
+                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
+    """All steps are done and saved, the result is not: resume leaves at the root what an unbroken run leaves."""
+    from bardlet import train as training
+    from bardlet.checkpoint import sha256
+
+    settings = [text, *TINY, "--steps", "10", "--keep", keep, "--eval-every", "5"]
+    whole = bardlet("train", *settings, "--out", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", lambda t: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bardlet("train", *settings, "--out", tmp_path / "broken")
+    mended = bardlet("resume", tmp_path / "broken")
+    assert (mended["resumed_from"], mended["val_loss"]) == (10, whole["val_loss"])
+    assert (tmp_path / "broken" / "README.md").exists() and (tmp_path / "broken" / "loss.png").exists()
+    name = "model.safetensors"
+    assert sha256(tmp_path / "broken" / name) == sha256(tmp_path / "whole" / name)
+
+
+def test_a_part_of_a_long_validation_text_is_said_to_be_a_part(text: Path, tmp_path: Path,
+                                                               bardlet: Callable[..., dict[str, Any]]) -> None:
+    """--eval-tokens below the text's length: every k-th window, and the card says over how many tokens."""
+    bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--eval-tokens", "100")
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"over \d+ of [\d,]+ tokens", card)
+
+
+def test_a_single_document_does_not_begin_with_the_separator(text: Path, tmp_path: Path,
+                                                             bardlet: Callable[..., dict[str, Any]]) -> None:
+    """A BPE tokenizer has <|endoftext|>, but a model of one document has never seen it: sampling starts elsewhere."""
+    from bardlet import hf
+    from bardlet.cli.sample import prompt_ids
+
+    bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--tokenizer", "bpe", "--vocab-size",
+            "300")
+    _, words = hf.read_folder(tmp_path / "run")
+    assert words.eos_id is not None
+    assert prompt_ids(words, None, documents=2) == [words.eos_id]
+    assert prompt_ids(words, None, documents=1) == words.encode("\n").tolist()
+
+
 def test_a_plan_is_only_a_plan(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--plan prints model and steps, and makes no folder."""
     assert main(["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "7", "--plan"]) == 0

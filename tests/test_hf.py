@@ -96,6 +96,34 @@ def test_a_folder_of_transformers_is_trained_on(model: str, runs: dict[str, Path
     assert not torch.equal(after.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize("model", ["gpt2", "qwen3"])
+def test_a_vocabulary_with_rows_to_spare_is_trained_on(model: str, runs: dict[str, Path], text: Path, tmp_path: Path,
+                                                       bardlet: Callable[..., dict[str, Any]]) -> None:
+    """As Qwen3's own uploads have: 7 rows more than the tokenizer has tokens. Trains, samples, is measured."""
+    source = runs[f"{model}-bpe"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(source)
+    theirs.resize_token_embeddings(307, mean_resizing=False)
+    theirs.save_pretrained(tmp_path / "theirs")
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "theirs")
+    bardlet("train", text, "--init", tmp_path / "theirs", "--out", tmp_path / "run", "--steps", "3", *TINY[-4:])
+    assert bardlet("eval", tmp_path / "run")["tokens"] > 0
+    assert bardlet("sample", tmp_path / "run", "--tokens", "5", "--top-k", "1")["completions"]
+
+
+def test_init_decides_the_shape_and_says_so(runs: dict[str, Path], text: Path, tmp_path: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings that the weights decide are named, also where they equal a default; windows may be shorter."""
+    from bardlet.checkpoint import read_run
+    from bardlet.cli import main
+
+    assert main(["train", str(text), "--init", str(runs["gpt2-char"]), "--out", str(tmp_path / "run"), "--steps", "2",
+                 "--model", "qwen3", "--n-embd", "192", "--block-size", "32", *TINY[-4:]]) == 0
+    assert "--model, --n-embd: not used, --init" in capsys.readouterr().err
+    config, _ = read_run(tmp_path / "run")
+    assert (config.model, config.block_size) == ("gpt2", 32)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["n_positions"] == 128
+
+
 @pytest.mark.parametrize("change, words", [
     ({"model_type": "llama"}, ["'llama'", "gpt2", "qwen3"]),
     ({"n_embd": 10**12}, ["config.json"]),

@@ -61,7 +61,7 @@ def clock(seconds: float) -> Callable[[State], int | None]:
 
     def replan(state: State) -> int | None:
         looks = len(state.replans) - 1  # the first is the plan itself
-        if looks >= len(LOOKS) or state.step < max(1, LOOKS[looks] * state.steps):
+        if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
             return None
         per_step = (state.elapsed - state.prepared) / state.step  # with its share of evaluations and checkpoints
         return state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))

@@ -115,8 +115,8 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
 
 def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its windows may be shorter than theirs."""
-    decided = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation", "tokenizer",
-               "vocab_size")
+    decided = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation",
+               "tokenizer", "vocab_size")
     ignored = ["--" + name.replace("_", "-") for name in decided if name in given]
     if ignored:
         log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,12 +17,8 @@ from bardlet.cli.options import parse
 from bardlet.config import TrainConfig, read_toml
 
 if TYPE_CHECKING:
-
     from bardlet.data import Prepared
     from bardlet.train import State, Trainer
-
-log = logging.getLogger("bardlet")
-
 
 @dataclass(frozen=True)
 class Command(TrainConfig):
