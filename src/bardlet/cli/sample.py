@@ -111,11 +111,12 @@ def prompt_ids(words: Tokenizer, prompt: str | None, documents: int = 2) -> list
 
 
 def complete(model: Any, words: Tokenizer, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
-    """New tokens for each prompt, up to the separator."""
+    """New tokens for each prompt, up to the separator; spare rows of a vocabulary mean nothing and are left out."""
     from bardlet import generate
 
     stop = () if words.eos_id is None else (words.eos_id,)
-    return generate.generate(model, prompts, tokens, stop_ids=stop, **options)
+    made = generate.generate(model, prompts, tokens, stop_ids=stop, **options)
+    return [[token for token in ids if token < words.vocab_size] for ids in made]
 
 
 def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Callable[[str], object],
@@ -130,7 +131,7 @@ def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Ca
     stop = () if words.eos_id is None else (words.eos_id,)
     for ids in generate.stream(model, [prompt], tokens, stop_ids=stop, **options):
         [token] = (i for i in ids if i is not None)  # None is a row that has ended, and there is only one
-        out(decoder.feed(token))
+        out(decoder.feed(token) if token < words.vocab_size else "")
         count += 1
     out(decoder.finish())
     return count
