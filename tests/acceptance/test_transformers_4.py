@@ -23,7 +23,7 @@ def test_parity_with_transformers_4(tmp_path: Path) -> None:
     version = subprocess.run([sys.executable, "-c", "import transformers; print(transformers.__version__)"],
                              env=environment, capture_output=True, text=True, check=True).stdout
     assert version.startswith("4."), version
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(HERE / "test_hf.py"), str(HERE / "test_gpt2.py"),
+    done = subprocess.run([sys.executable, "-m", "pytest", str(HERE / "test_hf.py"), str(HERE / "test_gpt2.py"),
                            str(HERE / "test_qwen3.py")], env=environment, capture_output=True, text=True)
     print(version, done.stdout[-2000:])
     assert done.returncode == 0, done.stdout[-3000:]
