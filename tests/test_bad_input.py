@@ -317,7 +317,6 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("tokenizer another object", write("run/tokenizer.json", "{}"), "sample run", ("run/tokenizer.json: is damaged",)),
     ("tokenizer of a larger model", other_tokenizer("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"), "sample run",
      ("run: its tokenizer has 36 tokens", "do not belong together")),
-    ("tokenizer of a smaller model", other_tokenizer("abc"), "sample run", ("its tokenizer has 3 tokens", "copy both")),
     ("tokenizer with an absurd id", edit("run/tokenizer.json", lambda raw: raw.replace(b'": 3', b'": 4000000000', 1)),
      "sample run", ("run/tokenizer.json: is damaged",)),
     # resume
@@ -332,7 +331,8 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("resume: the text changed", edit("text.txt", lambda raw: raw + b"."), "resume run",
      ("run: the text text is not the one", "--allow-change")),
     ("resume: the text is gone", remove("text.txt"), "resume run", ("text.txt: there is no such file",)),
-    ("resume: run.toml damaged", cut("run/run.toml", 0.1), "resume run", ("run/run.toml", "line")),
+    ("resume: run.toml damaged", edit("run/run.toml", lambda raw: raw.replace(b"seed = ", b"seed ", 1)), "resume run",
+     ("run/run.toml", "line")),
     ("resume: run.toml without record", edit("run/run.toml", lambda raw: raw.split(b"\n[record]")[0]), "resume run",
      ("run/run.toml: no [record]", "--init run")),
     ("resume: record is no table", edit("run/run.toml", lambda raw: b"record = 3\n"), "resume run",

@@ -21,8 +21,10 @@ LOOKS = (0.1, 0.3, 0.5)
 """Where in the planned steps the clock is looked at again: before the decay, which a new plan would bend."""
 
 
-def seconds_per_step(t: Trainer, count: int = 4) -> float:
+def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
     """The time of a training step, from `count` of them after one that warms up (and compiles). Nothing is kept.
+
+    Where steps are long, fewer are made: none begins once `patience` seconds went to the timed ones.
 
     The steps are real ones, on the run's own batches with an optimizer made for it; the weights are put back.
     """
@@ -30,8 +32,11 @@ def seconds_per_step(t: Trainer, count: int = 4) -> float:
     optimizers = optim.build(t.model, t.config)
     wrapped = t.dist.wrap(t.model)
     t.model.train()
-    times = []
+    times: list[float] = []
     for step in range(count + 1):
+        # each process must make the same number: the first one's watch counts
+        if t.dist.from_main(int(sum(times[1:]) > patience)):
+            break
         seed_step(t.config.seed, step, t.dist.rank)
         begun = time.monotonic()
         train_step(wrapped, optimizers, t.stage.batch(step), t.stage, t.config, t.dist, t.machine["dtype"])
@@ -39,7 +44,8 @@ def seconds_per_step(t: Trainer, count: int = 4) -> float:
     with torch.no_grad():
         for name, p in t.model.named_parameters():
             p.copy_(weights[name])
-    return sorted(times[1:])[count // 2]
+    timed = times[1:] or times
+    return sorted(timed)[len(timed) // 2]
 
 
 def evaluations_for(seconds: float, per_evaluation: float) -> int:

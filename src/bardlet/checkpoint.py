@@ -194,9 +194,12 @@ def locked(run: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
-        yield
-    with suppress(OSError):  # Windows removes no file that is open
-        path.unlink()
+        try:
+            yield
+        finally:
+            handle.close()  # Windows removes no file that is open
+            with suppress(OSError):
+                path.unlink()
 
 
 def _try_lock(handle: Any) -> bool:

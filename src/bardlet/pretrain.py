@@ -37,9 +37,11 @@ def prepare(found: corpus.Corpus, config: TrainConfig, words: Tokenizer | None, 
     """The text as tokens, by `words` or a tokenizer of its own; rank 0 builds them, the others read what it built."""
     if not dist.main:
         dist.from_main(0)
-    ready = data.prepare(found, words or config.tokenizer, config.vocab_size, progress)
+    ready = data.prepare(found, words or config.tokenizer, config.vocab_size, progress, skip_unseen=words is not None)
     if dist.main:
         dist.from_main(0)
+    if ready.skipped:
+        log.warning("%s: %d characters that the tokenizer has never seen were left out", found.name, ready.skipped)
     return ready
 
 
@@ -199,5 +201,8 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
     evaluations = budget.evaluations_for(left, per_evaluation)
     steps = t.dist.from_main(budget.steps_for(left, per_step, evaluations * per_evaluation))
     t.state.steps, t.state.replans = steps, [(0, steps)]
+    if steps < 20:
+        log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "
+                    "smaller model (--n-layer, --n-embd)", steps, per_step)
     if t.config.eval_every is None:
         t.config = replace(t.config, eval_every=t.dist.from_main(max(1, steps // evaluations)))

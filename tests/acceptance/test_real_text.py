@@ -1,4 +1,4 @@
-"""Real text beyond English: Chinese poems, French novels, first names, the World Factbook. Each trains in a minute."""
+"""Real text beyond English: Chinese poems, French novels, first names, the World Factbook. Two minutes each."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ KINDS = {"chinese-poetry": is_chinese_poem, "eltec-fra": is_french, "names": is_
 @pytest.mark.parametrize("name", KINDS)
 def test_it_trains_and_writes_its_kind(name: str, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],
                                        record_property: Callable[[str, object], None]) -> None:
-    """A minute of training: far below what the tokens' frequencies alone give, and samples that look like the text."""
+    """Two minutes of training: far below what frequencies alone give, and samples that look like the text."""
     from bardlet import corpus, data
 
     run = tmp_path / "run"
-    bardlet("train", name, "--out", run, "--minutes", "1")
+    bardlet("train", name, "--out", run, "--minutes", "2")
     measured = bardlet("eval", run)
     ready = data.prepare(corpus.find([name]))
     counts = Counter(ready.train[:2_000_000].tolist())

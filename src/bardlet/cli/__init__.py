@@ -26,7 +26,7 @@ COMMANDS = {
 HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, understood and can run anywhere comes out.
 
   bardlet train my.txt --minutes 5     train on a file (no file: Tiny Shakespeare)
-  bardlet sample runs/my --tokens 300  let it write
+  bardlet sample runs/my-qwen3         let it write
 
 Commands:
 {chr(10).join(f"  {name:8} {what}" for name, what in COMMANDS.items())}
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # text is UTF-8 here, whatever the locale says
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    # OpenMP's threads wait for each other by spinning; on a core that somebody else uses, too, that costs ten times
+    # what it saves. Read when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     if not argv or argv[0] in ("-h", "--help", "help"):
