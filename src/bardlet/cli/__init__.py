@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # text is UTF-8 here, whatever the locale says
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    # OpenMP's threads wait for each other by spinning; on a core that somebody else uses, too, that costs ten times
-    # what it saves. Read when torch is imported, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads wait for each other by spinning; on a core that somebody else uses, too, without a bound, that
+    # costs ten times what it saves (LOG.md). GNU's OpenMP reads this when torch is imported, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     if not argv or argv[0] in ("-h", "--help", "help"):
