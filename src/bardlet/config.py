@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -287,6 +287,3 @@ def changed(config: TrainConfig) -> dict[str, Any]:
     """The settings that differ from their defaults."""
     return {f.name: getattr(config, f.name) for f in fields(config)
             if f.default is not MISSING and getattr(config, f.name) != f.default}
-
-
-__all__ = ["ModelConfig", "TrainConfig", "changed", "from_mapping", "read_toml", "replace", "to_toml"]

@@ -163,7 +163,8 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             if state.step >= state.steps:
                 break
             begun = time.monotonic()
-            optim.set_learning_rate(t.optimizers, optim.learning_rate(state.step, state.steps, config))
+            share = optim.learning_rate(state.step, state.steps, config)
+            optim.set_learning_rate(t.optimizers, share)
             seed_step(config.seed, state.step, t.dist.rank)
             batch = t.stage.batch(state.step)
             loss, norm = train_step(wrapped, t.optimizers, batch, t.stage, config, t.dist, t.machine["dtype"])
@@ -180,7 +181,6 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
 
             stop = t.dist.from_main(asked[0])
             last = state.step == state.steps
-            share = optim.learning_rate(state.step - 1, state.steps, config)
             line = {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
                     "tokens": state.tokens}
             if last or _due(state.step, config.eval_every):
