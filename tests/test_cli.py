@@ -159,7 +159,7 @@ def test_a_single_document_does_not_begin_with_the_separator(text: Path, tmp_pat
                                                              bardlet: Callable[..., dict[str, Any]]) -> None:
     """A BPE tokenizer has <|endoftext|>, but a model of one document has never seen it: sampling starts elsewhere."""
     from bardlet import hf
-    from bardlet.cli.sample import prompt_ids
+    from bardlet.writing import prompt_ids
 
     bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--tokenizer", "bpe", "--vocab-size",
             "300")

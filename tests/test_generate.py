@@ -186,6 +186,8 @@ def test_dropout_does_not_reach_generation(model: Any) -> None:
 
 @pytest.mark.parametrize("cache_dtype", [None, torch.float32])
 def test_bf16_is_near_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
+    if not hasattr(model, "new_cache"):
+        pytest.skip("a rung of the ladder has no cache")
     idx = torch.arange(12)[None]
     with torch.inference_mode():
         want = model(idx)[0, -1]

@@ -17,13 +17,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bardlet.errors import BardletError
 
+FLAT = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
+"""Rungs of the ladder that have one layer and no blocks."""
+RUNGS = (*FLAT, "residual", "layer-norm", "dropout", "rotary", "swiglu", "qk-norm")
+"""The models of the ladder, in its order."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a decoder-only model: with the weights, all that is needed to compute its logits."""
 
     model: str
-    """gpt2, qwen3 or bigram."""
+    """gpt2, qwen3 or a rung of the ladder."""
     vocab_size: int
     block_size: int = 256
     """The context window, in tokens."""
@@ -61,8 +66,9 @@ class TrainConfig:
     vocab_size: int | None = None
     """Vocabulary of a BPE tokenizer; none: by the size of the text."""
 
-    model: Literal["qwen3", "gpt2", "bigram"] = "qwen3"
-    """Architecture."""
+    model: Literal["qwen3", "gpt2", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
+                   "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"] = "qwen3"
+    """Architecture: qwen3, gpt2, or a rung of the lecture's ladder."""
     init: str | None = None
     """Start from the weights and the tokenizer of this run or Hugging Face folder."""
     n_layer: int = 4
@@ -174,6 +180,9 @@ class TrainConfig:
             raise BardletError("--steps and --minutes are both given: keep the one that should decide")
         if self.model != "bigram" and self.init is None:  # the weights of --init have a shape of their own
             self._check_heads()
+        if self.model in RUNGS and self.n_kv_head not in (None, self.n_head):
+            raise BardletError(f"--n-kv-head {self.n_kv_head}: the rungs of the ladder have a key and a value for each "
+                               "head; leave it out, or take --model qwen3")
         if self.activation and self.model != "gpt2":
             raise BardletError(f"--activation {self.activation}: {self.model} has none to choose; "
                                "leave it out, or take --model gpt2")
@@ -187,7 +196,7 @@ class TrainConfig:
             near = min(fits, key=lambda h: abs(h - self.n_head))
             raise BardletError(f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
                                f"take --n-head {near} or --n-embd {-(-self.n_embd // self.n_head) * self.n_head}")
-        if self.model == "qwen3" and (self.n_embd // self.n_head) % 2:
+        if self.model in ("qwen3", "rotary", "swiglu", "qk-norm") and (self.n_embd // self.n_head) % 2:
             raise BardletError(f"--n-embd {self.n_embd} with --n-head {self.n_head} gives heads of "
                                f"{self.n_embd // self.n_head} channels; rotary positions turn pairs: make it even")
         if self.n_head % (self.n_kv_head or self.n_head):
@@ -196,14 +205,34 @@ class TrainConfig:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The shape of the model that these settings and a tokenizer of `vocab_size` tokens ask for."""
+        if self.model in RUNGS:
+            return self._rung(vocab_size)
         gpt2 = self.model == "gpt2"
         return ModelConfig(
             model=self.model, vocab_size=vocab_size, block_size=self.block_size, n_layer=self.n_layer,
             n_head=self.n_head, n_kv_head=self.n_kv_head or self.n_head, n_embd=self.n_embd,
             head_dim=self.n_embd // self.n_head,
-            n_inner=self.n_inner or (4 * self.n_embd if gpt2 else -(-8 * self.n_embd // (3 * 32)) * 32),
+            n_inner=self.n_inner or (4 * self.n_embd if gpt2 else self._gated_width()),
             dropout=self.dropout, tie_embeddings=self.tie_embeddings,
             activation=self.activation or "gelu_new" if gpt2 else "silu", norm_eps=1e-5 if gpt2 else 1e-6,
+        )
+
+    def _gated_width(self) -> int:
+        """Two thirds of 4 n_embd, rounded up to a multiple of 32: three matrices then cost what two did."""
+        return -(-8 * self.n_embd // (3 * 32)) * 32
+
+    def _rung(self, vocab_size: int) -> ModelConfig:
+        """The shape of a rung of the ladder: what it does not have yet counts 1, and its head is its own."""
+        gated, modern = self.model in ("swiglu", "qk-norm"), self.model in ("rotary", "swiglu", "qk-norm")
+        n_head = 1 if self.model in ("bigram", "averaging", "one-head") else self.n_head
+        wide = self._gated_width() if gated else 4 * self.n_embd
+        return ModelConfig(
+            model=self.model, vocab_size=vocab_size, block_size=self.block_size,
+            n_layer=1 if self.model in FLAT else self.n_layer, n_head=n_head, n_kv_head=n_head, n_embd=self.n_embd,
+            head_dim=self.n_embd // n_head,
+            n_inner=self.n_embd if self.model == "feed-forward" else self.n_inner or wide,
+            dropout=self.dropout if self.model not in (*FLAT, "residual", "layer-norm") else 0.0,
+            tie_embeddings=False, activation="silu" if gated else "relu", norm_eps=1e-6 if modern else 1e-5,
         )
 
 

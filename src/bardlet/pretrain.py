@@ -16,10 +16,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bardlet import budget, checkpoint, corpus, data, evaluate, hf, loss, models, optim
+from bardlet import budget, checkpoint, corpus, data, evaluate, hf, loss, models, optim, report, writing
 from bardlet import dist as distributed
 from bardlet import train as training
-from bardlet.config import ModelConfig, TrainConfig
+from bardlet.config import FLAT, ModelConfig, TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
@@ -147,6 +147,24 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
                    State(steps=config.steps or 0, replans=list(config.replans[:1])))
 
 
+def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
+    """What a finished run leaves besides its weights: the curve, the model card, the mark that it is finished.
+
+    Returns:
+        (record, sample): what run.toml says happened, and a text by the weights at the root.
+    """
+    tokens, characters, size = held_out(ready, t.config)
+    first = ready.tokenizer.decode([int(tokens[0])], skip_special=True)
+    t.record["bits_per_byte"] = evaluate.score(t.record["val_loss"], len(tokens), characters, size, first).bits_per_byte
+    report.loss_curve(t.run, t.run.name)
+    model, words = hf.read_folder(t.run)
+    sample = writing.write(model, words, None, documents=ready.documents, tokens=400, temperature=0.8, top_k=50, seed=0)
+    t.record["finished"] = True
+    facts = training.write_run(t)
+    report.model_card(t.run, t.config, facts, sample)
+    return facts, sample
+
+
 # ---------------------------------------------------------------- compiled or not, and how many steps
 
 
@@ -157,7 +175,7 @@ def choose_compile(t: Trainer, seconds: float | None = None, worth: float = 100.
         seconds: how long the run will be; None: measure a few eager steps to find out.
     """
     missing = distributed.compiler_missing(t.dist.device)
-    blocks = t.config.model != "bigram"  # a table has nothing to compile
+    blocks = t.config.model not in FLAT  # a table has nothing to compile
     on = t.config.compile == "on" and blocks
     if on and missing:
         log.warning("--compile on: %s; going on without compilation, which is slower", missing)

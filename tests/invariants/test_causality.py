@@ -16,7 +16,6 @@ from bardlet.models import build
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 V, BLOCK = 23, 24
 CONFIGS = {
-    "bigram": ModelConfig("bigram", vocab_size=V, block_size=BLOCK),
     "gpt2": ModelConfig("gpt2", vocab_size=V, block_size=BLOCK, n_layer=2, n_head=4, n_kv_head=4, n_embd=32,
                         head_dim=8, n_inner=64),
     "gpt2-untied": ModelConfig("gpt2", vocab_size=V, block_size=BLOCK, n_layer=1, n_head=1, n_kv_head=1, n_embd=16,
@@ -59,7 +58,7 @@ def test_a_change_at_t_leaves_the_logits_before_t_as_they_are(family: str, seed:
     assert not torch.allclose(before[:, t], after[:, t])
 
 
-@pytest.mark.parametrize("family", sorted(CONFIGS.keys() - {"bigram"}))
+@pytest.mark.parametrize("family", sorted(CONFIGS))
 @torch.no_grad()
 def test_every_earlier_token_matters(family: str) -> None:
     """The reverse of causality: with a model that sees nothing, the tests above would pass as well."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "resume": "go on exactly where a run stopped",
     "sample": "let a model write",
     "eval": "the loss of a model on a text",
+    "ladder": "every rung of the lecture on the same text, and a report",
     "data": "the named corpora: where they are, and getting them",
 }
 

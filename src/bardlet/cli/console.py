@@ -131,3 +131,50 @@ def _lines() -> Watch:
             say(_facts(line, train_loss, first, now - begun))
 
     return watch
+
+
+@contextmanager
+def climbing(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, dict[str, Any]], None]]:
+    """A `watch(title, job, line)` for several runs in turn: where the current one is, and when all will be done.
+
+    Args:
+        expected: about how many seconds each job takes, as far as is known before; what the jobs that are done
+            really took corrects the rest.
+    """
+    begun, smooth, said = time.monotonic(), _Smooth(), 0.0
+    done: list[Any] = []
+
+    def facts(title: str, job: Any, line: dict[str, Any]) -> tuple[float, str]:
+        nonlocal smooth
+        if job not in done:
+            done.append(job)
+            smooth = _Smooth()
+        part = line["step"] / line["steps"]
+        past = sum(expected.get(one, 0.0) for one in done[:-1]) + part * expected.get(job, 0.0)
+        share = past / (sum(expected.values()) or 1.0)
+        spent = time.monotonic() - begun
+        left = f"  ETA {clock_time(spent / share - spent)}" if share > 0.005 else ""
+        val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
+        return share, (f"rung {title}: step {line['step']:>5}/{line['steps']}  train {smooth(line['train_loss']):.4f}  "
+                       f"val {val}  whole ladder {share:4.0%}{left}")
+
+    if not sys.stdout.isatty():
+        def lines(title: str, job: Any, line: dict[str, Any]) -> None:
+            nonlocal said
+            text = facts(title, job, line)[1]
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                say(text)
+
+        yield lines
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    with Progress(BarColumn(bar_width=20), TextColumn("{task.fields[facts]}")) as progress:
+        task = progress.add_task("ladder", total=1.0, facts="")
+
+        def bar(title: str, job: Any, line: dict[str, Any]) -> None:
+            share, text = facts(title, job, line)
+            progress.update(task, completed=share, facts=text)
+
+        yield bar

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
 from bardlet.errors import BardletError
-
-if TYPE_CHECKING:
-    from bardlet.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,13 @@ def main(argv: Sequence[str]) -> int:
     console.show_notices()
     import torch
 
-    from bardlet import checkpoint, dist, hf
+    from bardlet import checkpoint, dist, hf, writing
 
     folder = Path(command.run)
     model, words = hf.read_folder(folder)
     documents = checkpoint.read_run(folder)[1].get("documents", 2) if (folder / "run.toml").exists() else 2
     try:  # before anything is printed
-        prompt = prompt_ids(words, command.prompt, documents)
+        prompt = writing.prompt_ids(words, command.prompt, documents)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
     model.to(dist.pick_device(command.device))
@@ -79,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     options = {"temperature": command.temperature, "top_k": command.top_k, "top_p": command.top_p, "seed": seed}
     begun = time.monotonic()
     if command.json or command.num > 1:
-        made = complete(model, words, [prompt] * command.num, command.tokens, **options)
+        made = writing.complete(model, words, [prompt] * command.num, command.tokens, **options)
         count = sum(len(ids) for ids in made)
         texts = [words.decode(ids, skip_special=True) for ids in made]
         if not command.json:
@@ -87,64 +84,10 @@ def main(argv: Sequence[str]) -> int:
                 console.say(f"--- {number} ---\n{command.prompt}{text}\n")
     else:
         print(command.prompt, end="", flush=True)
-        count = stream(model, words, prompt, command.tokens, lambda text: print(text, end="", flush=True), **options)
+        count = writing.stream(model, words, prompt, command.tokens, lambda text: print(text, end="", flush=True),
+                               **options)
         print(flush=True)
     if command.json:
         console.say_json({"prompt": command.prompt, "completions": texts,
                           "tokens_per_second": round(count / (time.monotonic() - begun), 1)})
     return 0
-
-
-def prompt_ids(words: Tokenizer, prompt: str | None, documents: int = 2) -> list[int]:
-    """The tokens of `prompt`. Without one: the separator, where documents begin; else a line break, or token 0.
-
-    In a text of a single document there is no separator to learn from, though a BPE tokenizer has one.
-    """
-    if prompt:
-        words.check(prompt)
-        return [int(i) for i in words.encode(prompt)]
-    if words.eos_id is not None and documents > 1:
-        return [words.eos_id]
-    if words.kind != "char" or "\n" in (words.alphabet or ""):
-        return [int(i) for i in words.encode("\n")][:1]
-    return [0]
-
-
-def complete(model: Any, words: Tokenizer, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
-    """New tokens for each prompt, up to the separator; spare rows of a vocabulary mean nothing and are left out."""
-    from bardlet import generate
-
-    stop = () if words.eos_id is None else (words.eos_id,)
-    made = generate.generate(model, prompts, tokens, stop_ids=stop, **options)
-    return [[token for token in ids if token < words.vocab_size] for ids in made]
-
-
-def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Callable[[str], object],
-           **options: Any) -> int:
-    """Hand each piece of text to `out` as soon as its characters are whole; returns the number of tokens."""
-    from bardlet import generate
-    from bardlet.tokenizer import StreamDecoder
-
-    decoder, count = StreamDecoder(words, skip_special=True), 0
-    for token in prompt:  # a prompt may end inside a character's bytes, where the first new token goes on
-        decoder.feed(token)
-    stop = () if words.eos_id is None else (words.eos_id,)
-    for ids in generate.stream(model, [prompt], tokens, stop_ids=stop, **options):
-        [token] = (i for i in ids if i is not None)  # None is a row that has ended, and there is only one
-        out(decoder.feed(token) if token < words.vocab_size else "")
-        count += 1
-    out(decoder.finish())
-    return count
-
-
-def write(model: Any, words: Tokenizer, prompt: str | None, *, documents: int, tokens: int, temperature: float,
-          top_k: int | None, seed: int) -> str:
-    """A text by `model`, for a model card or a page; `documents`: of how many its training text consisted.
-
-    A model of many documents may end one after a few tokens (a name, say): then several follow, a line each.
-    """
-    rows = 1 if documents == 1 else 8
-    made = complete(model, words, [prompt_ids(words, prompt, documents)] * rows, tokens, temperature=temperature,
-                    top_k=top_k, seed=seed)
-    shown = next((n for n in range(1, rows) if sum(map(len, made[:n])) >= tokens // 2), rows)
-    return "\n".join(words.decode(ids, skip_special=True) for ids in made[:shown])

@@ -159,21 +159,9 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
 
 
 def _summary(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:
-    from bardlet import evaluate, hf, pretrain, report
-    from bardlet.cli.sample import write
-    from bardlet.train import write_run
+    from bardlet import pretrain, report
 
-    record = t.record
-    tokens, characters, size = pretrain.held_out(data, t.config)
-    first = data.tokenizer.decode([int(tokens[0])], skip_special=True)
-    record["bits_per_byte"] = evaluate.score(record["val_loss"], len(tokens), characters, size, first).bits_per_byte
-    report.loss_curve(t.run, t.run.name)
-    model, words = hf.read_folder(t.run)
-    sample = write(model, words, None, documents=data.documents, tokens=400, temperature=0.8, top_k=50, seed=0)
-    record["finished"] = True
-    facts = write_run(t)
-    report.model_card(t.run, t.config, facts, sample)
-
+    facts, sample = pretrain.conclude(t, data)
     console.say(f"\n{sample}\n")
     console.say(f"validation loss {report.loss_in_words(facts)} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}); {facts['steps']:,} steps in {console.clock_time(facts['seconds'])}")

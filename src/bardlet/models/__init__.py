@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from bardlet.config import ModelConfig
 
 FAMILIES = {
-    "bigram": "bardlet.models.ladder:Bigram",
+    "bigram": "bardlet.models.ladder:BigramModel",
+    "averaging": "bardlet.models.ladder:AveragingModel",
+    "one-head": "bardlet.models.ladder:OneHeadModel",
+    "multi-head": "bardlet.models.ladder:MultiHeadModel",
+    "feed-forward": "bardlet.models.ladder:FeedForwardModel",
+    "residual": "bardlet.models.ladder:ResidualModel",
+    "layer-norm": "bardlet.models.ladder:LayerNormModel",
+    "dropout": "bardlet.models.ladder:DropoutModel",
+    "rotary": "bardlet.models.ladder:RotaryModel",
+    "swiglu": "bardlet.models.ladder:SwiGLUModel",
+    "qk-norm": "bardlet.models.ladder:QKNormModel",
     "gpt2": "bardlet.models.gpt2:GPT2",
     "qwen3": "bardlet.models.qwen3:Qwen3",
 }

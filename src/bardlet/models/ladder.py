@@ -1,98 +1,624 @@
-"""The rungs of the lecture in its order, readable alone. The first: the bigram.
+"""The lecture, rung by rung: from a table of pairs to a GPT, and on to what GPTs have become.
 
-*Let's build GPT: from scratch, in code, spelled out* starts from a table: the row of the current token holds the
-logits of the next one. Nothing before the current token is looked at. Shape suffixes are those of `layers.py`.
+*Let's build GPT: from scratch, in code, spelled out* grows a Transformer by one idea at a time. Each idea is a rung
+here: a model that can be trained, written out in full, so that it reads alone and differs from the one before in
+nothing but its idea. Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `qwen3.py`; rungs 12 and 13 are rung 11
+trained in another way (`bardlet/ladder/rungs.py`). Attention is by hand: no fused kernels, no cache.
+
+    B rows of a batch   T positions   C channels (n_embd)   H heads   D channels of a head   V vocabulary
+
+Every model maps token ids (B, T), int64, to the logits of the token after each: (B, T, V).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config import ModelConfig
-from bardlet.models import load_strictly, refuse, take
-from bardlet.models.layers import KVCache, init_weights, new_cache, place
+from bardlet.models.layers import RMSNorm, init_weights, rotary, rotate
+from bardlet.models.rung import Rung
+
+# ============================================================================ 1: the bigram
 
 
-class Bigram(nn.Module):
-    """A table of V rows of V logits: all that one token says of the next."""
+class BigramModel(Rung):
+    """A table: the row of a token holds the logits of the next one. Nothing before the current token is looked at."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.token_embedding_table(idx)  # (B, T) -> (B, T, V)
+
+
+# ============================================================================ 2: an average of the past
+
+
+def average_by_loop(x: Tensor) -> Tensor:
+    """The mean of x (B, T, C) over each position and all before it, as one would say it."""
+    B, T, C = x.shape
+    out = torch.zeros_like(x)
+    for b in range(B):
+        for t in range(T):
+            out[b, t] = x[b, : t + 1].mean(dim=0)  # (t + 1, C) -> (C)
+    return out
+
+
+def average_by_matrix(x: Tensor) -> Tensor:
+    """The same as a product: row t of a triangular matrix has t + 1 equal weights that add up to 1."""
+    B, T, C = x.shape
+    weight = torch.tril(torch.ones(T, T, device=x.device))
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    return weight @ x  # (T, T) @ (B, T, C) -> (B, T, C)
+
+
+def average_by_softmax(x: Tensor) -> Tensor:
+    """The same once more: all scores are 0, the future's are -inf. Attention is this with scores that are learned."""
+    B, T, C = x.shape
+    score = torch.zeros(T, T, device=x.device)
+    score = score.masked_fill(torch.tril(torch.ones_like(score)) == 0, float("-inf"))
+    return F.softmax(score, dim=-1) @ x  # (T, T) @ (B, T, C) -> (B, T, C)
+
+
+class AveragingModel(Rung):
+    """Each position knows the average of what came before: everything equally, so little of anything."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        x = average_by_softmax(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 3: one head of self-attention
+
+
+class Head(nn.Module):
+    """Self-attention: each position asks (query), all before it answer (key), and it takes in what they say (value)."""
+
+    tril: Tensor  # ones where a position may look: (T, T)
+
+    def __init__(self, config: ModelConfig, head_size: int) -> None:
+        super().__init__()
+        T, C = config.block_size, config.n_embd
+        self.key = nn.Linear(C, head_size, bias=False)
+        self.query = nn.Linear(C, head_size, bias=False)
+        self.value = nn.Linear(C, head_size, bias=False)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each position takes from each: (B, T, T), rows add up to 1, and the future gets nothing."""
+        B, T, C = x.shape
+        q, k = self.query(x), self.key(x)  # (B, T, C) -> (B, T, D)
+        score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
+        score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        return F.softmax(score, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weights(x) @ self.value(x)  # (B, T, T) @ (B, T, D) -> (B, T, D)
+
+
+class OneHeadModel(Rung):
+    """The average becomes a choice: which of the past matters is computed from the text itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.sa_head = Head(config, head_size=config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        x = self.sa_head(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 4: several heads
+
+
+class MultiHeadAttention(nn.Module):
+    """Several small heads side by side: each can look for something else."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.vocab_size)
-        init_weights(self, residual=(), n_layer=1)
+        D = config.n_embd // config.n_head
+        self.heads = nn.ModuleList(Head(config, head_size=D) for _ in range(config.n_head))
 
-    def states(
-        self,
-        idx_BT: Tensor,
-        cache: KVCache | None = None,
-        segment_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
-    ) -> Tensor:
-        """The row of each token of idx_BT (int64): (B, T, V). No token sees another, whatever the options say."""
-        place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)  # for its errors alone
-        if cache is not None:
-            cache.length_B += idx_BT.shape[1]
-        return self.token_embedding_table(idx_BT)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(x) for head in self.heads], dim=-1)  # H times (B, T, D) -> (B, T, C)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The rows are the logits."""
-        return x
 
-    def forward(
-        self,
-        idx_BT: Tensor,
-        cache: KVCache | None = None,
-        segment_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of the token after each of idx_BT: (B, T, V)."""
-        return self.logits(self.states(idx_BT, cache, segment_BT, prefix_B))
+class MultiHeadModel(Rung):
+    """One head of C channels becomes H heads of C / H: as many parameters, several conversations."""
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KVCache:
-        """A cache of no layers: it only counts."""
-        return new_cache(self, (0, batch_size, 0, max_length or self.config.block_size, 0), dtype, device)
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.sa_heads = MultiHeadAttention(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def decoder(self) -> Callable[[Tensor, KVCache], Tensor]:
-        """The model for one token a row: (idx_B, cache) -> logits (B, V)."""
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        x = self.sa_heads(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
 
-        def step(idx_B: Tensor, cache: KVCache) -> Tensor:
-            cache.length_B += 1
-            return self.token_embedding_table(idx_B)
 
-        return step
+# ============================================================================ 5: feed-forward
 
-    @staticmethod
-    def to_hf(config: ModelConfig) -> dict[str, Any]:
-        """What config.json says of the model. No Hugging Face layout holds a bigram: the type is bardlet's own."""
-        return {
-            "model_type": "bardlet-bigram",
-            "architectures": ["Bigram"],
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.block_size,
-        }
 
-    @staticmethod
-    def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-        """The ModelConfig of a config.json. Raises BardletError for one that is not a bigram's."""
-        refuse(hf, "model_type", "bardlet-bigram")
-        vocab_size, block_size = take(hf, "vocab_size", int), take(hf, "max_position_embeddings", int)
-        return ModelConfig(model="bigram", vocab_size=vocab_size, block_size=block_size)
+class FeedForward(nn.Module):
+    """Each position for itself thinks over what it has heard."""
 
-    def hf_state_dict(self) -> dict[str, Tensor]:
-        """The checkpoint: one table."""
-        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(config.n_embd, config.n_embd), nn.ReLU())
 
-    def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the weights of a checkpoint. Raises BardletError for one that does not fit."""
-        load_strictly(self, tensors)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # (B, T, C) -> (B, T, C)
+
+
+class FeedForwardModel(Rung):
+    """First the positions talk, then each thinks: a layer without any exchange between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.sa_heads = MultiHeadAttention(config)
+        self.ffwd = FeedForward(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        x = self.sa_heads(x)
+        x = self.ffwd(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 6: blocks, residual connections
+
+
+class ProjectedAttention(nn.Module):
+    """The heads side by side, then a projection that mixes them on their way back into the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D = config.n_embd // config.n_head
+        self.heads = nn.ModuleList(Head(config, head_size=D) for _ in range(config.n_head))
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.cat([head(x) for head in self.heads], dim=-1)  # H times (B, T, D) -> (B, T, C)
+        return self.proj(out)
+
+
+class WideFeedForward(nn.Module):
+    """Four times as wide inside, as in the paper, and projected back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.n_embd, config.n_inner),
+            nn.ReLU(),
+            nn.Linear(config.n_inner, config.n_embd),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class ResidualBlock(nn.Module):
+    """Communication, then computation; each only adds to x, so the gradient has a straight way back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.sa = ProjectedAttention(config)
+        self.ffwd = WideFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(x)
+        return x + self.ffwd(x)
+
+
+class ResidualModel(Rung):
+    """Deep at last: blocks one after the other, which residual connections make trainable."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 7: LayerNorm
+
+
+class LayerNormBlock(nn.Module):
+    """A LayerNorm before each part: whatever has piled up in x, each part sees rows of mean 0 and variance 1."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.sa = ProjectedAttention(config)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.ffwd = WideFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
+
+
+class LayerNormModel(Rung):
+    """The Transformer block as it is built today (the paper of 2017 puts the norm after each part), and a last norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(LayerNormBlock(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 8: dropout and scale
+
+
+class DropoutAttention(nn.Module):
+    """All heads in one tensor, the head another dimension of the batch: what Head computes, without the loop."""
+
+    tril: Tensor  # ones where a position may look: (T, T)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        T, C = config.block_size, config.n_embd
+        self.n_head = config.n_head
+        self.key = nn.Linear(C, C, bias=False)
+        self.query = nn.Linear(C, C, bias=False)
+        self.value = nn.Linear(C, C, bias=False)
+        self.proj = nn.Linear(C, C)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Each head's channels of x: (B, T, C) -> (B, H, T, D)."""
+        B, T, C = x.shape
+        return x.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each position takes from each, for every head: (B, H, T, T)."""
+        B, T, C = x.shape
+        q, k = self.heads(self.query(x)), self.heads(self.key(x))
+        score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
+        score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        return F.softmax(score, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        out = self.dropout(self.weights(x)) @ self.heads(self.value(x))  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
+        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.dropout(self.proj(out))
+
+
+class DropoutFeedForward(nn.Module):
+    """The feed-forward layer, with some of what it says left out in training."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.n_embd, config.n_inner),
+            nn.ReLU(),
+            nn.Linear(config.n_inner, config.n_embd),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class DropoutBlock(nn.Module):
+    """The block of rung 7; its parts drop some of their numbers while they train, so that none is relied upon."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.sa = DropoutAttention(config)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.ffwd = DropoutFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
+
+
+class DropoutModel(Rung):
+    """The lecture's GPT, ready to be made large: dropout, careful first weights, and a head without a bias.
+
+    With the same weights `gpt2.py` computes the same (ReLU, an untied head, query, key and value biases of 0).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(DropoutBlock(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, residual=("proj", "net.2"), n_layer=config.n_layer)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        B, T = idx.shape
+        position = torch.arange(T, device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 9: RMSNorm and rotary positions
+
+
+class RotaryAttention(nn.Module):
+    """Where a token stands is a turn of its queries and keys: a score then depends on how far apart two tokens are."""
+
+    tril: Tensor  # ones where a position may look: (T, T)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        T, C = config.block_size, config.n_embd
+        self.n_head, self.theta = config.n_head, config.rope_theta
+        self.key = nn.Linear(C, C, bias=False)
+        self.query = nn.Linear(C, C, bias=False)
+        self.value = nn.Linear(C, C, bias=False)
+        self.proj = nn.Linear(C, C, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Each head's channels of x: (B, T, C) -> (B, T, H, D)."""
+        B, T, C = x.shape
+        return x.view(B, T, self.n_head, C // self.n_head)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each position takes from each, for every head: (B, H, T, T)."""
+        B, T, C = x.shape
+        position = torch.arange(T, device=x.device)[None]
+        cos, sin = rotary(position, C // self.n_head, self.theta)
+        q, k = rotate(self.heads(self.query(x)), cos, sin), rotate(self.heads(self.key(x)), cos, sin)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
+        score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
+        score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        return F.softmax(score, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        v = self.heads(self.value(x)).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
+        out = self.dropout(self.weights(x)) @ v  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
+        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.dropout(self.proj(out))
+
+
+class BiaslessFeedForward(nn.Module):
+    """The feed-forward layer without biases: with RMSNorm the last of them go."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.n_embd, config.n_inner, bias=False),
+            nn.ReLU(),
+            nn.Linear(config.n_inner, config.n_embd, bias=False),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class RotaryBlock(nn.Module):
+    """RMSNorm in place of LayerNorm: rows are scaled to length 1 and no longer centred."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = RMSNorm(config.n_embd, config.norm_eps)
+        self.sa = RotaryAttention(config)
+        self.ln2 = RMSNorm(config.n_embd, config.norm_eps)
+        self.ffwd = BiaslessFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
+
+
+class RotaryModel(Rung):
+    """No table of positions: rotations know them. No means and no biases: RMSNorm does without."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(RotaryBlock(config) for _ in range(config.n_layer))
+        self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, residual=("proj", "net.2"), n_layer=config.n_layer)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 10: SwiGLU
+
+
+class SwiGLU(nn.Module):
+    """One half of the inner layer opens a gate for the other (Shazeer 2020). Narrower, to have as many parameters."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=False)
+        self.up = nn.Linear(config.n_embd, config.n_inner, bias=False)
+        self.down = nn.Linear(config.n_inner, config.n_embd, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.gate(x)) * self.up(x)  # (B, T, C) -> (B, T, n_inner), twice
+        return self.dropout(self.down(x))  # (B, T, n_inner) -> (B, T, C)
+
+
+class SwiGLUBlock(nn.Module):
+    """The block of rung 9 with a gate in its feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = RMSNorm(config.n_embd, config.norm_eps)
+        self.sa = RotaryAttention(config)
+        self.ln2 = RMSNorm(config.n_embd, config.norm_eps)
+        self.ffwd = SwiGLU(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
+
+
+class SwiGLUModel(Rung):
+    """Nothing new but the gate in each block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(SwiGLUBlock(config) for _ in range(config.n_layer))
+        self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, residual=("proj", "down"), n_layer=config.n_layer)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)
+
+
+# ============================================================================ 11: QK-norm
+
+
+class QKNormAttention(nn.Module):
+    """A norm on queries and keys (Dehghani et al. 2023, section 2): scores cannot grow until softmax is flat."""
+
+    tril: Tensor  # ones where a position may look: (T, T)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        T, C = config.block_size, config.n_embd
+        self.n_head, self.theta = config.n_head, config.rope_theta
+        self.key = nn.Linear(C, C, bias=False)
+        self.query = nn.Linear(C, C, bias=False)
+        self.value = nn.Linear(C, C, bias=False)
+        self.proj = nn.Linear(C, C, bias=False)
+        self.key_norm = RMSNorm(C // config.n_head, config.norm_eps)
+        self.query_norm = RMSNorm(C // config.n_head, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Each head's channels of x: (B, T, C) -> (B, T, H, D)."""
+        B, T, C = x.shape
+        return x.view(B, T, self.n_head, C // self.n_head)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each position takes from each, for every head: (B, H, T, T)."""
+        B, T, C = x.shape
+        position = torch.arange(T, device=x.device)[None]
+        cos, sin = rotary(position, C // self.n_head, self.theta)
+        q, k = self.query_norm(self.heads(self.query(x))), self.key_norm(self.heads(self.key(x)))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
+        score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
+        score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        return F.softmax(score, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        v = self.heads(self.value(x)).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
+        out = self.dropout(self.weights(x)) @ v  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
+        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.dropout(self.proj(out))
+
+
+class QKNormBlock(nn.Module):
+    """The block of rung 10 with norms on queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = RMSNorm(config.n_embd, config.norm_eps)
+        self.sa = QKNormAttention(config)
+        self.ln2 = RMSNorm(config.n_embd, config.norm_eps)
+        self.ffwd = SwiGLU(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
+
+
+class QKNormModel(Rung):
+    """Here the ladder meets `qwen3.py`: with the same weights (and a head of its own there) both compute the same."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(QKNormBlock(config) for _ in range(config.n_layer))
+        self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, residual=("proj", "down"), n_layer=config.n_layer)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        return self.lm_head(x)  # (B, T, C) -> (B, T, V)

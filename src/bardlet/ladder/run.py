@@ -1,0 +1,262 @@
+"""Trains the rungs one after another, each into a run folder of its own. What is finished stays, so a ladder that was
+stopped goes on with the rung that it was at.
+
+    OUT/ladder.json                     what this ladder was told, and the steps of the scaled rungs
+    OUT/03-one-head/seed-1337/          a run folder, with outcome.json written last
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bardlet import budget, corpus, data, evaluate, hf, models, pretrain
+from bardlet import train as training
+from bardlet.config import TrainConfig
+from bardlet.data import Prepared
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+from bardlet.ladder.rungs import CPU, GPU, LECTURE, SMALL, Rung
+from bardlet.train import Trainer
+
+log = logging.getLogger("bardlet")
+
+FIRST_SEED = 1337
+"""The lecture's seed; the others follow it."""
+MINUTES = 2.0
+"""Training time of a scaled rung on a CPU, where nobody asks for another."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rung, trained and measured."""
+
+    rung: Rung
+    seed: int
+    folder: Path
+    """Its run folder."""
+    parameters: int
+    steps: int
+    seconds: float
+    """Time spent in training steps."""
+    train_loss: float
+    """Nats per token on the training part, the lecture's way: 200 batches of random windows."""
+    val_loss_lecture: float
+    """The same on the validation part."""
+    val_loss: float
+    """Nats per token over every validation token once, protocol (b)."""
+    sample: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a ladder is told to do."""
+
+    rungs: tuple[Rung, ...]
+    out: Path
+    text: tuple[str, ...] = ()
+    field: str = "text"
+    tokenizer: str = "char"
+    seeds: int = 1
+    minutes: float | None = None
+    """Training time of a scaled rung; None: 2 on a CPU, the lecture's 5,000 steps on a GPU."""
+    device: str = "auto"
+    threads: int | None = None
+
+
+Watch = Callable[[Rung, int, dict[str, Any]], None]
+"""Called after each step with the rung, its seed, and the line that `fit` shows a person."""
+
+
+class Ladder:
+    """A text, made ready once, and the rungs to be trained on it."""
+
+    def __init__(self, plan: Plan, dist: Dist, progress: data.Progress | None = None) -> None:
+        if dist.world > 1:
+            raise BardletError("bardlet ladder trains in one process: start it without torchrun")
+        self.plan, self.dist = plan, dist
+        self.found = corpus.find(plan.text, plan.field)
+        config = TrainConfig(text=plan.text or (self.found.name,), tokenizer=plan.tokenizer)  # type: ignore[arg-type]
+        self.ready: Prepared = pretrain.prepare(self.found, config, None, dist, progress)
+        self.threads = plan.threads or torch.get_num_threads()
+        gpu = dist.device.type == "cuda"
+        self.minutes = plan.minutes if plan.minutes is not None else None if gpu else MINUTES
+        self.scale = GPU if gpu else CPU
+        self.asked = {"text": self.found.hash, "tokenizer": plan.tokenizer, "minutes": self.minutes,
+                      "device": dist.device.type}
+        self.steps: dict[str, int] = self._steps_planned()
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the lecture's figures apply: its text, its tokens."""
+        return self.found.name == "tinyshakespeare" and self.ready.tokenizer.kind == "char"
+
+    @property
+    def seeds(self) -> range:
+        """The seed of each repetition."""
+        return range(FIRST_SEED, FIRST_SEED + self.plan.seeds)
+
+    def _steps_planned(self) -> dict[str, int]:
+        """What an earlier call has planned in this folder. Raises BardletError where it was told something else."""
+        path = self.plan.out / "ladder.json"
+        if not path.exists():
+            if self.plan.out.exists() and any(p.name != ".lock" for p in self.plan.out.iterdir()):
+                raise BardletError(f"{self.plan.out}: is not empty and holds no ladder; name another --out")
+            return {}
+        before = hf.read_json(path)
+        odd = [name for name, value in self.asked.items() if before.get("asked", {}).get(name) != value]
+        if odd:
+            raise BardletError(f"{path}: this ladder was begun with another {odd[0]} "
+                               f"({before.get('asked', {}).get(odd[0])}, now {self.asked[odd[0]]}); name another --out")
+        return dict(before["steps"])
+
+    # ------------------------------------------------------------------------ one rung
+
+    def config(self, rung: Rung, seed: int, steps: int | None = None) -> TrainConfig:
+        """Every setting of a rung: the lecture's small ones, or those of its scaled rungs on this machine."""
+        sizes = {**(self.scale if rung.scaled else SMALL), **LECTURE, **rung.settings}
+        steps = steps or sizes.pop("steps", None) or 1
+        every = max(1, steps // 25)
+        # tensors of a few thousand numbers: a second thread costs more than it does
+        small: dict[str, Any] = {} if rung.scaled else {"dtype": "fp32", "compile": "off", "threads": 1}
+        text = self.plan.text or (self.found.name,)
+        return TrainConfig(**{"threads": self.threads, **sizes, **small, "text": text, "field": self.plan.field,
+                              "model": rung.model, "tokenizer": self.plan.tokenizer, "steps": steps, "seed": seed,
+                              "eval_every": every, "eval_tokens": 32_768 if rung.scaled else 8_192, "save_every": 0,
+                              "log_every": every, "device": self.plan.device})
+
+    def trainer(self, rung: Rung, seed: int, steps: int | None = None) -> Trainer:
+        """A rung before its first step. Nothing is written."""
+        config = self.config(rung, seed, steps)
+        torch.manual_seed(seed)
+        model = models.build(config.model_config(self.ready.tokenizer.vocab_size))
+        record: dict[str, Any] = {"text": self.found.name, "text_hash": self.found.hash,
+                                  "tokenizer": self.ready.tokenizer.kind, "documents": self.ready.documents,
+                                  "tokens": len(self.ready.train), "rung": rung.name}
+        t = pretrain.assemble(self.folder(rung, seed), model, self.ready, config, self.dist, record)
+        t.machine.update(compiled=False)
+        return t
+
+    def folder(self, rung: Rung, seed: int) -> Path:
+        """Where a rung of a seed lies."""
+        return self.plan.out / f"{rung.number:02}-{rung.name}" / f"seed-{seed}"
+
+    def plan_steps(self, say: Callable[[str], None]) -> None:
+        """Time some steps of each scaled rung, so that all of them train for the same minutes.
+
+        All rungs are timed before the first is trained, and the counts are kept: another seed makes as many steps.
+        """
+        for rung in self.plan.rungs:
+            if not rung.scaled or rung.name in self.steps:
+                continue
+            if self.minutes is None:
+                self.steps[rung.name] = int(self.scale["steps"])
+            else:
+                t = self._compiled(rung, FIRST_SEED, None)
+                per_step = budget.seconds_per_step(t, 30, patience=8.0)
+                self.steps[rung.name] = max(1, int(self.minutes * 60 / per_step))
+                say(f"rung {rung.number}, {rung.name}: {1000 * per_step:.1f} ms a step, "
+                    f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
+        self.plan.out.mkdir(parents=True, exist_ok=True)
+        hf.write_json(self.plan.out / "ladder.json", {"asked": self.asked, "steps": self.steps})
+
+    def _compiled(self, rung: Rung, seed: int, steps: int | None) -> Trainer:
+        """A scaled rung, its blocks compiled where that pays."""
+        torch.compiler.reset()  # graphs of the rung before: the compiler keeps only a few
+        t = self.trainer(rung, seed, steps)
+        pretrain.choose_compile(t, 60 * self.minutes if self.minutes is not None else None)
+        return t
+
+    def train(self, rung: Rung, seed: int, watch: Watch) -> Outcome:
+        """Train a rung from the start, measure it, and put its outcome on disk."""
+        folder = self.folder(rung, seed)
+        shutil.rmtree(folder, ignore_errors=True)  # what a stop left
+        if rung.scaled:
+            t = self._compiled(rung, seed, self.steps[rung.name])
+        else:
+            t = self.trainer(rung, seed)
+        folder.mkdir(parents=True)
+        hf.write_folder(folder, t.model, self.ready.tokenizer)
+        training.write_run(t)
+        training.fit(t, watch=lambda line: watch(rung, seed, line))
+        outcome = self._measure(t, rung, seed)
+        shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
+        hf.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
+        return outcome
+
+    def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:
+        """The losses of the weights at the root, by the lecture's way and by protocol (b)."""
+        model = hf.read_folder(t.run)[0].to(self.dist.device)
+        block, rows, dtype = t.config.block_size, t.config.batch_size, t.machine["dtype"]
+
+        def loss(batches: Sequence[data.Batch], dtype: str) -> float:
+            named = ({"idx": idx, "target": target} for idx, target in batches)
+            return evaluate.mean_loss(model, named, self.dist.device, dtype)
+
+        train, val = pretrain.parts(self.ready, t.config)
+        full = data.validation_windows(val, min(256, block))
+        t.record.update(val_loss=loss(full, "fp32"), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
+        facts, sample = pretrain.conclude(t, self.ready)
+        return Outcome(rung, seed, t.run, facts["parameters"], t.state.step, round(t.state.seconds, 3),
+                       loss(data.random_windows(train, block, 200, rows, seed=1), dtype),
+                       loss(data.random_windows(val, block, 200, rows, seed=2), dtype), facts["val_loss"], sample)
+
+    def outcome(self, rung: Rung, seed: int) -> Outcome | None:
+        """What is on disk of a finished rung; None where there is nothing, or nothing whole."""
+        path = self.folder(rung, seed) / "outcome.json"
+        if not path.exists():
+            return None
+        try:
+            return Outcome(**{**json.loads(path.read_text(encoding="utf-8")), "rung": rung, "folder": path.parent})
+        except (ValueError, TypeError) as error:
+            log.warning("%s: damaged (%s); the rung is trained again", path, error)
+            return None
+
+    # ------------------------------------------------------------------------ all of them
+
+    def jobs(self) -> list[tuple[Rung, int]]:
+        """(rung, seed) of all that belongs to this ladder, in the order in which it is trained."""
+        return [(rung, seed) for seed in self.seeds for rung in self.plan.rungs]
+
+    def climb(self, watch: Watch, say: Callable[[str], None] = log.info) -> Iterator[Outcome]:
+        """Train what is not finished yet, yielding each outcome, those of earlier calls, too.
+
+        Raises BardletError after a signal: what is finished stays, and the same call goes on.
+        """
+        for rung, seed in self.jobs():
+            done = self.outcome(rung, seed)
+            if done is None:
+                try:
+                    done = self.train(rung, seed, watch)
+                except training.Stopped as stop:
+                    again = BardletError(f"stopped in rung {rung.number}, {rung.name}; the rungs before it are kept: "
+                                         f"the same command goes on from there (in {self.plan.out})")
+                    again.exit_code = stop.exit_code  # type: ignore[attr-defined]
+                    raise again from None
+            yield done
+
+
+def steps_of(ladder: Ladder, rung: Rung) -> int:
+    """How many steps a rung makes, once the scaled ones are planned."""
+    return ladder.steps[rung.name] if rung.scaled else int({**SMALL, **rung.settings}["steps"])
+
+
+def facts(ladder: Ladder, began: float) -> dict[str, Any]:
+    """What the report says of the ladder as a whole."""
+    from bardlet import __version__
+    from bardlet.dist import processor
+
+    return {"text": ladder.found.name, "comparable": ladder.comparable, "minutes": ladder.minutes,
+            "machine": f"{processor()}, {torch.get_num_threads()} threads", "date": time.strftime("%Y-%m-%d"),
+            "versions": f"bardlet {__version__}, torch {torch.__version__}", "seconds": time.monotonic() - began,
+            "seeds": list(ladder.seeds)}
+
+

@@ -1,0 +1,55 @@
+"""What every rung of `ladder.py` has besides its idea: a configuration, and files of its own.
+
+A rung maps token ids to logits and nothing else: no cache, no packing. `generate.py` asks it for the whole window
+again at every token, as the lecture does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bardlet.config import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.models import load_strictly, take
+
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "n_inner")
+
+
+class Rung(nn.Module):
+    """A step of the ladder. Subclasses define the layers and `forward(idx_BT) -> logits_BTV`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    # No Hugging Face layout holds a rung: the same files, with a model_type of bardlet's own.
+
+    @staticmethod
+    def to_hf(config: ModelConfig) -> dict[str, Any]:
+        """What config.json says of the model."""
+        shape = {name: getattr(config, name) for name in SHAPE}
+        return {"model_type": f"bardlet-{config.model}", "vocab_size": config.vocab_size, **shape,
+                "activation": config.activation, "norm_eps": config.norm_eps, "dropout": config.dropout}
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
+        """The ModelConfig of a config.json. Raises BardletError where something is missing or cannot be."""
+        name = take(hf, "model_type", str).removeprefix("bardlet-")
+        shape = {key: take(hf, key, int) for key in SHAPE}
+        if shape["n_embd"] % shape["n_head"]:
+            raise BardletError(f"config.json: n_embd {shape['n_embd']} cannot be divided among {shape['n_head']} heads")
+        head_dim = shape["n_embd"] // shape["n_head"]
+        return ModelConfig(name, take(hf, "vocab_size", int), **shape, n_kv_head=shape["n_head"], head_dim=head_dim,
+                           dropout=take(hf, "dropout", float, 0.0), norm_eps=take(hf, "norm_eps", float),
+                           activation=take(hf, "activation", str), tie_embeddings=False)
+
+    def hf_state_dict(self) -> dict[str, Tensor]:
+        """The checkpoint: the parameters by their names here."""
+        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+
+    def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a checkpoint. Raises BardletError for one that does not fit."""
+        load_strictly(self, tensors)

@@ -1,0 +1,224 @@
+"""The ladder's page in a real browser: nothing is asked for, nothing complains, nothing overlaps, nothing sticks out.
+
+Needs Chromium (`chromium`, `chromium-browser` or `google-chrome` on the path), spoken to over a pipe: no package.
+BARDLET_SCREENSHOTS=FOLDER keeps pictures of the page, to be looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ladder_report import FACTS, SENTENCE, tiny_outcomes
+
+from bardlet.ladder import report
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+                None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="there is no Chromium on the path")
+
+VIEWS = [(width, scheme) for width in (1280, 390, 320) for scheme in ("light", "dark")]
+
+MEASURE = """(() => {
+  const wide = [], shown = [], covered = [];
+  const inside = (e) => e.closest('.scroll, .sample');
+  for (const e of document.body.querySelectorAll('*')) {
+    const box = e.getBoundingClientRect();
+    if (box.width > 1 && box.right > innerWidth + 0.5 && !inside(e) && !e.closest('.skip')) wide.push(e.outerHTML);
+  }
+  // the boxes of the text itself, wherever it stands: no two may share ground
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const parent = node.parentElement;
+    if (!node.data.trim() || parent.closest('.skip, style')) continue;
+    if (!parent.checkVisibility() || getComputedStyle(parent.closest('thead') ?? parent).clipPath !== 'none') continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    const lines = parent.closest('pre, code') ? [...range.getClientRects()] : [range.getBoundingClientRect()];
+    for (const r of lines) if (r.width > 1 && r.height > 1)
+      shown.push({node, text: node.data.trim().slice(0, 40), l: r.left, r: r.right, t: r.top, b: r.bottom});
+  }
+  for (const img of document.images) {
+    const r = img.getBoundingClientRect();
+    shown.push({node: img, text: 'image ' + img.alt.slice(0, 30), l: r.left, r: r.right, t: r.top, b: r.bottom});
+  }
+  shown.sort((a, b) => a.t - b.t);
+  for (let i = 0; i < shown.length; i++)
+    for (let j = i + 1; j < shown.length && shown[j].t < shown[i].b; j++) {
+      const a = shown[i], b = shown[j];
+      const across = Math.min(a.r, b.r) - Math.max(a.l, b.l), down = Math.min(a.b, b.b) - Math.max(a.t, b.t);
+      const inline = a.node.parentElement.closest('p, td, th, a, li, h2, figcaption, caption')
+        === b.node.parentElement.closest('p, td, th, a, li, h2, figcaption, caption');
+      if (a.node !== b.node && !inline && across > 1.5 && down > 3) covered.push(a.text + ' | ' + b.text);
+    }
+  const images = [...document.images].filter((i) => !i.complete || !i.naturalWidth).length;
+  return {inner: innerWidth, scroll: document.documentElement.scrollWidth, wide: wide.map((e) => e.slice(0, 120)),
+          texts: shown.length, covered: covered.slice(0, 10), broken: images, height: document.body.scrollHeight};
+})()"""
+
+CONTRAST = """(() => {
+  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const color = numbers(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const weak = new Set();
+  for (const e of document.body.querySelectorAll('*')) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    const pairs = [getComputedStyle(e).color, getComputedStyle(e.closest('.line') ?? e, '::before').color];
+    for (const color of pairs) {
+      const [a, b] = [light(numbers(color)), light(ground(e))].sort((x, y) => y - x);
+      const ratio = (a + 0.05) / (b + 0.05);
+      if (ratio < 4.5) weak.add(`${e.tagName}.${e.className} ${color} on ${ground(e)}: ${ratio.toFixed(2)}`);
+    }
+  }
+  return [...weak];
+})()"""
+
+
+class Browser:
+    """Chromium without a window, told what to do by the DevTools protocol: JSON messages between zero bytes."""
+
+    def __init__(self, profile: Path) -> None:
+        to_read, self.to = os.pipe()
+        self.out, from_write = os.pipe()
+        script = 'exec "$0" "$@" 3<&$IN 4>&$OUT'.replace("$IN", str(to_read)).replace("$OUT", str(from_write))
+        self.process = subprocess.Popen(
+            ["bash", "-c", script, str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
+             "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
+             f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
+            pass_fds=(to_read, from_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        os.close(to_read)
+        os.close(from_write)
+        self.left, self.number, self.session = b"", 0, ""
+        self.events: list[dict[str, Any]] = []
+        target = next(t for t in self("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self.session = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The answer to one command; events that come before it are kept."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self.number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self.left:
+            data = os.read(self.out, 1 << 20)
+            assert data, "Chromium has ended"
+            self.left += data
+        line, _, self.left = self.left.partition(b"\0")
+        return json.loads(line)
+
+    def wait_for(self, event: str) -> None:
+        """Until an event has come."""
+        while not any(e.get("method") == event for e in self.events):
+            self.events.append(self._next())
+
+    def open(self, path: Path, width: int, scheme: str) -> None:
+        """Show a file in a window of a width, in a theme."""
+        self.events.clear()
+        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self("Page.navigate", url=path.as_uri())
+        self.wait_for("Page.loadEventFired")
+
+    def value(self, script: str) -> Any:
+        """What a script gives."""
+        answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"]["value"]
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page as a PNG."""
+        answer = self("Page.captureScreenshot", captureBeyondViewport=True, format="png")
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    def close(self) -> None:
+        """End the browser."""
+        self.session = ""
+        self("Browser.close")
+        self.process.wait(20)
+        os.close(self.to)
+        os.close(self.out)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small report of rungs of every kind."""
+    folder = tmp_path_factory.mktemp("report")
+    outcomes = tiny_outcomes(folder / "ladder", (1, 2, 3, 4, 7, 8, 12), seeds=2)
+    return report.write(folder / "out", outcomes, SENTENCE, FACTS)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for all tests of this file."""
+    chromium = Browser(tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_the_page_is_quiet_and_fits(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    """No console line, no request but the file, no overflow, no text upon text, all pictures there."""
+    browser.open(page, width, scheme)
+    found = browser.value(MEASURE)
+    if os.environ.get("BARDLET_SCREENSHOTS"):
+        browser.screenshot(Path(os.environ["BARDLET_SCREENSHOTS"]) / f"report-{width}-{scheme}.png")
+    said = [e for e in browser.events if e.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown",
+                                                             "Log.entryAdded")]  # fmt: skip
+    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
+    assert said == []
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+    assert (found["inner"], found["scroll"], found["wide"]) == (width, width, [])
+    assert found["texts"] > 200 and found["broken"] == 0
+    assert found["covered"] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_letters_stand_out_and_pictures_follow_the_theme(browser: Browser, page: Path, scheme: str) -> None:
+    """Every text has a contrast of 4.5:1 to its ground (WCAG AA), and each theme has its own pictures."""
+    browser.open(page, 1280, scheme)
+    assert browser.value(CONTRAST) == []
+    dark = "[...document.images].every((i) => i.currentSrc === i.parentElement.querySelector('source').srcset)"
+    assert browser.value(dark) == (scheme == "dark")
+
+
+def test_the_measures_see_what_they_look_for(browser: Browser, page: Path) -> None:
+    """Text upon text, something too wide, and letters too pale are found when they are there."""
+    browser.open(page, 390, "light")
+    browser.value("""document.querySelector('h1').style.cssText = 'position: absolute; top: 20rem; color: #999';
+        document.querySelector('footer').style.width = '600px'; 0""")
+    found = browser.value(MEASURE)
+    assert found["covered"] and found["wide"] and found["scroll"] > 390 and browser.value(CONTRAST)
+
+
+def test_the_narrow_page_folds_the_code(browser: Browser, page: Path) -> None:
+    """On a phone an unchanged line is there once, a changed one twice, with signs before both."""
+    browser.open(page, 390, "light")
+    shown = """(kind) => [...document.querySelector('#rung-4').closest('section').querySelectorAll('tr.' + kind)].map(
+        (row) => [...row.querySelectorAll('.line')].filter((e) => e.checkVisibility()).map(
+        (e) => getComputedStyle(e, '::before').content))"""
+    assert all(len(signs) == 1 for signs in browser.value(f"({shown})('same')"))
+    assert {tuple(signs) for signs in browser.value(f"({shown})('changed')")} == {('"−"', '"+"')}
+    assert {tuple(signs) for signs in browser.value(f"({shown})('added')")} == {('"+"',)}

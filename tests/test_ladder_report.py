@@ -1,0 +1,363 @@
+"""The ladder's page: the code of the rungs, their pictures, and the HTML file around them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import html
+import itertools
+import re
+import struct
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import markupsafe
+import numpy as np
+import pytest
+import torch
+
+from bardlet import checkpoint, hf, models, tokenizer
+from bardlet.config import ModelConfig
+from bardlet.ladder import pictures, report, rungs, sources
+from bardlet.ladder.pictures import DARK, LIGHT, Palette
+from bardlet.ladder.report import picture, sentence_for
+from bardlet.ladder.run import Outcome
+from bardlet.ladder.rungs import LADDER
+
+WORDS = tokenizer.train_char("\n !,.:Tabehinoqrstu$", False)
+SENTENCE = "To be, or not to be: that is the question"
+FACTS: dict[str, Any] = {"text": "tinyshakespeare", "machine": "a processor, 2 threads", "date": "2026-01-31",
+                         "versions": "bardlet 0, torch 0", "comparable": True, "minutes": None, "seconds": 1.0,
+                         "seeds": [1, 2], "command": "bardlet ladder --rungs '1-7' <>"}
+NASTY = "</script><b>bold</b> & \"quoted\" 'single' {{ 7 * 6 }}\n\n  https://example.org/" + "x" * 300
+
+
+def tiny(name: str, block_size: int = 8) -> Any:
+    """An untrained rung that is made in milliseconds, with weights large enough to look at."""
+    torch.manual_seed(1)
+    model = models.build(ModelConfig(name, WORDS.vocab_size, block_size, n_layer=2, n_head=2, n_kv_head=2, n_embd=16,
+                                     head_dim=8, n_inner=32, tie_embeddings=False)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def tiny_outcomes(folder: Path, numbers: Sequence[int], seeds: int = 1, sample: str = NASTY) -> list[Outcome]:
+    """Run folders of untrained rungs that say that they were trained."""
+    made = []
+    for rung in (r for r in LADDER if r.number in numbers):
+        for seed in range(seeds):
+            run = folder / f"{rung.number}-{seed}"
+            run.mkdir(parents=True)
+            model = tiny(rung.model, 24 if rung.scaled else 8)
+            hf.write_folder(run, model, WORDS)
+            hf.write_weights(run, model.hf_state_dict())
+            for step in range(0, 101, 20):
+                checkpoint.append_metrics(run, {"step": step, "val_loss": 2 + 2 / (step + 1) + seed / 50})
+                checkpoint.append_metrics(run, {"step": step, "train_loss": 2.0, "seconds": step / (10 + seed)})
+            made.append(Outcome(rung, seed, run, 12_345, 5000, 61.5, 2.0, 2.1 + seed / 10, 2.2 + seed / 10, sample))
+    return made
+
+
+# ---------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("rung", LADDER, ids=lambda rung: rung.name)
+def test_every_rungs_source_is_found_and_is_python(rung: rungs.Rung) -> None:
+    """All parts, in their order, as valid Python; each line highlighted for itself, and nothing lost by it."""
+    code = sources.source(rung)
+    names = [node.name for node in ast.parse(code).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    assert names == [name.rpartition(":")[2] for name in rung.parts]
+    lines = sources.highlighted(code)
+    assert [html.unescape(re.sub(r"</?span[^>]*>", "", line)) for line in lines] == code.split("\n")
+    assert all(line.count("<span") == line.count("</span>") for line in lines)
+
+
+def test_parts_come_with_their_decorators_and_unknown_ones_are_named() -> None:
+    assert sources.part("evaluate.py:mean_loss").startswith("@torch.no_grad()\ndef mean_loss(")
+    assert sources.part("Head").startswith("class Head(")
+    assert sources.part("rotary").startswith("def rotary(")
+    for wrong in ("NoSuchModel", "optim.py:nothing"):
+        with pytest.raises(LookupError, match=wrong):
+            sources.part(wrong)
+
+
+@pytest.mark.parametrize("rung", LADDER[1:], ids=lambda rung: rung.name)
+def test_a_comparison_holds_both_sources_exactly(rung: rungs.Rung) -> None:
+    """Left and right sides give back what went in, with the numbers of the lines, and kinds that are true."""
+    old, new = sources.source(LADDER[rung.number - 2]), sources.source(rung)
+    rows = sources.beside(old, new)
+    left = [(row.left_number, row.left) for row in rows if row.left_number is not None]
+    right = [(row.right_number, row.right) for row in rows if row.right_number is not None]
+    assert left == list(enumerate(old.split("\n"), 1)) and right == list(enumerate(new.split("\n"), 1))
+    for row in rows:
+        kind = ("added" if row.left is None else "removed" if row.right is None else
+                "same" if row.left == row.right else "changed")  # fmt: skip
+        assert row.kind == kind
+
+
+def test_changed_lines_stand_beside_each_other() -> None:
+    """The class that has only another name, and a new line between old ones."""
+    rows = sources.beside(sources.source(LADDER[3]), sources.source(LADDER[4]))
+    changed = {row.left.strip(): row.right.strip() for row in rows if row.kind == "changed" and row.left and row.right}
+    assert changed["class MultiHeadModel(Rung):"] == "class FeedForwardModel(Rung):"
+    assert "self.ffwd = FeedForward(config)" in [row.right.strip() for row in rows if row.kind == "added" and row.right]
+    assert not [row for row in rows if row.kind == "removed"]
+    assert [row.kind for row in sources.beside("", "a = 1\nb = 2")] == ["added", "added"]
+    assert [row.kind for row in sources.beside("a = 1", "a = 1")] == ["same"]
+
+
+def test_a_rung_is_compared_with_the_one_before_where_that_says_something() -> None:
+    found = {rung.name: sources.before(rung) for rung in LADDER}
+    assert found["bigram"] is None and found["muon"] is None and found["average"] is None
+    for earlier, rung in itertools.pairwise(LADDER[:11]):
+        assert found[rung.name] == earlier
+    rotary, swiglu = LADDER[8], LADDER[9]  # helpers that go on being used do not look removed
+    assert "class RMSNorm" in sources.source(rotary)
+    assert "class RMSNorm" not in sources.source_before(rotary, dataclasses.replace(swiglu, parts=("SwiGLUBlock",)))
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    """Width and height of a PNG."""
+    data = png.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def test_a_picture_is_drawn_for_both_themes_and_the_same_each_time(tmp_path: Path) -> None:
+    def paint(palette: Palette) -> Any:
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(layout="constrained")
+        axes.plot([1, 2], color=palette.accent)
+        return figure
+
+    for folder in ("one", "other"):
+        pictures.draw(tmp_path / folder, "line", paint)
+    for name in ("line.png", "line-dark.png"):
+        assert size_of(tmp_path / "one" / name)[0] == int(pictures.WIDTH * pictures.DPI)
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert (tmp_path / "one/line.png").read_bytes() != (tmp_path / "one/line-dark.png").read_bytes()
+
+
+@pytest.mark.parametrize(("palette", "ground"), [(LIGHT, "#ffffff"), (DARK, "#1e2129")], ids=["light", "dark"])
+def test_colours_stand_out(palette: Palette, ground: str) -> None:
+    """4.5:1 for letters and 3:1 for lines (WCAG AA); eight different lines."""
+
+    def light(color: str) -> float:
+        channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    def contrast(color: str) -> float:
+        low, high = sorted((light(color), light(ground)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert min(contrast(palette.foreground), contrast(palette.muted)) >= 4.5
+    assert min(contrast(color) for color in (palette.accent, palette.second, *palette.series)) >= 3
+    assert len(set(palette.series)) == 8
+
+
+ATTENDING = ("one-head", "multi-head", "residual", "dropout", "rotary", "qk-norm")
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+def test_attention_rows_add_up_to_one_and_see_no_future(name: str) -> None:
+    """The weights of every head for the last block_size tokens; they are those that the model computes with."""
+    model = tiny(name)
+    maps = pictures.attention(model, torch.from_numpy(WORDS.encode(SENTENCE)))
+    assert len(maps) == (1 if name in ("one-head", "multi-head") else 2)
+    for _, weights in maps:
+        assert weights.shape == (1 if name == "one-head" else 2, 8, 8)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+        assert not weights.triu(1).any()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    if name == "one-head":  # by hand: what the head gives is these weights times its values
+        idx = torch.from_numpy(WORDS.encode(SENTENCE))[-8:]
+        x = model.token_embedding_table(idx) + model.position_embedding_table.weight
+        torch.testing.assert_close(model.lm_head(maps[0][1][0] @ model.sa_head.value(x)), model(idx[None])[0])
+
+
+def test_a_rung_without_attention_has_no_maps_and_modes_are_kept() -> None:
+    assert pictures.attention(tiny("bigram"), torch.zeros(3, dtype=torch.int64)) == []
+    model = tiny("dropout").train()
+    assert len(pictures.attention(model, torch.zeros(3, dtype=torch.int64))) == 2 and model.training
+
+
+def test_pictures_show_what_they_are_given() -> None:
+    """The numbers in the axes, and the letters along them, also where they are signs of LaTeX."""
+    probability = tiny("bigram").token_embedding_table.weight.detach().softmax(-1)
+    letters = [WORDS.decode([i]) for i in range(WORDS.vocab_size)]
+    table = pictures.bigram_table(probability, letters)(LIGHT).axes[0]
+    np.testing.assert_allclose(table.images[0].get_array() ** 2, probability, rtol=1e-5)
+    assert [t.get_text() for t in table.get_xticklabels()] == ["↵", "␣", *letters[2:]]
+    assert (table.get_xlabel(), table.get_ylabel()) == ("next", "current")
+
+    weights = pictures.attention(tiny("residual"), torch.arange(5))
+    figure = pictures.attention_maps(weights, list("ab\n $"))(LIGHT)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 4 and [t.get_text() for t in shown[0].get_yticklabels()] == ["a", "b", "↵", "␣", "$"]
+    values = shown[0].images[0].get_array()
+    assert np.array_equal(values.mask, np.triu(np.ones((5, 5), bool), 1))
+    np.testing.assert_allclose(values.filled(0), weights[0][1][0])
+    last = pictures.last_look(weights, list("abcde"))(LIGHT).axes[0]
+    np.testing.assert_allclose(last.images[0].get_array()[2], weights[1][1][0, -1])
+
+    positions = pictures.position_embeddings(torch.eye(4, 6))(DARK).axes
+    np.testing.assert_allclose(positions[1].images[0].get_array(), np.eye(4))
+
+
+def test_of_a_large_vocabulary_the_bigrams_picture_shows_the_usual_tokens() -> None:
+    """300 tokens, of which the last 100 nearly always follow: only such are shown."""
+    logits = torch.zeros(300, 300)
+    logits[:, 200:] = 9.0
+    axes = pictures.bigram_table(logits.softmax(-1), [f"t{i}" for i in range(300)])(LIGHT).axes[0]
+    names = [t.get_text() for t in axes.get_xticklabels()]
+    assert len(names) == pictures.MOST and all(int(name[1:]) >= 200 for name in names)
+
+
+def test_loss_curves_have_a_panel_for_each_kind_of_rung(tmp_path: Path) -> None:
+    """Small rungs over steps, scaled ones over seconds; a mean with a band over seeds."""
+    outcomes = tiny_outcomes(tmp_path, (1, 3, 8), seeds=2)
+    small, scaled = pictures.loss_curves(outcomes)(LIGHT).axes
+    assert (small.get_xlabel(), scaled.get_xlabel()) == ("step", "seconds of training")
+    assert [t.get_text() for t in small.get_legend().get_texts()] == ["1 bigram: 2.250", "3 one-head: 2.250"]
+    x, y = small.lines[0].get_data()
+    assert (x[0], x[-1]) == (0, 100) and y[-1] == pytest.approx(2 + 2 / 101 + 0.01) and len(small.collections) == 2
+    assert scaled.lines[0].get_xdata()[-1] == pytest.approx(100 / 11)  # as far as both seeds go
+    assert len(pictures.loss_curves(outcomes[:1])(LIGHT).axes) == 1
+
+
+def test_signs_that_cannot_be_seen_are_made_visible() -> None:
+    assert [pictures.visible(c) for c in ("a", " ", "\n", "\t", "\x00", "", "é")] == ["a", "␣", "↵", "⇥", "·", "·", "é"]
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+class Page(HTMLParser):
+    """What a browser would be told: tags, attributes, and texts; unclosed tags are an error."""
+
+    VOID = ("meta", "img", "source", "br", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of every such tag."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A report of four rungs, two of two seeds, with a sample that is as bad as can be."""
+    folder = tmp_path_factory.mktemp("report")
+    outcomes = tiny_outcomes(folder, (1, 4, 8), seeds=2) + tiny_outcomes(folder / "more", (13,))
+    path = report.write(folder / "out", outcomes, "To be é or not to be: that is", FACTS)
+    return path, path.read_text(encoding="utf-8")
+
+
+def test_the_page_asks_for_nothing(made: tuple[Path, str]) -> None:
+    """No address, no script, and a policy that would stop both."""
+    text = made[1].replace(str(markupsafe.escape(NASTY)), "")  # an address in a sample is only text
+    assert len(text) < len(made[1])
+    assert not re.search(r"https?:|url\(|@import|<script|<iframe|<link|javascript:", text, re.IGNORECASE)
+    assert not re.search(r"""(?:src|href|srcset|action|data)\s*=\s*["']?//""", text)
+    page = Page(made[1])
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "srcset"):
+                assert value is not None and value.startswith("data:image/png;base64,")
+            assert not name.startswith("on")
+    assert all((a["href"] or "").startswith("#") for a in page.all("a"))
+    policy = next(m for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_whatever_a_model_writes_is_text(made: tuple[Path, str]) -> None:
+    assert "</script>" not in made[1] and "<b>" not in made[1]
+    assert "&lt;/script&gt;&lt;b&gt;bold&lt;/b&gt; &amp; &#34;quoted&#34; &#39;single&#39; {{ 7 * 6 }}\n\n  " in made[1]
+    assert "--rungs &#39;1-7&#39; &lt;&gt;" in made[1]
+
+
+def test_the_page_is_whole(made: tuple[Path, str]) -> None:
+    """Links lead somewhere, ids are single, pictures have words, tables have heads, titles are in order."""
+    page = Page(made[1])
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        for name in ("aria-labelledby", "href"):
+            if name in attributes:
+                assert (attributes[name] or "").removeprefix("#") in ids
+    assert page.all("html")[0]["lang"] == "en" and page.all("title") and page.all("main")
+    assert all(len(i["alt"] or "") > 40 and i["width"] and i["height"] for i in page.all("img"))
+    assert all(th.get("scope") for th in page.all("th"))
+    assert [a["href"] for a in page.all("a") if (a["href"] or "").startswith("#rung")][:4] == [
+        "#rung-1", "#rung-4", "#rung-8", "#rung-13"]  # fmt: skip
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_the_page_says_what_was_measured(made: tuple[Path, str]) -> None:
+    path, text = made
+    plain = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
+    assert "2.250 ± 0.071" in plain and "2.150 ± 0.071" in plain and "12,345" in plain
+    assert "Left out of the sentence, because the model never saw them: é." in plain
+    assert "Left, rung 3, one-head; right, rung 4, multi-head" in plain  # also where rung 3 was not trained
+    assert "The code of rung 13, average" in plain and "The code of rung 1, bigram" in plain
+    assert "the last 8 characters of the sentence" in plain
+    names = {p.name for p in (path.parent / "figures").iterdir()}
+    expected = ("loss-curves", "01-bigram-table", "04-multi-head-positions", "04-multi-head-attention",
+                "08-dropout-positions", "08-dropout-attention", "08-dropout-last", "13-average-attention",
+                "13-average-last")  # fmt: skip
+    assert names == {f"{name}{suffix}.png" for name in expected for suffix in ("", "-dark")}
+
+
+def test_bands_and_the_lectures_figures_are_for_the_lectures_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                                  ) -> None:  # fmt: skip
+    """The word about a loss; nothing of it on another text."""
+    monkeypatch.setattr(rungs, "bands", lambda: {"bigram": {"low": 2.4, "high": 2.6}}, raising=False)
+    outcome = tiny_outcomes(tmp_path, (1,))[0]
+    for loss, word in ((2.5, "normal"), (2.2, "lower than normal"), (2.7, "higher than normal")):
+        row = report.line(1, [dataclasses.replace(outcome, val_loss=loss)], comparable=True)
+        assert (row.word, row.band, row.lecture, row.val_loss) == (word, "2.400 to 2.600", "2.50", f"{loss:.3f}")
+    row = report.line(1, [outcome], comparable=False)
+    assert (row.word, row.band, row.lecture) == ("", "", "")
+    text = report.write(tmp_path / "out", [outcome], "", {**FACTS, "comparable": False}).read_text(encoding="utf-8")
+    assert "The lecture</th>" not in text and "say nothing about this text" in text
+
+
+def test_a_sentence_that_the_model_cannot_write_is_replaced() -> None:
+    assert sentence_for(WORDS, "to be", "") == ("to be", "")
+    kept, note = sentence_for(WORDS, "to Ωbe", "")
+    assert kept == "to be" and note.startswith("Left out of the sentence")
+    kept, note = sentence_for(WORDS, "ΩΩ", "")
+    assert kept == WORDS.drop_unseen(report.SENTENCE)[0] and "Hamlet" in note
+    greek = tokenizer.train_char("αβγ", False)
+    assert sentence_for(greek, "to be", "βα")[0] == "βα"
+    assert sentence_for(greek, "", "")[0] == "αβγ"
+
+
+def test_a_pictures_size_is_read_from_its_file(tmp_path: Path) -> None:
+    drawn = picture(tmp_path, "p", pictures.position_embeddings(torch.eye(3)), "alt", "caption")
+    assert (drawn.width, drawn.height) == size_of(tmp_path / "figures" / "p.png")
+    assert drawn.light.startswith("data:image/png;base64,") and drawn.light != drawn.dark
