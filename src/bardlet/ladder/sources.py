@@ -83,8 +83,8 @@ def source_before(earlier: Rung, rung: Rung) -> str:
 
     Beside a rung that leaves out a helper explained one rung before, the helper would look removed.
     """
-    words = set(re.findall(r"\w+", source(rung)))
-    still = {name for name in earlier.parts if name in words and name not in rung.parts}
+    used = {node.id for node in ast.walk(ast.parse(source(rung))) if isinstance(node, ast.Name)}
+    still = {name for name in earlier.parts if name in used and name not in rung.parts}
     return "\n\n\n".join(part(name) for name in earlier.parts if name not in still)
 
 
