@@ -104,12 +104,13 @@ def test_every_pair_is_in_one_part(digits: int) -> None:
 def test_training_never_sees_a_test_sum() -> None:
     """1,000 batches have no pair of the test or the development set in either order, and do have both orders."""
     test, development, _ = addition.split(3)
-    stage = addition.addition_stage(addition.Task(), 5, 256, HERE.device)
+    stage = addition.addition_stage(addition.Task(), 5, 128, HERE.device)
     seen = [asked(stage.batch(step)) for step in range(1000)]
     a, b = np.concatenate([s[0] for s in seen]), np.concatenate([s[1] for s in seen])
     assert not np.isin(codes(a, b), np.concatenate([codes(*test.T), codes(*development.T)])).any()
-    assert len(np.unique(codes(a, b))) > 150_000
-    assert 0.49 < (a < b).mean() < 0.51
+    assert len(np.unique(codes(a, b))) > 100_000
+    ordered = len(np.unique(a * 1000 + b))
+    assert ordered > 1.03 * len(np.unique(codes(a, b)))  # many came as a+b and as b+a
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -218,7 +219,7 @@ def test_finetuning_runs_once_and_compares_the_same_text(
     assert finetune.main(argv) == 0
     assert [call[0] for call in calls] == ["eval"] * 4
     assert finetune.main([*argv, "--dev"]) == 1
-    assert "name another --out" in capsys.readouterr().err
+    assert "name another --out" in capsys.readouterr().err and not calls[4:]
     foreign = tmp_path / "foreign.txt"
     foreign.write_text("the 1 little § bard sang", encoding="utf-8")
     with pytest.raises(BardletError, match="does not know 1 characters"):

@@ -115,7 +115,8 @@ def test_a_rung_is_compared_with_the_one_before_where_that_says_something() -> N
     assert found["bigram"] is None and found["muon"] is None and found["average"] is None
     for earlier, rung in itertools.pairwise(LADDER[:11]):
         assert found[rung.name] == earlier
-    rotary, swiglu = LADDER[8], LADDER[9]  # helpers that go on being used do not look removed
+    rotary, swiglu = LADDER[8], LADDER[9]  # helpers that go on being used do not look removed, those only named do
+    assert "class Head" in sources.source_before(LADDER[6], LADDER[7])
     assert "class RMSNorm" in sources.source(rotary)
     assert "class RMSNorm" not in sources.source_before(rotary, dataclasses.replace(swiglu, parts=("SwiGLUBlock",)))
 
@@ -245,7 +246,7 @@ def test_signs_that_cannot_be_seen_are_made_visible() -> None:
 class Page(HTMLParser):
     """What a browser would be told: tags, attributes, and texts; unclosed tags are an error."""
 
-    VOID = ("meta", "img", "source", "br", "link")
+    VOID = ("meta", "img", "source", "br", "col")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -335,7 +336,7 @@ def test_the_page_says_what_was_measured(made: tuple[Path, str]) -> None:
 def test_bands_and_the_lectures_figures_are_for_the_lectures_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                                                   ) -> None:  # fmt: skip
     """The word about a loss; nothing of it on another text."""
-    monkeypatch.setattr(rungs, "bands", lambda: {"bigram": {"low": 2.4, "high": 2.6}}, raising=False)
+    monkeypatch.setattr(rungs, "bands", lambda: {"bigram": {"low": 2.4, "high": 2.6}})
     outcome = tiny_outcomes(tmp_path, (1,))[0]
     for loss, word in ((2.5, "normal"), (2.2, "lower than normal"), (2.7, "higher than normal")):
         row = report.line(1, [dataclasses.replace(outcome, val_loss=loss)], comparable=True)
@@ -361,3 +362,15 @@ def test_a_pictures_size_is_read_from_its_file(tmp_path: Path) -> None:
     drawn = picture(tmp_path, "p", pictures.position_embeddings(torch.eye(3)), "alt", "caption")
     assert (drawn.width, drawn.height) == size_of(tmp_path / "figures" / "p.png")
     assert drawn.light.startswith("data:image/png;base64,") and drawn.light != drawn.dark
+
+
+def test_tokens_of_more_letters_and_of_other_scripts_are_drawn(tmp_path: Path) -> None:
+    """A byte tokenizer's halves of characters, words, and Chinese: no warning, no error, words on end."""
+    words = tokenizer.train_bpe(iter(["the bard sang: 春眠不覺曉。 " * 20]), 300)
+    torch.manual_seed(0)
+    model = models.build(ModelConfig("one-head", words.vocab_size, 8, 1, 2, 2, 16, 8, 32, tie_embeddings=False))
+    found = report.attention_pictures(tmp_path, "words", model, words, "the bard sang: 春眠")
+    assert len(found) == 1 and "春眠" in found[0].caption and "a row for each token" in found[0].alt
+    table = pictures.bigram_table(torch.eye(3), ["the", " bard", "everlasting"])(LIGHT).axes[0]
+    assert [(t.get_text(), t.get_rotation()) for t in table.get_xticklabels()] == [
+        ("the", 90), ("␣bard", 90), ("everlas…", 90)]  # fmt: skip

@@ -13,7 +13,7 @@ from conftest import TINY
 
 from bardlet import checkpoint, hf, loss, models, optim
 from bardlet import train as training
-from bardlet.config import TrainConfig, read_toml
+from bardlet.config import FLAT, RUNGS, TrainConfig, read_toml
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
 
@@ -147,10 +147,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert checkpoint.newest_whole(tmp_path).name == "step-00000003"
 
 
-@pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
+@pytest.mark.parametrize("model", ["gpt2", "qwen3", *RUNGS])
 def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
     """The same loop trains each model well below what knowing nothing costs."""
-    rate = ["--lr", "0.05"] if model == "bigram" else []
+    rate = ["--lr", "0.05"] if model == "bigram" else ["--lr", "0.01"] if model in FLAT else []
     summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model, *TINY, "--steps", "60", *rate)
     assert summary["val_loss"] < 0.7 * math.log(30)
     assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "selected_by",

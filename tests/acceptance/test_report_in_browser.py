@@ -31,7 +31,9 @@ MEASURE = """(() => {
   const inside = (e) => e.closest('.scroll, .sample');
   for (const e of document.body.querySelectorAll('*')) {
     const box = e.getBoundingClientRect();
-    if (box.width > 1 && box.right > innerWidth + 0.5 && !inside(e) && !e.closest('.skip')) wide.push(e.outerHTML);
+    const blank = e.tagName === 'CODE';  // deep indentation may hang out; what is written is in its spans
+    if (box.width > 1 && box.right > innerWidth + 0.5 && !inside(e) && !blank && !e.closest('.skip'))
+      wide.push(e.outerHTML);
   }
   // the boxes of the text itself, wherever it stands: no two may share ground
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);

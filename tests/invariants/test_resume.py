@@ -32,6 +32,7 @@ PAIRWISE = [
     ("qwen3", "muon", "eager fp32", "average"), ("qwen3", "adamw", "compiled bf16", "evaluation off"),
     ("bigram", "muon", "eager fp32", "dropout"), ("bigram", "adamw", "compiled bf16", "accumulation"),
     ("bigram", "muon", "compiled bf16", "average"), ("bigram", "adamw", "eager fp32", "evaluation off"),
+    ("layer-norm", "adamw", "eager fp32", "accumulation"), ("qk-norm", "muon", "compiled bf16", "dropout"),
 ]
 
 

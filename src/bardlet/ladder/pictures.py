@@ -7,6 +7,7 @@ it takes longer to start than the rest of bardlet.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ MOST = 65
 """How many tokens the bigram's picture shows of a large vocabulary."""
 NAMED = 16
 """Up to how many letters fit along a map in a row of four."""
+FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic",
+            "Arial Unicode MS")
+"""Fonts with characters that matplotlib's own has not, tried where they are installed."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def draw(folder: Path, name: str, paint: Paint) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for palette, suffix in ((LIGHT, ""), (DARK, "-dark")):
-        with matplotlib.rc_context(_style(palette)):
+        with matplotlib.rc_context(_style(palette)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box then stands for the character
             figure = paint(palette)
             # no version in the file: the same numbers give the same bytes
             figure.savefig(folder / f"{name}{suffix}.png", transparent=True, metadata={"Software": None})
@@ -92,8 +97,11 @@ def _style(palette: Palette) -> Any:
     """matplotlib's settings for a palette, upon its own defaults (a user's matplotlibrc would change the pictures)."""
     import matplotlib
     from cycler import cycler
+    from matplotlib.font_manager import fontManager
 
+    installed = set(fontManager.get_font_names())
     ours = {
+        "font.family": ["DejaVu Sans", *(name for name in FALLBACK if name in installed)],
         "figure.figsize": (WIDTH, 4.2), "figure.dpi": DPI, "savefig.dpi": DPI, "font.size": 12,
         "axes.titlesize": 13, "axes.prop_cycle": cycler(color=palette.series), "image.cmap": palette.colormap,
         "text.color": palette.foreground, "axes.labelcolor": palette.foreground,
@@ -326,8 +334,10 @@ def _name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str], size: f
     """Letters along both axes; none where they would be smaller than can be read, even enlarged."""
     if size < 4.5:
         columns, rows = [], []
-    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+    words = max(map(len, columns), default=0) > 2  # tokens of a BPE: too long to stand side by side
+    for axis, names, turn in ((axes.xaxis, columns, 90 if words else 0), (axes.yaxis, rows, 0)):
+        short = [name if len(name) <= 8 else f"{name[:7]}…" for name in names]
         # a dollar sign is a letter here, not the start of a formula
-        axis.set_ticks(range(len(names)), labels=list(names), fontsize=size, parse_math=False)
+        axis.set_ticks(range(len(names)), labels=short, fontsize=size, rotation=turn, parse_math=False)
         axis.set_tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)

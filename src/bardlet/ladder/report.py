@@ -138,7 +138,7 @@ def line(number: int, outcomes: Sequence[Outcome], comparable: bool) -> Line:
     mine = [o for o in outcomes if o.rung.number == number]
     rung = mine[0].rung
     loss = statistics.fmean(o.val_loss for o in mine)
-    band = rungs.bands().get(rung.name) if comparable and hasattr(rungs, "bands") else None
+    band = rungs.bands().get(rung.name) if comparable else None
     low, high = (float(band["low"]), float(band["high"])) if band else (0.0, 0.0)
     word = ("lower than normal" if loss < low else "higher than normal" if loss > high else "normal") if band else ""
     return Line(
@@ -205,16 +205,18 @@ def sentence_for(words: Tokenizer, sentence: str, sample: str) -> tuple[str, str
 
 def rung_pictures(out: Path, rung: Rung, model: nn.Module, words: Tokenizer, sentence: str) -> list[Picture]:
     """What there is to be seen in a trained rung: the bigram's table, the positions, the attention maps."""
-    name = f"{rung.number:02}-{rung.name}"
+    name, unit = f"{rung.number:02}-{rung.name}", unit_of(words)
     found: list[Picture] = []
     tables: dict[str, torch.Tensor] = dict(model.named_parameters())
     if rung.model == "bigram":
         probability = tables["token_embedding_table.weight"].detach().softmax(-1)
         letters = [words.decode([i]) for i in range(len(probability))]
+        many = f" Of {len(letters):,}, the {pictures.MOST} that it writes most often." if len(letters) > 100 else ""
         found.append(picture(out, f"{name}-table", pictures.bigram_table(probability, letters),
-                             "The bigram's table: a square for each pair of characters, the stronger its colour, the "
+                             f"The bigram's table: a square for each pair of {unit}s, the stronger its colour, the "
                              f"likelier the second after the first. {likeliest(probability, letters)}",
-                             "How likely each character (columns) is after each (rows). ↵ is a line break, ␣ a space.",
+                             f"How likely each {unit} (columns) is after each (rows). ↵ is a line break, ␣ a space."
+                             + many,
                              wide=True))
     if "position_embedding_table.weight" in tables:
         found.append(picture(out, f"{name}-positions",
@@ -231,24 +233,29 @@ def attention_pictures(out: Path, name: str, model: nn.Module, words: Tokenizer,
     maps = pictures.attention(model, torch.from_numpy(ids))
     if not maps:
         return []
-    T = maps[0][1].shape[-1]
+    T, unit = maps[0][1].shape[-1], unit_of(words)
     letters = [words.decode([int(i)]) for i in ids[-T:]]
     heads = sum(len(weights) for _, weights in maps)
     several = f"{heads} heads" if heads > 1 else "one head"
     what = f"“{words.decode(ids[-T:])}”"
-    cut = f", the last {T} characters of the sentence: no more fit in this context" if len(ids) > T else ""
+    cut = f", the last {T} {unit}s of the sentence: no more fit in this context" if len(ids) > T else ""
     found = [picture(out, f"{name}-attention", pictures.attention_maps(maps, letters),
-                     f"Attention maps of {several} for {what}, each a triangle: a row for each character, and in it "
+                     f"Attention maps of {several} for {what}, each a triangle: a row for each {unit}, and in it "
                      "how much it takes from itself and from each before it.",
                      f"Who looks at whom in {what}{cut}. A row looks, a column is looked at, and the weights of a row "
                      "add up to 1.", wide=heads > 1)]  # fmt: skip
     if T > pictures.NAMED:
         found.append(picture(out, f"{name}-last", pictures.last_look(maps, letters),
-                             f"Attention of the last character of {what}: a row for each head, and in it how much the "
-                             "last character takes from each character of the sentence.",
+                             f"Attention of the last {unit} of {what}: a row for each head, and in it how much the "
+                             f"last {unit} takes from each {unit} of the sentence.",
                              "The last rows of the maps above, enlarged: what each head takes in before the next "
-                             "character is guessed.", wide=True))
+                             f"{unit} is guessed.", wide=True))
     return found
+
+
+def unit_of(words: Tokenizer) -> str:
+    """What a token is called on the page."""
+    return "character" if words.kind == "char" else "token"
 
 
 def likeliest(probability: torch.Tensor, letters: Sequence[str]) -> str:

@@ -1,0 +1,202 @@
+"""The course's pages: every directive has an answer, every rung a page, and no code is pasted."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bardlet.config import TrainConfig
+from bardlet.errors import BardletError
+from bardlet.ladder.rungs import LADDER
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+HEADINGS = ["What", "Why", "The code", "The figure", "Is my loss normal?", "Exercise"]
+
+
+def load(path: Path, name: str) -> Any:
+    """A file outside of the package as a module; like mkdocs, with its folder in front of the path while it loads."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+site = load(DOCS / "site.py", "bardlet_docs_site")
+answers = load(DOCS / "answers.py", "bardlet_docs_answers")
+
+
+def measured(falls_by: float = 0.05, deviation: float = 0.004) -> dict[str, Any]:
+    """Figures as a ladder would have them: from rung to rung the loss falls by as much."""
+
+    def loss(mean: float) -> dict[str, float]:
+        return {"mean": mean, "deviation": deviation, "low": mean - 0.01, "high": mean + 0.01}
+
+    rungs = {rung.name: {"parameters": 1000, "steps": 5000, "seconds": {"mean": 10.0}, "seeds": [1337, 1338, 1339],
+                         "val_loss": loss(2.5 - falls_by * rung.number), "val_loss_lecture": loss(2.5),
+                         "train_loss": loss(2.4), "sample": "To be", "lecture": rung.lecture} for rung in LADDER}
+    extras = {"dropout 0": rungs["dropout"], "addition": [{"hints": "both", "exact": 0.99}]}
+    return {"machine": "a machine", "date": "2026-01-01", "commit": "abc", "command": "bardlet ladder",
+            "rungs": rungs, "extras": extras, "finetune": [{"row": "scratch", "loss": 1.5}]}
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Any:
+    """A course with everything measured and every picture there; experiments are looked up, not run."""
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for page in PAGES:
+        for name, argument in site.DIRECTIVE.findall((DOCS / page).read_text(encoding="utf-8")):
+            if name == "figure":
+                stem = argument.partition("|")[0].strip()
+                (figures / f"{stem}.png").touch()
+                (figures / f"{stem}-dark.png").touch()
+    done = {name: {"seeds": 1, "figures": {"loss": 2.0}} for name in answers.ANSWERS}
+    return site.Course(tmp_path, measured(), done)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_directive_has_an_answer(page: str, course: Any) -> None:
+    text = site.expand((DOCS / page).read_text(encoding="utf-8"), page, course)
+    assert not site.DIRECTIVE.search(text), "a directive is left"
+
+
+@pytest.mark.parametrize("rung", LADDER, ids=lambda rung: rung.name)
+def test_every_rung_has_a_page(rung: Any) -> None:
+    text = (DOCS / "rungs" / f"{rung.number:02}-{rung.name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {rung.number}. {rung.title}\n")
+    assert re.findall(r"^## (.*)", text, re.M) == HEADINGS
+    assert '??? success "Answer"' in text and f"{{{{ losses: rung {rung.number} }}}}" in text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Every link goes to a page that is there and, with a #, to one of its headings; and every page names the next."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        other = ((DOCS / page).parent / path).resolve() if path else DOCS / page
+        assert other.exists(), target
+        slugs = [re.sub(r"[^\w]+", "-", title.lower()).strip("-")
+                 for title in re.findall(r"^#+ (.*)", other.read_text(encoding="utf-8"), re.M)]
+        assert not anchor or anchor in slugs, target
+    last = [line for line in text.splitlines() if line.strip()][-1]
+    assert ".md)" in last, "the last line leads to the next page"
+
+
+def test_all_pages_are_in_the_navigation() -> None:
+    nav = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2])
+    assert sorted(nav) == PAGES and len(nav) == len(set(nav))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_code_is_pasted(page: str) -> None:
+    """No four lines in a row of a page stand in a source file, too: code comes by directives."""
+    sources = [path.read_text(encoding="utf-8") for folder in ("src", "docs") for path in (ROOT / folder).rglob("*.py")]
+    known = {run for text in sources for run in runs_of(text)}
+    assert not known & set(runs_of((DOCS / page).read_text(encoding="utf-8")))
+
+
+def runs_of(text: str) -> list[tuple[str, ...]]:
+    """All runs of four lines that say something, without their indentation."""
+    lines = [line.strip() for line in text.splitlines() if len(line.strip()) > 2]
+    return [tuple(lines[i : i + 4]) for i in range(len(lines) - 3)]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("{{ curve: rung 3 }}", "there is no such directive; choose one of answer, changes"),
+    ("{{ code: rung 99 }}", "'99' names no rung"),
+    ("{{ changes: rung 1 }}", "nothing stands before the first rung"),
+    ("{{ source: bardlet.loss.nothing }}", "loss.py defines no 'nothing'"),
+    ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
+    ("{{ experiment: nothing }}", "there is no such experiment"),
+    ("{{ figure: nothing }}", "docs/figures/nothing.png is missing"),
+    ("{{ measured: nothing }}", "docs/measured.json has no 'nothing'"),
+    ("{{ answer: nothing }}", "docs/answers.json has no 'nothing'"),
+    ("see {{ table: 1-7 }}", "must stand on a line of its own"),
+])  # fmt: skip
+def test_what_cannot_be_answered_names_its_line(line: str, message: str, course: Any) -> None:
+    with pytest.raises(BardletError, match=f"docs/a.md, line 3: .*{re.escape(message)}"):
+        site.expand(f"# A\n\n{line}\n", "a.md", course)
+
+
+def test_only_a_draft_may_lack_figures(course: Any) -> None:
+    course.measured = {}
+    with pytest.raises(BardletError, match="has no rung 'one-head'"):
+        site.expand("{{ losses: rung 3 }}", "a.md", course)
+    course.draft = True
+    assert site.expand("{{ losses: rung 3 }}", "a.md", course) == "*not measured yet*"
+
+
+@pytest.mark.parametrize(("falls_by", "deviation", "says"), [
+    (0.05, 0.004, "It helped"), (-0.05, 0.004, "It did not help"), (0.005, 0.004, "no difference was seen"),
+    (0.05, 0.0, "too few to tell"),
+])  # fmt: skip
+def test_the_verdict_follows_from_the_figures(falls_by: float, deviation: float, says: str, course: Any) -> None:
+    """Two standard errors of the difference of two means of three seeds: 2 * sqrt(2 * 0.004^2 / 3) = 0.0065."""
+    course.measured = measured(falls_by, deviation)
+    assert says in site.expand("{{ verdict: rung 9 }}", "a.md", course)
+
+
+def test_changes_set_like_beside_like(course: Any) -> None:
+    text = site.expand("{{ changes: rung 5 }}", "a.md", course)
+    assert "FeedForwardModel, beside MultiHeadModel of rung 4" in text
+    assert [line for line in text.splitlines() if "self.ffwd" in line and not line.startswith("+")] == []
+    assert "-optimizer = 'adamw'\n+optimizer = 'muon'" in site.expand("{{ changes: rung 12 }}", "a.md", course)
+
+
+def test_what_was_measured_is_whole() -> None:
+    """What is committed answers every page, pictures included."""
+    if not (DOCS / "measured.json").exists():
+        pytest.skip("docs/measured.json: the ladder has not been measured yet")
+    real = site.Course.load(DOCS)
+    assert not real.draft
+    for page in PAGES:
+        site.expand((DOCS / page).read_text(encoding="utf-8"), page, real)
+
+
+def test_every_exercise_that_is_shown_was_run() -> None:
+    done = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))
+    assert set(done) == set(answers.ANSWERS)
+
+
+@pytest.mark.parametrize("name", ["first loss", "same distance", "centred", "parameters of a gate", "sharper queries",
+                                  "muon update"])  # fmt: skip
+def test_answers_that_need_no_training_still_hold(name: str) -> None:
+    """They give what answers.json says, on any text with 65 characters."""
+    text = answers.Text.__new__(answers.Text)
+    text.chars = [chr(i) for i in range(65)]
+    text.train = text.val = torch.arange(65).repeat(20)
+    figures = answers.ANSWERS[name][0](text, 1337)
+    said = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))[name]["figures"]
+    assert set(figures) == set(said)
+    if name not in ("first loss", "muon update"):  # these two look at the text
+        assert figures == pytest.approx(said, rel=1e-3, abs=1e-4)
+
+
+def test_the_feature_from_a_paper_is_a_rung() -> None:
+    squared = load(DOCS / "exercises" / "squared_relu.py", "bardlet_docs_squared_relu")
+    config = TrainConfig(model="rotary", n_layer=2, n_head=2, n_embd=16, block_size=8).model_config(11)
+    torch.manual_seed(0)
+    model = squared.SquaredModel(config).eval()
+    idx = torch.randint(11, (2, 8))
+    other = idx.clone()
+    other[:, 5:] = (other[:, 5:] + 1) % 11
+    assert model(idx).shape == (2, 8, 11)
+    torch.testing.assert_close(model(idx)[:, :5], model(other)[:, :5])  # the past knows nothing of the future
