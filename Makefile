@@ -23,6 +23,10 @@ lint: $(VENV)/ready-test     ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Material for MkDocs announces its end of life in 2027 at every build; this is its own switch for it.
+docs: $(VENV)/ready-docs     ## the course as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 install: $(VENV)/ready-test  ## everything that the tests need
 
 # The newest file of the three marks says what is installed: the environment, torch, bardlet, the test tools.
@@ -47,6 +51,10 @@ $(VENV)/ready-test: $(VENV)/torch pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/ready
 
+$(VENV)/ready-docs: $(VENV)/torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@ $(VENV)/ready
+
 lock: $(VENV)/ready-test     ## write the installed versions to constraints.txt
 	@{ echo '# The versions that `make` installs and that the tests pass with. Written by `make lock`.'; \
 	   echo 'torch==$(TORCH)'; \
@@ -54,4 +62,4 @@ lock: $(VENV)/ready-test     ## write the installed versions to constraints.txt
 	@mv constraints.new constraints.txt
 
 clean:                       ## remove the environment and the caches; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,6 +21,8 @@ from typing import Any
 
 import record
 
+from bardlet.ladder import pictures
+from bardlet.ladder.run import Outcome
 from bardlet.ladder.rungs import LADDER, Rung
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +36,8 @@ def outcomes(ladders: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
     for rung in LADDER:
         for ladder in ladders:
             for path in sorted(ladder.glob(f"{rung.number:02}-{rung.name}/seed-*/outcome.json")):
-                found.setdefault(rung.name, []).append(json.loads(path.read_text(encoding="utf-8")))
+                outcome = json.loads(path.read_text(encoding="utf-8"))
+                found.setdefault(rung.name, []).append({**outcome, "folder": path.parent})
     return found
 
 
@@ -76,11 +79,22 @@ def publish(ladders: list[Path]) -> None:
     write(DOCS / "measured.json", {
         "made_by": made_by, "machine": f"{machine['processor']}, {machine['cores']} cores", "torch": machine["torch"],
         "date": lines[-1]["date"], "commit": lines[-1]["commit"], "rungs": rungs, "extras": extras})
-    (DOCS / "figures").mkdir(exist_ok=True)
-    for ladder in ladders:
-        for path in sorted((ladder / "figures").glob("*.png")):
-            shutil.copyfile(path, DOCS / "figures" / path.name)
-            print((DOCS / "figures" / path.name).relative_to(ROOT))
+    draw(ladders, found)
+
+
+def draw(ladders: list[Path], found: dict[str, list[dict[str, Any]]]) -> None:
+    """The pictures: those of the ladders' reports, and the loss curves of all, of the small and of the scaled rungs."""
+    figures = DOCS / "figures"
+    figures.mkdir(exist_ok=True)
+    for path in sorted(path for ladder in ladders for path in (ladder / "figures").glob("*.png")):
+        if not path.name.startswith("loss-curves"):
+            shutil.copyfile(path, figures / path.name)
+    everything = [Outcome(**{**seed, "rung": rung}) for rung in LADDER for seed in found.get(rung.name, [])]
+    for name, chosen in (("", everything), ("-small", [one for one in everything if not one.rung.scaled]),
+                         ("-scaled", [one for one in everything if one.rung.scaled])):
+        if chosen:
+            pictures.draw(figures, f"loss-curves{name}", pictures.loss_curves(chosen))
+    print(*(path.relative_to(ROOT) for path in sorted(figures.glob("*.png"))), sep="\n")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,18 @@ site = load(DOCS / "site.py", "bardlet_docs_site")
 answers = load(DOCS / "answers.py", "bardlet_docs_answers")
 
 
-def measured(falls_by: float = 0.05, deviation: float = 0.004) -> dict[str, Any]:
+def measured(falls_by: float = 0.05, deviation: float = 0.004, seeds: Sequence[int] = (1337, 1338, 1339)) -> Any:
     """Figures as a ladder would have them: from rung to rung the loss falls by as much."""
 
     def loss(mean: float) -> dict[str, float]:
         return {"mean": mean, "deviation": deviation, "low": mean - 0.01, "high": mean + 0.01}
 
-    rungs = {rung.name: {"parameters": 1000, "steps": 5000, "seconds": {"mean": 10.0}, "seeds": [1337, 1338, 1339],
+    rungs = {rung.name: {"parameters": 1000, "steps": 5000, "seconds": {"mean": 10.0}, "seeds": seeds,
                          "val_loss": loss(2.5 - falls_by * rung.number), "val_loss_lecture": loss(2.5),
                          "train_loss": loss(2.4), "sample": "To be", "lecture": rung.lecture} for rung in LADDER}
-    extras = {"dropout 0": rungs["dropout"], "addition": [{"hints": "both", "exact": 0.99}]}
-    return {"machine": "a machine", "date": "2026-01-01", "commit": "abc", "command": "bardlet ladder",
-            "rungs": rungs, "extras": extras, "finetune": [{"row": "scratch", "loss": 1.5}]}
+    extras = {"dropout 0": rungs["dropout"], "addition": [{"hints": "both", "exact": 0.99}],
+              "finetune": [{"row": "scratch", "loss": 1.5}]}
+    return {"machine": "a machine", "date": "2026-01-01", "commit": "abc", "rungs": rungs, "extras": extras}
 
 
 @pytest.fixture
@@ -152,6 +153,12 @@ def test_the_verdict_follows_from_the_figures(falls_by: float, deviation: float,
     """Two standard errors of the difference of two means of three seeds: 2 * sqrt(2 * 0.004^2 / 3) = 0.0065."""
     course.measured = measured(falls_by, deviation)
     assert says in site.expand("{{ verdict: rung 9 }}", "a.md", course)
+
+
+def test_a_band_needs_five_seeds(course: Any) -> None:
+    assert "normal" not in site.expand("{{ losses: rung 3 }}", "a.md", course)
+    course.measured = measured(seeds=range(5))
+    assert "**2.340 to 2.360**" in site.expand("{{ losses: rung 3 }}", "a.md", course)
 
 
 def test_changes_set_like_beside_like(course: Any) -> None:

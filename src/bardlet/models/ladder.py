@@ -453,7 +453,7 @@ class BiaslessFeedForward(nn.Module):
 
 
 class RotaryBlock(nn.Module):
-    """RMSNorm in place of LayerNorm: rows are scaled to length 1 and no longer centred."""
+    """RMSNorm in place of LayerNorm: rows are scaled to a mean square of 1, and no longer centred."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -546,7 +546,7 @@ class SwiGLUModel(Rung):
 
 
 class QKNormAttention(nn.Module):
-    """A norm on queries and keys (Dehghani et al. 2023, section 2): scores cannot grow until softmax is flat."""
+    """A norm on queries and keys (Dehghani et al. 2023, section 2): no score grows until one weight takes all."""
 
     tril: Tensor  # ones where a position may look: (T, T)
 

@@ -1,0 +1,267 @@
+"""The exercises of the course, answered by a run. Their figures stand in answers.json, and the pages show them.
+
+    python docs/answers.py [NAME ...] [--seeds N]      # all answers: about half an hour on one core
+
+Training is the lecture's own loop, short enough to change: Tiny Shakespeare by characters, batches of 32 windows of 8,
+AdamW. An answer gives named figures; where a rung is trained, the validation loss as a mean over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bardlet import corpus, optim
+from bardlet.config import ModelConfig, TrainConfig
+from bardlet.models import build, ladder
+from bardlet.models.layers import RMSNorm, rotary, rotate
+
+Figures = dict[str, float]
+
+# ---------------------------------------------------------------------------- the lecture's loop
+
+
+class Text:
+    """Tiny Shakespeare as ids, read when it is first asked for."""
+
+    def __init__(self) -> None:
+        text = "".join(corpus.find(()).documents())
+        self.chars = sorted(set(text))
+        ids = torch.tensor([self.chars.index(c) for c in text])
+        cut = int(0.9 * len(ids))
+        self.train, self.val = ids[:cut], ids[cut:]
+
+
+def shape(model: str, text: Text, **changed: int) -> ModelConfig:
+    """The lecture's small sizes."""
+    sizes = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 8, **changed}
+    return TrainConfig(model=model, **sizes).model_config(len(text.chars))  # type: ignore[arg-type]
+
+
+def batch(part: Tensor, generator: torch.Generator, rows: int = 32, length: int = 8) -> tuple[Tensor, Tensor]:
+    """Random windows and, one further, what follows each of their characters: two (rows, length)."""
+    start = torch.randint(len(part) - length, (rows, 1), generator=generator)
+    place = start + torch.arange(length)
+    return part[place], part[place + 1]
+
+
+def train(model: nn.Module, text: Text, seed: int, steps: int = 5000, lr: float = 1e-3,
+          each: Callable[[int], None] = lambda step: None) -> float:
+    """Train as the lecture does; the validation loss over every character once."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for step in range(steps):
+        idx, target = batch(text.train, generator)
+        loss = F.cross_entropy(model(idx).flatten(0, 1), target.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        each(step)
+    return validate(model, text)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, text: Text) -> float:
+    """The mean loss over every validation character but the first."""
+    rows = (len(text.val) - 1) // 8
+    idx, target = text.val[: 8 * rows].view(rows, 8), text.val[1 : 8 * rows + 1].view(rows, 8)
+    return F.cross_entropy(model(idx).flatten(0, 1), target.flatten()).item()
+
+
+def new(name: str, text: Text, seed: int, **changed: int) -> nn.Module:
+    """A fresh rung."""
+    torch.manual_seed(seed)
+    model: nn.Module = build(shape(name, text, **changed))
+    return model
+
+
+# ---------------------------------------------------------------------------- the answers
+
+
+def counted(text: Text, seed: int) -> Figures:
+    """Rung 1: the table of a bigram, counted instead of trained."""
+    V = len(text.chars)
+    pairs = torch.ones(V, V)  # one of each to begin with: a pair that was never seen is rare, not impossible
+    pairs.index_put_((text.train[:-1], text.train[1:]), torch.ones(len(text.train) - 1), accumulate=True)
+    log_p = (pairs / pairs.sum(dim=1, keepdim=True)).log()
+    return {"counted": -log_p[text.val[:-1], text.val[1:]].mean().item(),
+            "trained, 3,000 steps": train(new("bigram", text, seed), text, seed, steps=3000, lr=1e-2)}
+
+
+def only_itself(text: Text, seed: int) -> Figures:
+    """Rung 2: the same model without the average."""
+    kept = ladder.average_by_softmax
+    figures = {"average of the past": train(new("averaging", text, seed), text, seed)}
+    ladder.average_by_softmax = lambda x: x
+    figures["only the current token"] = train(new("averaging", text, seed), text, seed)
+    ladder.average_by_softmax = kept
+    return figures
+
+
+def without_mask(text: Text, seed: int) -> Figures:
+    """Rung 3: every position may look at every other."""
+    model = new("one-head", text, seed)
+    model.sa_head.tril.fill_(1)
+    train(model, text, seed)
+    rows = (len(text.val) - 1) // 8
+    idx, target = text.val[: 8 * rows].view(rows, 8), text.val[1 : 8 * rows + 1].view(rows, 8)
+    with torch.no_grad():
+        loss = F.cross_entropy(model(idx).transpose(1, 2), target, reduction="none").mean(dim=0)  # (B, T) -> (T)
+    return {"all positions": loss.mean().item(), "the first seven": loss[:7].mean().item(),
+            "the last, which sees no future": loss[7].item()}
+
+
+def number_of_heads(text: Text, seed: int) -> Figures:
+    """Rung 4: the same 32 channels in fewer and in more heads."""
+    return {f"{n} of {32 // n}": train(new("multi-head", text, seed, n_head=n), text, seed)
+            for n in (1, 2, 4, 8, 16, 32)}
+
+
+def without_relu(text: Text, seed: int) -> Figures:
+    """Rung 5: the feed-forward layer without its bend."""
+    figures = {"with ReLU": train(new("feed-forward", text, seed), text, seed)}
+    model = new("feed-forward", text, seed)
+    model.ffwd.net[1] = nn.Identity()
+    figures["without"] = train(model, text, seed)
+    figures["rung 4, no such layer"] = train(new("multi-head", text, seed), text, seed)
+    return figures
+
+
+def without_residual(text: Text, seed: int) -> Figures:
+    """Rung 6: three blocks that pass on what they compute, instead of adding it."""
+
+    def replaces(self: nn.Module, x: Tensor) -> Tensor:
+        return self.ffwd(self.sa(x))
+
+    kept = ladder.ResidualBlock.forward
+    figures = {"x + block(x)": train(new("residual", text, seed), text, seed)}
+    ladder.ResidualBlock.forward = replaces  # type: ignore[method-assign]
+    figures["block(x)"] = train(new("residual", text, seed), text, seed)
+    ladder.ResidualBlock.forward = kept  # type: ignore[method-assign]
+    return figures
+
+
+def ten_times_the_rate(text: Text, seed: int) -> Figures:
+    """Rung 7: 2,000 steps with ten times the learning rate, with and without LayerNorm."""
+    return {f"{name}, learning rate {lr:g}": train(new(name, text, seed), text, seed, steps=2000, lr=lr)
+            for name in ("residual", "layer-norm") for lr in (1e-3, 1e-2, 3e-2)}
+
+
+def first_loss(text: Text, seed: int) -> Figures:
+    """Rung 8: the loss before the first step."""
+    with torch.no_grad():
+        return {f"rung {n}": validate(new(name, text, seed), text)
+                for n, name in ((1, "bigram"), (6, "residual"), (7, "layer-norm"), (8, "dropout"))}
+
+
+def same_distance(text: Text, seed: int) -> Figures:
+    """Rung 9: the score of one query and one key, put at several places."""
+    torch.manual_seed(seed)
+    q, k = torch.randn(2, 1, 1, 1, 16)  # one token, one head, 16 channels each
+
+    def score(at_q: int, at_k: int) -> float:
+        turned = [rotate(x, *rotary(torch.tensor([[at]]), 16, 10_000.0)) for x, at in ((q, at_q), (k, at_k))]
+        return (turned[0] * turned[1]).sum().item()
+
+    return {f"query at {t}, key at {s}": score(t, s) for t, s in ((3, 1), (13, 11), (103, 101), (13, 3))}
+
+
+def parameters_of_a_gate(text: Text, seed: int) -> Figures:
+    """Rung 10: the parameters of one feed-forward layer at 192 channels."""
+    return {f"rung {n}": sum(p.numel() for p in new(rung, text, seed, n_embd=192).blocks[0].ffwd.parameters())
+            for n, rung in (("9, two matrices", "rotary"), ("10, three matrices", "swiglu"))}
+
+
+def sharper_queries(text: Text, seed: int) -> Figures:
+    """Rung 11: the largest attention weight of each row, and again with a query matrix a hundred times larger."""
+    figures = {}
+    x = torch.randn(64, 8, 32, generator=torch.Generator().manual_seed(seed))
+    for n, name in ((10, "swiglu"), (11, "qk-norm")):
+        attention = new(name, text, seed).blocks[0].sa
+        with torch.no_grad():
+            for what, times in (("as initialised", 1), ("query matrix x 100", 100)):
+                attention.query.weight *= times
+                figures[f"rung {n}, {what}"] = attention.weights(x)[..., 1:, :].amax(dim=-1).mean().item()
+    return figures
+
+
+def muon_update(text: Text, seed: int) -> Figures:
+    """Rung 12: singular values of a gradient, and of what Muon makes of it."""
+    model = new("qk-norm", text, seed)
+    idx, target = batch(text.train, torch.Generator().manual_seed(seed))
+    F.cross_entropy(model(idx).flatten(0, 1), target.flatten()).backward()
+    weight = model.blocks[0].sa.value.weight
+    gradient, before = weight.grad.clone(), weight.detach().clone()
+    config = TrainConfig(model="qk-norm", optimizer="muon", weight_decay=0.0)
+    for optimizer in optim.build(model, config):
+        optimizer.step()
+    update = (weight.detach() - before) / config.muon_lr
+    old, new_ = torch.linalg.svdvals(gradient), torch.linalg.svdvals(update)
+    return {"gradient, largest / median": (old[0] / old.median()).item(), "update, largest / median":
+            (new_[0] / new_.median()).item(), "update, largest": new_[0].item(), "update, median": new_.median().item()}
+
+
+def average_of_weights(text: Text, seed: int) -> Figures:
+    """Rung 13: rung 7, the last weights and the mean of those after each of the last thousand steps."""
+    figures = {}
+    for lr in (1e-3, 1e-2):
+        model = new("layer-norm", text, seed)
+        mean: dict[str, Tensor] = {}
+        taken = 0
+
+        def add(step: int, model: nn.Module = model, mean: dict[str, Tensor] = mean) -> None:
+            nonlocal taken
+            if step < 4000:
+                return
+            taken += 1
+            for name, p in model.named_parameters():
+                mean.setdefault(name, p.detach().clone()).lerp_(p.detach(), 1 / taken)
+
+        figures[f"learning rate {lr:g}, last"] = train(model, text, seed, lr=lr, each=add)
+        model.load_state_dict(mean)
+        figures[f"learning rate {lr:g}, average"] = validate(model, text)
+    return figures
+
+
+def centred(text: Text, seed: int) -> Figures:
+    """Rung 9: what a constant added to every channel does to two norms."""
+    x = torch.randn(1000, 32, generator=torch.Generator().manual_seed(seed))
+    norms = {"LayerNorm": nn.LayerNorm(32), "RMSNorm": RMSNorm(32, 1e-6)}
+    return {f"{name} changes by": (norm(x + 5) - norm(x)).abs().mean().item() for name, norm in norms.items()}
+
+
+ANSWERS: dict[str, tuple[Callable[[Text, int], Figures], int]] = {  # name -> what answers it, and over how many seeds
+    "counted": (counted, 2), "only itself": (only_itself, 2), "without mask": (without_mask, 2),
+    "number of heads": (number_of_heads, 1), "without ReLU": (without_relu, 2),
+    "without residual": (without_residual, 2), "ten times the rate": (ten_times_the_rate, 1),
+    "first loss": (first_loss, 1), "same distance": (same_distance, 1), "centred": (centred, 1),
+    "parameters of a gate": (parameters_of_a_gate, 1), "sharper queries": (sharper_queries, 1),
+    "muon update": (muon_update, 1), "average of weights": (average_of_weights, 1),
+}
+
+
+def main() -> None:
+    """Run the answers that are named, or all, and put their figures into answers.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ANSWERS))
+    parser.add_argument("--seeds", type=int, help="how many, for answers that train")
+    chosen = parser.parse_args()
+    path, text = Path(__file__).with_name("answers.json"), Text()
+    for name in chosen.names or ANSWERS:
+        run, seeds = ANSWERS[name]
+        figures = [run(text, 1337 + i) for i in range(chosen.seeds or seeds)]
+        mean = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found[name] = {"seeds": len(figures), "figures": mean}
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps(mean), flush=True)
+
+
+if __name__ == "__main__":
+    main()

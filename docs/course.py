@@ -1,0 +1,219 @@
+"""What directives draw on, and those that show code and experiments. `site.py` says which there are."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import posixpath
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bardlet.errors import BardletError
+from bardlet.ladder import rungs, sources
+from bardlet.ladder.rungs import LADDER, Rung
+
+ROOT = Path(__file__).parents[1]
+PENDING = "*not measured yet*"
+
+
+class Missing(Exception):
+    """Something that a run has to write first; a draft may go without."""
+
+
+@dataclass
+class Course:
+    """All that directives draw on. `folder` is where pictures of experiments go; None: experiments are not run."""
+
+    docs: Path
+    measured: dict[str, Any]
+    answers: dict[str, Any]
+    draft: bool = False
+    folder: Path | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    """What each experiment gave: they run once."""
+
+    @classmethod
+    def load(cls, docs: Path, folder: Path | None = None) -> Course:
+        """The course in `docs`, with what has been measured there."""
+        draft = os.environ.get("BARDLET_DOCS_DRAFT") == "1"
+        return cls(docs, _json(docs / "measured.json"), _json(docs / "answers.json"), draft, folder)
+
+    def of(self, rung: Rung) -> dict[str, Any]:
+        """What was measured of a rung. Raises Missing."""
+        found = self.measured.get("rungs", {}).get(rung.name)
+        if found is None:
+            raise Missing(f"docs/measured.json has no rung '{rung.name}': run python benchmarks/ladder.py publish")
+        return dict(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+# ---------------------------------------------------------------------------- what pages are made of
+
+
+def link(page: str, target: str) -> str:
+    """The address of docs/`target` as docs/`page` writes it."""
+    return posixpath.relpath(target, posixpath.dirname(page) or ".")
+
+
+def one_rung(argument: str) -> Rung:
+    """The rung of "rung 3" or "rung one-head". Raises BardletError."""
+    word, _, which = argument.partition(" ")
+    found = rungs.select(which) if word == "rung" and which else ()
+    if len(found) != 1:
+        raise BardletError("say which, as in: rung 3")
+    return found[0]
+
+
+def rung_before(rung: Rung) -> Rung | None:
+    return LADDER[rung.number - 2] if rung.number > 1 else None
+
+
+def fence(language: str, text: str, title: str = "") -> str:
+    """A block of code. Tildes, since a docstring may hold backticks."""
+    head = f'~~~ {{ .{language} title="{title}" }}' if title else f"~~~ {language}"
+    return f"{head}\n{text.rstrip()}\n~~~"
+
+
+def table_of(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def picture(page: str, stem: str, shows: str) -> str:
+    """A light and a dark picture, of which the page shows one."""
+    return "\n".join(f"![{shows}]({link(page, stem + suffix)}.png#only-{theme})"
+                     for suffix, theme in (("", "light"), ("-dark", "dark")))
+
+
+# ---------------------------------------------------------------------------- code
+
+
+def _definition(path: Path, name: str) -> tuple[int, str]:
+    """(first line, source) of the function, class or constant `name` in a file, with its decorators."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        named = [getattr(node, "name", None)]
+        named += [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if name in named:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            return first, "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    raise BardletError(f"{path.name} defines no '{name}'")
+
+
+def _file(where: str) -> tuple[Path, str]:
+    """(file, name) of "bardlet.loss.next_token", "docs/answers.py:train" or "docs/exercises/addition.py"."""
+    if "/" in where:
+        place, _, name = where.partition(":")
+        path = ROOT / place
+    else:
+        module, _, name = where.rpartition(".")
+        path = ROOT / "src" / (module.replace(".", "/") + ".py")
+    if not path.is_file():
+        raise BardletError(f"there is no file {path.relative_to(ROOT).as_posix()}")
+    return path, name
+
+
+def source(course: Course, where: str, page: str) -> str:
+    """The source of a function or class, or of a whole file, and where it stands."""
+    path, name = _file(where)
+    line, text = _definition(path, name) if name else (1, path.read_text(encoding="utf-8"))
+    where = path.relative_to(ROOT).as_posix()
+    return fence("python", text, f"{where}, line {line}" if name else where)
+
+
+def _place(part: str) -> tuple[Path, str]:
+    """(file, name) of a part of a rung: NAME in models/ladder.py or models/layers.py, or FILE.py:NAME."""
+    if ":" in part:
+        file, name = part.split(":")
+        return ROOT / "src" / "bardlet" / file, name
+    for file in ("ladder.py", "layers.py"):
+        path = ROOT / "src" / "bardlet" / "models" / file
+        try:
+            _definition(path, part)
+        except BardletError:
+            continue
+        return path, part
+    raise BardletError(f"no '{part}' in models/ladder.py or models/layers.py")
+
+
+def code(course: Course, argument: str, page: str) -> str:
+    """The parts of a rung that the rung before does not have, in full."""
+    rung = one_rung(argument)
+    before = rung_before(rung)
+    new = [part for part in rung.parts if before is None or part not in before.parts]
+    blocks = []
+    for path, name in map(_place, new):
+        line, text = _definition(path, name)
+        blocks.append(fence("python", text, f"{path.relative_to(ROOT).as_posix()}, line {line}"))
+    return "\n\n".join(blocks)
+
+
+def _settings(rung: Rung) -> list[str]:
+    """What a rung trains with, a line each."""
+    sizes = rungs.CPU if rung.scaled else rungs.SMALL
+    return [f"{name} = {value!r}" for name, value in {**sizes, **rungs.LECTURE, **rung.settings}.items()]
+
+
+def changes(course: Course, argument: str, page: str) -> str:
+    """What a rung changes in the code of the rung before it or, where the model is the same, in its settings.
+
+    A class is set beside the class of the rung before that it is most like. One that is like none is new, and not here.
+    """
+    rung = one_rung(argument)
+    before = rung_before(rung)
+    if before is None:
+        raise BardletError("nothing stands before the first rung")
+    if rung.model == before.model:
+        return _diff("settings", _settings(before), _settings(rung))
+    old = {name: sources.part(name).splitlines() for name in before.parts if name not in rung.parts}
+    new = {name: sources.part(name).splitlines() for name in rung.parts if name not in before.parts}
+    likeness = {(a, b): difflib.SequenceMatcher(None, old[a], new[b], autojunk=False).ratio() for a in old for b in new}
+    pairs = [(a, b) for (a, b), alike in likeness.items()
+             if alike == max(v for (c, d), v in likeness.items() if a == c or b == d) and alike > 0.4]
+    return "\n\n".join(_diff(f"{b}, beside {a} of rung {before.number}", old[a], new[b]) for a, b in pairs)
+
+
+def _diff(title: str, old: list[str], new: list[str]) -> str:
+    """Removed and added lines, with a little of what stands around them."""
+    lines = list(difflib.unified_diff(old, new, n=2, lineterm=""))[2:]
+    return fence("diff", "\n".join("" if line.startswith("@@") else line for line in lines).strip("\n"), title)
+
+
+def whole(course: Course, argument: str, page: str) -> str:
+    """All of a rung's code, folded."""
+    rung = one_rung(argument)
+    return folded(f"All of rung {rung.number}", fence("python", sources.source(rung)))
+
+
+def folded(title: str, inside: str) -> str:
+    """Something that a reader may open."""
+    return f'??? note "{title}"\n\n' + "\n".join("    " + line if line else line for line in inside.split("\n"))
+
+
+# ---------------------------------------------------------------------------- experiments
+
+
+def experiment(course: Course, argument: str, page: str) -> str:
+    """An experiment of bardlet.ladder.experiments, run now: what it asks, what came out, its figure and its code."""
+    from bardlet.ladder import experiments
+
+    run = experiments.EXPERIMENTS.get(argument)
+    if run is None:
+        raise BardletError(f"there is no such experiment; choose one of {', '.join(experiments.EXPERIMENTS)}")
+    if course.folder is None:
+        return PENDING
+    if argument not in course.results:
+        course.results[argument] = run()
+        experiments.pictures(course.folder, [course.results[argument]])
+    result = course.results[argument]
+    found = [f"*{result.question}*", "\n".join("- " + re.sub(r"([*_<])", r"\\\1", line) for line in result.lines)]
+    if (course.folder / f"{argument}.png").exists():
+        found.append(picture(page, f"experiments/{argument}", result.title))
+    code = source(course, f"{run.__module__}.{run.__name__}", page)
+    return "\n\n".join([*found, folded("The code of this experiment", code)])

@@ -1,0 +1,162 @@
+"""The directives that show what was measured: measured.json, answers.json and figures/."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from course import Course, Missing, fence, link, one_rung, picture, rung_before, table_of
+
+from bardlet.errors import BardletError
+from bardlet.ladder import rungs
+from bardlet.ladder.rungs import Rung
+
+# ---------------------------------------------------------------------------- losses
+
+
+FEW = 5
+"""Fewer seeds than these say too little of what is normal."""
+
+
+def _pm(figures: dict[str, float] | float | None) -> str:
+    """Mean and deviation over seeds, or a single figure."""
+    if not isinstance(figures, dict):
+        return "-" if figures is None else f"{figures:.3f}"
+    deviation = figures.get("deviation")
+    return f"{figures['mean']:.3f}" + (f" ± {deviation:.3f}" if deviation else "")
+
+
+def _lecture(rung: Rung, found: dict[str, Any]) -> str:
+    """The lecture's figure, where it quotes one."""
+    figure = found.get("lecture", rung.lecture)
+    return "-" if figure is None else f"{figure:.2f}" if rung.number > 1 else f"{figure:.1f}"
+
+
+def losses(course: Course, argument: str, page: str) -> str:
+    """What is normal for a rung: the lecture's figure, ours, the band over seeds, and what guessing would give."""
+    rung = one_rung(argument)
+    found = course.of(rung)
+    low, high, seeds = found["val_loss"].get("low"), found["val_loss"].get("high"), len(found["seeds"])
+    rows = [["the lecture" + (" (10.8 M parameters, on a GPU)" if rung.scaled else ""), _lecture(rung, found)],
+            ["validation, measured as in the lecture", _pm(found["val_loss_lecture"])],
+            ["validation, every character once", _pm(found["val_loss"])]]
+    if rows[0][1] == "-":
+        del rows[0]
+    if low is not None and high is not None and seeds >= FEW:
+        rows.append(["... **normal**, one seed", f"**{low:.3f} to {high:.3f}**"])
+    rows += [["training, measured as in the lecture", _pm(found["train_loss"])],
+             ["uniform guessing, ln 65", f"{math.log(65):.3f}"]]
+    seconds = found["seconds"]["mean"] if isinstance(found["seconds"], dict) else found["seconds"]
+    text = (table_of(["loss, nats per character", f"mean ± deviation of {seeds} seeds"], rows)
+            + f"\n\n{found['parameters']:,} parameters, {found['steps']:,} steps, {seconds:.0f} seconds of training on "
+              f"{course.measured['machine']}.")
+    if rung.lecture is not None and not rung.scaled:
+        above = found["val_loss_lecture"]["mean"] - rung.lecture
+        text += f" Measured as the lecture does, it is {abs(above):.2f} {'above' if above > 0 else 'below'} its figure."
+    return text
+
+
+def verdict(course: Course, argument: str, page: str) -> str:
+    """A sentence: did a rung lower the loss of the one before, by more than chance over the seeds allows?"""
+    rung = one_rung(argument)
+    before = rung_before(rung)
+    if before is None:
+        raise BardletError("nothing stands before the first rung")
+    old, new = course.of(before), course.of(rung)
+    fall = old["val_loss"]["mean"] - new["val_loss"]["mean"]
+    error = math.sqrt(sum((m["val_loss"].get("deviation") or 0) ** 2 / len(m["seeds"]) for m in (old, new)))
+    step = f"from {old['val_loss']['mean']:.3f} to {new['val_loss']['mean']:.3f}"
+    beside = f"(the difference has a standard error of {error:.3f})"
+    if not error:
+        return f"Measured against rung {before.number}: {step}, each from one seed: too few to tell it from chance."
+    if abs(fall) <= 2 * error:
+        return (f"Measured against rung {before.number}: {step} {beside}. That is no more than chance over the seeds: "
+                "**no difference was seen**.")
+    if fall > 0:
+        return f"Measured against rung {before.number}: {step} {beside}. **It helped**, by {fall:.3f}."
+    return f"Measured against rung {before.number}: {step} {beside}. **It did not help**: worse by {-fall:.3f}."
+
+
+def compare(course: Course, argument: str, page: str) -> str:
+    """`extras/dropout 0 with rung 8`: the losses of another training of a rung beside its own."""
+    path, _, which = argument.partition(" with ")
+    rung, extra = one_rung(which), _at(course, path)
+    own = course.of(rung)
+    rows = [[name, _pm(figures.get("train_loss")), _pm(figures.get("val_loss"))]
+            for name, figures in ((f"rung {rung.number}", own), (path.rpartition("/")[2], extra))]
+    return table_of(["", "training", "validation, every character once"], rows)
+
+
+def table(course: Course, argument: str, page: str) -> str:
+    """The rungs of a range, a row each."""
+    rows = []
+    for rung in rungs.select(argument):
+        found = course.of(rung)
+        seconds = found["seconds"]["mean"] if isinstance(found["seconds"], dict) else found["seconds"]
+        here = link(page, f"rungs/{rung.number:02}-{rung.name}.md")
+        rows.append([f"[{rung.number}. {rung.title}]({here})", _lecture(rung, found), _pm(found["val_loss"]),
+                     _pm(found["val_loss_lecture"]), f"{found['parameters']:,}", f"{found['steps']:,}",
+                     f"{seconds:,.0f} s"])
+    seeds = sorted({len(course.of(rung)["seeds"]) for rung in rungs.select(argument)})
+    head = ["rung", "lecture", "every character once", "lecture's way", "parameters", "steps", "time"]
+    return (f"{table_of(head, rows)}\n\nValidation loss, mean ± deviation of {' or '.join(map(str, seeds))} seeds, on "
+            f"{course.measured['machine']}, {course.measured['date']}.")
+
+
+def sample(course: Course, argument: str, page: str) -> str:
+    """What a rung wrote."""
+    rung = one_rung(argument)
+    return fence("text", course.of(rung)["sample"], f"rung {rung.number} writes")
+
+
+def figure(course: Course, argument: str, page: str) -> str:
+    """A picture of docs/figures: `NAME | what it shows`."""
+    name, _, shows = (part.strip() for part in argument.partition("|"))
+    for suffix in ("", "-dark"):
+        if not (course.docs / "figures" / f"{name}{suffix}.png").exists():
+            raise Missing(f"docs/figures/{name}{suffix}.png is missing: run python benchmarks/ladder.py publish")
+    return picture(page, f"figures/{name}", shows or name.replace("-", " "))
+
+
+def measured(course: Course, argument: str, page: str) -> str:
+    """A part of measured.json by its path, as in `extras/dropout 0`: a value, a list of rows or named values."""
+    return _shown(_at(course, argument))
+
+
+def _at(course: Course, path: str) -> Any:
+    """What stands at a path of measured.json. Raises Missing."""
+    found: Any = course.measured
+    for key in path.split("/"):
+        if not isinstance(found, dict) or key not in found:
+            raise Missing(f"docs/measured.json has no '{path}': run python benchmarks/ladder.py publish")
+        found = found[key]
+    return found
+
+
+def answer(course: Course, argument: str, page: str) -> str:
+    """A part of answers.json: what an exercise's answer gave."""
+    if argument not in course.answers:
+        raise Missing(f"docs/answers.json has no '{argument}': run python docs/answers.py '{argument}'")
+    found = course.answers[argument]
+    seeds = f"mean of {found['seeds']} seeds" if found["seeds"] > 1 else "one seed"
+    whole = {name: int(x) if x == int(x) and x < 1e9 else x for name, x in found["figures"].items()}
+    return table_of(["", seeds], [[name, _shown(x)] for name, x in whole.items()])
+
+
+def _shown(value: Any) -> str:
+    """A figure as text, rows or named figures as a table."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        head = list(value[0])
+        return table_of(head, [[_shown(row.get(key, "-")) for key in head] for row in value])
+    if isinstance(value, dict) and "mean" in value and isinstance(value["mean"], float):
+        return _pm(value)
+    if isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values()) \
+            and not any("mean" in inner for inner in value.values()):
+        head = list(next(iter(value.values())))
+        return table_of(["", *head], [[name, *(_shown(inner.get(key, "-")) for key in head)]
+                                    for name, inner in value.items()])
+    if isinstance(value, dict):
+        return table_of(["", ""], [[name.replace("_", " "), _shown(inner)] for name, inner in value.items()])
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.1e}"
+    return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)

@@ -1,0 +1,124 @@
+"""What the pages of the course take from elsewhere: code from the sources, figures from runs. Hooks of mkdocs.
+
+A page asks by a directive, `{{ name: argument }}`, on a line of its own or, for a single value, within a line. The
+table DIRECTIVES below says which there are. A directive that cannot be answered stops the build with its page and line.
+What was measured stands in measured.json and figures/ (written by `python benchmarks/ladder.py publish`) and in
+answers.json (written by docs/answers.py). With BARDLET_DOCS_DRAFT=1 a page may say "not measured yet".
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import course
+import losses
+from course import PENDING, Course, Missing
+
+from bardlet.errors import BardletError
+
+DIRECTIVE = re.compile(r"\{\{ ([a-z]+)(?:: (.+?))? \}\}")
+
+DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
+    "code": course.code,  # rung 3: its new parts
+    "changes": course.changes,  # rung 3: as a diff against rung 2
+    "whole": course.whole,  # rung 3: all of its code, folded
+    "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME
+    "losses": losses.losses,  # rung 3: what is normal
+    "verdict": losses.verdict,  # rung 9: whether it helped
+    "compare": losses.compare,  # PATH in measured.json with rung 8
+    "table": losses.table,  # 1-7
+    "sample": losses.sample,  # rung 3: what it wrote
+    "figure": losses.figure,  # NAME | what it shows
+    "measured": losses.measured,  # PATH in measured.json
+    "answer": losses.answer,  # NAME in answers.json
+    "experiment": course.experiment,  # NAME
+}
+
+
+# ---------------------------------------------------------------------------- pages
+
+
+def expand(markdown: str, page: str, course: Course) -> str:
+    """`markdown` with its directives answered. `page` is the file's path below docs/, for links and for errors.
+
+    Raises BardletError, with page and line, for a directive that is unknown or cannot be answered.
+    """
+    return "\n".join(_expand_line(line, page, number, course)
+                     for number, line in enumerate(markdown.split("\n"), start=1))
+
+
+def _expand_line(line: str, page: str, number: int, course: Course) -> str:
+    alone = DIRECTIVE.fullmatch(line.strip())
+    indent = line[: len(line) - len(line.lstrip())] if alone else ""
+
+    def answer(match: re.Match[str]) -> str:
+        name, argument = match.group(1), (match.group(2) or "").strip()
+        try:
+            if name not in DIRECTIVES:
+                raise BardletError(f"there is no such directive; choose one of {', '.join(sorted(DIRECTIVES))}")
+            text = DIRECTIVES[name](course, argument, page)
+        except Missing as missing:
+            if not course.draft:
+                raise BardletError(f"docs/{page}, line {number}: {match.group()}: {missing}") from None
+            text = PENDING
+        except BardletError as error:
+            raise BardletError(f"docs/{page}, line {number}: {match.group()}: {error}") from None
+        if not alone and "\n" in text:
+            raise BardletError(f"docs/{page}, line {number}: {match.group()}: must stand on a line of its own")
+        return "\n".join(indent + part if part else part for part in text.split("\n"))
+
+    return DIRECTIVE.sub(answer, line.strip() if alone else line)
+
+
+# ---------------------------------------------------------------------------- mkdocs calls these
+
+
+_course: Course | None = None
+_pictures = tempfile.TemporaryDirectory(prefix="bardlet-docs-")  # gone when the build ends
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Before the first page: what was measured is read, the experiments that pages ask for run, and their pictures
+    join the site's files."""
+    global _course
+    from mkdocs.structure.files import File
+
+    docs, folder = Path(config.docs_dir), Path(_pictures.name)
+    _course = Course.load(docs, folder)
+    for file in files.documentation_pages():
+        for name, argument in DIRECTIVE.findall(file.content_string):
+            if name == "experiment":
+                _answered(_course, name, argument, file.src_uri)
+    for path in sorted(folder.glob("*.png")):
+        files.append(File.generated(config, f"experiments/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def _answered(course: Course, name: str, argument: str, page: str) -> None:
+    """Run an experiment ahead of its page; what is wrong with it is reported when the page comes."""
+    try:
+        DIRECTIVES[name](course, argument, page)
+    except BardletError:
+        return
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """A page with its directives answered; an error ends the build with its page and line."""
+    from mkdocs.exceptions import PluginError
+
+    assert _course is not None
+    try:
+        return expand(markdown, page.file.src_uri, _course)
+    except BardletError as error:
+        raise PluginError(str(error)) from None
+
+
+def on_post_build(*, config: Any) -> None:
+    """The search index once more as a script: opened from the disk, without a server, Material looks for that."""
+    search = Path(config.site_dir) / "search"
+    index = (search / "search_index.json").read_text(encoding="utf-8")
+    (search / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
