@@ -31,6 +31,8 @@ log = logging.getLogger("bardlet")
 
 FIRST_SEED = 1337
 """The lecture's seed; the others follow it."""
+TURNS = 4
+"""How often each scaled rung is timed."""
 MINUTES = 2.0
 """Training time of a scaled rung on a CPU, where nobody asks for another."""
 
@@ -152,16 +154,22 @@ class Ladder:
     def plan_steps(self, say: Callable[[str], None]) -> None:
         """Time some steps of each scaled rung, so that all of them train for the same minutes.
 
-        All rungs are timed before the first is trained, and the counts are kept: another seed makes as many steps.
+        All are timed before the first is trained, in turns, and the fastest turn counts: what else the machine does in
+        a turn slows only that one. The counts are kept, so another seed makes as many steps.
         """
-        for rung in self.plan.rungs:
-            if not rung.scaled or rung.name in self.steps:
-                continue
-            if self.minutes is None:
-                self.steps[rung.name] = int(self.scale["steps"])
-            else:
-                t = self._compiled(rung, FIRST_SEED, None)
-                per_step = budget.seconds_per_step(t, 30, patience=8.0)
+        todo = [rung for rung in self.plan.rungs if rung.scaled and rung.name not in self.steps]
+        if self.minutes is None:
+            self.steps |= {rung.name: int(self.scale["steps"]) for rung in todo}
+        elif todo:
+            # a step of rung 13 is one of rung 12: the average is made beside it
+            kinds = {(rung.model, rung.settings.get("optimizer")): rung for rung in todo}
+            with torch._dynamo.config.patch(recompile_limit=64):  # the graphs of all rungs at once
+                trainers = {kind: self._compiled(rung, FIRST_SEED, None) for kind, rung in kinds.items()}
+                turns = [{kind: budget.seconds_per_step(t, 10, patience=4.0) for kind, t in trainers.items()}
+                         for _ in range(TURNS)]
+            for rung in todo:
+                kind = (rung.model, rung.settings.get("optimizer"))
+                per_step = min(turn[kind] for turn in turns)
                 self.steps[rung.name] = max(1, int(self.minutes * 60 / per_step))
                 say(f"rung {rung.number}, {rung.name}: {1000 * per_step:.1f} ms a step, "
                     f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
@@ -170,7 +178,6 @@ class Ladder:
 
     def _compiled(self, rung: Rung, seed: int, steps: int | None) -> Trainer:
         """A scaled rung, its blocks compiled where that pays."""
-        torch.compiler.reset()  # graphs of the rung before: the compiler keeps only a few
         t = self.trainer(rung, seed, steps)
         pretrain.choose_compile(t, 60 * self.minutes if self.minutes is not None else None)
         return t
@@ -180,6 +187,7 @@ class Ladder:
         folder = self.folder(rung, seed)
         shutil.rmtree(folder, ignore_errors=True)  # what a stop left
         if rung.scaled:
+            torch.compiler.reset()  # graphs of the rung before: the compiler keeps only a few
             t = self._compiled(rung, seed, self.steps[rung.name])
         else:
             t = self.trainer(rung, seed)
