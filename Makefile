@@ -55,7 +55,7 @@ $(VENV)/ready-docs: $(VENV)/torch pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@ $(VENV)/ready
 
-lock: $(VENV)/ready-test     ## write the installed versions to constraints.txt
+lock: $(VENV)/ready-test $(VENV)/ready-docs  ## write the installed versions to constraints.txt
 	@{ echo '# The versions that `make` installs and that the tests pass with. Written by `make lock`.'; \
 	   echo 'torch==$(TORCH)'; \
 	   $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|nvidia.*|triton|cuda.*|pip|setuptools)([=~ ]|$$)'; } > constraints.new

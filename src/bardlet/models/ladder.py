@@ -113,8 +113,8 @@ class OneHeadModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.sa_head = Head(config, head_size=config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
@@ -146,8 +146,8 @@ class MultiHeadModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.sa_heads = MultiHeadAttention(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
@@ -178,8 +178,8 @@ class FeedForwardModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.sa_heads = MultiHeadAttention(config)
         self.ffwd = FeedForward(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
@@ -243,8 +243,8 @@ class ResidualModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
@@ -280,8 +280,8 @@ class LayerNormModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.blocks = nn.ModuleList(LayerNormBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
@@ -374,8 +374,8 @@ class DropoutModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(DropoutBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -472,7 +472,7 @@ class RotaryModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(RotaryBlock(config) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
@@ -526,7 +526,7 @@ class SwiGLUModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(SwiGLUBlock(config) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
@@ -608,7 +608,7 @@ class QKNormModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(QKNormBlock(config) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
