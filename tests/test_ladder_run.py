@@ -152,6 +152,14 @@ def test_other_questions_need_another_folder(text: Path, tmp_path: Path, capsys:
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["diary.txt"], "nothing is lost or left"
 
 
+def test_a_text_too_short_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "short.txt").write_text("hello world", encoding="utf-8")
+    assert main(["ladder", str(tmp_path / "short.txt"), "--rungs", "1,8", "--out", str(tmp_path / "l")]) == 1
+    said = capsys.readouterr().err
+    assert "short: 9 tokens to train on and 2 to validate are too few for the windows of 8 of rung 1, bigram" in said
+    assert said.count("\n") == 1 and not (tmp_path / "l").exists()
+
+
 def test_ctrl_c_keeps_the_rungs_before(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan(select("1,3"), tmp_path / "l", (str(text),))
     ladder = Ladder(plan, HERE)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         with checkpoint.locked(out):
             console.say(f"text: {ladder.found.name}, {ladder.ready.train_chars + ladder.ready.val_chars:,} characters; "
-                        f"{len(rungs)} rungs, {command.seeds} seed{'s' if command.seeds > 1 else ''}")
+                        f"{len(rungs)} rung{'s' * (len(rungs) > 1)}, {command.seeds} seed{'s' * (command.seeds > 1)}")
             ladder.plan_steps(console.say)
             outcomes = climb(ladder)
             facts = run.facts(ladder, began) | {"command": shlex.join(["bardlet", "ladder", *argv])}

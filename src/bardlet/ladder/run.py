@@ -94,6 +94,8 @@ class Ladder:
         self.scale = GPU if gpu else CPU
         self.asked = {"text": self.found.hash, "tokenizer": plan.tokenizer, "minutes": self.minutes,
                       "device": dist.device.type}
+        for rung in plan.rungs:
+            self._check_length(rung)
         self.steps: dict[str, int] = self._steps_planned()
 
     @property
@@ -105,6 +107,13 @@ class Ladder:
     def seeds(self) -> range:
         """The seed of each repetition."""
         return range(FIRST_SEED, FIRST_SEED + self.plan.seeds)
+
+    def _check_length(self, rung: Rung) -> None:
+        """Raises BardletError where the text is too short for a rung's windows."""
+        block, train, val = self.config(rung, FIRST_SEED).block_size, len(self.ready.train), len(self.ready.val)
+        if train < 2 * block or val < block + 1:
+            raise BardletError(f"{self.found.name}: {train} tokens to train on and {val} to validate are too few for "
+                               f"the windows of {block} of rung {rung.number}, {rung.name}: give a longer text")
 
     def _steps_planned(self) -> dict[str, int]:
         """What an earlier call has planned in this folder. Raises BardletError where it was told something else."""
@@ -250,11 +259,6 @@ class Ladder:
                     again.exit_code = stop.exit_code  # type: ignore[attr-defined]
                     raise again from None
             yield done
-
-
-def steps_of(ladder: Ladder, rung: Rung) -> int:
-    """How many steps a rung makes, once the scaled ones are planned."""
-    return ladder.steps[rung.name] if rung.scaled else int({**SMALL, **rung.settings}["steps"])
 
 
 def facts(ladder: Ladder, began: float) -> dict[str, Any]:
