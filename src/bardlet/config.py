@@ -47,7 +47,7 @@ class ModelConfig:
     activation: str = "gelu_new"
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
-    """Base of the rotary frequencies (qwen3 only)."""
+    """Base of the rotary frequencies (qwen3, and the ladder from `rotary` on)."""
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ def residual_gradients() -> Experiment:
         "How much of the gradient reaches the first of many untrained blocks?",
         ("Of {depth:.0f} blocks without residual connections the first gets {plain:.1e} times the gradient of the "
          "last: nothing arrives that could teach it.",
-         "With residual connections it gets {residual:.2f} times as much, with LayerNorm before each part, too, "
-         "{norm:.2f} times.",
-         "Of {shallow:.0f} blocks, as in the lecture: {plain_shallow:.1e} times without, {residual_shallow:.2f} with, "
-         "{norm_shallow:.2f} with LayerNorm, too."),
+         "With residual connections the first gets {residual:.2f} times the gradient of the last, since each block on "
+         "the way back adds its own share; with LayerNorm before each part as well, {norm:.2f} times.",
+         "Of {shallow:.0f} blocks, as in the lecture, first against last: {plain_shallow:.1e} times without, "
+         "{residual_shallow:.2f} with residual connections, {norm_shallow:.2f} with LayerNorm as well."),
         figures,
         side_by_side(
             curves("gradient in a stack of untrained blocks", {
@@ -126,8 +126,8 @@ def layernorm() -> Experiment:
         var = values.var(dim, unbiased=False)
         return largest(values.mean(dim)), float(var[(var - 1).abs().argmax()])
 
-    figures: dict[str, float] = {"times": 3, "scale_free": scale_free, "square": float(rms.square().mean(1).mean()),
-                                 "rms_mean": largest(rms.mean(1))}
+    figures: dict[str, float] = {"one": 1, "times": 3, "scale_free": scale_free,
+                                 "square": float(rms.square().mean(1).mean()), "rms_mean": largest(rms.mean(1))}
     for name, values, dim in (("before", x, 1), ("row", by_row, 1), ("column", by_row, 0), ("batch_row", by_column, 1),
                               ("batch_column", by_column, 0)):
         figures[f"{name}_mean"], figures[f"{name}_variance"] = spread(values, dim)
@@ -135,14 +135,16 @@ def layernorm() -> Experiment:
         "layernorm",
         "LayerNorm evens out rows",
         "What has mean zero and variance one behind LayerNorm: rows or columns?",
-        ("Before it, rows have means up to {before_mean:.2f} and variances as far off as {before_variance:.2f}.",
-         "Behind LayerNorm, rows: means up to {row_mean:.1e}, variances {row_variance:.5f}; columns: means up to "
-         "{column_mean:.2f}, variances as far off as {column_variance:.2f}.",
-         "Behind batch norm it is the other way round, columns: {batch_column_mean:.1e} and "
-         "{batch_column_variance:.5f}; rows: {batch_row_mean:.2f} and {batch_row_variance:.2f}. A row then depends on "
-         "the other rows of its batch; LayerNorm's never does.",
+        ("Before it, rows have means up to {before_mean:.2f}, and the variance furthest from {one:.0f} is "
+         "{before_variance:.2f}.",
+         "Behind LayerNorm, rows: means up to {row_mean:.1e}, all variances {row_variance:.5f}; columns: means up to "
+         "{column_mean:.2f}, the variance furthest from {one:.0f} is {column_variance:.2f}.",
+         "Behind batch norm it is the other way round. Columns: means up to {batch_column_mean:.1e}, variances "
+         "{batch_column_variance:.5f}; rows: means up to {batch_row_mean:.2f}, a variance of {batch_row_variance:.2f}. "
+         "A row then depends on the other rows of its batch; LayerNorm's never does.",
          "LayerNorm of {times:.0f} x is LayerNorm of x, to within {scale_free:.1e}.",
-         "RMSNorm: the mean square of a row is {square:.5f}, its mean stays (up to {rms_mean:.2f})."),
+         "RMSNorm, which divides and subtracts nothing: the mean square of a row is {square:.5f}, its mean stays (up to "
+         "{rms_mean:.2f})."),
         figures,
         side_by_side(*(matrix(title, values, around_zero=True, most=most, rows=rows, columns="channel", bar=False)
                        for title, values, most, rows in (("before", x, 6, "row"), ("LayerNorm", by_row, 3, ""),

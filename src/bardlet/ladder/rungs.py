@@ -38,6 +38,8 @@ class Rung:
     """Its classes and functions, in reading order: names in models/ladder.py, models/layers.py or other.py:name."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What it trains with that the others do not."""
+    after: str = ""
+    """The name of the rung that it changes; empty: the one before it in LADDER."""
 
     @property
     def scaled(self) -> bool:
@@ -46,14 +48,14 @@ class Rung:
 
 
 def _rung(number: int, name: str, title: str, adds: str, lecture: float | None, parts: str, model: str = "",
-          **settings: Any) -> Rung:
-    return Rung(number, name, title, adds, model or name, lecture, tuple(parts.split()), settings)
+          after: str = "", **settings: Any) -> Rung:
+    return Rung(number, name, title, adds, model or name, lecture, tuple(parts.split()), settings, after)
 
 
 LADDER = (
     _rung(1, "bigram", "The bigram", "a table: which character follows which", 2.5, "BigramModel", steps=3000,
           lr=1e-2),
-    _rung(2, "averaging", "An average of the past", "each position also knows the mean of all before it", None,
+    _rung(2, "averaging", "An average of the past", "each position becomes the mean of itself and all before it", None,
           "average_by_loop average_by_matrix average_by_softmax AveragingModel"),
     _rung(3, "one-head", "One head of self-attention", "weights that depend on the text, in place of equal ones", 2.40,
           "Head OneHeadModel"),
@@ -78,6 +80,13 @@ LADDER = (
     _rung(13, "average", "An average of weights", "the mean of the weights over the last fifth of the steps", None,
           "train.py:_add_to_average", "qk-norm", optimizer="muon", muon_lr=1e-2, keep="average"),
 )
+
+
+def before(rung: Rung) -> Rung | None:
+    """The rung that `rung` is compared with; None for the first."""
+    if rung.after:
+        return next(other for other in LADDER if other.name == rung.after)
+    return next((other for other in LADDER if other.number == rung.number - 1), None)
 
 
 def select(text: str) -> tuple[Rung, ...]:

@@ -10,7 +10,8 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from bardlet.ladder.rungs import LADDER, Rung
+from bardlet.ladder import rungs
+from bardlet.ladder.rungs import Rung
 
 MODEL_FILES = ("models/ladder.py", "models/layers.py")
 """Where a part is looked for whose name says no file."""
@@ -64,12 +65,12 @@ def source(rung: Rung) -> str:
 
 
 def before(rung: Rung) -> Rung | None:
-    """The rung to compare with: the one before in LADDER, trained or not.
+    """The rung whose code to compare with, trained or not: see `rungs.before`.
 
     None for the first, and where the code before is about something else (rungs 12 and 13 are trained in another way:
     no line of a model changes).
     """
-    earlier = next((other for other in LADDER if other.number == rung.number - 1), None)
+    earlier = rungs.before(rung)
     if earlier is None:
         return None
     old, new = source_before(earlier, rung), source(rung)

@@ -1,9 +1,10 @@
 """The lecture, rung by rung: from a table of pairs to a GPT, and on to what GPTs have become.
 
 *Let's build GPT: from scratch, in code, spelled out* grows a Transformer by one idea at a time. Each idea is a rung
-here: a model that can be trained, written out in full, so that it reads alone and differs from the one before in
-nothing but its idea. Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `qwen3.py`; rungs 12 and 13 are rung 11
-trained in another way (`bardlet/ladder/rungs.py`). Attention is by hand: no fused kernels, no cache.
+here: a model that can be trained, written out in full, so that what differs from the one before is its idea, with what
+must go with it (in rungs 6, 8 and 9 that is more than a line). Rungs 1 to 8 are the lecture's, 9 to 11 lead on to
+`qwen3.py`; rungs 12 and 13 are rung 11 trained in another way (`bardlet/ladder/rungs.py`). Attention is by hand: no
+fused kernels, no cache.
 
     B rows of a batch   T positions   C channels (n_embd)   H heads   D channels of a head   V vocabulary
 
@@ -64,7 +65,7 @@ def average_by_softmax(x: Tensor) -> Tensor:
 
 
 class AveragingModel(Rung):
-    """Each position knows the average of what came before: everything equally, so little of anything."""
+    """Each position becomes the average of itself and all before it: everything equally, so little of anything."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -84,7 +85,7 @@ class AveragingModel(Rung):
 
 
 class Head(nn.Module):
-    """Self-attention: each position asks (query), all before it answer (key), and it takes in what they say (value)."""
+    """Self-attention: each position asks (query), it and those before it offer (key), and it takes in (value)."""
 
     tril: Tensor  # ones where a position may look: (T, T)
 
@@ -276,7 +277,7 @@ class LayerNormBlock(nn.Module):
 
 
 class LayerNormModel(Rung):
-    """The Transformer block as it is built today (the paper of 2017 puts the norm after each part), and a last norm."""
+    """A norm before each part of a block (the paper of 2017 puts it after), and a last one before the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -300,7 +301,7 @@ class LayerNormModel(Rung):
 
 
 class DropoutAttention(nn.Module):
-    """All heads in one tensor, the head another dimension of the batch: what Head computes, without the loop."""
+    """What ProjectedAttention computes, all heads in one tensor; and dropout, on the weights and on what comes out."""
 
     tril: Tensor  # ones where a position may look: (T, T)
 
@@ -323,7 +324,7 @@ class DropoutAttention(nn.Module):
     def weights(self, x: Tensor) -> Tensor:
         """How much each position takes from each, for every head: (B, H, T, T)."""
         B, T, C = x.shape
-        q, k = self.heads(self.query(x)), self.heads(self.key(x))
+        q, k = self.heads(self.query(x)), self.heads(self.key(x))  # (B, T, C) -> (B, H, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
         score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
         return F.softmax(score, dim=-1)
@@ -331,7 +332,7 @@ class DropoutAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         out = self.dropout(self.weights(x)) @ self.heads(self.value(x))  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): the heads side by side again
         return self.dropout(self.proj(out))
 
 
@@ -421,7 +422,7 @@ class RotaryAttention(nn.Module):
         """How much each position takes from each, for every head: (B, H, T, T)."""
         B, T, C = x.shape
         position = torch.arange(T, device=x.device)[None]
-        cos, sin = rotary(position, C // self.n_head, self.theta)
+        cos, sin = rotary(position, C // self.n_head, self.theta)  # (1, T, 1, D)
         q, k = rotate(self.heads(self.query(x)), cos, sin), rotate(self.heads(self.key(x)), cos, sin)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
@@ -432,12 +433,12 @@ class RotaryAttention(nn.Module):
         B, T, C = x.shape
         v = self.heads(self.value(x)).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         out = self.dropout(self.weights(x)) @ v  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): the heads side by side again
         return self.dropout(self.proj(out))
 
 
 class BiaslessFeedForward(nn.Module):
-    """The feed-forward layer without biases: with RMSNorm the last of them go."""
+    """The feed-forward layer without biases, which models of today leave out of all their linear layers."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -468,7 +469,7 @@ class RotaryBlock(nn.Module):
 
 
 class RotaryModel(Rung):
-    """No table of positions: rotations know them. No means and no biases: RMSNorm does without."""
+    """No table of positions: rotations know them. RMSNorm for LayerNorm, and no biases anywhere."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -492,7 +493,7 @@ class RotaryModel(Rung):
 
 
 class SwiGLU(nn.Module):
-    """One half of the inner layer opens a gate for the other (Shazeer 2020). Narrower, to have as many parameters."""
+    """One half of the inner layer opens a gate for the other (Shazeer 2020); narrower, so about as costly."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -546,7 +547,7 @@ class SwiGLUModel(Rung):
 
 
 class QKNormAttention(nn.Module):
-    """A norm on queries and keys (Dehghani et al. 2023, section 2): no score grows until one weight takes all."""
+    """A norm on queries and keys (Dehghani et al. 2023, section 2): the size of x no longer sharpens softmax."""
 
     tril: Tensor  # ones where a position may look: (T, T)
 
@@ -572,7 +573,7 @@ class QKNormAttention(nn.Module):
         """How much each position takes from each, for every head: (B, H, T, T)."""
         B, T, C = x.shape
         position = torch.arange(T, device=x.device)[None]
-        cos, sin = rotary(position, C // self.n_head, self.theta)
+        cos, sin = rotary(position, C // self.n_head, self.theta)  # (1, T, 1, D)
         q, k = self.query_norm(self.heads(self.query(x))), self.key_norm(self.heads(self.key(x)))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
@@ -584,7 +585,7 @@ class QKNormAttention(nn.Module):
         B, T, C = x.shape
         v = self.heads(self.value(x)).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         out = self.dropout(self.weights(x)) @ v  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): the heads side by side again
         return self.dropout(self.proj(out))
 
 
@@ -604,7 +605,7 @@ class QKNormBlock(nn.Module):
 
 
 class QKNormModel(Rung):
-    """Here the ladder meets `qwen3.py`: with the same weights (and a head of its own there) both compute the same."""
+    """New are the norms in attention. With the same weights `qwen3.py`, its head untied, computes the same."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -267,10 +267,10 @@ class Step:
 
 
 def init_weights(model: nn.Module, residual: tuple[str, ...], n_layer: int) -> None:
-    """Weights from N(0, 0.02), biases 0, norms 1 (Radford et al. 2019, *GPT-2*, section 2.3).
+    """Weights from a Gaussian of deviation 0.02, as in GPT-2's code, biases 0; norms stay as they are made, 1.
 
     The projections back into the residual stream, whose names end in one of `residual`, are scaled by
-    1 / sqrt(2 n_layer): the stream adds up that many of them.
+    1 / sqrt(2 n_layer): the stream adds up that many of them (Radford et al. 2019, *GPT-2*, section 2.3).
     """
     with torch.no_grad():
         for name, module in model.named_modules():

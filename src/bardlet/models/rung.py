@@ -1,7 +1,7 @@
 """What every rung of `ladder.py` has besides its idea: a configuration, and files of its own.
 
-A rung maps token ids to logits and nothing else: no cache, no packing. `generate.py` asks it for the whole window
-again at every token, as the lecture does.
+A rung maps token ids to logits and nothing else. It keeps no cache of keys and values: `generate.py` asks it for the
+whole window again at every token, as the lecture does. (`_BT` behind a name is the tensor's shape.)
 """
 
 from __future__ import annotations
