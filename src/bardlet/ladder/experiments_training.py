@@ -143,8 +143,8 @@ def layernorm() -> Experiment:
          "{batch_column_variance:.5f}; rows: means up to {batch_row_mean:.2f}, a variance of {batch_row_variance:.2f}. "
          "A row then depends on the other rows of its batch; LayerNorm's never does.",
          "LayerNorm of {times:.0f} x is LayerNorm of x, to within {scale_free:.1e}.",
-         "RMSNorm, which divides and subtracts nothing: the mean square of a row is {square:.5f}, its mean stays (up to "
-         "{rms_mean:.2f})."),
+         "RMSNorm, which divides and subtracts nothing: the mean square of a row is {square:.5f}, its mean stays (up "
+         "to {rms_mean:.2f})."),
         figures,
         side_by_side(*(matrix(title, values, around_zero=True, most=most, rows=rows, columns="channel", bar=False)
                        for title, values, most, rows in (("before", x, 6, "row"), ("LayerNorm", by_row, 3, ""),
