@@ -173,14 +173,18 @@ def same_distance(text: Text, seed: int) -> Figures:
 
 
 def parameters_of_a_gate(text: Text, seed: int) -> Figures:
-    """Rung 10: the parameters of one feed-forward layer at 192 channels."""
-    return {f"rung {n}": sum(p.numel() for p in new(rung, text, seed, n_embd=192).blocks[0].ffwd.parameters())
-            for n, rung in (("9, two matrices", "rotary"), ("10, three matrices", "swiglu"))}
+    """Rung 10: the parameters of one feed-forward layer at 128 and at 384 channels."""
+
+    def count(name: str, C: int) -> int:
+        return sum(p.numel() for p in new(name, text, seed, n_embd=C).blocks[0].ffwd.parameters())
+
+    return {f"{C} channels, rung {n}": count(name, C)
+            for C in (128, 384) for n, name in (("9, two matrices", "rotary"), ("10, three matrices", "swiglu"))}
 
 
 def sharper_queries(text: Text, seed: int) -> Figures:
     """Rung 11: the largest attention weight of each row, and again with a query matrix a hundred times larger."""
-    figures = {}
+    figures = {"equal weights": sum(1 / n for n in range(2, 9)) / 7}  # of the row at position t there are t + 1
     x = torch.randn(64, 8, 32, generator=torch.Generator().manual_seed(seed))
     for n, name in ((10, "swiglu"), (11, "qk-norm")):
         attention = new(name, text, seed).blocks[0].sa
@@ -203,8 +207,10 @@ def muon_update(text: Text, seed: int) -> Figures:
         optimizer.step()
     update = (weight.detach() - before) / config.muon_lr
     old, new_ = torch.linalg.svdvals(gradient), torch.linalg.svdvals(update)
-    return {"gradient, largest / median": (old[0] / old.median()).item(), "update, largest / median":
-            (new_[0] / new_.median()).item(), "update, largest": new_[0].item(), "update, median": new_.median().item()}
+    return {"gradient, largest / median": (old[0] / old.median()).item(),
+            "gradient, smallest / median": (old[-1] / old.median()).item(),
+            "update, largest": new_[0].item(), "update, median": new_.median().item(),
+            "update, smallest": new_[-1].item(), f"update, of {len(new_)} above 0.6": (new_ > 0.6).sum().item()}
 
 
 def average_of_weights(text: Text, seed: int) -> Figures:

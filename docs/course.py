@@ -14,7 +14,7 @@ from typing import Any
 
 from bardlet.errors import BardletError
 from bardlet.ladder import rungs, sources
-from bardlet.ladder.rungs import LADDER, Rung
+from bardlet.ladder.rungs import Rung
 
 ROOT = Path(__file__).parents[1]
 PENDING = "*not measured yet*"
@@ -69,10 +69,6 @@ def one_rung(argument: str) -> Rung:
     if len(found) != 1:
         raise BardletError("say which, as in: rung 3")
     return found[0]
-
-
-def rung_before(rung: Rung) -> Rung | None:
-    return LADDER[rung.number - 2] if rung.number > 1 else None
 
 
 def fence(language: str, text: str, title: str = "") -> str:
@@ -145,7 +141,7 @@ def _place(part: str) -> tuple[Path, str]:
 def code(course: Course, argument: str, page: str) -> str:
     """The parts of a rung that the rung before does not have, in full."""
     rung = one_rung(argument)
-    before = rung_before(rung)
+    before = rungs.before(rung)
     new = [part for part in rung.parts if before is None or part not in before.parts]
     blocks = []
     for path, name in map(_place, new):
@@ -163,20 +159,24 @@ def _settings(rung: Rung) -> list[str]:
 def changes(course: Course, argument: str, page: str) -> str:
     """What a rung changes in the code of the rung before it or, where the model is the same, in its settings.
 
-    A class is set beside the class of the rung before that it is most like. One that is like none is new, and not here.
+    A class is set beside the one of the same kind in the rung before, attention beside attention: names end in the same
+    word. One that has no such partner is new, and not here.
     """
     rung = one_rung(argument)
-    before = rung_before(rung)
+    before = rungs.before(rung)
     if before is None:
         raise BardletError("nothing stands before the first rung")
     if rung.model == before.model:
         return _diff("settings", _settings(before), _settings(rung))
     old = {name: sources.part(name).splitlines() for name in before.parts if name not in rung.parts}
     new = {name: sources.part(name).splitlines() for name in rung.parts if name not in before.parts}
-    likeness = {(a, b): difflib.SequenceMatcher(None, old[a], new[b], autojunk=False).ratio() for a in old for b in new}
-    pairs = [(a, b) for (a, b), alike in likeness.items()
-             if alike == max(v for (c, d), v in likeness.items() if a == c or b == d) and alike > 0.4]
-    return "\n\n".join(_diff(f"{b}, beside {a} of rung {before.number}", old[a], new[b]) for a, b in pairs)
+    return "\n\n".join(_diff(f"{b}, beside {a} of rung {before.number}", old[a], new[b])
+                       for b in new for a in old if _kind(a) == _kind(b))
+
+
+def _kind(name: str) -> str:
+    """The last word of a name: Attention, Forward, Block, Model."""
+    return re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)[-1]
 
 
 def _diff(title: str, old: list[str], new: list[str]) -> str:
@@ -194,6 +194,15 @@ def whole(course: Course, argument: str, page: str) -> str:
 def folded(title: str, inside: str) -> str:
     """Something that a reader may open."""
     return f'??? note "{title}"\n\n' + "\n".join("    " + line if line else line for line in inside.split("\n"))
+
+
+def setting(course: Course, argument: str, page: str) -> str:
+    """A size of the rungs: "small n_embd", or "scaled n_embd" for the larger ones on a CPU."""
+    kind, _, name = argument.partition(" ")
+    sizes = {"small": rungs.SMALL, "scaled": rungs.CPU}.get(kind, {})
+    if name not in sizes:
+        raise BardletError("say which, as in: scaled n_embd")
+    return f"{sizes[name]:,}"
 
 
 # ---------------------------------------------------------------------------- experiments

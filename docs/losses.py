@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from course import Course, Missing, fence, link, one_rung, picture, rung_before, table_of
+from course import Course, Missing, fence, link, one_rung, picture, table_of
 
 from bardlet.errors import BardletError
 from bardlet.ladder import rungs
@@ -16,6 +16,8 @@ from bardlet.ladder.rungs import Rung
 
 FEW = 5
 """Fewer seeds than these say too little of what is normal."""
+CHARACTERS = 1_003_854
+"""Of Tiny Shakespeare's training part."""
 
 
 def _pm(figures: dict[str, float] | float | None) -> str:
@@ -29,7 +31,12 @@ def _pm(figures: dict[str, float] | float | None) -> str:
 def _lecture(rung: Rung, found: dict[str, Any]) -> str:
     """The lecture's figure, where it quotes one."""
     figure = found.get("lecture", rung.lecture)
-    return "-" if figure is None else f"{figure:.2f}" if rung.number > 1 else f"{figure:.1f}"
+    return "-" if figure is None else f"{figure:.{_digits(rung)}f}"
+
+
+def _digits(rung: Rung) -> int:
+    """To how many digits the lecture gives its figure: "about 2.5" for the bigram."""
+    return 1 if rung.number == 1 else 2
 
 
 def losses(course: Course, argument: str, page: str) -> str:
@@ -42,8 +49,9 @@ def losses(course: Course, argument: str, page: str) -> str:
             ["validation, every character once", _pm(found["val_loss"])]]
     if rows[0][1] == "-":
         del rows[0]
-    if low is not None and high is not None and seeds >= FEW:
-        rows.append(["... **normal**, one seed", f"**{low:.3f} to {high:.3f}**"])
+    if low is not None and high is not None and seeds >= FEW and not rung.scaled:  # those depend on the machine
+        normal = f"[**normal**]({link(page, 'index.md')}#how-a-loss-is-read) for a single seed"
+        rows.append([f"... {normal}", f"**{low:.3f} to {high:.3f}**"])
     rows += [["training, measured as in the lecture", _pm(found["train_loss"])],
              ["uniform guessing, ln 65", f"{math.log(65):.3f}"]]
     seconds = found["seconds"]["mean"] if isinstance(found["seconds"], dict) else found["seconds"]
@@ -51,19 +59,23 @@ def losses(course: Course, argument: str, page: str) -> str:
             + f"\n\n{found['parameters']:,} parameters, {found['steps']:,} steps, {seconds:.0f} seconds of training on "
               f"{course.measured['machine']}.")
     if rung.lecture is not None and not rung.scaled:
-        above = found["val_loss_lecture"]["mean"] - rung.lecture
-        text += f" Measured as the lecture does, it is {abs(above):.2f} {'above' if above > 0 else 'below'} its figure."
+        digits = _digits(rung)
+        ours = round(found["val_loss_lecture"]["mean"], digits)
+        above = round(ours - rung.lecture, digits)
+        agrees = "agrees with" if not above else f"is {abs(above):.{digits}f} {'above' if above > 0 else 'below'}"
+        text += f" Measured and rounded as in the lecture, {ours:.{digits}f}, it {agrees} its figure."
     return text
 
 
 def verdict(course: Course, argument: str, page: str) -> str:
     """A sentence: did a rung lower the loss of the one before, by more than chance over the seeds allows?"""
     rung = one_rung(argument)
-    before = rung_before(rung)
+    before = rungs.before(rung)
     if before is None:
         raise BardletError("nothing stands before the first rung")
     old, new = course.of(before), course.of(rung)
-    fall = old["val_loss"]["mean"] - new["val_loss"]["mean"]
+    # of the figures as they stand beside it, so that a reader who subtracts them gets the same
+    fall = round(old["val_loss"]["mean"], 3) - round(new["val_loss"]["mean"], 3)
     error = math.sqrt(sum((m["val_loss"].get("deviation") or 0) ** 2 / len(m["seeds"]) for m in (old, new)))
     step = f"from {old['val_loss']['mean']:.3f} to {new['val_loss']['mean']:.3f}"
     beside = f"(the difference has a standard error of {error:.3f})"
@@ -75,6 +87,14 @@ def verdict(course: Course, argument: str, page: str) -> str:
     if fall > 0:
         return f"Measured against rung {before.number}: {step} {beside}. **It helped**, by {fall:.3f}."
     return f"Measured against rung {before.number}: {step} {beside}. **It did not help**: worse by {-fall:.3f}."
+
+
+def seen(course: Course, argument: str, page: str) -> str:
+    """How often a rung went over Tiny Shakespeare in its training, in words for a sentence."""
+    rung = one_rung(argument)
+    sizes = rungs.CPU if rung.scaled else rungs.SMALL
+    times = course.of(rung)["steps"] * sizes["batch_size"] * sizes["block_size"] / CHARACTERS
+    return f"{times:.1f} times"
 
 
 def compare(course: Course, argument: str, page: str) -> str:

@@ -35,6 +35,8 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "figure": losses.figure,  # NAME | what it shows
     "measured": losses.measured,  # PATH in measured.json
     "answer": losses.answer,  # NAME in answers.json
+    "setting": course.setting,  # scaled n_embd: a size of the larger rungs on a CPU, or: small n_embd
+    "seen": losses.seen,  # rung 8: how often it went over the text
     "experiment": course.experiment,  # NAME
 }
 

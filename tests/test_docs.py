@@ -16,7 +16,7 @@ import torch
 
 from bardlet.config import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.ladder.rungs import LADDER
+from bardlet.ladder.rungs import CPU, LADDER, SMALL
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -128,6 +128,7 @@ def runs_of(text: str) -> list[tuple[str, ...]]:
     ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
     ("{{ experiment: nothing }}", "there is no such experiment"),
     ("{{ figure: nothing }}", "docs/figures/nothing.png is missing"),
+    ("{{ setting: scaled nothing }}", "say which, as in: scaled n_embd"),
     ("{{ measured: nothing }}", "docs/measured.json has no 'nothing'"),
     ("{{ answer: nothing }}", "docs/answers.json has no 'nothing'"),
     ("see {{ table: 1-7 }}", "must stand on a line of its own"),
@@ -166,6 +167,33 @@ def test_changes_set_like_beside_like(course: Any) -> None:
     assert "FeedForwardModel, beside MultiHeadModel of rung 4" in text
     assert [line for line in text.splitlines() if "self.ffwd" in line and not line.startswith("+")] == []
     assert "-optimizer = 'adamw'\n+optimizer = 'muon'" in site.expand("{{ changes: rung 12 }}", "a.md", course)
+
+
+@pytest.mark.parametrize(("rung", "pairs"), [
+    (6, ["ProjectedAttention, beside MultiHeadAttention", "WideFeedForward, beside FeedForward",
+         "ResidualModel, beside FeedForwardModel"]),
+    (8, ["DropoutAttention, beside ProjectedAttention", "DropoutFeedForward, beside WideFeedForward",
+         "DropoutBlock, beside LayerNormBlock", "DropoutModel, beside LayerNormModel"]),
+])  # fmt: skip
+def test_a_class_is_set_beside_its_kind(rung: int, pairs: list[str], course: Any) -> None:
+    text = site.expand(f"{{{{ changes: rung {rung} }}}}", "a.md", course)
+    assert re.findall(r'title="(.*) of rung', text) == pairs
+
+
+@pytest.mark.parametrize(("lecture_way", "says"), [
+    (2.274, "2.27, it is 0.01 below its figure"), (2.2849, "2.28, it agrees with its figure"),
+    (2.286, "2.29, it is 0.01 above its figure"),
+])  # fmt: skip
+def test_differences_fit_the_figures_beside_them(lecture_way: float, says: str, course: Any) -> None:
+    course.measured["rungs"]["multi-head"]["val_loss_lecture"]["mean"] = lecture_way
+    assert says in site.expand("{{ losses: rung 4 }}", "a.md", course)
+
+
+def test_sizes_come_from_the_ladder(course: Any) -> None:
+    assert site.expand("{{ setting: scaled n_embd }} {{ setting: small block_size }}", "a.md", course) \
+        == f"{CPU['n_embd']} {SMALL['block_size']}"
+    often = 5000 * CPU["batch_size"] * CPU["block_size"] / 1_003_854
+    assert site.expand("{{ seen: rung 8 }}", "a.md", course) == f"{often:.1f} times"
 
 
 def test_what_was_measured_is_whole() -> None:

@@ -203,13 +203,15 @@ def test_finetuning_runs_once_and_compares_the_same_text(
     whole = text.read_text(encoding="utf-8")
     big = tmp_path / "big.txt"
     big.write_text(whole[::-1] + "é", encoding="utf-8")
-    for name, value in (("BIG", str(big)), ("SMALL", str(text)), ("bardlet", in_this_process)):
+    for name, value in (("SMALL", str(text)), ("bardlet", in_this_process)):
         monkeypatch.setattr(finetune, name, value)
     out = tmp_path / "out"
-    argv = ["--pretrain-steps", "3", "--finetune-steps", "2", "--out", str(out), "--lr", "0.001", *TINY]
+    argv = ["--big", str(big), "--pretrain-steps", "3", "--finetune-steps", "2", "--out", str(out), "--lr", "0.001",
+            *TINY]
     assert finetune.main(argv) == 0
     assert capsys.readouterr().out.splitlines()[3].split()[:2] == ["scratch", "2"]
     assert [call[0] for call in calls] == ["train"] * 4 + ["eval"] * 4
+    assert str(big) in calls[1] and str(big) not in calls[2]
     assert "--init" in calls[2] and "--lr" in calls[2] and "--lr" not in calls[3]
     assert (out / "held-out.txt").read_text(encoding="utf-8") == whole[int(0.9 * len(whole)) :]
     own = bardlet("eval", out / "scratch-seed1")

@@ -1,12 +1,12 @@
 """The lecture's exercise: pretrain on a big text, then finetune on Shakespeare. Does it lower the loss?
 
     python docs/exercises/finetune.py [--pretrain-steps 1500] [--finetune-steps 500] [--seeds 1] [--out runs/finetune]
-                                      [--lr LR --muon-lr LR] [--dev] [--json] [settings of `bardlet train`]
+                                      [--big TEXT] [--lr LR --muon-lr LR] [--dev] [--json] [settings of `bardlet train`]
 
 Four rows, all by the command line of bardlet, with one shape, batch and recipe:
 
     scratch      Shakespeare alone, as many steps as the finetuning has
-    pretrained   99 English novels (eltec-eng), and not a line of Shakespeare
+    pretrained   a big text (99 English novels, eltec-eng), and not a line of Shakespeare
     finetuned    those weights, then Shakespeare
     same steps   Shakespeare alone, as many steps as pretraining and finetuning have together
 
@@ -122,7 +122,7 @@ def four_rows(args: argparse.Namespace, seed: int, text: Path) -> list[Result]:
              for word in (name, str(rate))]
     runs = {name: args.out / f"{name.replace(' ', '-')}-seed{seed}" for name in NAMES}
     train(runs["scratch"], SMALL, then, seed, both)
-    train(runs["pretrained"], BIG, first, seed, both)
+    train(runs["pretrained"], args.big, first, seed, both)
     train(runs["finetuned"], SMALL, then, seed, [*both, "--init", str(runs["pretrained"]), *rates])
     train(runs["same steps"], SMALL, first + then, seed, both)
     steps = dict(zip(NAMES, (then, first, first + then, first + then), strict=True))
@@ -163,7 +163,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; see the top of this file. What it does not know is in `settings`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--pretrain-steps", type=int, default=1500, help=f"steps on {BIG} (1500)")
+    parser.add_argument("--big", default=BIG, metavar="TEXT", help=f"the big text: a name, file or folder ({BIG})")
+    parser.add_argument("--pretrain-steps", type=int, default=1500, help="steps on the big text (1500)")
     parser.add_argument("--finetune-steps", type=int, default=500, help=f"steps on {SMALL} after them (500)")
     parser.add_argument("--seeds", type=int, default=1, help="how many times everything is done (1)")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="folder of the runs (runs/finetune)")

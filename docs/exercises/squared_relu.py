@@ -1,7 +1,7 @@
 """A feature from a paper as a rung: the squared ReLU of *Primer* (So et al. 2021, section 4). One change to rung 9.
 
 To make it a rung of the ladder, append the three classes to src/bardlet/models/ladder.py; docs/exercises/paper.md says
-which three lines elsewhere go with it.
+what goes with it elsewhere.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SquaredModel(Rung):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(SquaredBlock(config) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
