@@ -117,7 +117,7 @@ def bands() -> dict[str, dict[str, float]]:
 
     Measured on Tiny Shakespeare with the settings above by benchmarks/ladder.py, which writes the file. low and high
     are the mean -+ 3 deviations: of five seeds known, 19 of 20 further ones lie in between. The scaled rungs' losses
-    depend on the machine and have none. `seconds`: training time of the fastest seed, on the machine of the measurement.
+    depend on the machine and have none. `seconds`: training time of the fastest seed, where it was measured.
     """
     file = resources.files("bardlet.ladder").joinpath("bands.json")
     return json.loads(file.read_text(encoding="utf-8"))["rungs"] if file.is_file() else {}
