@@ -69,7 +69,8 @@ def publish(ladders: list[Path]) -> None:
     bands = {name: {"mean": one["val_loss"]["mean"], "deviation": one["val_loss"]["deviation"],
                     "low": one["val_loss"]["low"], "high": one["val_loss"]["high"], "seeds": len(one["seeds"]),
                     "seconds": one["seconds"]}
-             for name, one in rungs.items() if len(one["seeds"]) >= 5}
+             for rung in LADDER if not rung.scaled and rung.name in rungs  # the scaled ones depend on the machine
+             for name, one in [(rung.name, rungs[rung.name])] if len(one["seeds"]) >= 5}
     lines = [json.loads(line) for line in (record.HERE / "results" / "ladder.jsonl").read_text("utf-8").splitlines()]
     machine = lines[-1]["machine"]
     made_by = "benchmarks/ladder.py publish, from bardlet ladder on Tiny Shakespeare"

@@ -75,13 +75,12 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.ladder import report, run
 
     began = time.monotonic()
-    named = "-".join(Path(word).stem for word in command.text)[:60] or "tinyshakespeare"
-    out = Path(command.out or f"runs/ladder-{named}")
-    plan = run.Plan(rungs, out, command.text, command.field, command.tokenizer, command.seeds, command.minutes,
-                    command.device, command.threads)
+    plan = run.Plan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
+                    command.seeds, command.minutes, command.device, command.threads)
     with distributed.connect(command.device) as dist:
         with console.preparing() as progress:
             ladder = run.Ladder(plan, dist, progress)
+        out = ladder.out
         out.mkdir(parents=True, exist_ok=True)
         with checkpoint.locked(out):
             console.say(f"text: {ladder.found.name}, {ladder.ready.train_chars + ladder.ready.val_chars:,} characters; "
@@ -93,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     console.say(f"\nthe report is {page}: open it in a browser; the models lie beside it (`bardlet sample "
                 f"{outcomes[-1].folder}`)")
     if command.json:
-        console.say_json({"report": str(page), "rungs": summary(outcomes)})
+        console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0
 
 
@@ -120,8 +119,8 @@ def expected(ladder: Ladder) -> dict[tuple[str, int], float]:
             for rung, seed in ladder.jobs() if ladder.outcome(rung, seed) is None}
 
 
-def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A line per rung for --json: means over the seeds."""
+def summary(outcomes: Sequence[Outcome], comparable: bool) -> list[dict[str, Any]]:
+    """A line per rung for --json: means over the seeds; the lecture's figure where it is `comparable`."""
     lines = []
     for rung in dict.fromkeys(outcome.rung.name for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.rung.name == rung]
@@ -129,7 +128,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         lines.append({
             "rung": mine[0].rung.number, "name": rung, "parameters": mine[0].parameters,
             "seconds": round(statistics.mean(outcome.seconds for outcome in mine), 3),
-            "val_loss": statistics.mean(losses), "lecture": mine[0].rung.lecture,
+            "val_loss": statistics.mean(losses), "lecture": mine[0].rung.lecture if comparable else None,
             "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
             "val_loss_lecture_way": statistics.mean(outcome.val_loss_lecture for outcome in mine),
             "seeds": [outcome.seed for outcome in mine], "steps": mine[0].steps,

@@ -63,7 +63,8 @@ class Plan:
     """What a ladder is told to do."""
 
     rungs: tuple[Rung, ...]
-    out: Path
+    out: Path | None = None
+    """The folder; None: runs/ladder-NAME, by the name of the text."""
     text: tuple[str, ...] = ()
     field: str = "text"
     tokenizer: str = "char"
@@ -86,6 +87,7 @@ class Ladder:
             raise BardletError("bardlet ladder trains in one process: start it without torchrun")
         self.plan, self.dist = plan, dist
         self.found = corpus.find(plan.text, plan.field)
+        self.out = plan.out or Path(f"runs/ladder-{self.found.name}")
         config = TrainConfig(text=plan.text or (self.found.name,), tokenizer=plan.tokenizer)  # type: ignore[arg-type]
         self.ready: Prepared = pretrain.prepare(self.found, config, None, dist, progress)
         self.threads = plan.threads or torch.get_num_threads()
@@ -100,8 +102,9 @@ class Ladder:
 
     @property
     def comparable(self) -> bool:
-        """Whether the lecture's figures apply: its text, its tokens."""
-        return self.found.name == "tinyshakespeare" and self.ready.tokenizer.kind == "char"
+        """Whether the lecture's figures apply: its text, whatever its file is called, and its tokens."""
+        shakespeare = (self.ready.train_chars, self.ready.val_chars) == (1_003_854, 111_540)
+        return shakespeare and self.ready.tokenizer.kind == "char" and self.ready.tokenizer.vocab_size == 65
 
     @property
     def seeds(self) -> range:
@@ -117,10 +120,10 @@ class Ladder:
 
     def _steps_planned(self) -> dict[str, int]:
         """What an earlier call has planned in this folder. Raises BardletError where it was told something else."""
-        path = self.plan.out / "ladder.json"
+        path = self.out / "ladder.json"
         if not path.exists():
-            if self.plan.out.exists() and any(p.name != ".lock" for p in self.plan.out.iterdir()):
-                raise BardletError(f"{self.plan.out}: is not empty and holds no ladder; name another --out")
+            if self.out.exists() and any(p.name != ".lock" for p in self.out.iterdir()):
+                raise BardletError(f"{self.out}: is not empty and holds no ladder; name another --out")
             return {}
         before = hf.read_json(path)
         odd = [name for name, value in self.asked.items() if before.get("asked", {}).get(name) != value]
@@ -152,13 +155,11 @@ class Ladder:
         record: dict[str, Any] = {"text": self.found.name, "text_hash": self.found.hash,
                                   "tokenizer": self.ready.tokenizer.kind, "documents": self.ready.documents,
                                   "tokens": len(self.ready.train), "rung": rung.name}
-        t = pretrain.assemble(self.folder(rung, seed), model, self.ready, config, self.dist, record)
-        t.machine.update(compiled=False)
-        return t
+        return pretrain.assemble(self.folder(rung, seed), model, self.ready, config, self.dist, record)
 
     def folder(self, rung: Rung, seed: int) -> Path:
         """Where a rung of a seed lies."""
-        return self.plan.out / f"{rung.number:02}-{rung.name}" / f"seed-{seed}"
+        return self.out / f"{rung.number:02}-{rung.name}" / f"seed-{seed}"
 
     def plan_steps(self, say: Callable[[str], None]) -> None:
         """Time some steps of each scaled rung, so that all of them train for the same minutes.
@@ -182,8 +183,8 @@ class Ladder:
                 self.steps[rung.name] = max(1, int(self.minutes * 60 / per_step))
                 say(f"rung {rung.number}, {rung.name}: {1000 * per_step:.1f} ms a step, "
                     f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
-        self.plan.out.mkdir(parents=True, exist_ok=True)
-        hf.write_json(self.plan.out / "ladder.json", {"asked": self.asked, "steps": self.steps})
+        self.out.mkdir(parents=True, exist_ok=True)
+        hf.write_json(self.out / "ladder.json", {"asked": self.asked, "steps": self.steps})
 
     def _compiled(self, rung: Rung, seed: int, steps: int | None) -> Trainer:
         """A scaled rung, its blocks compiled where that pays."""
@@ -243,7 +244,7 @@ class Ladder:
         """(rung, seed) of all that belongs to this ladder, in the order in which it is trained."""
         return [(rung, seed) for seed in self.seeds for rung in self.plan.rungs]
 
-    def climb(self, watch: Watch, say: Callable[[str], None] = log.info) -> Iterator[Outcome]:
+    def climb(self, watch: Watch) -> Iterator[Outcome]:
         """Train what is not finished yet, yielding each outcome, those of earlier calls, too.
 
         Raises BardletError after a signal: what is finished stays, and the same call goes on.
@@ -252,10 +253,13 @@ class Ladder:
             done = self.outcome(rung, seed)
             if done is None:
                 try:
-                    done = self.train(rung, seed, watch)
+                    try:
+                        done = self.train(rung, seed, watch)
+                    finally:
+                        torch.set_num_threads(self.threads)  # a small rung takes one
                 except training.Stopped as stop:
                     again = BardletError(f"stopped in rung {rung.number}, {rung.name}; the rungs before it are kept: "
-                                         f"the same command goes on from there (in {self.plan.out})")
+                                         f"the same command goes on from there (in {self.out})")
                     again.exit_code = stop.exit_code  # type: ignore[attr-defined]
                     raise again from None
             yield done
@@ -266,8 +270,10 @@ def facts(ladder: Ladder, began: float) -> dict[str, Any]:
     from bardlet import __version__
     from bardlet.dist import processor
 
+    device = ladder.dist.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"text": ladder.found.name, "comparable": ladder.comparable, "minutes": ladder.minutes,
-            "machine": f"{processor()}, {torch.get_num_threads()} threads", "date": time.strftime("%Y-%m-%d"),
+            "date": time.strftime("%Y-%m-%d"), "machine": f"{name}, {ladder.threads} thread{'s' * (ladder.threads > 1)}",
             "versions": f"bardlet {__version__}, torch {torch.__version__}", "seconds": time.monotonic() - began,
             "seeds": list(ladder.seeds)}
 

@@ -547,7 +547,7 @@ class SwiGLUModel(Rung):
 
 
 class QKNormAttention(nn.Module):
-    """A norm on queries and keys (Dehghani et al. 2023, section 2): the size of x no longer sharpens softmax."""
+    """A norm on queries and keys (Dehghani et al. 2023, section 2): scores stay bounded as matrices grow."""
 
     tril: Tensor  # ones where a position may look: (T, T)
 

@@ -32,7 +32,8 @@ class Rung(nn.Module):
         """What config.json says of the model."""
         shape = {name: getattr(config, name) for name in SHAPE}
         return {"model_type": f"bardlet-{config.model}", "vocab_size": config.vocab_size, **shape,
-                "activation": config.activation, "norm_eps": config.norm_eps, "dropout": config.dropout}
+                "activation": config.activation, "norm_eps": config.norm_eps, "dropout": config.dropout,
+                "rope_theta": config.rope_theta}
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
@@ -42,9 +43,12 @@ class Rung(nn.Module):
         if shape["n_embd"] % shape["n_head"]:
             raise BardletError(f"config.json: n_embd {shape['n_embd']} cannot be divided among {shape['n_head']} heads")
         head_dim = shape["n_embd"] // shape["n_head"]
+        if head_dim % 2 and name in ("rotary", "swiglu", "qk-norm"):
+            raise BardletError(f"config.json: heads of {head_dim} channels; rotary positions turn pairs, so it is even")
         return ModelConfig(name, take(hf, "vocab_size", int), **shape, n_kv_head=shape["n_head"], head_dim=head_dim,
                            dropout=take(hf, "dropout", float, 0.0), norm_eps=take(hf, "norm_eps", float),
-                           activation=take(hf, "activation", str), tie_embeddings=False)
+                           activation=take(hf, "activation", str), tie_embeddings=False,
+                           rope_theta=take(hf, "rope_theta", float, 10_000.0))
 
     def hf_state_dict(self) -> dict[str, Tensor]:
         """The checkpoint: the parameters by their names here."""
