@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ class Command:
     text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
     rungs: str = "1-13"
-    """Which rungs: numbers, ranges and names, as in 1-7 or bigram,8-13."""
+    """Which rungs, and which the report shows: numbers, ranges and names, as in 1-7 or bigram,8-13."""
     seeds: int = 1
     """How often each is trained, every time from another seed."""
     out: str | None = None
@@ -74,7 +73,6 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist as distributed
     from bardlet.ladder import report, run
 
-    began = time.monotonic()
     plan = run.Plan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
                     command.seeds, command.minutes, command.device, command.threads)
     with distributed.connect(command.device) as dist:
@@ -87,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
                         f"{len(rungs)} rung{'s' * (len(rungs) > 1)}, {command.seeds} seed{'s' * (command.seeds > 1)}")
             ladder.plan_steps(console.say)
             outcomes = climb(ladder)
-            facts = run.facts(ladder, began) | {"command": shlex.join(["bardlet", "ladder", *argv])}
+            facts = run.facts(ladder) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, outcomes, command.sentence, facts)
     console.say(f"\nthe report is {page}: open it in a browser; the models lie beside it (`bardlet sample "
                 f"{outcomes[-1].folder}`)")
@@ -103,7 +101,8 @@ def climb(ladder: Ladder) -> list[Outcome]:
     with console.climbing(expected(ladder)) as watch:
         for done in ladder.climb(lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
             outcomes.append(done)
-            lecture = f"   the lecture: {done.rung.lecture:.2f}" if done.rung.lecture and ladder.comparable else ""
+            named = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
+            lecture = f"   the lecture: {done.rung.lecture:.2f}" if named else ""
             say(f"{done.rung.number:>2} {done.rung.name:<13} seed {done.seed}  {done.parameters:>10,} parameters  "
                 f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f}{lecture}")
     return outcomes

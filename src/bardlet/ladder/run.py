@@ -24,7 +24,7 @@ from bardlet.config import TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
-from bardlet.ladder.rungs import CPU, GPU, LECTURE, SMALL, Rung
+from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
 from bardlet.train import Trainer
 
 log = logging.getLogger("bardlet")
@@ -130,7 +130,7 @@ class Ladder:
         if odd:
             raise BardletError(f"{path}: this ladder was begun with another {odd[0]} "
                                f"({before.get('asked', {}).get(odd[0])}, now {self.asked[odd[0]]}); name another --out")
-        return dict(before["steps"])
+        return {str(name): int(steps) for name, steps in before.get("steps", {}).items()}
 
     # ------------------------------------------------------------------------ one rung
 
@@ -167,19 +167,21 @@ class Ladder:
         All are timed before the first is trained, in turns, and the fastest turn counts: what else the machine does in
         a turn slows only that one. The counts are kept, so another seed makes as many steps.
         """
+        for rung in LADDER:  # a step of rung 13 is one of rung 12: the average is made beside it
+            twin = next((one.name for one in LADDER if _kind(one) == _kind(rung) and one.name in self.steps), None)
+            if rung in self.plan.rungs and twin:
+                self.steps.setdefault(rung.name, self.steps[twin])
         todo = [rung for rung in self.plan.rungs if rung.scaled and rung.name not in self.steps]
         if self.minutes is None:
             self.steps |= {rung.name: int(self.scale["steps"]) for rung in todo}
         elif todo:
-            # a step of rung 13 is one of rung 12: the average is made beside it
-            kinds = {(rung.model, rung.settings.get("optimizer")): rung for rung in todo}
+            kinds = {_kind(rung): rung for rung in todo}
             with torch._dynamo.config.patch(recompile_limit=64):  # the graphs of all rungs at once
                 trainers = {kind: self._compiled(rung, FIRST_SEED, None) for kind, rung in kinds.items()}
                 turns = [{kind: budget.seconds_per_step(t, 10, patience=4.0) for kind, t in trainers.items()}
                          for _ in range(TURNS)]
             for rung in todo:
-                kind = (rung.model, rung.settings.get("optimizer"))
-                per_step = min(turn[kind] for turn in turns)
+                per_step = min(turn[_kind(rung)] for turn in turns)
                 self.steps[rung.name] = max(1, int(self.minutes * 60 / per_step))
                 say(f"rung {rung.number}, {rung.name}: {1000 * per_step:.1f} ms a step, "
                     f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
@@ -265,16 +267,20 @@ class Ladder:
             yield done
 
 
-def facts(ladder: Ladder, began: float) -> dict[str, Any]:
+def _kind(rung: Rung) -> tuple[str, str | None]:
+    """What the time of a step depends on."""
+    return rung.model, rung.settings.get("optimizer")
+
+
+def facts(ladder: Ladder) -> dict[str, Any]:
     """What the report says of the ladder as a whole."""
     from bardlet import __version__
     from bardlet.dist import processor
 
     device = ladder.dist.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {"text": ladder.found.name, "comparable": ladder.comparable, "minutes": ladder.minutes,
-            "date": time.strftime("%Y-%m-%d"), "machine": f"{name}, {ladder.threads} thread{'s' * (ladder.threads > 1)}",
-            "versions": f"bardlet {__version__}, torch {torch.__version__}", "seconds": time.monotonic() - began,
-            "seeds": list(ladder.seeds)}
+    return {"text": ladder.found.name, "comparable": ladder.comparable,
+            "machine": f"{name}, {ladder.threads} thread{'s' * (ladder.threads > 1)}",
+            "date": time.strftime("%Y-%m-%d"), "versions": f"bardlet {__version__}, torch {torch.__version__}"}
 
 
