@@ -232,7 +232,7 @@ class Ladder:
     def outcome(self, rung: Rung, seed: int) -> Outcome | None:
         """What is on disk of a finished rung; None where there is nothing, or nothing whole."""
         path = self.folder(rung, seed) / "outcome.json"
-        if not path.exists():
+        if not path.exists() or not path.with_name("model.safetensors").exists():
             return None
         try:
             return Outcome(**{**json.loads(path.read_text(encoding="utf-8")), "rung": rung, "folder": path.parent})
