@@ -19,7 +19,9 @@ from bardlet.errors import BardletError
 
 FLAT = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
 """Rungs of the ladder that have one layer and no blocks."""
-RUNGS = (*FLAT, "residual", "layer-norm", "dropout", "rotary", "swiglu", "qk-norm")
+ROTARY = ("rotary", "swiglu", "qk-norm")
+"""Rungs of the ladder with rotary positions, RMSNorm and no biases."""
+RUNGS = (*FLAT, "residual", "layer-norm", "dropout", *ROTARY)
 """The models of the ladder, in its order."""
 
 
@@ -196,7 +198,7 @@ class TrainConfig:
             near = min(fits, key=lambda h: abs(h - self.n_head))
             raise BardletError(f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
                                f"take --n-head {near} or --n-embd {-(-self.n_embd // self.n_head) * self.n_head}")
-        if self.model in ("qwen3", "rotary", "swiglu", "qk-norm") and (self.n_embd // self.n_head) % 2:
+        if self.model in ("qwen3", *ROTARY) and (self.n_embd // self.n_head) % 2:
             raise BardletError(f"--n-embd {self.n_embd} with --n-head {self.n_head} gives heads of "
                                f"{self.n_embd // self.n_head} channels; rotary positions turn pairs: make it even")
         if self.n_head % (self.n_kv_head or self.n_head):
@@ -223,7 +225,7 @@ class TrainConfig:
 
     def _rung(self, vocab_size: int) -> ModelConfig:
         """The shape of a rung of the ladder: what it does not have yet counts 1, and its head is its own."""
-        gated, modern = self.model in ("swiglu", "qk-norm"), self.model in ("rotary", "swiglu", "qk-norm")
+        gated, modern = self.model in ("swiglu", "qk-norm"), self.model in ROTARY
         n_head = 1 if self.model in ("bigram", "averaging", "one-head") else self.n_head
         wide = self._gated_width() if gated else 4 * self.n_embd
         return ModelConfig(

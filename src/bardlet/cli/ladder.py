@@ -110,10 +110,11 @@ def climb(ladder: Ladder) -> list[Outcome]:
 
 def expected(ladder: Ladder) -> dict[tuple[str, int], float]:
     """About how many seconds each job that is left will take, for the bar."""
+    from bardlet.ladder.run import MINUTES
     from bardlet.ladder.rungs import bands
 
     usual = {name: band["seconds"] for name, band in bands().items()}
-    scaled = 60 * (ladder.minutes or 2.0)
+    scaled = 60 * (ladder.minutes or MINUTES)
     return {(rung.name, seed): scaled if rung.scaled else usual.get(rung.name, 30.0)
             for rung, seed in ladder.jobs() if ladder.outcome(rung, seed) is None}
 

@@ -255,15 +255,14 @@ class Ladder:
             done = self.outcome(rung, seed)
             if done is None:
                 try:
-                    try:
-                        done = self.train(rung, seed, watch)
-                    finally:
-                        torch.set_num_threads(self.threads)  # a small rung takes one
+                    done = self.train(rung, seed, watch)
                 except training.Stopped as stop:
                     again = BardletError(f"stopped in rung {rung.number}, {rung.name}; the rungs before it are kept: "
                                          f"the same command goes on from there (in {self.out})")
                     again.exit_code = stop.exit_code  # type: ignore[attr-defined]
                     raise again from None
+                finally:
+                    torch.set_num_threads(self.threads)  # a small rung takes one
             yield done
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bardlet.config import ModelConfig
+from bardlet.config import ROTARY, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models import load_strictly, take
 
@@ -43,7 +43,7 @@ class Rung(nn.Module):
         if shape["n_embd"] % shape["n_head"]:
             raise BardletError(f"config.json: n_embd {shape['n_embd']} cannot be divided among {shape['n_head']} heads")
         head_dim = shape["n_embd"] // shape["n_head"]
-        if head_dim % 2 and name in ("rotary", "swiglu", "qk-norm"):
+        if head_dim % 2 and name in ROTARY:
             raise BardletError(f"config.json: heads of {head_dim} channels; rotary positions turn pairs, so it is even")
         return ModelConfig(name, take(hf, "vocab_size", int), **shape, n_kv_head=shape["n_head"], head_dim=head_dim,
                            dropout=take(hf, "dropout", float, 0.0), norm_eps=take(hf, "norm_eps", float),
