@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from bardlet.errors import BardletError
 from bardlet.models.layers import (
+    Dropout,
     KVCache,
     Product,
     RMSNorm,
     Step,
     attention,
     attention_by_hand,
+    drop,
     place,
     rotary,
     rotate,
@@ -93,6 +95,56 @@ def test_attention_drops_weights_and_scales_the_others(dtype: torch.dtype, maske
     assert 0.22 < gone.sum() / seen.sum() < 0.28
     torch.testing.assert_close(dropped[~gone], kept[~gone] / (1 - dropout), rtol=2e-2, atol=1e-6)
     assert attention(q, k, v, mask, dropout).dtype == dtype
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.2, 0.5, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_a_part_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    """The part is p to the next 256th; what stays is scaled so that the mean is the same; gradients go the same way."""
+    torch.manual_seed(0)
+    part = min(max(1, round(256 * p)), 255) / 256
+    x = torch.ones(1000, 1001, dtype=dtype, requires_grad=True)
+    y = drop(x, p)
+    kept = y != 0
+    assert y.dtype == dtype
+    assert abs((~kept).float().mean() - part) < 0.003
+    torch.testing.assert_close(y[kept].float(), torch.full([int(kept.sum())], 1 / (1 - part)), rtol=4e-3, atol=0)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    assert not torch.equal(drop(x, p) != 0, kept)  # another mask at each call
+    torch.manual_seed(0)
+    assert torch.equal(drop(x, p), y)  # and the same from the same seed
+
+
+def test_dropout_rests_outside_training() -> None:
+    x = torch.randn(4, 5)
+    layer = Dropout(0.5)
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(drop(x, 0.0), x)
+    assert (layer.train()(x) == 0).any()
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (8, 8)])
+def test_dropout_takes_every_shape(shape: tuple[int, ...]) -> None:
+    assert drop(torch.ones(shape), 0.5).shape == shape
+
+
+def test_compiled_dropout_drops_the_same() -> None:
+    """The operator that draws is called by compiled code, too, and is not drawn twice, forwards and backwards."""
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return drop(x, 0.3) * 2
+
+    results = []
+    for call in (f, torch.compile(f, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(0)
+        x = torch.ones(64, 65, requires_grad=True)
+        y = call(x)
+        y.sum().backward()
+        results.append((y, x.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_gradients_of_both_attentions_agree() -> None:

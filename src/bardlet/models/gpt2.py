@@ -19,6 +19,7 @@ from bardlet.errors import BardletError
 from bardlet.models import load_strictly, refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
+    Dropout,
     KVCache,
     Product,
     Step,
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         self.n_head, self.dropout = config.n_head, config.dropout
         self.c_attn = nn.Linear(C, 3 * C)  # query, key and value in one product
         self.c_proj = nn.Linear(C, C)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: Store | None = None) -> Tensor:
         B, T, C = x_BTC.shape
@@ -68,7 +69,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, config.n_inner)
         self.act = ACTIVATIONS[config.activation]
         self.c_proj = nn.Linear(config.n_inner, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.act(self.c_fc(x_BTC))))
@@ -96,7 +97,7 @@ class Body(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.norm_eps)
 

@@ -17,6 +17,7 @@ from bardlet.config import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models import load_strictly, refuse, take
 from bardlet.models.layers import (
+    Dropout,
     KVCache,
     Product,
     RMSNorm,
@@ -88,7 +89,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: Store | None = None
@@ -115,7 +116,7 @@ class Qwen3(nn.Module):
         super().__init__()
         self.config = config
         self.model = Body(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         tied = config.tie_embeddings  # the head is then the token embedding itself: no parameter of its own
         self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("o_proj", "down_proj"), n_layer=config.n_layer)
