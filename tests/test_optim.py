@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bardlet import models, optim
-from bardlet.config import TrainConfig
+from bardlet.config import RUNGS, TrainConfig
 from bardlet.errors import BardletError
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
@@ -19,20 +21,29 @@ def small(model: str, **more: object) -> tuple[torch.nn.Module, TrainConfig]:
     return models.build(config.model_config(11)), config
 
 
-@pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
+@pytest.mark.parametrize("model", ["gpt2", "qwen3", *RUNGS])
 @pytest.mark.parametrize("tied", [True, False])
 def test_groups_partition_the_parameters(model: str, tied: bool) -> None:
-    """Each parameter is in exactly one group; Muon has the matrices of the blocks and nothing else."""
+    """Each parameter is in exactly one group; Muon has the matrices between embeddings and head and nothing else."""
     module, _ = small(model, tie_embeddings=tied)
     groups = optim.parameter_groups(module, muon=True)
     names = [name for group in groups.values() for name, _ in group]
     assert sorted(names) == sorted(name for name, _ in module.named_parameters())
     for name, p in groups["muon"]:
-        assert p.ndim == 2 and (".h." in name or ".layers." in name)
+        assert p.ndim == 2 and re.search(r"\.h\.|\.layers\.|^blocks\.|^sa_heads?\.|^ffwd\.", name), name
     assert all(p.ndim < 2 for _, p in groups["no_decay"])
-    assert not any("embed" in name or "wte" in name or "wpe" in name or "head" in name for name, _ in groups["muon"])
-    assert bool(groups["muon"]) == (model != "bigram")
+    assert not any("embed" in name or "wte" in name or "wpe" in name or "lm_head" in name for name, _ in groups["muon"])
+    assert bool(groups["muon"]) == (model not in ("bigram", "averaging"))
     assert not optim.parameter_groups(module, muon=False)["muon"]
+
+
+@pytest.mark.parametrize("model, parts", [("one-head", ["key", "query", "value"]),
+                                          ("multi-head", ["key", "query", "value"] * 2),
+                                          ("feed-forward", ["key", "query", "value"] * 2 + ["0"])])
+def test_muon_trains_the_matrices_of_a_layer_without_blocks(model: str, parts: list[str]) -> None:
+    """What it would train of the same parts in a block: the projections of each head, the feed-forward layer."""
+    module, _ = small(model)
+    assert [name.split(".")[-2] for name, _ in optim.parameter_groups(module, muon=True)["muon"]] == parts
 
 
 @given(steps=st.integers(1, 3000), warmup=st.integers(0, 300), low=st.floats(0, 1),
@@ -77,6 +88,38 @@ def test_state_goes_out_and_comes_back(kind: str) -> None:
     step(twin, second)
     for (name, p), q in zip(module.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32)])
+def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
+    """Three steps with momentum and decay, as torch.optim.Muon makes them one matrix at a time (in bf16: 3 digits)."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for _ in range(3)]
+    mine, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    ours = optim.Muon(mine, lr=0.1, weight_decay=0.2)
+    torchs = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.95, nesterov=True)
+    for _ in range(3):
+        for p, q in zip(mine, theirs, strict=True):
+            p.grad = torch.randn(shape)
+            q.grad = p.grad.clone()
+        ours.step()
+        torchs.step()
+    for p, q, before in zip(mine, theirs, start, strict=True):
+        assert (p - q).norm() < 0.01 * (q - before).norm()
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (24, 64), (64, 24)])
+def test_an_orthogonal_update_has_singular_values_near_1(shape: tuple[int, int]) -> None:
+    """Whatever the matrix's own were, and its singular vectors stay."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(2, *shape), full_matrices=False)
+    own = torch.linspace(0.05, 1, 24 if 24 in shape else 40) * torch.tensor([[1e-3], [1e3]])
+    x = optim.orthogonalize(u @ torch.diag_embed(own) @ v).float()
+    values = torch.linalg.svdvals(x)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    turned = u.mT @ x @ v.mT  # diagonal, if x has the singular vectors of g
+    assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 0.1
 
 
 def test_state_that_does_not_fit_is_named() -> None:

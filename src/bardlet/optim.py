@@ -1,7 +1,7 @@
 """Which parameters are trained how: groups, AdamW, Muon, and the learning rate as a function of the step.
 
 Muon (Jordan et al., 2024) replaces the update of a matrix by the nearest matrix with orthonormal rows or columns,
-found by five Newton-Schulz steps. It is made for the matrices inside the blocks; embeddings and the head, whose rows
+found by five Newton-Schulz steps. It is made for the matrices between the embeddings and the head; these, whose rows
 are looked up one by one, and vectors stay with AdamW (Loshchilov and Hutter, 2019).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +23,16 @@ Groups = dict[str, list[tuple[str, nn.Parameter]]]
 def parameter_groups(model: nn.Module, muon: bool) -> Groups:
     """The parameters of `model` in three groups: "muon", "decay" and "no_decay", each a list of (name, parameter).
 
-    Matrices of the blocks go to Muon when `muon`; other matrices and embeddings are decayed; norms and biases are not.
-    A tied parameter appears once. The groups are asserted to partition the model's parameters.
+    Matrices that are neither an embedding nor the head (`lm_head`) go to Muon when `muon`: those of the blocks, or of
+    the one layer of a rung that has none. Other matrices are decayed; norms and biases are not. A tied parameter
+    appears once. The groups are asserted to partition the model's parameters.
     """
-    in_blocks = {id(p) for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters()}
+    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name == "lm_head"}
     groups: Groups = {"muon": [], "decay": [], "no_decay": []}
     for name, p in model.named_parameters():
         if p.ndim < 2:
             groups["no_decay"].append((name, p))
-        elif muon and p.ndim == 2 and id(p) in in_blocks:
+        elif muon and p.ndim == 2 and id(p) not in tables:
             groups["muon"].append((name, p))
         else:
             groups["decay"].append((name, p))
@@ -39,8 +41,59 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
     return groups
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for a list of matrices, all those of one shape at once.
+
+    It computes what torch.optim.Muon does: Nesterov's momentum, made orthogonal, times sqrt(rows / columns) where a
+    matrix is tall. There each matrix has its own small products, which keep two cores waiting for each other; here the
+    matrices of one shape are one batched product. State of a parameter: `momentum_buffer`, in its shape.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[torch.Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, weights in shapes.items():
+                self._update(weights, group, math.sqrt(max(1, shape[0] / shape[1])))
+
+    def _update(self, weights: list[torch.Tensor], group: dict[str, Any], scale: float) -> None:
+        """One update of matrices that have the same shape."""
+        grads = [p.grad for p in weights if p.grad is not None]
+        for p in weights:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum_buffer"] for p in weights]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
+        updates = orthogonalize(torch.stack(list(ahead))).float()
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, list(updates.unbind()), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(g_NRC: torch.Tensor) -> torch.Tensor:
+    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C) in bf16.
+
+    Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al. (2024), which bring singular
+    values from a few thousandths of the largest upwards to between 0.7 and 1.2: near enough, and only matrix products.
+    """
+    tall = g_NRC.shape[1] > g_NRC.shape[2]
+    x = (g_NRC.mT if tall else g_NRC).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
 def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run: AdamW alone, or Muon for the matrices of the blocks beside it.
+    """The optimizers of a run: AdamW alone, or Muon for the matrices of the layers beside it.
 
     Each parameter group carries its peak learning rate as `peak_lr`; `set_learning_rate` scales it.
     """
@@ -53,8 +106,7 @@ def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if parameters["muon"]:
-        optimizers.append(torch.optim.Muon(parameters["muon"], lr=config.muon_lr, momentum=0.95, nesterov=True,
-                                           weight_decay=config.weight_decay))
+        optimizers.append(Muon(parameters["muon"], config.muon_lr, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
