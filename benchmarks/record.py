@@ -1,4 +1,8 @@
-"""A line per finished run: what was measured, on which machine, at which commit."""
+"""A line per finished run: what was measured, on which machine, at which commit.
+
+Most benchmarks write their line when they end. What a ladder holds was measured earlier: its lines have the date,
+versions and machine that its runs noted themselves, and the recording's own date and commit under names that say so.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,23 @@ def commit() -> str | None:
 
 
 def append(name: str, figures: dict[str, Any]) -> None:
-    """One line at the end of results/NAME.jsonl: date, commit, machine, then the figures."""
+    """One line at the end of results/NAME.jsonl, of what was measured just now: date, commit, machine, the figures."""
     import torch
 
     from bardlet.dist import processor
 
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
                "torch": torch.__version__}
-    line = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine, **figures}
+    write(name, {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine, **figures})
+
+
+def append_earlier(name: str, figures: dict[str, Any]) -> None:
+    """The same for what was measured earlier: `figures` say themselves when and by what."""
+    write(name, {"recorded": time.strftime("%Y-%m-%d"), "recorded_commit": commit(), **figures})
+
+
+def write(name: str, line: dict[str, Any]) -> None:
+    """One line at the end of results/NAME.jsonl."""
     path = HERE / "results" / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:

@@ -1,8 +1,7 @@
-"""What directives draw on, and those that show code and experiments. `site.py` says which there are."""
+"""What directives draw on, and those that show code and experiments. `directives.py` says which there are."""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import os
@@ -90,18 +89,6 @@ def picture(page: str, stem: str, shows: str) -> str:
 # ---------------------------------------------------------------------------- code
 
 
-def _definition(path: Path, name: str) -> tuple[int, str]:
-    """(first line, source) of the function, class or constant `name` in a file, with its decorators."""
-    text = path.read_text(encoding="utf-8")
-    for node in ast.parse(text).body:
-        named = [getattr(node, "name", None)]
-        named += [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
-        if name in named:
-            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-            return first, "\n".join(text.splitlines()[first - 1 : node.end_lineno])
-    raise BardletError(f"{path.name} defines no '{name}'")
-
-
 def _file(where: str) -> tuple[Path, str]:
     """(file, name) of "bardlet.loss.next_token", "docs/answers.py:train" or "docs/exercises/addition.py"."""
     if "/" in where:
@@ -118,24 +105,14 @@ def _file(where: str) -> tuple[Path, str]:
 def source(course: Course, where: str, page: str) -> str:
     """The source of a function or class, or of a whole file, and where it stands."""
     path, name = _file(where)
-    line, text = _definition(path, name) if name else (1, path.read_text(encoding="utf-8"))
+    line, text = 1, path.read_text(encoding="utf-8")
+    if name:
+        defined = sources.definitions(text)
+        if name not in defined:
+            raise BardletError(f"{path.name} defines no '{name}'")
+        line, text = defined[name]
     where = path.relative_to(ROOT).as_posix()
     return fence("python", text, f"{where}, line {line}" if name else where)
-
-
-def _place(part: str) -> tuple[Path, str]:
-    """(file, name) of a part of a rung: NAME in models/ladder.py or models/layers.py, or FILE.py:NAME."""
-    if ":" in part:
-        file, name = part.split(":")
-        return ROOT / "src" / "bardlet" / file, name
-    for file in ("ladder.py", "layers.py"):
-        path = ROOT / "src" / "bardlet" / "models" / file
-        try:
-            _definition(path, part)
-        except BardletError:
-            continue
-        return path, part
-    raise BardletError(f"no '{part}' in models/ladder.py or models/layers.py")
 
 
 def code(course: Course, argument: str, page: str) -> str:
@@ -143,17 +120,8 @@ def code(course: Course, argument: str, page: str) -> str:
     rung = one_rung(argument)
     before = rungs.before(rung)
     new = [part for part in rung.parts if before is None or part not in before.parts]
-    blocks = []
-    for path, name in map(_place, new):
-        line, text = _definition(path, name)
-        blocks.append(fence("python", text, f"{path.relative_to(ROOT).as_posix()}, line {line}"))
-    return "\n\n".join(blocks)
-
-
-def _settings(rung: Rung) -> list[str]:
-    """What a rung trains with, a line each."""
-    sizes = rungs.CPU if rung.scaled else rungs.SMALL
-    return [f"{name} = {value!r}" for name, value in {**sizes, **rungs.LECTURE, **rung.settings}.items()]
+    return "\n\n".join(fence("python", part.code, f"src/bardlet/{part.file}, line {part.line}")
+                       for part in map(sources.part, new))
 
 
 def changes(course: Course, argument: str, page: str) -> str:
@@ -166,10 +134,11 @@ def changes(course: Course, argument: str, page: str) -> str:
     before = rungs.before(rung)
     if before is None:
         raise BardletError("nothing stands before the first rung")
-    if rung.model == before.model:
-        return _diff("settings", _settings(before), _settings(rung))
-    old = {name: sources.part(name).splitlines() for name in before.parts if name not in rung.parts}
-    new = {name: sources.part(name).splitlines() for name in rung.parts if name not in before.parts}
+    if sources.retrained(rung):
+        return _diff(f"settings, beside rung {before.number}",
+                     *(text.splitlines() for text in sources.settings_beside(before, rung)))
+    old = {name: sources.part(name).code.splitlines() for name in before.parts if name not in rung.parts}
+    new = {name: sources.part(name).code.splitlines() for name in rung.parts if name not in before.parts}
     return "\n\n".join(_diff(f"{b}, beside {a} of rung {before.number}", old[a], new[b])
                        for b in new for a in old if _kind(a) == _kind(b))
 

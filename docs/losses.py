@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from course import Course, Missing, fence, link, one_rung, picture, table_of
 
 from bardlet.errors import BardletError
-from bardlet.ladder import rungs
+from bardlet.ladder import rungs, sources
 from bardlet.ladder.rungs import Rung
 
 # ---------------------------------------------------------------------------- losses
@@ -54,10 +55,9 @@ def losses(course: Course, argument: str, page: str) -> str:
         rows.append([f"... {normal}", f"**{low:.3f} to {high:.3f}**"])
     rows += [["training, measured as in the lecture", _pm(found["train_loss"])],
              ["uniform guessing, ln 65", f"{math.log(65):.3f}"]]
-    seconds = found["seconds"]["mean"] if isinstance(found["seconds"], dict) else found["seconds"]
     text = (table_of(["loss, nats per character", f"mean ± deviation of {seeds} seeds"], rows)
-            + f"\n\n{found['parameters']:,} parameters, {found['steps']:,} steps, {seconds:.0f} seconds of training on "
-              f"{course.measured['machine']}.")
+            + f"\n\n{found['parameters']:,} parameters, {found['steps']:,} steps, {found['seconds']:.0f} seconds of "
+              f"training on {course.measured['machine']}.")
     if rung.lecture is not None and not rung.scaled:
         digits = _digits(rung)
         ours = round(found["val_loss_lecture"]["mean"], digits)
@@ -68,25 +68,75 @@ def losses(course: Course, argument: str, page: str) -> str:
 
 
 def verdict(course: Course, argument: str, page: str) -> str:
-    """A sentence: did a rung lower the loss of the one before, by more than chance over the seeds allows?"""
+    """A sentence: did a rung lower the loss of the one before, by more than chance over the seeds allows?
+
+    It did where the 95 % interval of the difference, see `difference`, lies on one side of 0.
+    """
     rung = one_rung(argument)
     before = rungs.before(rung)
     if before is None:
         raise BardletError("nothing stands before the first rung")
     old, new = course.of(before), course.of(rung)
-    # of the figures as they stand beside it, so that a reader who subtracts them gets the same
-    fall = round(old["val_loss"]["mean"], 3) - round(new["val_loss"]["mean"], 3)
-    error = math.sqrt(sum((m["val_loss"].get("deviation") or 0) ** 2 / len(m["seeds"]) for m in (old, new)))
-    step = f"from {old['val_loss']['mean']:.3f} to {new['val_loss']['mean']:.3f}"
-    beside = f"(the difference has a standard error of {error:.3f})"
-    if not error:
-        return f"Measured against rung {before.number}: {step}, each from one seed: too few to tell it from chance."
-    if abs(fall) <= 2 * error:
-        return (f"Measured against rung {before.number}: {step} {beside}. That is no more than chance over the seeds: "
-                "**no difference was seen**.")
-    if fall > 0:
-        return f"Measured against rung {before.number}: {step} {beside}. **It helped**, by {fall:.3f}."
-    return f"Measured against rung {before.number}: {step} {beside}. **It did not help**: worse by {-fall:.3f}."
+    # four digits: a reader who subtracts them gets the difference that stands behind them
+    said = f"Measured against rung {before.number}: from {old['val_loss']['mean']:.4f} to {new['val_loss']['mean']:.4f}"
+    paired = same_run(before, rung)
+    fall, half, freedom = difference(old, new, paired)
+    if not half:
+        return f"{said}, from one seed each: too few to tell it from chance."
+    word, low, high = ("fall", fall - half, fall + half) if fall > 0 else ("rise", -fall - half, half - fall)
+    said += (f", a {word} of {abs(fall):.4f} with a [95 % interval]({link(page, 'index.md')}#how-a-loss-is-read) of "
+             f"{low:.4f} to {high:.4f} ({'seed by seed, ' if paired else ''}{round(freedom, 1):g} degrees of "
+             "freedom).").replace(" -", " −")
+    if abs(fall) <= half:
+        return f"{said} 0 lies in it: **no difference was seen**."
+    return f"{said} **It helped.**" if fall > 0 else f"{said} **It did not help**: it is worse."
+
+
+def same_run(before: Rung, rung: Rung) -> bool:
+    """Whether two rungs are one and the same training, of which only other weights are kept: rungs 12 and 13."""
+    one, other = ({**sources.settings(r), "keep": None} for r in (before, rung))
+    return before.model == rung.model and one == other
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], paired: bool) -> tuple[float, float, float]:
+    """(how far the mean loss falls, half its 95 % interval or 0 where that is unknown, degrees of freedom).
+
+    Rungs that were trained apart: Welch's standard error and degrees of freedom, which ask for no equal deviations.
+    One training looked at twice: Student's t of the differences of each seed. Raises Missing where these are unknown.
+    """
+    fall = old["val_loss"]["mean"] - new["val_loss"]["mean"]
+    if min(len(one["seeds"]) for one in (old, new)) < 2:
+        return fall, 0.0, 0.0
+    if paired:
+        if not all("losses" in one and one["seeds"] == old["seeds"] for one in (old, new)):
+            raise Missing("docs/measured.json has no losses by seed: run python benchmarks/ladder.py publish")
+        falls = [old["losses"][str(seed)] - new["losses"][str(seed)] for seed in old["seeds"]]
+        error, freedom = statistics.stdev(falls) / math.sqrt(len(falls)), len(falls) - 1.0
+    else:
+        parts = [(one["val_loss"]["deviation"] ** 2 / len(one["seeds"]), len(one["seeds"]) - 1) for one in (old, new)]
+        error = math.sqrt(sum(square for square, _ in parts))
+        freedom = error**4 / sum(square**2 / less for square, less in parts) if error else 1.0
+    return fall, reach(freedom) * error, freedom
+
+
+def reach(freedom: float, share: float = 0.95) -> float:
+    """How many standard errors to both sides hold `share` of Student's t, by its degrees of freedom (1 or more).
+
+    With t = √f · tan(a) its density is that of cos(a)^(f - 1): Simpson's rule up to an angle gives the share within
+    it, and halving the interval finds the angle.
+    """
+    scale = 2 * math.gamma((freedom + 1) / 2) / (math.sqrt(math.pi) * math.gamma(freedom / 2))
+
+    def within(angle: float) -> float:
+        step = angle / 400
+        values = [math.cos(i * step) ** (freedom - 1) for i in range(401)]
+        return scale * step / 3 * (values[0] + 4 * sum(values[1:-1:2]) + 2 * sum(values[2:-1:2]) + values[-1])
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < share else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def seen(course: Course, argument: str, page: str) -> str:
@@ -112,11 +162,10 @@ def table(course: Course, argument: str, page: str) -> str:
     rows = []
     for rung in rungs.select(argument):
         found = course.of(rung)
-        seconds = found["seconds"]["mean"] if isinstance(found["seconds"], dict) else found["seconds"]
         here = link(page, f"rungs/{rung.number:02}-{rung.name}.md")
         rows.append([f"[{rung.number}. {rung.title}]({here})", _lecture(rung, found), _pm(found["val_loss"]),
                      _pm(found["val_loss_lecture"]), f"{found['parameters']:,}", f"{found['steps']:,}",
-                     f"{seconds:,.0f} s"])
+                     f"{found['seconds']:,.0f} s"])
     seeds = sorted({len(course.of(rung)["seeds"]) for rung in rungs.select(argument)})
     head = ["rung", "lecture", "every character once", "lecture's way", "parameters", "steps", "time"]
     return (f"{table_of(head, rows)}\n\nValidation loss, mean ± deviation of {' or '.join(map(str, seeds))} seeds, on "

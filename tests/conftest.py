@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bardlet.config import WITHOUT
+
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
         "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off"]
 """Settings of a model that trains in milliseconds."""
+
+
+def settings_of(model: str, words: Sequence[str]) -> list[str]:
+    """`words`, which are pairs of --NAME and VALUE, without the settings that a rung of the ladder does not have."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return [word for name, value in pairs if model not in WITHOUT.get(name[2:].replace("-", "_"), ())
+            for word in (name, value)]
 
 
 @pytest.fixture(scope="session", autouse=True)

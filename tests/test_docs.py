@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import json
+import math
+import os
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +41,8 @@ def load(path: Path, name: str) -> Any:
     return module
 
 
-site = load(DOCS / "site.py", "bardlet_docs_site")
+site = load(DOCS / "directives.py", "bardlet_docs_directives")
+losses = sys.modules["losses"]
 answers = load(DOCS / "answers.py", "bardlet_docs_answers")
 
 
@@ -47,8 +52,9 @@ def measured(falls_by: float = 0.05, deviation: float = 0.004, seeds: Sequence[i
     def loss(mean: float) -> dict[str, float]:
         return {"mean": mean, "deviation": deviation, "low": mean - 0.01, "high": mean + 0.01}
 
-    rungs = {rung.name: {"parameters": 1000, "steps": 5000, "seconds": {"mean": 10.0}, "seeds": seeds,
+    rungs = {rung.name: {"parameters": 1000, "steps": 5000, "seconds": 10.0, "seeds": seeds,
                          "val_loss": loss(2.5 - falls_by * rung.number), "val_loss_lecture": loss(2.5),
+                         "losses": {str(seed): 2.5 - falls_by * rung.number for seed in seeds},
                          "train_loss": loss(2.4), "sample": "To be", "lecture": rung.lecture} for rung in LADDER}
     extras = {"dropout 0": rungs["dropout"], "addition": [{"hints": "both", "exact": 0.99}],
               "finetune": [{"row": "scratch", "loss": 1.5}]}
@@ -122,7 +128,7 @@ def runs_of(text: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize(("line", "message"), [
     ("{{ curve: rung 3 }}", "there is no such directive; choose one of answer, changes"),
-    ("{{ code: rung 99 }}", "'99' names no rung"),
+    ("{{ code: rung 99 }}", "there is no rung 99"),
     ("{{ changes: rung 1 }}", "nothing stands before the first rung"),
     ("{{ source: bardlet.loss.nothing }}", "loss.py defines no 'nothing'"),
     ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
@@ -147,13 +153,56 @@ def test_only_a_draft_may_lack_figures(course: Any) -> None:
 
 
 @pytest.mark.parametrize(("falls_by", "deviation", "says"), [
-    (0.05, 0.004, "It helped"), (-0.05, 0.004, "It did not help"), (0.005, 0.004, "no difference was seen"),
-    (0.05, 0.0, "too few to tell"),
+    (0.05, 0.004, "a fall of 0.0500 with"), (0.05, 0.004, "of 0.0409 to 0.0591 (4 degrees of freedom). **It helped.**"),
+    (-0.05, 0.004, "a rise of 0.0500 with"), (-0.05, 0.004, "of 0.0409 to 0.0591"), (-0.05, 0.004, "It did not help"),
+    (0.008, 0.004, "of −0.0011 to 0.0171"), (0.008, 0.004, "no difference was seen"), (0.05, 0.0, "too few to tell"),
 ])  # fmt: skip
 def test_the_verdict_follows_from_the_figures(falls_by: float, deviation: float, says: str, course: Any) -> None:
-    """Two standard errors of the difference of two means of three seeds: 2 * sqrt(2 * 0.004^2 / 3) = 0.0065."""
+    """Two means of three seeds, equal deviations: 4 degrees of freedom, 2.776 * sqrt(2 * 0.004^2 / 3) = 0.0091."""
     course.measured = measured(falls_by, deviation)
     assert says in site.expand("{{ verdict: rung 9 }}", "a.md", course)
+
+
+def test_one_seed_gives_no_verdict(course: Any) -> None:
+    course.measured = measured(seeds=[1337])
+    assert "too few to tell" in site.expand("{{ verdict: rung 9 }}", "a.md", course)
+
+
+@pytest.mark.parametrize(("freedom", "factor"), [
+    (1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5.7, 2.47847), (8, 2.30600), (100, 1.98397),
+])  # fmt: skip
+def test_students_t_is_that_of_the_tables(freedom: float, factor: float) -> None:
+    """Two-sided, 95 %; for 5.7 by numerical integration elsewhere."""
+    assert losses.reach(freedom) == pytest.approx(factor, rel=1e-5)
+    if freedom == 1:  # Cauchy's distribution, in closed form
+        assert losses.reach(1, 0.5) == pytest.approx(1)
+
+
+def test_welchs_degrees_of_freedom() -> None:
+    """Between the smaller sample's and that of both together; unequal deviations take some away."""
+    def rung(deviation: float, n: int) -> dict[str, Any]:
+        return {"val_loss": {"mean": 2.0, "deviation": deviation}, "seeds": list(range(n))}
+
+    assert losses.difference(rung(0.01, 5), rung(0.01, 5), False)[2] == pytest.approx(8)
+    assert losses.difference(rung(0.01, 5), rung(1e-9, 3), False)[2] == pytest.approx(4)
+    assert 2 < losses.difference(rung(0.017, 3), rung(0.010, 3), False)[2] < 4
+
+
+def test_one_training_looked_at_twice_is_compared_seed_by_seed(course: Any) -> None:
+    """Rung 13 keeps other weights of rung 12's runs, so what a seed does to both is no chance; no other pair is so."""
+    assert [b.number for a, b in itertools.pairwise(LADDER) if losses.same_run(a, b)] == [13]
+    rungs = course.measured["rungs"]
+    falls = [0.043, 0.035, 0.031]
+    for name, values in (("muon", [1.70, 1.60, 1.65]), ("average", [1.70 - 0.043, 1.60 - 0.035, 1.65 - 0.031])):
+        rungs[name] |= {"losses": dict(zip(("1337", "1338", "1339"), values, strict=True)),
+                        "val_loss": {"mean": statistics.mean(values), "deviation": statistics.stdev(values)}}
+    half = 4.30265 * statistics.stdev(falls) / math.sqrt(3)
+    text = site.expand("{{ verdict: rung 13 }}", "a.md", course)
+    mean = statistics.mean(falls)
+    assert f"of {mean - half:.4f} to {mean + half:.4f} (seed by seed, 2 degrees of freedom). **It helped.**" in text
+    del rungs["average"]["losses"]
+    with pytest.raises(BardletError, match="has no losses by seed"):
+        site.expand("{{ verdict: rung 13 }}", "a.md", course)
 
 
 def test_a_band_needs_five_seeds(course: Any) -> None:
@@ -214,15 +263,53 @@ def test_every_exercise_that_is_shown_was_run() -> None:
 @pytest.mark.parametrize("name", ["first loss", "same distance", "centred", "parameters of a gate", "sharper queries",
                                   "muon update"])  # fmt: skip
 def test_answers_that_need_no_training_still_hold(name: str) -> None:
-    """They give what answers.json says, on any text with 65 characters."""
-    text = answers.Text.__new__(answers.Text)
-    text.chars = [chr(i) for i in range(65)]
-    text.train = text.val = torch.arange(65).repeat(20)
+    """They give what answers.json says: two on Tiny Shakespeare, the others on any text with 65 characters."""
+    if name in ("first loss", "muon update"):
+        if not os.environ.get("BARDLET_DATA"):
+            pytest.skip("needs BARDLET_DATA, with Tiny Shakespeare in it")
+        text = answers.Text()
+    else:
+        text = some_text()
     figures = answers.ANSWERS[name][0](text, 1337)
     said = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))[name]["figures"]
     assert set(figures) == set(said)
-    if name not in ("first loss", "muon update"):  # these two look at the text
-        assert figures == pytest.approx(said, rel=1e-3, abs=1e-4)
+    assert figures == pytest.approx(said, rel=1e-3, abs=1e-4)
+
+
+def some_text() -> Any:
+    """In place of Tiny Shakespeare: as many characters, one after the other."""
+    text = answers.Text.__new__(answers.Text)
+    text.chars = [chr(i) for i in range(65)]
+    ids = torch.arange(65).repeat(20)
+    text.train, text.val = ids[:1170], ids[1170:]
+    return text
+
+
+def test_choices_are_made_without_the_validation_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The development split is the last tenth of the training part; the number of heads is chosen there."""
+    text = some_text()
+    other = text.development()
+    assert torch.equal(torch.cat([other.train, other.val]), text.train) and len(other.val) == 117
+    seen: list[Any] = []
+    monkeypatch.setattr(answers, "train", lambda model, text, seed: seen.append(text) or 0.0)
+    answers.number_of_heads(text, 1337)
+    assert len(seen) == 6 and all(torch.equal(one.val, other.val) for one in seen)
+
+
+def test_what_an_answer_changes_in_a_rung_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its training fails."""
+    average, forward = answers.ladder.average_by_softmax, answers.ladder.ResidualBlock.forward
+
+    def fails(model: Any, text: Any, seed: int) -> float:
+        if (answers.ladder.average_by_softmax, answers.ladder.ResidualBlock.forward) != (average, forward):
+            raise KeyboardInterrupt
+        return 0.0
+
+    monkeypatch.setattr(answers, "train", fails)
+    for name in ("only itself", "without residual"):
+        with pytest.raises(KeyboardInterrupt):
+            answers.ANSWERS[name][0](some_text(), 1337)
+        assert (answers.ladder.average_by_softmax, answers.ladder.ResidualBlock.forward) == (average, forward)
 
 
 def test_the_feature_from_a_paper_is_a_rung() -> None:

@@ -173,10 +173,11 @@ def test_pictures_are_written_light_and_dark(
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(pictures, "DPI", 40)  # small ones are drawn sooner
+    before = plt.get_fignums()
     drawn = experiments.pictures(tmp_path, found.values())
     assert drawn == list(EXPERIMENTS)
     assert {path.name for path in tmp_path.iterdir()} == {f"{n}{s}.png" for n in drawn for s in ("", "-dark")}
     for name in drawn:
         light, dark = ((tmp_path / f"{name}{suffix}.png").read_bytes() for suffix in ("", "-dark"))
         assert light.startswith(b"\x89PNG") and dark.startswith(b"\x89PNG") and light != dark
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before

@@ -77,9 +77,14 @@ def test_every_rungs_source_is_found_and_is_python(rung: rungs.Rung) -> None:
 
 
 def test_parts_come_with_their_decorators_and_unknown_ones_are_named() -> None:
-    assert sources.part("evaluate.py:mean_loss").startswith("@torch.no_grad()\ndef mean_loss(")
-    assert sources.part("Head").startswith("class Head(")
-    assert sources.part("rotary").startswith("def rotary(")
+    for name, file, start in (("evaluate.py:mean_loss", "evaluate.py", "@torch.no_grad()\ndef mean_loss("),
+                              ("Head", "models/ladder.py", "class Head("),
+                              ("rotary", "models/layers.py", "def rotary("),
+                              ("ladder/rungs.py:SMALL", "ladder/rungs.py", "SMALL = {")):
+        found = sources.part(name)
+        assert (found.name, found.file) == (name.rpartition(":")[2], file) and found.code.startswith(start)
+        lines = (Path(report.__file__).parents[1] / file).read_text(encoding="utf-8").splitlines()[found.line - 1 :]
+        assert "\n".join(lines).startswith(found.code)
     for wrong in ("NoSuchModel", "optim.py:nothing"):
         with pytest.raises(LookupError, match=wrong):
             sources.part(wrong)
@@ -119,6 +124,20 @@ def test_a_rung_is_compared_with_the_one_before_where_that_says_something() -> N
     assert "class Head" in sources.source_before(LADDER[6], LADDER[7])
     assert "class RMSNorm" in sources.source(rotary)
     assert "class RMSNorm" not in sources.source_before(rotary, dataclasses.replace(swiglu, parts=("SwiGLUBlock",)))
+
+
+def test_rungs_of_one_model_are_compared_by_their_settings() -> None:
+    """Rungs 12 and 13: what is set otherwise, and no sizes, which depend on the machine."""
+    assert [rung.number for rung in LADDER if sources.retrained(rung)] == [12, 13]
+    old, new = (text.splitlines() for text in sources.settings_beside(LADDER[10], LADDER[11]))
+    assert set(new) - set(old) == {"optimizer = 'muon'", "muon_lr = 0.01"} and set(old) - set(new) == {
+        "optimizer = 'adamw'"}  # fmt: skip
+    old, new = (text.splitlines() for text in sources.settings_beside(LADDER[11], LADDER[12]))
+    assert (set(old) - set(new), set(new) - set(old)) == ({"keep = 'last'"}, {"keep = 'average'"})
+    assert not any(line.startswith("n_embd") for line in old)
+    own = dataclasses.replace(LADDER[11], settings={**LADDER[11].settings, "lr": 3e-3})  # a rung's own rate: both show
+    assert [line for text in sources.settings_beside(LADDER[10], own) for line in text.splitlines()
+            if line.startswith("lr")] == ["lr = 0.001", "lr = 0.003"]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- pictures
@@ -323,7 +342,10 @@ def test_the_page_says_what_was_measured(made: tuple[Path, str]) -> None:
     plain = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
     assert "2.250 ± 0.071" in plain and "2.150 ± 0.071" in plain and "12,345" in plain
     assert "Left out of the sentence, because the model never saw them: é." in plain
-    assert "Left, rung 3, one-head; right, rung 4, multi-head" in plain  # also where rung 3 was not trained
+    assert "Code: left, rung 3, one-head; right, rung 4, multi-head" in plain  # also where rung 3 was not trained
+    assert "Settings: left, rung 12, muon; right, rung 13, average" in plain
+    assert "keep = 'last'" in plain and "keep = 'average'" in plain
+    assert "All training steps together took 7 min 10 s." in plain  # seven runs of 61.5 s
     assert "The code of rung 13, average" in plain and "The code of rung 1, bigram" in plain
     assert "the last 8 characters of the sentence" in plain
     names = {p.name for p in (path.parent / "figures").iterdir()}
@@ -347,6 +369,18 @@ def test_bands_and_the_lectures_figures_are_for_the_lectures_text(monkeypatch: p
     assert "The lecture</th>" not in text and "say nothing about this text" in text
 
 
+def test_times_are_said_in_words() -> None:
+    assert [report.duration(s) for s in (0.2, 59.6, 61, 3599.6, 3600, 9000)] == [
+        "0 s", "1 min 0 s", "1 min 1 s", "1 h 0 min", "1 h 0 min", "2 h 30 min"]  # fmt: skip
+
+
+def test_the_note_on_a_sentence_stands_where_there_are_maps(tmp_path: Path) -> None:
+    """Whatever the pictures are called: rung 1 has no attention, so nothing was left out of it."""
+    notes = [report.section(tmp_path / "out", one, report.line(one.rung.number, [one], False), "to Ωbe").note
+             for one in tiny_outcomes(tmp_path, (1, 3))]
+    assert notes[0] == "" and notes[1].startswith("Left out of the sentence")
+
+
 def test_a_sentence_that_the_model_cannot_write_is_replaced() -> None:
     assert sentence_for(WORDS, "to be", "") == ("to be", "")
     kept, note = sentence_for(WORDS, "to Ωbe", "")
@@ -359,7 +393,7 @@ def test_a_sentence_that_the_model_cannot_write_is_replaced() -> None:
 
 
 def test_a_pictures_size_is_read_from_its_file(tmp_path: Path) -> None:
-    drawn = picture(tmp_path, "p", pictures.position_embeddings(torch.eye(3)), "alt", "caption")
+    drawn = picture(tmp_path, "p", "positions", pictures.position_embeddings(torch.eye(3)), "alt", "caption")
     assert (drawn.width, drawn.height) == size_of(tmp_path / "figures" / "p.png")
     assert drawn.light.startswith("data:image/png;base64,") and drawn.light != drawn.dark
 

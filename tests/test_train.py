@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, settings_of
 
 from bardlet import checkpoint, hf, loss, models, optim
 from bardlet import train as training
@@ -151,7 +151,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
     """The same loop trains each model well below what knowing nothing costs."""
     rate = ["--lr", "0.05"] if model == "bigram" else ["--lr", "0.01"] if model in FLAT else []
-    summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model, *TINY, "--steps", "60", *rate)
+    summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model,
+                      *settings_of(model, TINY), "--steps", "60", *rate)
     assert summary["val_loss"] < 0.7 * math.log(30)
     assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "selected_by",
                             "tokens_per_second", "parameters"}

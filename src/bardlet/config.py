@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +23,12 @@ ROTARY = ("rotary", "swiglu", "qk-norm")
 """Rungs of the ladder with rotary positions, RMSNorm and no biases."""
 RUNGS = (*FLAT, "residual", "layer-norm", "dropout", *ROTARY)
 """The models of the ladder, in its order."""
+UNDIVIDED = ("bigram", "averaging", "one-head")
+"""Rungs of the ladder that divide their channels among no heads."""
+WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
+           "dropout": (*FLAT, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
+           "muon_lr": ("bigram", "averaging")}
+"""Settings that some rungs of the ladder do not have, and which. (Muon trains matrices: those two have none.)"""
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class TrainConfig:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         if self.steps is not None and self.minutes is not None and not self.replans:
             raise BardletError("--steps and --minutes are both given: keep the one that should decide")
-        if self.model != "bigram" and self.init is None:  # the weights of --init have a shape of their own
+        if self.model not in UNDIVIDED and self.init is None:  # the weights of --init have a shape of their own
             self._check_heads()
         if self.model in RUNGS and self.n_kv_head not in (None, self.n_head):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: the rungs of the ladder have a key and a value for each "
@@ -205,6 +211,27 @@ class TrainConfig:
             raise BardletError(f"--n-head {self.n_head} is no multiple of --n-kv-head {self.n_kv_head}: "
                                "each key and value head serves the same number of query heads")
 
+    def unused(self, given: Collection[str]) -> list[str]:
+        """The settings that are not at their defaults though the model, a rung of the ladder, does not have them.
+
+        Raises BardletError for one that is among `given`, those that somebody typed: it would do nothing.
+        """
+        found = []
+        for name, rungs in WITHOUT.items():
+            value, default = getattr(self, name), getattr(TrainConfig, name)
+            # an untied head and AdamW are all that these rungs know: what they lack is the default itself
+            lacks_default = name in ("tie_embeddings", "optimizer")
+            asked = value == default and name in given if lacks_default else value != default
+            if self.model not in rungs or not asked:
+                continue
+            if name in given:
+                *some, last = [model for model in (*RUNGS, "gpt2", "qwen3") if model not in rungs]
+                flag = "--" + name.replace("_", "-") + ("" if value is True else f" {value}")
+                raise BardletError(f"{flag}: {self.model} does not have that; leave it out, or take --model "
+                                   f"{', '.join(some)} or {last}")
+            found.append(name)
+        return found
+
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The shape of the model that these settings and a tokenizer of `vocab_size` tokens ask for."""
         if self.model in RUNGS:
@@ -226,7 +253,7 @@ class TrainConfig:
     def _rung(self, vocab_size: int) -> ModelConfig:
         """The shape of a rung of the ladder: what it does not have yet counts 1, and its head is its own."""
         gated, modern = self.model in ("swiglu", "qk-norm"), self.model in ROTARY
-        n_head = 1 if self.model in ("bigram", "averaging", "one-head") else self.n_head
+        n_head = 1 if self.model in UNDIVIDED else self.n_head
         wide = self._gated_width() if gated else 4 * self.n_embd
         return ModelConfig(
             model=self.model, vocab_size=vocab_size, block_size=self.block_size,

@@ -136,14 +136,22 @@ def compiler_missing(device: torch.device) -> str | None:
 
 
 def compile_blocks(model: nn.Module, on: bool = True) -> None:
-    """Have torch.compile translate the blocks of `model`: one graph, shared by all of them; or take that back."""
+    """Have torch.compile translate the blocks of `model`: one graph, shared by all of them; or take that back.
+
+    A list inside a block (its heads) is part of the block's graph, and not compiled once more.
+    """
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
-    for stack in (m for m in model.modules() if isinstance(m, nn.ModuleList)):
-        for block in stack:
-            if on:
-                block.compile(dynamic=False)
-            else:
-                block._compiled_call_impl = None
+    for block in _blocks(model):
+        if on:
+            block.compile(dynamic=False)
+        else:
+            block._compiled_call_impl = None
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What stands in the outermost lists of `module`."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 def settle(threads: int | None, deterministic: bool, device: torch.device) -> int:

@@ -142,10 +142,13 @@ def stream(
 ) -> Iterator[list[int | None]]:
     """Yields the next id of every row, step by step; None for a row that has ended. Stops when all have.
 
-    A prompt has at least one id; only its last block_size ids are read. When a row fills the context window, its
-    last block_size // 2 tokens are prefilled again at the window's start: every logit is that of a context that the
-    model was trained on, at a constant cost a token on average. `seed`: an int gives every row a generator of its own,
-    by its index; a sequence gives each row's seed. The model is in eval mode until the iterator is done or closed.
+    A prompt has at least one id; only its last block_size ids are read. When a row fills the context window of a model
+    with a cache, its last block_size // 2 tokens are prefilled again at the window's start: every logit is that of a
+    context that the model was trained on, at a constant cost a token on average. A model without a cache, a rung of the
+    ladder, reads the last block_size tokens anew for every token, as the lecture does.
+
+    `seed`: an int gives every row a generator of its own, by its index; a sequence gives each row's seed. The model is
+    in eval mode until the iterator is done or closed.
 
     Raises BardletError for settings and prompts that make no sense, and for weights that are not finite.
     """

@@ -99,12 +99,15 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
+    if not base and (unused := config.unused(given)):
+        log.warning("%s: not used, %s does not have that", ", ".join(unused), config.model)
     found = corpus.find(config.text, config.field)
     ready = prepare(found, config, base[1] if base else None, dist, progress)
     torch.manual_seed(config.seed)
     if base:
         model = base[0]
         config = _as_model(config, model.config, given)
+        config.unused(set(given) - set(DECIDED))
     else:
         model = models.build(config.model_config(ready.tokenizer.vocab_size))
     config = replace(config, text=config.text or (found.name,))
@@ -115,11 +118,14 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     return assemble(run, model, ready, config, dist, record), ready
 
 
+DECIDED = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation", "tokenizer",
+           "vocab_size")
+"""The settings that the weights of --init decide."""
+
+
 def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its windows may be shorter than theirs."""
-    decided = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation",
-               "tokenizer", "vocab_size")
-    ignored = ["--" + name.replace("_", "-") for name in decided if name in given]
+    ignored = ["--" + name.replace("_", "-") for name in DECIDED if name in given]
     if ignored:
         log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
     asked = "block_size" in given or config.block_size != TrainConfig.block_size
@@ -156,7 +162,7 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
     tokens, characters, size = held_out(ready, t.config)
     first = ready.tokenizer.decode([int(tokens[0])], skip_special=True)
     t.record["bits_per_byte"] = evaluate.score(t.record["val_loss"], len(tokens), characters, size, first).bits_per_byte
-    report.loss_curve(t.run, t.run.name)
+    report.loss_curve(t.run, report.title(t.run, t.record))
     model, words = hf.read_folder(t.run)
     sample = writing.write(model, words, None, documents=ready.documents, tokens=400, temperature=0.8, top_k=50, seed=0)
     t.record["finished"] = True

@@ -37,9 +37,14 @@ def loss_curve(run: Path, title: str) -> None:
     plt.close(figure)
 
 
+def title(run: Path, record: dict[str, Any]) -> str:
+    """What a run is called: by its folder, or by its rung of the ladder, whose folders are called by their seeds."""
+    return str(record.get("rung", run.name))
+
+
 def model_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
     """README.md of the run folder: what the model is, how it was made, how good it is, how to use it."""
-    card = f"""# {run.name}
+    card = f"""# {title(run, record)}
 
 A {config.model} language model with {record["parameters"]:,} parameters, trained by
 bardlet on {record["text"]}.

@@ -140,16 +140,18 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
-        watch: Callable[[dict[str, Any]], None] = lambda line: None) -> None:
+        watch: Callable[[dict[str, Any]], None] = lambda line: None, asked: list[int] | None = None) -> None:
     """Train until the planned number of steps is done, evaluating, logging and saving on the way.
 
     Args:
         t: what is trained, at the step where it is; it is moved on in place.
         replan: asked before each step; a number is the new count of planned steps, and is recorded.
         watch: called after each step with what a person wants to see.
+        asked: the box of a `signals` that is around this call already; None: `fit` has one of its own.
 
     Raises:
-        Stopped: after a signal; the run has been saved.
+        Stopped: after a signal; the run has been saved. One that came in the last step stops nothing, since all is
+            done: whoever has more to do looks into the box.
         BardletError: a loss or gradient is not finite (the last checkpoint stays as it was).
     """
     wrapped = t.dist.wrap(t.model)
@@ -157,7 +159,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
     started = time.monotonic() - state.elapsed
     val_loss = None
     t.model.train()
-    with _signals() as asked:
+    with signals() if asked is None else nullcontext(asked) as box:
         while True:
             _replan(t, replan)
             if state.step >= state.steps:
@@ -179,7 +181,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             state.seconds += time.monotonic() - begun
             state.elapsed = time.monotonic() - started
 
-            stop = t.dist.from_main(asked[0])
+            stop = t.dist.from_main(box[0])
             last = state.step == state.steps
             line = {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
                     "tokens": state.tokens}
@@ -356,8 +358,8 @@ def write_run(t: Trainer) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A box that holds the number of the first signal (Ctrl-C or SIGTERM); a second one acts at once."""
+def signals() -> Iterator[list[int]]:
+    """A box that holds the number of the first signal (Ctrl-C or SIGTERM), 0 before; a second one acts at once."""
     box = [0]
 
     def note(number: int, frame: object) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import settings_of
 
 from bardlet import checkpoint, hf
 
@@ -37,8 +38,8 @@ def test_eight_by_one_is_one_by_eight(model: str, optimizer: str, text: Path, tm
                                       bardlet: Callable[..., dict[str, Any]]) -> None:
     """--batch-size 8 and --batch-size 1 --grad-accum 8 are the same run."""
     for name, sizes in (("one", ["8", "1"]), ("two", ["1", "8"])):
-        bardlet("train", text, "--out", tmp_path / name, "--model", model, "--optimizer", optimizer, *SMALL,
-                "--batch-size", sizes[0], "--grad-accum", sizes[1])
+        bardlet("train", text, "--out", tmp_path / name, "--model", model, "--optimizer", optimizer,
+                *settings_of(model, SMALL), "--batch-size", sizes[0], "--grad-accum", sizes[1])
     same(tmp_path / "one", tmp_path / "two")
 
 

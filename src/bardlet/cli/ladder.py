@@ -29,7 +29,7 @@ class Command:
     text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
     rungs: str = "1-13"
-    """Which rungs, and which the report shows: numbers, ranges and names, as in 1-7 or bigram,8-13."""
+    """Which rungs are trained: numbers, ranges and names, as in 1-7 or bigram,8-13. The report shows all in --out."""
     seeds: int = 1
     """How often each is trained, every time from another seed."""
     out: str | None = None
@@ -62,6 +62,9 @@ class Command:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
+    if any(word.partition("=")[0] == "--steps" for word in argv):  # the parser would suggest --seeds
+        raise BardletError("there is no setting --steps (did you mean --minutes, the training time of each rung from 8 "
+                           "on? The others make the lecture's steps); `bardlet ladder --help` lists the settings")
     command = parse(Command, argv, "ladder")
     console.show_notices()
     from bardlet.ladder.rungs import select
@@ -86,8 +89,11 @@ def main(argv: Sequence[str]) -> int:
             ladder.plan_steps(console.say)
             outcomes = climb(ladder)
             facts = run.facts(ladder) | {"command": shlex.join(["bardlet", "ladder", *argv])}
-            page = report.write(out, outcomes, command.sentence, facts)
-    console.say(f"\nthe report is {page}: open it in a browser; the models lie beside it (`bardlet sample "
+            finished = ladder.finished()
+            page = report.write(out, finished, command.sentence, facts)
+    more = len(finished) - len(outcomes)
+    also = f" (it shows {more} model{'s' * (more > 1)} of earlier calls, too)" if more else ""
+    console.say(f"\nthe report is {page}{also}: open it in a browser; the models lie beside it (`bardlet sample "
                 f"{outcomes[-1].folder}`)")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})

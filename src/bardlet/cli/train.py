@@ -14,7 +14,7 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import TrainConfig, read_toml
+from bardlet.config import ModelConfig, TrainConfig, read_toml
 
 if TYPE_CHECKING:
     from bardlet.data import Prepared
@@ -89,18 +89,29 @@ def _defaults(argv: Sequence[str]) -> Command | None:
 def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
     """Print text, tokenizer, model and plan, and return the plan's figures."""
     c, tokens = t.config, t.config.batch_size * t.config.grad_accum * t.config.block_size
-    several = "s" if data.documents != 1 else ""
-    console.say(f"text: {t.record['text']}, {data.train_chars + data.val_chars:,} characters in {data.documents:,} "
-                f"document{several}")
+    console.say(f"text: {t.record['text']}, {data.train_chars + data.val_chars:,} characters in "
+                f"{_count(data.documents, 'document')}")
     console.say(f"tokenizer: {data.reason}")
-    shape = "a table" if c.model == "bigram" else f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels"
-    console.say(f"model: {c.model}, {shape}, context {c.block_size}, {t.record['parameters']:,} parameters")
+    console.say(f"model: {c.model}, {_shape(t.model.config)}, context {c.block_size}, "
+                f"{t.record['parameters']:,} parameters")
     epochs = t.state.steps * tokens / max(1, t.record["tokens"])
-    console.say(f"plan: {t.state.steps:,} steps of {tokens:,} tokens ({epochs:.1f} times the text), {c.optimizer}, "
-                f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, {t.machine['threads']} threads"
+    optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
+    console.say(f"plan: {t.state.steps:,} steps of {tokens:,} tokens ({epochs:.1f} times the text), {optimizer}, "
+                f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, {_count(t.machine['threads'], 'thread')}"
                 + (f", to end within {t.record['minutes']:g} minutes" if t.record.get("minutes") else ""))
     return {"steps": t.state.steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
             "tokenizer": data.tokenizer.kind, "compiled": t.machine["compiled"]}
+
+
+def _shape(model: ModelConfig) -> str:
+    """The size of a model in words; a rung of the ladder counts 1 of what it does not have yet."""
+    if model.model == "bigram":
+        return "a table"
+    return ", ".join((_count(model.n_layer, "layer"), _count(model.n_head, "head"), _count(model.n_embd, "channel")))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 # ---------------------------------------------------------------- to the end

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bardlet.config import ModelConfig
+from bardlet.config import TrainConfig
+from bardlet.ladder import rungs
 from bardlet.ladder.pictures import Palette
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMALL = ModelConfig("layer-norm", vocab_size=65, block_size=8, n_layer=3, n_head=4, n_kv_head=4, n_embd=32,
-                    head_dim=8, n_inner=128)
-"""The lecture's small model: 65 characters, context 8, 3 blocks, 4 heads, 32 channels."""
+SMALL = TrainConfig(model="layer-norm", **rungs.SMALL).model_config(65)  # type: ignore[arg-type]
+"""The lecture's small model: 65 characters, and the sizes of the ladder's small rungs."""
 
 
 @dataclass(frozen=True)

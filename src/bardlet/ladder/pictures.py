@@ -280,7 +280,7 @@ def attention_maps(maps: Sequence[tuple[str, Tensor]], letters: Sequence[str]) -
         import matplotlib.pyplot as plt
 
         side = (WIDTH - 0.8) / max(across, 2)  # one map alone is not to be as large as a page
-        figure, grid = plt.subplots(down, across, figsize=(WIDTH, down * (side + 0.35) + 0.6), layout="constrained",
+        figure, grid = plt.subplots(down, across, figsize=(WIDTH, down * (side + 0.6) + 0.9), layout="constrained",
                                     squeeze=False)
         size = min(11.0, 0.85 * 72 * (side - 0.35) / T)
         for layer, (_, weights_HTT) in enumerate(maps):

@@ -30,6 +30,8 @@ SENTENCE = "To be, or not to be: that is the question"
 class Picture:
     """A picture of the page, in both themes."""
 
+    kind: str
+    """curves, table, positions, attention or last: what it shows."""
     light: str
     """A data URI."""
     dark: str
@@ -74,12 +76,21 @@ class CodeRow:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Code or settings of a rung, beside those of the rung before where there is one to compare with."""
+
+    what: str
+    """code or settings."""
+    before: Rung | None
+    rows: list[CodeRow]
+
+
+@dataclass(frozen=True)
 class Section:
     """What the page says of one rung."""
 
     line: Line
-    before: Rung | None
-    code: list[CodeRow]
+    compared: list[Comparison]
     sample: str
     pictures: list[Picture]
     note: str
@@ -101,13 +112,14 @@ def write(out: Path, outcomes: Sequence[Outcome], sentence: str, facts: Mapping[
     outcomes = sorted(outcomes, key=lambda o: (o.rung.number, o.seed))
     first = {o.rung.number: o for o in reversed(outcomes)}
     lines = {number: line(number, outcomes, bool(facts.get("comparable"))) for number in sorted(first)}
-    curves = picture(out, "loss-curves", pictures.loss_curves(outcomes),
+    curves = picture(out, "loss-curves", "curves", pictures.loss_curves(outcomes),
                      "Validation loss of each rung while it trains. " + "; ".join(
                          f"rung {n}, {row.rung.name}, ends at {row.val_loss}" for n, row in lines.items()) + ".",
                      curves_caption(outcomes))
     parts = [section(out, first[number], row, sentence) for number, row in lines.items()]
     page = _template().render(sections=parts, curves=curves, facts=facts, seeds=len({o.seed for o in outcomes}),
-                              lines=list(lines.values()), css=_file("page.css"))
+                              lines=list(lines.values()), time=duration(sum(o.seconds for o in outcomes)),
+                              css=_file("page.css"))
     path = out / "report.html"
     hf.write_atomically(path, lambda p: p.write_text(page, encoding="utf-8"))
     return path
@@ -128,6 +140,15 @@ def curves_caption(outcomes: Sequence[Outcome]) -> str:
 
 
 # ---------------------------------------------------------------------------- figures
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to the second, from an hour on to the minute."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def line(number: int, outcomes: Sequence[Outcome], comparable: bool) -> Line:
@@ -164,25 +185,31 @@ def section(out: Path, outcome: Outcome, row: Line, sentence: str) -> Section:
     model, words = hf.read_folder(outcome.folder)
     shown, note = sentence_for(words, sentence, outcome.sample)
     found = rung_pictures(out, rung, model, words, shown)
-    has_maps = any(p.alt.startswith("Attention") for p in found)
-    before, code = compared(rung)
-    return Section(row, before, code, outcome.sample, found, note if has_maps else "")
+    has_maps = any(p.kind == "attention" for p in found)
+    return Section(row, compared(rung), outcome.sample, found, note if has_maps else "")
 
 
-def compared(rung: Rung) -> tuple[Rung | None, list[CodeRow]]:
-    """(the rung to compare with or None, the rows of code as HTML)."""
+def compared(rung: Rung) -> list[Comparison]:
+    """The rung's code beside that of the rung before, and before it the settings where they are what differs."""
+    found = []
+    if earlier := sources.retrained(rung):
+        found.append(Comparison("settings", earlier, code_rows(*sources.settings_beside(earlier, rung))))
     before = sources.before(rung)
-    old, new = sources.source_before(before, rung) if before else "", sources.source(rung)
+    old = sources.source_before(before, rung) if before else ""
+    return [*found, Comparison("code", before, code_rows(old, sources.source(rung)))]
+
+
+def code_rows(old: str, new: str) -> list[CodeRow]:
+    """Two pieces of code line by line as HTML."""
     left, right = sources.highlighted(old), sources.highlighted(new)
 
     def indent(text: str | None) -> int:
         return len(text) - len(text.lstrip()) if text else 0
 
-    rows = [CodeRow(row.kind, row.left_number, None if row.left_number is None else left[row.left_number - 1],
+    return [CodeRow(row.kind, row.left_number, None if row.left_number is None else left[row.left_number - 1],
                     row.right_number, None if row.right_number is None else right[row.right_number - 1],
                     indent(row.left), indent(row.right))
             for row in sources.beside(old, new)]  # fmt: skip
-    return before, rows
 
 
 def sentence_for(words: Tokenizer, sentence: str, sample: str) -> tuple[str, str]:
@@ -212,14 +239,14 @@ def rung_pictures(out: Path, rung: Rung, model: nn.Module, words: Tokenizer, sen
         probability = tables["token_embedding_table.weight"].detach().softmax(-1)
         letters = [words.decode([i]) for i in range(len(probability))]
         many = f" Of {len(letters):,}, the {pictures.MOST} that it writes most often." if len(letters) > 100 else ""
-        found.append(picture(out, f"{name}-table", pictures.bigram_table(probability, letters),
+        found.append(picture(out, f"{name}-table", "table", pictures.bigram_table(probability, letters),
                              f"The bigram's table: a square for each pair of {unit}s, the stronger its colour, the "
                              f"likelier the second after the first. {likeliest(probability, letters)}",
                              f"How likely each {unit} (columns) is after each (rows). ↵ is a line break, ␣ a space."
                              + many,
                              wide=True))
     if "position_embedding_table.weight" in tables:
-        found.append(picture(out, f"{name}-positions",
+        found.append(picture(out, f"{name}-positions", "positions",
                              pictures.position_embeddings(tables["position_embedding_table.weight"].detach()),
                              "Two pictures of the position embeddings: the table itself, a row for each position, and "
                              "how alike the rows are, with 1 along the diagonal.",
@@ -239,13 +266,13 @@ def attention_pictures(out: Path, name: str, model: nn.Module, words: Tokenizer,
     several = f"{heads} heads" if heads > 1 else "one head"
     what = f"“{words.decode(ids[-T:])}”"
     cut = f", the last {T} {unit}s of the sentence: no more fit in this context" if len(ids) > T else ""
-    found = [picture(out, f"{name}-attention", pictures.attention_maps(maps, letters),
+    found = [picture(out, f"{name}-attention", "attention", pictures.attention_maps(maps, letters),
                      f"Attention maps of {several} for {what}, each a triangle: a row for each {unit}, and in it "
                      "how much it takes from itself and from each before it.",
                      f"Who looks at whom in {what}{cut}. A row looks, a column is looked at, and the weights of a row "
                      "add up to 1.", wide=heads > 1)]  # fmt: skip
     if T > pictures.NAMED:
-        found.append(picture(out, f"{name}-last", pictures.last_look(maps, letters),
+        found.append(picture(out, f"{name}-last", "last", pictures.last_look(maps, letters),
                              f"Attention of the last {unit} of {what}: a row for each head, and in it how much the "
                              f"last {unit} takes from each {unit} of the sentence.",
                              "The last rows of the maps above, enlarged: what each head takes in before the next "
@@ -267,13 +294,14 @@ def likeliest(probability: torch.Tensor, letters: Sequence[str]) -> str:
     return "The surest: " + ", ".join(pairs) + "."
 
 
-def picture(out: Path, name: str, paint: pictures.Paint, alt: str, caption: str, wide: bool = False) -> Picture:
-    """Draw a picture into out/figures, and take it up for the page."""
+def picture(out: Path, name: str, kind: str, paint: pictures.Paint, alt: str, caption: str,
+            wide: bool = False) -> Picture:
+    """Draw a picture into out/figures, and take it up for the page. `kind`: see Picture."""
     folder = out / "figures"
     pictures.draw(folder, name, paint)
     light, dark = ((folder / f"{name}{suffix}.png").read_bytes() for suffix in ("", "-dark"))
     width, height = (int.from_bytes(light[at : at + 4], "big") for at in (16, 20))  # of a PNG's first chunk
-    return Picture(_data_uri(light), _data_uri(dark), width, height, alt, caption, wide)
+    return Picture(kind, _data_uri(light), _data_uri(dark), width, height, alt, caption, wide)
 
 
 def _data_uri(png: bytes) -> str:

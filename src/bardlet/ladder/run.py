@@ -12,17 +12,17 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bardlet import budget, corpus, data, evaluate, hf, models, pretrain
+from bardlet import __version__, budget, checkpoint, corpus, data, evaluate, hf, models, pretrain
 from bardlet import train as training
-from bardlet.config import TrainConfig
+from bardlet.config import TrainConfig, read_toml
 from bardlet.data import Prepared
-from bardlet.dist import Dist
+from bardlet.dist import Dist, processor
 from bardlet.errors import BardletError
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
 from bardlet.train import Trainer
@@ -35,6 +35,10 @@ TURNS = 4
 """How often each scaled rung is timed."""
 MINUTES = 2.0
 """Training time of a scaled rung on a CPU, where nobody asks for another."""
+AROUND = ("text", "field", "minutes", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every",
+          "device", "dtype", "compile", "threads", "deterministic", "tensorboard", "wandb", "replans")
+"""Settings that do not make another training: the text by its name (ladder.json has its hash), what is written on the
+way, and the machine, which outcome.json records."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Outcome:
     val_loss: float
     """Nats per token over every validation token once, protocol (b)."""
     sample: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with, as far as that makes another training; empty in outcomes of an older bardlet."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """When and by what: date, bardlet, torch, threads, dtype, compiled, processor, device; empty in older outcomes."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,13 @@ class Ladder:
                       "device": dist.device.type}
         for rung in plan.rungs:
             self._check_length(rung)
-        self.steps: dict[str, int] = self._steps_planned()
+        self._check_folder()
+        self.steps: dict[str, int] = {}
+        """Planned steps of the scaled rungs, by name, once `plan_steps` has been called."""
+        self.timed_with: int | None = None
+        """The threads that they were timed with, where they were timed, and that is known."""
+        self.compiled: dict[tuple[str, str | None], bool] = {}
+        """Whether the scaled rungs of a kind are compiled, once that was decided."""
 
     @property
     def comparable(self) -> bool:
@@ -118,19 +132,25 @@ class Ladder:
             raise BardletError(f"{self.found.name}: {train} tokens to train on and {val} to validate are too few for "
                                f"the windows of {block} of rung {rung.number}, {rung.name}: give a longer text")
 
-    def _steps_planned(self) -> dict[str, int]:
-        """What an earlier call has planned in this folder. Raises BardletError where it was told something else."""
+    def _check_folder(self) -> None:
+        """Raises BardletError where the folder cannot be made, or holds something else than a ladder."""
+        if not self.out.is_dir():
+            checkpoint.new_folder(self.out, "")
+        elif not (self.out / "ladder.json").exists() and any(path.name != ".lock" for path in self.out.iterdir()):
+            raise BardletError(f"{self.out}: is not empty and holds no ladder; name another --out")
+
+    def _read_plan(self) -> None:
+        """Take over what an earlier call has planned here. Raises BardletError where it was told something else."""
         path = self.out / "ladder.json"
         if not path.exists():
-            if self.out.exists() and any(p.name != ".lock" for p in self.out.iterdir()):
-                raise BardletError(f"{self.out}: is not empty and holds no ladder; name another --out")
-            return {}
+            return
         before = hf.read_json(path)
         odd = [name for name, value in self.asked.items() if before.get("asked", {}).get(name) != value]
         if odd:
             raise BardletError(f"{path}: this ladder was begun with another {odd[0]} "
                                f"({before.get('asked', {}).get(odd[0])}, now {self.asked[odd[0]]}); name another --out")
-        return {str(name): int(steps) for name, steps in before.get("steps", {}).items()}
+        self.steps = {str(name): int(steps) for name, steps in before.get("steps", {}).items()}
+        self.timed_with = before.get("threads")
 
     # ------------------------------------------------------------------------ one rung
 
@@ -165,8 +185,10 @@ class Ladder:
         """Time some steps of each scaled rung, so that all of them train for the same minutes.
 
         All are timed before the first is trained, in turns, and the fastest turn counts: what else the machine does in
-        a turn slows only that one. The counts are kept, so another seed makes as many steps.
+        a turn slows only that one. The counts are kept, so another seed makes as many steps. To be called before the
+        other methods, by a process that holds the folder: what is in ladder.json is only then its own to go on with.
         """
+        self._read_plan()
         for rung in LADDER:  # a step of rung 13 is one of rung 12: the average is made beside it
             twin = next((one.name for one in LADDER if _kind(one) == _kind(rung) and one.name in self.steps), None)
             if rung in self.plan.rungs and twin:
@@ -180,22 +202,37 @@ class Ladder:
                 trainers = {kind: self._compiled(rung, FIRST_SEED, None) for kind, rung in kinds.items()}
                 turns = [{kind: budget.seconds_per_step(t, 10, patience=4.0) for kind, t in trainers.items()}
                          for _ in range(TURNS)]
+            self.timed_with = self.timed_with or self.threads
             for rung in todo:
                 per_step = min(turn[_kind(rung)] for turn in turns)
                 self.steps[rung.name] = max(1, int(self.minutes * 60 / per_step))
                 say(f"rung {rung.number}, {rung.name}: {1000 * per_step:.1f} ms a step, "
                     f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
         self.out.mkdir(parents=True, exist_ok=True)
-        hf.write_json(self.out / "ladder.json", {"asked": self.asked, "steps": self.steps})
+        timed = {"threads": self.timed_with} if self.timed_with else {}
+        hf.write_json(self.out / "ladder.json", {"asked": self.asked, **timed, "steps": self.steps})
+        left = any(rung.scaled and self.outcome(rung, seed) is None for rung, seed in self.jobs())
+        if left and self.timed_with not in (None, self.threads):
+            log.warning("%s: its scaled rungs were timed with %d threads, not with %d: a minute is another amount of "
+                        "work now; --threads %d goes on as before",
+                        self.out, self.timed_with, self.threads, self.timed_with)
 
     def _compiled(self, rung: Rung, seed: int, steps: int | None) -> Trainer:
-        """A scaled rung, its blocks compiled where that pays."""
+        """A scaled rung, its blocks compiled where that pays: decided once, so that all seeds train alike."""
         t = self.trainer(rung, seed, steps)
+        if (known := self.compiled.get(_kind(rung))) is not None:
+            t.config = replace(t.config, compile="on" if known else "off")
         pretrain.choose_compile(t, 60 * self.minutes if self.minutes is not None else None)
+        self.compiled[_kind(rung)] = t.machine["compiled"]
         return t
 
-    def train(self, rung: Rung, seed: int, watch: Watch) -> Outcome:
-        """Train a rung from the start, measure it, and put its outcome on disk."""
+    def train(self, rung: Rung, seed: int, watch: Watch, asked: list[int] | None = None) -> Outcome:
+        """Train a rung from the start, measure it, and put its outcome on disk.
+
+        Args:
+            asked: the box of the `signals` around this call, if there is one. Raises Stopped for a signal before the
+                last step; one that comes later is for the caller to see.
+        """
         folder = self.folder(rung, seed)
         shutil.rmtree(folder, ignore_errors=True)  # what a stop left
         if rung.scaled:
@@ -206,7 +243,7 @@ class Ladder:
         folder.mkdir(parents=True)
         hf.write_folder(folder, t.model, self.ready.tokenizer)
         training.write_run(t)
-        training.fit(t, watch=lambda line: watch(rung, seed, line))
+        training.fit(t, watch=lambda line: watch(rung, seed, line), asked=asked)
         outcome = self._measure(t, rung, seed)
         shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
         hf.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
@@ -215,30 +252,64 @@ class Ladder:
     def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:
         """The losses of the weights at the root, by the lecture's way and by protocol (b)."""
         model = hf.read_folder(t.run)[0].to(self.dist.device)
-        block, rows, dtype = t.config.block_size, t.config.batch_size, t.machine["dtype"]
+        block, rows = t.config.block_size, t.config.batch_size
 
-        def loss(batches: Sequence[data.Batch], dtype: str) -> float:
+        def loss(batches: Sequence[data.Batch]) -> float:
             named = ({"idx": idx, "target": target} for idx, target in batches)
-            return evaluate.mean_loss(model, named, self.dist.device, dtype)
+            # as `bardlet eval` does: 400 batches of a scaled rung on a CPU take 19 s of a core, 7 in bf16, which is off
+            # by 2e-5
+            return evaluate.mean_loss(model, named, self.dist.device, "fp32")
 
         train, val = pretrain.parts(self.ready, t.config)
         full = data.validation_windows(val, min(256, block))
-        t.record.update(val_loss=loss(full, "fp32"), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
+        t.record.update(val_loss=loss(full), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
         facts, sample = pretrain.conclude(t, self.ready)
         return Outcome(rung, seed, t.run, facts["parameters"], t.state.step, round(t.state.seconds, 3),
-                       loss(data.random_windows(train, block, 200, rows, seed=1), dtype),
-                       loss(data.random_windows(val, block, 200, rows, seed=2), dtype), facts["val_loss"], sample)
+                       loss(data.random_windows(train, block, 200, rows, seed=1)),
+                       loss(data.random_windows(val, block, 200, rows, seed=2)), facts["val_loss"], sample,
+                       self._decisive(t.config), self._made(t))
 
-    def outcome(self, rung: Rung, seed: int) -> Outcome | None:
-        """What is on disk of a finished rung; None where there is nothing, or nothing whole."""
+    def _decisive(self, config: TrainConfig) -> dict[str, Any]:
+        """The settings that make another training, the shape as the model has it."""
+        training = {name: value for name, value in asdict(config).items() if name not in AROUND}
+        return training | asdict(config.model_config(self.ready.tokenizer.vocab_size))
+
+    def _made(self, t: Trainer) -> dict[str, Any]:
+        """When and by what a rung was trained."""
+        machine = {name: t.machine[name] for name in ("torch", "threads", "dtype", "compiled", "processor", "device")}
+        return {"date": time.strftime("%Y-%m-%d"), "bardlet": __version__, **machine}
+
+    def outcome(self, rung: Rung, seed: int, say: Callable[[str], None] = lambda why: None) -> Outcome | None:
+        """What is on disk of a finished rung; None where there is nothing, or nothing that can be taken over.
+
+        Args:
+            say: told why what is there is of no use: it is damaged, or comes from other settings than the rung's.
+        """
         path = self.folder(rung, seed) / "outcome.json"
         if not path.exists() or not path.with_name("model.safetensors").exists():
             return None
-        try:
-            return Outcome(**{**json.loads(path.read_text(encoding="utf-8")), "rung": rung, "folder": path.parent})
-        except (ValueError, TypeError) as error:
-            log.warning("%s: damaged (%s); the rung is trained again", path, error)
+        if rung.scaled and rung.name not in self.steps:
             return None
+        try:
+            found = Outcome(**{**json.loads(path.read_text(encoding="utf-8")), "rung": rung, "folder": path.parent})
+            before = found.settings or self._decisive(read_toml(path.with_name("run.toml"))[0])
+        except (ValueError, TypeError, BardletError) as error:
+            say(f"{path}: damaged ({error}); the rung is trained again")
+            return None
+        now = self._decisive(self.config(rung, seed, self.steps.get(rung.name)))
+        odd = [name for name in now if before.get(name, getattr(TrainConfig, name, None)) != now[name]]
+        if odd:
+            say(f"{path.parent}: was trained with another {odd[0]} ({before.get(odd[0])}, now {now[odd[0]]}); "
+                "the rung is trained again")
+            return None
+        return found
+
+    def finished(self) -> list[Outcome]:
+        """Every outcome in the folder that belongs to this ladder, also of rungs and seeds not asked for now."""
+        seeds = [(rung, path.name.removeprefix("seed-")) for rung in LADDER
+                 for path in sorted(self.out.glob(f"{rung.number:02}-{rung.name}/seed-*"))]
+        found = (self.outcome(rung, int(seed)) for rung, seed in seeds if seed.isdecimal())
+        return [outcome for outcome in found if outcome]
 
     # ------------------------------------------------------------------------ all of them
 
@@ -252,18 +323,26 @@ class Ladder:
         Raises BardletError after a signal: what is finished stays, and the same call goes on.
         """
         for rung, seed in self.jobs():
-            done = self.outcome(rung, seed)
+            done, box = self.outcome(rung, seed, log.warning), [0]
             if done is None:
                 try:
-                    done = self.train(rung, seed, watch)
+                    # around the measurement, too: a signal then, or in the last step, must not cost what was trained
+                    with training.signals() as box:
+                        done = self.train(rung, seed, watch, box)
                 except training.Stopped as stop:
-                    again = BardletError(f"stopped in rung {rung.number}, {rung.name}; the rungs before it are kept: "
-                                         f"the same command goes on from there (in {self.out})")
-                    again.exit_code = stop.exit_code  # type: ignore[attr-defined]
-                    raise again from None
+                    raise self._stopped(f"in rung {rung.number}, {rung.name}; the rungs before it",
+                                        stop.exit_code) from None
                 finally:
                     torch.set_num_threads(self.threads)  # a small rung takes one
             yield done
+            if box[0]:
+                raise self._stopped(f"after rung {rung.number}, {rung.name}; the rungs so far", 128 + box[0])
+
+    def _stopped(self, where: str, exit_code: int) -> BardletError:
+        """What a person reads after a signal."""
+        error = BardletError(f"stopped {where} are kept: the same command goes on from there (in {self.out})")
+        error.exit_code = exit_code  # type: ignore[attr-defined]
+        return error
 
 
 def _kind(rung: Rung) -> tuple[str, str | None]:
@@ -273,9 +352,6 @@ def _kind(rung: Rung) -> tuple[str, str | None]:
 
 def facts(ladder: Ladder) -> dict[str, Any]:
     """What the report says of the ladder as a whole."""
-    from bardlet import __version__
-    from bardlet.dist import processor
-
     device = ladder.dist.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"text": ladder.found.name, "comparable": ladder.comparable,

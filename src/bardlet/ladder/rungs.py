@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import resources
 from typing import Any
 
@@ -18,7 +19,11 @@ GPU = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size"
 """The scaled rungs on a GPU: the lecture's own."""
 LECTURE = {"optimizer": "adamw", "schedule": "constant", "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.01,
            "grad_clip": 0.0, "keep": "last"}
-"""How the lecture trains: PyTorch's AdamW as it comes, at a constant learning rate, and the last weights count."""
+"""How the lecture trains: AdamW with PyTorch's defaults, at a constant learning rate, and the last weights count.
+
+One thing differs: the lecture's AdamW decays biases and the weights of norms, too, ours does not (optim.py). At a
+learning rate of 1e-3 such a decay takes a hundred-thousandth of a weight a step.
+"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def before(rung: Rung) -> Rung | None:
 def select(text: str) -> tuple[Rung, ...]:
     """The rungs that `text` names: numbers, names and ranges, as in "1-7", "3,5" or "bigram,8-13".
 
-    Raises BardletError for what names none.
+    Raises BardletError for what names none, and says what was probably meant.
     """
     by_name = {rung.name: rung.number for rung in LADDER}
     chosen: set[int] = set()
@@ -106,10 +111,25 @@ def select(text: str) -> tuple[Rung, ...]:
         except ValueError:
             numbers = range(0)
         if not numbers or numbers[0] < 1 or numbers[-1] > len(LADDER):
-            raise BardletError(f"--rungs {text}: '{word}' names no rung; give numbers from 1 to {len(LADDER)}, as in "
-                               f"1-7 or 3,5, or names ({', '.join(by_name)})")
+            raise BardletError(f"--rungs {text}: {_no_rungs(word)}")
         chosen.update(numbers)
     return tuple(rung for rung in LADDER if rung.number in chosen)
+
+
+def _no_rungs(word: str) -> str:
+    """Why a part of --rungs names no rung, and what would."""
+    most, names = len(LADDER), [rung.name for rung in LADDER]
+    first, dash, last = (part.strip() for part in word.partition("-"))
+    if first.isdecimal() and last.isdecimal() and 1 <= int(first) <= most:
+        if int(last) > most:
+            return f"there are {most} rungs; take {first}-{most}"
+        if 1 <= int(last) < int(first):
+            return f"a range goes from the lower rung to the higher; take {last}-{first}"
+    if first.isdecimal() and not dash:
+        return f"there is no rung {word}; give numbers from 1 to {most}"
+    near = get_close_matches(word, names, 1)
+    return f"'{word}' names no rung; " + (f"did you mean {near[0]}?" if near else (
+        f"give numbers from 1 to {most}, as in 1-7 or 3,5, or names ({', '.join(names)})"))
 
 
 def bands() -> dict[str, dict[str, float]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bardlet.ladder import rungs
 from bardlet.ladder.rungs import Rung
@@ -35,33 +35,50 @@ class Row(NamedTuple):
 # ---------------------------------------------------------------------------- finding
 
 
-@cache
-def _definitions(file: str) -> dict[str, str]:
-    """The code of every class and function at the top of `file` (below src/bardlet), decorators included."""
-    text = resources.files("bardlet").joinpath(file).read_text(encoding="utf-8")
+class Part(NamedTuple):
+    """A class, a function or a constant at the top of a file."""
+
+    name: str
+    file: str
+    """Below src/bardlet."""
+    line: int
+    """Its first line, from 1; decorators belong to it."""
+    code: str
+
+
+def definitions(text: str) -> dict[str, tuple[int, str]]:
+    """(first line, code) of every class, function and constant at the top of a Python file, by name."""
     lines, found = text.splitlines(), {}
     for node in ast.parse(text).body:
+        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
+            names.append(node.name)
+        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+        found.update(dict.fromkeys(names, (first, "\n".join(lines[first - 1 : node.end_lineno]))))
     return found
 
 
-def part(name: str) -> str:
-    """The code of one part: a name in models/ladder.py or models/layers.py, or "file.py:name" below src/bardlet.
+@cache
+def _definitions(file: str) -> dict[str, tuple[int, str]]:
+    """What `file`, below src/bardlet, defines."""
+    return definitions(resources.files("bardlet").joinpath(file).read_text(encoding="utf-8"))
 
-    Raises LookupError where there is no such class or function.
+
+def part(name: str) -> Part:
+    """One part of a rung: a name in models/ladder.py or models/layers.py, or "file.py:name" below src/bardlet.
+
+    Raises LookupError where there is no such class, function or constant.
     """
     file, colon, bare = name.rpartition(":")
     for place in (file,) if colon else MODEL_FILES:
         if bare in (found := _definitions(place)):
-            return found[bare]
+            return Part(bare, place, *found[bare])
     raise LookupError(f"{name}: no class or function of this name in {file or ' or '.join(MODEL_FILES)}")
 
 
 def source(rung: Rung) -> str:
     """The code of all parts of a rung in their order, two empty lines between them. Raises LookupError."""
-    return "\n\n\n".join(part(name) for name in rung.parts)
+    return "\n\n\n".join(part(name).code for name in rung.parts)
 
 
 def before(rung: Rung) -> Rung | None:
@@ -86,8 +103,33 @@ def source_before(earlier: Rung, rung: Rung) -> str:
     """
     used = {node.id for node in ast.walk(ast.parse(source(rung))) if isinstance(node, ast.Name)}
     still = {name for name in earlier.parts if name in used and name not in rung.parts}
-    return "\n\n\n".join(part(name) for name in earlier.parts if name not in still)
+    return "\n\n\n".join(part(name).code for name in earlier.parts if name not in still)
 
+
+def settings(rung: Rung) -> dict[str, Any]:
+    """What a rung trains with, by name: the sizes (of a scaled rung those on a CPU), the lecture's way, its own."""
+    return {**(rungs.CPU if rung.scaled else rungs.SMALL), **rungs.LECTURE, **rung.settings}
+
+
+def written(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as code, a line each."""
+    return [f"{name} = {value!r}" for name, value in settings.items()]
+
+
+def retrained(rung: Rung) -> Rung | None:
+    """The rung before, where both are one model and only settings differ (rungs 12 and 13); else None."""
+    earlier = rungs.before(rung)
+    return earlier if earlier is not None and earlier.model == rung.model else None
+
+
+def settings_beside(earlier: Rung, rung: Rung) -> tuple[str, str]:
+    """(old, new): the settings of two rungs that are trained alike but for some, without the sizes that they share.
+
+    The sizes depend on the machine, and a rung that changes one of them is shown with it.
+    """
+    chosen = {**rungs.LECTURE, **earlier.settings, **rung.settings}
+    old, new = ({name: known[name] for name in chosen if name in known} for known in map(settings, (earlier, rung)))
+    return "\n".join(written(old)), "\n".join(written(new))
 
 # ---------------------------------------------------------------------------- comparing
 

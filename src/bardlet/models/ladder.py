@@ -370,6 +370,7 @@ class DropoutBlock(nn.Module):
 class DropoutModel(Rung):
     """The lecture's GPT, ready to be made large: dropout, careful first weights, and a head without a bias.
 
+    First weights are from N(0, 0.02²), smaller where a layer (`proj`, the net's entry 2) adds to the residual stream.
     With the same weights `gpt2.py` computes the same (ReLU, an untied head, query, key and value biases of 0).
     """
 

@@ -120,7 +120,11 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_post_build(*, config: Any) -> None:
-    """The search index once more as a script: opened from the disk, without a server, Material looks for that."""
+    """The search index once more as a script: for that Material asks where a page is opened from the disk.
+
+    Without it every page would end in an error there. To search, a server is needed all the same: as they come,
+    browsers let no page from the disk start the worker that does it.
+    """
     search = Path(config.site_dir) / "search"
     index = (search / "search_index.json").read_text(encoding="utf-8")
     (search / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
