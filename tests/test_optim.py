@@ -126,7 +126,26 @@ def test_state_that_does_not_fit_is_named() -> None:
     """A tensor for no parameter, or of another shape, is an error that says which."""
     module, config = small("gpt2")
     optimizers = optim.build(module, config)
+    module(torch.arange(8)[None]).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    saved = optim.state_tensors(optimizers, module)
     with pytest.raises(BardletError, match=r"here: .*no\.such/exp_avg"):
-        optim.load_state_tensors(optimizers, module, {"no.such/exp_avg": torch.zeros(1)}, "here")
+        optim.load_state_tensors(optimizers, module, {**saved, "no.such/exp_avg": torch.zeros(1)}, "here")
+    other = {**saved, "transformer.wpe.weight/exp_avg": torch.zeros(3, 3)}
     with pytest.raises(BardletError, match=r"transformer\.wpe\.weight/exp_avg has another shape"):
-        optim.load_state_tensors(optimizers, module, {"transformer.wpe.weight/exp_avg": torch.zeros(3, 3)}, "here")
+        optim.load_state_tensors(optimizers, module, other, "here")
+
+
+def test_state_of_another_optimizer_or_none_is_refused() -> None:
+    """A run that had AdamW for a matrix does not go on with Muon from nothing, as if that were its momentum."""
+    module, config = small("qwen3", optimizer="adamw")
+    twin, other = small("qwen3", optimizer="muon")
+    adamw, muon = optim.build(module, config), optim.build(twin, other)
+    module(torch.arange(8)[None]).square().mean().backward()
+    adamw[0].step()
+    saved = optim.state_tensors(adamw, module)
+    with pytest.raises(BardletError, match=r"here: .*self_attn\.q_proj\.weight is not that of Muon"):
+        optim.load_state_tensors(muon, twin, saved, "here")
+    with pytest.raises(BardletError, match="is not that of AdamW"):
+        optim.load_state_tensors(adamw, module, {}, "here")

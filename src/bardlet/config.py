@@ -332,10 +332,11 @@ def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 
 def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
-    """The text of run.toml: every setting that has a value, then what happened. TOML has no null: None is left out."""
+    """The text of run.toml: every setting that the model has and that has a value, then what happened."""
     import tomli_w
 
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if v is not None}
+    has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ())}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in has.items() if v is not None}  # TOML has no null
     settings["replans"] = [list(pair) for pair in config.replans]
     head = "# Written by bardlet. `bardlet train --config run.toml` repeats this run; [record] says what happened.\n"
     return head + tomli_w.dumps({**settings, "record": {k: v for k, v in record.items() if v is not None}})

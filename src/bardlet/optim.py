@@ -141,6 +141,10 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float)
             group["lr"] = group["peak_lr"] * share
 
 
+STATE: dict[type, set[str]] = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
+"""What each optimizer remembers of a parameter."""
+
+
 def state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module) -> dict[str, torch.Tensor]:
     """The optimizers' state as tensors named `PARAMETER/KEY` (model.norm.weight/exp_avg): what safetensors can hold."""
     names = {id(p): name for name, p in model.named_parameters()}
@@ -165,7 +169,9 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Mo
                 odd = [key for key, t in mine.items() if t.ndim and t.shape != p.shape]
                 if odd:
                     raise BardletError(f"{where}: the optimizer's {prefix}{odd[0]} has another shape than the weights")
-                if mine:
-                    optimizer.state[p] = {k: t.to(p.device).clone() for k, t in mine.items()}
+                if mine.keys() != STATE[type(optimizer)]:
+                    raise BardletError(f"{where}: the optimizer's state of {prefix[:-1]} is not that of "
+                                       f"{type(optimizer).__name__}: other settings made it, or it is damaged")
+                optimizer.state[p] = {k: t.to(p.device).clone() for k, t in mine.items()}
     if left:
         raise BardletError(f"{where}: the optimizer's {next(iter(left))} belongs to no parameter of this model")

@@ -7,7 +7,6 @@ Shape suffixes: B rows of a batch, T positions of the input, S positions that ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +37,19 @@ class RMSNorm(nn.Module):
 
 
 @torch.library.custom_op("bardlet::random_bytes", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def random_bytes(shape: Sequence[int]) -> Tensor:
-    """Random bytes (uint8, CPU) from torch's generator, eight of each 64-bit number that it draws.
+def random_bytes(x: Tensor) -> Tensor:
+    """Random bytes (uint8, CPU) in the shape of x from torch's generator, eight of each 64-bit number that it draws.
 
-    An operator of its own, so that compiled code calls it, too: the masks are then the same as without compilation.
+    An operator of its own, so that compiled code calls it, too, and drops what eager code drops. It takes x, not its
+    shape: the compiler merges calls with equal arguments, and two places of a block would share a mask.
     """
-    count = math.prod(shape)
-    drawn = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
-    return drawn.view(torch.uint8)[:count].view(shape)
+    drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    return drawn.view(torch.uint8)[: x.numel()].view(x.shape)
 
 
 @random_bytes.register_fake
-def _(shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=torch.uint8)
+def _(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.uint8)
 
 
 def drop(x: Tensor, p: float) -> Tensor:
@@ -58,14 +57,14 @@ def drop(x: Tensor, p: float) -> Tensor:
 
     Srivastava et al. 2014, *Dropout*; scaled in training, as everywhere today. On a CPU F.dropout draws 24 bits for
     each element, which doubled the time of a compiled step. A byte is enough: p is then rounded to a multiple of
-    1/256, and the scale is that of the rounded p.
+    1/256, at least 1 and at most 255 of them, and the scale is that of the rounded p.
     """
     if p == 0.0:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
     limit = min(max(1, round(256 * p)), 255)
-    return torch.where(random_bytes(x.shape) >= limit, x * (256 / (256 - limit)), 0.0)
+    return torch.where(random_bytes(x.detach()) >= limit, x * (256 / (256 - limit)), 0.0)
 
 
 class Dropout(nn.Module):
