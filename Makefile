@@ -16,7 +16,7 @@ demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes
 test: $(VENV)/ready-test     ## all quick tests
 	$(BIN)/python -m pytest
 
-accept: $(VENV)/ready-test   ## slow tests, on real text
+accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests, on real text, and the course as a site
 	$(BIN)/python -m pytest --override-ini addopts= -q -x tests/acceptance
 
 lint: $(VENV)/ready-test     ## ruff and mypy

@@ -6,7 +6,9 @@
     python benchmarks/ladder.py publish runs/lecture runs/scaled     # -> bands.json, docs/measured.json, docs/figures/
 
 Other measured figures of the course (exercises, one setting changed) come from results/course.jsonl: a line is
-{"name": ..., "figures": {...}}, written by `python benchmarks/ladder.py note NAME JSON`.
+{"name": ..., "figures": {...}}, with date, commit and machine, written by `python benchmarks/ladder.py note NAME JSON`.
+The last line of a name counts. Where the name begins with that of a rung, as in "dropout 0", the figures are those of
+the rung with one setting changed, and the rung itself with as many steps is published beside them, from ladder.jsonl.
 
 When and by what a rung was trained it says itself: `made` in outcome.json, or, but for the date, run.toml where
 outcome.json is older. The commit is not known to it: `record` adds the one of its own moment as `recorded_commit`. In
@@ -104,10 +106,25 @@ def publish(ladders: list[Path]) -> None:
     if bands:  # fewer seeds say nothing of what is normal: what was known before stays
         write(BANDS, {"made_by": MADE_BY, **origin(of_small, rungs), "rungs": bands})
     notes = record.HERE / "results" / "course.jsonl"
-    extras = {line["name"]: line["figures"] for line in map(json.loads, notes.read_text("utf-8").splitlines())} \
-        if notes.exists() else {}
+    noted = [json.loads(line) for line in notes.read_text("utf-8").splitlines()] if notes.exists() else []
+    extras = {line["name"]: extra(line, lines) for line in noted}
     write(DOCS / "measured.json", {"made_by": MADE_BY, **origin(found, rungs), "rungs": rungs, "extras": extras})
     draw(ladders, found)
+
+
+def extra(line: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """A line of course.jsonl as the course shows it: figures, when and where they were measured and, of a rung with
+    one setting changed, `rung`: the rung as it is, with the same steps and seeds, from the `lines` of ladder.jsonl."""
+    kept = {name: line.get(name) for name in ("date", "commit", "machine", "figures")}
+    figures, rung = line["figures"], line["name"].split()[0]
+    if isinstance(figures, dict) and {"steps", "seeds"} <= figures.keys():
+        alike = {one["seed"]: one for one in lines if one["rung"] == rung and one["steps"] == figures["steps"]
+                 and one["seed"] in figures["seeds"]}  # the last line of each seed
+        if sorted(alike) == sorted(figures["seeds"]):
+            own = {name: spread([one[name] for one in alike.values()]) for name in ("train_loss", "val_loss")}
+            kept["rung"] = {**own, "seconds": min(one["seconds"] for one in alike.values()),
+                            "steps": figures["steps"], "seeds": figures["seeds"]}
+    return kept
 
 
 def origin(found: dict[str, list[dict[str, Any]]], rungs: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -29,13 +29,14 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME
     "losses": losses.losses,  # rung 3: what is normal
     "verdict": losses.verdict,  # rung 9: whether it helped
-    "compare": losses.compare,  # PATH in measured.json with rung 8
+    "compare": losses.compare,  # NAME among the extras of measured.json with rung 8
     "table": losses.table,  # 1-7
     "sample": losses.sample,  # rung 3: what it wrote
     "figure": losses.figure,  # NAME | what it shows
     "measured": losses.measured,  # PATH in measured.json
     "answer": losses.answer,  # NAME in answers.json
     "setting": course.setting,  # scaled n_embd: a size of the larger rungs on a CPU, or: small n_embd
+    "settings": losses.settings,  # no argument: what the rungs train with
     "seen": losses.seen,  # rung 8: how often it went over the text
     "experiment": course.experiment,  # NAME
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from course import Course, Missing, fence, link, one_rung, picture, table_of
@@ -57,7 +58,7 @@ def losses(course: Course, argument: str, page: str) -> str:
              ["uniform guessing, ln 65", f"{math.log(65):.3f}"]]
     text = (table_of(["loss, nats per character", f"mean ± deviation of {seeds} seeds"], rows)
             + f"\n\n{found['parameters']:,} parameters, {found['steps']:,} steps, {found['seconds']:.0f} seconds of "
-              f"training on {course.measured['machine']}.")
+              f"training (the fastest seed) on {machine([found])}; {recorded([found])}.")
     if rung.lecture is not None and not rung.scaled:
         digits = _digits(rung)
         ours = round(found["val_loss_lecture"]["mean"], digits)
@@ -65,6 +66,22 @@ def losses(course: Course, argument: str, page: str) -> str:
         agrees = "agrees with" if not above else f"is {abs(above):.{digits}f} {'above' if above > 0 else 'below'}"
         text += f" Measured and rounded as in the lecture, {ours:.{digits}f}, it {agrees} its figure."
     return text
+
+
+def machine(found: Iterable[dict[str, Any]]) -> str:
+    """What rungs were trained on, by their own account (`made`): "a processor, 1 or 2 threads"."""
+    threads: dict[str, set[int]] = {}
+    for made in (made for one in found for made in (one["made"] if isinstance(one["made"], list) else [one["made"]])):
+        threads.setdefault(made["processor"], set()).add(made["threads"])
+    return "; ".join(f"{name}, {' or '.join(map(str, sorted(several)))} thread{'s' * (max(several) > 1)}"
+                     for name, several in threads.items())
+
+
+def recorded(found: Iterable[dict[str, Any]]) -> str:
+    """On which days, and at which commits of the code, figures of rungs were recorded."""
+    notes = dict.fromkeys((one["recorded"]["date"], one["recorded"]["commit"]) for one in found if one.get("recorded"))
+    return "recorded " + " and ".join(f"{date} at commit `{commit}`" for date, commit in notes) if notes \
+        else "not yet recorded with a commit"
 
 
 def verdict(course: Course, argument: str, page: str) -> str:
@@ -142,19 +159,35 @@ def reach(freedom: float, share: float = 0.95) -> float:
 def seen(course: Course, argument: str, page: str) -> str:
     """How often a rung went over Tiny Shakespeare in its training, in words for a sentence."""
     rung = one_rung(argument)
+    return _times(rung, course.of(rung)["steps"])
+
+
+def _times(rung: Rung, steps: int) -> str:
     sizes = rungs.CPU if rung.scaled else rungs.SMALL
-    times = course.of(rung)["steps"] * sizes["batch_size"] * sizes["block_size"] / CHARACTERS
-    return f"{times:.1f} times"
+    return f"{steps * sizes['batch_size'] * sizes['block_size'] / CHARACTERS:.1f} times"
 
 
 def compare(course: Course, argument: str, page: str) -> str:
-    """`extras/dropout 0 with rung 8`: the losses of another training of a rung beside its own."""
-    path, _, which = argument.partition(" with ")
-    rung, extra = one_rung(which), _at(course, path)
-    own = course.of(rung)
-    rows = [[name, _pm(figures.get("train_loss")), _pm(figures.get("val_loss"))]
-            for name, figures in ((f"rung {rung.number}", own), (path.rpartition("/")[2], extra))]
-    return table_of(["", "training", "validation, every character once"], rows)
+    """`dropout 0 with rung 8`: a rung with one setting changed beside the rung as it is, both with the same steps.
+
+    Both are of one measurement, which may have other steps than the rung's own table.
+    """
+    name, _, which = argument.partition(" with ")
+    rung, extra = one_rung(which), _at(course, f"extras/{name}")
+    own, other = _at(course, f"extras/{name}/rung"), extra["figures"]
+    rows = [[called, _pm(figures["train_loss"]), _pm(figures["val_loss"]), f"{seconds:.0f} s"]
+            for called, figures, seconds in ((f"rung {rung.number}", own, own["seconds"]),
+                                             (name, other, other["seconds"]["mean"]))]
+    gap = own["val_loss"]["mean"] - other["val_loss"]["mean"]
+    return (table_of(["", "training", "validation, every character once", "time"], rows)
+            + f"\n\n{own['steps']:,} steps each, which see the text {_times(rung, own['steps'])}, and "
+              f"{len(own['seeds'])} seeds. Validation loss of rung {rung.number} is {abs(gap):.3f} "
+              f"{'higher' if gap > 0 else 'lower'} than with {name}. {_noted(extra)}")
+
+
+def _noted(extra: dict[str, Any]) -> str:
+    """When, where and at which commit something beside the ladder was recorded, as a sentence."""
+    return f"Recorded {extra['date']} at commit `{extra['commit']}`, on {extra['machine']['processor']}."
 
 
 def table(course: Course, argument: str, page: str) -> str:
@@ -167,9 +200,31 @@ def table(course: Course, argument: str, page: str) -> str:
                      _pm(found["val_loss_lecture"]), f"{found['parameters']:,}", f"{found['steps']:,}",
                      f"{found['seconds']:,.0f} s"])
     seeds = sorted({len(course.of(rung)["seeds"]) for rung in rungs.select(argument)})
-    head = ["rung", "lecture", "every character once", "lecture's way", "parameters", "steps", "time"]
+    head = ["rung", "lecture", "every character once", "lecture's way", "parameters", "steps", "time, fastest seed"]
+    all_of_them = [course.of(rung) for rung in rungs.select(argument)]
     return (f"{table_of(head, rows)}\n\nValidation loss, mean ± deviation of {' or '.join(map(str, seeds))} seeds, on "
-            f"{course.measured['machine']}, {course.measured['date']}.")
+            f"{machine(all_of_them)}; {recorded(all_of_them)}.")
+
+
+def settings(course: Course, argument: str, page: str) -> str:
+    """What the rungs train with, side by side: the lecture's small ones, the larger ones on a CPU and on a GPU."""
+    kinds = [{**sizes, **rungs.LECTURE} for sizes in (rungs.SMALL, rungs.CPU, rungs.GPU)]
+    names = list(dict.fromkeys(name for kind in kinds for name in kind))
+    rows = [[f"`{name}`{MEANS.get(name, '')}", *(_setting(kind, name) for kind in kinds)] for name in names]
+    own = [f"rung {rung.number}: " + ", ".join(f"`{name} = {value!r}`" for name, value in rung.settings.items())
+           for rung in rungs.LADDER if rung.settings]
+    return (table_of(["", "rungs 1 to 7", "rungs from 8 on, CPU", "rungs from 8 on, GPU"], rows)
+            + f"\n\nOn their own: {'; '.join(own)}.")
+
+
+MEANS = {"n_embd": ", C", "n_head": ", H", "block_size": ", T", "batch_size": ", B", "n_layer": ", blocks"}
+"""The letters of the settings in the code."""
+
+
+def _setting(sizes: dict[str, Any], name: str) -> str:
+    if name not in sizes:
+        return "by the clock" if name == "steps" else "-"
+    return f"{sizes[name]:,}" if isinstance(sizes[name], int) else str(sizes[name])
 
 
 def sample(course: Course, argument: str, page: str) -> str:
@@ -188,14 +243,22 @@ def figure(course: Course, argument: str, page: str) -> str:
 
 
 def measured(course: Course, argument: str, page: str) -> str:
-    """A part of measured.json by its path, as in `extras/dropout 0`: a value, a list of rows or named values."""
-    return _shown(_at(course, argument))
+    """A part of measured.json by its path, as in `extras/addition`: a value, a list of rows or named values.
+
+    In a list of rows a name stands for the row that begins with it.
+    """
+    found = _at(course, argument)
+    if isinstance(found, dict) and "figures" in found:  # an extra as a whole
+        return f"{_shown(found['figures'])}\n\n{_noted(found)}"
+    return _shown(found)
 
 
 def _at(course: Course, path: str) -> Any:
     """What stands at a path of measured.json. Raises Missing."""
     found: Any = course.measured
     for key in path.split("/"):
+        if isinstance(found, list):
+            found = {next(iter(row.values())): row for row in found}
         if not isinstance(found, dict) or key not in found:
             raise Missing(f"docs/measured.json has no '{path}': run python benchmarks/ladder.py publish")
         found = found[key]

@@ -55,9 +55,16 @@ def measured(falls_by: float = 0.05, deviation: float = 0.004, seeds: Sequence[i
     rungs = {rung.name: {"parameters": 1000, "steps": 5000, "seconds": 10.0, "seeds": seeds,
                          "val_loss": loss(2.5 - falls_by * rung.number), "val_loss_lecture": loss(2.5),
                          "losses": {str(seed): 2.5 - falls_by * rung.number for seed in seeds},
-                         "train_loss": loss(2.4), "sample": "To be", "lecture": rung.lecture} for rung in LADDER}
-    extras = {"dropout 0": rungs["dropout"], "addition": [{"hints": "both", "exact": 0.99}],
-              "finetune": [{"row": "scratch", "loss": 1.5}]}
+                         "train_loss": loss(2.4), "sample": "To be", "lecture": rung.lecture,
+                         "made": {"processor": "a machine", "threads": 2 if rung.scaled else 1},
+                         "recorded": {"date": "2026-01-01", "commit": "abc"}} for rung in LADDER}
+    noted = {"date": "2026-01-02", "commit": "def", "machine": {"processor": "another", "cores": 2}}
+    column = "nats per character, one seed"
+    extras = {"dropout 0": noted | {"figures": rungs["dropout"] | {"seconds": {"mean": 5.0}, "val_loss": loss(2.0)},
+                                    "rung": rungs["dropout"]},
+              "addition": noted | {"figures": [{"hints": "both", "exact": 0.99}]},
+              "finetune": noted | {"figures": [{"run": name, column: 1.5}
+                                               for name in ("scratch", "finetuned", "same steps")]}}
     return {"machine": "a machine", "date": "2026-01-01", "commit": "abc", "rungs": rungs, "extras": extras}
 
 
@@ -243,6 +250,33 @@ def test_sizes_come_from_the_ladder(course: Any) -> None:
         == f"{CPU['n_embd']} {SMALL['block_size']}"
     often = 5000 * CPU["batch_size"] * CPU["block_size"] / 1_003_854
     assert site.expand("{{ seen: rung 8 }}", "a.md", course) == f"{often:.1f} times"
+
+
+def test_a_table_names_the_machine_and_the_commit_of_its_own_rungs(course: Any) -> None:
+    """Small rungs take one thread, also where the file as a whole was made with two."""
+    text = site.expand("{{ losses: rung 3 }}", "a.md", course)
+    assert "on a machine, 1 thread; recorded 2026-01-01 at commit `abc`." in text
+    assert "on a machine, 2 threads; recorded" in site.expand("{{ table: 8-13 }}", "a.md", course)
+    mixed = course.measured["rungs"]["one-head"]
+    mixed["made"], mixed["recorded"] = [{"processor": "x", "threads": 1}, {"processor": "y", "threads": 4}], None
+    assert "on a machine, 1 thread; x, 1 thread; y, 4 threads; rec" in site.expand("{{ table: 1-7 }}", "a.md", course)
+    assert "not yet recorded with a commit" in site.expand("{{ losses: rung 3 }}", "a.md", course)
+    assert "time, fastest seed |" in site.expand("{{ table: 1-7 }}", "a.md", course)
+
+
+def test_a_changed_setting_is_shown_beside_the_rung_of_the_same_measurement(course: Any) -> None:
+    course.measured["rungs"]["dropout"] = measured(falls_by=0.2)["rungs"]["dropout"] | {"steps": 9}  # trained anew
+    text = site.expand("{{ compare: dropout 0 with rung 8 }}", "a.md", course)
+    assert "| rung 8 | 2.400 ± 0.004 | 2.100 ± 0.004 | 10 s |" in text and "| 2.000 ± 0.004 | 5 s |" in text
+    assert "5,000 steps each" in text and "is 0.100 higher than with dropout 0. Recorded 2026-01-02 at" in text
+    row = "extras/finetune/figures/scratch/nats per character, one seed"
+    assert site.expand(f"{{{{ measured: {row} }}}}", "a.md", course) == "1.500"
+
+
+def test_settings_are_those_of_the_ladder(course: Any) -> None:
+    text = site.expand("{{ settings }}", "a.md", course)
+    assert f"| `n_embd`, C | {SMALL['n_embd']} | {CPU['n_embd']} | 384 |" in text and "| by the clock |" in text
+    assert "rung 1: `steps = 3000`, `lr = 0.01`; rung 12:" in text
 
 
 def test_what_was_measured_is_whole() -> None:

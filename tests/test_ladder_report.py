@@ -369,6 +369,18 @@ def test_bands_and_the_lectures_figures_are_for_the_lectures_text(monkeypatch: p
     assert "The lecture</th>" not in text and "say nothing about this text" in text
 
 
+def test_each_rung_has_its_own_number_of_seeds(tmp_path: Path) -> None:
+    """A folder can hold one rung three times and another once."""
+    for name, outcomes, head, column in (
+            ("mixed", tiny_outcomes(tmp_path / "a", (1,), 3) + tiny_outcomes(tmp_path / "b", (4,)),
+             "means over 1 or 3 seeds ± standard deviation", True),
+            ("alike", tiny_outcomes(tmp_path / "c", (1, 4), 2), "means over 2 seeds ± standard deviation", False),
+            ("single", tiny_outcomes(tmp_path / "d", (1,)), "All rungs</h3>", False)):
+        text = report.write(tmp_path / name, outcomes, SENTENCE, FACTS).read_text(encoding="utf-8")
+        assert head in text and ("Seeds</th>" in text) == column, name
+        assert ("means of 3 seeds" in text) == column and "means of 1" not in text
+
+
 def test_times_are_said_in_words() -> None:
     assert [report.duration(s) for s in (0.2, 59.6, 61, 3599.6, 3600, 9000)] == [
         "0 s", "1 min 0 s", "1 min 1 s", "1 h 0 min", "1 h 0 min", "2 h 30 min"]  # fmt: skip

@@ -81,7 +81,7 @@ def test_rungs_are_named_by_number_range_and_name(words: str, numbers: list[int]
 @pytest.mark.parametrize("words, said", [
     ("", "'' names no rung; give numbers from 1 to 13, as in 1-7"), ("0", "no rung 0; give numbers from 1 to 13"),
     ("14", "no rung 14"), ("7-1", "take 1-7"), ("1-99", "there are 13 rungs; take 1-13"), ("two", "names no rung"),
-    ("1,,2", "'' names no rung"), ("-3", "'-3' names no rung"), ("3-", "'3-' names no rung"), ("0-3", "names no rung"),
+    ("1,,2", "'' names no rung"), ("-3", "'-3' names no rung"), ("3-", "'3-' names no rung"), ("0-3", "take 1-3"),
     ("20-30", "'20-30' names no rung"), ("layernorm", "did you mean layer-norm?"),
 ])  # fmt: skip
 def test_what_names_no_rung_is_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +347,42 @@ def test_a_signal_at_the_end_of_a_rung_stops_the_ladder(when: str, number: int, 
     assert done == ["bigram", "one-head"] and set(steps) == set(done)
     assert signal.getsignal(number) == before
     assert ladder.outcome(LADDER[2], 1337)
+
+
+def test_signals_act_at_once_while_a_rung_is_compiled(text: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes a minute, and there is nothing to save."""
+    ladder = Ladder(Plan(select("8"), tmp_path / "l", (str(text),), minutes=0.001), HERE)
+    ladder.plan_steps(nothing)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def compiling(t: Any, seconds: float | None) -> None:
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.pretrain, "choose_compile", compiling)
+    with pytest.raises(BardletError, match="stopped in rung 8, dropout; the rungs before it are kept") as stopped:
+        list(ladder.climb(nothing))
+    assert stopped.value.exit_code == 130  # type: ignore[attr-defined]
+
+
+def test_the_report_s_facts_are_those_of_the_trainings() -> None:
+    def made(**other: Any) -> dict[str, Any]:
+        return {"date": "2026-01-02", "bardlet": "1", "torch": "2", "threads": 1, "processor": "x", **other}
+
+    assert run.summary([made(), made(threads=4), made(date="2026-01-01", torch="3", processor="y")]) == {
+        "machine": "x, 1 or 4 threads; y, 1 thread", "date": "2026-01-01 to 2026-01-02",
+        "versions": "bardlet 1, torch 2; bardlet 1, torch 3"}
+    assert run.summary([made()])["date"] == "2026-01-02"
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ("--rungs 0-3", "there is no rung 0; take 1-3"), ("--rungs 0-20", "take 1-13"), ("--rungs 0", "from 1 to 13"),
+    ("--step 5", "did you mean --minutes"), ("--steps=5", "did you mean --minutes"),
+])  # fmt: skip
+def test_near_misses_are_answered(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ladder", *words.split()]) == 1
+    assert says in capsys.readouterr().err
 
 
 def test_seeds_of_a_scaled_rung_make_the_same_steps(text: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def orthogonalize(g_NRC: torch.Tensor) -> torch.Tensor:
     tall = g_NRC.shape[1] > g_NRC.shape[2]
     x = (g_NRC.mT if tall else g_NRC).bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    for _ in range(5):
+    for _ in range(5):  # X <- 3.4445 X + (-4.7750 A + 2.0315 A A) X,  A = X X^T
         a = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if tall else x

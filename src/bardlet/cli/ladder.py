@@ -62,7 +62,8 @@ class Command:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    if any(word.partition("=")[0] == "--steps" for word in argv):  # the parser would suggest --seeds
+    # the parser would suggest --seeds
+    if any(len(word) > 3 and "--steps".startswith(word) for word in (word.partition("=")[0] for word in argv)):
         raise BardletError("there is no setting --steps (did you mean --minutes, the training time of each rung from 8 "
                            "on? The others make the lecture's steps); `bardlet ladder --help` lists the settings")
     command = parse(Command, argv, "ladder")
@@ -88,8 +89,8 @@ def main(argv: Sequence[str]) -> int:
                         f"{len(rungs)} rung{'s' * (len(rungs) > 1)}, {command.seeds} seed{'s' * (command.seeds > 1)}")
             ladder.plan_steps(console.say)
             outcomes = climb(ladder)
-            facts = run.facts(ladder) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             finished = ladder.finished()
+            facts = run.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, finished, command.sentence, facts)
     more = len(finished) - len(outcomes)
     also = f" (it shows {more} model{'s' * (more > 1)} of earlier calls, too)" if more else ""

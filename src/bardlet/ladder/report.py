@@ -106,8 +106,8 @@ def write(out: Path, outcomes: Sequence[Outcome], sentence: str, facts: Mapping[
             the first seed.
         sentence: what the attention maps are drawn for. Characters that the model never saw are left out, and the page
             says so.
-        facts: what is said of the ladder as a whole: text, machine, date, versions; comparable (whether the lecture's
-            figures apply: its text, in characters); command, where it is known.
+        facts: what is said of the ladder as a whole: text; machine, date and versions of the trainings; comparable
+            (whether the lecture's figures apply: its text, in characters); command, the last one, where it is known.
     """
     outcomes = sorted(outcomes, key=lambda o: (o.rung.number, o.seed))
     first = {o.rung.number: o for o in reversed(outcomes)}
@@ -117,9 +117,8 @@ def write(out: Path, outcomes: Sequence[Outcome], sentence: str, facts: Mapping[
                          f"rung {n}, {row.rung.name}, ends at {row.val_loss}" for n, row in lines.items()) + ".",
                      curves_caption(outcomes))
     parts = [section(out, first[number], row, sentence) for number, row in lines.items()]
-    page = _template().render(sections=parts, curves=curves, facts=facts, seeds=len({o.seed for o in outcomes}),
-                              lines=list(lines.values()), time=duration(sum(o.seconds for o in outcomes)),
-                              css=_file("page.css"))
+    page = _template().render(sections=parts, curves=curves, facts=facts, lines=list(lines.values()),
+                              time=duration(sum(o.seconds for o in outcomes)), css=_file("page.css"))
     path = out / "report.html"
     hf.write_atomically(path, lambda p: p.write_text(page, encoding="utf-8"))
     return path

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -226,12 +226,14 @@ class Ladder:
         self.compiled[_kind(rung)] = t.machine["compiled"]
         return t
 
-    def train(self, rung: Rung, seed: int, watch: Watch, asked: list[int] | None = None) -> Outcome:
+    def train(self, rung: Rung, seed: int, watch: Watch, late: list[int]) -> Outcome:
         """Train a rung from the start, measure it, and put its outcome on disk.
 
         Args:
-            asked: the box of the `signals` around this call, if there is one. Raises Stopped for a signal before the
-                last step; one that comes later is for the caller to see.
+            late: its one number becomes that of a signal which came in the last step or in the measurement, when it
+                must not cost what was trained any more: the caller has to stop.
+
+        Raises Stopped for an earlier signal; before the first step, while the rung is compiled, signals act at once.
         """
         folder = self.folder(rung, seed)
         shutil.rmtree(folder, ignore_errors=True)  # what a stop left
@@ -243,10 +245,12 @@ class Ladder:
         folder.mkdir(parents=True)
         hf.write_folder(folder, t.model, self.ready.tokenizer)
         training.write_run(t)
-        training.fit(t, watch=lambda line: watch(rung, seed, line), asked=asked)
-        outcome = self._measure(t, rung, seed)
-        shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
-        hf.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
+        with training.signals() as box:
+            training.fit(t, watch=lambda line: watch(rung, seed, line), asked=box)
+            outcome = self._measure(t, rung, seed)
+            shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
+            hf.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
+        late[:] = box
         return outcome
 
     def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:
@@ -323,20 +327,18 @@ class Ladder:
         Raises BardletError after a signal: what is finished stays, and the same call goes on.
         """
         for rung, seed in self.jobs():
-            done, box = self.outcome(rung, seed, log.warning), [0]
+            done, late = self.outcome(rung, seed, log.warning), [0]
             if done is None:
                 try:
-                    # around the measurement, too: a signal then, or in the last step, must not cost what was trained
-                    with training.signals() as box:
-                        done = self.train(rung, seed, watch, box)
-                except training.Stopped as stop:
+                    done = self.train(rung, seed, watch, late)
+                except (training.Stopped, KeyboardInterrupt) as stop:
                     raise self._stopped(f"in rung {rung.number}, {rung.name}; the rungs before it",
-                                        stop.exit_code) from None
+                                        getattr(stop, "exit_code", 130)) from None
                 finally:
                     torch.set_num_threads(self.threads)  # a small rung takes one
             yield done
-            if box[0]:
-                raise self._stopped(f"after rung {rung.number}, {rung.name}; the rungs so far", 128 + box[0])
+            if late[0]:
+                raise self._stopped(f"after rung {rung.number}, {rung.name}; the rungs so far", 128 + late[0])
 
     def _stopped(self, where: str, exit_code: int) -> BardletError:
         """What a person reads after a signal."""
@@ -350,12 +352,29 @@ def _kind(rung: Rung) -> tuple[str, str | None]:
     return rung.model, rung.settings.get("optimizer")
 
 
-def facts(ladder: Ladder) -> dict[str, Any]:
-    """What the report says of the ladder as a whole."""
-    device = ladder.dist.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {"text": ladder.found.name, "comparable": ladder.comparable,
-            "machine": f"{name}, {ladder.threads} thread{'s' * (ladder.threads > 1)}",
-            "date": time.strftime("%Y-%m-%d"), "versions": f"bardlet {__version__}, torch {torch.__version__}"}
+def facts(ladder: Ladder, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the report says of the ladder as a whole: machine, date and versions are those of the trainings.
+
+    Args:
+        outcomes: what the report shows. Where none of them says what it was made by (those of an older bardlet do not),
+            this machine and this day stand in.
+    """
+    made = [outcome.made for outcome in outcomes if outcome.made]
+    if not made:
+        device = ladder.dist.device
+        made = [{"date": time.strftime("%Y-%m-%d"), "bardlet": __version__, "torch": torch.__version__,
+                 "threads": ladder.threads,
+                 "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor()}]
+    return {"text": ladder.found.name, "comparable": ladder.comparable, **summary(made)}
 
 
+def summary(made: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """machine, date and versions of trainings (`Outcome.made`, at least one) in words, each once."""
+    threads: dict[str, set[int]] = {}
+    for one in made:
+        threads.setdefault(one["processor"], set()).add(one["threads"])
+    machine = "; ".join(f"{name}, {' or '.join(map(str, sorted(several)))} thread{'s' * (max(several) > 1)}"
+                        for name, several in threads.items())
+    dates = sorted({one["date"] for one in made if "date" in one})
+    return {"machine": machine, "date": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
+            "versions": "; ".join(dict.fromkeys(f"bardlet {one['bardlet']}, torch {one['torch']}" for one in made))}

@@ -120,6 +120,8 @@ def _no_rungs(word: str) -> str:
     """Why a part of --rungs names no rung, and what would."""
     most, names = len(LADDER), [rung.name for rung in LADDER]
     first, dash, last = (part.strip() for part in word.partition("-"))
+    if first == "0" and last.isdecimal() and int(last):
+        return f"there is no rung 0; take 1-{min(int(last), most)}"
     if first.isdecimal() and last.isdecimal() and 1 <= int(first) <= most:
         if int(last) > most:
             return f"there are {most} rungs; take {first}-{most}"

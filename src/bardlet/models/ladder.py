@@ -8,6 +8,9 @@ fused kernels, no cache.
 
     B rows of a batch   T positions   C channels (n_embd)   H heads   D channels of a head   V vocabulary
 
+Rungs 1 to 7 train with T 8, C 32, H 4, from rung 6 on 3 blocks (n_inner = 4 C), batches of 32, and AdamW at 1e-3 (the
+bigram: 1e-2); `bardlet/ladder/rungs.py` has these settings, and those of the larger rungs.
+
 Every model maps token ids (B, T), int64, to the logits of the token after each: (B, T, V).
 """
 
@@ -87,7 +90,7 @@ class AveragingModel(Rung):
 class Head(nn.Module):
     """Self-attention: each position asks (query), it and those before it offer (key), and it takes in (value)."""
 
-    tril: Tensor  # ones where a position may look: (T, T)
+    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
 
     def __init__(self, config: ModelConfig, head_size: int) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class Head(nn.Module):
         self.key = nn.Linear(C, head_size, bias=False)
         self.query = nn.Linear(C, head_size, bias=False)
         self.value = nn.Linear(C, head_size, bias=False)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each position takes from each: (B, T, T), rows add up to 1, and the future gets nothing."""
@@ -303,7 +306,7 @@ class LayerNormModel(Rung):
 class DropoutAttention(nn.Module):
     """What ProjectedAttention computes, all heads in one tensor; and dropout, on the weights and on what comes out."""
 
-    tril: Tensor  # ones where a position may look: (T, T)
+    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -314,7 +317,7 @@ class DropoutAttention(nn.Module):
         self.value = nn.Linear(C, C, bias=False)
         self.proj = nn.Linear(C, C)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
 
     def heads(self, x: Tensor) -> Tensor:
         """Each head's channels of x: (B, T, C) -> (B, H, T, D)."""
@@ -401,7 +404,7 @@ class DropoutModel(Rung):
 class RotaryAttention(nn.Module):
     """Where a token stands is a turn of its queries and keys: a score then depends on how far apart two tokens are."""
 
-    tril: Tensor  # ones where a position may look: (T, T)
+    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -412,7 +415,7 @@ class RotaryAttention(nn.Module):
         self.value = nn.Linear(C, C, bias=False)
         self.proj = nn.Linear(C, C, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
 
     def heads(self, x: Tensor) -> Tensor:
         """Each head's channels of x: (B, T, C) -> (B, T, H, D)."""
@@ -550,7 +553,7 @@ class SwiGLUModel(Rung):
 class QKNormAttention(nn.Module):
     """A norm on queries and keys (Dehghani et al. 2023, section 2): scores stay bounded as matrices grow."""
 
-    tril: Tensor  # ones where a position may look: (T, T)
+    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -563,7 +566,7 @@ class QKNormAttention(nn.Module):
         self.key_norm = RMSNorm(C // config.n_head, config.norm_eps)
         self.query_norm = RMSNorm(C // config.n_head, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
 
     def heads(self, x: Tensor) -> Tensor:
         """Each head's channels of x: (B, T, C) -> (B, T, H, D)."""
