@@ -1,20 +1,25 @@
-"""nanoGPT's CPU recipe by nanoGPT and by bardlet, in turn on one machine: wall time, tokens/s, loss.
+"""nanoGPT's recipes by nanoGPT and by bardlet, in turn on one machine: wall time, tokens/s, loss, peak memory.
 
-    python benchmarks/vs_nanogpt.py --nanogpt PATH [--repeats 3] [--steps 2000] [--no-save]
+    python benchmarks/vs_nanogpt.py --nanogpt PATH [--recipe cpu] [--repeats 3] [--steps 2000] [--no-save]
+    python benchmarks/vs_nanogpt.py --nanogpt PATH --recipe gpu [--repeats 3] [--steps 6]
 
-PATH is a checkout of karpathy/nanoGPT; it is copied, not changed, and must run in this Python. The recipe is the one of
-its README: 4 layers, 4 heads, 128 channels, block 64, batch 12, 2,000 steps, AdamW, fp32, no dropout, an evaluation
-every 250 steps. bardlet trains the `gpt2` layout (which has biases where nanoGPT's default has none) with the same
-settings, once as nanoGPT does (fp32, eager) and once as bardlet would (bf16, compiled).
+PATH is a checkout of karpathy/nanoGPT; it is copied, not changed, and must run in this Python. Both recipes are those
+of its README, on the CPU: `cpu` is 4 layers, 4 heads, 128 channels, block 64, batch 12, no dropout, 2,000 steps with an
+evaluation every 250; `gpu` is 6 layers, 6 heads, 384 channels (10.65 M parameters), block 256, batch 64, dropout 0.2, a
+few steps of it and no evaluation but the last. AdamW, in fp32 as nanoGPT computes on a CPU. bardlet trains the `gpt2`
+layout (which has biases where nanoGPT's default has none) with the same settings, once as nanoGPT does (fp32, eager)
+and once as bardlet would (bf16, compiled).
 
-Wall time is that of the whole command, from start to exit. Both checkpoints are then evaluated by the same code
-(protocol (a) of the design: 200 batches of 64 windows of 64 characters from a generator of their own) on the same
-windows. The evaluations on the way read as many tokens on both sides.
+Wall time is that of the whole command, from start to exit; tokens/s are those of the median step, on both sides (ten
+steps together where they are short); memory is the largest resident set of the process. The checkpoints of `cpu` are
+then evaluated by the same code (protocol (a) of the design: 200 batches of 64 windows of 64 characters from a generator
+of their own) on the same windows. The evaluations on the way read as many tokens on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -24,23 +29,56 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import record
 
-BLOCK, BATCH = 64, 12
-NANOGPT = ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1",
-           f"--block_size={BLOCK}", f"--batch_size={BATCH}", "--n_layer=4", "--n_head=4", "--n_embd=128",
-           "--dropout=0.0"]
-BARDLET = ["tinyshakespeare", "--tokenizer", "char", "--model", "gpt2", "--n-layer", "4", "--n-head", "4",
-           "--n-embd", "128", "--activation", "gelu",  # nanoGPT's, not GPT-2's approximation of it
-           "--block-size", str(BLOCK), "--batch-size", str(BATCH), "--dropout", "0",
-           "--optimizer", "adamw", "--lr", "1e-3", "--min-lr-ratio", "0.1", "--schedule", "cosine",
-           "--warmup-steps", "100", "--beta1", "0.9", "--beta2", "0.99", "--weight-decay", "0.1", "--grad-clip", "1",
-           "--eval-every", "250", "--save-every", "250", "--keep", "best",
-           # nanoGPT's evaluation: 20 batches of training and 20 of validation text
-           "--eval-tokens", str(2 * 20 * BATCH * BLOCK)]
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe of nanoGPT's README: sizes, steps, and how it is evaluated."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block: int
+    batch: int
+    dropout: float
+    steps: int
+    eval_every: int
+    """Steps between evaluations; 0: none but the last."""
+    eval_batches: int
+    """Batches of an evaluation."""
+    log_every: int
+    """Steps that bardlet times together: its log counts in milliseconds."""
+
+    def nanogpt(self, steps: int) -> list[str]:
+        """nanoGPT's command line. It evaluates before its first step, too."""
+        return ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--log_interval=1",
+                f"--n_layer={self.n_layer}", f"--n_head={self.n_head}", f"--n_embd={self.n_embd}",
+                f"--block_size={self.block}", f"--batch_size={self.batch}", f"--dropout={self.dropout}",
+                f"--eval_iters={self.eval_batches}", f"--eval_interval={self.eval_every or steps}", "--out_dir=out",
+                f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
+
+    def bardlet(self, steps: int) -> list[str]:
+        """The same settings for bardlet."""
+        return ["tinyshakespeare", "--tokenizer", "char", "--model", "gpt2", "--n-layer", str(self.n_layer),
+                "--n-head", str(self.n_head), "--n-embd", str(self.n_embd),
+                "--activation", "gelu",  # nanoGPT's, not GPT-2's approximation of it
+                "--block-size", str(self.block), "--batch-size", str(self.batch), "--dropout", str(self.dropout),
+                "--optimizer", "adamw", "--lr", "1e-3", "--min-lr-ratio", "0.1", "--schedule", "cosine",
+                "--warmup-steps", "100", "--beta1", "0.9", "--beta2", "0.99", "--weight-decay", "0.1",
+                "--grad-clip", "1", "--eval-every", str(self.eval_every), "--save-every", str(self.eval_every),
+                "--log-every", str(self.log_every), "--keep", "best" if self.eval_every else "last",
+                # nanoGPT's evaluation: so many batches of training and as many of validation text
+                "--eval-tokens", str(2 * self.eval_batches * self.batch * self.block), "--steps", str(steps)]
+
+
+RECIPES = {"cpu": Recipe(4, 4, 128, 64, 12, 0.0, 2000, 250, 20, 10),
+           "gpu": Recipe(6, 6, 384, 256, 64, 0.2, 6, 0, 1, 1)}
+BLOCK = 64
 
 # runs inside the copy of nanoGPT: its model, its checkpoint, our windows
 EVALUATE = """
@@ -59,21 +97,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--recipe", choices=RECIPES, default="cpu")
+    parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
+    recipe = RECIPES[args.recipe]
+    steps = args.steps or recipe.steps
     with tempfile.TemporaryDirectory() as scratch:
         theirs = prepare_nanogpt(args.nanogpt, Path(scratch))
-        windows = validation_windows(Path(scratch) / "windows.npy")
+        windows = validation_windows(Path(scratch) / "windows.npy") if args.recipe == "cpu" else None
         sides: dict[str, list[dict[str, float]]] = {"nanoGPT": [], "bardlet": [], "bardlet bf16": []}
         for repeat in range(args.repeats):
-            sides["nanoGPT"].append(run_nanogpt(theirs, args.steps, windows))
+            sides["nanoGPT"].append(run_nanogpt(theirs, recipe, steps, windows))
             plain = ["--dtype", "fp32", "--compile", "off", "--seed", str(1337 + repeat)]
-            sides["bardlet"].append(run_bardlet(Path(scratch), args.steps, plain, windows))
+            sides["bardlet"].append(run_bardlet(Path(scratch), recipe, steps, plain, windows))
             fast = ["--dtype", "bf16", "--compile", "on", "--seed", str(1337 + repeat)]
-            sides["bardlet bf16"].append(run_bardlet(Path(scratch), args.steps, fast, windows))
+            sides["bardlet bf16"].append(run_bardlet(Path(scratch), recipe, steps, fast, windows))
             print(json.dumps({name: runs[-1] for name, runs in sides.items()}), flush=True)
-    report(sides, args)
+    report(sides, args, steps)
 
 
 def prepare_nanogpt(source: Path, scratch: Path) -> Path:
@@ -102,59 +143,75 @@ def validation_windows(path: Path) -> Path:
     return path
 
 
-def timed(command: list[str], cwd: Path) -> tuple[str, float]:
-    """(output, wall seconds) of a command; one that fails ends the benchmark with what it said."""
+def timed(command: list[str], cwd: Path) -> tuple[str, float, float]:
+    """(output, wall seconds, peak MiB) of a command; one that fails ends the benchmark with what it said."""
     begun = time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
-    seconds = time.monotonic() - begun
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout, seconds
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, text=True,
+                                   env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - begun
+        output.seek(0)
+        said = output.read()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{said[-4000:]}")
+    return said, seconds, usage.ru_maxrss / 1024
 
 
-def run_nanogpt(copy: Path, steps: int, windows: Path) -> dict[str, float]:
+def figures(seconds: float, mib: float, times: list[float], recipe: Recipe, loss: float | None) -> dict[str, Any]:
+    """What is compared of one run. times: seconds of a step; the first, which is slow on both sides, is not counted."""
+    per_second = recipe.batch * recipe.block / statistics.median(times[1:] or times)
+    return {"seconds": seconds, "tokens_per_second": per_second, "peak_mib": mib, "loss": loss}
+
+
+def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) -> dict[str, Any]:
     """Train and evaluate the peer."""
     shutil.rmtree(copy / "out", ignore_errors=True)
-    command = [sys.executable, "train.py", *NANOGPT, "--out_dir=out", f"--max_iters={steps}",
-               f"--lr_decay_iters={steps}"]
-    output, seconds = timed(command, copy)
-    step_ms = [float(ms) for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
-    loss = float(timed([sys.executable, "-c", EVALUATE, str(windows)], copy)[0].split()[-1])
-    return {"seconds": seconds, "tokens_per_second": 1000 * BATCH * BLOCK / statistics.median(step_ms), "loss": loss}
+    output, seconds, mib = timed([sys.executable, "train.py", *recipe.nanogpt(steps)], copy)
+    times = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
+    loss = None
+    if windows:
+        loss = float(timed([sys.executable, "-c", EVALUATE, str(windows)], copy)[0].split()[-1])
+    return figures(seconds, mib, times, recipe, loss)
 
 
-def run_bardlet(scratch: Path, steps: int, extra: list[str], windows: Path) -> dict[str, float]:
+def run_bardlet(scratch: Path, recipe: Recipe, steps: int, extra: list[str], windows: Path | None) -> dict[str, Any]:
     """Train and evaluate bardlet, on the same windows."""
     import numpy as np
     import torch
 
-    from bardlet import evaluate, hf
+    from bardlet import checkpoint, evaluate, hf
 
     out = scratch / "run"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "bardlet", "train", *BARDLET, *extra, "--steps", str(steps), "--out", str(out),
-               "--json"]
-    output, seconds = timed(command, scratch)
-    summary = json.loads(output.splitlines()[-1])
-    model, _ = hf.read_folder(out)
-    batches = [{"idx": w[:, :-1], "target": w[:, 1:]} for w in torch.from_numpy(np.load(windows))]
-    loss = evaluate.mean_loss(model, batches, torch.device("cpu"))
-    return {"seconds": seconds, "tokens_per_second": summary["tokens_per_second"], "loss": loss}
+    command = [sys.executable, "-m", "bardlet", "train", *recipe.bardlet(steps), *extra, "--out", str(out), "--json"]
+    _, seconds, mib = timed(command, scratch)
+    lines = [(line["step"], line["seconds"]) for line in checkpoint.read_metrics(out) if "seconds" in line]
+    times = [(now - then) / (step - before) for (before, then), (step, now) in itertools.pairwise([(0, 0.0), *lines])]
+    loss = None
+    if windows:
+        model, _ = hf.read_folder(out)
+        batches = [{"idx": w[:, :-1], "target": w[:, 1:]} for w in torch.from_numpy(np.load(windows))]
+        loss = evaluate.mean_loss(model, batches, torch.device("cpu"))
+    return figures(seconds, mib, times, recipe, loss)
 
 
-def report(sides: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
+def report(sides: dict[str, list[dict[str, Any]]], args: argparse.Namespace, steps: int) -> None:
     """Medians and ratios, printed and appended to the results."""
-    medians: dict[str, Any] = {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-                               for name, runs in sides.items()}
+    medians: dict[str, Any] = {name: {key: statistics.median(run[key] for run in runs)
+                                      for key in runs[0] if runs[0][key] is not None} for name, runs in sides.items()}
     peer = medians["nanoGPT"]
-    print(f"\n{'':14} {'wall s':>8} {'tokens/s':>10} {'loss (a)':>9} {'wall ratio':>11} {'speed ratio':>12}")
-    for name, median in medians.items():
-        wall, speed = (median[key] / peer[key] for key in ("seconds", "tokens_per_second"))
-        print(f"{name:14} {median['seconds']:8.1f} {median['tokens_per_second']:10,.0f} {median['loss']:9.4f} "
-              f"{wall:11.3f} {speed:12.2f}")
+    print(f"\n{'':14} {'wall s':>8} {'tokens/s':>10} {'MiB':>6} {'loss (a)':>9} {'wall ratio':>11} {'speed ratio':>12}"
+          f" {'memory ratio':>13}")
+    for name, one in medians.items():
+        wall, speed, memory = (one[key] / peer[key] for key in ("seconds", "tokens_per_second", "peak_mib"))
+        loss = f"{one['loss']:.4f}" if "loss" in one else "-"
+        print(f"{name:14} {one['seconds']:8.1f} {one['tokens_per_second']:10,.0f} {one['peak_mib']:6.0f} {loss:>9} "
+              f"{wall:11.3f} {speed:12.2f} {memory:13.2f}")
     if not args.no_save:
-        record.append("vs_nanogpt", {"steps": args.steps, "repeats": args.repeats, "medians": medians, "runs": sides})
+        record.append("vs_nanogpt", {"recipe": args.recipe, "steps": steps, "repeats": args.repeats,
+                                     "medians": medians, "runs": sides})
 
 
 if __name__ == "__main__":

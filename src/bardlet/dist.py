@@ -41,6 +41,12 @@ class Dist:
         share = n // self.world
         return slice(self.rank * share, (self.rank + 1) * share)
 
+    def put(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` on this process's device; to a GPU it travels from pinned memory, and nobody waits for it."""
+        if self.device.type == "cuda":
+            return x.pin_memory().to(self.device, non_blocking=True)
+        return x.to(self.device)
+
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of `x` over all processes, in each of them."""
         if self.world > 1:

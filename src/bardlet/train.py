@@ -116,7 +116,7 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
     total = torch.zeros((), device=dist.device)
     for i in range(config.grad_accum):
         rows = slice(i * micro_rows, (i + 1) * micro_rows)
-        micro = {name: t[rows][dist.rows(micro_rows)].to(dist.device, non_blocking=True) for name, t in batch.items()}
+        micro = {name: dist.put(t[rows][dist.rows(micro_rows)]) for name, t in batch.items()}
         with dist.last_micro_batch(model, i == config.grad_accum - 1):
             with autocast(dtype, dist.device):
                 loss_sum = stage.loss(model, micro)
@@ -367,7 +367,7 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         box[0] = number
-        log.warning("finishing this step and saving; once more to leave at once")
+        log.warning("finishing what is under way and saving; once more to leave at once")
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
