@@ -1,0 +1,147 @@
+"""The record board: runs of one command over several seeds, and the table of all of them.
+
+    python benchmarks/board.py run CLASS --seeds 5 -- tinyshakespeare --steps 900 --keep average [...]
+    python benchmarks/board.py build
+
+`run` trains once for each seed, each in a process of its own (`bardlet train ARGUMENTS --seed N`), measures the result
+by protocol (b) of the design (every validation token but the first once, windows of min(256, context), fp32) and
+appends a line to results/board.jsonl. `build` makes README.md of this folder from all lines: a row for each class and
+command.
+
+CLASS is the machine and the time, as in "2-core CPU, 3 minutes". Seconds are those of training steps; `whole` is the
+wall time of the command, with start, tokens, compilation, evaluations and saving. Weights are those of the last step or
+the fixed average of the last fifth (`--keep last` or `average`): weights picked by validation have no row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import record
+
+RESULTS = record.HERE / "results" / "board.jsonl"
+FIRST_SEED = 1337
+
+
+def main() -> None:
+    """Run or build; see the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and measure some seeds")
+    run.add_argument("name", metavar="CLASS")
+    run.add_argument("--seeds", type=int, default=5)
+    run.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    run.add_argument("--no-save", action="store_true", help="print only")
+    commands.add_parser("build", help="make README.md from the results")
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    if args.command == "build":
+        (record.HERE / "README.md").write_text(page(read()), encoding="utf-8")
+        print("README.md")
+        return
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        figures = one_run(words, seed)
+        print(json.dumps(figures), flush=True)
+        if not args.no_save:
+            record.append("board", {"class": args.name, "arguments": words, **figures})
+
+
+def one_run(words: list[str], seed: int) -> dict[str, Any]:
+    """Train by the command line, and measure what it left."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-m", "bardlet", "train", *words, "--seed", str(seed), "--out", str(out), "--json"]
+        begun = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True)
+        whole = time.monotonic() - begun
+        if done.returncode:
+            sys.exit(f"bardlet train {' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        said = json.loads(done.stdout.splitlines()[-1])
+        if said["selected_by"] == "best":
+            sys.exit("the weights were picked by validation, which is no record: give --keep last or --keep average")
+        return {"seed": seed, "loss": protocol_b(out), "seconds": said["seconds"], "whole": round(whole, 1),
+                "steps": said["steps"], "parameters": said["parameters"], "selected_by": said["selected_by"],
+                "tokens_per_second": said["tokens_per_second"], **facts(out)}
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """What run.toml knows of the run: model, context, precision, compiled or not."""
+    from bardlet import checkpoint
+
+    config, made = checkpoint.read_run(out)
+    return {"model": config.model, "block_size": config.block_size, "text": made["text"], "dtype": config.dtype,
+            "compiled": made["machine"]["compiled"], "threads": made["machine"]["threads"]}
+
+
+def protocol_b(out: Path) -> float:
+    """Nats per token over every validation token but the first, no context carried over from window to window."""
+    import torch
+
+    from bardlet import checkpoint, corpus, data, evaluate, hf
+
+    config, _ = checkpoint.read_run(out)
+    model, words = hf.read_folder(out)
+    ready = data.prepare(corpus.find(config.text, config.field), words)
+    windows = data.validation_windows(ready.val, min(256, config.block_size))
+    batches = ({"idx": idx, "target": target} for idx, target in windows)
+    return evaluate.mean_loss(model, batches, torch.device("cpu"), "fp32")
+
+
+# ---------------------------------------------------------------- the table
+
+
+def read() -> list[dict[str, Any]]:
+    """All lines, oldest first."""
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+
+
+def page(lines: list[dict[str, Any]]) -> str:
+    """README.md: a table for each text and class, the lowest loss first."""
+    groups: dict[tuple[str, str], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
+    for line in lines:
+        groups.setdefault((line["text"], line["class"]), {}).setdefault(tuple(line["arguments"]), []).append(line)
+    parts = [HEAD]
+    for (text, name), commands in groups.items():
+        rows = sorted(commands.items(), key=lambda item: statistics.mean(line["loss"] for line in item[1]))
+        table = "\n".join(row(words, runs) for words, runs in rows)
+        parts.append(f"## {name}: {text}\n\n{COLUMNS}\n{table}\n")
+    return "\n".join(parts)
+
+
+HEAD = """# The record board
+
+Built by `python benchmarks/board.py build` from `results/board.jsonl`, a line for each finished run.
+
+Loss: nats per token by protocol (b): every validation token but the first once, windows of min(256, context), fp32;
+mean and deviation over the seeds. A row with fewer than five seeds is no record yet. Seconds: of training steps, mean;
+whole: the command from start to exit, with compilation. Weights: of the last step, or the fixed average over the last
+fifth of the steps; never picked by validation.
+"""
+COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def row(words: tuple[str, ...], runs: list[dict[str, Any]]) -> str:
+    """One command over its seeds."""
+    losses = [line["loss"] for line in runs]
+    loss = f"{statistics.mean(losses):.4f}" + (f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
+    last = runs[-1]
+    machine = f"{last['machine']['processor']}, {last['threads']} threads, {last['dtype']}" \
+        + (", compiled" if last["compiled"] else "")
+    commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in runs))
+    return (f"| {loss} | {len(runs)} | {statistics.mean(line['seconds'] for line in runs):.0f} "
+            f"| {statistics.mean(line['whole'] for line in runs):.0f} | {last['parameters'] / 1e6:.2f} M "
+            f"| {last['block_size']} | {last['selected_by']} | {machine} | {commits} "
+            f"| `bardlet train {' '.join(words)}` |")
+
+
+if __name__ == "__main__":
+    main()
