@@ -1,23 +1,27 @@
-"""Tokens per second of bardlet beside transformers' `generate`, on the same Hugging Face folder, in one process.
+"""Tokens per second of bardlet in fp32, bf16 and int8 beside transformers' `generate`, and nanoGPT's.
 
-    python benchmarks/generation.py [--family gpt2 --family qwen3] [--runs 5] [--tokens 1000] [--temperature 0]
-                                    [--threads 2] [--layers 6 --heads 6 --width 384 --block 1024 --vocab 65]
-                                    [--dtype float32|bfloat16] [--no-save]
+    python benchmarks/generation.py [--family gpt2 --family qwen3] [--batch 1 --batch 16] [--dtype fp32 --dtype int8]
+                                    [--runs 5] [--tokens 1000] [--temperature 0] [--threads 2] [--nanogpt PATH] [--save]
+                                    [--layers 6 --heads 6 --width 384 --block 1024 --vocab 65]
 
-Untrained weights of 10.65 M parameters by default, batch 1, a prompt of one token, fp32. The two take turns
-(A B A B ...) after a warm-up of each; the figures are medians. With --temperature 0 both are greedy, and the ids are
-compared, too. Each family appends one JSON line to benchmarks/results/generation.jsonl.
+Untrained weights of 10.65 M parameters by default, rows of a prompt of one token; the peers in fp32. The sides take
+turns (A B C A B C ...) after a warm-up of each; the figures are medians, all rows' tokens counted. With --temperature 0
+the ids of fp32 are compared, too. With --save each family and batch appends a line to
+benchmarks/results/generation.jsonl; older lines name their one dtype in `dtype`, and are of one row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +41,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--block", type=int, default=1024, help="context window")
     parser.add_argument("--vocab", type=int, default=65)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides' weights")
-    parser.add_argument("--no-save", action="store_true", help="print only; append nothing to the results")
+    parser.add_argument("--dtype", action="append", choices=("fp32", "bf16", "int8"), help="of ours; default: all")
+    parser.add_argument("--batch", action="append", type=int, help="rows; may be repeated; default: 1 and 16")
+    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT, to be measured beside gpt2")
+    parser.add_argument("--save", action="store_true", help="append each line to the results")
     return parser.parse_args()
 
 
@@ -64,11 +70,22 @@ def write_folder(family: str, args: argparse.Namespace, folder: str) -> Any:
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     Path(folder, "config.json").write_text(json.dumps(model.to_hf(config) | no_ids), encoding="utf-8")
     save_file(model.hf_state_dict(), Path(folder, "model.safetensors"), metadata={"format": "pt"})
-    return model.to(getattr(torch, args.dtype))
+    return model
 
 
-def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides in turn on one folder."""
+def nanogpt(checkout: str, model: Any) -> Any:
+    """nanoGPT's model, from a checkout, of the sizes of ours, a gpt2; speed does not depend on its weights."""
+    sys.path.insert(0, checkout)
+    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+
+    c = model.config
+    with contextlib.redirect_stdout(sys.stderr):  # it counts its parameters aloud
+        return GPT(GPTConfig(block_size=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head,
+                             n_embd=c.n_embd, dropout=0.0, bias=True)).eval()  # fmt: skip
+
+
+def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """All sides in turn, `batch` rows of one prompt each."""
     import torch
     import transformers
 
@@ -78,47 +95,52 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         ours = write_folder(family, args, folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     how = {"do_sample": False}
     if args.temperature > 0:
         how = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0}
 
-    def run_ours() -> list[int]:
-        return generate(ours, [[1]], args.tokens, temperature=args.temperature, seed=0)[0]
+    def bardlet(dtype: torch.dtype | None) -> Callable[[], list[int]]:
+        # building the decoder is in the time
+        return lambda: generate(
+            ours, [[1]] * batch, args.tokens, temperature=args.temperature, seed=0, dtype=dtype
+        )[0]  # fmt: skip
 
     def run_theirs() -> list[int]:
         torch.manual_seed(0)
-        prompt = torch.tensor([[1]])
-        out = theirs.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=args.tokens,
-            min_new_tokens=args.tokens,
-            **how,
-        )
+        prompt = torch.ones(batch, 1, dtype=torch.int64)
+        out = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=args.tokens,
+                              min_new_tokens=args.tokens, **how)  # fmt: skip
         return out[0, 1:].tolist()
 
-    same = sum(a == b for a, b in zip(run_ours(), run_theirs(), strict=True))  # the warm-up, too
-    seconds: dict[str, list[float]] = {"bardlet": [], "transformers": []}
+    dtypes = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
+    sides: dict[str, tuple[Callable[[], Any], int]] = {  # how to run it, and for how many tokens a row
+        f"bardlet {name}": (bardlet(dtypes[name]), args.tokens) for name in args.dtype or dtypes
+    }
+    sides["transformers fp32"] = run_theirs, args.tokens
+    if args.nanogpt and family == "gpt2":  # some tens of tokens a second: fewer of them, in the middle of the context
+        peer, context, few = nanogpt(args.nanogpt, ours), torch.ones(batch, args.tokens // 2, dtype=torch.int64), 20
+        sides["nanogpt fp32"] = lambda: peer.generate(context, few, temperature=args.temperature or 1.0), few
+    warm = {name: run() for name, (run, _) in sides.items()}
+    same = sum(a == b for a, b in zip(warm.get("bardlet fp32", []), warm["transformers fp32"], strict=False))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.runs):
-        for name, run in (("bardlet", run_ours), ("transformers", run_theirs)):
+        for name, (run, _) in sides.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    speed = {name: round(args.tokens / statistics.median(times), 1) for name, times in seconds.items()}
-    ratios = [theirs / ours for ours, theirs in zip(seconds["bardlet"], seconds["transformers"], strict=True)]
+    speed = {name: round(batch * sides[name][1] / statistics.median(times), 1) for name, times in seconds.items()}
     return {
         "family": family,
         "parameters": sum(p.numel() for p in ours.parameters()),
         "block": args.block,
+        "batch": batch,
         "tokens": args.tokens,
         "runs": args.runs,
-        "dtype": args.dtype,
         "temperature": args.temperature,
         "tokens_per_second": speed,
-        "ratio": round(speed["bardlet"] / speed["transformers"], 2),
-        "ratio_lowest": round(min(ratios), 2),
-        "same_ids": same if args.temperature == 0 else None,
+        "best": {name: round(batch * sides[name][1] / min(times), 1) for name, times in seconds.items()},
+        "same_ids": same if args.temperature == 0 and "bardlet fp32" in sides else None,
         "transformers": transformers.__version__,
     }
 
@@ -132,10 +154,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     for family in args.family or ("gpt2", "qwen3"):
-        figures = measure(family, args)
-        print(json.dumps(figures))
-        if not args.no_save:
-            record.append("generation", figures)
+        for batch in args.batch or (1, 16):
+            figures = measure(family, batch, args)
+            print(json.dumps(figures), flush=True)
+            if args.save:
+                record.append("generation", figures)
 
 
 if __name__ == "__main__":

@@ -235,3 +235,54 @@ def test_damaged_weights_are_refused() -> None:
         model.transformer.ln_f.weight[3] = float("nan")
     with pytest.raises(BardletError, match="not finite"):
         generate(model, [[1]], 3)
+
+
+def test_int8_is_near_fp32(model: Any) -> None:
+    if not hasattr(model, "new_cache"):
+        with pytest.raises(BardletError, match="int8 is for gpt2 and qwen3"):
+            generate(model, [[1]], 3, dtype=torch.int8)
+        return
+    idx = torch.arange(12)[None].repeat(6, 1)  # few rows take the operator for bytes, many do not
+    with torch.inference_mode():
+        want = model(idx)[0, -1]
+        for rows in (1, 6):
+            cache, decode = model.new_cache(rows), model.decoder(torch.int8)
+            model(idx[:rows, :3], cache=cache)
+            cache = decode.cache(cache)
+            for token in idx[:rows, 3:].T:
+                got = decode(token, cache)
+            assert float((got.float() - want).abs().max()) < 0.1 * float(want.abs().max())
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert len(generate(model, [[1], [2, 3]], 40, dtype=torch.int8, seed=0)[1]) == 40  # beyond the window, too
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_numbers_are_drawn_ahead(model: Any) -> None:
+    """A row's numbers are those of its generator, one a step: 300 steps are more than are drawn at once."""
+    got = generate(model, [[1], [2]], 300, seed=[8, 9], temperature=1.1)
+    if hasattr(model, "new_cache"):
+        return
+    for row, seed, token in ((0, 8, 1), (1, 9, 2)):
+        generator, ids = torch.Generator().manual_seed(seed), [token]
+        with torch.inference_mode():
+            for _ in range(300):
+                logits = model(torch.tensor([ids[-model.config.block_size :]]))[:, -1]
+                ids.append(int(sample_next(logits, 1.1, generator=generator)[0]))
+        assert got[row] == ids[1:]
+
+
+@pytest.mark.parametrize("prompts", [[[1]], [[1], [2, 3, 4], [5] * 12]])
+def test_the_ids_are_those_of_the_plain_way(model: Any, prompts: list[list[int]]) -> None:
+    """Beyond the window: the last half of it is read again, and then one token at a time by the model itself."""
+    if not hasattr(model, "new_cache"):
+        pytest.skip("a rung of the ladder has no cache")
+    got = generate(model, prompts, 40, temperature=0)
+    window = model.config.block_size
+    for prompt, new in zip(prompts, got, strict=True):
+        context = list(prompt)
+        for token in new:
+            with torch.inference_mode():
+                assert token == int(model(torch.tensor([context]))[0, -1].argmax())
+            context.append(token)
+            if len(context) > window:
+                context = context[-(window // 2) :]

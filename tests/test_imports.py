@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
 LAYERS = [  # a file imports only from rows above its own; inside a package siblings may be imported
     ["errors"],
-    ["config", "dist", "reading", "tokenizer", "models.layers"],
+    ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding"],
     ["corpus", "loss", "models"],
     ["data", "optim", "hf", "checkpoint", "generate"],
     ["evaluate", "report", "writing"],
@@ -22,7 +22,8 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["align"],
     ["cli"],
 ]
-SAME_ROW = {("checkpoint", "hf")}  # checkpoint.py is the run folder around the Hugging Face folder of hf.py
+# checkpoint.py is the run folder around the Hugging Face folder of hf.py; decoding.py reads the cache of layers.py
+SAME_ROW = {("checkpoint", "hf"), ("models.decoding", "models.layers")}
 FORBIDDEN = {"models": {"dist", "data", "optim", "checkpoint", "hf"},
              "generate": {"checkpoint", "data", "tokenizer", "hf"}}
 

@@ -6,13 +6,14 @@ step takes its slice of a global batch that every rank can compute, so that two 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -162,6 +163,8 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def settle(threads: int | None, deterministic: bool, device: torch.device) -> int:
     """Pin the number of CPU threads and choose deterministic algorithms (always on a CPU). Returns the threads."""
+    if device.type == "cpu":
+        keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     if deterministic:  # what cuBLAS wants to see before it starts
@@ -171,6 +174,21 @@ def settle(threads: int | None, deterministic: bool, device: torch.device) -> in
     # filling new memory with NaN is for finding bugs; without it the deterministic algorithms cost nothing on a CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, for the next step, instead of giving it back each time.
+
+    A training step frees all its activations and asks for them again. By default glibc returns large blocks to the
+    system, which hands them out as new pages, each cleared and entered at its first touch: that took an eighth of a
+    step of 1.8 M parameters and a quarter of one of 0.8 M. With another C library nothing changes.
+    """
+    trim_threshold, mmap_max = -1, -4  # of glibc's malloc.h
+    if platform.libc_ver()[0] == "glibc":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(mmap_max, 0)
+            libc.mallopt(trim_threshold, -1)
 
 
 def processor() -> str:

@@ -63,8 +63,13 @@ def drop(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    limit = min(max(1, round(256 * p)), 255)
-    return torch.where(random_bytes(x.detach()) >= limit, x * (256 / (256 - limit)), 0.0)
+    share = kept_share(p, x.device)
+    return torch.where(random_bytes(x.detach()) >= round(256 * (1 - share)), x * (1 / share), 0.0)
+
+
+def kept_share(p: float, device: torch.device) -> float:
+    """The part of the elements that `drop` keeps."""
+    return 1 - min(max(1, round(256 * p)), 255) / 256 if device.type == "cpu" else 1 - p
 
 
 class Dropout(nn.Module):
@@ -224,88 +229,64 @@ def attention_by_hand(
     """The same as `attention`, as one writes it: a product, a softmax, a product."""
     B, H, T, D = q_BHTD.shape
     K, S = k_BKSD.shape[1:3]
+    if mask is None and T >= 128 and T % 2 == 0:
+        # the first half of the queries sees the first half of the keys alone: a quarter of the products is saved
+        half = T // 2
+        first = attention_by_hand(q_BHTD[:, :, :half], k_BKSD[:, :, :half], v_BKSD[:, :, :half], None, dropout)
+        hide = torch.full((half, T), float("-inf"), device=q_BHTD.device).triu(half + 1)
+        return torch.cat((first, _weigh(q_BHTD[:, :, half:], k_BKSD, v_BKSD, hide, dropout)), dim=2)
     if mask is None:
         hide = torch.full((T, S), float("-inf"), device=q_BHTD.device).triu(1)
     else:
         hide = torch.zeros(mask.shape, device=q_BHTD.device).masked_fill(~mask, float("-inf"))
+    return _weigh(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
+
+
+def _weigh(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, hide: Tensor, dropout: float) -> Tensor:
+    """Attention with a mask to be added to the scores, (T, S) or (B, 1, T, S)."""
+    B, H, T, D = q_BHTD.shape
+    K = k_BKSD.shape[1]
     if H != K:  # the heads of a group as more queries of one head: no copies of k and v
         q_BHTD = q_BHTD.reshape(B, K, H // K * T, D)
         hide = hide.repeat(*[1] * (hide.dim() - 2), H // K, 1)
-    score = q_BHTD @ k_BKSD.transpose(-2, -1) * (1.0 / math.sqrt(D)) + hide  # (B, K, H/K * T, S)
-    weight = F.softmax(score, dim=-1, dtype=torch.float32).to(v_BKSD.dtype)
-    weight = drop(weight, dropout)
-    return (weight @ v_BKSD).reshape(B, H, T, D)
+    y, _, _ = _Weighted.apply(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
+    return y.reshape(B, H, T, D)
 
 
-# ---------------------------------------------------------------------------- one token at a time
+class _Weighted(torch.autograd.Function):
+    """softmax(q k^T / sqrt(D) + hide) v, and its gradients from the weights as they were.
 
-
-class Product:
-    """x W^T + b for a few tokens, with a weight (O, I) that is not trained further.
-
-    To read the weights is nearly all the work, and on x86 `F.linear` reads them slowly for one token (in fp32 on one
-    thread). But a product with one token is a sum of W^T's rows weighted by x, which is what `embedding_bag` computes,
-    at the speed of memory: on a transposed copy, cut into P slices of rows, two a thread, whose sums are added up.
-    Measured for the 24 matrices of 10.6 M parameters, 2 threads: 2.4 ms by `F.linear`, 0.55 so (only to read them:
-    0.45); bf16 0.75 against 0.43. A few fp32 tokens gain from the slices, too: 4 take 1.8 ms for 4.0.
+    Left to itself, the compiler keeps the scores and makes the weights again from them in the backward pass, masks and
+    exponentials and all: that took twice as long as the forward pass. With y = P v and the gradient dy, the gradient of
+    the scores is P * (dy v^T - sum of dy * y) (Dao et al. 2022, *FlashAttention*, appendix B.2).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight, self.bias = weight, bias
-        out, width = weight.shape
-        x86 = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        self.sliced = x86 and weight.dtype in (torch.float32, torch.bfloat16)
-        if self.sliced:
-            slices = next(n for n in range(2 * torch.get_num_threads(), 0, -1) if width % n == 0)
-            self.weight = weight.t().contiguous()  # (I, O)
-            self.weight_PIO = self.weight.view(slices, width // slices, out)
-            self.row_I, self.start_P = torch.arange(width), torch.arange(0, width, width // slices)
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, hide: Tensor, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        score = (q @ k.transpose(-2, -1)).to(wide) * (1.0 / math.sqrt(q.shape[-1])) + hide  # (B, K, H/K * T, S)
+        weight = F.softmax(score, dim=-1).to(v.dtype)
+        kept = drop(weight, dropout) if dropout else weight.new_empty(0)
+        return (kept if dropout else weight) @ v, weight, kept
 
-    def __call__(self, x_BI: Tensor) -> Tensor:
-        if not self.sliced:
-            return F.linear(x_BI, self.weight, self.bias)
-        if len(x_BI) == 1:
-            x_I = x_BI.view(-1)
-            sums_PO = F.embedding_bag(self.row_I, self.weight, self.start_P, per_sample_weights=x_I, mode="sum")
-            y_BO = sums_PO.sum(0, keepdim=True)
-        elif x_BI.dtype == torch.float32:
-            x_PBI = x_BI.view(len(x_BI), len(self.start_P), -1).transpose(0, 1)  # (B, I) -> (P, B, I / P)
-            y_BO = torch.bmm(x_PBI, self.weight_PIO).sum(0)  # (P, B, O) -> (B, O)
-        else:
-            y_BO = x_BI @ self.weight
-        return y_BO if self.bias is None else y_BO.add_(self.bias)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        q, k, v, _, ctx.dropout = inputs
+        y, weight, kept = output
+        ctx.mark_non_differentiable(weight, kept)
+        ctx.save_for_backward(q, k, v, y, weight, kept)
 
-
-class Step:
-    """One more token for every row of a cache: where it goes, and whom it sees. Reads length_B once."""
-
-    def __init__(self, cache: KVCache) -> None:
-        length = cache.length_B.tolist()
-        reach = max(length) + 1
-        if reach > cache.k.shape[3]:
-            raise BardletError(f"the cache is full after {cache.k.shape[3]} tokens: make a longer one")
-        self.position_B = cache.length_B
-        self.even = min(length) == max(length)  # then the rows need no mask
-        key_S = torch.arange(reach, device=cache.k.device)
-        self.mask = None if self.even else (key_S <= self.position_B[:, None])[:, None, None]
-        self.row_B = torch.arange(len(length), device=cache.k.device)
-        # views, made once for all layers: what is seen, and the place of a new token where the rows are even
-        self.k, self.v = cache.k[:, :, :, :reach].unbind(0), cache.v[:, :, :, :reach].unbind(0)
-        self.new_k, self.new_v = cache.k[:, :, :, reach - 1].unbind(0), cache.v[:, :, :, reach - 1].unbind(0)
-
-    def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
-        """Puts the token's key and value into the cache; what the token reads there: (B, H D)."""
-        k_BKSD, v_BKSD = self.k[layer], self.v[layer]
-        if self.even:
-            self.new_k[layer].copy_(k_BKD)
-            self.new_v[layer].copy_(v_BKD)
-        else:
-            k_BKSD[self.row_B, :, self.position_B] = k_BKD.to(k_BKSD.dtype)
-            v_BKSD[self.row_B, :, self.position_B] = v_BKD.to(v_BKSD.dtype)
-        grouped = q_BHD.shape[1] != k_BKD.shape[1]
-        q_BH1D = q_BHD.unsqueeze(2).to(k_BKSD.dtype)
-        y_BH1D = F.scaled_dot_product_attention(q_BH1D, k_BKSD, v_BKSD, self.mask, enable_gqa=grouped)
-        return y_BH1D.reshape(len(q_BHD), -1).to(q_BHD.dtype)  # (B, H, 1, D) -> (B, HD)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        q, k, v, y, weight, kept = ctx.saved_tensors
+        dv = (kept if ctx.dropout else weight).transpose(-2, -1) @ dy
+        wide = torch.promote_types(q.dtype, torch.float32)
+        d_weight = (dy @ v.transpose(-2, -1)).to(wide)
+        if ctx.dropout:
+            d_weight = torch.where(kept != 0, d_weight / kept_share(ctx.dropout, q.device), 0.0)
+        along = (dy.to(wide) * y.to(wide)).sum(-1, keepdim=True)
+        d_score = (weight.to(wide) * (d_weight - along) * (1.0 / math.sqrt(q.shape[-1]))).to(q.dtype)
+        return d_score @ k, d_score.transpose(-2, -1) @ q, dv, None, None
 
 
 # ---------------------------------------------------------------------------- initialisation

@@ -1,0 +1,94 @@
+"""Products with few rows, int8 weights, and the cache of columns: against the plain ways of computing the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bardlet.errors import BardletError
+from bardlet.models.decoding import Columns, Product, RoundedProduct, Step, sums_rows
+from bardlet.models.layers import KVCache
+
+few = settings(max_examples=30, deadline=None)
+
+
+@few
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.booleans(), st.sampled_from(["float32", "bfloat16"])
+)
+def test_product_is_linear(width: int, out: int, rows: int, bias: bool, dtype: str) -> None:
+    torch.manual_seed(0)
+    weight, b = torch.randn(out, width), torch.randn(out) if bias else None
+    x = torch.randn(rows, width)
+    weight, x = weight.to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
+    b = None if b is None else b.to(weight.dtype)
+    got, want = Product(weight, b)(x), F.linear(x.double(), weight.double(), None if b is None else b.double())
+    near = 1e-5 if dtype == "float32" else 0.02  # of the largest output: sums of 40 in bf16
+    assert got.dtype == weight.dtype
+    assert float((got.double() - want).abs().max()) <= near * max(1.0, float(want.abs().max()))
+
+
+@few
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12), st.booleans(), st.floats(1e-3, 1e3))
+def test_a_weight_rounded_to_int8_is_off_by_half_a_scale(
+    width: int, out: int, rows: int, bias: bool, size: float
+) -> None:
+    torch.manual_seed(0)
+    weight, b = torch.randn(out, width) * size, torch.randn(out) if bias else None
+    weight[0] = 0  # a row without any range
+    rounded = RoundedProduct(weight, b, torch.bfloat16)
+    back = rounded.q_OI.double() * rounded.scale_O.double()[:, None]
+    assert bool(((back - weight.double()).abs() <= rounded.scale_O.double()[:, None] / 2 * 1.0001).all())
+    assert float(rounded.scale_O[1:].float().max() if out > 1 else 0) <= float(weight.abs().max()) / 127 * 1.01
+
+    x = torch.randn(rows, width).bfloat16()
+    wide_b = 0.0 if b is None else b.bfloat16().double()
+    sums = x.double().abs() @ back.abs().T + abs(wide_b)
+    for got in (rounded(x), rounded._many(x) * rounded.scale_O + wide_b, F.linear(x.double(), back) + wide_b):
+        want = F.linear(x.double(), back) + wide_b  # each way computes with the same rounded weights
+        assert bool(((got.double() - want).abs() <= 0.012 * sums + 1e-12).all())
+
+
+def test_few_tokens_and_many_take_the_same_int8_weights() -> None:
+    """The operator that reads bytes, and the widened weights: alike but for bf16's rounding of the outcome."""
+    torch.manual_seed(0)
+    rounded, x = RoundedProduct(torch.randn(96, 64), torch.randn(96), torch.bfloat16), torch.randn(9, 64).bfloat16()
+    together = rounded(x).float()
+    for row in range(9):
+        torch.testing.assert_close(rounded(x[row : row + 1])[0].float(), together[row], rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [127, 3, 60]])
+@pytest.mark.skipif(not sums_rows(torch.device("cpu"), torch.float32), reason="made for x86")
+def test_columns_hold_what_the_cache_holds(heads: int, kv_heads: int, lengths: list[int]) -> None:
+    """Token by token, beyond the part that was there first, with rows that leave and a row that starts again."""
+    torch.manual_seed(0)
+    L, B, D, S = 2, len(lengths), 8, 160
+    cache = KVCache(torch.randn(L, B, kv_heads, S, D), torch.randn(L, B, kv_heads, S, D), torch.tensor(lengths))
+    columns = Columns(cache, heads, torch.float32)
+
+    def same(rows: int) -> None:
+        plain, fast = Step(cache), columns.step()
+        for layer in range(L):
+            q, k, v = torch.randn(rows, heads, D), torch.randn(rows, kv_heads, D), torch.randn(rows, kv_heads, D)
+            torch.testing.assert_close(fast.attend(layer, q, k, v), plain.attend(layer, q, k, v), rtol=1e-4, atol=1e-5)
+        cache.length_B += 1
+
+    for _ in range(4):
+        same(B)
+    cache = KVCache(cache.k[:, [0, 2]], cache.v[:, [0, 2]], cache.length_B[[0, 2]])
+    columns.keep([0, 2])
+    for _ in range(3):
+        same(2)
+    row = KVCache(torch.randn(L, 1, kv_heads, 2, D), torch.randn(L, 1, kv_heads, 2, D), torch.tensor([2]))
+    columns.put(1, row)
+    cache.k[:, 1, :, :2], cache.v[:, 1, :, :2], cache.length_B[1] = row.k[:, 0], row.v[:, 0], 2
+    for _ in range(20):
+        same(2)
+    columns.length = [S, 4]
+    with pytest.raises(BardletError, match="the cache is full after 160 tokens"):
+        columns.step()
