@@ -27,6 +27,8 @@ from typing import Any
 
 import record
 
+from bardlet.dist import keep_freed_memory
+
 
 def arguments() -> argparse.Namespace:
     """The command line; see the top of this file."""
@@ -153,6 +155,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the command line has it; it serves both sides
     for family in args.family or ("gpt2", "qwen3"):
         for batch in args.batch or (1, 16):
             figures = measure(family, batch, args)

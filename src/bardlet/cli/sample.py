@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
     from bardlet import checkpoint, dist, hf, writing
 
+    dist.keep_freed_memory()
     folder = Path(command.run)
     model, words = hf.read_folder(folder)
     documents = checkpoint.read_run(folder)[1].get("documents", 2) if (folder / "run.toml").exists() else 2
