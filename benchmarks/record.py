@@ -10,14 +10,19 @@ import json
 import os
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
 
+@cache
 def commit() -> str | None:
-    """The commit that was measured, `+` behind it where the tree was changed; None outside a git checkout."""
+    """The commit that was measured, `+` behind it where the tree was changed; None outside a git checkout.
+
+    Asked once: the lines that a benchmark then writes change the tree, too.
+    """
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         head = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
