@@ -221,7 +221,8 @@ def test_the_measures_see_what_they_look_for(browser: Browser, page: Path) -> No
 def test_the_narrow_page_folds_the_code(browser: Browser, page: Path) -> None:
     """On a phone an unchanged line is there once, a changed one twice, with signs before both."""
     browser.open(page, 390, "light")
-    shown = """(kind) => [...document.querySelector('#rung-4').closest('section').querySelectorAll('tr.' + kind)].map(
+    section = "document.querySelector('#rung-4, #rung-9').closest('section')"
+    shown = f"(kind) => [...{section}" + """.querySelectorAll('tr.' + kind)].map(
         (row) => [...row.querySelectorAll('.line')].filter((e) => e.checkVisibility()).map(
         (e) => getComputedStyle(e, '::before').content))"""
     assert all(len(signs) == 1 for signs in browser.value(f"({shown})('same')"))

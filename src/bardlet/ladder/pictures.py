@@ -121,7 +121,8 @@ def loss_curves(outcomes: Sequence[Outcome]) -> Paint:
     """The validation loss of every rung while it trains.
 
     Two panels, because no axis suits all: the small rungs over steps, the scaled ones, which have the same time and
-    not the same steps, over seconds of training. A line is the mean over seeds, its band their lowest and highest.
+    not the same steps, over seconds at the pace of the fastest seed: another may have had company on the machine.
+    A line is the mean over seeds, its band their lowest and highest.
     The legend tells what each came to, over the whole validation part.
     """
     groups = [group for group in ([o for o in outcomes if not o.rung.scaled], [o for o in outcomes if o.rung.scaled])
@@ -140,21 +141,20 @@ def loss_curves(outcomes: Sequence[Outcome]) -> Paint:
 
 
 def _loss_panel(axes: Axes, palette: Palette, outcomes: Sequence[Outcome]) -> None:
-    over = "seconds" if outcomes[0].rung.scaled else "step"
+    scaled = outcomes[0].rung.scaled
     rungs = sorted({o.rung.number: o.rung for o in outcomes}.items())
     highest = 0.0
     for k, (number, rung) in enumerate(rungs):
         seeds = [o for o in outcomes if o.rung.number == number]
-        curves = [curve for o in seeds if len((curve := _loss_curve(o.folder, over))[0]) > 1]
+        curves = [curve for o in seeds if len((curve := _loss_curve(o.folder))[0]) > 1]
         label = f"{number} {rung.name}: {np.mean([o.val_loss for o in seeds]):.3f}"
         color = palette.series[k % len(palette.series)]
         if not curves:
             axes.plot([], [], color=color, label=label)
             continue
-        # seeds of a rung that trains for some minutes are evaluated at times of their own
-        x = curves[0][0] if len(curves) == 1 else np.linspace(max(c[0][0] for c in curves),
-                                                              min(c[0][-1] for c in curves), 200)
-        losses = np.array([np.interp(x, *curve) for curve in curves])
+        steps = curves[0][0]
+        losses = np.array([np.interp(steps, *curve) for curve in curves])
+        x = steps * min(o.seconds / o.steps for o in seeds) if scaled else steps
         axes.plot(x, losses.mean(0), color=color, label=label, linestyle=("-", "--", "-.", (0, (1, 1)))[k % 4])
         if len(curves) > 1:
             axes.fill_between(x, losses.min(0), losses.max(0), color=color, alpha=0.25, linewidth=0)
@@ -162,21 +162,17 @@ def _loss_panel(axes: Axes, palette: Palette, outcomes: Sequence[Outcome]) -> No
     if highest:  # the first steps fall from far above: they would press all the rest flat
         low = axes.dataLim.y0
         axes.set_ylim(low - 0.06 * (highest - low) - 0.01, highest + 0.35 * (highest - low) + 0.02)
-    axes.set(xlabel="seconds of training" if over == "seconds" else "step", ylabel="validation loss (nats)")
+    axes.set(xlabel="seconds of training" if scaled else "step", ylabel="validation loss (nats)")
     axes.grid()
     axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.14), ncols=2, fontsize=11.5, borderaxespad=0)
 
 
-def _loss_curve(folder: Path, over: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(steps or seconds, validation losses) of a run folder's metrics.jsonl."""
+def _loss_curve(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(steps, validation losses) of a run folder's metrics.jsonl."""
     lines = checkpoint.read_metrics(folder)
-    x, loss = np.array([(line["step"], line["val_loss"]) for line in lines if "val_loss" in line],
-                       dtype=np.float64).reshape(-1, 2).T  # fmt: skip
-    if over == "seconds":  # an evaluation notes its step, and the lines between them how long a step took
-        known = ((line["step"], line["seconds"]) for line in lines if "seconds" in line)
-        times = np.array([(0, 0), *known], dtype=np.float64)
-        x = np.interp(x, *times.T)
-    return x, loss
+    steps, loss = np.array([(line["step"], line["val_loss"]) for line in lines if "val_loss" in line],
+                           dtype=np.float64).reshape(-1, 2).T  # fmt: skip
+    return steps, loss
 
 
 # ---------------------------------------------------------------------------- what a model has learned

@@ -53,6 +53,7 @@ class Line:
     parameters: str
     steps: str
     seconds: str
+    """Of the fastest seed: the others may have had company on the machine."""
     val_loss: str
     lecture_way: str
     lecture: str
@@ -163,7 +164,7 @@ def line(number: int, outcomes: Sequence[Outcome], comparable: bool) -> Line:
     word = ("lower than normal" if loss < low else "higher than normal" if loss > high else "normal") if band else ""
     return Line(
         rung, len(mine), f"{mine[0].parameters:,}", f"{statistics.fmean(o.steps for o in mine):,.0f}",
-        f"{statistics.fmean(o.seconds for o in mine):,.0f}", mean([o.val_loss for o in mine]),
+        f"{min(o.seconds for o in mine):,.0f}", mean([o.val_loss for o in mine]),
         mean([o.val_loss_lecture for o in mine]),
         f"{rung.lecture:.2f}" if comparable and rung.lecture is not None else "",
         f"{low:.3f} to {high:.3f}" if band else "", word)  # fmt: skip
