@@ -38,6 +38,11 @@ def say_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def count(number: int, what: str) -> str:
+    """`number` of `what` in words: 1 layer, 2 layers."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def clock_time(seconds: float) -> str:
     """75 -> '1:15'."""
     minutes, second = divmod(int(seconds), 60)

@@ -86,14 +86,14 @@ def main(argv: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         with checkpoint.locked(out):
             console.say(f"text: {ladder.found.name}, {ladder.ready.train_chars + ladder.ready.val_chars:,} characters; "
-                        f"{len(rungs)} rung{'s' * (len(rungs) > 1)}, {command.seeds} seed{'s' * (command.seeds > 1)}")
+                        f"{console.count(len(rungs), 'rung')}, {console.count(command.seeds, 'seed')}")
             ladder.plan_steps(console.say)
             outcomes = climb(ladder)
             finished = ladder.finished()
             facts = run.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, finished, command.sentence, facts)
     more = len(finished) - len(outcomes)
-    also = f" (it shows {more} model{'s' * (more > 1)} of earlier calls, too)" if more else ""
+    also = f" (it shows {console.count(more, 'model')} of earlier calls, too)" if more else ""
     console.say(f"\nthe report is {page}{also}: open it in a browser; the models lie beside it (`bardlet sample "
                 f"{outcomes[-1].folder}`)")
     if command.json:

@@ -90,14 +90,15 @@ def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
     """Print text, tokenizer, model and plan, and return the plan's figures."""
     c, tokens = t.config, t.config.batch_size * t.config.grad_accum * t.config.block_size
     console.say(f"text: {t.record['text']}, {data.train_chars + data.val_chars:,} characters in "
-                f"{_count(data.documents, 'document')}")
+                f"{console.count(data.documents, 'document')}")
     console.say(f"tokenizer: {data.reason}")
     console.say(f"model: {c.model}, {_shape(t.model.config)}, context {c.block_size}, "
                 f"{t.record['parameters']:,} parameters")
     epochs = t.state.steps * tokens / max(1, t.record["tokens"])
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
     console.say(f"plan: {t.state.steps:,} steps of {tokens:,} tokens ({epochs:.1f} times the text), {optimizer}, "
-                f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, {_count(t.machine['threads'], 'thread')}"
+                f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
+                f"{console.count(t.machine['threads'], 'thread')}"
                 + (f", to end within {t.record['minutes']:g} minutes" if t.record.get("minutes") else ""))
     return {"steps": t.state.steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
             "tokenizer": data.tokenizer.kind, "compiled": t.machine["compiled"]}
@@ -107,11 +108,8 @@ def _shape(model: ModelConfig) -> str:
     """The size of a model in words; a rung of the ladder counts 1 of what it does not have yet."""
     if model.model == "bigram":
         return "a table"
-    return ", ".join((_count(model.n_layer, "layer"), _count(model.n_head, "head"), _count(model.n_embd, "channel")))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    counts = ((model.n_layer, "layer"), (model.n_head, "head"), (model.n_embd, "channel"))
+    return ", ".join(console.count(number, what) for number, what in counts)
 
 
 # ---------------------------------------------------------------- to the end
