@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bardlet import budget, dist, evaluate, generate, loss, models, optim
+from bardlet import clock, dist, evaluate, generate, loss, models, optim
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist
 from bardlet.train import Stage, Trainer, train_step
@@ -150,7 +150,7 @@ def learn(model: Any, stage: Stage, config: TrainConfig, where: Dist,
 def steps_in(seconds: float, model: Any, stage: Stage, config: TrainConfig, where: Dist) -> int:
     """How many steps fit into `seconds`, by timing a few; the weights are put back."""
     trial = Trainer(Path(), model, [], stage, config, where, machine={"dtype": config.dtype}, record={})
-    return budget.steps_for(seconds, budget.seconds_per_step(trial), evaluating=0.1 * seconds)
+    return clock.steps_for(seconds, clock.seconds_per_step(trial), evaluating=0.1 * seconds)
 
 
 # ---------------------------------------------------------------- examination

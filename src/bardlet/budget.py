@@ -1,75 +1,77 @@
-"""Minutes into steps. The clock decides how many steps are planned, never what a step does.
+"""Minutes, a machine and a text become a plan: tokenizer, model, batch, regularisation, and the loss to expect.
 
-A plan is made before the first step from a few timed ones, and made again at a few points on the way. Each decision is
-an event (step, steps planned) of run.toml, so the run can be repeated without a clock.
+Each choice is a rule with its reason, taken from measured runs (the table is in LOG.md). Whatever somebody sets
+himself stays as it is. How many steps fit is decided later, by the run's own steps (`clock.py`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import json
+import math
+import os
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from bardlet import optim
-from bardlet.train import State, Trainer, seed_step, train_step
+from bardlet import __version__, clock, loss, models, optim
+from bardlet import dist as distributed
+from bardlet.config import TrainConfig
+from bardlet.dist import Dist
+from bardlet.survey import Survey
+from bardlet.train import Stage, Trainer
 
-RESERVE = 0.03
-"""Share of the time kept for the last evaluation, the last checkpoint and the sample."""
+# ---------------------------------------------------------------- the machine
 
-LOOKS = (0.1, 0.3, 0.5)
-"""Where in the planned steps the clock is looked at again: before the decay, which a new plan would bend."""
-
-
-def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
-    """The time of a training step, from `count` of them after one that warms up (and compiles). Nothing is kept.
-
-    Where steps are long, fewer are made: none begins once `patience` seconds went to the timed ones.
-
-    The steps are real ones, on the run's own batches with an optimizer made for it; the weights are put back.
-    """
-    weights = {name: p.detach().clone() for name, p in t.model.named_parameters()}
-    optimizers = optim.build(t.model, t.config)
-    wrapped = t.dist.wrap(t.model)
-    t.model.train()
-    times: list[float] = []
-    for step in range(count + 1):
-        # each process must make the same number: the first one's watch counts
-        if t.dist.from_main(int(sum(times[1:]) > patience)):
-            break
-        seed_step(t.config.seed, step, t.dist.rank)
-        begun = time.monotonic()
-        train_step(wrapped, optimizers, t.stage.batch(step), t.stage, t.config, t.dist, t.machine["dtype"])
-        times.append(time.monotonic() - begun)
-    with torch.no_grad():
-        for name, p in t.model.named_parameters():
-            p.copy_(weights[name])
-    timed = times[1:] or times
-    return sorted(timed)[len(timed) // 2]
+COMPILED = 1.4
+"""How many times as fast a compiled step is."""
 
 
-def evaluations_for(seconds: float, per_evaluation: float) -> int:
-    """How many evaluations a run of `seconds` can afford: 20, or as many as take a tenth of its time, at least 1."""
-    return max(1, min(20, int(0.1 * seconds / per_evaluation)))
+@dataclass(frozen=True)
+class Speed:
+    """How fast a machine trains, uncompiled: seconds for a token by the floating-point operations it takes."""
+
+    points: tuple[tuple[float, float], ...]
+    """(operations of a token, seconds of a token), by growing operations."""
+
+    def seconds(self, operations: float) -> float:
+        """For a token that takes so many operations: between the measured models on a line in logarithms, beyond them
+        as the nearest."""
+        x, y = np.log(np.array(self.points)).T
+        wanted = math.log(operations)
+        beyond = max(0.0, wanted - x[-1]) # smaller models than the smallest pay for each step, not for its operations
+        return float(np.exp(np.interp(wanted, x, y) + beyond))
 
 
-def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
-    """How many steps fit into `seconds`, of which `evaluating` go to evaluations; at least 1."""
-    return max(1, int((seconds * (1 - RESERVE) - evaluating) / per_step))
+def operations(config: TrainConfig, vocab_size: int) -> float:
+    """Floating-point operations of a token in training: 6 for each weight it is multiplied by, and attention."""
+    per_block = 12 * config.n_embd**2 + config.n_embd * config.block_size
+    return 6.0 * (config.n_layer * per_block + config.n_embd * vocab_size)
 
 
-def clock(seconds: float) -> Callable[[State], int | None]:
-    """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
+def calibrate(config: TrainConfig, dist: Dist, threads: int, cache: Path) -> Speed:
+    """How fast this machine trains: measured on three small models in a few seconds, then kept in `cache`.
 
     Args:
-        seconds: the time of the whole run. What is over already is `State.elapsed`.
+        config: its device, precision and kind of model count, nothing else.
+        cache: the folder of what was measured.
     """
-
-    def replan(state: State) -> int | None:
-        looks = len(state.replans) - 1  # the first is the plan itself
-        if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
-            return None
-        per_step = (state.elapsed - state.prepared) / state.step  # with its share of evaluations and checkpoints
-        return state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
-
-    return replan
+    gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else ""
+    key = {"processor": gpu or distributed.processor(), "threads": threads, "processes": dist.world, "dtype": config.dtype,
+           "model": config.model, "torch": torch.__version__, "bardlet": __version__}
+    path = cache / "speed.json"
+    known: list[dict[str, Any]] = []
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        known = [entry for entry in json.loads(path.read_text(encoding="utf-8")) if isinstance(entry["points"], list)]
+    for entry in known:
+        with suppress(ValueError, TypeError, KeyError):
+            if entry["machine"] == key:
+                return Speed(tuple((float(a), float(b)) for a, b in entry["points"]))
+    speed = _measure(config, dist)
+    ...
+    return speed

@@ -185,7 +185,8 @@ class Corpus:
         return sum(1 for _ in self.documents())
 
     @cached_property
-    def _many(self) -> bool:
+    def many(self) -> bool:
+        """Whether there are 20 documents or more, so that validation can have whole ones."""
         return len(list(itertools.islice(self._read("both"), MANY))) == MANY
 
     def documents(self, part: str = "all") -> Iterator[str]:
@@ -206,7 +207,7 @@ class Corpus:
             if part == "all" or source.part == part:
                 yield place, text
             elif source.part == "both":
-                if self._many:
+                if self.many:
                     kept = text if (count % 10 == 9) == (part == "val") else ""
                 else:
                     cut = int(0.9 * len(text))

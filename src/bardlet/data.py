@@ -31,6 +31,7 @@ import torch
 from bardlet import tokenizer as tokenizers
 from bardlet.corpus import Corpus, cache_folder
 from bardlet.errors import BardletError
+from bardlet.survey import survey
 from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
@@ -101,7 +102,7 @@ def prepare(
         with tempfile.TemporaryDirectory(dir=root, prefix=".making-", ignore_cleanup_errors=True) as made:
             whole = Path(made) / "whole"
             whole.mkdir()
-            _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen)
+            _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen, cache)
             return _place(whole, folder)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -137,13 +138,14 @@ def _build(
     folder: Path,
     progress: Progress | None,
     skip_unseen: bool,
+    cache: Path | None,
 ) -> None:
     """Writes tokenizer, both shards and prepared.json into an empty folder."""
     total: int | None = None
     if isinstance(spec, Tokenizer):
         chosen, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
     else:
-        chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress)
+        chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress, cache)
     facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
     for part in ("train", "val"):
         before = facts.get("train_chars", 0)
@@ -163,18 +165,13 @@ def _build(
 
 
 def _make_tokenizer(
-    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None
+    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None
 ) -> tuple[Tokenizer, str, int | None]:
     """(tokenizer, reason, characters of the text or None where nobody counted them)."""
     if kind == "byte":
         return tokenizers.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
-    characters, alphabet = 0, set[str]()
-    for text in corpus.documents():
-        characters += len(text)
-        for start in range(0, len(text), 1 << 20):
-            alphabet.update(text[start : start + (1 << 20)])
-        if progress:
-            progress("read", characters, None)
+    seen = survey(corpus, progress, cache)
+    characters, alphabet = seen.characters, set(seen.alphabet)
     if kind == "auto" and vocab_size is None:
         kind, vocab_size, reason = tokenizers.choose(characters, len(alphabet))
     else:

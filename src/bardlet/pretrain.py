@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bardlet import budget, checkpoint, corpus, data, evaluate, hf, loss, models, optim, report, writing
+from bardlet import checkpoint, clock, corpus, data, evaluate, hf, loss, models, optim, report, writing
 from bardlet import dist as distributed
 from bardlet import train as training
 from bardlet.config import FLAT, ModelConfig, TrainConfig
@@ -188,7 +188,7 @@ def choose_compile(t: Trainer, seconds: float | None = None, worth: float = 100.
         on = False
     if t.config.compile == "auto" and not missing and blocks:
         if seconds is None:
-            seconds = budget.seconds_per_step(t, 2) * (t.config.steps or 1)
+            seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
         on = bool(t.dist.from_main(int(seconds > worth)))
     if on:
         on = _compile(t)
@@ -201,7 +201,7 @@ def _compile(t: Trainer) -> bool:
     log.info("compiling (the first time on a machine takes up to a minute)")
     distributed.compile_blocks(t.model)
     try:
-        budget.seconds_per_step(t, 1)
+        clock.seconds_per_step(t, 1)
     except Exception as error:
         distributed.compile_blocks(t.model, on=False)
         what = (str(error).strip().splitlines() or ["no message"])[0][:150]
@@ -217,13 +217,13 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
         seconds: the time of the whole run, which began at `begun` (of time.monotonic).
     """
     choose_compile(t, seconds)
-    per_step = budget.seconds_per_step(t)
-    clock = time.monotonic()
+    per_step = clock.seconds_per_step(t)
+    began = time.monotonic()
     training.evaluate(t)
-    per_evaluation = time.monotonic() - clock
+    per_evaluation = time.monotonic() - began
     left = max(0.0, seconds - (time.monotonic() - begun))
-    evaluations = budget.evaluations_for(left, per_evaluation)
-    steps = t.dist.from_main(budget.steps_for(left, per_step, evaluations * per_evaluation))
+    evaluations = clock.evaluations_for(left, per_evaluation)
+    steps = t.dist.from_main(clock.steps_for(left, per_step, evaluations * per_evaluation))
     t.state.steps, t.state.replans = steps, [(0, steps)]
     if steps < 20:
         log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "

@@ -141,13 +141,13 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
 
 
 def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
-    from bardlet import budget, hf, report
+    from bardlet import clock, hf, report
     from bardlet.train import fit, write_run
 
     def no_clock(state: State) -> None:
         return None
 
-    replan = budget.clock(t.record["minutes"] * 60) if t.record.get("minutes") else no_clock
+    replan = clock.replanner(t.record["minutes"] * 60) if t.record.get("minutes") else no_clock
     if not t.dist.main:
         fit(t, replan)
         return

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bardlet import __version__, budget, checkpoint, corpus, data, evaluate, hf, models, pretrain
+from bardlet import __version__, checkpoint, clock, corpus, data, evaluate, hf, models, pretrain
 from bardlet import train as training
 from bardlet.config import TrainConfig, read_toml
 from bardlet.data import Prepared
@@ -200,7 +200,7 @@ class Ladder:
             kinds = {_kind(rung): rung for rung in todo}
             with torch._dynamo.config.patch(recompile_limit=64):  # the graphs of all rungs at once
                 trainers = {kind: self._compiled(rung, FIRST_SEED, None) for kind, rung in kinds.items()}
-                turns = [{kind: budget.seconds_per_step(t, 10, patience=4.0) for kind, t in trainers.items()}
+                turns = [{kind: clock.seconds_per_step(t, 10, patience=4.0) for kind, t in trainers.items()}
                          for _ in range(TURNS)]
             self.timed_with = self.timed_with or self.threads
             for rung in todo:

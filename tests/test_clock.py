@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bardlet import budget
+from bardlet import clock
 from bardlet.train import State
 
 
 @given(seconds=st.floats(1, 1e5), per_step=st.floats(1e-3, 100), per_evaluation=st.floats(1e-3, 100))
 def test_a_plan_fits_into_its_time(seconds: float, per_step: float, per_evaluation: float) -> None:
     """Steps and evaluations end before the time does, unless a single one of them is longer than it."""
-    evaluations = budget.evaluations_for(seconds, per_evaluation)
-    steps = budget.steps_for(seconds, per_step, evaluations * per_evaluation)
+    evaluations = clock.evaluations_for(seconds, per_evaluation)
+    steps = clock.steps_for(seconds, per_step, evaluations * per_evaluation)
     assert 1 <= evaluations <= 20 and steps >= 1
     if evaluations > 1:
         assert evaluations * per_evaluation <= 0.1 * seconds * (1 + 1e-9)
@@ -25,7 +25,7 @@ def test_the_clock_looks_a_few_times_and_never_in_the_last_fifth() -> None:
     """A run whose steps take twice as long as planned ends on time all the same, after at most four decisions."""
     seconds, per_step = 100.0, 0.2
     state = State(steps=970, prepared=0.0, replans=[(0, 970)])
-    replan = budget.clock(seconds)
+    replan = clock.replanner(seconds)
     while state.step < state.steps:
         state.elapsed = state.step * per_step
         steps = replan(state)
@@ -34,11 +34,11 @@ def test_the_clock_looks_a_few_times_and_never_in_the_last_fifth() -> None:
             state.steps = max(steps, state.step + 1)
             state.replans.append((state.step, state.steps))
         state.step += 1
-    assert len(state.replans) == 1 + len(budget.LOOKS)
+    assert len(state.replans) == 1 + len(clock.LOOKS)
     assert 0.9 * seconds < state.step * per_step <= seconds
 
 
 def test_time_before_the_first_step_is_not_counted_as_training() -> None:
     """40 of 100 seconds went to preparation and compilation: what is left is planned with the true pace."""
     state = State(steps=100, step=10, prepared=40.0, elapsed=45.0, replans=[(0, 100)])
-    assert budget.clock(100.0)(state) == 10 + int((97.0 - 45.0) / 0.5)
+    assert clock.replanner(100.0)(state) == 10 + int((97.0 - 45.0) / 0.5)

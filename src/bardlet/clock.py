@@ -1,0 +1,75 @@
+"""Minutes into steps. The clock decides how many steps are planned, never what a step does.
+
+A plan is made before the first step from a few timed ones, and made again at a few points on the way. Each decision is
+an event (step, steps planned) of run.toml, so the run can be repeated without a clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from bardlet import optim
+from bardlet.train import State, Trainer, seed_step, train_step
+
+RESERVE = 0.03
+"""Share of the time kept for the last evaluation, the last checkpoint and the sample."""
+
+LOOKS = (0.1, 0.3, 0.5)
+"""Where in the planned steps the clock is looked at again: before the decay, which a new plan would bend."""
+
+
+def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
+    """The time of a training step, from `count` of them after one that warms up (and compiles). Nothing is kept.
+
+    Where steps are long, fewer are made: none begins once `patience` seconds went to the timed ones.
+
+    The steps are real ones, on the run's own batches with an optimizer made for it; the weights are put back.
+    """
+    weights = {name: p.detach().clone() for name, p in t.model.named_parameters()}
+    optimizers = optim.build(t.model, t.config)
+    wrapped = t.dist.wrap(t.model)
+    t.model.train()
+    times: list[float] = []
+    for step in range(count + 1):
+        # each process must make the same number: the first one's watch counts
+        if t.dist.from_main(int(sum(times[1:]) > patience)):
+            break
+        seed_step(t.config.seed, step, t.dist.rank)
+        begun = time.monotonic()
+        train_step(wrapped, optimizers, t.stage.batch(step), t.stage, t.config, t.dist, t.machine["dtype"])
+        times.append(time.monotonic() - begun)
+    with torch.no_grad():
+        for name, p in t.model.named_parameters():
+            p.copy_(weights[name])
+    timed = times[1:] or times
+    return sorted(timed)[len(timed) // 2]
+
+
+def evaluations_for(seconds: float, per_evaluation: float) -> int:
+    """How many evaluations a run of `seconds` can afford: 20, or as many as take a tenth of its time, at least 1."""
+    return max(1, min(20, int(0.1 * seconds / per_evaluation)))
+
+
+def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
+    """How many steps fit into `seconds`, of which `evaluating` go to evaluations; at least 1."""
+    return max(1, int((seconds * (1 - RESERVE) - evaluating) / per_step))
+
+
+def replanner(seconds: float) -> Callable[[State], int | None]:
+    """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
+
+    Args:
+        seconds: the time of the whole run. What is over already is `State.elapsed`.
+    """
+
+    def replan(state: State) -> int | None:
+        looks = len(state.replans) - 1  # the first is the plan itself
+        if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
+            return None
+        per_step = (state.elapsed - state.prepared) / state.step  # with its share of evaluations and checkpoints
+        return state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
+
+    return replan

@@ -1,0 +1,112 @@
+"""What a text is like, before anything is made of it: how long, of which characters, and how hard to predict.
+
+Read once, kept in the cache under the text's hash. The tokenizer and the plan of a timed run are chosen by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bardlet import kept, ngram
+from bardlet.corpus import Corpus, cache_folder
+
+Progress = Callable[[str, int, int | None], None]
+
+PIECE = 4_096
+"""Characters of a piece of the sample."""
+SAMPLE = 1 << 19
+"""Most characters that the n-gram models learn from: a second of counting, and enough for contexts of five."""
+LONGEST = 5
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a text."""
+
+    characters: int
+    """Of the whole text."""
+    train_characters: int
+    """Of its training part."""
+    alphabet: str
+    """Every different character of the whole text, in order of code points."""
+    losses: tuple[float, ...] = ()
+    """Nats per character that n-gram models of 0, 1, ... 5 characters of context lose on a tenth of the training part
+    which they did not count (the validation part is not looked at); empty for a text too short for that."""
+    quarter: tuple[float, ...] = ()
+    """The same, having counted a quarter as much: the difference tells how much more text helps."""
+
+
+def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None) -> Survey:
+    """The survey of `corpus`: from the cache, or by reading it once."""
+    folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "version": VERSION}
+    facts = kept.read(folder, key)
+    with suppress(KeyError, TypeError, ValueError):
+        if facts is not None:
+            losses, quarter = (tuple(map(float, facts.pop(name))) for name in ("losses", "quarter"))
+            return Survey(**facts, losses=losses, quarter=quarter)
+    found = _read(corpus, progress)
+    kept.write(folder, key, asdict(found))
+    return found
+
+
+def _read(corpus: Corpus, progress: Progress | None) -> Survey:
+    counted = {"train": 0, "val": 0}
+    alphabet: set[str] = set()
+    learned, held = _Sample(SAMPLE), _Sample(SAMPLE // 8)
+    for part in counted:
+        for number, text in enumerate(corpus.documents(part)):
+            counted[part] += len(text)
+            for start in range(0, len(text), 1 << 20):
+                alphabet.update(text[start:start + (1 << 20)])
+            if part == "train" and corpus.many:  # held out as the validation part is: whole documents, or the ends
+                (held if number % 10 == 4 else learned).add(text)
+            elif part == "train":
+                cut = int(0.9 * len(text))
+                learned.add(text[:cut])
+                held.add(text[cut:])
+            if progress:
+                progress("read", sum(counted.values()), None)
+    losses, quarter = _difficulty(learned.symbols(), held.symbols())
+    return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter)
+
+
+def _difficulty(learned: np.ndarray, held: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if min(len(learned) // 4, len(held)) < 100:
+        return (), ()
+    kinds = len(np.unique(learned)) + 1
+    piece = max(1, min(PIECE, len(learned) // 64))  # small ones, all over the text: a list of names may be sorted
+    quarter = np.concatenate([learned[i:i + piece] for i in range(0, len(learned), 4 * piece)])
+    return (tuple(ngram.losses(learned, held, LONGEST, kinds)), tuple(ngram.losses(quarter, held, LONGEST, kinds)))
+
+
+class _Sample:
+    """Pieces evenly spread over a stream of documents, at most `most` characters: every k-th piece, k growing."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.every, self.seen = most, 1, 0
+        self.pieces: list[str] = []
+        self.rest = ""
+
+    def add(self, document: str) -> None:
+        """The next document of the stream; a line break stands between two."""
+        text = self.rest + document + "\n"
+        whole = len(text) // PIECE * PIECE
+        self.rest = text[whole:]
+        for start in range(0, whole, PIECE):
+            if self.seen % self.every == 0:
+                self.pieces.append(text[start:start + PIECE])
+            self.seen += 1
+            if len(self.pieces) * PIECE > self.most:
+                self.pieces = self.pieces[::2]
+                self.every *= 2
+
+    def symbols(self) -> np.ndarray:
+        """The code points of the sample, uint32."""
+        text = "".join(self.pieces) + self.rest
+        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
