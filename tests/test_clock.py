@@ -16,7 +16,7 @@ def test_a_plan_fits_into_its_time(seconds: float, per_step: float, per_evaluati
     steps = clock.steps_for(seconds, per_step, evaluations * per_evaluation)
     assert 1 <= evaluations <= 20 and steps >= 1
     if evaluations > 1:
-        assert evaluations * per_evaluation <= 0.1 * seconds * (1 + 1e-9)
+        assert evaluations * per_evaluation <= 0.05 * seconds * (1 + 1e-9)
     if steps > 1:
         assert steps * per_step + evaluations * per_evaluation <= seconds
 

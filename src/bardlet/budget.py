@@ -1,26 +1,22 @@
 """Minutes, a machine and a text become a plan: tokenizer, model, batch, regularisation, and the loss to expect.
 
-Each choice is a rule with its reason, taken from measured runs (the table is in LOG.md). Whatever somebody sets
-himself stays as it is. How many steps fit is decided later, by the run's own steps (`clock.py`).
+Each choice is a rule with its reason, taken from measured runs (LOG.md has the table). What somebody sets himself
+stays as it is. How many steps fit in the end is decided by the run's own first steps (`clock.py`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from bardlet import __version__, clock, loss, models, optim
+from bardlet import __version__, clock, kept, loss, models
 from bardlet import dist as distributed
+from bardlet import tokenizer as tokenizers
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist
 from bardlet.survey import Survey
@@ -28,50 +24,197 @@ from bardlet.train import Stage, Trainer
 
 # ---------------------------------------------------------------- the machine
 
-COMPILED = 1.4
-"""How many times as fast a compiled step is."""
+SHAPES = ((2, 2, 64), (3, 3, 96), (4, 4, 128), (4, 4, 192), (6, 4, 256), (6, 6, 384), (8, 8, 512), (12, 12, 768),
+          (16, 16, 1024), (24, 16, 1024))
+"""The models to choose from, as layers, heads and channels: 0.1 to 300 million weights in their blocks."""
+
+TIMED = (SHAPES[2], SHAPES[4], SHAPES[6])
+"""Those whose steps are timed to know a machine."""
+
+COMPILED = 1.45
+"""How many times as fast a compiled step is, about."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a machine trains, uncompiled: seconds for a token by the floating-point operations it takes."""
+    """How fast a machine trains, uncompiled."""
 
     points: tuple[tuple[float, float], ...]
-    """(operations of a token, seconds of a token), by growing operations."""
+    """(floating-point operations of a token, seconds of a token), by growing operations."""
+
+    def compiled(self) -> Speed:
+        """The same machine with compiled blocks."""
+        return Speed(tuple((x, y / COMPILED) for x, y in self.points))
 
     def seconds(self, operations: float) -> float:
-        """For a token that takes so many operations: between the measured models on a line in logarithms, beyond them
-        as the nearest."""
+        """The time of a token that takes so many operations: between the timed models on a line in logarithms, beyond
+        the largest in proportion; a smaller one than the smallest counts as that."""
         x, y = np.log(np.array(self.points)).T
         wanted = math.log(operations)
-        beyond = max(0.0, wanted - x[-1]) # smaller models than the smallest pay for each step, not for its operations
-        return float(np.exp(np.interp(wanted, x, y) + beyond))
+        return float(np.exp(np.interp(wanted, x, y) + max(0.0, wanted - x[-1])))
 
 
 def operations(config: TrainConfig, vocab_size: int) -> float:
-    """Floating-point operations of a token in training: 6 for each weight it is multiplied by, and attention."""
-    per_block = 12 * config.n_embd**2 + config.n_embd * config.block_size
-    return 6.0 * (config.n_layer * per_block + config.n_embd * vocab_size)
+    """Floating-point operations of a token in training: 6 for each weight that multiplies it, and attention's."""
+    return 6.0 * (weights(config) + config.n_layer * config.n_embd * config.block_size + config.n_embd * vocab_size)
 
 
-def calibrate(config: TrainConfig, dist: Dist, threads: int, cache: Path) -> Speed:
-    """How fast this machine trains: measured on three small models in a few seconds, then kept in `cache`.
+def weights(config: TrainConfig) -> int:
+    """The weights of the blocks, about: 12 n_embd^2 in each. Embeddings are not counted."""
+    return 12 * config.n_layer * config.n_embd**2
+
+
+def calibrate(dist: Dist, dtype: str, threads: int, cache: Path) -> Speed:
+    """How fast this machine trains, from a few steps of three models: seconds the first time, then from the cache.
 
     Args:
-        config: its device, precision and kind of model count, nothing else.
-        cache: the folder of what was measured.
+        dtype: fp32 or bf16, the precision of the matrix products.
+        threads: those of a CPU.
+        cache: the cache's folder; what was measured is kept for this machine, torch and bardlet.
     """
-    gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else ""
-    key = {"processor": gpu or distributed.processor(), "threads": threads, "processes": dist.world, "dtype": config.dtype,
-           "model": config.model, "torch": torch.__version__, "bardlet": __version__}
-    path = cache / "speed.json"
-    known: list[dict[str, Any]] = []
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        known = [entry for entry in json.loads(path.read_text(encoding="utf-8")) if isinstance(entry["points"], list)]
-    for entry in known:
-        with suppress(ValueError, TypeError, KeyError):
-            if entry["machine"] == key:
-                return Speed(tuple((float(a), float(b)) for a, b in entry["points"]))
-    speed = _measure(config, dist)
-    ...
-    return speed
+    gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
+    key = {"processor": gpu or distributed.processor(), "processes": dist.world, "threads": threads, "dtype": dtype,
+           "torch": torch.__version__, "bardlet": __version__}
+    folder = cache / "machines"
+    found = kept.read(folder, key)
+    if not dist.from_main(found is not None):
+        found = {"points": _time_models(dist, dtype)}
+        if dist.main:
+            kept.write(folder, key, found)
+    points = found["points"] if found else [(1.0, 1.0)] * len(TIMED)
+    # in each process the first one's watch counts: all must choose the same model
+    return Speed(tuple((float(x), dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
+
+
+def _time_models(dist: Dist, dtype: str) -> list[tuple[float, float]]:
+    """(operations, seconds) of a token for the models of TIMED; a slow machine leaves out the largest."""
+    points: list[tuple[float, float]] = []
+    for shape in TIMED:
+        config = with_shape(TrainConfig(block_size=128, batch_size=16 * dist.world), shape)
+        tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
+        batch: loss.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
+        model = models.build(config.model_config(256)).to(dist.device)
+        stage = Stage(_always(batch), loss.next_token, loss.count_targets, lambda model: 0.0)
+        t = Trainer(Path(), model, [], stage, config, dist, {"dtype": dtype}, {})
+        seconds = clock.seconds_per_step(t, 3, patience=1.0)
+        points.append((operations(config, 256), seconds / batch["idx"].numel()))
+        if dist.from_main(int(seconds > 1.0)):
+            break
+    return points
+
+
+def _always(batch: loss.Batch) -> Callable[[int], loss.Batch]:
+    return lambda step: batch
+
+
+def with_shape(config: TrainConfig, shape: tuple[int, int, int]) -> TrainConfig:
+    """`config` with a shape of SHAPES."""
+    return replace(config, n_layer=shape[0], n_head=shape[1], n_embd=shape[2])
+
+
+# ---------------------------------------------------------------- the plan
+
+MODELS = ("qwen3", "gpt2")
+"""Those that a plan can be made for; the rungs of the ladder have the lecture's settings."""
+
+CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (math.inf, 1024))
+"""(most weights, context in tokens): a small model has no use for what is far away."""
+
+DROPOUTS = ((4, 0.0), (12, 0.1), (25, 0.2), (math.inf, 0.3))
+"""(most epochs, dropout)."""
+
+TOKENS_PER_WEIGHT = 1.5
+"""The largest model is taken that learns from at least so many tokens for each of its weights."""
+
+WEIGHTS_PER_CHARACTER = 10
+"""No model has more weights than so many for each character of its text: it would know it by heart."""
+
+MOST_EPOCHS = 40
+"""No text is read more often: it would be learned by heart."""
+
+SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
+"""The settings of which a shape consists: who sets one of them chooses the shape himself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen for a run, and why."""
+
+    config: TrainConfig
+    reasons: tuple[str, ...]
+    """A line for each choice."""
+    most_steps: int
+    """More would only learn the text by heart."""
+
+
+def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey, seconds: float,
+                      speed: Speed) -> TrainConfig:
+    """`config` with the number of byte pairs for a text that wants them and the model that `seconds` will train.
+
+    The head multiplies each token by the whole vocabulary: half as much as the blocks cost is what it may.
+    """
+    kind, size, _ = tokenizers.choose(seen.characters, len(seen.alphabet))
+    if {"tokenizer", "vocab_size"} & set(given) or kind != "bpe" or size is None:
+        return config
+    model = _fitting(config, given, seen.train_characters, 2048, seconds, speed)
+    afford = 2 ** int(math.log2(6 * model.n_layer * model.n_embd))
+    return replace(config, tokenizer="bpe", vocab_size=max(512, min(size, afford)))
+
+
+def choose(config: TrainConfig, given: Collection[str], tokens: int, characters: int, documents: int, vocab_size: int,
+           seconds: float, speed: Speed) -> Plan:
+    """Model, context, batch and regularisation for `seconds` of training on a text.
+
+    Args:
+        config: the settings; those that are not in `given` may change.
+        given: the names of the settings that somebody set.
+        tokens, characters, documents: of the training part.
+        seconds: what is left for training steps.
+        speed: of the machine, in the way that the run will be computed.
+    """
+    config = _fitting(config, given, characters, vocab_size, seconds, speed)
+    if "block_size" not in given:
+        config = replace(config, block_size=_context(config, tokens, documents))
+    affordable = seconds / speed.seconds(operations(config, vocab_size))
+    learned = min(affordable, MOST_EPOCHS * tokens)
+    epochs = learned / tokens
+    if not {"batch_size", "grad_accum"} & set(given):
+        at_once = 2 ** round(math.log2(4096 * math.sqrt(learned / 6e6)))
+        rows = min(max(at_once, 2048), 2**19) // config.block_size
+        config = replace(config, batch_size=max(1, rows))
+    if "dropout" not in given:
+        config = replace(config, dropout=_dropout(epochs))
+    per_step = config.batch_size * config.grad_accum * config.block_size
+    reasons = (
+        f"{weights(config) / 1e6:.2g} million weights in the blocks: about {learned / 1e6:.2g} million tokens can be "
+        f"learned from, {learned / weights(config):.2g} for each",
+        f"the text is read {epochs:.2g} times: dropout {config.dropout:g}",
+    )
+    return Plan(config, reasons, max(1, math.ceil(MOST_EPOCHS * tokens / per_step)))
+
+
+def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab_size: int, seconds: float,
+             speed: Speed) -> TrainConfig:
+    """`config` with the largest shape that time and text allow, unless somebody chose one."""
+    if set(SHAPE) & set(given):
+        return config
+    fitting = with_shape(config, SHAPES[0])
+    for shape in SHAPES[1:]:
+        larger = with_shape(config, shape)
+        tokens = seconds / speed.seconds(operations(larger, vocab_size))
+        if tokens >= TOKENS_PER_WEIGHT * weights(larger) and weights(larger) <= WEIGHTS_PER_CHARACTER * characters:
+            fitting = larger
+    return fitting
+
+
+def _context(config: TrainConfig, tokens: int, documents: int) -> int:
+    """A context that the model can make use of and the text can fill: a power of two."""
+    by_size = next(context for most, context in CONTEXTS if weights(config) <= most)
+    by_document = 2 ** math.ceil(math.log2(8 * tokens / documents))  # nothing is to be learned from other documents
+    by_text = 2 ** int(math.log2(max(8, tokens / 64)))
+    return min(by_size, by_document, by_text)
+
+
+def _dropout(epochs: float) -> float:
+    """What keeps a text from being learned by heart that is read so many times."""
+    return next(dropout for most, dropout in DROPOUTS if epochs <= most)

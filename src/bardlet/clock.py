@@ -49,8 +49,8 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
 
 
 def evaluations_for(seconds: float, per_evaluation: float) -> int:
-    """How many evaluations a run of `seconds` can afford: 20, or as many as take a tenth of its time, at least 1."""
-    return max(1, min(20, int(0.1 * seconds / per_evaluation)))
+    """How many evaluations a run of `seconds` can afford: 20, or what takes a twentieth of its time, at least 1."""
+    return max(1, min(20, int(0.05 * seconds / per_evaluation)))
 
 
 def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
@@ -58,11 +58,12 @@ def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
     return max(1, int((seconds * (1 - RESERVE) - evaluating) / per_step))
 
 
-def replanner(seconds: float) -> Callable[[State], int | None]:
+def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State], int | None]:
     """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
 
     Args:
         seconds: the time of the whole run. What is over already is `State.elapsed`.
+        most_steps: more are never planned.
     """
 
     def replan(state: State) -> int | None:
@@ -70,6 +71,7 @@ def replanner(seconds: float) -> Callable[[State], int | None]:
         if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
             return None
         per_step = (state.elapsed - state.prepared) / state.step  # with its share of evaluations and checkpoints
-        return state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
+        steps = state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
+        return max(state.step + 1, min(steps, most_steps or steps))
 
     return replan

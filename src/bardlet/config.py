@@ -130,7 +130,8 @@ class TrainConfig:
     """Largest norm of the gradient; 0: no clipping."""
 
     keep: Literal["best", "last", "average"] = "best"
-    """Weights of the result: best by validation, of the last step, or their mean over the last fifth of the steps."""
+    """Weights of the result: of the last step, their mean over the last fifth of the steps, or the best of these and of
+    all evaluated steps by the validation loss."""
     on_nan: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is not a number: stop, or skip the step (ten in a row stop)."""
     eval_every: int | None = None
@@ -329,6 +330,11 @@ def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     if not isinstance(record, dict):
         raise BardletError(f"{path}: record = {record!r}: it must be a table, [record]; take the line out")
     return from_mapping(values, str(path)), record
+
+
+def settings_in(path: Path) -> set[str]:
+    """The names of the settings that a TOML file has, which `read_toml` was able to read."""
+    return set(tomllib.loads(path.read_text(encoding="utf-8-sig"))) - {"record"}
 
 
 def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:

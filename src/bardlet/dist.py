@@ -62,6 +62,15 @@ class Dist:
         torch.distributed.broadcast(box, src=0)
         return int(box.item())
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """What is inside is done by rank 0, and then by the others: they find what it has made."""
+        if not self.main:
+            self.from_main(0)
+        yield
+        if self.main:
+            self.from_main(0)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model`, whose gradients are averaged over the processes; itself when there is one process."""
         if self.world == 1:

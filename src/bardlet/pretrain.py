@@ -16,9 +16,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bardlet import checkpoint, clock, corpus, data, evaluate, hf, loss, models, optim, report, writing
+from bardlet import budget, checkpoint, clock, corpus, data, evaluate, hf, loss, models, optim, report, survey, writing
 from bardlet import dist as distributed
 from bardlet import train as training
+from bardlet.budget import Plan
 from bardlet.config import FLAT, ModelConfig, TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist
@@ -35,11 +36,9 @@ log = logging.getLogger("bardlet")
 def prepare(found: corpus.Corpus, config: TrainConfig, words: Tokenizer | None, dist: Dist,
             progress: data.Progress | None = None) -> Prepared:
     """The text as tokens, by `words` or a tokenizer of its own; rank 0 builds them, the others read what it built."""
-    if not dist.main:
-        dist.from_main(0)
-    ready = data.prepare(found, words or config.tokenizer, config.vocab_size, progress, skip_unseen=words is not None)
-    if dist.main:
-        dist.from_main(0)
+    with dist.main_first():
+        ready = data.prepare(found, words or config.tokenizer, config.vocab_size, progress,
+                             skip_unseen=words is not None)
     if ready.skipped:
         log.warning("%s: %d characters that the tokenizer has never seen were left out", found.name, ready.skipped)
     return ready
@@ -89,20 +88,30 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
 
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
-                progress: data.Progress | None = None) -> tuple[Trainer, Prepared]:
+                progress: data.Progress | None = None, begun: float | None = None) -> tuple[Trainer, Prepared]:
     """Text, tokenizer, model and optimizers for `config`: a run that has not begun. Nothing is written.
+
+    A run of --minutes has what is not among `given` chosen by the time, the machine and the text (`budget.py`).
 
     Args:
         out: the run folder; None: runs/NAME.
-        given: the settings that somebody typed, to be told when the weights of --init decide them.
+        given: the settings that somebody chose.
+        begun: when the time of --minutes began (of time.monotonic); None: now.
     """
+    begun = time.monotonic() if begun is None else begun
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
     if not base and (unused := config.unused(given)):
         log.warning("%s: not used, %s does not have that", ", ".join(unused), config.model)
+    config = settled(config, dist)
     found = corpus.find(config.text, config.field)
-    ready = prepare(found, config, base[1] if base else None, dist, progress)
+    plan = None
+    if config.minutes is not None and base is None and config.model in budget.MODELS:
+        ready, plan = _choose(found, config, given, dist, begun, progress)
+        config = plan.config
+    else:
+        ready = prepare(found, config, base[1] if base else None, dist, progress)
     torch.manual_seed(config.seed)
     if base:
         model = base[0]
@@ -115,7 +124,31 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     record: dict[str, Any] = {"text": found.name, "text_hash": found.hash, "tokenizer": ready.tokenizer.kind,
                               "documents": ready.documents, "tokens": len(parts(ready, config)[0]),
                               "minutes": config.minutes}
+    if plan:
+        record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
     return assemble(run, model, ready, config, dist, record), ready
+
+
+def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], dist: Dist, begun: float,
+            progress: data.Progress | None) -> tuple[Prepared, Plan]:
+    """What `budget.py` chooses for this machine, this text and what is left of the minutes; the text, prepared so."""
+    until = begun + 60 * (config.minutes or 0)
+    with dist.main_first():
+        seen = survey.survey(found, progress)
+    speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder())
+    if config.compile != "off" and not distributed.compiler_missing(dist.device):
+        speed = speed.compiled()
+    config = budget.choose_vocabulary(config, given, seen, _left(until, dist), speed)
+    ready = prepare(found, config, None, dist, progress)
+    tokens = len(parts(ready, config)[0])
+    plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
+                         _left(until, dist), speed)
+    return ready, plan
+
+
+def _left(until: float, dist: Dist) -> float:
+    """Seconds until then, by the watch of rank 0; at least 1."""
+    return max(1.0, dist.from_main(int(1000 * (until - time.monotonic()))) / 1000)
 
 
 DECIDED = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation", "tokenizer",
@@ -135,20 +168,25 @@ def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -
                    block_size=block, tie_embeddings=shape.tie_embeddings)
 
 
+def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
+    """`config` with device, precision and threads as this machine has them; PyTorch is told."""
+    threads = distributed.settle(config.threads, config.deterministic, dist.device)
+    device = dist.device.type if config.device == "auto" else config.device
+    dtype = distributed.pick_dtype(config.dtype, dist.device)
+    return replace(config, dtype=cast(Any, dtype), device=device, threads=threads)
+
+
 def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist,
              record: dict[str, Any]) -> Trainer:
     """A `Trainer` at step 0, settings resolved: device, precision, threads, optimizers, stage."""
     if config.batch_size % dist.world:
         raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
                            f"take a multiple of {dist.world}")
-    dtype = distributed.pick_dtype(config.dtype, dist.device)
-    threads = distributed.settle(config.threads, config.deterministic, dist.device)
-    device = dist.device.type if config.device == "auto" else config.device
-    config = replace(config, dtype=cast(Any, dtype), device=device, threads=threads)
+    config = settled(config, dist)
     model.to(dist.device)
     stage = next_token_stage(ready, config, dist, record)
     record["parameters"] = sum(p.numel() for p in model.parameters())
-    machine = distributed.machine(dist, dtype, threads)
+    machine = distributed.machine(dist, config.dtype, config.threads or 1)
     return Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
                    State(steps=config.steps or 0, replans=list(config.replans[:1])))
 
@@ -224,6 +262,7 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
     left = max(0.0, seconds - (time.monotonic() - begun))
     evaluations = clock.evaluations_for(left, per_evaluation)
     steps = t.dist.from_main(clock.steps_for(left, per_step, evaluations * per_evaluation))
+    steps = min(steps, t.record.get("most_steps", steps))
     t.state.steps, t.state.replans = steps, [(0, steps)]
     if steps < 20:
         log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "

@@ -99,9 +99,10 @@ tokenizer = AutoTokenizer.from_pretrained("{run}")
 
 def _selected(record: dict[str, Any]) -> str:
     by, step = record["selected_by"], record["selected_step"]
+    which = f"of step {step:,}" if not record.get("averaged") else "mean over the last fifth of the steps"
     if by == "best":
-        return f"of step {step:,}, **selected by the validation loss above**, which is therefore a little optimistic"
-    return f"of the last step, {step:,}" if by == "last" else "mean over the last fifth of the steps, a fixed rule"
+        return f"{which}, **selected by the validation loss above**, which is therefore a little optimistic"
+    return f"of the last step, {step:,}" if by == "last" else f"{which}, a fixed rule"
 
 
 def trackers(config: TrainConfig, run: Path) -> list[Callable[[int, dict[str, float]], None]]:

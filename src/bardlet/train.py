@@ -86,7 +86,7 @@ class Trainer:
     """What run.toml says happened; `selected_by` and `val_loss` among it."""
     state: State = field(default_factory=State)
     average: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Mean of the weights, by parameter name, with --keep average."""
+    """Mean of the weights, by parameter name; empty before the last fifth of the steps, and with --keep last."""
     best: float = math.inf
 
 
@@ -176,7 +176,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             if math.isfinite(loss):
                 state.loss_sum += loss
                 state.loss_steps += 1
-            if config.keep == "average":
+            if config.keep != "last":
                 _add_to_average(t)
             state.seconds += time.monotonic() - begun
             state.elapsed = time.monotonic() - started
@@ -333,16 +333,23 @@ def restore(t: Trainer, folder: Path) -> None:
 
 
 def finish(t: Trainer) -> None:
-    """Leave at the root the weights that --keep asks for, and put on record which they are."""
-    if t.config.keep == "average":
+    """Leave at the root the weights that --keep asks for, and put on record which they are.
+
+    The average of the last fifth of the steps is one of those that `best` is chosen from.
+    """
+    keep, last = t.config.keep, t.state.step
+    chosen = keep == "best" and t.best < math.inf
+    if keep == "average" or keep == "best" and t.state.averaged > 1:
         with averaged(t):
             value = evaluate(t)
-            hf.write_weights(t.run, t.model.hf_state_dict())
-        t.record.update(selected_by="average", selected_step=t.state.step, val_loss=value)
-    elif t.config.keep == "last" or t.best == math.inf:  # no evaluation gave a number: there is nothing to choose by
+            if keep == "average" or value < t.best:
+                hf.write_weights(t.run, t.model.hf_state_dict())
+                t.record.update(selected_by=keep, selected_step=last, val_loss=value, averaged=t.state.averaged)
+                chosen = True
+    if not chosen:  # the last weights were asked for, or no evaluation gave a number to choose by
         lines = [line for line in checkpoint.read_metrics(t.run) if "val_loss" in line]
         hf.write_weights(t.run, t.model.hf_state_dict())
-        t.record.update(selected_by="last", selected_step=t.state.step, val_loss=lines[-1]["val_loss"])
+        t.record.update(selected_by="last", selected_step=last, val_loss=lines[-1]["val_loss"])
     write_run(t)
 
 

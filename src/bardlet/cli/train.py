@@ -14,7 +14,7 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import ModelConfig, TrainConfig, read_toml
+from bardlet.config import ModelConfig, TrainConfig, read_toml, settings_in
 
 if TYPE_CHECKING:
     from bardlet.data import Prepared
@@ -49,9 +49,12 @@ def main(argv: Sequence[str]) -> int:
     begun = time.monotonic()
     with distributed.connect(config.device) as dist:
         console.show_notices(dist.main)
-        given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+        given = {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+                 for word in argv if word.startswith("--")}
+        if command.config:
+            given |= settings_in(Path(command.config))
         with console.preparing(dist.main) as progress:
-            trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress)
+            trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress, begun)
         if config.minutes is not None:
             pretrain.plan_steps(trainer, config.minutes * 60, begun)
         else:
@@ -94,6 +97,8 @@ def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
     console.say(f"tokenizer: {data.reason}")
     console.say(f"model: {c.model}, {_shape(t.model.config)}, context {c.block_size}, "
                 f"{t.record['parameters']:,} parameters")
+    for reason in t.record.get("reasons", []):
+        console.say(f"  {reason}")
     epochs = t.state.steps * tokens / max(1, t.record["tokens"])
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
     console.say(f"plan: {t.state.steps:,} steps of {tokens:,} tokens ({epochs:.1f} times the text), {optimizer}, "
@@ -147,7 +152,8 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
     def no_clock(state: State) -> None:
         return None
 
-    replan = clock.replanner(t.record["minutes"] * 60) if t.record.get("minutes") else no_clock
+    minutes = t.record.get("minutes")
+    replan = clock.replanner(60 * minutes, t.record.get("most_steps")) if minutes else no_clock
     if not t.dist.main:
         fit(t, replan)
         return
