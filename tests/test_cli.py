@@ -44,8 +44,8 @@ def test_the_contract_of_train_sample_eval_resume(text: Path, tmp_path: Path,
                                                   bardlet: Callable[..., dict[str, Any]]) -> None:
     """The keys of --json, and what a run folder holds."""
     run = tmp_path / "run"
-    train = {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "selected_by", "tokens_per_second",
-             "parameters"}
+    train = {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "nats_per_char", "expected",
+             "selected_by", "tokens_per_second", "parameters"}
     made = bardlet("train", text, "--out", run, *TINY, "--steps", "6", "--save-every", "3", "--eval-every", "3")
     assert set(made) == train and made["run"] == str(run) and made["steps"] == 6 and made["resumed_from"] is None
     assert {p.name for p in run.iterdir()} == {

@@ -167,5 +167,6 @@ def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callab
     summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model,
                       *settings_of(model, TINY), "--steps", "60", *rate)
     assert summary["val_loss"] < 0.7 * math.log(30)
-    assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "selected_by",
+    assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "nats_per_char",
+                            "expected", "selected_by",
                             "tokens_per_second", "parameters"}

@@ -7,7 +7,7 @@ stays as it is. How many steps fit in the end is decided by the run's own first 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,14 +24,14 @@ from bardlet.train import Stage, Trainer
 
 # ---------------------------------------------------------------- the machine
 
-SHAPES = ((2, 2, 64), (3, 3, 96), (4, 4, 128), (4, 4, 192), (6, 4, 256), (6, 6, 384), (8, 8, 512), (12, 12, 768),
-          (16, 16, 1024), (24, 16, 1024))
+SHAPES = ((2, 2, 64), (3, 3, 96), (4, 4, 128), (4, 4, 192), (4, 4, 256), (6, 4, 256), (6, 5, 320), (6, 6, 384),
+          (8, 8, 512), (12, 12, 768), (16, 16, 1024), (24, 16, 1024))
 """The models to choose from, as layers, heads and channels: 0.1 to 300 million weights in their blocks."""
 
-TIMED = (SHAPES[2], SHAPES[4], SHAPES[6])
+TIMED = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
 """Those whose steps are timed to know a machine."""
 
-COMPILED = 1.45
+COMPILED = 1.7
 """How many times as fast a compiled step is, about."""
 
 
@@ -60,8 +60,10 @@ def operations(config: TrainConfig, vocab_size: int) -> float:
 
 
 def weights(config: TrainConfig) -> int:
-    """The weights of the blocks, about: 12 n_embd^2 in each. Embeddings are not counted."""
-    return 12 * config.n_layer * config.n_embd**2
+    """The weights of the blocks' matrices: 12 n_embd^2 in each block, as a rule. Embeddings are not counted."""
+    c = config.model_config(1)
+    attention = 2 * c.head_dim * (c.n_head + c.n_kv_head)
+    return c.n_layer * c.n_embd * (attention + (2 if c.model == "gpt2" else 3) * c.n_inner)
 
 
 def calibrate(dist: Dist, dtype: str, threads: int, cache: Path) -> Speed:
@@ -143,6 +145,8 @@ class Plan:
     config: TrainConfig
     reasons: tuple[str, ...]
     """A line for each choice."""
+    steps: int
+    """How many will fit, by the speed of the machine; the run's own first steps know better."""
     most_steps: int
     """More would only learn the text by heart."""
 
@@ -190,7 +194,7 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         f"learned from, {learned / weights(config):.2g} for each",
         f"the text is read {epochs:.2g} times: dropout {config.dropout:g}",
     )
-    return Plan(config, reasons, max(1, math.ceil(MOST_EPOCHS * tokens / per_step)))
+    return Plan(config, reasons, max(1, round(learned / per_step)), max(1, math.ceil(MOST_EPOCHS * tokens / per_step)))
 
 
 def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab_size: int, seconds: float,
@@ -218,3 +222,44 @@ def _context(config: TrainConfig, tokens: int, documents: int) -> int:
 def _dropout(epochs: float) -> float:
     """What keeps a text from being learned by heart that is read so many times."""
     return next(dropout for most, dropout in DROPOUTS if epochs <= most)
+
+
+# ---------------------------------------------------------------- the loss to expect
+
+LAW = (0.0, 1.0, 0.0)
+"""Least squares over measured runs: `python benchmarks/dial.py fit`."""
+
+REREAD = 8.0
+"""How many fresh readings of a text its repetition can be worth at most."""
+
+BAND = 0.05
+"""Half the width of the band around the expected loss, as a share of it: two deviations of those runs."""
+
+
+def features(counting: Sequence[float], config: TrainConfig, characters: float, epochs: float) -> tuple[float, ...]:
+    """What the loss to expect is computed from: the logarithm of its ratio to counting's is a weighted sum of these.
+
+    Args:
+        counting: of a `Survey`.
+        config: the model's shape.
+        characters: how many are learned from, those read again counted again.
+        epochs: how often the text is read.
+
+    Returns:
+        (1, what counting would gain by that many more characters, the size of the model).
+    """
+    most, fewer, counted = counting
+    gain = math.log(most / fewer) / math.log(4)  # of the logarithm of the loss, for each of the number of characters
+    fresh = characters if epochs <= 1 else characters / epochs * (1 + REREAD * (1 - math.exp((1 - epochs) / REREAD)))
+    return 1.0, gain * math.log(fresh / counted), math.log(weights(config) / 1e6)
+
+
+def expected_loss(counting: Sequence[float], config: TrainConfig, characters: float, epochs: float) -> float:
+    """The validation loss to expect, in nats per character.
+
+    An n-gram model that counted the text knows how hard it is, and two that counted more and less of it know what more
+    text is worth. A network is better by a factor that hardly depends on the text (the arguments: see `features`).
+    What is read again is worth less and less (Muennighoff et al., 2023, equation 5).
+    """
+    of = features(counting, config, characters, epochs)
+    return counting[0] * math.exp(sum(a * x for a, x in zip(LAW, of, strict=True)))

@@ -9,14 +9,29 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from bardlet import budget, checkpoint, clock, corpus, data, evaluate, hf, loss, models, optim, report, survey, writing
+from bardlet import (
+    budget,
+    checkpoint,
+    clock,
+    corpus,
+    data,
+    evaluate,
+    hf,
+    kept,
+    loss,
+    models,
+    optim,
+    report,
+    survey,
+    writing,
+)
 from bardlet import dist as distributed
 from bardlet import train as training
 from bardlet.budget import Plan
@@ -24,6 +39,7 @@ from bardlet.config import FLAT, ModelConfig, TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
+from bardlet.survey import Survey
 from bardlet.tokenizer import Tokenizer
 from bardlet.train import Stage, State, Trainer
 
@@ -106,9 +122,9 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         log.warning("%s: not used, %s does not have that", ", ".join(unused), config.model)
     config = settled(config, dist)
     found = corpus.find(config.text, config.field)
-    plan = None
+    plan = seen = None
     if config.minutes is not None and base is None and config.model in budget.MODELS:
-        ready, plan = _choose(found, config, given, dist, begun, progress)
+        ready, seen, plan = _choose(found, config, given, dist, begun, progress)
         config = plan.config
     else:
         ready = prepare(found, config, base[1] if base else None, dist, progress)
@@ -126,11 +142,15 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                               "minutes": config.minutes}
     if plan:
         record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
-    return assemble(run, model, ready, config, dist, record), ready
+    if seen and seen.counting:
+        record["counting"] = list(seen.counting)
+    t = assemble(run, model, ready, config, dist, record)
+    t.state.steps = plan.steps if plan else t.state.steps
+    return t, ready
 
 
 def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], dist: Dist, begun: float,
-            progress: data.Progress | None) -> tuple[Prepared, Plan]:
+            progress: data.Progress | None) -> tuple[Prepared, Survey, Plan]:
     """What `budget.py` chooses for this machine, this text and what is left of the minutes; the text, prepared so."""
     until = begun + 60 * (config.minutes or 0)
     with dist.main_first():
@@ -143,7 +163,7 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     tokens = len(parts(ready, config)[0])
     plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
                          _left(until, dist), speed)
-    return ready, plan
+    return ready, seen, plan
 
 
 def _left(until: float, dist: Dist) -> float:
@@ -191,6 +211,15 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
                    State(steps=config.steps or 0, replans=list(config.replans[:1])))
 
 
+def expect(t: Trainer, ready: Prepared) -> None:
+    """Put on record what loss the planned steps should come to (`expected`, nats per character), if that is known."""
+    if counting := t.record.get("counting"):
+        tokens = t.state.steps * t.config.batch_size * t.config.grad_accum * t.config.block_size
+        epochs = tokens / t.record["tokens"]
+        characters = tokens * ready.train_chars / len(ready.train)
+        t.record["expected"] = round(budget.expected_loss(counting, t.config, characters, epochs), 4)
+
+
 def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
     """What a finished run leaves besides its weights: the curve, the model card, the mark that it is finished.
 
@@ -199,7 +228,8 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
     """
     tokens, characters, size = held_out(ready, t.config)
     first = ready.tokenizer.decode([int(tokens[0])], skip_special=True)
-    t.record["bits_per_byte"] = evaluate.score(t.record["val_loss"], len(tokens), characters, size, first).bits_per_byte
+    score = evaluate.score(t.record["val_loss"], len(tokens), characters, size, first)
+    t.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char)
     report.loss_curve(t.run, report.title(t.run, t.record))
     model, words = hf.read_folder(t.run)
     sample = writing.write(model, words, None, documents=ready.documents, tokens=400, temperature=0.8, top_k=50, seed=0)
@@ -212,8 +242,10 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
 # ---------------------------------------------------------------- compiled or not, and how many steps
 
 
-def choose_compile(t: Trainer, seconds: float | None = None, worth: float = 100.0) -> None:
-    """Resolve --compile: auto compiles a run of more than `worth` seconds where a compiler is found.
+def choose_compile(t: Trainer, seconds: float | None = None) -> None:
+    """Resolve --compile: auto compiles where a compiler is found and the run is long enough to win the time back.
+
+    The compiler takes COLD seconds the first time and WARM ones when this machine has compiled the same model before.
 
     Args:
         seconds: how long the run will be; None: measure a few eager steps to find out.
@@ -221,17 +253,30 @@ def choose_compile(t: Trainer, seconds: float | None = None, worth: float = 100.
     missing = distributed.compiler_missing(t.dist.device)
     blocks = t.config.model not in FLAT  # a table has nothing to compile
     on = t.config.compile == "on" and blocks
+    folder, key = corpus.cache_folder() / "compiled", _compiled_key(t)
     if on and missing:
         log.warning("--compile on: %s; going on without compilation, which is slower", missing)
         on = False
     if t.config.compile == "auto" and not missing and blocks:
         if seconds is None:
             seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
-        on = bool(t.dist.from_main(int(seconds > worth)))
-    if on:
-        on = _compile(t)
+        takes = COLD if kept.read(folder, key) is None else WARM
+        on = bool(t.dist.from_main(int(seconds * (1 - 1 / budget.COMPILED) > takes)))
+    if on and (on := _compile(t)) and t.dist.main:
+        kept.write(folder, key, {})
     t.config = replace(t.config, compile="on" if on else "off")
     t.machine.update(compiled=on, compiler=distributed.compiler(t.dist.device) if on else "")
+
+
+COLD, WARM = 40.0, 8.0
+"""Seconds of compilation, measured on 2 cores: the first time, and from the compiler's own cache."""
+
+
+def _compiled_key(t: Trainer) -> dict[str, Any]:
+    """What the compiler's work depends on."""
+    rows = t.config.batch_size // t.dist.world
+    return {"machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
+            "model": asdict(t.model.config), "rows": rows, "block_size": t.config.block_size}
 
 
 def _compile(t: Trainer) -> bool:
@@ -254,7 +299,7 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
     Args:
         seconds: the time of the whole run, which began at `begun` (of time.monotonic).
     """
-    choose_compile(t, seconds)
+    choose_compile(t, seconds - (time.monotonic() - begun))
     per_step = clock.seconds_per_step(t)
     began = time.monotonic()
     training.evaluate(t)

@@ -41,6 +41,14 @@ class Survey:
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
 
+    @property
+    def counting(self) -> tuple[float, float, float] | None:
+        """(loss, loss, characters): of the best n-gram model, of the best that counted a quarter as much, and how much
+        the first counted; None for a text too short for that."""
+        if not self.losses:
+            return None
+        return min(self.losses), min(self.quarter), min(SAMPLE, 0.9 * self.train_characters)
+
 
 def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None) -> Survey:
     """The survey of `corpus`: from the cache, or by reading it once."""

@@ -339,7 +339,7 @@ def finish(t: Trainer) -> None:
     """
     keep, last = t.config.keep, t.state.step
     chosen = keep == "best" and t.best < math.inf
-    if keep == "average" or keep == "best" and t.state.averaged > 1:
+    if keep == "average" or (keep == "best" and t.state.averaged > 1):
         with averaged(t):
             value = evaluate(t)
             if keep == "average" or value < t.best:

@@ -55,10 +55,13 @@ def main(argv: Sequence[str]) -> int:
             given |= settings_in(Path(command.config))
         with console.preparing(dist.main) as progress:
             trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress, begun)
-        if config.minutes is not None:
+        if command.plan and trainer.state.steps:
+            pass  # by the speed of the machine; the run itself times its own first steps
+        elif config.minutes is not None:
             pretrain.plan_steps(trainer, config.minutes * 60, begun)
         else:
             pretrain.choose_compile(trainer)
+        pretrain.expect(trainer, data)
         if dist.main:
             plan = _say_plan(trainer, data)
             if command.plan and command.json:
@@ -105,8 +108,18 @@ def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
                 f"{console.count(t.machine['threads'], 'thread')}"
                 + (f", to end within {t.record['minutes']:g} minutes" if t.record.get("minutes") else ""))
+    if expected := t.record.get("expected"):
+        console.say(f"expected: a validation loss of {_band(expected)} nats per character")
     return {"steps": t.state.steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
-            "tokenizer": data.tokenizer.kind, "compiled": t.machine["compiled"]}
+            "tokenizer": data.tokenizer.kind, "compiled": t.machine["compiled"], "expected": t.record.get("expected"),
+            "reasons": t.record.get("reasons", [])}
+
+
+def _band(expected: float) -> str:
+    """An expected loss with the band that nearly all runs fall into."""
+    from bardlet.budget import BAND
+
+    return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f})"
 
 
 def _shape(model: ModelConfig) -> str:
@@ -180,8 +193,11 @@ def _summary(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, 
     console.say(f"\n{sample}\n")
     console.say(f"validation loss {report.loss_in_words(facts)} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}); {facts['steps']:,} steps in {console.clock_time(facts['seconds'])}")
+    if expected := facts.get("expected"):
+        console.say(f"expected: {_band(expected)} nats per character; came: {facts['nats_per_char']:.4f}")
     console.say(f"the run is in {t.run}: sample with `bardlet sample {t.run}`, see {t.run / 'loss.png'}")
     return {"run": str(t.run), "steps": t.state.step, "resumed_from": resumed_from,
             "seconds": round(t.state.seconds, 3), "train_loss": facts.get("train_loss"),
-            "val_loss": facts["val_loss"], "selected_by": facts["selected_by"],
+            "val_loss": facts["val_loss"], "nats_per_char": facts["nats_per_char"], "expected": facts.get("expected"),
+            "selected_by": facts["selected_by"],
             "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"]}

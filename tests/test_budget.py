@@ -1,0 +1,117 @@
+"""The dial: what is chosen from minutes, machine and text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bardlet import budget, models
+from bardlet import dist as distributed
+from bardlet.budget import Speed
+from bardlet.config import TrainConfig
+from bardlet.dist import Dist
+from bardlet.survey import Survey
+
+LAPTOP = Speed(((5e6, 2e-5), (3e7, 6e-5), (1.5e8, 3e-4)))
+CPU = Dist(0, 1, torch.device("cpu"))
+
+
+def chosen(seconds: float, tokens: int = 1_000_000, chosen_by_hand: TrainConfig | None = None,
+           names: tuple[str, ...] = (), documents: int = 1, vocab_size: int = 65, speed: Speed = LAPTOP) -> budget.Plan:
+    return budget.choose(chosen_by_hand or TrainConfig(), names, tokens, tokens, documents, vocab_size, seconds, speed)
+
+
+def test_a_speed_is_what_was_timed_and_in_proportion_beyond() -> None:
+    for operations, seconds in LAPTOP.points:
+        assert LAPTOP.seconds(operations) == pytest.approx(seconds)
+    assert 2e-5 < LAPTOP.seconds(1e7) < 6e-5
+    assert LAPTOP.seconds(3e8) == pytest.approx(6e-4) and LAPTOP.seconds(1e6) == pytest.approx(2e-5)
+    assert LAPTOP.compiled().seconds(3e7) == pytest.approx(6e-5 / budget.COMPILED)
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_kv_head": 2}, {"n_inner": 100}, {"model": "gpt2"}])
+def test_weights_and_operations_are_those_of_the_model(settings: dict[str, Any]) -> None:
+    config = TrainConfig(**settings)
+    model = models.build(config.model_config(256))
+    real = sum(p.numel() for name, p in model.named_parameters()
+               if p.ndim == 2 and "embed" not in name and ".wte" not in name and ".wpe" not in name)
+    assert budget.weights(config) == real
+    assert budget.operations(config, 256) == pytest.approx(
+        6 * (budget.weights(config) + 256 * config.n_embd + config.n_layer * config.n_embd * config.block_size))
+
+
+@settings(max_examples=200, deadline=None)
+@given(seconds=st.floats(5, 1e6), more=st.floats(1, 100), tokens=st.integers(5_000, 10**9),
+       documents=st.integers(1, 10_000), vocab_size=st.integers(2, 32_768), slow=st.floats(1e-4, 1e3))
+def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: float, tokens: int, documents: int,
+                                                          vocab_size: int, slow: float) -> None:
+    speed = Speed(tuple((x, y * slow) for x, y in LAPTOP.points))
+    plan = chosen(seconds, tokens, documents=documents, vocab_size=vocab_size, speed=speed)
+    c = plan.config
+    c.model_config(vocab_size)
+    assert 1 <= plan.steps <= plan.most_steps
+    assert 2 * c.block_size <= tokens and c.block_size & (c.block_size - 1) == 0
+    assert c.batch_size * c.block_size <= 2**19
+    assert 0 <= c.dropout <= 0.5
+    longer = chosen(seconds * more, tokens, documents=documents, vocab_size=vocab_size, speed=speed).config
+    assert budget.weights(longer) >= budget.weights(c) and longer.block_size >= c.block_size
+
+
+def test_what_somebody_chose_stays() -> None:
+    """Each setting alone, and all of them."""
+    by_hand = {"n_layer": 3, "n_head": 2, "n_embd": 80, "block_size": 48, "batch_size": 7, "grad_accum": 3,
+               "dropout": 0.25}
+    for names in [*((name,) for name in by_hand), tuple(by_hand)]:
+        config = replace(TrainConfig(), **{name: by_hand[name] for name in names})
+        if names == ("n_head",):
+            config = replace(config, n_head=4)
+        plan = chosen(60, chosen_by_hand=config, names=names).config
+        assert all(getattr(plan, name) == getattr(config, name) for name in names)
+    assert chosen(60, chosen_by_hand=replace(TrainConfig(), n_embd=80), names=("n_embd",)).config.n_layer == 4
+
+
+def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
+    night = chosen(36_000, 40_000, documents=8_000)
+    assert budget.weights(night.config) <= 400_000 and night.config.block_size <= 64 and night.config.dropout >= 0.2
+    tokens = night.config.batch_size * night.config.block_size
+    assert night.steps * tokens <= (budget.MOST_EPOCHS + 1) * 40_000
+    assert chosen(60, 60_000_000).config.dropout == 0
+
+
+def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:
+    long, short = Survey(60_000_000, 54_000_000, "abc"), Survey(1_000_000, 900_000, "abc")
+    config = TrainConfig()
+    assert budget.choose_vocabulary(config, (), short, 180, LAPTOP) == config
+    sizes = [budget.choose_vocabulary(config, (), long, seconds, LAPTOP).vocab_size or 0 for seconds in (60, 600, 1e5)]
+    assert sizes == sorted(sizes) and 512 <= sizes[0] < sizes[-1] <= 32_768
+    for name in ("tokenizer", "vocab_size"):
+        assert budget.choose_vocabulary(config, (name,), long, 180, LAPTOP) == config
+
+
+def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def timed(dist: Dist, dtype: str) -> list[tuple[float, float]]:
+        calls.append(dtype)
+        return [(5e6, 2e-5), (3e7, 6.5e-5)]
+
+    monkeypatch.setattr(budget, "_time_models", timed)
+    first = budget.calibrate(CPU, "fp32", 1, tmp_path)
+    assert budget.calibrate(CPU, "fp32", 1, tmp_path) == first == Speed(((5e6, 2e-5), (3e7, 6.5e-5)))
+    budget.calibrate(CPU, "fp32", 2, tmp_path)
+    budget.calibrate(CPU, "bf16", 1, tmp_path)
+    monkeypatch.setattr(distributed, "processor", lambda: "another")
+    budget.calibrate(CPU, "fp32", 1, tmp_path)
+    assert calls == ["fp32", "fp32", "bf16", "fp32"]
+
+
+def test_models_are_timed_by_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "TIMED", ((1, 1, 8), (1, 2, 16)))
+    points = budget._time_models(CPU, "fp32")
+    assert len(points) == 2 and points[0][0] < points[1][0] and all(0 < seconds < 1 for _, seconds in points)
