@@ -112,13 +112,13 @@ class TrainConfig:
     """Peak learning rate of AdamW."""
     muon_lr: float = 2e-2
     """Peak learning rate of Muon."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: float = 0.0
     """Where the schedule ends, as a share of the peak."""
     schedule: Literal["stable-decay", "cosine", "linear", "constant"] = "stable-decay"
     """What follows the warm-up: constant then a linear decay, a half cosine, a line, or nothing."""
     warmup_steps: int = 50
     """Steps from zero to the peak learning rate (at most a fifth of the run)."""
-    decay_share: float = 0.4
+    decay_share: float = 0.8
     """Share of the steps that the decay of stable-decay takes."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices and embeddings (not of norms and biases)."""

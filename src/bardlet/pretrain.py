@@ -104,14 +104,16 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
 
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
-                progress: data.Progress | None = None, begun: float | None = None) -> tuple[Trainer, Prepared]:
+                progress: data.Progress | None = None, begun: float | None = None,
+                in_file: Collection[str] = ()) -> tuple[Trainer, Prepared]:
     """Text, tokenizer, model and optimizers for `config`: a run that has not begun. Nothing is written.
 
-    A run of --minutes has what is not among `given` chosen by the time, the machine and the text (`budget.py`).
+    For a run of --minutes `budget.py` chooses what is neither `given` nor `in_file`, by time, machine and text.
 
     Args:
         out: the run folder; None: runs/NAME.
-        given: the settings that somebody chose.
+        given: the settings that somebody typed: what would do nothing is an error, or a notice.
+        in_file: those that somebody's file of settings has.
         begun: when the time of --minutes began (of time.monotonic); None: now.
     """
     begun = time.monotonic() if begun is None else begun
@@ -124,7 +126,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     found = corpus.find(config.text, config.field)
     plan = seen = None
     if config.minutes is not None and base is None and config.model in budget.MODELS:
-        ready, seen, plan = _choose(found, config, given, dist, begun, progress)
+        ready, seen, plan = _choose(found, config, {*given, *in_file}, dist, begun, progress)
         config = plan.config
     else:
         ready = prepare(found, config, base[1] if base else None, dist, progress)
@@ -214,10 +216,14 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
 def expect(t: Trainer, ready: Prepared) -> None:
     """Put on record what loss the planned steps should come to (`expected`, nats per character), if that is known."""
     if counting := t.record.get("counting"):
-        tokens = t.state.steps * t.config.batch_size * t.config.grad_accum * t.config.block_size
-        epochs = tokens / t.record["tokens"]
-        characters = tokens * ready.train_chars / len(ready.train)
+        characters, epochs = learned(t, ready)
         t.record["expected"] = round(budget.expected_loss(counting, t.config, characters, epochs), 4)
+
+
+def learned(t: Trainer, ready: Prepared) -> tuple[float, float]:
+    """(characters, epochs) that the planned steps learn from: how many, and how often the text."""
+    tokens = t.state.steps * t.config.batch_size * t.config.grad_accum * t.config.block_size
+    return tokens * ready.train_chars / len(ready.train), tokens / t.record["tokens"]
 
 
 def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
@@ -229,7 +235,8 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
     tokens, characters, size = held_out(ready, t.config)
     first = ready.tokenizer.decode([int(tokens[0])], skip_special=True)
     score = evaluate.score(t.record["val_loss"], len(tokens), characters, size, first)
-    t.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char)
+    t.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char,
+                    characters=round(learned(t, ready)[0]))
     report.loss_curve(t.run, report.title(t.run, t.record))
     model, words = hf.read_folder(t.run)
     sample = writing.write(model, words, None, documents=ready.documents, tokens=400, temperature=0.8, top_k=50, seed=0)

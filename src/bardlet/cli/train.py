@@ -51,12 +51,11 @@ def main(argv: Sequence[str]) -> int:
         console.show_notices(dist.main)
         given = {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
                  for word in argv if word.startswith("--")}
-        if command.config:
-            given |= settings_in(Path(command.config))
+        in_file = settings_in(Path(command.config)) if command.config else set()
         with console.preparing(dist.main) as progress:
-            trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress, begun)
-        if command.plan and trainer.state.steps:
-            pass  # by the speed of the machine; the run itself times its own first steps
+            trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress, begun, in_file)
+        if command.plan and "reasons" in trainer.record:
+            pass  # by the speed of the machine, without a step of this model; a run times its own
         elif config.minutes is not None:
             pretrain.plan_steps(trainer, config.minutes * 60, begun)
         else:

@@ -64,7 +64,8 @@ def drop(x: Tensor, p: float) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, p)
     share = kept_share(p, x.device)
-    return torch.where(random_bytes(x.detach()) >= round(256 * (1 - share)), x * (1 / share), 0.0)
+    # compared as floats: the compiler has no vector instructions for the bytes themselves, and takes ten times as long
+    return torch.where(random_bytes(x.detach()).float() >= round(256 * (1 - share)), x * (1 / share), 0.0)
 
 
 def kept_share(p: float, device: torch.device) -> float:
@@ -283,7 +284,7 @@ class _Weighted(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         d_weight = (dy @ v.transpose(-2, -1)).to(wide)
         if ctx.dropout:
-            d_weight = torch.where(kept != 0, d_weight / kept_share(ctx.dropout, q.device), 0.0)
+            d_weight = torch.where(kept.to(wide) != 0, d_weight / kept_share(ctx.dropout, q.device), 0.0)
         along = (dy.to(wide) * y.to(wide)).sum(-1, keepdim=True)
         d_score = (weight.to(wide) * (d_weight - along) * (1.0 / math.sqrt(q.shape[-1]))).to(q.dtype)
         return d_score @ k, d_score.transpose(-2, -1) @ q, dv, None, None

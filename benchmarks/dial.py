@@ -1,0 +1,174 @@
+"""The dial: does `bardlet train TEXT --minutes M` end on time, and with the loss that it expected?
+
+    python benchmarks/dial.py run names tinyshakespeare --minutes 1 3 [--replay]
+    python benchmarks/dial.py sweep eltec-fra -- --n-embd 256 --steps 700
+    python benchmarks/dial.py law
+    python benchmarks/dial.py table
+
+`run` trains each text for each of the minutes, each in a process of its own, and appends a line to results/dial.jsonl:
+wall time from start to exit, the loss expected before the first step, and the loss that came, in nats per character of
+the validation part. With --replay the run is repeated from its run.toml, without a clock: the weights must be the same.
+
+`sweep` trains on the development split with settings chosen by hand: a line in results/sweep.jsonl. `law` fits what
+`budget.LAW` holds to the lines of both files by least squares, and shows for each text how far a law fitted to the
+other texts alone is off. `table` prints the runs of the dial as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+
+from bardlet import budget, checkpoint
+from bardlet.config import TrainConfig
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train for some minutes")
+    run.add_argument("texts", nargs="+")
+    run.add_argument("--minutes", type=float, nargs="+", required=True)
+    run.add_argument("--seed", type=int, default=1337)
+    run.add_argument("--replay", action="store_true", help="repeat each run without a clock and compare the weights")
+    sweep = commands.add_parser("sweep", help="train on the development split with settings chosen by hand")
+    sweep.add_argument("text")
+    commands.add_parser("law", help="fit the law of the expected loss")
+    commands.add_parser("table", help="print the runs of the dial")
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1:]
+    if args.command == "run":
+        for text in args.texts:
+            for minutes in args.minutes:
+                line = timed(text, minutes, args.seed, args.replay)
+                print(json.dumps(line), flush=True)
+                record.append("dial", line)
+    elif args.command == "sweep":
+        line = by_hand(args.text, words)
+        print(json.dumps(line), flush=True)
+        record.append("sweep", line)
+    elif args.command == "law":
+        law()
+    else:
+        print(table(read("dial")))
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The lines of results/NAME.jsonl, oldest first."""
+    path = record.HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+# ---------------------------------------------------------------- runs
+
+
+def train(words: list[str], out: Path) -> dict[str, Any]:
+    """`bardlet train WORDS` in a process of its own: what --json says."""
+    command = [sys.executable, "-m", "bardlet", "train", *words, "--out", str(out), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"bardlet train {' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def timed(text: str, minutes: float, seed: int, replay: bool) -> dict[str, Any]:
+    """A run of the dial, and whether it can be repeated."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        begun = time.monotonic()
+        train([text, "--minutes", str(minutes), "--seed", str(seed)], out)
+        line: dict[str, Any] = {"minutes": minutes, "wall": round(time.monotonic() - begun, 1), **facts(out)}
+        if replay:
+            train(["--config", str(out / "run.toml")], Path(scratch) / "again")
+            line["replayed"] = digest(out) == digest(Path(scratch) / "again")
+        return line
+
+
+def digest(run: Path) -> str:
+    """sha256 of the weights that a run left."""
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def by_hand(text: str, words: list[str]) -> dict[str, Any]:
+    """A run on the development split, with the survey's figures as the dial would have them."""
+    from bardlet import corpus
+    from bardlet.survey import survey
+
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        train([text, "--val-part", "dev", *words], out)
+        return {"arguments": words, **facts(out), "counting": survey(corpus.find((text,))).counting}
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """What a finished run says of itself."""
+    config, made = checkpoint.read_run(out)
+    settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
+    tokens = made["steps"] * config.batch_size * config.grad_accum * config.block_size
+    said = {name: made.get(name) for name in ("text", "tokenizer", "expected", "nats_per_char", "bits_per_byte",
+                                              "counting", "steps", "seconds", "tokens_per_second", "parameters",
+                                              "selected_by", "averaged", "selected_step", "characters")}
+    return {**said, "epochs": round(tokens / made["tokens"], 4), "tokens_of_text": made["tokens"], "settings": settings,
+            "compiled": made["machine"]["compiled"]}
+
+
+SETTINGS = {"model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "block_size", "batch_size", "grad_accum",
+            "dropout", "weight_decay", "lr", "muon_lr", "vocab_size", "seed", "val_part"}
+
+
+# ---------------------------------------------------------------- the law
+
+
+def law() -> None:
+    """Least squares over all runs, and the error for each text by a law that has not seen it."""
+    lines = [line for name in ("sweep", "dial") for line in read(name) if line["counting"]]
+    x = np.array([budget.features(line["counting"], shape(line), line["characters"], line["epochs"]) for line in lines])
+    y = np.log([line["nats_per_char"] / line["counting"][0] for line in lines])
+    print("LAW =", tuple(round(float(a), 4) for a in np.linalg.lstsq(x, y, rcond=None)[0]))
+    errors = []
+    for text in sorted({line["text"] for line in lines}):
+        here = np.array([line["text"] == text for line in lines])
+        others = np.linalg.lstsq(x[~here], y[~here], rcond=None)[0]
+        off = np.expm1(x[here] @ others - y[here])
+        errors.extend(off)
+        print(f"{text}: {here.sum()} runs, off by " + ", ".join(f"{100 * e:+.1f}" for e in off) + " %")
+    print(f"root mean square {100 * math.sqrt(np.mean(np.square(errors))):.1f} %")
+
+
+def shape(line: dict[str, Any]) -> TrainConfig:
+    """The model of a run, as far as the law looks at it."""
+    return TrainConfig(**{k: v for k, v in line["settings"].items() if k in (*budget.SHAPE, "model", "block_size")})
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """A row for each run of the dial, the newest of each text and minutes."""
+    newest = {(line["text"], line["minutes"], line["settings"]["seed"]): line for line in lines}
+    rows = ["| text | minutes | wall, s | model | context | tokens | dropout | expected | came | off |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for (text, minutes, _), line in sorted(newest.items()):
+        s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
+        off = f"{100 * (expected / came - 1):+.1f} %" if expected else ""
+        tokens = line["epochs"] * line["tokens_of_text"] / 1e6
+        rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
+                    f"| {tokens:.1f} M | {s['dropout']:g} | {expected} | {came:.4f} | {off} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
