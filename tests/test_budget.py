@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:
 def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def timed(dist: Dist, dtype: str) -> list[tuple[float, float]]:
+    def timed(dist: Dist, dtype: str, patience: float) -> tuple[list[tuple[float, float]], bool]:
         calls.append(dtype)
-        return [(5e6, 2e-5), (3e7, 6.5e-5)]
+        return [(5e6, 2e-5), (3e7, 6.5e-5)], patience > 1
 
     monkeypatch.setattr(budget, "_time_models", timed)
     first = budget.calibrate(CPU, "fp32", 1, tmp_path)
@@ -109,9 +110,15 @@ def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(distributed, "processor", lambda: "another")
     budget.calibrate(CPU, "fp32", 1, tmp_path)
     assert calls == ["fp32", "fp32", "bf16", "fp32"]
+    monkeypatch.setattr(distributed, "processor", lambda: "a third")
+    for _ in range(2):
+        budget.calibrate(CPU, "fp32", 1, tmp_path, seconds=3)
+    assert len(calls) == 6, "what was measured in a hurry is not kept"
 
 
 def test_models_are_timed_by_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "TIMED", ((1, 1, 8), (1, 2, 16)))
-    points = budget._time_models(CPU, "fp32")
-    assert len(points) == 2 and points[0][0] < points[1][0] and all(0 < seconds < 1 for _, seconds in points)
+    points, whole = budget._time_models(CPU, "fp32", math.inf)
+    assert whole and len(points) == 2 and points[0][0] < points[1][0] and all(0 < seconds < 1 for _, seconds in points)
+    points, whole = budget._time_models(CPU, "fp32", 1e-9)
+    assert not whole and len(points) == 1

@@ -7,6 +7,7 @@ stays as it is. How many steps fit in the end is decided by the run's own first 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,43 +67,51 @@ def weights(config: TrainConfig) -> int:
     return c.n_layer * c.n_embd * (attention + (2 if c.model == "gpt2" else 3) * c.n_inner)
 
 
-def calibrate(dist: Dist, dtype: str, threads: int, cache: Path) -> Speed:
+def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float = math.inf) -> Speed:
     """How fast this machine trains, from a few steps of three models: seconds the first time, then from the cache.
 
     Args:
         dtype: fp32 or bf16, the precision of the matrix products.
         threads: those of a CPU.
         cache: the cache's folder; what was measured is kept for this machine, torch and bardlet.
+        seconds: how long the run will be that wants to know: a short one cannot wait for all three.
     """
     gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
     key = {"processor": gpu or distributed.processor(), "processes": dist.world, "threads": threads, "dtype": dtype,
            "torch": torch.__version__, "bardlet": __version__}
     folder = cache / "machines"
     found = kept.read(folder, key)
-    if not dist.from_main(found is not None):
-        found = {"points": _time_models(dist, dtype)}
-        if dist.main:
-            kept.write(folder, key, found)
-    points = found["points"] if found else [(1.0, 1.0)] * len(TIMED)
+    if dist.from_main(found is not None):
+        points = found["points"] if found else [(1.0, 1.0)] * len(TIMED)
+    else:
+        points, whole = _time_models(dist, dtype, 0.03 * seconds)
+        if dist.main and whole:
+            kept.write(folder, key, {"points": points})
     # in each process the first one's watch counts: all must choose the same model
-    return Speed(tuple((float(x), dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
+    return Speed(tuple((dist.from_main(round(x)) / 1.0, dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
 
 
-def _time_models(dist: Dist, dtype: str) -> list[tuple[float, float]]:
-    """(operations, seconds) of a token for the models of TIMED; a slow machine leaves out the largest."""
+def _time_models(dist: Dist, dtype: str, patience: float) -> tuple[list[tuple[float, float]], bool]:
+    """(operations, seconds) of a token for the models of TIMED, and whether there was patience for all of them.
+
+    A machine that takes more than a second for a step of one is not asked for the next.
+    """
     points: list[tuple[float, float]] = []
+    begun = time.monotonic()
     for shape in TIMED:
+        if points and dist.from_main(int(time.monotonic() - begun > patience)):
+            return points, False
         config = with_shape(TrainConfig(block_size=128, batch_size=16 * dist.world), shape)
         tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
         batch: loss.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
         model = models.build(config.model_config(256)).to(dist.device)
         stage = Stage(_always(batch), loss.next_token, loss.count_targets, lambda model: 0.0)
         t = Trainer(Path(), model, [], stage, config, dist, {"dtype": dtype}, {})
-        seconds = clock.seconds_per_step(t, 3, patience=1.0)
-        points.append((operations(config, 256), seconds / batch["idx"].numel()))
-        if dist.from_main(int(seconds > 1.0)):
+        per_step = clock.seconds_per_step(t, 3, patience=1.0)
+        points.append((operations(config, 256), per_step / batch["idx"].numel()))
+        if dist.from_main(int(per_step > 1.0)):
             break
-    return points
+    return points, True
 
 
 def _always(batch: loss.Batch) -> Callable[[int], loss.Batch]:

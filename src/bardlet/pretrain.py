@@ -157,7 +157,7 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     until = begun + 60 * (config.minutes or 0)
     with dist.main_first():
         seen = survey.survey(found, progress)
-    speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder())
+    speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), _left(until, dist))
     if config.compile != "off" and not distributed.compiler_missing(dist.device):
         speed = speed.compiled()
     config = budget.choose_vocabulary(config, given, seen, _left(until, dist), speed)
