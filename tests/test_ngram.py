@@ -22,14 +22,14 @@ def by_hand(train: list[int], held: list[int], longest: int, alphabet: int) -> l
             for n in range(longest + 1)]
 
 
-def test_it_is_witten_and_bells_model():
+def test_it_is_witten_and_bells_model() -> None:
     random = np.random.default_rng(0)
     train, held = random.integers(0, 4, 300), random.integers(0, 5, 60)  # the 4 was never seen
     assert ngram.losses(train, held, 3, 5) == pytest.approx(by_hand(list(train), list(held), 3, 5), rel=1e-12)
     assert ngram.losses(train, held, 3) == pytest.approx(by_hand(list(train), list(held), 3, 5), rel=1e-12)
 
 
-def test_a_text_without_pattern_costs_its_entropy_and_a_loop_costs_nothing():
+def test_a_text_without_pattern_costs_its_entropy_and_a_loop_costs_nothing() -> None:
     random = np.random.default_rng(0)
     noise = random.integers(0, 16, 50_000)
     assert ngram.losses(noise[:40_000], noise[40_000:], 1)[0] == pytest.approx(np.log(16), abs=0.01)
@@ -37,8 +37,16 @@ def test_a_text_without_pattern_costs_its_entropy_and_a_loop_costs_nothing():
     assert ngram.losses(loop[:15_000], loop[15_000:], 2)[-1] < 0.01
 
 
-def test_two_contexts_are_never_taken_for_one():
+def test_two_contexts_are_never_taken_for_one() -> None:
     """Every pair of 500 symbols has a number of its own."""
     a, b = np.meshgrid(np.arange(1, 501, dtype=np.uint64), np.arange(1, 501, dtype=np.uint64))
     zero = np.zeros(a.size, np.uint64)
     assert len(np.unique(ngram._mix(ngram._mix(zero, a.ravel()), b.ravel()))) == 250_000
+
+
+def test_words_that_are_not_known_are_spelled() -> None:
+    """`to` and ` be` are known, ` or` is seen once: counting by hand, and 2 nats for each of its three characters."""
+    train, held = "to be\nto be\nto be or", "to be or"
+    n = np.array([1, 2, 3, 1, 2, 3, 1, 2, 0])
+    by_numbers = ngram.losses(n, np.array([1, 2, 0]), 0)[0]
+    assert ngram.word_losses(train, held, 2.0, 0) == [pytest.approx((3 * by_numbers + 3 * 2.0) / len(held))]

@@ -6,6 +6,9 @@ fewer where it has never seen them. Its loss tells how hard a text is before a n
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import numpy as np
 
 MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -43,6 +46,26 @@ def losses(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int 
         probability = np.where(here >= 0, mixed, probability)
         found.append(float(-np.log(probability).mean()))
     return found
+
+
+WORD = re.compile(r" ?\w+|[\s\S]")
+"""A word with the space before it, or any other character."""
+
+
+def word_losses(train: str, held: str, spelling: float, longest: int = 2) -> list[float]:
+    """The same with whole words as symbols, in nats per character: n-gram models of 0, 1, ... `longest` words.
+
+    Words that `train` has less than twice are one symbol, and each costs its letters on top.
+
+    Args:
+        spelling: nats for each letter of such a word.
+    """
+    learned, read = WORD.findall(train), WORD.findall(held)
+    number = {word: n for n, (word, count) in enumerate(Counter(learned).items(), 1) if count > 1}
+    spelled = spelling * sum(len(word) for word in read if word not in number)
+    of_words = losses(np.array([number.get(word, 0) for word in learned]),
+                      np.array([number.get(word, 0) for word in read]), longest)
+    return [(loss * len(read) + spelled) / len(held) for loss in of_words]
 
 
 def _mix(state: np.ndarray, symbol: np.ndarray) -> np.ndarray:

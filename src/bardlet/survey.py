@@ -20,9 +20,10 @@ Progress = Callable[[str, int, int | None], None]
 PIECE = 4_096
 """Characters of a piece of the sample."""
 SAMPLE = 1 << 19
-"""Most characters that the n-gram models learn from: a second of counting, and enough for contexts of five."""
-LONGEST = 5
-VERSION = 1
+"""Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
+LONGEST = 6
+"""Characters of the longest context."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Survey:
     alphabet: str
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
-    """Nats per character that n-gram models of 0, 1, ... 5 characters of context lose on a tenth of the training part
-    which they did not count (the validation part is not looked at); empty for a text too short for that."""
+    """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on a tenth
+    of the training part that they did not count (the validation part is not looked at); empty for a text too short."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
 
@@ -80,17 +81,28 @@ def _read(corpus: Corpus, progress: Progress | None) -> Survey:
                 held.add(text[cut:])
             if progress:
                 progress("read", sum(counted.values()), None)
-    losses, quarter = _difficulty(learned.symbols(), held.symbols())
+    losses, quarter = _difficulty(learned.text(), held.text())
     return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter)
 
 
-def _difficulty(learned: np.ndarray, held: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The losses of `Survey`, having counted all of `learned` and a quarter of it."""
     if min(len(learned) // 4, len(held)) < 100:
         return (), ()
-    kinds = len(np.unique(learned)) + 1
     piece = max(1, min(PIECE, len(learned) // 64))  # small ones, all over the text: a list of names may be sorted
-    quarter = np.concatenate([learned[i:i + piece] for i in range(0, len(learned), 4 * piece)])
-    return (tuple(ngram.losses(learned, held, LONGEST, kinds)), tuple(ngram.losses(quarter, held, LONGEST, kinds)))
+    quarter = "".join(learned[i:i + piece] for i in range(0, len(learned), 4 * piece))
+    alphabet = len(set(learned)) + 1
+    return _losses(learned, held, alphabet), _losses(quarter, held, alphabet)
+
+
+def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
+    characters = ngram.losses(_symbols(learned), _symbols(held), LONGEST, alphabet)
+    return *characters, *ngram.word_losses(learned, held, spelling=min(characters))
+
+
+def _symbols(text: str) -> np.ndarray:
+    """The code points of `text`, uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 class _Sample:
@@ -114,7 +126,6 @@ class _Sample:
                 self.pieces = self.pieces[::2]
                 self.every *= 2
 
-    def symbols(self) -> np.ndarray:
-        """The code points of the sample, uint32."""
-        text = "".join(self.pieces) + self.rest
-        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    def text(self) -> str:
+        """The sample."""
+        return "".join(self.pieces) + self.rest
