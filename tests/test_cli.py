@@ -101,6 +101,46 @@ def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, bardlet: Call
     assert config.replans[0] == (0, config.steps) and config.replans[-1][1] == made["steps"]
 
 
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that nobody has to wait for: what it was timed at is made up."""
+    from bardlet import budget
+
+    monkeypatch.setattr(budget, "_time_models", lambda *_: ([(5e6, 1e-3), (3e7, 5e-3)], False))
+
+
+def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Callable[..., dict[str, Any]],
+                                                      slow_machine: None, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """More minutes, more steps; a loss to expect; what is set stays; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    short = bardlet("train", text, "--minutes", "1", "--plan")
+    longer = bardlet("train", text, "--minutes", "3", "--plan")
+    assert short["steps"] < longer["steps"] and longer["expected"] < short["expected"] < 4
+    assert any("weights" in reason for reason in short["reasons"]) and any("dropout" in r for r in short["reasons"])
+    mine = bardlet("train", text, "--minutes", "1", "--plan", "--n-embd", "32", "--n-layer", "1", "--block-size", "16",
+                   "--batch-size", "5")
+    assert mine["tokens_per_step"] == 80 and mine["parameters"] < 20_000
+    (tmp_path / "mine.toml").write_text("n_embd = 32\nn_layer = 1\nblock_size = 16\nbatch_size = 5\n")
+    filed = bardlet("train", text, "--config", "mine.toml", "--minutes", "1", "--plan")
+    assert (filed["tokens_per_step"], filed["parameters"]) == (80, mine["parameters"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, slow_machine: None,
+                                                    bardlet: Callable[..., dict[str, Any]]) -> None:
+    """In --json and run.toml, in nats per character; a run by --steps expects nothing."""
+    from bardlet.checkpoint import read_run
+
+    made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05")
+    _, record = read_run(tmp_path / "run")
+    assert made["expected"] == record["expected"] > 0
+    assert made["nats_per_char"] == pytest.approx(made["val_loss"], rel=0.01), "characters are its tokens"
+    assert len(record["counting"]) == 3 and record["reasons"]
+    untimed = bardlet("train", text, "--out", tmp_path / "steps", *TINY, "--steps", "2")
+    assert untimed["expected"] is None
+
+
 def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path,
                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
     """What the clock decided stands in run.toml: the same steps, the same weights."""
