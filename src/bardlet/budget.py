@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ SHAPES = ((2, 2, 64), (3, 3, 96), (4, 4, 128), (4, 4, 192), (4, 4, 256), (6, 4, 
 
 TIMED = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
 """Those whose steps are timed to know a machine."""
+
+CALIBRATION = 2048
+"""Tokens of a process in a timed step."""
 
 COMPILED = 1.7
 """How many times as fast a compiled step is, about."""
@@ -70,6 +73,9 @@ def weights(config: TrainConfig) -> int:
 def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float = math.inf) -> Speed:
     """How fast this machine trains, from a few steps of three models: seconds the first time, then from the cache.
 
+    The smallest is timed each time: where it is half as fast or slow again as it was, the machine was busy then or is
+    so now, and what was kept is not believed.
+
     Args:
         dtype: fp32 or bf16, the precision of the matrix products.
         threads: those of a CPU.
@@ -79,43 +85,32 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
     gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
     key = {"processor": gpu or distributed.processor(), "processes": dist.world, "threads": threads, "dtype": dtype,
            "torch": torch.__version__, "bardlet": __version__}
-    folder = cache / "machines"
-    found = kept.read(folder, key)
-    if dist.from_main(found is not None):
-        points = found["points"] if found else [(1.0, 1.0)] * len(TIMED)
+    points, begun = [_time_model(TIMED[0], dist, dtype)], time.monotonic()
+    found = kept.read(cache / "machines", key)
+    if dist.from_main(found is not None and 1 / 1.5 < points[0][1] / found["points"][0][1] < 1.5):
+        points = found["points"] if found else points * len(TIMED)
     else:
-        points, whole = _time_models(dist, dtype, 0.03 * seconds)
-        if dist.main and whole:
-            kept.write(folder, key, {"points": points})
+        for shape in TIMED[1:]:
+            # a machine that takes a second for a step is not asked for a larger model
+            slow, hurry = points[-1][1] * CALIBRATION > 1.0, time.monotonic() - begun > 0.03 * seconds
+            if dist.from_main(int(slow or hurry)):
+                break
+            points.append(_time_model(shape, dist, dtype))
+        if dist.main and (len(points) == len(TIMED) or slow):
+            kept.write(cache / "machines", key, {"points": points})
     # in each process the first one's watch counts: all must choose the same model
-    return Speed(tuple((dist.from_main(round(x)) / 1.0, dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
+    return Speed(tuple((float(dist.from_main(round(x))), dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
 
 
-def _time_models(dist: Dist, dtype: str, patience: float) -> tuple[list[tuple[float, float]], bool]:
-    """(operations, seconds) of a token for the models of TIMED, and whether there was patience for all of them.
-
-    A machine that takes more than a second for a step of one is not asked for the next.
-    """
-    points: list[tuple[float, float]] = []
-    begun = time.monotonic()
-    for shape in TIMED:
-        if points and dist.from_main(int(time.monotonic() - begun > patience)):
-            return points, False
-        config = with_shape(TrainConfig(block_size=128, batch_size=16 * dist.world), shape)
-        tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
-        batch: loss.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
-        model = models.build(config.model_config(256)).to(dist.device)
-        stage = Stage(_always(batch), loss.next_token, loss.count_targets, lambda model: 0.0)
-        t = Trainer(Path(), model, [], stage, config, dist, {"dtype": dtype}, {})
-        per_step = clock.seconds_per_step(t, 3, patience=1.0)
-        points.append((operations(config, 256), per_step / batch["idx"].numel()))
-        if dist.from_main(int(per_step > 1.0)):
-            break
-    return points, True
-
-
-def _always(batch: loss.Batch) -> Callable[[int], loss.Batch]:
-    return lambda step: batch
+def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
+    """(operations, seconds) of a token of a model, from a few training steps."""
+    config = with_shape(TrainConfig(block_size=128, batch_size=CALIBRATION // 128 * dist.world), shape)
+    tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
+    batch: loss.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
+    model = models.build(config.model_config(256)).to(dist.device)
+    stage = Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
+    t = Trainer(Path(), model, [], stage, config, dist, {"dtype": dtype}, {})
+    return operations(config, 256), clock.seconds_per_step(t, 3, patience=1.0) / batch["idx"].numel()
 
 
 def with_shape(config: TrainConfig, shape: tuple[int, int, int]) -> TrainConfig:
@@ -161,17 +156,23 @@ class Plan:
 
 
 def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey, seconds: float,
-                      speed: Speed) -> TrainConfig:
+                      speed: Speed) -> tuple[TrainConfig, str]:
     """`config` with the number of byte pairs for a text that wants them and the model that `seconds` will train.
 
     The head multiplies each token by the whole vocabulary: half as much as the blocks cost is what it may.
+
+    Returns:
+        (config, the reason as a sentence; empty where nothing was chosen).
     """
-    kind, size, _ = tokenizers.choose(seen.characters, len(seen.alphabet))
+    kind, size, reason = tokenizers.choose(seen.characters, len(seen.alphabet))
     if {"tokenizer", "vocab_size"} & set(given) or kind != "bpe" or size is None:
-        return config
+        return config, ""
     model = _fitting(config, given, seen.train_characters, 2048, seconds, speed)
     afford = 2 ** int(math.log2(6 * model.n_layer * model.n_embd))
-    return replace(config, tokenizer="bpe", vocab_size=max(512, min(size, afford)))
+    if afford < size:
+        reason = (f"{reason.partition(', so ')[0]}; of {size:,} pieces that it could have, {max(512, afford):,} suit "
+                  "the size of the model")
+    return replace(config, tokenizer="bpe", vocab_size=max(512, min(size, afford))), reason
 
 
 def choose(config: TrainConfig, given: Collection[str], tokens: int, characters: int, documents: int, vocab_size: int,

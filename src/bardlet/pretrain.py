@@ -160,8 +160,9 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), _left(until, dist))
     if config.compile != "off" and not distributed.compiler_missing(dist.device):
         speed = speed.compiled()
-    config = budget.choose_vocabulary(config, given, seen, _left(until, dist), speed)
+    config, reason = budget.choose_vocabulary(config, given, seen, _left(until, dist), speed)
     ready = prepare(found, config, None, dist, progress)
+    ready = replace(ready, reason=reason or ready.reason)
     tokens = len(parts(ready, config)[0])
     plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
                          _left(until, dist), speed)

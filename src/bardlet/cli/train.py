@@ -106,7 +106,7 @@ def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
     console.say(f"plan: {t.state.steps:,} steps of {tokens:,} tokens ({epochs:.1f} times the text), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
                 f"{console.count(t.machine['threads'], 'thread')}"
-                + (f", to end within {t.record['minutes']:g} minutes" if t.record.get("minutes") else ""))
+                + (f", to end within {_minutes(t.record['minutes'])}" if t.record.get("minutes") else ""))
     if expected := t.record.get("expected"):
         console.say(f"expected: a validation loss of {_band(expected)} nats per character")
     return {"steps": t.state.steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
@@ -119,6 +119,10 @@ def _band(expected: float) -> str:
     from bardlet.budget import BAND
 
     return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f})"
+
+
+def _minutes(minutes: float) -> str:
+    return "a minute" if minutes == 1 else f"{minutes:g} minutes"
 
 
 def _shape(model: ModelConfig) -> str:
