@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from bardlet import evaluate
+from bardlet import evaluate, models
+from bardlet.config import TrainConfig
 from bardlet.loss import IGNORE
 
 
@@ -41,3 +42,19 @@ def test_the_mean_is_over_targets_not_batches() -> None:
 
     mean = evaluate.mean_loss(Better(), [long, short], torch.device("cpu"))
     assert mean == pytest.approx((8 * math.log(4) + 2 * math.log(2)) / 10, rel=1e-6)
+
+
+def test_a_large_vocabulary_is_evaluated_in_pieces() -> None:
+    """The widest tensor stays under 128 MiB; pieces of two rows give the mean of the whole batch."""
+    config = TrainConfig(model="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8)
+    shape = config.model_config(50_000)
+    assert evaluate.rows_at_once(shape, 256) == 128 * 2**20 // (4 * 256 * 50_000) == 2
+    assert evaluate.rows_at_once(shape, 8) == 64 and evaluate.rows_at_once(shape, 10**6) == 1
+
+    torch.manual_seed(0)
+    model = models.build(config.model_config(11)).eval()
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    batch = {"idx": torch.randint(11, (5, 8)), "target": torch.randint(11, (5, 8))}
+    whole, pieces = (evaluate.mean_loss(model, [batch], torch.device("cpu"), rows=rows) for rows in (64, 2))
+    assert seen == [5, 2, 2, 1] and pieces == pytest.approx(whole, rel=1e-6)

@@ -17,7 +17,7 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["data", "optim", "hf", "checkpoint", "generate"],
     ["evaluate", "report", "writing"],
     ["train"],
-    ["clock", "doctor"],
+    ["clock", "doctor", "memory"],
     ["budget"],
     ["pretrain"],
     ["ladder"],

@@ -62,6 +62,14 @@ class Dist:
         torch.distributed.broadcast(box, src=0)
         return int(box.item())
 
+    def least(self, value: int) -> int:
+        """The smallest `value` of all processes, in each of them."""
+        if self.world == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MIN)
+        return int(box.item())
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """What is inside is done by rank 0, and then by the others: they find what it has made."""

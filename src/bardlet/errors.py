@@ -10,3 +10,10 @@ from __future__ import annotations
 
 class BardletError(Exception):
     """What is wrong, where (file, byte, line), and what to do about it, in one line."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether `error` means that memory ran out; PyTorch on a CPU raises a plain RuntimeError that says so."""
+    text = str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from bardlet.config import ModelConfig
 from bardlet.dist import autocast
 from bardlet.loss import Batch, count_targets, next_token
 
@@ -24,16 +25,31 @@ class Score:
     tokens: int
 
 
+LARGE = 128 * 2**20
+"""Bytes that the widest tensor of an evaluation may have in float32: a few of them are there at once."""
+
+
+def rows_at_once(shape: ModelConfig, length: int, most: int = LARGE) -> int:
+    """How many rows of `length` tokens an evaluation takes at once: 64, or as many as keep its widest tensor in float32
+    (logits, inner layer, or attention's weights) under `most` bytes; at least 1."""
+    widest = 4 * length * max(shape.vocab_size, shape.n_inner, 3 * shape.n_embd, shape.n_head * length)
+    return max(1, min(64, most // widest))
+
+
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32") -> float:
+def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32",
+              rows: int = 64) -> float:
     """The mean next-token loss in nats over every unmasked target of `batches`.
 
-    The sums of the batches are added in float64 on the host. `dtype` is the precision of the matrix products.
+    The sums of the batches are added in float64 on the host. `dtype` is the precision of the matrix products. At most
+    `rows` rows go through the model at once: a batch of more is cut into pieces.
     """
     total, tokens = 0.0, 0
     for batch in batches:
-        with autocast(dtype, device):
-            total += next_token(model, {name: t.to(device) for name, t in batch.items()}).item()
+        for start in range(0, len(batch["target"]), rows):
+            piece = {name: t[start : start + rows].to(device) for name, t in batch.items()}
+            with autocast(dtype, device):
+                total += next_token(model, piece).item()
         tokens += count_targets(batch)
     return total / tokens if tokens else math.nan
 

@@ -26,6 +26,7 @@ from bardlet import (
     hf,
     kept,
     loss,
+    memory,
     models,
     optim,
     report,
@@ -86,7 +87,8 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
     train_tokens, val_tokens = parts(ready, config)
     windows = data.Windows(train_tokens, config.block_size, config.batch_size * config.grad_accum, config.seed)
     every = -(-len(val_tokens) // config.eval_tokens) if config.eval_tokens else 1
-    look_at = data.validation_windows(val_tokens, min(256, config.block_size), every=every)
+    length = min(256, config.block_size)
+    look_at = data.validation_windows(val_tokens, length, every=every)
     record["val_tokens"] = sum(target.numel() for _, target in look_at)
     record["val_tokens_of"] = len(val_tokens) - 1
 
@@ -94,8 +96,10 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
         idx, target = windows.batch(step)
         return {"idx": idx, "target": target}
 
-    def validation_loss(model: torch.nn.Module) -> float:
-        return evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in look_at), dist.device, config.dtype)
+    def validation_loss(model: Any) -> float:
+        rows = record.get("evaluation_rows") or evaluate.rows_at_once(model.config, length)
+        named = ({"idx": i, "target": t} for i, t in look_at)
+        return evaluate.mean_loss(model, named, dist.device, config.dtype, rows)
 
     return Stage(batch, loss.next_token, loss.count_targets, validation_loss)
 
@@ -136,7 +140,9 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         config = _as_model(config, model.config, given)
         config.unused(set(given) - set(DECIDED))
     else:
-        model = models.build(config.model_config(ready.tokenizer.vocab_size))
+        shape = config.model_config(ready.tokenizer.vocab_size)
+        memory.check_weights(shape, dist)
+        model = models.build(shape)
     config = replace(config, text=config.text or (found.name,))
     run = checkpoint.new_folder(Path(out) if out else None, f"{found.name}-{config.model}")
     record: dict[str, Any] = {"text": found.name, "text_hash": found.hash, "tokenizer": ready.tokenizer.kind,
@@ -200,8 +206,13 @@ def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
 
 
 def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist,
-             record: dict[str, Any]) -> Trainer:
-    """A `Trainer` at step 0, settings resolved: device, precision, threads, optimizers, stage."""
+             record: dict[str, Any], resumed: bool = False) -> Trainer:
+    """A `Trainer` at step 0, settings resolved: device, precision, threads, optimizers, stage.
+
+    Args:
+        record: what run.toml says happened, to which more is added.
+        resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
+    """
     if config.batch_size % dist.world:
         raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
                            f"take a multiple of {dist.world}")
@@ -210,8 +221,11 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
     stage = next_token_stage(ready, config, dist, record)
     record["parameters"] = sum(p.numel() for p in model.parameters())
     machine = distributed.machine(dist, config.dtype, config.threads or 1)
-    return Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
-                   State(steps=config.steps or 0, replans=list(config.replans[:1])))
+    t = Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
+                State(steps=config.steps or 0, replans=list(config.replans[:1])))
+    if not resumed:
+        memory.fit_micro_batches(t)
+    return t
 
 
 def expect(t: Trainer, ready: Prepared) -> None:

@@ -13,7 +13,7 @@ import sys
 from difflib import get_close_matches
 
 from bardlet import __version__
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, is_memory
 
 COMMANDS = {
     "train": "train a model on a text",
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if _is_memory(error):
+        if is_memory(error):
             print(f"bardlet: {_in_words(MemoryError())}", file=sys.stderr)
             return 1
         print(f"bardlet: this should not have happened: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
@@ -92,13 +92,6 @@ def _hush() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
     except (OSError, ValueError):
         return
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether torch means that memory ran out: on a CPU it is a plain RuntimeError that says so."""
-    text = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text))
 
 
 def _in_words(error: BaseException) -> str:

@@ -100,7 +100,8 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
                            f"take --context {model.config.block_size} or less")
     full = command.protocol == "full"
     batches = data.validation_windows(tokens, block) if full else data.random_windows(tokens, block, seed=0)
-    loss = evaluate.mean_loss(model, ({"idx": i, "target": t} for i, t in batches), device, command.dtype)
+    named = ({"idx": i, "target": t} for i, t in batches)
+    loss = evaluate.mean_loss(model, named, device, command.dtype, evaluate.rows_at_once(model.config, block))
     result = evaluate.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
     return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
 

@@ -87,7 +87,7 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     data = pretrain.prepare(found, config, words, dist, progress)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
-    trainer = pretrain.assemble(run, model, data, config, dist, record)
+    trainer = pretrain.assemble(run, model, data, config, dist, record, resumed=True)
     if config.compile == "on":
         pretrain.choose_compile(trainer)
     before = hf.read_json(folder / "trainer.json")["machine"]

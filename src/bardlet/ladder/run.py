@@ -256,13 +256,14 @@ class Ladder:
     def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:
         """The losses of the weights at the root, by the lecture's way and by protocol (b)."""
         model = hf.read_folder(t.run)[0].to(self.dist.device)
-        block, rows = t.config.block_size, t.config.batch_size
+        block, rows = t.config.block_size, t.config.batch_size * t.config.grad_accum
+        at_once = evaluate.rows_at_once(t.model.config, block)
 
         def loss(batches: Sequence[data.Batch]) -> float:
             named = ({"idx": idx, "target": target} for idx, target in batches)
             # as `bardlet eval` does: 400 batches of a scaled rung on a CPU take 19 s of a core, 7 in bf16, which is off
             # by 2e-5
-            return evaluate.mean_loss(model, named, self.dist.device, "fp32")
+            return evaluate.mean_loss(model, named, self.dist.device, "fp32", at_once)
 
         train, val = pretrain.parts(self.ready, t.config)
         full = data.validation_windows(val, min(256, block))
@@ -274,8 +275,9 @@ class Ladder:
                        self._decisive(t.config), self._made(t))
 
     def _decisive(self, config: TrainConfig) -> dict[str, Any]:
-        """The settings that make another training, the shape as the model has it."""
-        training = {name: value for name, value in asdict(config).items() if name not in AROUND}
+        """The settings that make another training, the shape as the model has it, a step's micro-batches as one."""
+        whole = replace(config, batch_size=config.batch_size * config.grad_accum, grad_accum=1)
+        training = {name: value for name, value in asdict(whole).items() if name not in AROUND}
         return training | asdict(config.model_config(self.ready.tokenizer.vocab_size))
 
     def _made(self, t: Trainer) -> dict[str, Any]:
