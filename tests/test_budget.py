@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet import budget, models
+from bardlet import budget, memory, models
 from bardlet import dist as distributed
 from bardlet.budget import Speed
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist
+from bardlet.errors import BardletError
 from bardlet.survey import Survey
 
 LAPTOP = Speed(((5e6, 2e-5), (3e7, 6e-5), (1.5e8, 3e-4)))
@@ -132,3 +133,17 @@ def test_a_slow_machine_is_not_asked_for_large_models(tmp_path: Path, monkeypatc
 def test_a_model_is_timed_by_its_steps() -> None:
     operations, seconds = budget._time_model((1, 1, 8), CPU, "fp32")
     assert operations == budget.operations(TrainConfig(n_layer=1, n_head=1, n_embd=8), 256) and 0 < seconds < 1
+
+
+def test_no_model_is_timed_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits is enough, and not kept: there may be more memory another time. Nothing fits: one line."""
+    time_model = budget._time_model
+
+    def timed(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
+        return (5e6, 1e-5) if shape == budget.TIMED[0] else time_model(shape, dist, dtype)
+
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**8)
+    with pytest.raises(BardletError, match="100 MB of memory are free, too little to find out"):
+        budget.calibrate(CPU, "fp32", 1, tmp_path)
+    monkeypatch.setattr(budget, "_time_model", timed)
+    assert len(budget.calibrate(CPU, "fp32", 1, tmp_path).points) == 1 and not (tmp_path / "machines").exists()

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bardlet import __version__, clock, kept, loss, models
+from bardlet import __version__, clock, kept, loss, memory, models
 from bardlet import dist as distributed
 from bardlet import tokenizer as tokenizers
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist
+from bardlet.errors import BardletError
 from bardlet.survey import Survey
 from bardlet.train import Stage, Trainer
 
@@ -95,7 +96,10 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
             slow, hurry = points[-1][1] * CALIBRATION > 1.0, time.monotonic() - begun > 0.03 * seconds
             if dist.from_main(int(slow or hurry)):
                 break
-            points.append(_time_model(shape, dist, dtype))
+            try:
+                points.append(_time_model(shape, dist, dtype))
+            except BardletError:  # too large for the memory, in all processes
+                break
         if dist.main and (len(points) == len(TIMED) or slow):
             kept.write(cache / "machines", key, {"points": points})
     # in each process the first one's watch counts: all must choose the same model
@@ -103,13 +107,20 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
 
 
 def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
-    """(operations, seconds) of a token of a model, from a few training steps."""
+    """(operations, seconds) of a token of a model, from a few training steps.
+
+    Raises BardletError where they do not fit into memory.
+    """
     config = with_shape(TrainConfig(block_size=128, batch_size=CALIBRATION // 128 * dist.world), shape)
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
     batch: loss.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
     stage = Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
     t = Trainer(Path(), model, [], stage, config, dist, {"dtype": dtype}, {})
+    rows, _, free = memory.rows_that_fit(t)
+    if rows < config.batch_size // dist.world:
+        raise BardletError(f"{free / 1e6:,.0f} MB of memory are free, too little to find out how fast this machine is; "
+                           "take --steps for --minutes, or free some")
     return operations(config, 256), clock.seconds_per_step(t, 3, patience=1.0) / batch["idx"].numel()
 
 
