@@ -106,7 +106,7 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that nobody has to wait for: what it was timed at is made up."""
     from bardlet import budget
 
-    monkeypatch.setattr(budget, "calibrate", lambda *_: budget.Speed(((5e6, 1e-3), (3e7, 5e-3))))
+    monkeypatch.setattr(budget, "calibrate", lambda *_: budget.Speed(((5e6, 1e-2), (3e7, 5e-2))))
 
 
 def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Callable[..., dict[str, Any]],

@@ -137,17 +137,18 @@ MODELS = ("qwen3", "gpt2")
 CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (math.inf, 1024))
 """(most weights, context in tokens): a small model has no use for what is far away."""
 
-DROPOUTS = ((4, 0.0), (12, 0.1), (25, 0.2), (math.inf, 0.3))
-"""(most epochs, dropout)."""
+DROPOUTS = ((20, 0.0), (math.inf, 0.05))
+"""(most of what MOST_HEART counts, dropout): before a text is nearly known by heart, dropout only slows learning."""
 
 TOKENS_PER_WEIGHT = 1.5
 """The largest model is taken that learns from at least so many tokens for each of its weights."""
 
 WEIGHTS_PER_CHARACTER = 10
-"""No model has more weights than so many for each character of its text: it would know it by heart."""
+"""No model has more weights than so many for each character of its text."""
 
-MOST_EPOCHS = 40
-"""No text is read more often: it would be learned by heart."""
+MOST_HEART = 75
+"""How far a text is learned by heart, as its epochs times the weights for each of its characters: no run goes beyond
+this. (Names, 0.33 M weights: 1.76 after 10 epochs, which is 74; 2.13 after 20.)"""
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
 """The settings of which a shape consists: who sets one of them chooses the shape himself."""
@@ -162,8 +163,8 @@ class Plan:
     """A line for each choice."""
     steps: int
     """How many will fit, by the speed of the machine; the run's own first steps know better."""
-    most_steps: int
-    """More would only learn the text by heart."""
+    most_steps: int | None
+    """More would only learn the text by heart; None: nobody knows."""
 
 
 def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey, seconds: float,
@@ -200,22 +201,26 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
     config = _fitting(config, given, characters, vocab_size, seconds, speed)
     if "block_size" not in given:
         config = replace(config, block_size=_context(config, tokens, documents))
-    affordable = seconds / speed.seconds(operations(config, vocab_size))
-    learned = min(affordable, MOST_EPOCHS * tokens)
-    epochs = learned / tokens
+    learned, most = seconds / speed.seconds(operations(config, vocab_size)), math.inf
+    by_heart = weights(config) / characters  # for each epoch
+    if not {*SHAPE, "dropout"} & set(given):  # else somebody has a plan of his own, and --keep best sees to the rest
+        most = MOST_HEART / by_heart * tokens
+    learned = min(learned, most)
     if not {"batch_size", "grad_accum"} & set(given):
-        at_once = 2 ** round(math.log2(4096 * math.sqrt(learned / 6e6)))
-        rows = min(max(at_once, 2048), 2**19) // config.block_size
-        config = replace(config, batch_size=max(1, rows))
+        at_once = min(4096 * math.sqrt(learned / 6e6), tokens / 16)  # larger where there is more to average
+        at_once = 2 ** round(math.log2(min(max(at_once, 256), 2**19)))
+        config = replace(config, batch_size=max(1, at_once // config.block_size))
     if "dropout" not in given:
-        config = replace(config, dropout=_dropout(epochs))
+        config = replace(config, dropout=_dropout(learned / tokens * by_heart))
     per_step = config.batch_size * config.grad_accum * config.block_size
+    steps = max(1, round(learned / per_step))
     reasons = (
         f"{weights(config) / 1e6:.2g} million weights in the blocks: about {learned / 1e6:.2g} million tokens can be "
         f"learned from, {learned / weights(config):.2g} for each",
-        f"the text is read {epochs:.2g} times: dropout {config.dropout:g}",
+        f"the text is read {learned / tokens:.2g} times: dropout {config.dropout:g}"
+        + (", and no more, or it would be known by heart" if learned == most else ""),
     )
-    return Plan(config, reasons, max(1, round(learned / per_step)), max(1, math.ceil(MOST_EPOCHS * tokens / per_step)))
+    return Plan(config, reasons, steps, None if most == math.inf else max(1, math.ceil(most / per_step)))
 
 
 def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab_size: int, seconds: float,
@@ -240,9 +245,9 @@ def _context(config: TrainConfig, tokens: int, documents: int) -> int:
     return min(by_size, by_document, by_text)
 
 
-def _dropout(epochs: float) -> float:
-    """What keeps a text from being learned by heart that is read so many times."""
-    return next(dropout for most, dropout in DROPOUTS if epochs <= most)
+def _dropout(heart: float) -> float:
+    """What keeps a text from being learned by heart."""
+    return next(dropout for most, dropout in DROPOUTS if heart <= most)
 
 
 # ---------------------------------------------------------------- the loss to expect

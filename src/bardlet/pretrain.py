@@ -329,7 +329,7 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
     left = max(0.0, seconds - (time.monotonic() - begun))
     evaluations = clock.evaluations_for(left, per_evaluation)
     steps = t.dist.from_main(clock.steps_for(left, per_step, evaluations * per_evaluation))
-    steps = min(steps, t.record.get("most_steps", steps))
+    steps = min(steps, t.record.get("most_steps") or steps)
     t.state.steps, t.state.replans = steps, [(0, steps)]
     if steps < 20:
         log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "
