@@ -15,8 +15,8 @@ MIX = np.uint64(0xBF58476D1CE4E5B9)
 """An odd multiplier that spreads bits well (Steele et al., 2014: SplitMix)."""
 
 
-def losses(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int | None = None) -> list[float]:
-    """Held-out loss (nats per symbol) of n-gram models that look at 0, 1, ... `longest` symbols before the next.
+def surprise(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int | None = None) -> np.ndarray:
+    """-log p of each held-out symbol, by n-gram models that look at 0, 1, ... `longest` symbols before it.
 
     The probability after a context is mixed from the counts there and the model of one symbol less, by how many
     different symbols the context was followed by (Witten and Bell, 1991, method C):
@@ -25,6 +25,9 @@ def losses(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int 
     Args:
         train, held: (N,), (M,) whole numbers; more than `longest` of each.
         alphabet: how many different symbols there are; None: as many as `train` has, and one for all others.
+
+    Returns:
+        (longest + 1, M - longest) nats; the first `longest` symbols of `held` are context alone.
     """
     train, held = train.astype(np.uint64) + np.uint64(1), held.astype(np.uint64) + np.uint64(1)
     next_train, next_held = train[longest:], held[longest:]
@@ -44,28 +47,28 @@ def losses(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int 
         count = np.where(gram >= 0, counts[gram], 0)
         mixed = (count + kinds * probability) / (total + kinds)
         probability = np.where(here >= 0, mixed, probability)
-        found.append(float(-np.log(probability).mean()))
-    return found
+        found.append(-np.log(probability))
+    return np.stack(found)
 
 
 WORD = re.compile(r" ?\w+|[\s\S]")
 """A word with the space before it, or any other character."""
 
 
-def word_losses(train: str, held: str, spelling: float, longest: int = 2) -> list[float]:
-    """The same with whole words as symbols, in nats per character: n-gram models of 0, 1, ... `longest` words.
+def word_losses(train: str, held: str, spelling: np.ndarray, longest: int = 2) -> list[float]:
+    """Loss, in nats per character, of n-gram models that look at 0, 1, ... `longest` whole words.
 
     Words that `train` has less than twice are one symbol, and each costs its letters on top.
 
     Args:
-        spelling: nats for each letter of such a word.
+        spelling: (len(held),) nats of each character, by a model of characters.
     """
     learned, read = WORD.findall(train), WORD.findall(held)
     number = {word: n for n, (word, count) in enumerate(Counter(learned).items(), 1) if count > 1}
-    spelled = spelling * sum(len(word) for word in read if word not in number)
-    of_words = losses(np.array([number.get(word, 0) for word in learned]),
-                      np.array([number.get(word, 0) for word in read]), longest)
-    return [(loss * len(read) + spelled) / len(held) for loss in of_words]
+    known = np.array([number.get(word, 0) for word in read])
+    letters = np.repeat(known == 0, [len(word) for word in read])
+    of_words = surprise(np.array([number.get(word, 0) for word in learned]), known, longest).mean(1)
+    return [float(loss * len(read) / len(held) + (spelling * letters).mean()) for loss in of_words]
 
 
 def _mix(state: np.ndarray, symbol: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ SAMPLE = 1 << 19
 """Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float
 
 
 def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
-    characters = ngram.losses(_symbols(learned), _symbols(held), LONGEST, alphabet)
-    return *characters, *ngram.word_losses(learned, held, spelling=min(characters))
+    nats = ngram.surprise(_symbols(learned), _symbols(held), LONGEST, alphabet)
+    characters = nats.mean(1)
+    best = nats[characters.argmin()]
+    spelling = np.concatenate((np.full(LONGEST, best.mean()), best))  # nobody knows what the first ones would cost
+    return *map(float, characters), *ngram.word_losses(learned, held, spelling)
 
 
 def _symbols(text: str) -> np.ndarray:
