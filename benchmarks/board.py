@@ -6,7 +6,7 @@
 `run` trains once for each seed, each in a process of its own (`bardlet train ARGUMENTS --seed N`), measures the result
 by protocol (b) of the design (every validation token but the first once, windows of min(256, context), fp32) and
 appends a line to results/board.jsonl. `build` makes README.md of this folder from all lines: a row for each class and
-command.
+command, and under it the runs of the dial (dial.py).
 
 CLASS is the machine and the time, as in "2-core CPU, 3 minutes". Seconds are those of training steps; `whole` is the
 wall time of the command, with start, tokens, compilation, evaluations and saving. Weights are those of the last step or
@@ -44,7 +44,10 @@ def main() -> None:
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     if args.command == "build":
-        (record.HERE / "README.md").write_text(page(read()), encoding="utf-8")
+        import dial
+
+        pages = page(read()) + "\n" + DIAL + "\n" + dial.table(dial.read("dial")) + "\n"
+        (record.HERE / "README.md").write_text(pages, encoding="utf-8")
         print("README.md")
         return
     for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -124,6 +127,12 @@ Loss: nats per token by protocol (b): every validation token but the first once,
 mean and deviation over the seeds. A row with fewer than five seeds is no record yet. Seconds: of training steps, mean;
 whole: the command from start to exit, with compilation. Weights: of the last step, or the fixed average over the last
 fifth of the steps; never picked by validation.
+"""
+DIAL = """## The dial
+
+`bardlet train TEXT --minutes M` on the same machine, nothing else said: the newest run of each text, minutes and seed
+in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`). Wall: the command from start to exit. Losses
+in nats per character of the validation part; the weights are the best by validation, as `train` keeps them by default.
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: 
     assert plan.most_steps and 1 <= plan.steps <= plan.most_steps
     assert 2 * c.block_size <= tokens and c.block_size & (c.block_size - 1) == 0
     assert c.batch_size * c.block_size <= 2**19
-    assert 0 <= c.dropout <= 0.5
+    heart = plan.steps * c.batch_size * c.block_size / tokens * budget.weights(c) / tokens
+    assert (c.dropout > 0) == (heart > budget.DROPOUTS[0][0]) or 0.8 < heart / budget.DROPOUTS[0][0] < 1.3
     longer = chosen(seconds * more, tokens, documents=documents, vocab_size=vocab_size, speed=speed).config
     assert budget.weights(longer) >= budget.weights(c) and longer.block_size >= c.block_size
 
@@ -128,6 +130,31 @@ def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert calls_of() == 3 and calls_of() == 1
     monkeypatch.setattr(distributed, "processor", lambda: "another")
     assert calls_of(seconds=0.0) == 1 and calls_of() == 3
+
+
+@pytest.mark.parametrize("damage", ['{"points": 3}', '{"points": []}', '{"points": [[1]]}', '{"points": [[0, 1]]}', ""])
+def test_a_damaged_calibration_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setattr(budget, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
+    first = budget.calibrate(CPU, "fp32", 1, tmp_path)
+    [file] = (tmp_path / "machines").iterdir()
+    key = json.loads(file.read_text(encoding="utf-8"))["key"]
+    file.write_text(json.dumps({"key": key, **json.loads(damage)}) if damage else "", encoding="utf-8")
+    assert budget.calibrate(CPU, "fp32", 1, tmp_path) == first
+
+
+def test_processes_share_the_windows_of_a_batch() -> None:
+    for world in (2, 3, 8):
+        for tokens in (5_000, 50_000, 1_000_000):
+            plan = budget.choose(TrainConfig(), (), tokens, tokens, 1, 65, 60, LAPTOP, world)
+            assert plan.config.batch_size % world == 0
+
+
+def test_the_expected_loss_falls_with_what_is_learned() -> None:
+    """More fresh characters, a lower loss; what is read again is worth less than what is new."""
+    counting, config = (1.6, 1.8, 500_000.0), TrainConfig()
+    once, more, again = (budget.expected_loss(counting, config, *seen)
+                         for seen in ((1e6, 0.5), (4e6, 0.5), (4e6, 40.0)))
+    assert more < again < 1.6 and more < once
 
 
 def test_a_slow_machine_is_not_asked_for_large_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

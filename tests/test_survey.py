@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,29 @@ def test_the_validation_part_is_not_looked_at(tmp_path: Path, documents: int) ->
             (folder / f"{i:02}.txt").write_text(changed, encoding="utf-8")
         found.append(look(folder, tmp_path / "cache"))
     assert found[0].losses == found[1].losses and found[0].quarter == found[1].quarter
+
+
+def test_whole_documents_are_held_out_where_validation_has_its_own(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five documents with a loop of their own each: the end of one is no surprise, a whole one is."""
+    lines = [f"{chr(97 + i) * 3} sings {chr(65 + i) * 2} alone\n" * 200 for i in range(6)]
+    for i, line in enumerate(lines):
+        (tmp_path / f"{i}.txt").write_text(line, encoding="utf-8")
+    found = corpus.find((str(tmp_path),))
+    ends = survey.survey(found, cache=tmp_path / "one")
+    apart = corpus.Corpus(found.name, tuple(
+        dataclasses.replace(s, part="val" if i == 0 else "train") for i, s in enumerate(found.sources)))
+    assert apart.whole_documents and not found.whole_documents
+    assert min(survey.survey(apart, cache=tmp_path / "two").losses) > 2 * min(ends.losses)
+
+
+@pytest.mark.parametrize("text", ["a" * 20_000, "gattaca" * 3_000, "春眠不覺曉處處聞啼鳥" * 2_000,
+                                  "x" * 18_000 + " and so on" * 200], ids=["aaaa", "dna", "no spaces", "one long word"])
+def test_texts_without_words_have_losses_of_characters(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    found = look(tmp_path / "a.txt", tmp_path / "cache")
+    assert found.counting is not None and all(0 <= x < 20 for x in (*found.losses, *found.quarter))
+    assert found.counting[2] == pytest.approx(0.81 * found.characters, rel=0.01)
 
 
 def test_a_text_too_short_for_counting_has_no_losses(tmp_path: Path) -> None:

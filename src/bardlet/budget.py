@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,9 @@ CALIBRATION = 2048
 COMPILED = 1.7
 """How many times as fast a compiled step is, about."""
 
+COLD, WARM = 40.0, 8.0
+"""Seconds of compilation, measured on 2 cores: the first time, and from the compiler's own cache."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -57,6 +61,11 @@ class Speed:
         x, y = np.log(np.array(self.points)).T
         wanted = math.log(operations)
         return float(np.exp(np.interp(wanted, x, y) + max(0.0, wanted - x[-1])))
+
+
+def worth_compiling(seconds: float, takes: float = COLD) -> bool:
+    """Whether a run of so many seconds wins back what compilation takes."""
+    return seconds * (1 - 1 / COMPILED) > takes
 
 
 def operations(config: TrainConfig, vocab_size: int) -> float:
@@ -86,10 +95,10 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
     gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
     key = {"processor": gpu or distributed.processor(), "processes": dist.world, "threads": threads, "dtype": dtype,
            "torch": torch.__version__, "bardlet": __version__}
-    points, begun = [_time_model(TIMED[0], dist, dtype)], time.monotonic()
-    found = kept.read(cache / "machines", key)
-    if dist.from_main(found is not None and 1 / 1.5 < points[0][1] / found["points"][0][1] < 1.5):
-        points = found["points"] if found else points * len(TIMED)
+    begun = time.monotonic()
+    points, known = [_time_model(TIMED[0], dist, dtype)], _known(cache, key)
+    if dist.from_main(len(known) > 0 and 1 / 1.5 < points[0][1] / known[0][1] < 1.5):
+        points = known
     else:
         for shape in TIMED[1:]:
             # a machine that takes a second for a step is not asked for a larger model
@@ -103,7 +112,16 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
         if dist.main and (len(points) == len(TIMED) or slow):
             kept.write(cache / "machines", key, {"points": points})
     # in each process the first one's watch counts: all must choose the same model
+    points = (points + [points[0]] * len(TIMED))[:dist.from_main(len(points))]
     return Speed(tuple((float(dist.from_main(round(x))), dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
+
+
+def _known(cache: Path, key: dict[str, object]) -> list[tuple[float, float]]:
+    """What the cache has for this machine; nothing where it is damaged."""
+    with suppress(KeyError, TypeError, ValueError):
+        found = kept.read(cache / "machines", key)
+        return [(float(x), float(y)) for x, y in found["points"] if x > 0 and y > 0] if found else []
+    return []
 
 
 def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
@@ -188,15 +206,17 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
 
 
 def choose(config: TrainConfig, given: Collection[str], tokens: int, characters: int, documents: int, vocab_size: int,
-           seconds: float, speed: Speed) -> Plan:
+           seconds: float, speed: Speed, processes: int = 1) -> Plan:
     """Model, context, batch and regularisation for `seconds` of training on a text.
 
     Args:
         config: the settings; those that are not in `given` may change.
         given: the names of the settings that somebody set.
-        tokens, characters, documents: of the training part.
+        tokens, characters: of the training part.
+        documents: of the text.
         seconds: what is left for training steps.
         speed: of the machine, in the way that the run will be computed.
+        processes: they share the windows of a batch equally.
     """
     config = _fitting(config, given, characters, vocab_size, seconds, speed)
     if "block_size" not in given:
@@ -209,18 +229,24 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
     if not {"batch_size", "grad_accum"} & set(given):
         at_once = min(4096 * math.sqrt(learned / 6e6), tokens / 16)  # larger where there is more to average
         at_once = 2 ** round(math.log2(min(max(at_once, 256), 2**19)))
-        config = replace(config, batch_size=max(1, at_once // config.block_size))
+        rows = round(at_once / config.block_size / processes)
+        config = replace(config, batch_size=max(1, rows) * processes)
     if "dropout" not in given:
         config = replace(config, dropout=_dropout(learned / tokens * by_heart))
     per_step = config.batch_size * config.grad_accum * config.block_size
     steps = max(1, round(learned / per_step))
     reasons = (
-        f"{weights(config) / 1e6:.2g} million weights in the blocks: about {learned / 1e6:.2g} million tokens can be "
-        f"learned from, {learned / weights(config):.2g} for each",
-        f"the text is read {learned / tokens:.2g} times: dropout {config.dropout:g}"
+        f"{_short(weights(config) / 1e6)} million weights in the blocks: about {_short(learned / 1e6)} million tokens "
+        f"can be learned from, {_short(learned / weights(config))} for each",
+        f"the text is read {_short(learned / tokens)} times: dropout {config.dropout:g}"
         + (", and no more, or it would be known by heart" if learned == most else ""),
     )
     return Plan(config, reasons, steps, None if most == math.inf else max(1, math.ceil(most / per_step)))
+
+
+def _short(x: float) -> str:
+    """A number by its two first digits, or as a whole one."""
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
 
 def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab_size: int, seconds: float,
@@ -232,7 +258,9 @@ def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab
     for shape in SHAPES[1:]:
         larger = with_shape(config, shape)
         tokens = seconds / speed.seconds(operations(larger, vocab_size))
-        if tokens >= TOKENS_PER_WEIGHT * weights(larger) and weights(larger) <= WEIGHTS_PER_CHARACTER * characters:
+        heart = weights(larger) / characters
+        tokens = min(tokens, MOST_HEART / heart * characters)  # a token has a character, or more
+        if tokens >= TOKENS_PER_WEIGHT * weights(larger) and heart <= WEIGHTS_PER_CHARACTER:
             fitting = larger
     return fitting
 

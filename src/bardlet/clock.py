@@ -17,8 +17,11 @@ from bardlet.train import State, Trainer, seed_step, train_step
 RESERVE = 0.03
 """Share of the time kept for the last evaluation, the last checkpoint and the sample."""
 
+EVALUATING = 0.05
+"""Share of the time for the evaluations on the way."""
+
 LOOKS = (0.1, 0.3, 0.5)
-"""Where in the planned steps the clock is looked at again: before the decay, which a new plan would bend."""
+"""Where in the planned steps the clock is looked at again: a new plan bends the decay, and later it would show."""
 
 
 def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
@@ -50,7 +53,12 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
 
 def evaluations_for(seconds: float, per_evaluation: float) -> int:
     """How many evaluations a run of `seconds` can afford: 20, or what takes a twentieth of its time, at least 1."""
-    return max(1, min(20, int(0.05 * seconds / per_evaluation)))
+    return max(1, min(20, int(EVALUATING * seconds / per_evaluation)))
+
+
+def usable(seconds: float) -> float:
+    """What is left for training steps of so many seconds, about."""
+    return seconds * (1 - RESERVE - EVALUATING)
 
 
 def steps_for(seconds: float, per_step: float, evaluating: float) -> int:

@@ -23,12 +23,14 @@ def surprise(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: in
     p(x | ctx) = (count(ctx x) + kinds(ctx) p(x | shorter ctx)) / (count(ctx) + kinds(ctx)).
 
     Args:
-        train, held: (N,), (M,) whole numbers; more than `longest` of each.
+        train, held: (N,), (M,) whole numbers; ValueError where there are not more than `longest` of each.
         alphabet: how many different symbols there are; None: as many as `train` has, and one for all others.
 
     Returns:
         (longest + 1, M - longest) nats; the first `longest` symbols of `held` are context alone.
     """
+    if min(len(train), len(held)) <= longest:
+        raise ValueError(f"{len(train)} and {len(held)} symbols are too few for contexts of {longest}")
     train, held = train.astype(np.uint64) + np.uint64(1), held.astype(np.uint64) + np.uint64(1)
     next_train, next_held = train[longest:], held[longest:]
     context_train, context_held = np.zeros_like(next_train), np.zeros_like(next_held)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from bardlet import (
+    __version__,
     budget,
     checkpoint,
     clock,
@@ -164,14 +165,17 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     with dist.main_first():
         seen = survey.survey(found, progress)
     speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), _left(until, dist))
-    if config.compile != "off" and not distributed.compiler_missing(dist.device):
-        speed = speed.compiled()
-    config, reason = budget.choose_vocabulary(config, given, seen, _left(until, dist), speed)
+    compiled = config.compile != "off" and not distributed.compiler_missing(dist.device)
+    if config.compile != "on":
+        compiled = compiled and budget.worth_compiling(_left(until, dist))
+    if compiled:
+        speed, until = speed.compiled(), until - budget.COLD
+    config, reason = budget.choose_vocabulary(config, given, seen, clock.usable(_left(until, dist)), speed)
     ready = prepare(found, config, None, dist, progress)
     ready = replace(ready, reason=reason or ready.reason)
     tokens = len(parts(ready, config)[0])
     plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
-                         _left(until, dist), speed)
+                         clock.usable(_left(until, dist)), speed, dist.world)
     return ready, seen, plan
 
 
@@ -267,7 +271,7 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
 def choose_compile(t: Trainer, seconds: float | None = None) -> None:
     """Resolve --compile: auto compiles where a compiler is found and the run is long enough to win the time back.
 
-    The compiler takes COLD seconds the first time and WARM ones when this machine has compiled the same model before.
+    The compiler takes less time where this machine has compiled the same model before.
 
     Args:
         seconds: how long the run will be; None: measure a few eager steps to find out.
@@ -282,22 +286,19 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
     if t.config.compile == "auto" and not missing and blocks:
         if seconds is None:
             seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
-        takes = COLD if kept.read(folder, key) is None else WARM
-        on = bool(t.dist.from_main(int(seconds * (1 - 1 / budget.COMPILED) > takes)))
+        takes = budget.COLD if kept.read(folder, key) is None else budget.WARM
+        on = bool(t.dist.from_main(int(budget.worth_compiling(seconds, takes))))
     if on and (on := _compile(t)) and t.dist.main:
         kept.write(folder, key, {})
     t.config = replace(t.config, compile="on" if on else "off")
     t.machine.update(compiled=on, compiler=distributed.compiler(t.dist.device) if on else "")
 
 
-COLD, WARM = 40.0, 8.0
-"""Seconds of compilation, measured on 2 cores: the first time, and from the compiler's own cache."""
-
-
 def _compiled_key(t: Trainer) -> dict[str, Any]:
     """What the compiler's work depends on."""
     rows = t.config.batch_size // t.dist.world
-    return {"machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
+    return {"bardlet": __version__, "compiler": distributed.compiler(t.dist.device),
+            "machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
             "model": asdict(t.model.config), "rows": rows, "block_size": t.config.block_size}
 
 

@@ -23,7 +23,7 @@ SAMPLE = 1 << 19
 """Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Survey:
     of the training part that they did not count (the validation part is not looked at); empty for a text too short."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
+    counted: int = 0
+    """Characters that the first were counted on."""
 
     @property
     def counting(self) -> tuple[float, float, float] | None:
@@ -48,7 +50,7 @@ class Survey:
         the first counted; None for a text too short for that."""
         if not self.losses:
             return None
-        return min(self.losses), min(self.quarter), min(SAMPLE, 0.9 * self.train_characters)
+        return min(self.losses), min(self.quarter), float(self.counted)
 
 
 def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None) -> Survey:
@@ -73,7 +75,8 @@ def _read(corpus: Corpus, progress: Progress | None) -> Survey:
             counted[part] += len(text)
             for start in range(0, len(text), 1 << 20):
                 alphabet.update(text[start:start + (1 << 20)])
-            if part == "train" and corpus.many:  # held out as the validation part is: whole documents, or the ends
+            # held out as the validation part is: whole documents, or the ends
+            if part == "train" and corpus.whole_documents:
                 (held if number % 10 == 4 else learned).add(text)
             elif part == "train":
                 cut = int(0.9 * len(text))
@@ -81,8 +84,9 @@ def _read(corpus: Corpus, progress: Progress | None) -> Survey:
                 held.add(text[cut:])
             if progress:
                 progress("read", sum(counted.values()), None)
-    losses, quarter = _difficulty(learned.text(), held.text())
-    return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter)
+    text = learned.text()
+    losses, quarter = _difficulty(text, held.text())
+    return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, len(text))
 
 
 def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -100,7 +104,8 @@ def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
     characters = nats.mean(1)
     best = nats[characters.argmin()]
     spelling = np.concatenate((np.full(LONGEST, best.mean()), best))  # nobody knows what the first ones would cost
-    return *map(float, characters), *ngram.word_losses(learned, held, spelling)
+    few = min(len(ngram.WORD.findall(text)) for text in (learned, held)) < 100  # one long word, or a script without
+    return *map(float, characters), *([] if few else ngram.word_losses(learned, held, spelling))
 
 
 def _symbols(text: str) -> np.ndarray:

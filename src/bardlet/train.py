@@ -280,6 +280,7 @@ def _evaluate(t: Trainer, step: int) -> float:
         if t.config.keep == "best" and value < t.best:
             t.best = value
             hf.write_weights(t.run, t.model.hf_state_dict())
+            t.record.pop("averaged", None)
             t.record.update(selected_by="best", selected_step=step, val_loss=value)
             write_run(t)
     return value
@@ -349,6 +350,7 @@ def finish(t: Trainer) -> None:
     if not chosen:  # the last weights were asked for, or no evaluation gave a number to choose by
         lines = [line for line in checkpoint.read_metrics(t.run) if "val_loss" in line]
         hf.write_weights(t.run, t.model.hf_state_dict())
+        t.record.pop("averaged", None)
         t.record.update(selected_by="last", selected_step=last, val_loss=lines[-1]["val_loss"])
     write_run(t)
 

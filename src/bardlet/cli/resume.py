@@ -107,3 +107,5 @@ def _plan_again(t: Trainer, steps: int) -> None:
     t.state.steps, t.state.replans = steps, [*before, (t.state.step, steps)]
     t.config = replace(t.config, replans=tuple(t.state.replans))
     t.record.update(minutes=None, finished=False)
+    for name in ("reasons", "most_steps", "expected"):  # they were those of the old plan
+        t.record.pop(name, None)
