@@ -1,7 +1,7 @@
 """The dial: does `bardlet train TEXT --minutes M` end on time, and with the loss that it expected?
 
     python benchmarks/dial.py run names tinyshakespeare --minutes 1 3 [--replay]
-    python benchmarks/dial.py sweep eltec-fra -- --n-embd 256 --steps 700
+    python benchmarks/dial.py sweep eltec-fra [-- --n-embd 256 --steps 700]
     python benchmarks/dial.py law
     python benchmarks/dial.py table
 
@@ -9,9 +9,9 @@
 wall time from start to exit, the loss expected before the first step, and the loss that came, in nats per character of
 the validation part. With --replay the run is repeated from its run.toml, without a clock: the weights must be the same.
 
-`sweep` trains on the development split with settings chosen by hand: a line in results/sweep.jsonl. `law` fits what
-`budget.LAW` holds to the lines of both files by least squares, and shows for each text how far a law fitted to the
-other texts alone is off. `table` prints the runs of the dial as a table.
+`sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
+`law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
+which it has not seen, and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as a table.
 """
 
 from __future__ import annotations
@@ -133,24 +133,41 @@ SETTINGS = {"model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "blo
 
 
 def law() -> None:
-    """Least squares over all runs, and the error for each text by a law that has not seen it."""
-    lines = [line for name in ("sweep", "dial") for line in read(name) if line["counting"]]
-    x = np.array([budget.features(line["counting"], shape(line), line["characters"], line["epochs"]) for line in lines])
-    y = np.log([line["nats_per_char"] / line["counting"][0] for line in lines])
-    print("LAW =", tuple(round(float(a), 4) for a in np.linalg.lstsq(x, y, rcond=None)[0]))
-    errors = []
-    for text in sorted({line["text"] for line in lines}):
-        here = np.array([line["text"] == text for line in lines])
+    """Least squares over the runs on development splits that the dial could have made; the error on its own runs.
+
+    And for each text the error of a law that was fitted to the other texts alone.
+    """
+    swept = [line for line in read("sweep") if line["counting"] and as_planned(line)]
+    x, y = arguments(swept)
+    found = np.linalg.lstsq(x, y, rcond=None)[0]
+    print("LAW =", tuple(round(float(a), 4) for a in found))
+    for text in sorted({line["text"] for line in swept}):
+        here = np.array([line["text"] == text for line in swept])
         others = np.linalg.lstsq(x[~here], y[~here], rcond=None)[0]
-        off = np.expm1(x[here] @ others - y[here])
-        errors.extend(off)
-        print(f"{text}: {here.sum()} runs, off by " + ", ".join(f"{100 * e:+.1f}" for e in off) + " %")
-    print(f"root mean square {100 * math.sqrt(np.mean(np.square(errors))):.1f} %")
+        print(f"{text}: {here.sum()} runs, fitted without them off by "
+              + ", ".join(f"{100 * e:+.1f}" for e in np.expm1(x[here] @ others - y[here])) + " %")
+    timed = [line for line in read("dial") if line["counting"]]
+    x, y = arguments(timed)
+    off = np.expm1(x @ found - y)
+    for line, e in zip(timed, off, strict=True):
+        print(f"dial, {line['text']}, {line['minutes']:g} minutes: {100 * e:+.1f} %")
+    print(f"root mean square of these {100 * math.sqrt(np.mean(np.square(off))):.1f} %")
 
 
-def shape(line: dict[str, Any]) -> TrainConfig:
-    """The model of a run, as far as the law looks at it."""
-    return TrainConfig(**{k: v for k, v in line["settings"].items() if k in (*budget.SHAPE, "model", "block_size")})
+def arguments(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """What the law has to bring together: features, and the logarithm of the loss that came over counting's."""
+    x = [budget.features(line["counting"], line["characters"], line["epochs"]) for line in lines]
+    return np.array(x), np.log([line["nats_per_char"] / line["counting"][0] for line in lines])
+
+
+def as_planned(line: dict[str, Any]) -> bool:
+    """Whether the dial chose these settings, or might have: neither too often read, nor regularised otherwise."""
+    if "--minutes" in line["arguments"]:
+        return True
+    c = TrainConfig(**{name: line["settings"][name] for name in budget.SHAPE})
+    heart = budget.weights(c) * line["epochs"] ** 2 / line["characters"]
+    return (heart <= budget.MOST_HEART and line["settings"]["dropout"] == budget.dropout_for(heart)
+            and line["tokenizer"] == ("char" if line["text"] in ("names", "tinyshakespeare") else "bpe"))
 
 
 # ---------------------------------------------------------------- the table

@@ -151,8 +151,8 @@ def test_processes_share_the_windows_of_a_batch() -> None:
 
 def test_the_expected_loss_falls_with_what_is_learned() -> None:
     """More fresh characters, a lower loss; what is read again is worth less than what is new."""
-    counting, config = (1.6, 1.8, 500_000.0), TrainConfig()
-    once, more, again = (budget.expected_loss(counting, config, *seen)
+    counting = (1.6, 1.8, 500_000.0, 0.0)
+    once, more, again = (budget.expected_loss(counting, *seen)
                          for seen in ((1e6, 0.5), (4e6, 0.5), (4e6, 40.0)))
     assert more < again < 1.6 and more < once
 

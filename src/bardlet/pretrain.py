@@ -236,7 +236,7 @@ def expect(t: Trainer, ready: Prepared) -> None:
     """Put on record what loss the planned steps should come to (`expected`, nats per character), if that is known."""
     if counting := t.record.get("counting"):
         characters, epochs = learned(t, ready)
-        t.record["expected"] = round(budget.expected_loss(counting, t.config, characters, epochs), 4)
+        t.record["expected"] = round(budget.expected_loss(counting, characters, epochs), 4)
 
 
 def learned(t: Trainer, ready: Prepared) -> tuple[float, float]:

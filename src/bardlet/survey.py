@@ -5,6 +5,7 @@ Read once, kept in the cache under the text's hash. The tokenizer and the plan o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -45,12 +46,15 @@ class Survey:
     """Characters that the first were counted on."""
 
     @property
-    def counting(self) -> tuple[float, float, float] | None:
-        """(loss, loss, characters): of the best n-gram model, of the best that counted a quarter as much, and how much
-        the first counted; None for a text too short for that."""
+    def counting(self) -> tuple[float, float, float, float] | None:
+        """(loss, loss, characters, logarithm): of the best n-gram model, of the best that counted a quarter as much,
+        how much the first counted, and of the ratio of its losses with two words of context and with one (0 for a text
+        without words); None for a text too short for that."""
         if not self.losses:
             return None
-        return min(self.losses), min(self.quarter), float(self.counted)
+        words = self.losses[LONGEST + 1:]
+        second_word = math.log(words[2] / words[1]) if words else 0.0
+        return min(self.losses), min(self.quarter), float(self.counted), second_word
 
 
 def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None) -> Survey:
