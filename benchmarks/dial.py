@@ -11,7 +11,8 @@ the validation part. With --replay the run is repeated from its run.toml, withou
 
 `sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
-which it has not seen, and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as a table.
+which it has not seen, and for each text how far a law fitted to the other texts alone would be. `table` prints the runs
+of the dial as a table.
 """
 
 from __future__ import annotations
