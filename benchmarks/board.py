@@ -133,6 +133,7 @@ DIAL = """## The dial
 `bardlet train TEXT --minutes M` on the same machine, nothing else said: the newest run of each text, minutes and seed
 in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`). Wall: the command from start to exit. Losses
 in nats per character of the validation part; the weights are the best by validation, as `train` keeps them by default.
+Expected: by today's law, which is fitted to development splits (`dial.py law`), not to these runs.
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

@@ -180,11 +180,12 @@ def table(lines: list[dict[str, Any]]) -> str:
     rows = ["| text | minutes | wall, s | model | context | tokens | dropout | expected | came | off |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for (text, minutes, _), line in sorted(newest.items()):
-        s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
-        off = f"{100 * (expected / came - 1):+.1f} %" if expected else ""
+        s, came = line["settings"], line["nats_per_char"]
+        expected = budget.expected_loss(line["counting"], line["characters"], line["epochs"])  # as it would be today
+        off = f"{100 * (expected / came - 1):+.1f} %"
         tokens = line["epochs"] * line["tokens_of_text"] / 1e6
         rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
-                    f"| {tokens:.1f} M | {s['dropout']:g} | {expected} | {came:.4f} | {off} |")
+                    f"| {tokens:.1f} M | {s['dropout']:g} | {expected:.3f} | {came:.3f} | {off} |")
     return "\n".join(rows)
 
 
