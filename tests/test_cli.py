@@ -113,11 +113,15 @@ def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Calla
                                                       slow_machine: None, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """More minutes, more steps; a loss to expect; what is set stays; nothing is written."""
+    from bardlet import dist as distributed
+
     monkeypatch.chdir(tmp_path)
     short = bardlet("train", text, "--minutes", "1", "--plan")
     longer = bardlet("train", text, "--minutes", "3", "--plan")
     assert short["steps"] < longer["steps"] and longer["expected"] < short["expected"] < 4
     assert any("weights" in reason for reason in short["reasons"]) and any("dropout" in r for r in short["reasons"])
+    monkeypatch.setattr(distributed, "compiler_missing", lambda device: None)
+    assert [bardlet("train", text, "--minutes", m, "--plan")["compiled"] for m in ("0.5", "60")] == [False, True]
     mine = bardlet("train", text, "--minutes", "1", "--plan", "--n-embd", "32", "--n-layer", "1", "--block-size", "16",
                    "--batch-size", "5")
     assert mine["tokens_per_step"] == 80 and mine["parameters"] < 20_000

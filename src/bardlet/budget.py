@@ -183,6 +183,8 @@ class Plan:
     """How many will fit, by the speed of the machine; the run's own first steps know better."""
     most_steps: int | None
     """More would only learn the text by heart; None: nobody knows."""
+    compiled: bool = False
+    """Whether `steps` counts on compiled blocks."""
 
 
 def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey, seconds: float,

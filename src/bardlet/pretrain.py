@@ -154,7 +154,8 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     if seen and seen.counting:
         record["counting"] = list(seen.counting)
     t = assemble(run, model, ready, config, dist, record)
-    t.state.steps = plan.steps if plan else t.state.steps
+    if plan:
+        t.state.steps, t.machine["compiled"] = plan.steps, plan.compiled  # until the run has timed its own steps
     return t, ready
 
 
@@ -176,7 +177,7 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     tokens = len(parts(ready, config)[0])
     plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
                          clock.usable(_left(until, dist)), speed, dist.world)
-    return ready, seen, plan
+    return ready, seen, replace(plan, compiled=compiled)
 
 
 def _left(until: float, dist: Dist) -> float:
