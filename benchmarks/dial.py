@@ -118,7 +118,7 @@ def facts(out: Path) -> dict[str, Any]:
     """What a finished run says of itself."""
     config, made = checkpoint.read_run(out)
     settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
-    tokens = made["steps"] * config.batch_size * config.grad_accum * config.block_size
+    tokens = made["steps"] * config.tokens_per_step
     said = {name: made.get(name) for name in ("text", "tokenizer", "expected", "nats_per_char", "bits_per_byte",
                                               "counting", "steps", "seconds", "tokens_per_second", "parameters",
                                               "selected_by", "averaged", "selected_step", "characters")}

@@ -106,14 +106,18 @@ def test_the_average_is_the_mean_over_the_last_fifth(tmp_path: Path) -> None:
         assert torch.equal(p, after[9][name]), "the model itself goes on from its own weights"
 
 
+def fit_with_losses(t: training.Trainer, losses: list[float]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """Train with these validation losses: (the first parameter after each step, the record in run.toml)."""
+    values, after = iter(losses), []
+    object.__setattr__(t.stage, "evaluate", lambda model: next(values))
+    training.fit(t, watch=lambda line: after.append(next(t.model.parameters()).detach().clone()))
+    return after, read_toml(t.run / "run.toml")[1]
+
+
 def test_best_keeps_the_lowest_validation_loss(tmp_path: Path) -> None:
     """The root holds the weights of the best evaluation, and run.toml says which."""
     t = trainer(tmp_path, eval_every=1, steps=6)
-    values = iter([3.0, 2.0, 1.0, 4.0, 1.5, 1.2, 1.1])  # the last is that of the average
-    object.__setattr__(t.stage, "evaluate", lambda model: next(values))
-    after: list[torch.Tensor] = []
-    training.fit(t, watch=lambda line: after.append(next(t.model.parameters()).detach().clone()))
-    _, record = read_toml(tmp_path / "run.toml")
+    after, record = fit_with_losses(t, [3.0, 2.0, 1.0, 4.0, 1.5, 1.2, 1.1])  # the last is that of the average
     assert (record["selected_by"], record["selected_step"], record["val_loss"]) == ("best", 3, 1.0)
     name = next(name for name, _ in t.model.named_parameters())
     assert torch.equal(hf.read_tensors(tmp_path / "model.safetensors")[name], after[2])
@@ -122,11 +126,7 @@ def test_best_keeps_the_lowest_validation_loss(tmp_path: Path) -> None:
 def test_the_average_is_among_those_that_best_is_chosen_from(tmp_path: Path) -> None:
     """The mean of the weights after steps 9 and 10 has the lowest loss: it is what the root holds."""
     t = trainer(tmp_path, eval_every=5, steps=10)
-    values = iter([2.0, 1.5, 1.0])
-    object.__setattr__(t.stage, "evaluate", lambda model: next(values))
-    after: list[torch.Tensor] = []
-    training.fit(t, watch=lambda line: after.append(next(t.model.parameters()).detach().clone()))
-    _, record = read_toml(tmp_path / "run.toml")
+    after, record = fit_with_losses(t, [2.0, 1.5, 1.0])
     assert (record["selected_by"], record["val_loss"], record["averaged"]) == ("best", 1.0, 2)
     name = next(name for name, _ in t.model.named_parameters())
     torch.testing.assert_close(hf.read_tensors(tmp_path / "model.safetensors")[name], (after[8] + after[9]) / 2)
@@ -168,5 +168,4 @@ def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callab
                       *settings_of(model, TINY), "--steps", "60", *rate)
     assert summary["val_loss"] < 0.7 * math.log(30)
     assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "nats_per_char",
-                            "expected", "selected_by",
-                            "tokens_per_second", "parameters"}
+                            "expected", "selected_by", "tokens_per_second", "parameters"}

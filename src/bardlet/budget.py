@@ -92,9 +92,7 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
         cache: the cache's folder; what was measured is kept for this machine, torch and bardlet.
         seconds: how long the run will be that wants to know: a short one cannot wait for all three.
     """
-    gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
-    key = {"processor": gpu or distributed.processor(), "processes": dist.world, "threads": threads, "dtype": dtype,
-           "torch": torch.__version__, "bardlet": __version__}
+    key = {**distributed.machine(dist, dtype, threads), "bardlet": __version__}
     begun = time.monotonic()
     points, known = [_time_model(TIMED[0], dist, dtype)], _known(cache, key)
     if dist.from_main(len(known) > 0 and 1 / 1.5 < points[0][1] / known[0][1] < 1.5):
@@ -235,15 +233,14 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         config = replace(config, batch_size=max(1, rows) * processes)
     if "dropout" not in given:
         config = replace(config, dropout=dropout_for(learned / tokens * by_heart))
-    per_step = config.batch_size * config.grad_accum * config.block_size
-    steps = max(1, round(learned / per_step))
+    steps = max(1, round(learned / config.tokens_per_step))
     reasons = (
         f"{_short(weights(config) / 1e6)} million weights in the blocks: about {_short(learned / 1e6)} million tokens "
         f"can be learned from, {_short(learned / weights(config))} for each",
         f"the text is read {_short(learned / tokens)} times: dropout {config.dropout:g}"
         + (", and no more, or it would be known by heart" if learned == most else ""),
     )
-    return Plan(config, reasons, steps, None if most == math.inf else max(1, math.ceil(most / per_step)))
+    return Plan(config, reasons, steps, None if most == math.inf else max(1, math.ceil(most / config.tokens_per_step)))
 
 
 def _short(x: float) -> str:

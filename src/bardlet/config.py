@@ -199,6 +199,11 @@ class TrainConfig:
             raise BardletError(f"--n-kv-head {self.n_kv_head}: gpt2 has a key and a value for each of its "
                                f"{self.n_head} heads; leave it out, or take --model qwen3")
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the global batch."""
+        return self.batch_size * self.grad_accum * self.block_size
+
     def _check_heads(self) -> None:
         if self.n_embd % self.n_head:
             fits = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]

@@ -242,7 +242,7 @@ def expect(t: Trainer, ready: Prepared) -> None:
 
 def learned(t: Trainer, ready: Prepared) -> tuple[float, float]:
     """(characters, epochs) that the planned steps learn from: how many, and how often the text."""
-    tokens = t.state.steps * t.config.batch_size * t.config.grad_accum * t.config.block_size
+    tokens = t.state.steps * t.config.tokens_per_step
     return tokens * ready.train_chars / len(ready.train), tokens / t.record["tokens"]
 
 
@@ -280,27 +280,27 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
     missing = distributed.compiler_missing(t.dist.device)
     blocks = t.config.model not in FLAT  # a table has nothing to compile
     on = t.config.compile == "on" and blocks
-    folder, key = corpus.cache_folder() / "compiled", _compiled_key(t)
     if on and missing:
         log.warning("--compile on: %s; going on without compilation, which is slower", missing)
         on = False
     if t.config.compile == "auto" and not missing and blocks:
         if seconds is None:
             seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
-        takes = budget.COLD if kept.read(folder, key) is None else budget.WARM
+        takes = budget.COLD if kept.read(*_compiled_before(t)) is None else budget.WARM
         on = bool(t.dist.from_main(int(budget.worth_compiling(seconds, takes))))
     if on and (on := _compile(t)) and t.dist.main:
-        kept.write(folder, key, {})
+        kept.write(*_compiled_before(t), {})
     t.config = replace(t.config, compile="on" if on else "off")
     t.machine.update(compiled=on, compiler=distributed.compiler(t.dist.device) if on else "")
 
 
-def _compiled_key(t: Trainer) -> dict[str, Any]:
-    """What the compiler's work depends on."""
+def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
+    """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on."""
     rows = t.config.batch_size // t.dist.world
-    return {"bardlet": __version__, "compiler": distributed.compiler(t.dist.device),
-            "machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
-            "model": asdict(t.model.config), "rows": rows, "block_size": t.config.block_size}
+    return corpus.cache_folder() / "compiled", {
+        "bardlet": __version__, "compiler": distributed.compiler(t.dist.device),
+        "machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
+        "model": asdict(t.model.config), "rows": rows, "block_size": t.config.block_size}
 
 
 def _compile(t: Trainer) -> bool:

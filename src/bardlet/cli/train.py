@@ -54,12 +54,11 @@ def main(argv: Sequence[str]) -> int:
         in_file = settings_in(Path(command.config)) if command.config else set()
         with console.preparing(dist.main) as progress:
             trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress, begun, in_file)
-        if command.plan and "reasons" in trainer.record:
-            pass  # by the speed of the machine, without a step of this model; a run times its own
-        elif config.minutes is not None:
-            pretrain.plan_steps(trainer, config.minutes * 60, begun)
-        else:
+        estimated = command.plan and "reasons" in trainer.record  # by the machine's speed, not by this model's steps
+        if config.minutes is None:
             pretrain.choose_compile(trainer)
+        elif not estimated:
+            pretrain.plan_steps(trainer, config.minutes * 60, begun)
         pretrain.expect(trainer, data)
         if dist.main:
             plan = _say_plan(trainer, data)
@@ -93,7 +92,7 @@ def _defaults(argv: Sequence[str]) -> Command | None:
 
 def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
     """Print text, tokenizer, model and plan, and return the plan's figures."""
-    c, tokens = t.config, t.config.batch_size * t.config.grad_accum * t.config.block_size
+    c, tokens = t.config, t.config.tokens_per_step
     console.say(f"text: {t.record['text']}, {data.train_chars + data.val_chars:,} characters in "
                 f"{console.count(data.documents, 'document')}")
     console.say(f"tokenizer: {data.reason}")
