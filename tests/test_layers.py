@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -245,3 +247,14 @@ def test_what_does_not_fit_is_refused() -> None:
         place(idx[:, :1], 8, cache, segment_BT=idx[:, :1])
     with pytest.raises(BardletError, match="cache is full"):
         Step(KVCache(empty, empty, torch.tensor([6])))
+
+
+def test_a_sketch_does_not_load_the_compiler() -> None:
+    """It would take a second and 100 MB before the first word."""
+    lines = ("import sys", "from bardlet import models", "from bardlet.config import TrainConfig",
+             "from bardlet.models.layers import sketching",
+             "with sketching(): sizes = [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",
+             "assert sizes == [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",
+             "print('torch._dynamo' in sys.modules)")
+    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from bardlet import models, tokenizer
 from bardlet.config import ModelConfig
 from bardlet.errors import BardletError
+from bardlet.models.layers import sketching
 
 LONGEST = 2**24
 """Tokens of the longest context that is believed of a config.json."""
@@ -180,7 +181,7 @@ def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -
     if config.block_size > LONGEST:
         raise BardletError(f"{folder / 'config.json'}: damaged: a context of {config.block_size} tokens; copy it again")
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with sketching(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that nothing is copied into a sketch
             models.build(config).load_hf_state_dict(weights)
     except BardletError as error:

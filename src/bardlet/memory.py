@@ -22,6 +22,7 @@ from bardlet.config import ModelConfig
 from bardlet.dist import Dist, autocast
 from bardlet.errors import BardletError, is_memory
 from bardlet.loss import Batch
+from bardlet.models.layers import sketching
 from bardlet.train import Trainer
 
 log = logging.getLogger("bardlet")
@@ -255,7 +256,7 @@ def check_weights(shape: ModelConfig, dist: Dist) -> None:
     """
     free = free_here(dist)
     try:
-        with torch.device("meta"):  # shapes without memory
+        with sketching():
             needed = 16.0 * sum(p.numel() for p in models.build(shape).parameters())
     except RuntimeError:  # more than 64 bits can count
         needed = math.inf

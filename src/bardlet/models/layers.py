@@ -7,12 +7,15 @@ Shape suffixes: B rows of a batch, T positions of the input, S positions that ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bardlet.errors import BardletError
 
@@ -291,6 +294,22 @@ class _Weighted(torch.autograd.Function):
 
 
 # ---------------------------------------------------------------------------- initialisation
+
+
+@contextmanager
+def sketching() -> Iterator[None]:
+    """Models that are made inside are on the meta device: shapes that take no memory."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Nothing is drawn at random: on the meta device torch would load its compiler for that, a second and 100 MB."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **kwargs or {})
 
 
 def init_weights(model: nn.Module, residual: tuple[str, ...], n_layer: int) -> None:

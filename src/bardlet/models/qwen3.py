@@ -39,7 +39,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
-        self.head_dim, self.dropout = D, config.dropout
+        self.head_dim = D
         self.q_proj = nn.Linear(C, H * D, bias=False)
         self.k_proj = nn.Linear(C, K * D, bias=False)
         self.v_proj = nn.Linear(C, K * D, bias=False)
@@ -61,8 +61,7 @@ class Attention(nn.Module):
         else:
             assert mask is not None
             k_BKSD, v_BKSD = remember(store, k_BTKD, v_BTKD, reach=mask.shape[-1])
-        dropout = self.dropout if self.training else 0.0
-        y_BHTD = attention(q_BTHD.transpose(1, 2), k_BKSD, v_BKSD, mask, dropout)
+        y_BHTD = attention(q_BTHD.transpose(1, 2), k_BKSD, v_BKSD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # the heads side by side again
 
 
@@ -80,7 +79,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Communication, then computation; each adds to the residual stream."""
+    """Communication, then computation; each adds to the residual stream.
+
+    Dropout is on what they add (and on the embeddings), not on the weights of attention as in GPT-2: of those it cost
+    more than it gave (LOG.md), and time.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ class Qwen3(nn.Module):
             "rope_theta": config.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "attention_bias": False,
-            "attention_dropout": config.dropout,
+            "attention_dropout": 0.0,  # what bardlet drops in training has no name there
             "use_sliding_window": False,
             "sliding_window": None,
             "max_window_layers": config.n_layer,
@@ -238,7 +241,6 @@ class Qwen3(nn.Module):
             n_embd=n_embd,
             head_dim=head_dim,
             n_inner=take(hf, "intermediate_size", int),
-            dropout=take(hf, "attention_dropout", float, 0.0),
             tie_embeddings=take(hf, "tie_word_embeddings", bool, False),
             activation="silu",
             norm_eps=take(hf, "rms_norm_eps", float, 1e-6),
