@@ -80,9 +80,8 @@ def timed(step: Callable[[], Any], device: torch.device, warm: int, count: int) 
     return times
 
 
-def matrix_rate(device: torch.device, toy: bool) -> float:
-    """Flops per second of a large bf16 product."""
-    n = 1024 if toy else 8192
+def matrix_rate(device: torch.device, n: int) -> float:
+    """Flops per second of a bf16 product of two n x n matrices."""
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / statistics.median(timed(lambda: a @ b, device, 3, 10))
 
@@ -119,7 +118,7 @@ def throughput(device: torch.device, toy: bool, nanogpt: Path | None) -> dict[st
         size |= {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 2}
         vocabulary, warm, count = 256, 1, 2
     T, B = size["block_size"], size["batch_size"]
-    rate = matrix_rate(device, toy)
+    rate = matrix_rate(device, 1024 if toy else 8192)
     figures: dict[str, Any] = {"bf16_product_flops": rate, "peak_flops": peak(device), "size": size}
     tokens = torch.randint(vocabulary, (B, T + 1))
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}

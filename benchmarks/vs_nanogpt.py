@@ -8,12 +8,14 @@ of its README, on the CPU: `cpu` is 4 layers, 4 heads, 128 channels, block 64, b
 evaluation every 250; `gpu` is 6 layers, 6 heads, 384 channels (10.65 M parameters), block 256, batch 64, dropout 0.2, a
 few steps of it and no evaluation but the last. AdamW, in fp32 as nanoGPT computes on a CPU. bardlet trains the `gpt2`
 layout (which has biases where nanoGPT's default has none) with the same settings, once as nanoGPT does (fp32, eager)
-and once as bardlet would (bf16, compiled).
+and once as bardlet would (bf16, compiled). Beside `cpu` it also trains its own recipe for the same loss
+(configs/seconds.toml: fewer steps, uncompiled), which is to be at least as good.
 
 Wall time is that of the whole command, from start to exit; tokens/s are those of the median step, on both sides (ten
-steps together where they are short); memory is the largest resident set of the process. The checkpoints of `cpu` are
-then evaluated by the same code (protocol (a) of the design: 200 batches of 64 windows of 64 characters from a generator
-of their own) on the same windows. The evaluations on the way read as many tokens on both sides.
+steps together where they are short), and training is all steps at that rate; memory is the largest resident set of the
+process. The checkpoints of `cpu` are then evaluated by the same code (protocol (a) of the design: 200 batches of 64
+windows of 64 characters from a generator of their own) on the same windows. The evaluations on the way read as many
+tokens on both sides.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ class Recipe:
                 "--eval-tokens", str(2 * self.eval_batches * self.batch * self.block), "--steps", str(steps)]
 
 
+SECONDS = record.HERE.parent / "configs" / "seconds.toml"
+
 RECIPES = {"cpu": Recipe(4, 4, 128, 64, 12, 0.0, 2000, 250, 20, 10),
            "gpu": Recipe(6, 6, 384, 256, 64, 0.2, 6, 0, 1, 1)}
 BLOCK = 64
@@ -106,13 +110,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         theirs = prepare_nanogpt(args.nanogpt, Path(scratch))
         windows = validation_windows(Path(scratch) / "windows.npy") if args.recipe == "cpu" else None
-        sides: dict[str, list[dict[str, float]]] = {"nanoGPT": [], "bardlet": [], "bardlet bf16": []}
+        ours = {"bardlet": [*recipe.bardlet(steps), "--dtype", "fp32", "--compile", "off"],
+                "bardlet bf16": [*recipe.bardlet(steps), "--dtype", "bf16", "--compile", "on"]}
+        if args.recipe == "cpu":
+            ours["its own"] = ["--config", str(SECONDS), "--log-every", str(recipe.log_every)]
+        sides: dict[str, list[dict[str, Any]]] = {name: [] for name in ("nanoGPT", *ours)}
         for repeat in range(args.repeats):
             sides["nanoGPT"].append(run_nanogpt(theirs, recipe, steps, windows))
-            plain = ["--dtype", "fp32", "--compile", "off", "--seed", str(1337 + repeat)]
-            sides["bardlet"].append(run_bardlet(Path(scratch), recipe, steps, plain, windows))
-            fast = ["--dtype", "bf16", "--compile", "on", "--seed", str(1337 + repeat)]
-            sides["bardlet bf16"].append(run_bardlet(Path(scratch), recipe, steps, fast, windows))
+            for name, words in ours.items():
+                sides[name].append(run_bardlet(Path(scratch), [*words, "--seed", str(1337 + repeat)], windows))
             print(json.dumps({name: runs[-1] for name, runs in sides.items()}), flush=True)
     report(sides, args, steps)
 
@@ -159,10 +165,15 @@ def timed(command: list[str], cwd: Path) -> tuple[str, float, float]:
     return said, seconds, usage.ru_maxrss / 1024
 
 
-def figures(seconds: float, mib: float, times: list[float], recipe: Recipe, loss: float | None) -> dict[str, Any]:
-    """What is compared of one run. times: seconds of a step; the first, which is slow on both sides, is not counted."""
-    per_second = recipe.batch * recipe.block / statistics.median(times[1:] or times)
-    return {"seconds": seconds, "tokens_per_second": per_second, "peak_mib": mib, "loss": loss}
+def figures(seconds: float, mib: float, times: list[float], steps: int, tokens: int,
+            loss: float | None) -> dict[str, Any]:
+    """What is compared of one run: steps of so many tokens.
+
+    times: seconds of a step; the first, which is slow on both sides, is not counted.
+    """
+    step = statistics.median(times[1:] or times)
+    return {"seconds": seconds, "training_seconds": step * steps, "tokens_per_second": tokens / step, "peak_mib": mib,
+            "loss": loss}
 
 
 def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) -> dict[str, Any]:
@@ -173,10 +184,10 @@ def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) ->
     loss = None
     if windows:
         loss = float(timed([sys.executable, "-c", EVALUATE, str(windows)], copy)[0].split()[-1])
-    return figures(seconds, mib, times, recipe, loss)
+    return figures(seconds, mib, times, steps, recipe.batch * recipe.block, loss)
 
 
-def run_bardlet(scratch: Path, recipe: Recipe, steps: int, extra: list[str], windows: Path | None) -> dict[str, Any]:
+def run_bardlet(scratch: Path, words: list[str], windows: Path | None) -> dict[str, Any]:
     """Train and evaluate bardlet, on the same windows."""
     import numpy as np
     import torch
@@ -185,7 +196,7 @@ def run_bardlet(scratch: Path, recipe: Recipe, steps: int, extra: list[str], win
 
     out = scratch / "run"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "bardlet", "train", *recipe.bardlet(steps), *extra, "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "bardlet", "train", *words, "--out", str(out), "--json"]
     _, seconds, mib = timed(command, scratch)
     lines = [(line["step"], line["seconds"]) for line in checkpoint.read_metrics(out) if "seconds" in line]
     times = [(now - then) / (step - before) for (before, then), (step, now) in itertools.pairwise([(0, 0.0), *lines])]
@@ -194,7 +205,8 @@ def run_bardlet(scratch: Path, recipe: Recipe, steps: int, extra: list[str], win
         model, _ = hf.read_folder(out)
         batches = [{"idx": w[:, :-1], "target": w[:, 1:]} for w in torch.from_numpy(np.load(windows))]
         loss = evaluate.mean_loss(model, batches, torch.device("cpu"))
-    return figures(seconds, mib, times, recipe, loss)
+    config, made = checkpoint.read_run(out)
+    return figures(seconds, mib, times, made["steps"], config.tokens_per_step, loss)
 
 
 def report(sides: dict[str, list[dict[str, Any]]], args: argparse.Namespace, steps: int) -> None:
@@ -202,13 +214,14 @@ def report(sides: dict[str, list[dict[str, Any]]], args: argparse.Namespace, ste
     medians: dict[str, Any] = {name: {key: statistics.median(run[key] for run in runs)
                                       for key in runs[0] if runs[0][key] is not None} for name, runs in sides.items()}
     peer = medians["nanoGPT"]
-    print(f"\n{'':14} {'wall s':>8} {'tokens/s':>10} {'MiB':>6} {'loss (a)':>9} {'wall ratio':>11} {'speed ratio':>12}"
-          f" {'memory ratio':>13}")
+    print(f"\n{'':14} {'wall s':>8} {'training s':>10} {'tokens/s':>10} {'MiB':>6} {'loss (a)':>9}"
+          f" {'wall ratio':>11} {'training ratio':>15} {'speed ratio':>12} {'memory ratio':>13}")
     for name, one in medians.items():
-        wall, speed, memory = (one[key] / peer[key] for key in ("seconds", "tokens_per_second", "peak_mib"))
+        wall, training, speed, memory = (one[key] / peer[key] for key in
+                                         ("seconds", "training_seconds", "tokens_per_second", "peak_mib"))
         loss = f"{one['loss']:.4f}" if "loss" in one else "-"
-        print(f"{name:14} {one['seconds']:8.1f} {one['tokens_per_second']:10,.0f} {one['peak_mib']:6.0f} {loss:>9} "
-              f"{wall:11.3f} {speed:12.2f} {memory:13.2f}")
+        print(f"{name:14} {one['seconds']:8.1f} {one['training_seconds']:10.1f} {one['tokens_per_second']:10,.0f}"
+              f" {one['peak_mib']:6.0f} {loss:>9} {wall:11.3f} {training:15.3f} {speed:12.2f} {memory:13.2f}")
     if not args.no_save:
         record.append("vs_nanogpt", {"recipe": args.recipe, "steps": steps, "repeats": args.repeats,
                                      "medians": medians, "runs": sides})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:
     assert sizes == sorted(sizes) and 512 <= sizes[0] < sizes[-1] <= 32_768
     for name in ("tokenizer", "vocab_size"):
         assert budget.choose_vocabulary(config, (name,), long, 180, LAPTOP) == (config, "")
+    asked = budget.choose_vocabulary(TrainConfig(tokenizer="bpe"), ("tokenizer",), short, 180, LAPTOP)
+    assert asked[0].vocab_size == 2048 and asked[1].startswith("bpe: as asked for")
+
+
+def test_a_model_is_chosen_that_fits_into_memory() -> None:
+    def parameters(most: float) -> float:
+        plan = budget.choose(TrainConfig(), (), 50_000_000, 60_000_000, 1, 1024, 3_600, LAPTOP, most_parameters=most)
+        return budget.weights(plan.config) + plan.config.n_embd * 1024
+
+    sizes = [parameters(most) for most in (1e5, 1e6, 3e6, math.inf)]
+    assert sizes == sorted(set(sizes)) and sizes[1] <= 1e6 and sizes[2] <= 3e6
 
 
 def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +163,7 @@ def test_processes_share_the_windows_of_a_batch() -> None:
 
 def test_the_expected_loss_falls_with_what_is_learned() -> None:
     """More fresh characters, a lower loss; what is read again is worth less than what is new."""
-    counting = (1.6, 1.8, 500_000.0, 0.0)
+    counting = (1.6, 1.8, 500_000.0, 0.0, 0.0)
     once, more, again = (budget.expected_loss(counting, *seen)
                          for seen in ((1e6, 0.5), (4e6, 0.5), (4e6, 40.0)))
     assert more < again < 1.6 and more < once

@@ -140,7 +140,7 @@ def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, 
     _, record = read_run(tmp_path / "run")
     assert made["expected"] == record["expected"] > 0
     assert made["nats_per_char"] == pytest.approx(made["val_loss"], rel=0.01), "characters are its tokens"
-    assert len(record["counting"]) == 4 and record["reasons"]
+    assert len(record["counting"]) == 5 and record["reasons"]
     untimed = bardlet("train", text, "--out", tmp_path / "steps", *TINY, "--steps", "2")
     assert untimed["expected"] is None
 

@@ -45,9 +45,13 @@ def test_two_contexts_are_never_taken_for_one() -> None:
 
 
 def test_words_that_are_not_known_are_spelled() -> None:
-    """`to` and ` be` are known, ` or` is seen once: counting by hand, and what its three characters cost."""
+    """`to` and ` be` are known, ` or` is seen once: counting by hand, what its three characters cost, and its end."""
     train, held = "to be\nto be\nto be or", "to be or"
     n = np.array([1, 2, 3, 1, 2, 3, 1, 2, 0])
     by_numbers = ngram.surprise(n, np.array([1, 2, 0]), 0)[0].sum()
     spelling = np.arange(len(held)) * 1.0
     assert ngram.word_losses(train, held, spelling, 0) == [pytest.approx((by_numbers + 5 + 6 + 7) / len(held))]
+    held += "\n"
+    by_numbers += ngram.surprise(n, np.array([3]), 0)[0].sum()
+    spelling = np.arange(len(held)) * 1.0
+    assert ngram.word_losses(train, held, spelling, 0) == [pytest.approx((by_numbers + 5 + 6 + 7 + 8) / len(held))]

@@ -185,8 +185,8 @@ class Plan:
     """Whether `steps` counts on compiled blocks."""
 
 
-def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey, seconds: float,
-                      speed: Speed) -> tuple[TrainConfig, str]:
+def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey, seconds: float, speed: Speed,
+                      most_parameters: float = math.inf) -> tuple[TrainConfig, str]:
     """`config` with the number of byte pairs for a text that wants them and the model that `seconds` will train.
 
     The head multiplies each token by the whole vocabulary: half as much as the blocks cost is what it may.
@@ -194,10 +194,15 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
     Returns:
         (config, the reason as a sentence; empty where nothing was chosen).
     """
-    kind, size, reason = tokenizers.choose(seen.characters, len(seen.alphabet))
-    if {"tokenizer", "vocab_size"} & set(given) or kind != "bpe" or size is None:
+    if "vocab_size" in given or ("tokenizer" in given and config.tokenizer != "bpe"):
         return config, ""
-    model = _fitting(config, given, seen.train_characters, 2048, seconds, speed)
+    kind, size, reason = tokenizers.choose(seen.characters, len(seen.alphabet))
+    if "tokenizer" in given:
+        kind, reason = "bpe", "bpe: as asked for"
+        size = tokenizers.suggest_vocab_size(seen.characters, len(seen.alphabet))
+    if kind != "bpe" or size is None:
+        return config, ""
+    model = _fitting(config, given, seen.train_characters, 2048, seconds, speed, most_parameters)
     afford = 2 ** int(math.log2(6 * model.n_layer * model.n_embd))
     if afford < size:
         reason = (f"{reason.partition(', so ')[0]}; of {size:,} pieces that it could have, {max(512, afford):,} suit "
@@ -206,7 +211,7 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
 
 
 def choose(config: TrainConfig, given: Collection[str], tokens: int, characters: int, documents: int, vocab_size: int,
-           seconds: float, speed: Speed, processes: int = 1) -> Plan:
+           seconds: float, speed: Speed, processes: int = 1, most_parameters: float = math.inf) -> Plan:
     """Model, context, batch and regularisation for `seconds` of training on a text.
 
     Args:
@@ -217,8 +222,9 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         seconds: what is left for training steps.
         speed: of the machine, in the way that the run will be computed.
         processes: they share the windows of a batch equally.
+        most_parameters: how many the memory can take.
     """
-    config = _fitting(config, given, characters, vocab_size, seconds, speed)
+    config = _fitting(config, given, characters, vocab_size, seconds, speed, most_parameters)
     if "block_size" not in given:
         config = replace(config, block_size=_context(config, tokens, documents))
     learned, most = seconds / speed.seconds(operations(config, vocab_size)), math.inf
@@ -249,8 +255,8 @@ def _short(x: float) -> str:
 
 
 def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab_size: int, seconds: float,
-             speed: Speed) -> TrainConfig:
-    """`config` with the largest shape that time and text allow, unless somebody chose one."""
+             speed: Speed, most_parameters: float) -> TrainConfig:
+    """`config` with the largest shape that time, text and memory allow, unless somebody chose one."""
     if set(SHAPE) & set(given):
         return config
     fitting = with_shape(config, SHAPES[0])
@@ -259,7 +265,9 @@ def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab
         tokens = seconds / speed.seconds(operations(larger, vocab_size))
         heart = weights(larger) / characters
         tokens = min(tokens, MOST_HEART / heart * characters)  # a token has a character, or more
-        if tokens >= TOKENS_PER_WEIGHT * weights(larger) and heart <= WEIGHTS_PER_CHARACTER:
+        parameters = weights(larger) + larger.n_embd * vocab_size
+        if (tokens >= TOKENS_PER_WEIGHT * weights(larger) and heart <= WEIGHTS_PER_CHARACTER
+                and parameters <= most_parameters):
             fitting = larger
     return fitting
 
@@ -279,7 +287,7 @@ def dropout_for(heart: float) -> float:
 
 # ---------------------------------------------------------------- the loss to expect
 
-LAW = (0.0181, 0.5829, -0.0582, 3.1655)
+LAW = (-0.0837, 0.112, -0.1081, 0.736, 0.9487)
 """Least squares over runs on development splits: `python benchmarks/dial.py law`."""
 
 REREAD = 1.0
@@ -290,7 +298,7 @@ BAND = 0.13
 fitted (LOG.md)."""
 
 
-def features(counting: Sequence[float], characters: float, epochs: float) -> tuple[float, float, float, float]:
+def features(counting: Sequence[float], characters: float, epochs: float) -> tuple[float, ...]:
     """What the loss to expect is computed from: the logarithm of its ratio to counting's is a weighted sum of these.
 
     Args:
@@ -299,13 +307,13 @@ def features(counting: Sequence[float], characters: float, epochs: float) -> tup
         epochs: how often the text is read.
 
     Returns:
-        (1, what counting would gain by that many more characters, how many million they are, what a second word of
-        context is worth to counting), the last three as logarithms.
+        (1, what counting would gain by that many more characters, how many million they are, what a long context and
+        what letters are worth to counting), all but the first as logarithms.
     """
-    most, fewer, counted, second_word = counting
+    most, fewer, counted, *worth = counting
     gain = math.log(most / fewer) / math.log(4)  # of the logarithm of the loss, for each of the number of characters
     fresh = characters if epochs <= 1 else characters / epochs * (1 + REREAD * (1 - math.exp((1 - epochs) / REREAD)))
-    return 1.0, gain * math.log(fresh / counted), math.log(characters / 1e6), second_word
+    return 1.0, gain * math.log(fresh / counted), math.log(characters / 1e6), *worth
 
 
 def expected_loss(counting: Sequence[float], characters: float, epochs: float) -> float:

@@ -189,12 +189,6 @@ class Corpus:
         """Whether there are 20 documents or more, so that validation can have whole ones."""
         return len(list(itertools.islice(self._read("both"), MANY))) == MANY
 
-    @cached_property
-    def whole_documents(self) -> bool:
-        """Whether validation has whole documents, not the ends of others, and training enough to spare some, too."""
-        apart = any(source.part == "val" for source in self.sources)
-        return self.many or (apart and len(list(itertools.islice(self.labelled("train"), 5))) == 5)
-
     def documents(self, part: str = "all") -> Iterator[str]:
         """The documents of a part ("all", "train" or "val"), one at a time, never empty.
 

@@ -37,6 +37,9 @@ LATER = 100_000_000
 UPDATE = 20
 """Bytes that each parameter takes between micro-batches: Muon's copies, and the result as it is read at the end."""
 
+TRAINED = 16
+"""Bytes that each parameter takes in training: itself, its gradient, and AdamW's two averages."""
+
 LITTLE = 0.2
 """A run that cannot take more than this part of what is free is not measured."""
 
@@ -249,15 +252,18 @@ def fit_micro_batches(t: Trainer) -> None:
         t.record["evaluation_rows"] = looks
 
 
-def check_weights(shape: ModelConfig, dist: Dist) -> None:
-    """Raise BardletError where a model of this shape cannot be trained here, whatever the batch: before it is made.
+def most_parameters(dist: Dist) -> float:
+    """How many parameters a model may have that is to be trained here: they take half of what is free."""
+    free = free_here(dist)
+    return math.inf if free is None else dist.least(free // (2 * TRAINED))
 
-    16 bytes for each parameter: itself, its gradient, and AdamW's two averages.
-    """
+
+def check_weights(shape: ModelConfig, dist: Dist) -> None:
+    """Raise BardletError where a model of this shape cannot be trained here, whatever the batch: before it is made."""
     free = free_here(dist)
     try:
         with sketching():
-            needed = 16.0 * sum(p.numel() for p in models.build(shape).parameters())
+            needed = float(TRAINED) * sum(p.numel() for p in models.build(shape).parameters())
     except RuntimeError:  # more than 64 bits can count
         needed = math.inf
     if free is not None and needed > free:

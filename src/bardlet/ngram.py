@@ -60,7 +60,7 @@ WORD = re.compile(r" ?\w+|[\s\S]")
 def word_losses(train: str, held: str, spelling: np.ndarray, longest: int = 2) -> list[float]:
     """Loss, in nats per character, of n-gram models that look at 0, 1, ... `longest` whole words.
 
-    Words that `train` has less than twice are one symbol, and each costs its letters on top.
+    Words that `train` has less than twice are one symbol, and each costs its letters on top, and its end.
 
     Args:
         spelling: (len(held),) nats of each character, by a model of characters.
@@ -69,6 +69,7 @@ def word_losses(train: str, held: str, spelling: np.ndarray, longest: int = 2) -
     number = {word: n for n, (word, count) in enumerate(Counter(learned).items(), 1) if count > 1}
     known = np.array([number.get(word, 0) for word in read])
     letters = np.repeat(known == 0, [len(word) for word in read])
+    letters[1:] |= letters[:-1]  # where it ends has to be said, too
     of_words = surprise(np.array([number.get(word, 0) for word in learned]), known, longest).mean(1)
     return [float(loss * len(read) / len(held) + (spelling * letters).mean()) for loss in of_words]
 

@@ -7,8 +7,10 @@ Other stages start from the same parts: `assemble` makes a run of any batches an
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -164,19 +166,20 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     """What `budget.py` chooses for this machine, this text and what is left of the minutes; the text, prepared so."""
     until = begun + 60 * (config.minutes or 0)
     with dist.main_first():
-        seen = survey.survey(found, progress)
+        seen = survey.survey(found, progress, held_out=config.val_part)
     speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), _left(until, dist))
     compiled = config.compile != "off" and not distributed.compiler_missing(dist.device)
     if config.compile != "on":
         compiled = compiled and budget.worth_compiling(_left(until, dist))
     if compiled:
         speed, until = speed.compiled(), until - budget.COLD
-    config, reason = budget.choose_vocabulary(config, given, seen, clock.usable(_left(until, dist)), speed)
+    parameters = memory.most_parameters(dist)
+    config, reason = budget.choose_vocabulary(config, given, seen, clock.usable(_left(until, dist)), speed, parameters)
     ready = prepare(found, config, None, dist, progress)
     ready = replace(ready, reason=reason or ready.reason)
     tokens = len(parts(ready, config)[0])
     plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
-                         clock.usable(_left(until, dist)), speed, dist.world)
+                         clock.usable(_left(until, dist)), speed, dist.world, parameters)
     return ready, seen, replace(plan, compiled=compiled)
 
 
@@ -306,6 +309,9 @@ def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
 def _compile(t: Trainer) -> bool:
     """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
     log.info("compiling (the first time on a machine takes up to a minute)")
+    with suppress(OSError):  # torch's own place for what it has compiled is a temporary one
+        (folder := corpus.cache_folder() / "compiler").mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     distributed.compile_blocks(t.model)
     try:
         clock.seconds_per_step(t, 1)

@@ -24,7 +24,7 @@ SAMPLE = 1 << 19
 """Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -38,59 +38,62 @@ class Survey:
     alphabet: str
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
-    """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on a tenth
-    of the training part that they did not count (the validation part is not looked at); empty for a text too short."""
+    """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the
+    held-out part, having counted the training part; empty for a text too short. The loss to expect is computed from
+    them; nothing is chosen by them."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
     counted: int = 0
     """Characters that the first were counted on."""
 
     @property
-    def counting(self) -> tuple[float, float, float, float] | None:
-        """(loss, loss, characters, logarithm): of the best n-gram model, of the best that counted a quarter as much,
-        how much the first counted, and of the ratio of its losses with two words of context and with one (0 for a text
-        without words); None for a text too short for that."""
+    def counting(self) -> tuple[float, ...] | None:
+        """The loss of the best n-gram model; of the best that counted a quarter as much; how many characters the first
+        counted; what six characters of context are worth beside three, and letters beside words, as logarithms of the
+        losses' ratios (the last 0 for a text without words). None for a text too short for that."""
         if not self.losses:
             return None
-        words = self.losses[LONGEST + 1:]
-        second_word = math.log(words[2] / words[1]) if words else 0.0
-        return min(self.losses), min(self.quarter), float(self.counted), second_word
+        best, words = min(self.losses), self.losses[LONGEST + 1:]
+        far = math.log(self.losses[LONGEST] / self.losses[LONGEST // 2])
+        return best, min(self.quarter), float(self.counted), far, math.log(words[1] / best) if words else 0.0
 
 
-def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None) -> Survey:
-    """The survey of `corpus`: from the cache, or by reading it once."""
-    folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "version": VERSION}
+def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None,
+           held_out: str = "val") -> Survey:
+    """The survey of `corpus`: from the cache, or by reading it once.
+
+    Args:
+        held_out: the part that `losses` are of: "val", or "dev", the last tenth of the training part.
+    """
+    folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": held_out, "version": VERSION}
     facts = kept.read(folder, key)
     with suppress(KeyError, TypeError, ValueError):
         if facts is not None:
             losses, quarter = (tuple(map(float, facts.pop(name))) for name in ("losses", "quarter"))
             return Survey(**facts, losses=losses, quarter=quarter)
-    found = _read(corpus, progress)
+    found = _read(corpus, progress, held_out)
     kept.write(folder, key, asdict(found))
     return found
 
 
-def _read(corpus: Corpus, progress: Progress | None) -> Survey:
+def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> Survey:
     counted = {"train": 0, "val": 0}
     alphabet: set[str] = set()
-    learned, held = _Sample(SAMPLE), _Sample(SAMPLE // 8)
+    sample = {"train": _Sample(SAMPLE), "val": _Sample(SAMPLE // 8)}
     for part in counted:
-        for number, text in enumerate(corpus.documents(part)):
+        for text in corpus.documents(part):
             counted[part] += len(text)
             for start in range(0, len(text), 1 << 20):
                 alphabet.update(text[start:start + (1 << 20)])
-            # held out as the validation part is: whole documents, or the ends
-            if part == "train" and corpus.whole_documents:
-                (held if number % 10 == 4 else learned).add(text)
-            elif part == "train":
-                cut = int(0.9 * len(text))
-                learned.add(text[:cut])
-                held.add(text[cut:])
+            sample[part].add(text)
             if progress:
                 progress("read", sum(counted.values()), None)
-    text = learned.text()
-    losses, quarter = _difficulty(text, held.text())
-    return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, len(text))
+    learned, held = sample["train"].text(), sample["val"].text()
+    if held_out == "dev":
+        cut = int(0.9 * len(learned))
+        learned, held = learned[:cut], learned[cut:]
+    losses, quarter = _difficulty(learned, held)
+    return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, len(learned))
 
 
 def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

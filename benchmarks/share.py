@@ -1,0 +1,69 @@
+"""What share of a CPU training takes: model flops per second over the rate of a large bf16 product beside it.
+
+    python benchmarks/share.py [--runs 5] [--no-save]
+
+qwen3 as `bardlet train` makes it (Muon, bf16, compiled), on random characters, at several sizes. In each round the
+product is timed first, then some steps of one size; the figures are medians of the rounds' shares. Model flops are
+counted as in gpu.py: 6 N + 12 L C T for each token. Appends a line to results/share.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any
+
+import gpu
+import record
+import torch
+
+from bardlet import dist, models, optim
+from bardlet.config import TrainConfig
+from bardlet.train import train_step
+
+SIZES = ({"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128, "batch_size": 32},
+         {"n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256, "batch_size": 16},
+         {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 16},
+         {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64})
+CHARACTERS = 65
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="rounds of each size")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    args = parser.parse_args()
+    dist.settle(None, False, torch.device("cpu"))
+    for size in SIZES:
+        figures = measure(TrainConfig(**size), args.runs)
+        print(" ".join(f"{name} {value:,.3f}" if isinstance(value, float) else f"{name} {value}"
+                       for name, value in figures.items()), flush=True)
+        if not args.no_save:
+            record.append("share", {**size, **figures})
+
+
+def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
+    """Tokens per second, flops per second and their share of the product's, medians of some rounds."""
+    cpu = torch.device("cpu")
+    torch.compiler.reset()  # the graphs of the size before
+    torch.manual_seed(0)
+    model = models.build(config.model_config(CHARACTERS))
+    dist.compile_blocks(model)
+    tokens = torch.randint(CHARACTERS, (config.batch_size, config.block_size + 1))
+    batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}
+    optimizers, stage, here = optim.build(model, config), gpu.next_token_stage(), dist.Dist(0, 1, cpu)
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = config.tokens_per_step * (6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size)
+    rates, times = [], []
+    for _ in range(runs):
+        rates.append(gpu.matrix_rate(cpu, 4096))
+        times.append(statistics.median(gpu.timed(
+            lambda: train_step(model, optimizers, batch, stage, config, here, "bf16"), cpu, 2, 5)))
+    shares = [flops / seconds / rate for seconds, rate in zip(times, rates, strict=True)]
+    return {"parameters": parameters, "tokens_per_second": config.tokens_per_step / statistics.median(times),
+            "bf16_product_gflops": statistics.median(rates) / 1e9, "share": statistics.median(shares)}
+
+
+if __name__ == "__main__":
+    main()
