@@ -4,12 +4,14 @@
     python benchmarks/dial.py sweep eltec-fra [-- --n-embd 256 --steps 700]
     python benchmarks/dial.py law
     python benchmarks/dial.py table
+    python benchmarks/dial.py contest
 
 `run` trains each text for each of the minutes, each in a process of its own, and appends a line to results/dial.jsonl:
 wall time from start to exit, the loss expected before the first step, and the loss that came, in nats per character of
 the validation part. With --replay the run is repeated from its run.toml, without a clock: the weights must be the same.
 
 `sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
+Lines that name the same `minutes` are runs of about as long: `contest` prints them side by side.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
 which it has not seen, and for each text how far a law fitted to the other texts alone would be. `table` prints the runs
 of the dial as a table.
@@ -49,6 +51,7 @@ def main() -> None:
     sweep.add_argument("text")
     commands.add_parser("law", help="fit the law of the expected loss")
     commands.add_parser("table", help="print the runs of the dial")
+    commands.add_parser("contest", help="print runs on development splits that took as long")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1:]
     if args.command == "run":
@@ -63,8 +66,10 @@ def main() -> None:
         record.append("sweep", line)
     elif args.command == "law":
         law()
-    else:
+    elif args.command == "table":
         print(table(read("dial")))
+    else:
+        print(contest(read("sweep")))
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -111,7 +116,9 @@ def by_hand(text: str, words: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         train([text, "--val-part", "dev", *words], out)
-        return {"arguments": words, **facts(out), "counting": survey(corpus.find((text,)), held_out="dev").counting}
+        minutes = float(words[words.index("--minutes") + 1]) if "--minutes" in words else None
+        counting = survey(corpus.find((text,)), held_out="dev").counting
+        return {"arguments": words, "minutes": minutes, **facts(out), "counting": counting}
 
 
 def facts(out: Path) -> dict[str, Any]:
@@ -198,6 +205,25 @@ def table(lines: list[dict[str, Any]]) -> str:
         tokens = line["epochs"] * line["tokens_of_text"] / 1e6
         rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
                     f"| {tokens:.1f} M | {s['dropout']:g} | {expected:.3f} | {came:.3f} | {off} |")
+    return "\n".join(rows)
+
+
+def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
+    """For each text its runs of so many minutes or nearly, the lowest loss first."""
+    rows = ["| text | tokens | model | context | tokens a step | rates | bits per byte | above the best |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    runs = [line for line in lines if line.get("minutes") == minutes]
+    for text in sorted({line["text"] for line in runs}):
+        here = sorted((line for line in runs if line["text"] == text), key=lambda line: line["bits_per_byte"])
+        for line in here:
+            s = line["settings"]
+            who = "**the dial:** " if "--minutes" in line["arguments"] else "nanoGPT's " if s["model"] == "gpt2" else ""
+            pieces = line["tokenizer"] + (f" {s['vocab_size']:,}" if line["tokenizer"] == "bpe" else "")
+            model = f"{who}{s['model']} {s['n_layer']} x {s['n_embd']}"
+            rates = f"{s['lr']:g}" + (f", Muon {s['muon_lr']:g}" if s["model"] != "gpt2" else "")
+            above = 100 * (line["bits_per_byte"] / here[0]["bits_per_byte"] - 1)
+            rows.append(f"| {text} | {pieces} | {model} | {s['block_size']} | {s['batch_size'] * s['block_size']:,} "
+                        f"| {rates} | {line['bits_per_byte']:.4f} | {above:.1f} % |")
     return "\n".join(rows)
 
 

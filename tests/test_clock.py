@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,21 +24,31 @@ def test_a_plan_fits_into_its_time(seconds: float, per_step: float, per_evaluati
         assert steps * per_step + evaluations * per_evaluation <= seconds
 
 
-def test_the_clock_looks_a_few_times_and_never_in_the_last_fifth() -> None:
-    """A run whose steps take twice as long as planned ends on time all the same, after at most four decisions."""
-    seconds, per_step = 100.0, 0.2
-    state = State(steps=970, prepared=0.0, replans=[(0, 970)])
-    replan = clock.replanner(seconds)
+def drive(seconds: float, pace: Callable[[int], float], planned: int) -> tuple[State, float]:
+    """A run of `planned` steps at first, the i-th of which takes pace(i): where it ends, and when."""
+    state, replan = State(steps=planned, prepared=0.0, replans=[(0, planned)]), clock.replanner(seconds)
     while state.step < state.steps:
-        state.elapsed = state.step * per_step
         steps = replan(state)
         if steps is not None:
-            assert state.step <= 0.8 * state.steps + 1
+            assert state.step <= 0.9 * state.steps + 1
             state.steps = max(steps, state.step + 1)
             state.replans.append((state.step, state.steps))
+        state.elapsed += pace(state.step)
         state.step += 1
-    assert len(state.replans) == 1 + len(clock.LOOKS)
-    assert 0.9 * seconds < state.step * per_step <= seconds
+    return state, state.elapsed
+
+
+def test_the_clock_looks_a_few_times() -> None:
+    """A run whose steps take twice as long as planned ends on time all the same, after a few decisions."""
+    state, ended = drive(100.0, lambda step: 0.2, 970)
+    assert len(state.replans) == 1 + len(clock.LOOKS) and 0.9 * 100 < ended <= 100
+
+
+@pytest.mark.parametrize("later", [0.6, 1.5])
+def test_a_machine_that_changes_its_pace_ends_on_time(later: float) -> None:
+    """Faster or slower from three fifths of the steps on."""
+    _, ended = drive(600.0, lambda step: 0.2 * (later if step > 1_700 else 1), 2_900)
+    assert abs(ended - 0.97 * 600) < 0.03 * 600
 
 
 def test_time_before_the_first_step_is_not_counted_as_training() -> None:

@@ -20,8 +20,9 @@ RESERVE = 0.03
 EVALUATING = 0.05
 """Share of the time for the evaluations on the way."""
 
-LOOKS = (0.1, 0.3, 0.5)
-"""Where in the planned steps the clock is looked at again: a new plan bends the decay, and later it would show."""
+LOOKS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where in the planned steps the clock is looked at again. A machine may be slower in its second half hour than in its
+first; a new plan changes the learning rate by as much as the old one was wrong."""
 
 
 def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
@@ -69,16 +70,22 @@ def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
 def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State], int | None]:
     """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
 
+    The pace is that since the look before; in a run that was resumed, first that of all its steps.
+
     Args:
         seconds: the time of the whole run. What is over already is `State.elapsed`.
         most_steps: more are never planned.
     """
+    before: tuple[int, float] | None = None
 
     def replan(state: State) -> int | None:
+        nonlocal before
         looks = len(state.replans) - 1  # the first is the plan itself
         if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
             return None
-        per_step = (state.elapsed - state.prepared) / state.step  # with its share of evaluations and checkpoints
+        step, elapsed = before or (0, state.prepared)
+        per_step = (state.elapsed - elapsed) / (state.step - step)  # with its share of evaluations and checkpoints
+        before = state.step, state.elapsed
         steps = state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
         return max(state.step + 1, min(steps, most_steps or steps))
 
