@@ -157,8 +157,10 @@ CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (math.inf, 1024))
 DROPOUTS = ((20, 0.0), (math.inf, 0.05))
 """(most of what MOST_HEART counts, dropout): before a text is nearly known by heart, dropout only slows learning."""
 
-TOKENS_PER_WEIGHT = 1.5
-"""The largest model is taken that learns from at least so many tokens for each of its weights."""
+TOKENS_PER_WEIGHT = (1.4, 0.75, 20.0)
+"""(a, b, most): the largest model is taken that learns from a * (millions of weights)^b tokens for each weight, but no
+model has use for more than `most` (Hoffmann et al., 2022). a and b: 0.8 M is better than 0.3 M after a minute, and than
+1.8 M after three, of which 1.8 M would see 1 and 2 tokens for each weight."""
 
 WEIGHTS_PER_CHARACTER = 10
 """No model has more weights than so many for each character of its text."""
@@ -190,7 +192,7 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
                       most_parameters: float = math.inf) -> tuple[TrainConfig, str]:
     """`config` with the number of byte pairs for a text that wants them and the model that `seconds` will train.
 
-    The head multiplies each token by the whole vocabulary: half as much as the blocks cost is what it may.
+    The head multiplies each token by the whole vocabulary: a third more than the blocks is what it may cost.
 
     Returns:
         (config, the reason as a sentence; empty where nothing was chosen).
@@ -204,7 +206,7 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
     if kind != "bpe" or size is None:
         return config, ""
     model = _fitting(config, given, seen.train_characters, 2048, seconds, speed, most_parameters)
-    afford = 2 ** int(math.log2(6 * model.n_layer * model.n_embd))
+    afford = 2 ** int(math.log2(16 * model.n_layer * model.n_embd))
     if afford < size:
         reason = (f"{reason.partition(', so ')[0]}; of {size:,} pieces that it could have, {max(512, afford):,} suit "
                   "the size of the model")
@@ -267,10 +269,15 @@ def _fitting(config: TrainConfig, given: Collection[str], characters: int, vocab
         heart = weights(larger) / characters
         tokens = min(tokens, MOST_HEART / heart * characters)  # a token has a character, or more
         parameters = weights(larger) + larger.n_embd * vocab_size
-        if (tokens >= TOKENS_PER_WEIGHT * weights(larger) and heart <= WEIGHTS_PER_CHARACTER
-                and parameters <= most_parameters):
+        if tokens >= _wanted(weights(larger)) and heart <= WEIGHTS_PER_CHARACTER and parameters <= most_parameters:
             fitting = larger
     return fitting
+
+
+def _wanted(size: int) -> float:
+    """How many tokens a model of so many weights should learn from."""
+    a, b, most = TOKENS_PER_WEIGHT
+    return size * min(a * (size / 1e6) ** b, most)
 
 
 def _context(config: TrainConfig, tokens: int, documents: int) -> int:
