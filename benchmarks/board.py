@@ -6,7 +6,7 @@
 `run` trains once for each seed, each in a process of its own (`bardlet train ARGUMENTS --seed N`), measures the result
 by protocol (b) of the design (every validation token but the first once, windows of min(256, context), fp32) and
 appends a line to results/board.jsonl. `build` makes README.md of this folder from all lines: a row for each class and
-command, and under it the runs of the dial (dial.py).
+command, and under it the runs of the dial and its contests (dial.py).
 
 CLASS is the machine and the time, as in "2-core CPU, 3 minutes". Seconds are those of training steps; `whole` is the
 wall time of the command, with start, tokens, compilation, evaluations and saving. Weights are those of the last step or
@@ -46,7 +46,8 @@ def main() -> None:
     if args.command == "build":
         import dial
 
-        pages = page(read()) + "\n" + DIAL + "\n" + dial.table(dial.read("dial")) + "\n"
+        pages = "\n".join((page(read()), DIAL, dial.table(dial.read("dial")) + "\n", CONTEST,
+                           dial.contest(dial.read("sweep")) + "\n"))
         (record.HERE / "README.md").write_text(pages, encoding="utf-8")
         print("README.md")
         return
@@ -133,7 +134,15 @@ DIAL = """## The dial
 `bardlet train TEXT --minutes M` on the same machine, nothing else said: the newest run of each text, minutes and seed
 in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`). Wall: the command from start to exit. Losses
 in nats per character of the validation part; the weights are the best by validation, as `train` keeps them by default.
-Expected: by today's law, which is fitted to development splits (`dial.py law`), not to these runs.
+Expected: what the run said before its first step, by the law of its commit, which is fitted to other runs on the
+development splits of most of these texts (`dial.py law`), and counts n-grams of the part that is validated on.
+"""
+CONTEST = """## Contests
+
+Runs on development splits of about three minutes each (`python benchmarks/dial.py contest`; lines of
+`results/sweep.jsonl`), one seed; qwen3 keeps the average of the last fifth, gpt2 with nanoGPT's settings its last step.
+Unless it is the dial's, a run has as many steps as three minutes have at its speed, which was timed apart, and was then
+computed by one thread.
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

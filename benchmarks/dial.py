@@ -11,10 +11,10 @@ wall time from start to exit, the loss expected before the first step, and the l
 the validation part. With --replay the run is repeated from its run.toml, without a clock: the weights must be the same.
 
 `sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
-Lines that name the same `minutes` are runs of about as long: `contest` prints them side by side.
+Those of --about 3 are printed side by side by `contest`: their steps are to be as many as three minutes have.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
-which it has not seen, and for each text how far a law fitted to the other texts alone would be. `table` prints the runs
-of the dial as a table.
+to which it is not fitted (though to their texts' development splits), and for each text how far a law fitted to the
+other texts alone would be. `table` prints the runs of the dial as a table, with what they expected on their day.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import record
 
-from bardlet import budget, checkpoint
+from bardlet import budget, checkpoint, corpus
 from bardlet.config import TrainConfig
+from bardlet.survey import survey
 
 
 def main() -> None:
@@ -49,6 +51,7 @@ def main() -> None:
     run.add_argument("--replay", action="store_true", help="repeat each run without a clock and compare the weights")
     sweep = commands.add_parser("sweep", help="train on the development split with settings chosen by hand")
     sweep.add_argument("text")
+    sweep.add_argument("--about", type=float, metavar="MINUTES", help="what the steps take, for `contest`")
     commands.add_parser("law", help="fit the law of the expected loss")
     commands.add_parser("table", help="print the runs of the dial")
     commands.add_parser("contest", help="print runs on development splits that took as long")
@@ -61,7 +64,7 @@ def main() -> None:
                 print(json.dumps(line), flush=True)
                 record.append("dial", line)
     elif args.command == "sweep":
-        line = by_hand(args.text, words)
+        line = by_hand(args.text, words, args.about)
         print(json.dumps(line), flush=True)
         record.append("sweep", line)
     elif args.command == "law":
@@ -108,17 +111,12 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
 
 
-def by_hand(text: str, words: list[str]) -> dict[str, Any]:
-    """A run on the development split, with the survey's figures as the dial would have them."""
-    from bardlet import corpus
-    from bardlet.survey import survey
-
+def by_hand(text: str, words: list[str], about: float | None) -> dict[str, Any]:
+    """A run on the development split that takes about so many minutes."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         train([text, "--val-part", "dev", *words], out)
-        minutes = float(words[words.index("--minutes") + 1]) if "--minutes" in words else None
-        counting = survey(corpus.find((text,)), held_out="dev").counting
-        return {"arguments": words, "minutes": minutes, **facts(out), "counting": counting}
+        return {"arguments": words, "minutes": about, **facts(out)}
 
 
 def facts(out: Path) -> dict[str, Any]:
@@ -146,8 +144,8 @@ def law() -> None:
     Each text counts as much as another, however many runs it has. And for each text the error of a law that was fitted
     to the other texts alone.
     """
-    swept = [line for line in read("sweep") if line["counting"] and as_planned(line)]
-    x, y = arguments(swept)
+    swept = [line for line in read("sweep") if as_planned(line)]
+    x, y = arguments(swept, "dev")
     texts = np.array([line["text"] for line in swept])
     weight = np.array([(texts == text).sum() ** -0.5 for text in texts])
 
@@ -157,22 +155,36 @@ def law() -> None:
 
     found = fit(np.full(len(texts), True))
     print("LAW =", tuple(round(float(a), 4) for a in found))
+    left_out: list[float] = []
     for text in sorted(set(texts)):
         here = texts == text
+        off = np.expm1(x[here] @ fit(~here) - y[here])
+        left_out += [math.sqrt(np.mean(np.square(off)))]  # one figure for each text
         print(f"{text}: {here.sum()} runs, fitted without them off by "
-              + ", ".join(f"{100 * e:+.1f}" for e in np.expm1(x[here] @ fit(~here) - y[here])) + " %")
-    timed = [line for line in read("dial") if line["counting"]]
-    x, y = arguments(timed)
+              + ", ".join(f"{100 * e:+.1f}" for e in off) + " %")
+    print(f"root mean square of these {100 * math.sqrt(np.mean(np.square(left_out))):.1f} %")
+    timed = read("dial")
+    x, y = arguments(timed, "val")
     off = np.expm1(x @ found - y)
     for line, e in zip(timed, off, strict=True):
         print(f"dial, {line['text']}, {line['minutes']:g} minutes: {100 * e:+.1f} %")
     print(f"root mean square of these {100 * math.sqrt(np.mean(np.square(off))):.1f} %")
 
 
-def arguments(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def arguments(lines: list[dict[str, Any]], held_out: str) -> tuple[np.ndarray, np.ndarray]:
     """What the law has to bring together: features, and the logarithm of the loss that came over counting's."""
-    x = [budget.features(line["counting"], line["characters"], line["epochs"]) for line in lines]
-    return np.array(x), np.log([line["nats_per_char"] / line["counting"][0] for line in lines])
+    countings = [counting(line["text"], held_out) for line in lines]
+    x = [budget.features(c, line["characters"], line["epochs"]) for c, line in zip(countings, lines, strict=True)]
+    return np.array(x), np.log([line["nats_per_char"] / c[0] for c, line in zip(countings, lines, strict=True)])
+
+
+@cache
+def counting(text: str, held_out: str) -> tuple[float, ...]:
+    """What today's survey finds in a text; the lines of results have what that of their day found."""
+    found = survey(corpus.find((text,)), held_out=held_out).counting
+    if found is None:
+        sys.exit(f"{text}: nothing to count")
+    return found
 
 
 def as_planned(line: dict[str, Any]) -> bool:
@@ -180,36 +192,42 @@ def as_planned(line: dict[str, Any]) -> bool:
 
     Not names: the end of an alphabetical list, its development split, is not like every tenth of it, its validation.
     """
-    if line["text"] == "names":
+    s, usual = line["settings"], TrainConfig()
+    if line["text"] == "names" or any(s[name] != getattr(usual, name) for name in ("lr", "muon_lr", "weight_decay")):
         return False
     if "--minutes" in line["arguments"]:
         return True
-    c = TrainConfig(**{name: line["settings"][name] for name in budget.SHAPE})
+    c = TrainConfig(**{name: s[name] for name in budget.SHAPE})
     heart = budget.weights(c) * line["epochs"] ** 2 / line["characters"]
-    return (heart <= budget.MOST_HEART and line["settings"]["dropout"] == budget.dropout_for(heart)
+    return (heart <= budget.MOST_HEART and s["dropout"] == budget.dropout_for(heart)
             and line["tokenizer"] == ("char" if line["text"] == "tinyshakespeare" else "bpe"))
 
 
 # ---------------------------------------------------------------- the table
 
 
+AVERAGE = ["--keep", "average"]
+"""What a run of the dial is given in a contest, whose other runs keep the average, too: the best by validation would be
+chosen from a score of evaluations."""
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """A row for each run of the dial, the newest of each text and minutes."""
     newest = {(line["text"], line["minutes"], line["settings"]["seed"]): line for line in lines}
-    rows = ["| text | minutes | wall, s | model | context | tokens | dropout | expected | came | off |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    rows = ["| text | minutes | wall, s | model | context | tokens | dropout | expected | came | off | commit |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for (text, minutes, _), line in sorted(newest.items()):
-        s, came = line["settings"], line["nats_per_char"]
-        expected = budget.expected_loss(line["counting"], line["characters"], line["epochs"])  # as it would be today
-        off = f"{100 * (expected / came - 1):+.1f} %"
+        s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
+        off = f"{100 * (expected / came - 1):+.1f} %" if expected else "-"
         tokens = line["epochs"] * line["tokens_of_text"] / 1e6
         rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
-                    f"| {tokens:.1f} M | {s['dropout']:g} | {expected:.3f} | {came:.3f} | {off} |")
+                    f"| {tokens:.1f} M | {s['dropout']:g} | {expected or 0:.3f} | {came:.3f} | {off} "
+                    f"| {line['commit']} |")
     return "\n".join(rows)
 
 
 def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
-    """For each text its runs of so many minutes or nearly, the lowest loss first."""
+    """For each text its runs of about so many minutes, the lowest loss first."""
     rows = ["| text | tokens | model | context | tokens a step | rates | bits per byte | above the best |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     runs = [line for line in lines if line.get("minutes") == minutes]
@@ -217,13 +235,14 @@ def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
         here = sorted((line for line in runs if line["text"] == text), key=lambda line: line["bits_per_byte"])
         for line in here:
             s = line["settings"]
-            who = "**the dial:** " if "--minutes" in line["arguments"] else "nanoGPT's " if s["model"] == "gpt2" else ""
-            pieces = line["tokenizer"] + (f" {s['vocab_size']:,}" if line["tokenizer"] == "bpe" else "")
+            who = "**the dial:** " if line["arguments"] == ["--minutes", f"{minutes:g}", *AVERAGE] else ""
+            pieces = line["tokenizer"] + (f" {s['vocab_size'] or 0:,}" if line["tokenizer"] == "bpe" else "")
             model = f"{who}{s['model']} {s['n_layer']} x {s['n_embd']}"
             rates = f"{s['lr']:g}" + (f", Muon {s['muon_lr']:g}" if s["model"] != "gpt2" else "")
             above = 100 * (line["bits_per_byte"] / here[0]["bits_per_byte"] - 1)
-            rows.append(f"| {text} | {pieces} | {model} | {s['block_size']} | {s['batch_size'] * s['block_size']:,} "
-                        f"| {rates} | {line['bits_per_byte']:.4f} | {above:.1f} % |")
+            step = s["batch_size"] * s["grad_accum"] * s["block_size"]
+            rows.append(f"| {text} | {pieces} | {model} | {s['block_size']} | {step:,} | {rates} "
+                        f"| {line['bits_per_byte']:.4f} | {above:.1f} % |")
     return "\n".join(rows)
 
 

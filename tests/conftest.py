@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import tempfile
@@ -28,7 +29,8 @@ def settings_of(model: str, words: Sequence[str]) -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Token shards of the tests go to a folder of theirs, made once for the session; what was compiled stays."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "bardlet-tests-compiled"))
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # where torch keeps it by itself
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     before = os.environ.get("BARDLET_CACHE")
     os.environ["BARDLET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield

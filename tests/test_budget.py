@@ -167,6 +167,8 @@ def test_the_expected_loss_falls_with_what_is_learned() -> None:
     once, more, again = (budget.expected_loss(counting, *seen)
                          for seen in ((1e6, 0.5), (4e6, 0.5), (4e6, 40.0)))
     assert more < again < 1.6 and more < once
+    twenty, forty = (budget.expected_loss(counting, 1e6 * n, float(n)) for n in (20, 40))
+    assert abs(twenty / forty - 1) < 0.02, "a text that is known teaches nothing"
 
 
 def test_a_slow_machine_is_not_asked_for_large_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

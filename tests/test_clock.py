@@ -24,8 +24,8 @@ def test_a_plan_fits_into_its_time(seconds: float, per_step: float, per_evaluati
         assert steps * per_step + evaluations * per_evaluation <= seconds
 
 
-def drive(seconds: float, pace: Callable[[int], float], planned: int) -> tuple[State, float]:
-    """A run of `planned` steps at first, the i-th of which takes pace(i): where it ends, and when."""
+def drive(seconds: float, pace: Callable[[int], float], planned: int, evaluation: float = 0.0) -> tuple[State, float]:
+    """A run of `planned` steps at first, the i-th of which takes pace(i), with ten evaluations: where it ends, when."""
     state, replan = State(steps=planned, prepared=0.0, replans=[(0, planned)]), clock.replanner(seconds)
     while state.step < state.steps:
         steps = replan(state)
@@ -33,8 +33,9 @@ def drive(seconds: float, pace: Callable[[int], float], planned: int) -> tuple[S
             assert state.step <= 0.9 * state.steps + 1
             state.steps = max(steps, state.step + 1)
             state.replans.append((state.step, state.steps))
-        state.elapsed += pace(state.step)
+        state.seconds += pace(state.step)
         state.step += 1
+        state.elapsed = state.seconds + state.step // (planned // 10) * evaluation
     return state, state.elapsed
 
 
@@ -51,7 +52,15 @@ def test_a_machine_that_changes_its_pace_ends_on_time(later: float) -> None:
     assert abs(ended - 0.97 * 600) < 0.03 * 600
 
 
+@pytest.mark.parametrize("evaluation", [0.5, 4.0])
+def test_evaluations_do_not_look_like_slow_steps(evaluation: float) -> None:
+    """Whether one falls between two looks or not, the plan stays nearly the same."""
+    state, ended = drive(180.0, lambda step: 0.1, 1_400, evaluation)
+    plans = [steps for _, steps in state.replans[1:]]
+    assert max(plans) - min(plans) < 0.08 * max(plans) and abs(ended - 0.97 * 180) < 0.03 * 180 + evaluation
+
+
 def test_time_before_the_first_step_is_not_counted_as_training() -> None:
     """40 of 100 seconds went to preparation and compilation: what is left is planned with the true pace."""
-    state = State(steps=100, step=10, prepared=40.0, elapsed=45.0, replans=[(0, 100)])
+    state = State(steps=100, step=10, prepared=40.0, elapsed=45.0, seconds=4.0, replans=[(0, 100)])
     assert clock.replanner(100.0)(state) == 10 + int((97.0 - 45.0) / 0.5)

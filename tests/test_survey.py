@@ -62,6 +62,12 @@ def test_texts_without_words_have_losses_of_characters(tmp_path: Path, text: str
     assert found.counting[2] == pytest.approx(0.9 * found.characters, rel=0.01)
 
 
+def test_records_that_are_all_alike_have_no_difficulty(tmp_path: Path) -> None:
+    """Counting knows all of them: nothing to take a logarithm of."""
+    (tmp_path / "a.jsonl").write_text('{"text": "to be or not to be, that is the question"}\n' * 3_000)
+    assert look(tmp_path / "a.jsonl", tmp_path / "cache").counting is None
+
+
 def test_a_text_too_short_for_counting_has_no_losses(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 5, encoding="utf-8")
     assert look(tmp_path / "a.txt", tmp_path / "cache").losses == ()

@@ -21,8 +21,8 @@ EVALUATING = 0.05
 """Share of the time for the evaluations on the way."""
 
 LOOKS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where in the planned steps the clock is looked at again. A machine may be slower in its second half hour than in its
-first; a new plan changes the learning rate by as much as the old one was wrong."""
+"""Where in the planned steps the clock is looked at again: a machine may be slower in its second half hour than in its
+first. A new plan bends the decay by as much as the old one was wrong."""
 
 
 def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
@@ -70,7 +70,8 @@ def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
 def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State], int | None]:
     """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
 
-    The pace is that since the look before; in a run that was resumed, first that of all its steps.
+    The pace is that of the steps since the look before (in a run that was resumed, first that of all), and a share of
+    what evaluations and checkpoints have taken so far.
 
     Args:
         seconds: the time of the whole run. What is over already is `State.elapsed`.
@@ -83,9 +84,10 @@ def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State]
         looks = len(state.replans) - 1  # the first is the plan itself
         if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
             return None
-        step, elapsed = before or (0, state.prepared)
-        per_step = (state.elapsed - elapsed) / (state.step - step)  # with its share of evaluations and checkpoints
-        before = state.step, state.elapsed
+        step, trained = before or (0, 0.0)
+        besides = max(0.0, state.elapsed - state.prepared - state.seconds)
+        per_step = (state.seconds - trained) / (state.step - step) + besides / state.step
+        before = state.step, state.seconds
         steps = state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
         return max(state.step + 1, min(steps, most_steps or steps))
 

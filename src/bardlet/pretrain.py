@@ -178,7 +178,8 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     ready = prepare(found, config, None, dist, progress)
     ready = replace(ready, reason=reason or ready.reason)
     tokens = len(parts(ready, config)[0])
-    plan = budget.choose(config, given, tokens, ready.train_chars, ready.documents, ready.tokenizer.vocab_size,
+    characters = round(ready.train_chars * tokens / len(ready.train))
+    plan = budget.choose(config, given, tokens, characters, ready.documents, ready.tokenizer.vocab_size,
                          clock.usable(_left(until, dist)), speed, dist.world, parameters)
     return ready, seen, replace(plan, compiled=compiled)
 
@@ -207,6 +208,11 @@ def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -
 
 def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
     """`config` with device, precision and threads as this machine has them; PyTorch is told."""
+    folder = corpus.cache_folder() / "compiler"  # torch's own place for what it compiled is a temporary one
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # before torch.optim loads the compiler
     threads = distributed.settle(config.threads, config.deterministic, dist.device)
     device = dist.device.type if config.device == "auto" else config.device
     dtype = distributed.pick_dtype(config.dtype, dist.device)
@@ -309,9 +315,6 @@ def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
 def _compile(t: Trainer) -> bool:
     """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
     log.info("compiling (the first time on a machine takes up to a minute)")
-    with suppress(OSError):  # torch's own place for what it has compiled is a temporary one
-        (folder := corpus.cache_folder() / "compiler").mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     distributed.compile_blocks(t.model)
     try:
         clock.seconds_per_step(t, 1)

@@ -1,6 +1,7 @@
 """What a text is like, before anything is made of it: how long, of which characters, and how hard to predict.
 
-Read once, kept in the cache under the text's hash. The tokenizer and the plan of a timed run are chosen by it.
+Read once, kept in the cache under the text's hash. The tokenizer and the plan of a timed run are chosen by its length
+and alphabet; how hard it is says what loss to expect, and chooses nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ class Survey:
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
     """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the
-    held-out part, having counted the training part; empty for a text too short. The loss to expect is computed from
-    them; nothing is chosen by them."""
+    held-out part, having counted the training part; empty for a text too short."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
     counted: int = 0
@@ -50,8 +50,8 @@ class Survey:
     def counting(self) -> tuple[float, ...] | None:
         """The loss of the best n-gram model; of the best that counted a quarter as much; how many characters the first
         counted; what six characters of context are worth beside three, and letters beside words, as logarithms of the
-        losses' ratios (the last 0 for a text without words). None for a text too short for that."""
-        if not self.losses:
+        losses' ratios (the last 0 for a text without words). None for a text too short, or without surprise."""
+        if not self.losses or min(self.losses) < 1e-3:  # too short, or a loop
             return None
         best, words = min(self.losses), self.losses[LONGEST + 1:]
         far = math.log(self.losses[LONGEST] / self.losses[LONGEST // 2])

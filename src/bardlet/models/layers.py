@@ -304,7 +304,7 @@ def sketching() -> Iterator[None]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Nothing is drawn at random: on the meta device torch would load its compiler for that, a second and 100 MB."""
+    """`normal_` does nothing: for it torch loads its compiler on the meta device, which takes a second and 100 MB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.init.normal_:

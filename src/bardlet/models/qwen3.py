@@ -81,8 +81,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Communication, then computation; each adds to the residual stream.
 
-    Dropout is on what they add (and on the embeddings), not on the weights of attention as in GPT-2: of those it cost
-    more than it gave (LOG.md), and time.
+    Dropout is on what they add (and on the embeddings). On the weights of attention, as in GPT-2, it made the loss
+    worse (LOG.md) and took time.
     """
 
     def __init__(self, config: ModelConfig) -> None:
