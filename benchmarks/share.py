@@ -4,7 +4,8 @@
 
 qwen3 as `bardlet train` makes it (Muon, bf16, compiled), on random characters, at several sizes. In each round the
 product is timed first, then some steps of one size; the figures are medians of the rounds' shares. Model flops are
-counted as in gpu.py: 6 N + 12 L C T for each token. Appends a line to results/share.jsonl.
+counted as in gpu.py: 6 N + 12 L C T for each token, attention as if it looked ahead, too; without that,
+6 N + 6 L C T, the share is `causal`. Appends a line to results/share.jsonl.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     dist.settle(None, False, torch.device("cpu"))
+    if missing := dist.compiler_missing(torch.device("cpu")):
+        raise SystemExit(missing)
     for size in SIZES:
         figures = measure(TrainConfig(**size), args.runs)
         print(" ".join(f"{name} {value:,.3f}" if isinstance(value, float) else f"{name} {value}"
@@ -54,7 +57,8 @@ def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}
     optimizers, stage, here = optim.build(model, config), gpu.next_token_stage(), dist.Dist(0, 1, cpu)
     parameters = sum(p.numel() for p in model.parameters())
-    flops = config.tokens_per_step * (6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size)
+    attention = 6 * config.n_layer * config.n_embd * config.block_size
+    flops = config.tokens_per_step * (6 * parameters + 2 * attention)
     rates, times = [], []
     for _ in range(runs):
         rates.append(gpu.matrix_rate(cpu, 4096))
@@ -62,7 +66,8 @@ def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
             lambda: train_step(model, optimizers, batch, stage, config, here, "bf16"), cpu, 2, 5)))
     shares = [flops / seconds / rate for seconds, rate in zip(times, rates, strict=True)]
     return {"parameters": parameters, "tokens_per_second": config.tokens_per_step / statistics.median(times),
-            "bf16_product_gflops": statistics.median(rates) / 1e9, "share": statistics.median(shares)}
+            "bf16_product_gflops": statistics.median(rates) / 1e9, "share": statistics.median(shares),
+            "causal": statistics.median(shares) * (1 - config.tokens_per_step * attention / flops)}
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ of its README, on the CPU: `cpu` is 4 layers, 4 heads, 128 channels, block 64, b
 evaluation every 250; `gpu` is 6 layers, 6 heads, 384 channels (10.65 M parameters), block 256, batch 64, dropout 0.2, a
 few steps of it and no evaluation but the last. AdamW, in fp32 as nanoGPT computes on a CPU. bardlet trains the `gpt2`
 layout (which has biases where nanoGPT's default has none) with the same settings, once as nanoGPT does (fp32, eager)
-and once as bardlet would (bf16, compiled). Beside `cpu` it also trains its own recipe for the same loss
-(configs/seconds.toml: fewer steps, uncompiled), which is to be at least as good.
+and once as bardlet would (bf16, compiled). Beside the whole of `cpu` it also trains its own recipe for the same loss
+(configs/seconds.toml: fewer steps of another model, bf16, Muon, uncompiled; one evaluation, at the end), which is to be
+at least as good. bardlet's repeats have a seed each, nanoGPT's all its own.
 
 Wall time is that of the whole command, from start to exit; tokens/s are those of the median step, on both sides (ten
 steps together where they are short), and training is all steps at that rate; memory is the largest resident set of the
 process. The checkpoints of `cpu` are then evaluated by the same code (protocol (a) of the design: 200 batches of 64
-windows of 64 characters from a generator of their own) on the same windows. The evaluations on the way read as many
-tokens on both sides.
+windows of 64 characters from a generator of their own) on the same windows. Evaluations on the way read as many tokens
+on both sides, but for bardlet's own recipe, which has none.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def main() -> None:
         windows = validation_windows(Path(scratch) / "windows.npy") if args.recipe == "cpu" else None
         ours = {"bardlet": [*recipe.bardlet(steps), "--dtype", "fp32", "--compile", "off"],
                 "bardlet bf16": [*recipe.bardlet(steps), "--dtype", "bf16", "--compile", "on"]}
-        if args.recipe == "cpu":
+        if args.recipe == "cpu" and steps == recipe.steps:
             ours["its own"] = ["--config", str(SECONDS), "--log-every", str(recipe.log_every)]
         sides: dict[str, list[dict[str, Any]]] = {name: [] for name in ("nanoGPT", *ours)}
         for repeat in range(args.repeats):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +172,18 @@ def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callab
     assert summary["val_loss"] < 0.7 * math.log(30)
     assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "nats_per_char",
                             "expected", "selected_by", "tokens_per_second", "parameters"}
+
+
+def test_what_was_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
+    """torch's own folder, chosen when the optimizers are made, is a temporary one; without ours it stays."""
+    lines = ("import torch", "from bardlet import models, optim, pretrain", "from bardlet.config import TrainConfig",
+             "from bardlet.dist import Dist",
+             "config = pretrain.settled(TrainConfig(), Dist(0, 1, torch.device('cpu')))",
+             "optim.build(models.build(config.model_config(65)), config)",
+             "from torch._inductor.runtime.cache_dir_utils import cache_dir", "print(cache_dir())")
+    (tmp_path / "file").write_text("")
+    for cache, kept in ((tmp_path / "cache", True), (tmp_path / "file", False)):
+        env = {**os.environ, "BARDLET_CACHE": str(cache)}
+        env.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        said = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=env, capture_output=True, text=True)
+        assert (said.stdout.strip() == str(cache / "compiler")) == kept
