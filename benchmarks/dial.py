@@ -228,8 +228,8 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
     """For each text its runs of about so many minutes, the lowest loss first."""
-    rows = ["| text | tokens | model | context | tokens a step | rates | bits per byte | above the best |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    rows = ["| text | tokens | model | context | steps | tokens a step | rates | bits per byte | above the best |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     runs = [line for line in lines if line.get("minutes") == minutes]
     for text in sorted({line["text"] for line in runs}):
         here = sorted((line for line in runs if line["text"] == text), key=lambda line: line["bits_per_byte"])
@@ -241,7 +241,7 @@ def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
             rates = f"{s['lr']:g}" + (f", Muon {s['muon_lr']:g}" if s["model"] != "gpt2" else "")
             above = 100 * (line["bits_per_byte"] / here[0]["bits_per_byte"] - 1)
             step = s["batch_size"] * s["grad_accum"] * s["block_size"]
-            rows.append(f"| {text} | {pieces} | {model} | {s['block_size']} | {step:,} | {rates} "
+            rows.append(f"| {text} | {pieces} | {model} | {s['block_size']} | {line['steps']:,} | {step:,} | {rates} "
                         f"| {line['bits_per_byte']:.4f} | {above:.1f} % |")
     return "\n".join(rows)
 
