@@ -155,7 +155,7 @@ MODELS = ("qwen3", "gpt2")
 CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (math.inf, 1024))
 """(most weights, context in tokens): a small model has no use for what is far away."""
 
-DROPOUTS = ((20, 0.0), (math.inf, 0.05))
+DROPOUTS = ((15, 0.0), (math.inf, 0.05))
 """(most of what MOST_HEART counts, dropout): before a text is nearly known by heart, dropout only slows learning."""
 
 TOKENS_PER_WEIGHT = (1.4, 0.75, 20.0)
