@@ -11,7 +11,9 @@ wall time from start to exit, the loss expected before the first step, and the l
 the validation part. With --replay the run is repeated from its run.toml, without a clock: the weights must be the same.
 
 `sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
-Those of --about 3 are printed side by side by `contest`: their steps are to be as many as three minutes have.
+TEXT-shuffled is a text's training part with its documents in random order: the end of a sorted list, its development
+split, is not like the rest. Those of --about 3 are printed side by side by `contest`: their steps are to be as many as
+three minutes have.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
 to which it is not fitted (though to their texts' development splits), and for each text how far a law fitted to the
 other texts alone would be. `table` prints the runs of the dial as a table, with what they expected on their day.
@@ -23,6 +25,7 @@ import argparse
 import hashlib
 import json
 import math
+import random
 import subprocess
 import sys
 import tempfile
@@ -115,8 +118,23 @@ def by_hand(text: str, words: list[str], about: float | None) -> dict[str, Any]:
     """A run on the development split that takes about so many minutes."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        train([text, "--val-part", "dev", *words], out)
-        return {"arguments": words, "minutes": about, **facts(out)}
+        train([source(text), "--val-part", "dev", *words], out)
+        return {"arguments": words, "minutes": about, **facts(out), "text": text}
+
+
+SHUFFLED = "-shuffled"
+
+
+def source(text: str) -> str:
+    """What `bardlet train` is to be given for `text`: its name, or the file that is made of a text TEXT-shuffled."""
+    if not text.endswith(SHUFFLED):
+        return text
+    documents = list(corpus.find((text.removesuffix(SHUFFLED),)).documents("train"))
+    random.Random(1337).shuffle(documents)
+    path = corpus.cache_folder() / f"{text}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+    return str(path)
 
 
 def facts(out: Path) -> dict[str, Any]:
@@ -159,7 +177,7 @@ def law() -> None:
     for text in sorted(set(texts)):
         here = texts == text
         off = np.expm1(x[here] @ fit(~here) - y[here])
-        left_out += [math.sqrt(np.mean(np.square(off)))]  # one figure for each text
+        left_out.append(math.sqrt(np.mean(np.square(off))))  # one figure for each text
         print(f"{text}: {here.sum()} runs, fitted without them off by "
               + ", ".join(f"{100 * e:+.1f}" for e in off) + " %")
     print(f"root mean square of these {100 * math.sqrt(np.mean(np.square(left_out))):.1f} %")
@@ -181,7 +199,7 @@ def arguments(lines: list[dict[str, Any]], held_out: str) -> tuple[np.ndarray, n
 @cache
 def counting(text: str, held_out: str) -> tuple[float, ...]:
     """What today's survey finds in a text; the lines of results have what that of their day found."""
-    found = survey(corpus.find((text,)), held_out=held_out).counting
+    found = survey(corpus.find((source(text),)), held_out=held_out).counting
     if found is None:
         sys.exit(f"{text}: nothing to count")
     return found
@@ -190,16 +208,15 @@ def counting(text: str, held_out: str) -> tuple[float, ...]:
 def as_planned(line: dict[str, Any]) -> bool:
     """Whether the dial chose these settings, or might have: neither too often read, nor regularised otherwise.
 
-    Not names: the end of an alphabetical list, its development split, is not like every tenth of it, its validation.
+    Not names, a sorted list (see `source`).
     """
-    s, usual = line["settings"], TrainConfig()
-    if line["text"] == "names" or any(s[name] != getattr(usual, name) for name in ("lr", "muon_lr", "weight_decay")):
+    c, usual = TrainConfig(**line["settings"]), TrainConfig()
+    if line["text"] == "names" or (c.lr, c.muon_lr, c.weight_decay) != (usual.lr, usual.muon_lr, usual.weight_decay):
         return False
     if "--minutes" in line["arguments"]:
         return True
-    c = TrainConfig(**{name: s[name] for name in budget.SHAPE})
     heart = budget.weights(c) * line["epochs"] ** 2 / line["characters"]
-    return (heart <= budget.MOST_HEART and s["dropout"] == budget.dropout_for(heart)
+    return (heart <= budget.MOST_HEART and c.dropout == budget.dropout_for(heart)
             and line["tokenizer"] == ("char" if line["text"] == "tinyshakespeare" else "bpe"))
 
 
@@ -218,11 +235,10 @@ def table(lines: list[dict[str, Any]]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for (text, minutes, _), line in sorted(newest.items()):
         s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
-        off = f"{100 * (expected / came - 1):+.1f} %" if expected else "-"
+        said, off = (f"{expected:.3f}", f"{100 * (expected / came - 1):+.1f} %") if expected else ("-", "-")
         tokens = line["epochs"] * line["tokens_of_text"] / 1e6
         rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
-                    f"| {tokens:.1f} M | {s['dropout']:g} | {expected or 0:.3f} | {came:.3f} | {off} "
-                    f"| {line['commit']} |")
+                    f"| {tokens:.1f} M | {s['dropout']:g} | {said} | {came:.3f} | {off} | {line['commit']} |")
     return "\n".join(rows)
 
 
@@ -234,15 +250,14 @@ def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
     for text in sorted({line["text"] for line in runs}):
         here = sorted((line for line in runs if line["text"] == text), key=lambda line: line["bits_per_byte"])
         for line in here:
-            s = line["settings"]
+            c = TrainConfig(**line["settings"])
             who = "**the dial:** " if line["arguments"] == ["--minutes", f"{minutes:g}", *AVERAGE] else ""
-            pieces = line["tokenizer"] + (f" {s['vocab_size'] or 0:,}" if line["tokenizer"] == "bpe" else "")
-            model = f"{who}{s['model']} {s['n_layer']} x {s['n_embd']}"
-            rates = f"{s['lr']:g}" + (f", Muon {s['muon_lr']:g}" if s["model"] != "gpt2" else "")
+            pieces = line["tokenizer"] + (f" {c.vocab_size or 0:,}" if line["tokenizer"] == "bpe" else "")
+            model = f"{who}{c.model} {c.n_layer} x {c.n_embd}"
+            rates = f"{c.lr:g}" + (f", Muon {c.muon_lr:g}" if c.model != "gpt2" else "")
             above = 100 * (line["bits_per_byte"] / here[0]["bits_per_byte"] - 1)
-            step = s["batch_size"] * s["grad_accum"] * s["block_size"]
-            rows.append(f"| {text} | {pieces} | {model} | {s['block_size']} | {line['steps']:,} | {step:,} | {rates} "
-                        f"| {line['bits_per_byte']:.4f} | {above:.1f} % |")
+            rows.append(f"| {text} | {pieces} | {model} | {c.block_size} | {line['steps']:,} | {c.tokens_per_step:,} "
+                        f"| {rates} | {line['bits_per_byte']:.4f} | {above:.1f} % |")
     return "\n".join(rows)
 
 

@@ -97,7 +97,7 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
     else:
         for shape in TIMED[1:]:
             # a machine that takes a second for a step is not asked for a larger model
-            slow, hurry = points[-1][1] * timed_rows(dist) * 128 > 1.0, time.monotonic() - begun > 0.03 * seconds
+            slow, hurry = points[-1][1] * _timed_rows(dist) * 128 > 1.0, time.monotonic() - begun > 0.03 * seconds
             if dist.from_main(int(slow or hurry)):
                 break
             try:
@@ -124,7 +124,7 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
 
     Raises BardletError where they do not fit into memory.
     """
-    config = with_shape(TrainConfig(block_size=128, batch_size=timed_rows(dist) * dist.world), shape)
+    config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.world), shape)
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
     batch: loss.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
@@ -137,7 +137,7 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
     return operations(config, 256), clock.seconds_per_step(t, 3, patience=1.0) / batch["idx"].numel()
 
 
-def timed_rows(dist: Dist) -> int:
+def _timed_rows(dist: Dist) -> int:
     """Windows of 128 tokens that a process has in a timed step: more on a GPU, where launching a small one is all."""
     return 16 if dist.device.type == "cpu" else 256
 
@@ -202,8 +202,8 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
         return config, ""
     kind, size, reason = tokenizers.choose(seen.characters, len(seen.alphabet))
     if "tokenizer" in given:
-        kind, reason = "bpe", "bpe: as asked for"
-        size = tokenizers.suggest_vocab_size(seen.characters, len(seen.alphabet))
+        kind, size = "bpe", tokenizers.suggest_vocab_size(seen.characters, len(seen.alphabet))
+        reason = f"bpe: as asked for, so {size:,} tokens stand for its most frequent pieces"
     if kind != "bpe" or size is None:
         return config, ""
     model = _fitting(config, given, seen.train_characters, 2048, seconds, speed, most_parameters)

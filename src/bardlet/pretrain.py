@@ -208,15 +208,27 @@ def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -
 
 def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
     """`config` with device, precision and threads as this machine has them; PyTorch is told."""
-    folder = corpus.cache_folder() / "compiler"  # torch's own place for what it compiled is a temporary one
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # before torch.optim loads the compiler
+    _keep_compiled()
     threads = distributed.settle(config.threads, config.deterministic, dist.device)
     device = dist.device.type if config.device == "auto" else config.device
     dtype = distributed.pick_dtype(config.dtype, dist.device)
     return replace(config, dtype=cast(Any, dtype), device=device, threads=threads)
+
+
+def _keep_compiled() -> None:
+    """Have the compiler keep its work in bardlet's cache; torch's own place for it is a temporary folder.
+
+    To be called before the first optimizer is made: torch.optim loads the compiler, which then chooses its folder.
+    """
+    folder = _compiled_folder()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _compiled_folder() -> Path:
+    return corpus.cache_folder() / "compiler"
 
 
 def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist,
@@ -304,9 +316,12 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
 
 
 def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
-    """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on."""
+    """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on.
+
+    The folder lies in the compiler's own: who empties that empties both.
+    """
     rows = t.config.batch_size // t.dist.world
-    return corpus.cache_folder() / "compiled", {
+    return _compiled_folder() / "models", {
         "bardlet": __version__, "compiler": distributed.compiler(t.dist.device),
         "machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
         "model": asdict(t.model.config), "rows": rows, "block_size": t.config.block_size}
