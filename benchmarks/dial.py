@@ -217,7 +217,7 @@ def as_planned(line: dict[str, Any]) -> bool:
         return True
     heart = budget.weights(c) * line["epochs"] ** 2 / line["characters"]
     return (heart <= budget.MOST_HEART and c.dropout == budget.dropout_for(heart)
-            and line["tokenizer"] == ("char" if line["text"] == "tinyshakespeare" else "bpe"))
+            and line["tokenizer"] == ("char" if line["text"] in ("tinyshakespeare", "names-shuffled") else "bpe"))
 
 
 # ---------------------------------------------------------------- the table
