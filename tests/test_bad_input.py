@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from bardlet import checkpoint, hf
+from bardlet import checkpoint, files, hf
 from bardlet.cli import main
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 12
@@ -158,6 +158,7 @@ ELF = b"\x7fELF\x02\x01\x01\x00" + bytes(64)
 
 # ------------------------------------------------------------------------------- id, arrangement, argv, fragments
 
+MANIFEST = files._as_written({"version": 1, "files": {"../text.txt": []}})
 BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     # a text
     ("missing file", nothing, TRAIN, ("bad.txt: there is no such file", "bardlet data")),
@@ -295,6 +296,43 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("out: name too long", nothing, f"train text.txt {TINY} --out {'x' * 300}", ("xxx", "file name too long")),
     # a model folder
     ("no such run", nothing, "sample gone", ("gone: there is no such folder", "bardlet train")),
+    ("a bit of the weights", flip("run/model.safetensors", -1), "sample run",
+     ("run/model.safetensors: damaged: it is not the file that was saved", "remove run/manifest.json")),
+    ("weights of another run", write("run/model.safetensors", "x"), "eval run", ("run/model.safetensors: damaged",)),
+    ("a bit of the tokenizer's settings", flip("run/tokenizer_config.json", 30), "sample run",
+     ("run/tokenizer_config.json: damaged",)),
+    ("weights that the manifest misses", remove("run/model.safetensors"), "sample run",
+     ("run/model.safetensors", "no such file")),
+    ("a bit of the manifest", flip("run/manifest.json", 99), "sample run", ("run/manifest.json: damaged",)),
+    ("half a manifest", cut("run/manifest.json"), "sample run", ("run/manifest.json: damaged",)),
+    ("a manifest of elsewhere", write("run/manifest.json", MANIFEST), "sample run",
+     ("run: a file in it names '../text.txt'", "not a file of this folder")),
+    ("--init with a damaged run", flip("run/model.safetensors", -1), f"train text.txt {TINY} --out out --init run",
+     ("run/model.safetensors: damaged",)),
+    # resume
+    ("resume: no such folder", nothing, "resume gone", ("gone: there is no such folder",)),
+    ("resume: no run", lambda: Path("empty").mkdir(), "resume empty", ("empty: no run.toml", "not a run folder")),
+    ("resume: a file", nothing, "resume text.txt", ("text.txt", "no such folder")),
+    ("resume: run.toml changed, and no checkpoint", both(edit("run/run.toml", lambda raw: raw + b"\n"),
+                                                         remove("run/checkpoints")), "resume run",
+     ("run/run.toml: somebody changed it", "put it back")),
+    ("resume: finished", nothing, "resume run", ("run: all its 2 steps are done", "--init run")),
+    ("resume: every checkpoint damaged",
+     both(flip(f"{NEWEST}/model.safetensors", -1), flip(f"{OLDEST}/trainer.json", 5)),
+     "resume run", ("run: no whole checkpoint", f"{NEWEST}/model.safetensors: damaged", "--config run/run.toml")),
+    ("resume: no checkpoint", remove("run/checkpoints"), "resume run", ("run: no whole checkpoint", "--config")),
+    ("resume: the text changed", edit("text.txt", lambda raw: raw + b"."), "resume run",
+     ("run: the text text is not the one", "--allow-change")),
+    ("resume: the text is gone", remove("text.txt"), "resume run", ("text.txt: there is no such file",)),
+    ("resume: other tokenizer", other_tokenizer("abc"), "resume run", ("run/tokenizer.json", "put back a copy")),
+    ("resume: other shape", config(n_layer=2), "resume run", ("run/config.json", "put back a copy")),
+    ("resume: steps without leave", nothing, "resume run --steps 4", ("--steps 4", "--allow-change")),
+    ("resume: steps of no number", nothing, "resume run --steps x", ("--steps x: it must be a whole number",)),
+    ("eval: the run's text is not known", remove("run/run.toml"), "eval run", ("run: no run.toml", "name a text")),
+]
+
+# a Hugging Face folder from elsewhere, which has no manifest
+FOREIGN: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("config.json missing", remove("run/config.json"), "sample run", ("run/config.json", "not a whole model folder")),
     ("config.json cut", cut("run/config.json"), "sample run", ("run/config.json: damaged at line", "copy it again")),
     ("config.json empty", write("run/config.json", ""), "sample run", ("run/config.json: damaged at line 1",)),
@@ -327,7 +365,7 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("weights: index damaged", both(remove("run/model.safetensors"),
                                     write("run/model.safetensors.index.json", '{"weight_map": 3}')), "sample run",
      ("run/model.safetensors.index.json: damaged", "weight_map")),
-    ("tokenizer missing", remove("run/tokenizer.json"), "sample run", ("run/tokenizer.json", "No such file", "needs")),
+    ("tokenizer missing", remove("run/tokenizer.json"), "sample run", ("run/tokenizer.json", "no such file", "copy it there")),
     ("tokenizer cut", cut("run/tokenizer.json"), "sample run", ("run/tokenizer.json: is damaged", "copy it again")),
     ("tokenizer no JSON", write("run/tokenizer.json", PNG), "sample run", ("run/tokenizer.json", "not UTF-8")),
     ("tokenizer another object", write("run/tokenizer.json", "{}"), "sample run", ("run/tokenizer.json: is damaged",)),
@@ -335,30 +373,9 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      ("run: its tokenizer has 36 tokens", "do not belong together")),
     ("tokenizer with an absurd id", edit("run/tokenizer.json", lambda raw: raw.replace(b'": 3', b'": 4000000000', 1)),
      "sample run", ("run/tokenizer.json: is damaged",)),
-    # resume
-    ("resume: no such folder", nothing, "resume gone", ("gone: there is no such folder",)),
-    ("resume: no run", lambda: Path("empty").mkdir(), "resume empty", ("empty: no run.toml", "not a run folder")),
-    ("resume: a file", nothing, "resume text.txt", ("text.txt", "no such folder")),
-    ("resume: finished", nothing, "resume run", ("run: all its 2 steps are done", "--init run")),
-    ("resume: every checkpoint damaged",
-     both(flip(f"{NEWEST}/model.safetensors", -1), flip(f"{OLDEST}/trainer.json", 5)),
-     "resume run", ("run: no whole checkpoint", f"{NEWEST}/model.safetensors: damaged", "--config run/run.toml")),
-    ("resume: no checkpoint", remove("run/checkpoints"), "resume run", ("run: no whole checkpoint", "--config")),
-    ("resume: the text changed", edit("text.txt", lambda raw: raw + b"."), "resume run",
-     ("run: the text text is not the one", "--allow-change")),
-    ("resume: the text is gone", remove("text.txt"), "resume run", ("text.txt: there is no such file",)),
-    ("resume: run.toml damaged", edit("run/run.toml", lambda raw: raw.replace(b"seed = ", b"seed ", 1)), "resume run",
-     ("run/run.toml", "line")),
-    ("resume: run.toml without record", edit("run/run.toml", lambda raw: raw.split(b"\n[record]")[0]), "resume run",
-     ("run/run.toml: no [record]", "--init run")),
-    ("resume: record is no table", edit("run/run.toml", lambda raw: b"record = 3\n"), "resume run",
-     ("run/run.toml", "record")),
-    ("resume: other tokenizer", other_tokenizer("abc"), "resume run", ("run/tokenizer.json", "put back a copy")),
-    ("resume: other shape", config(n_layer=2), "resume run", ("run/config.json", "put back a copy")),
-    ("resume: steps without leave", nothing, "resume run --steps 4", ("--steps 4", "--allow-change")),
-    ("resume: steps of no number", nothing, "resume run --steps x", ("--steps x: it must be a whole number",)),
-    ("eval: the run's text is not known", remove("run/run.toml"), "eval run", ("run: no run.toml", "name a text")),
 ]
+BAD += [(f"foreign: {name}", both(arrange, remove("run/manifest.json"), remove("run/run.toml")), argv, fragments)
+        for name, arrange, argv, fragments in FOREIGN]
 
 
 @pytest.mark.parametrize(("arrange", "argv", "fragments"),
@@ -395,6 +412,18 @@ ODD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      ("2 characters that the tokenizer has never seen", '"skipped_characters": 2')),
     ("eval after the text changed", edit("text.txt", lambda raw: raw + b"to be"), "eval run",
      ("note: text is not the text that the run trained on",)),
+    ("resume: run.toml damaged", edit("run/run.toml", lambda raw: raw.replace(b"seed = ", b"seed ", 1)),
+     "resume run",
+     ("note: run/run.toml: changed or damaged; going on with the settings that step-00000002 has", "after step 2 of 2")),
+    ("resume: run.toml with another digit", edit("run/run.toml", lambda raw: raw.replace(b"seed = 1", b"seed = 2", 1)),
+     "resume run", ("note: run/run.toml: changed or damaged",)),
+    ("resume: run.toml without record", edit("run/run.toml", lambda raw: raw.split(b"\n[record]")[0]), "resume run",
+     ("note: run/run.toml: changed or damaged",)),
+    ("resume: run.toml missing", remove("run/run.toml"), "resume run", ("note: run/run.toml: missing; going on",)),
+    ("resume: the weights at the root damaged", flip("run/model.safetensors", -1), "resume run",
+     ("note: run/model.safetensors: damaged", "will replace them", "(last weights, step 2)")),
+    ("sample: the manifest is lost", remove("run/manifest.json"), "sample run --tokens 5",
+     ("note: run: has lost its manifest.json",)),
     ("newest checkpoint damaged", flip(f"{NEWEST}/model.safetensors", -1), "resume run",
      (f"note: {NEWEST}/model.safetensors: damaged", "going back to step-00000001", "going on after step 1 of 2")),
     ("newest checkpoint without manifest", remove(f"{NEWEST}/manifest.json"), "resume run --json",

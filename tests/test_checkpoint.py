@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bardlet import checkpoint
+from bardlet import checkpoint, files
 from bardlet.errors import BardletError
 
 
@@ -20,7 +20,7 @@ def saved(run: Path, step: int, keep: int = 9) -> Path:
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     """Weights, state and facts, and the checkpoint is whole."""
     folder = saved(tmp_path, 7)
-    assert checkpoint.verify(folder) is None
+    assert files.wrong(folder) is None
     weights, state, facts = checkpoint.load(folder)
     assert torch.equal(weights["w"], torch.full((3, 2), 7.0)) and torch.equal(state["rng"], torch.arange(7))
     assert facts == {"step": 7, "seconds": 1.5}
@@ -86,11 +86,11 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     """The disk fills up in the middle: the checkpoint before is whole, and nothing temporary stays."""
     good = saved(tmp_path, 5)
 
-    def full(*args: object) -> None:
+    def full(*args: object, **facts: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.hf, "write_json", full)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(files, "seal", full)
+    with pytest.raises(BardletError, match=r"no space left on device: [\d,]+ bytes are needed, [\d,]+ are free"):
         saved(tmp_path, 6)
     assert checkpoint.newest_whole(tmp_path) == good
     assert [p.name for p in good.parent.iterdir()] == [good.name]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from bardlet import __version__, checkpoint, hf, models
+from bardlet import __version__, checkpoint, files, hf, models
 from bardlet.cli import console, main
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist, compile_blocks
@@ -234,7 +234,7 @@ def test_an_outcome_of_other_settings_is_trained_again(recorded: bool, text: Pat
     if not recorded:  # outcomes of an older bardlet
         for path in (tmp_path / "l").glob("*/*/outcome.json"):
             old = json.loads(path.read_text(encoding="utf-8"))
-            hf.write_json(path, {name: value for name, value in old.items() if name not in ("settings", "made")})
+            files.write_json(path, {name: value for name, value in old.items() if name not in ("settings", "made")})
     with heard() as said:
         assert [o.val_loss for o in all_outcomes(Ladder(plan, HERE))] == [o.val_loss for o in first]
         assert not said
@@ -255,7 +255,8 @@ def test_other_threads_than_the_timed_ones_are_said(text: Path, tmp_path: Path) 
         assert len(said) == 1 and "were timed with 1 threads, not with 2" in said[0] and "--threads 1" in said[0]
     assert json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))["threads"] == 1
     planned = json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))
-    hf.write_json(tmp_path / "l" / "ladder.json", {name: planned[name] for name in ("asked", "steps")})  # an older one
+    older = {name: planned[name] for name in ("asked", "steps")}
+    files.write_json(tmp_path / "l" / "ladder.json", older)
     with heard() as said:
         Ladder(replace(plan, threads=2, seeds=2), HERE).plan_steps(nothing)
     assert not said and "threads" not in json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))

@@ -153,14 +153,14 @@ def test_what_the_clock_decided_can_be_repeated(tmp_path: Path) -> None:
 
 
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """SIGTERM in the third step: that step is finished and saved, the exit code is the shell's 143."""
+    """SIGTERM at the end of the second step: it is saved, and no third one begun; the exit code is the shell's 143."""
     import signal
 
     t = trainer(tmp_path)
-    with pytest.raises(training.Stopped, match="after step 3, and saved; go on with `bardlet resume") as caught:
+    with pytest.raises(training.Stopped, match="after step 2, and saved; go on with `bardlet resume") as caught:
         training.fit(t, watch=lambda line: signal.raise_signal(signal.SIGTERM) if line["step"] == 2 else None)
     assert caught.value.exit_code == 143
-    assert checkpoint.newest_whole(tmp_path).name == "step-00000003"
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000002"
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3", *RUNGS])

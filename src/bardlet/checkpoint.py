@@ -2,14 +2,15 @@
 
 A checkpoint is a folder that is whole or not there: its files are written into a temporary folder and flushed, the
 manifest with the sha256 of each comes last, and a rename gives it its name. Reading verifies the manifest, and goes
-back to the newest checkpoint that is whole.
+back to the newest checkpoint that is whole. The root, a Hugging Face folder, has a manifest of its own.
 
+    config.json model.safetensors tokenizer.json tokenizer_config.json generation_config.json manifest.json
+    run.toml metrics.jsonl
     checkpoints/step-00000500/  model.safetensors trainer.safetensors trainer.json manifest.json
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -21,35 +22,25 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
-from bardlet import hf
-from bardlet.config import TrainConfig, read_toml, to_toml
+from bardlet import files, hf
+from bardlet.config import TrainConfig, from_mapping, read_toml, sealed, to_toml
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
-ROOT_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _digest(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
+FILES = ("model.safetensors", "trainer.safetensors", "trainer.json")
+"""Of a checkpoint, beside its manifest."""
 
 # ---------------------------------------------------------------- checkpoints
 
 
 def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str, torch.Tensor],
          facts: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep`.
+    """Write the checkpoint of `step`, read it back, then remove all but the newest `keep`.
 
     Args:
         run: the run folder.
@@ -58,41 +49,45 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
         state: optimizer, average and random state as named tensors.
         facts: what else going on needs, as JSON: seconds, plan, counters.
         keep: how many checkpoints stay.
+
+    Raises:
+        BardletError: it cannot be written; the checkpoints before it are as they were.
     """
-    if (run / "metrics.jsonl").exists():  # what the lines say belongs to this checkpoint
-        with open(run / "metrics.jsonl", "r+b") as f:
-            os.fsync(f.fileno())
     folder = run / "checkpoints" / f"step-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        hf.write_tensors(temporary / "model.safetensors", weights)
-        hf.write_tensors(temporary / "trainer.safetensors", state)
-        hf.write_json(temporary / "trainer.json", {"step": step, **facts})
-        names = ("model.safetensors", "trainer.json", "trainer.safetensors")
-        files = {name: {"sha256": sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
-                 for name in names}
-        root = {name: sha256(run / name) for name in ROOT_FILES if (run / name).exists()}
-        manifest = {"version": 1, "step": step, "files": files, "root": root}
-        hf.write_json(temporary / "manifest.json", {**manifest, "digest": _digest(manifest)})
-        if folder.exists():  # a run that went back to an older checkpoint comes by here again
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    hf.sync_folder(folder.parent)
+    needed = sum(t.nbytes for t in (*weights.values(), *state.values())) + 100_000
+    with files.writing(folder, needed):
+        with suppress(FileNotFoundError):  # what the lines say belongs to this checkpoint
+            files.flush(run / "metrics.jsonl")
+        try:
+            temporary.mkdir(parents=True)
+            hf.write_tensors(temporary / "model.safetensors", weights)
+            hf.write_tensors(temporary / "trainer.safetensors", state)
+            (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
+            for name in FILES:
+                files.flush(temporary / name)
+            files.seal(temporary, FILES, step=step, root={name: files.sha256(run / name) for name in hf.WORDS_AND_SHAPE
+                                                          if (run / name).exists()})
+            if folder.exists():  # a run that went back to an older checkpoint comes by here again
+                files.remove_folder(folder)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        files.sync_folder(folder.parent)
+    if damage := files.wrong(folder):
+        raise BardletError(f"{damage}, just now: the disk or the memory of this machine may be failing; "
+                           "the checkpoints before it are as they were")
     saved_steps = steps_saved(run)
     # later ones are of a history that this run has left, going back from a damaged checkpoint
     for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
         if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+            files.remove_folder(old)
     return folder
 
 
 def sweep(run: Path) -> None:
-    """Remove what a killed process was writing when it was killed; the caller holds the lock."""
-    for left in (run / "checkpoints").glob(".step-*.tmp"):
+    """Remove what a killed process was writing or removing when it was killed; the caller holds the lock."""
+    for left in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
     for left in run.glob(".*.tmp"):
         left.unlink(missing_ok=True)
@@ -103,24 +98,6 @@ def steps_saved(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-[0-9]*"))
 
 
-def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words that name the file; None when it is whole."""
-    try:
-        manifest = hf.read_json(folder / "manifest.json")
-    except BardletError as error:
-        return str(error)
-    digest = manifest.pop("digest", None)
-    if digest != _digest(manifest):
-        return f"{folder / 'manifest.json'}: damaged: it does not match its own digest"
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            return f"{path}: missing"
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            return f"{path}: damaged: it is not the file that was saved"
-    return None
-
-
 def newest_whole(run: Path) -> Path:
     """The newest checkpoint that passes `verify`; damaged ones are named on the way.
 
@@ -129,7 +106,7 @@ def newest_whole(run: Path) -> Path:
     """
     damaged: list[str] = []
     for folder in reversed(steps_saved(run)):
-        wrong = verify(folder)
+        wrong = files.wrong(folder) or _misplaced(folder)
         if wrong is None:
             for line in damaged:
                 log.warning("%s; going back to %s", line, folder.name)
@@ -140,19 +117,38 @@ def newest_whole(run: Path) -> Path:
                        f"`bardlet train --config {run / 'run.toml'} --out ANOTHER`")
 
 
+def _misplaced(folder: Path) -> str | None:
+    """What is wrong where a whole checkpoint lies under the name of another step, or lacks one of its files."""
+    manifest = files.read_manifest(folder)
+    if folder.name != f"step-{manifest.get('step')!s:0>8}" or set(manifest["files"]) != set(FILES):
+        return f"{folder / files.MANIFEST}: is not that of {folder.name}"
+    return None
+
+
 def verify_root(run: Path, folder: Path) -> None:
     """BardletError when config.json or tokenizer.json are not those that the run had at the checkpoint `folder`."""
-    known = hf.read_json(folder / "manifest.json")["root"]
-    for name in ("config.json", "tokenizer.json"):
-        if not (run / name).exists() or sha256(run / name) != known.get(name):
+    known = files.read_manifest(folder)["root"]
+    for name in hf.WORDS_AND_SHAPE:
+        if name in known and (not (run / name).is_file() or files.sha256(run / name) != known[name]):
             raise BardletError(f"{run / name}: missing or not the file that the run had at {folder.name}; "
                                "put back a copy of it")
+
+
+def mend_root(run: Path) -> bool:
+    """Whether the weights at the root are damaged: then they are taken away, so that the next will take their place."""
+    damage = files.wrong(run)
+    if damage is None:
+        return False
+    log.warning("%s; the weights at the root of the run are lost, and the next that are kept will replace them", damage)
+    (run / "model.safetensors").unlink(missing_ok=True)
+    files.seal(run, [name for name in hf.WORDS_AND_SHAPE if (run / name).exists()])
+    return True
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
     """(weights, state, facts) of a verified checkpoint, as they were given to `save`."""
     return (hf.read_tensors(folder / "model.safetensors"), hf.read_tensors(folder / "trainer.safetensors"),
-            hf.read_json(folder / "trainer.json"))
+            files.read_json(folder / "trainer.json"))
 
 
 # ---------------------------------------------------------------- the folder
@@ -170,7 +166,7 @@ def new_folder(out: Path | None, name: str) -> Path:
         raise BardletError(f"{out}: {here} is not a folder, so nothing can be made in it; name another --out")
     if not os.access(here, os.W_OK | os.X_OK):
         raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
-    if here == out and any(path.name != ".lock" for path in out.iterdir()):
+    if here == out and any(path.name != ".lock" and path.suffix != ".tmp" for path in out.iterdir()):
         if (out / "run.toml").exists():
             raise BardletError(f"{out}: there is a run in it already; go on with it (`bardlet resume {out}`) "
                                "or name another --out")
@@ -182,24 +178,45 @@ def new_folder(out: Path | None, name: str) -> Path:
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder for this process, or name the one that holds it. The system frees a killed one's lock."""
     path = run / ".lock"
-    try:
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below: only its opening may fail here)
-    except OSError as error:
-        raise BardletError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+    handle = _lock(path)
     with handle:
-        if not _try_lock(handle):
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise BardletError(f"{run}: in use by {holder}; wait for it, or stop it")
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
         try:
             yield
         finally:
-            handle.close()  # Windows removes no file that is open
+            if os.name == "nt":
+                handle.close()  # Windows removes no file that is open
             with suppress(OSError):
-                path.unlink()
+                path.unlink()  # while it is held, or another process's could be removed
+
+
+def _lock(path: Path) -> TextIO:
+    """The lock file, open and locked. BardletError names the process that has it."""
+    while True:
+        try:
+            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by who gets it)
+        except OSError as error:
+            raise BardletError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+        if not _try_lock(handle):
+            holder = _holder(handle)
+            handle.close()
+            raise BardletError(f"{path.parent}: in use by {holder}; wait for it, or stop it")
+        with suppress(FileNotFoundError):
+            if os.name == "nt" or os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        handle.close()  # its holder was just leaving, and has removed the file that was opened here: once more
+
+
+def _holder(handle: TextIO) -> str:
+    """What the holder of a lock has written into it, perhaps in this moment."""
+    for _ in range(20):
+        handle.seek(0)
+        if text := handle.read().strip():
+            return text
+        time.sleep(0.05)
+    return "another process"
 
 
 def _try_lock(handle: Any) -> bool:
@@ -223,7 +240,7 @@ def _try_lock(handle: Any) -> bool:
 
 def write_run(run: Path, config: TrainConfig, record: dict[str, Any]) -> None:
     """run.toml, atomically."""
-    hf.write_atomically(run / "run.toml", lambda p: p.write_text(to_toml(config, record), encoding="utf-8"))
+    files.write_text(run / "run.toml", to_toml(config, record))
 
 
 def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
@@ -234,6 +251,28 @@ def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
         raise BardletError(f"{run}: no run.toml in it, so it is not a run folder of bardlet; "
                            f"`bardlet train --init {run}` starts a run from a Hugging Face folder")
     return read_toml(run / "run.toml")
+
+
+def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings and the record with which a run goes on: of its run.toml, where that is as the run wrote it.
+
+    One that was changed, or damaged, or is gone, is replaced by what the newest whole checkpoint knows, and a notice
+    says so; unless it can be read and `changed` says that it counts.
+    """
+    path = run / "run.toml"
+    if path.is_file() and (changed or sealed(path)):
+        return read_toml(path)
+    if not steps_saved(run):
+        read_run(run)  # it may know better what is wrong
+        raise BardletError(f"{path}: somebody changed it, and no checkpoint knows what it was; put it back, "
+                           "or add --allow-change")
+    folder = newest_whole(run)
+    facts = files.read_json(folder / "trainer.json")
+    if "config" not in facts:
+        raise BardletError(f"{path}: {'changed or damaged' if path.exists() else 'missing'}; put back a copy of it")
+    log.warning("%s: %s; going on with the settings that %s has", path,
+                "changed or damaged" if path.exists() else "missing", folder.name)
+    return from_mapping(facts["config"], str(folder / "trainer.json")), facts["record"]
 
 
 # ---------------------------------------------------------------- metrics.jsonl
@@ -247,8 +286,9 @@ def _sealed(line: dict[str, Any]) -> str:
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """One line at the end of metrics.jsonl."""
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
-        f.write(_sealed(line))
+    text = _sealed(line)
+    with files.writing(run / "metrics.jsonl", len(text)), open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write(text)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -262,9 +302,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def cut_metrics(run: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines after `step` (they will be made again), and return those that stay."""
-    lines = [line for line in read_metrics(run) if line["step"] <= step]
+def cut_metrics(run: Path, step: int, evaluated: int | None = None) -> list[dict[str, Any]]:
+    """Drop the lines after `step` (they will be made again), and return those that stay.
+
+    evaluated: the last step whose evaluation stays; None: `step` itself.
+    """
+    until = step if evaluated is None else evaluated
+    lines = [line for line in read_metrics(run) if line["step"] <= (until if "val_loss" in line else step)]
     text = "".join(_sealed(line) for line in lines)
-    hf.write_atomically(run / "metrics.jsonl", lambda p: p.write_text(text, encoding="utf-8"))
+    files.write_text(run / "metrics.jsonl", text)
     return lines

@@ -7,6 +7,7 @@ followed by a `[record]` of what happened; `bardlet train --config run.toml` rep
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tomllib
 from collections.abc import Collection, Mapping
@@ -350,7 +351,21 @@ def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in has.items() if v is not None}  # TOML has no null
     settings["replans"] = [list(pair) for pair in config.replans]
     head = "# Written by bardlet. `bardlet train --config run.toml` repeats this run; [record] says what happened.\n"
-    return head + tomli_w.dumps({**settings, "record": {k: v for k, v in record.items() if v is not None}})
+    text = head + tomli_w.dumps({**settings, "record": {k: v for k, v in record.items() if v is not None}})
+    return f"{text}{SEAL}{_digest(text)}\n"
+
+
+SEAL = "# sha256 of all above, by which `bardlet resume` sees that nobody changed it: "
+
+
+def sealed(path: Path) -> bool:
+    """Whether a run.toml is, byte for byte, what a run wrote."""
+    text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(SEAL)
+    return digest == _digest(text) + "\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed(config: TrainConfig) -> dict[str, Any]:

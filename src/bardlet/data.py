@@ -340,6 +340,14 @@ class Windows:
         return _windows_at(self.tokens, starts, self.block_size)
 
 
+    def place(self, step: int) -> str:
+        """Where the batch of a step lies, in words."""
+        first = step * self.batch_size
+        (epoch, start), (later, end) = (divmod(i, self.windows_per_epoch) for i in (first, first + self.batch_size - 1))
+        until = f"{end + 1}" if later == epoch else f"{end + 1} of epoch {later + 1}"
+        return f"windows {start + 1} to {until}, of {self.windows_per_epoch:,}, in epoch {epoch + 1}"
+
+
 def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> list[Batch]:
     """Protocol (b): every token but the first is a target once. [(idx_BT, target_BT)], int64.
 

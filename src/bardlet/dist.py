@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from bardlet import __version__
 from bardlet.errors import BardletError
 
 
@@ -69,6 +70,12 @@ class Dist:
         box = torch.tensor([value], dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MIN)
         return int(box.item())
+
+    def which(self, here: bool) -> list[int]:
+        """The ranks of the processes in which `here` is true, in each of them."""
+        flags = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        flags[self.rank] = int(here)
+        return [int(rank) for rank in self.sum(flags).nonzero().flatten()]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -233,4 +240,5 @@ def machine(dist: Dist, dtype: str, threads: int) -> dict[str, Any]:
     """What a bit-for-bit repetition of a run depends on, besides its settings; nothing is compiled yet."""
     gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
     return {"processor": gpu or processor(), "torch": torch.__version__, "device": dist.device.type, "dtype": dtype,
-            "compiled": False, "compiler": "", "threads": threads, "processes": dist.world}
+            "compiled": False, "compiler": "", "threads": threads, "processes": dist.world,
+            "bardlet": __version__}

@@ -8,10 +8,9 @@ come from config.json, and a tensor that is missing, left over or of another sha
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,113 +19,64 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bardlet import models, tokenizer
+from bardlet import files, models, tokenizer
 from bardlet.config import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models.layers import sketching
+
+log = logging.getLogger("bardlet")
 
 LONGEST = 2**24
 """Tokens of the longest context that is believed of a config.json."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file beside `path`, flush it, then rename it: `path` is the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "r+b") as f:  # Windows flushes only what may be written to
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk, where the system can (Windows cannot)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON at `path`, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; an error names the file, the line and the column."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BardletError(f"{path}: there is no such file, so {path.parent} is not a whole model folder; "
-                           "copy it there, or name a run folder") from None
-    except json.JSONDecodeError as error:
-        raise BardletError(f"{path}: damaged at line {error.lineno}, column {error.colno}: {error.msg}; "
-                           "copy it again, or take another checkpoint") from None
-    except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror}); change its permissions, "
-                           "or copy it again") from None
-    except (ValueError, RecursionError) as error:
-        raise BardletError(f"{path}: damaged: {error}; copy it again, or take another checkpoint") from None
-    if not isinstance(value, dict):
-        raise BardletError(f"{path}: damaged: it holds a {type(value).__name__}, not an object; copy it again, "
-                           "or take another checkpoint")
-    return value
-
-
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """`tensors` as safetensors at `path`, atomically; they are copied to the CPU and made contiguous."""
+    """`tensors` as safetensors at `path`, not yet flushed; they are copied to the CPU and made contiguous."""
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-    def write(p: Path) -> None:
-        p.touch()
-        mode = p.stat().st_mode  # what the user's umask asks for; the library lets only the owner read
-        save_file(ready, p, metadata={"format": "pt"})
-        p.chmod(mode)
-
-    try:
-        write_atomically(path, write)
-    except SafetensorError as error:  # how the library says that the disk is full
-        raise BardletError(f"{path}: cannot be written ({error}); free some space, or choose another --out") from None
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask asks for; the library lets only the owner read
+    save_file(ready, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, on the CPU; the format's own checks bound the header and every offset."""
+    files.inside(path.parent, path.name)
     try:
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except FileNotFoundError:
-        raise BardletError(f"{path}: there is no such file, so {path.parent} is not a whole model folder; "
-                           "copy it there, or name a run folder") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise BardletError(f"{path}: damaged or cut short ({error}); copy it again, "
                            "or take another checkpoint") from None
 
 
+WORDS_AND_SHAPE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""The files of a folder beside its weights."""
+
+
 def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
-    """Everything but the weights: config.json, tokenizer.json, tokenizer_config.json, generation_config.json."""
+    """Everything but the weights (WORDS_AND_SHAPE), and a manifest of it."""
     config: ModelConfig = model.config
     ids = {"bos_token_id": words.eos_id, "eos_token_id": words.eos_id, "pad_token_id": words.pad_id}
     # explicit nulls: transformers would put GPT-2's 50256 where the key is missing, outside a small vocabulary
-    write_json(folder / "config.json", {**type(model).to_hf(config), **ids, "dtype": "float32"})
-    write_json(folder / "generation_config.json", ids)
-    words.save(folder, model_max_length=config.block_size)
+    files.write_json(folder / "config.json", {**type(model).to_hf(config), **ids, "dtype": "float32"})
+    files.write_json(folder / "generation_config.json", ids)
+    with files.writing(folder / "tokenizer.json", len(words.json.encode())):
+        words.save(folder, model_max_length=config.block_size)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            files.flush(folder / name)
+    files.seal(folder, WORDS_AND_SHAPE)
 
 
 def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """model.safetensors, from a model's `hf_state_dict()`."""
-    write_tensors(folder / "model.safetensors", tensors)
+    """model.safetensors, from a model's `hf_state_dict()`: a kill leaves the old weights or the new ones."""
+    needed = sum(t.nbytes for t in tensors.values())
+    files.replace_sealed(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The shape that a folder's config.json describes; what bardlet cannot compute is an error that says so."""
-    values = read_json(folder / "config.json")
+    values = files.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     if family not in models.FAMILIES:
         raise BardletError(f"{folder / 'config.json'}: model_type {values.get('model_type')!r} is not one that bardlet "
@@ -145,19 +95,30 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of model.safetensors, or of the parts that model.safetensors.index.json lists, in float32."""
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
-        listed = read_json(index).get("weight_map")
+        listed = files.read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise BardletError(f"{index}: damaged: it has no weight_map; copy it again")
-        parts = sorted({Path(str(name)).name for name in listed.values()})
+        parts = sorted({files.inside(folder, str(name)).name for name in listed.values()})
     else:
         parts = ["model.safetensors"]
     return {name: t.float() for part in parts for name, t in read_tensors(folder / part).items()}
+
+
+def verify(folder: Path) -> None:
+    """BardletError where a file of `folder` is not the one that its manifest knows; without a manifest, nothing."""
+    if os.path.lexists(folder / files.MANIFEST):
+        if damage := files.wrong(folder):
+            raise BardletError(f"{damage}; copy it again, or, where you changed it yourself, remove "
+                               f"{folder / files.MANIFEST}")
+    elif (folder / "run.toml").exists():
+        log.warning("%s: has lost its %s, so damage to its files would not be seen", folder, files.MANIFEST)
 
 
 def read_folder(folder: Path, dropout: float = 0.0) -> tuple[Any, tokenizer.Tokenizer]:
     """The model (float32, on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder."""
     if not folder.is_dir():
         raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
+    verify(folder)
     config = read_model_config(folder)
     words = tokenizer.load(folder)
     if words.vocab_size > config.vocab_size:  # fewer is well: some models have rows to spare

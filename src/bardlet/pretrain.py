@@ -104,7 +104,7 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
         named = ({"idx": i, "target": t} for i, t in look_at)
         return evaluate.mean_loss(model, named, dist.device, config.dtype, rows)
 
-    return Stage(batch, loss.next_token, loss.count_targets, validation_loss)
+    return Stage(batch, loss.next_token, loss.count_targets, validation_loss, windows.place)
 
 
 # ---------------------------------------------------------------- the run
@@ -112,7 +112,7 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
                 progress: data.Progress | None = None, begun: float | None = None,
-                in_file: Collection[str] = ()) -> tuple[Trainer, Prepared]:
+                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, Prepared]:
     """Text, tokenizer, model and optimizers for `config`: a run that has not begun. Nothing is written.
 
     For a run of --minutes `budget.py` chooses what is neither `given` nor `in_file`, by time, machine and text.
@@ -122,6 +122,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         given: the settings that somebody typed: what would do nothing is an error, or a notice.
         in_file: those that somebody's file of settings has.
         begun: when the time of --minutes began (of time.monotonic); None: now.
+        run: a folder that is there already, instead of `out`: this run was in it, and begins again.
     """
     begun = time.monotonic() if begun is None else begun
     if out is not None:
@@ -147,7 +148,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         memory.check_weights(shape, dist)
         model = models.build(shape)
     config = replace(config, text=config.text or (found.name,))
-    run = checkpoint.new_folder(Path(out) if out else None, f"{found.name}-{config.model}")
+    run = run or checkpoint.new_folder(Path(out) if out else None, f"{found.name}-{config.model}")
     record: dict[str, Any] = {"text": found.name, "text_hash": found.hash, "tokenizer": ready.tokenizer.kind,
                               "documents": ready.documents, "tokens": len(parts(ready, config)[0]),
                               "minutes": config.minutes}

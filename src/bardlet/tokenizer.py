@@ -26,6 +26,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from bardlet import files
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
@@ -269,9 +270,15 @@ class Tokenizer:
         return config
 
 
+LARGEST = 1 << 25
+"""Bytes of the largest tokenizer.json that is read; that of Qwen3, with 151,000 tokens, has a third of it."""
+
+
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model folder. BardletError when tokenizer.json is missing or damaged."""
-    path = Path(folder) / "tokenizer.json"
+    path = files.inside(Path(folder), "tokenizer.json")
+    if (size := path.stat().st_size) > LARGEST:
+        raise BardletError(f"{path}: damaged: {size:,} bytes are too many for a tokenizer; copy it again")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,6 +42,8 @@ class Stage:
     """How many terms that sum has."""
     evaluate: Callable[[nn.Module], float]
     """The validation loss (nats per term) of a model in eval mode."""
+    place: Callable[[int], str] = lambda step: f"batch {step + 1}"
+    """Where the batch of a step lies in the data, in words."""
 
 
 @dataclass
@@ -63,6 +65,8 @@ class State:
     loss_sum: float = 0.0
     """Sum of the losses of the steps since the last line of metrics.jsonl."""
     loss_steps: int = 0
+    evaluated: int = 0
+    """The step after which the last evaluation was."""
     skipped: int = 0
     """Steps skipped in a row because of a number that was none."""
     averaged: int = 0
@@ -88,6 +92,20 @@ class Trainer:
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights, by parameter name; empty before the last fifth of the steps, and with --keep last."""
     best: float = math.inf
+
+
+@dataclass
+class Asked:
+    """What signals have asked for."""
+
+    number: int = 0
+    """Of the first signal; 0 before."""
+    breakable: bool = False
+    """Whether a signal may break off what is under way, by raising BrokenOff: an evaluation, which leaves no trace."""
+
+
+class BrokenOff(Exception):
+    """A signal came in an evaluation."""
 
 
 class Stopped(BardletError):
@@ -140,27 +158,34 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
-        watch: Callable[[dict[str, Any]], None] = lambda line: None, asked: list[int] | None = None) -> None:
+        watch: Callable[[dict[str, Any]], None] = lambda line: None, asked: Asked | None = None) -> None:
     """Train until the planned number of steps is done, evaluating, logging and saving on the way.
 
     Args:
         t: what is trained, at the step where it is; it is moved on in place.
         replan: asked before each step; a number is the new count of planned steps, and is recorded.
         watch: called after each step with what a person wants to see.
-        asked: the box of a `signals` that is around this call already; None: `fit` has one of its own.
+        asked: of a `signals` that is around this call already, and looks itself at a signal that comes when all steps
+            are done; None: `fit` has one of its own.
 
     Raises:
-        Stopped: after a signal; the run has been saved. One that came in the last step stops nothing, since all is
-            done: whoever has more to do looks into the box.
-        BardletError: a loss or gradient is not finite (the last checkpoint stays as it was).
+        Stopped: after a signal; the run has been saved.
+        BardletError: a loss, gradient or weight is not finite (the last checkpoint stays as it was).
     """
     wrapped = t.dist.wrap(t.model)
     state, config = t.state, t.config
     started = time.monotonic() - state.elapsed
-    val_loss = None
     t.model.train()
     with signals() if asked is None else nullcontext(asked) as box:
+        alone = asked is None and t.dist.world == 1
+        saved = state.step
+        val_loss = _evaluate(t, box, alone) if _evaluation_due(t) else None  # a signal had broken it off
         while True:
+            stop = t.dist.from_main(box.number)
+            if stop and state.step and (asked is None or state.step < state.steps):
+                if saved != state.step:
+                    save(t)
+                raise Stopped(t.run, state.step, stop)
             _replan(t, replan)
             if state.step >= state.steps:
                 break
@@ -170,7 +195,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             seed_step(config.seed, state.step, t.dist.rank)
             batch = t.stage.batch(state.step)
             loss, norm = train_step(wrapped, t.optimizers, batch, t.stage, config, t.dist, t.machine["dtype"])
-            _check_numbers(t, loss, norm)
+            _check_numbers(t, wrapped, batch, loss, norm)
             state.step += 1
             state.tokens += t.stage.count(batch)
             if math.isfinite(loss):
@@ -181,23 +206,25 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             state.seconds += time.monotonic() - begun
             state.elapsed = time.monotonic() - started
 
-            stop = t.dist.from_main(box[0])
             last = state.step == state.steps
             line = {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
                     "tokens": state.tokens}
-            if last or _due(state.step, config.eval_every):
-                val_loss = _evaluate(t, state.step)
+            if t.dist.main and (last or _due(state.step, config.log_every)):
+                _log(t, line)
+            if _evaluation_due(t):
+                val_loss = _evaluate(t, box, alone)
             if t.dist.main:
                 watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
                        "elapsed": state.elapsed})
-                if last or _due(state.step, config.log_every):
-                    _log(t, line)
-            if last or stop or _due(state.step, config.save_every):
+            if last or _due(state.step, config.save_every):
                 save(t)
-            if stop and not last:
-                raise Stopped(t.run, state.step, stop)
-    if t.dist.main:
-        finish(t)
+                saved = state.step
+        if t.dist.main:
+            try:
+                with _breakable(box, alone):
+                    finish(t)
+            except BrokenOff:
+                raise Stopped(t.run, state.step, box.number) from None
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -215,18 +242,48 @@ def _replan(t: Trainer, replan: Callable[[State], int | None]) -> None:
         write_run(t)
 
 
-def _check_numbers(t: Trainer, loss: float, norm: float) -> None:
-    """Stop, or count a skipped step, when the loss or the gradient of this step is not finite."""
-    if math.isfinite(loss) and math.isfinite(norm):
+def _check_numbers(t: Trainer, wrapped: nn.Module, batch: Batch, loss: float, norm: float) -> None:
+    """Stop, or count a skipped step, when the loss or the gradient of this step is not finite; stop at a bad weight."""
+    sound = math.isfinite(loss) and math.isfinite(norm)
+    whole = bool(t.dist.least(int(_finite(p.detach() for p in t.model.parameters()))))
+    if sound and whole:
         t.state.skipped = 0
         return
     t.state.skipped += 1
-    what = "the loss" if not math.isfinite(loss) else "the gradient"
-    where = f"{what} of step {t.state.step + 1} is not a finite number"
+    what = "a weight" if not whole else "the loss" if not math.isfinite(loss) else "the gradient"
+    where = (f"{what} of step {t.state.step + 1} is not a finite number ({_at_fault(t, wrapped, batch)}"
+             f"{t.stage.place(t.state.step)})")
+    lower = "Lower --lr and --muon-lr, or take --dtype fp32"
+    if not whole:
+        raise BardletError(f"{where}; nothing of it was saved. {lower}; `bardlet resume {t.run}` goes on from the last "
+                           "checkpoint, if it was the machine's fault")
     if t.config.on_nan == "stop" or t.state.skipped >= 10:
-        raise BardletError(f"{where}; the weights were not touched. Lower --lr and --muon-lr, or take --dtype fp32"
+        raise BardletError(f"{where}; the weights were not touched. {lower}"
                            + ("" if t.config.on_nan == "skip" else "; --on-nan skip leaves out such steps"))
     log.warning("%s; the step is skipped (%d in a row)", where, t.state.skipped)
+
+
+def _finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite: their norm is, then."""
+    floats = [x for x in tensors if x.is_floating_point()]
+    return bool(nn.utils.get_total_norm(floats).isfinite()) if floats else True
+
+
+def _at_fault(t: Trainer, wrapped: nn.Module, batch: Batch) -> str:
+    """Which of several processes has numbers that are not finite: each computes its share again, alone."""
+    if t.dist.world == 1:
+        return ""
+    seed_step(t.config.seed, t.state.step, t.dist.rank)
+    mine = {name: t.dist.put(x[t.dist.rows(len(x))]) for name, x in batch.items()}
+    with t.dist.last_micro_batch(wrapped, False), autocast(t.machine["dtype"], t.dist.device):
+        loss = t.stage.loss(wrapped, mine)
+        loss.backward()
+    gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
+    sound = _finite([loss.detach(), *gradients, *(p.detach() for p in t.model.parameters())])
+    for p in t.model.parameters():
+        p.grad = None
+    ranks = t.dist.which(not sound)
+    return f"in process {', '.join(map(str, ranks))} of {t.dist.world}, " if ranks else ""
 
 
 def _add_to_average(t: Trainer) -> None:
@@ -266,15 +323,27 @@ def evaluate(t: Trainer) -> float:
     t.model.eval()
     # other shapes and no gradients: compiling for them would cost more than it gains
     eager = torch.compiler.set_stance("force_eager") if t.machine["compiled"] else nullcontext()
-    with torch.no_grad(), eager:
-        value = t.stage.evaluate(t.model)
-    t.model.train()
-    return value
+    try:
+        with torch.no_grad(), eager:
+            return t.stage.evaluate(t.model)
+    finally:
+        t.model.train()
 
 
-def _evaluate(t: Trainer, step: int) -> float:
-    """Evaluate after `step`, log it, and keep the weights at the root when they are the best so far."""
-    value = evaluate(t)
+def _evaluation_due(t: Trainer) -> bool:
+    """Whether the step that was just done ends with an evaluation, and has not had it."""
+    done = t.state.step
+    return done > t.state.evaluated and (done == t.state.steps or _due(done, t.config.eval_every))
+
+
+def _evaluate(t: Trainer, asked: Asked, breakable: bool) -> float | None:
+    """Evaluate, log it, and keep the weights at the root when they are the best so far. None: a signal broke it off."""
+    try:
+        with _breakable(asked, breakable):
+            value = evaluate(t)
+    except BrokenOff:
+        return None
+    step = t.state.evaluated = t.state.step
     if t.dist.main:
         checkpoint.append_metrics(t.run, {"step": step, "val_loss": value})
         if t.config.keep == "best" and value < t.best:
@@ -300,20 +369,27 @@ def save(t: Trainer) -> None:
     if not t.dist.main:
         return
     weights = t.model.hf_state_dict()
+    state = {f"optimizer/{name}": v for name, v in optim.state_tensors(t.optimizers, t.model).items()}
+    state |= {f"average/{name}": v for name, v in t.average.items()}
+    state["rng"] = torch.get_rng_state()
+    if not _finite([*weights.values(), *state.values()]):
+        raise BardletError(f"a number of the optimizer after step {t.state.step} is not finite; nothing was saved. "
+                           f"`bardlet resume {t.run}` goes on from the last checkpoint")
     if t.config.keep != "best" or not (t.run / "model.safetensors").exists():
         # a run that is stopped here is a model, too: until --keep has something to choose from, the newest weights
         hf.write_weights(t.run, weights)
         t.record.update(selected_by="last", selected_step=t.state.step)
-    state = {f"optimizer/{name}": v for name, v in optim.state_tensors(t.optimizers, t.model).items()}
-    state |= {f"average/{name}": v for name, v in t.average.items()}
-    state["rng"] = torch.get_rng_state()
-    facts = {**asdict(t.state), "machine": t.machine}
+    facts = {**asdict(t.state), "machine": t.machine, "config": asdict(resolved(t)), "record": t.record}
     checkpoint.save(t.run, t.state.step, weights, state, facts, t.config.keep_checkpoints)
+    t.record["saved"] = t.state.step
     write_run(t)
 
 
-def restore(t: Trainer, folder: Path) -> None:
-    """Put `t` where it was when the checkpoint `folder` was saved, and cut metrics.jsonl there."""
+def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
+    """Put `t` where it was when the checkpoint `folder` was saved, and cut metrics.jsonl there.
+
+    best_is_lost: the weights at the root are gone: the next that are evaluated are the best.
+    """
     weights, tensors, facts = checkpoint.load(folder)
     t.model.load_hf_state_dict(weights)
     rest = {"optimizer": {}, "average": {}}  # type: dict[str, dict[str, torch.Tensor]]
@@ -324,13 +400,14 @@ def restore(t: Trainer, folder: Path) -> None:
     optim.load_state_tensors(t.optimizers, t.model, rest["optimizer"], str(folder / "trainer.safetensors"))
     t.average = {name: v.to(t.dist.device) for name, v in rest["average"].items()}
     torch.set_rng_state(tensors["rng"])
-    known = {name: facts[name] for name in asdict(t.state)}
+    known = {name: facts[name] for name in asdict(t.state) if name in facts}
     t.state = State(**{**known, "replans": [(a, b) for a, b in facts["replans"]]})
     if t.dist.main:
-        values = [line["val_loss"] for line in checkpoint.cut_metrics(t.run, t.state.step) if "val_loss" in line]
+        lines = checkpoint.cut_metrics(t.run, t.state.step, t.state.evaluated)
+        values = [line["val_loss"] for line in lines if "val_loss" in line]
         if t.record.get("selected_by") == "best" and t.record["selected_step"] <= t.state.step:
             values.append(t.record["val_loss"])  # a lost line of metrics.jsonl does not make worse weights the best
-        t.best = min((v for v in values if math.isfinite(v)), default=math.inf)
+        t.best = math.inf if best_is_lost else min((v for v in values if math.isfinite(v)), default=math.inf)
 
 
 def finish(t: Trainer) -> None:
@@ -357,30 +434,50 @@ def finish(t: Trainer) -> None:
 
 def write_run(t: Trainer) -> dict[str, Any]:
     """run.toml: the settings as resolved and the record of what happened so far, which is returned."""
-    config = replace(t.config, steps=t.state.replans[0][1] if t.state.replans else t.state.steps, minutes=None,
-                     replans=tuple(t.state.replans))
     record = {**t.record, "steps": t.state.step, "seconds": round(t.state.seconds, 3),
               "tokens_per_second": round(t.state.tokens / max(t.state.seconds, 1e-9), 1), "machine": t.machine}
     if t.dist.main:
-        checkpoint.write_run(t.run, config, record)
+        checkpoint.write_run(t.run, resolved(t), record)
     return record
 
 
+def resolved(t: Trainer) -> TrainConfig:
+    """The settings with which this run can be repeated without a clock."""
+    first = t.state.replans[0][1] if t.state.replans else t.state.steps
+    return replace(t.config, steps=first, minutes=None, replans=tuple(t.state.replans))
+
+
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """A box that holds the number of the first signal (Ctrl-C or SIGTERM), 0 before; a second one acts at once."""
-    box = [0]
+def signals() -> Iterator[Asked]:
+    """What a signal asks for (Ctrl-C, SIGTERM, a terminal that is closed) is noted here; a second one acts at once."""
+    asked = Asked()
 
     def note(number: int, frame: object) -> None:
-        if box[0]:
+        if asked.number:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        box[0] = number
+        asked.number = number
         log.warning("finishing what is under way and saving; once more to leave at once")
+        if asked.breakable:
+            raise BrokenOff
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
+             if number is not None and signal.getsignal(number) != signal.SIG_IGN]  # nohup, or a shell's &
+    old = {number: signal.signal(number, note) for number in heard}
     try:
-        yield box
+        yield asked
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _breakable(asked: Asked, breakable: bool) -> Iterator[None]:
+    """Inside, a signal raises BrokenOff at once, also one that came before."""
+    if breakable and asked.number:
+        raise BrokenOff
+    asked.breakable = breakable
+    try:
+        yield
+    finally:
+        asked.breakable = False

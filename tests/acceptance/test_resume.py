@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from invariants.test_resume import EXTRAS, MODES, files, settings, without_times
+from invariants.test_resume import EXTRAS, MODES, fingerprint, settings, without_times
 
-from bardlet import checkpoint
+from bardlet import files
 
 CELLS = list(itertools.product(["gpt2", "qwen3", "bigram"], ["adamw", "muon"], MODES, EXTRAS))
 
@@ -41,6 +41,6 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
         ten.rmdir()
     done = subprocess.run(command("resume", broken, "--json"), check=True, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1])["resumed_from"] == 5
-    assert files(broken, 10) == files(whole, 10)
+    assert fingerprint(broken, 10) == fingerprint(whole, 10)
     assert without_times(broken) == without_times(whole)
-    assert checkpoint.sha256(broken / "model.safetensors") == checkpoint.sha256(whole / "model.safetensors")
+    assert files.sha256(broken / "model.safetensors") == files.sha256(whole / "model.safetensors")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import settings_of
 
-from bardlet import checkpoint, hf
+from bardlet import checkpoint, files, hf
 
 SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--log-every", "1",
          "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off", "--threads", "1", "--steps", "10",
@@ -52,10 +52,10 @@ def test_two_processes_are_one(text: Path, tmp_path: Path, bardlet: Callable[...
     same(tmp_path / "one", tmp_path / "two")
     # what was done after step 5 is taken away: two processes go on from there, and end with the same bits
     weights = tmp_path / "two" / "checkpoints" / "step-00000010"
-    before = {name: checkpoint.sha256(weights / name) for name in ("model.safetensors", "trainer.safetensors")}
+    before = {name: files.sha256(weights / name) for name in ("model.safetensors", "trainer.safetensors")}
     shutil.rmtree(weights)
     assert torchrun("resume", tmp_path / "two")["resumed_from"] == 5
-    assert {name: checkpoint.sha256(weights / name) for name in before} == before
+    assert {name: files.sha256(weights / name) for name in before} == before
 
 
 def torchrun(*argv: str | Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import settings_of
 
-from bardlet import checkpoint
+from bardlet import checkpoint, files
 from bardlet import train as training
 from bardlet.cli import console
 
@@ -70,10 +70,10 @@ def without_times(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
 
-def files(run: Path, step: int) -> dict[str, str]:
+def fingerprint(run: Path, step: int) -> dict[str, str]:
     """sha256 of weights, optimizer, average and random state of a checkpoint."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    return {name: checkpoint.sha256(folder / name) for name in ("model.safetensors", "trainer.safetensors")}
+    return {name: files.sha256(folder / name) for name in ("model.safetensors", "trainer.safetensors")}
 
 
 @pytest.mark.parametrize("cell", PAIRWISE, ids=" ".join)
@@ -97,9 +97,9 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
         summary = bardlet("resume", broken)
     assert summary["resumed_from"] == 5
     assert steps == [5, 6, 7, 8, 9], "steps before the checkpoint were not computed again"
-    assert files(broken, 10) == files(whole, 10)
+    assert fingerprint(broken, 10) == fingerprint(whole, 10)
     assert without_times(broken) == without_times(whole)
-    assert checkpoint.sha256(broken / "model.safetensors") == checkpoint.sha256(whole / "model.safetensors")
+    assert files.sha256(broken / "model.safetensors") == files.sha256(whole / "model.safetensors")
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
@@ -110,7 +110,7 @@ def test_evaluation_leaves_no_trace(model: str, text: Path, tmp_path: Path,
         bardlet("train", text, "--out", tmp_path / name, "--model", model,
                 *settings_of(model, [*SMALL, *MODES["eager fp32"], "--dropout", "0.1"]), "--eval-every", every)
     for step in (5, 10):
-        assert files(tmp_path / "often", step) == files(tmp_path / "never", step)
+        assert fingerprint(tmp_path / "often", step) == fingerprint(tmp_path / "never", step)
 
 
 def test_a_resumed_run_can_be_resumed(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
@@ -124,5 +124,5 @@ def test_a_resumed_run_can_be_resumed(text: Path, tmp_path: Path, bardlet: Calla
             with pytest.raises(Broken):
                 bardlet(*command)
     assert bardlet("resume", broken)["resumed_from"] == 6
-    assert files(broken, 10) == files(whole, 10)
+    assert fingerprint(broken, 10) == fingerprint(whole, 10)
     assert without_times(broken) == without_times(whole)

@@ -6,14 +6,16 @@ are written for people end as one line on standard error; `--debug` shows where 
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
+import signal
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
 
 from bardlet import __version__
 from bardlet.errors import BardletError, is_memory
+from bardlet.files import REMEDIES
 
 COMMANDS = {
     "train": "train a model on a text",
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"bardlet {__version__}")
         return 0
+    with suppress(ValueError):  # called in a thread, which hears no signals
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         return _dispatch(argv[0], argv[1:])
     except BrokenPipeError:  # `bardlet sample ... | head`
@@ -65,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"bardlet: {_in_words(error)}", file=sys.stderr)
-        return getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        return getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
     except Exception as error:
         if debug:
             raise
@@ -75,6 +79,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bardlet: this should not have happened: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
               "run it again with --debug and report what it shows", file=sys.stderr)
         return 1
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, what is under way is left in order."""
+
+    number = signal.SIGTERM
+    exit_code = 128 + signal.SIGTERM
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def _dispatch(command: str, rest: list[str]) -> int:
@@ -105,13 +120,7 @@ def _in_words(error: BaseException) -> str:
                 "(--n-embd, --n-layer)")
     assert isinstance(error, OSError)
     where = f"{error.filename}: " if error.filename else ""
-    remedy = {
-        errno.ENOSPC: "free some space, or choose another --out",
-        errno.EDQUOT: "free some space, or choose another --out",
-        errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another --out",
-        errno.EACCES: "choose a place that you may read and write",
-        errno.EROFS: "choose a place that can be written to",
-    }.get(error.errno or 0, "check the path and the disk")
+    remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
     return f"{where}{(error.strerror or str(error)).lower()}; {remedy}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -43,12 +44,17 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist as distributed
 
     run = Path(command.run)
-    config, record = checkpoint.read_run(run)
+    if not run.is_dir():
+        checkpoint.read_run(run)
+    console.show_notices(os.environ.get("RANK", "0") == "0")
+    config, record = checkpoint.settings(run, command.allow_change)
     begun = time.monotonic()
     with distributed.connect(config.device) as dist, checkpoint.locked(run) if dist.main else nullcontext():
-        console.show_notices(dist.main)
+        if dist.main:
+            checkpoint.sweep(run)
         with console.preparing(dist.main) as progress:
-            trainer, data = continued(run, config, record, dist, command, progress)
+            go_on = continued if checkpoint.steps_saved(run) or record.get("saved") else begun_again
+            trainer, data = go_on(run, config, record, dist, command, progress)
         spent = time.monotonic() - begun
         trainer.state.elapsed += spent
         trainer.state.prepared += spent
@@ -57,17 +63,32 @@ def main(argv: Sequence[str]) -> int:
             raise BardletError(f"{run}: all its {step:,} steps are done; --steps N --allow-change trains on, "
                                f"`bardlet train --init {run}` starts a new run from it")
         if dist.main:
-            console.say(f"going on after step {step:,} of {trainer.state.steps:,}")
+            console.say(f"going on after step {step:,} of {trainer.state.steps:,}" if step
+                        else "it ended before its first checkpoint, and begins again")
         summary = train.run_to_end(trainer, data, resumed_from=step)
         if command.json and dist.main:
             console.say_json(summary)
     return 0
 
 
+def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
+                progress: Progress | None) -> tuple[Trainer, Prepared]:
+    """The run as it began: it has no checkpoint yet, so nothing is lost; its settings and their plan stay."""
+    from bardlet import pretrain
+
+    trainer, data = pretrain.new_trainer(config, dist, None, progress=progress, run=run)
+    if trainer.record["text_hash"] != record.get("text_hash") and not command.allow_change:
+        raise BardletError(f"{run}: the text {trainer.record['text']} is not the one that the run began with; "
+                           "put it back, or go on with --allow-change")
+    trainer.record = {**record, **trainer.record}
+    pretrain.choose_compile(trainer)
+    return trainer, data
+
+
 def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
               progress: Progress | None) -> tuple[Trainer, Prepared]:
     """The run as its newest whole checkpoint left it; with other --steps when that was asked for."""
-    from bardlet import checkpoint, corpus, hf, pretrain, tokenizer
+    from bardlet import checkpoint, corpus, files, hf, pretrain, tokenizer
     from bardlet.train import restore
 
     if "text_hash" not in record:
@@ -75,10 +96,13 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
     if command.steps is not None and not command.allow_change:
         raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
-    if dist.main:
-        checkpoint.sweep(run)
-    folder = checkpoint.newest_whole(run)
-    checkpoint.verify_root(run, folder)
+    with dist.main_first():
+        folder = checkpoint.newest_whole(run)
+        checkpoint.verify_root(run, folder)
+        lost = dist.main and checkpoint.mend_root(run)
+    if lost:
+        for name in ("finished", "selected_by", "selected_step", "val_loss", "averaged"):
+            record.pop(name, None)
     words = tokenizer.load(run)
     found = corpus.find(config.text, config.field)
     if found.hash != record["text_hash"] and not command.allow_change:
@@ -90,12 +114,12 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     trainer = pretrain.assemble(run, model, data, config, dist, record, resumed=True)
     if config.compile == "on":
         pretrain.choose_compile(trainer)
-    before = hf.read_json(folder / "trainer.json")["machine"]
+    before = files.read_json(folder / "trainer.json")["machine"]
     odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if odd and not command.allow_change:
         raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "
                            "would not go on bit for bit; --allow-change goes on all the same")
-    restore(trainer, folder)
+    restore(trainer, folder, best_is_lost=lost)
     if command.steps is not None:
         _plan_again(trainer, command.steps)
     return trainer, data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -137,7 +138,8 @@ def _shape(model: ModelConfig) -> str:
 
 def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:
     """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints."""
-    from bardlet import checkpoint
+    from bardlet import checkpoint, files
+    from bardlet.train import Stopped
 
     t.config = replace(t.config,
                        eval_every=max(1, t.state.steps // 20) if t.config.eval_every is None else t.config.eval_every,
@@ -145,19 +147,23 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
     if not t.dist.main:
         _fit(t, data, resumed_from)
         return {}
-    t.run.mkdir(parents=True, exist_ok=True)
+    if resumed_from is None:
+        t.run.mkdir(parents=True, exist_ok=True)
+        files.sync_folder(t.run.parent)
     # a run that goes on is locked already, since before its checkpoint was read
     with checkpoint.locked(t.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
             checkpoint.new_folder(t.run, "")  # another process may have been first, and be done
         try:
             _fit(t, data, resumed_from)
-        except BaseException:
+            return _summary(t, data, resumed_from)
+        except BaseException as error:
             # nothing was saved yet: what lies there is of no use to anybody
             if not checkpoint.steps_saved(t.run):
                 shutil.rmtree(t.run, ignore_errors=True)
+            elif isinstance(error, KeyboardInterrupt):
+                raise Stopped(t.run, t.state.step, getattr(error, "number", signal.SIGINT)) from None
             raise
-        return _summary(t, data, resumed_from)
 
 
 def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
@@ -172,9 +178,11 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
     if not t.dist.main:
         fit(t, replan)
         return
-    if resumed_from is None:
-        hf.write_folder(t.run, t.model, data.tokenizer)
     write_run(t)
+    if t.state.step == 0:
+        for name in ("metrics.jsonl", "model.safetensors"):  # of a process that ended before its first checkpoint
+            (t.run / name).unlink(missing_ok=True)
+        hf.write_folder(t.run, t.model, data.tokenizer)
     tell = report.trackers(t.config, t.run)
     with console.training() as watch:
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bardlet import hf
+from bardlet import files, hf
 from bardlet.ladder import pictures, rungs, sources
 from bardlet.ladder.rungs import Rung
 
@@ -121,7 +121,7 @@ def write(out: Path, outcomes: Sequence[Outcome], sentence: str, facts: Mapping[
     page = _template().render(sections=parts, curves=curves, facts=facts, lines=list(lines.values()),
                               time=duration(sum(o.seconds for o in outcomes)), css=_file("page.css"))
     path = out / "report.html"
-    hf.write_atomically(path, lambda p: p.write_text(page, encoding="utf-8"))
+    files.write_text(path, page)
     return path
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bardlet import __version__, checkpoint, clock, corpus, data, evaluate, hf, models, pretrain
+from bardlet import __version__, checkpoint, clock, corpus, data, evaluate, files, hf, models, pretrain
 from bardlet import train as training
 from bardlet.config import TrainConfig, read_toml
 from bardlet.data import Prepared
@@ -144,7 +144,7 @@ class Ladder:
         path = self.out / "ladder.json"
         if not path.exists():
             return
-        before = hf.read_json(path)
+        before = files.read_json(path)
         odd = [name for name, value in self.asked.items() if before.get("asked", {}).get(name) != value]
         if odd:
             raise BardletError(f"{path}: this ladder was begun with another {odd[0]} "
@@ -210,7 +210,7 @@ class Ladder:
                     f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
         self.out.mkdir(parents=True, exist_ok=True)
         timed = {"threads": self.timed_with} if self.timed_with else {}
-        hf.write_json(self.out / "ladder.json", {"asked": self.asked, **timed, "steps": self.steps})
+        files.write_json(self.out / "ladder.json", {"asked": self.asked, **timed, "steps": self.steps})
         left = any(rung.scaled and self.outcome(rung, seed) is None for rung, seed in self.jobs())
         if left and self.timed_with not in (None, self.threads):
             log.warning("%s: its scaled rungs were timed with %d threads, not with %d: a minute is another amount of "
@@ -249,8 +249,8 @@ class Ladder:
             training.fit(t, watch=lambda line: watch(rung, seed, line), asked=box)
             outcome = self._measure(t, rung, seed)
             shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
-            hf.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
-        late[:] = box
+            files.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
+        late[:] = [box.number]
         return outcome
 
     def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:

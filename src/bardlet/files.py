@@ -1,0 +1,250 @@
+"""Files that are whole or not there, and a manifest that knows every byte of them.
+
+A file is written beside its place, flushed to the disk, and then renamed: whoever looks finds the old one or the new
+one, whatever happens in between. A manifest holds the sha256 of each file of a folder, and its own. Where a file is
+to be replaced in a folder that has one, the manifest first allows both the old content and the new, so that there is
+no moment at which a kill would leave a folder that contradicts itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bardlet.errors import BardletError
+
+MANIFEST = "manifest.json"
+
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another --out",
+    errno.EDQUOT: "free some space, or choose another --out",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another --out",
+    errno.EACCES: "choose a place that you may read and write",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EIO: "the disk may be failing: copy what is on it, and choose another --out",
+}
+"""What to do about an error of the system."""
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], needed: int | None = None) -> None:
+    """Have `write` make a file beside `path`, flush it, then rename it: `path` is the old file or the new one.
+
+    Raises BardletError, with the bytes that are `needed` and those that are free, where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, needed):
+        try:
+            write(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` as UTF-8 at `path`, atomically."""
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"), len(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON at `path`, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file's bytes on the disk."""
+    with open(path, "r+b") as f:  # Windows flushes only what may be written to
+        os.fsync(f.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that others may read: it loses its name before the first of its files."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """What fails inside becomes a BardletError that names `path`, and the bytes that are needed and free."""
+    try:
+        yield
+    except BardletError:
+        raise
+    except Exception as error:
+        number = _errno(error)
+        if number is None:
+            raise
+        why = os.strerror(number).lower()
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            why += (f": {needed:,} bytes are needed," if needed else ":") + f" {free(path):,} are free"
+        remedy = REMEDIES.get(number, "check the path and the disk")
+        raise BardletError(f"{path}: cannot be written: {why}; {remedy}") from None
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's number of an error; safetensors hides it in a sentence."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
+
+
+def free(path: Path) -> int:
+    """The bytes that are free where `path` is, or is to be; 0 where nobody can tell."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
+
+
+# ---------------------------------------------------------------- reading
+
+
+MOST_JSON = 1 << 24
+"""Bytes of the largest JSON file that is read: the index of a model in thousands of parts has a tenth of that."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; an error names the file, the line and the column."""
+    inside(path.parent, path.name)
+    try:
+        if (size := path.stat().st_size) > MOST_JSON:
+            raise BardletError(f"{path}: damaged: {size:,} bytes are too many for a file of this kind; copy it again")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BardletError(f"{path}: damaged at line {error.lineno}, column {error.colno}: {error.msg}; "
+                           "copy it again, or take another checkpoint") from None
+    except OSError as error:
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); change its permissions, "
+                           "or copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise BardletError(f"{path}: damaged: {error}; copy it again, or take another checkpoint") from None
+    if not isinstance(value, dict):
+        raise BardletError(f"{path}: damaged: it holds a {type(value).__name__}, not an object; copy it again, "
+                           "or take another checkpoint")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as hex."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- manifests
+
+
+def seal(folder: Path, names: Iterable[str], **facts: Any) -> None:
+    """Write the manifest of `folder` for its files `names`; `facts` stand in it, too."""
+    _write_manifest(folder, {**facts, "files": {name: [_entry(folder / name)] for name in names}})
+
+
+def replace_sealed(folder: Path, name: str, write: Callable[[Path], object], needed: int | None = None) -> None:
+    """`write_atomically` for a file of a folder that has a manifest, or gets one with it.
+
+    A kill at any instant leaves the old file or the new one, and a manifest that knows it.
+    """
+    known = read_manifest(folder) if (folder / MANIFEST).exists() else {"files": {}}
+    path = folder / name
+    new: dict[str, Any] = {}
+
+    def noted(temporary: Path) -> None:
+        write(temporary)
+        new.update(_entry(temporary))
+        old = known["files"].get(name, [])
+        _write_manifest(folder, {**known, "files": {**known["files"], name: [*old, new]}})
+
+    write_atomically(path, noted, needed)
+    _write_manifest(folder, {**known, "files": {**known["files"], name: [new]}})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of `folder` says. BardletError where it is missing, or is not, byte for byte, what was written.
+    """
+    path = inside(folder, MANIFEST)
+    manifest = read_json(path)
+    manifest.pop("digest", None)
+    if path.read_bytes() != _as_written(manifest) or not isinstance(manifest.get("files"), dict):
+        raise BardletError(f"{path}: damaged: it does not match its own digest; copy the whole folder again")
+    return manifest
+
+
+def wrong(folder: Path, names: Collection[str] = ()) -> str | None:
+    """What is wrong with a folder that has a manifest, in words that name the file; None when it is whole.
+
+    names: look at these files only; none: at all that the manifest knows.
+    """
+    try:
+        manifest = read_manifest(folder)
+        for name, allowed in manifest["files"].items():
+            if (not names or name in names) and _entry(inside(folder, name)) not in allowed:
+                # a run that is under way may have replaced it since the manifest was read
+                return wrong(folder, names) if read_manifest(folder) != manifest else f"{folder / name}: {DAMAGED}"
+    except BardletError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: cannot be read ({error.strerror}): change its permissions"
+    return None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of the file `name` of `folder`, which must be a plain file that lies there, and no link that leaves it.
+
+    Raises BardletError; nothing was opened.
+    """
+    path = folder / name
+    if Path(name).name != name:
+        raise BardletError(f"{folder}: a file in it names {name!r}, which is not a file of this folder; "
+                           "do not use a folder that you do not trust")
+    if not os.path.lexists(path):
+        raise BardletError(f"{path}: there is no such file, so {folder} is not a whole model folder; "
+                           "copy it there, or name a run folder")
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
+        raise BardletError(f"{path}: is a link to another folder; put a copy of the file in its place (cp -L)")
+    if not path.is_file():
+        raise BardletError(f"{path}: is no file; copy it again, or take another checkpoint")
+    return path
+
+
+DAMAGED = "damaged: it is not the file that was saved"
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    written = _as_written({"version": 1, **manifest})
+    write_atomically(folder / MANIFEST, lambda p: p.write_bytes(written), len(written))
+
+
+def _as_written(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest with the digest of all the rest, as the bytes of its file."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "digest": digest}, indent=2, sort_keys=True) + "\n").encode()
