@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from bardlet import __version__
+from bardlet import __version__, heartbeat
 from bardlet.errors import BardletError
 
 
@@ -131,10 +132,21 @@ def connect(device: str) -> Iterator[Dist]:
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
     torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    heart = heartbeat.Heartbeat(rank, world)
+    heart.start()
     try:
         yield Dist(rank, world, where)
-    finally:
-        torch.distributed.destroy_process_group()
+    except BaseException as error:
+        with suppress(ValueError):  # a launcher that has seen another one end asks this one to end, too: it will
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if heartbeat.of_a_peer(error):
+            heart.wait(2 * heartbeat.SILENT)
+        elif isinstance(error, KeyboardInterrupt):  # perhaps from such a launcher
+            heart.wait(heartbeat.SHORTLY + 1)
+        heart.close(heartbeat.FAILED)
+        raise
+    heart.close(heartbeat.DONE)
+    torch.distributed.destroy_process_group()
 
 
 def pick_dtype(name: str, device: torch.device) -> str:

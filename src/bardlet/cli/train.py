@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -46,7 +47,10 @@ def main(argv: Sequence[str]) -> int:
         config = replace(config, minutes=5.0)
     from bardlet import dist as distributed
     from bardlet import pretrain
+    from bardlet.cli import resume
 
+    if _started_again(command):
+        return resume.main([str(command.out), *(["--json"] if command.json else [])])
     begun = time.monotonic()
     with distributed.connect(config.device) as dist:
         console.show_notices(dist.main)
@@ -72,6 +76,12 @@ def main(argv: Sequence[str]) -> int:
         if command.json and dist.main:
             console.say_json(summary)
     return 0
+
+
+def _started_again(command: Command) -> bool:
+    """Whether torchrun starts this command again (--max-restarts), and its run has begun."""
+    return (int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0 and command.out is not None
+            and (Path(command.out) / "run.toml").exists())
 
 
 def _defaults(argv: Sequence[str]) -> Command | None:

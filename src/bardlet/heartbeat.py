@@ -1,0 +1,135 @@
+"""Who of several processes is still there. Each tells the others so once a second, and notices who falls silent.
+
+A collective waits for ever for a process that was stopped, and of one that was killed it says only that a connection
+was closed. A thread of each process watches the others, so that the run ends in seconds with a line that names the one
+to blame, and its launcher can start it again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+SILENT = 15.0
+"""Seconds without a sign of life after which a process counts as lost."""
+
+SHORTLY = 3.0
+"""Seconds after which one that is not among this machine's processes counts as lost: in another container it is not,
+either, but speaks."""
+
+DONE, FAILED = "done", "failed"
+"""What a process leaves as its last word: that it finished, or that it ended with an error of its own."""
+
+
+class Heartbeat(threading.Thread):
+    """Tells the others that this process lives, and ends it when one of them does not."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        super().__init__(daemon=True)
+        self.rank, self.world = rank, world
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # a client of its own: the store that the process group has may be waiting for somebody
+        self.store = torch.distributed.TCPStore(host, port, is_master=False, wait_for_workers=False,
+                                                timeout=timedelta(seconds=SILENT))
+        # a launcher that starts all processes again keeps its store, with what the last ones said
+        self.prefix = f"bardlet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.ended = threading.Event()
+        self.seen: dict[int, tuple[str, float]] = {}
+        """What each of the others said last, and when that was new."""
+        self.heard = time.monotonic()
+        """When the store answered last."""
+        self.beats = 0
+        self.beat()
+
+    def run(self) -> None:
+        """Until `close`: a sign of life each second, and a look at the others."""
+        while not self.ended.wait(1.0):
+            self.beat()
+            self.look()
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self.beats += 1
+        with suppress(RuntimeError):
+            self._say(f"{os.getpid()} {socket.gethostname()} {self.beats}")
+
+    def look(self) -> None:
+        """End this process, with a line that names the other, where one is lost."""
+        for rank in range(self.world):
+            if rank != self.rank and (why := self._lost(rank)):
+                self._leave(f"process {rank} of {self.world} {why}")
+        if time.monotonic() - self.heard > SILENT:
+            self._leave("the process that started this one, or process 0, is gone")
+
+    def wait(self, seconds: float) -> None:
+        """Give `look` so much time to find out who is to blame for an error: it ends this process when it does."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.look()
+            time.sleep(0.2)
+
+    def close(self, word: str) -> None:
+        """Fall silent; `word` says why."""
+        self.ended.set()
+        with suppress(RuntimeError):
+            self._say(word)
+
+    def _say(self, word: str) -> None:
+        self.store.set(f"{self.prefix}/{self.rank}", word)
+
+    def _lost(self, rank: int) -> str | None:
+        """Why the process `rank` counts as lost, in words."""
+        now, word = time.monotonic(), ""
+        with suppress(RuntimeError):
+            key = f"{self.prefix}/{rank}"
+            word = self.store.get(key).decode() if self.store.check([key]) else ""
+            self.heard = now
+        before, since = self.seen.get(rank, ("", now))
+        if word and word != before:
+            before, since = word, now
+        self.seen[rank] = before, since
+        if before == DONE:
+            return None
+        if before == FAILED:
+            return "ended with an error of its own"
+        silent = now - since
+        if not before:
+            return "was lost on its way here" if silent > SILENT else None
+        pid, host, _ = before.split()
+        who = f"(pid {pid} on {host})"
+        if silent > SHORTLY and host == socket.gethostname() and not _alive(int(pid)):
+            return f"{who} was killed"
+        return f"{who} has been silent for {SILENT:g} s: stopped, or cut off" if silent > SILENT else None
+
+    def _leave(self, why: str) -> None:
+        print(f"bardlet: {why}; what was saved is whole: start all of them again with `bardlet resume`",
+              file=sys.stderr, flush=True)
+        os._exit(1)  # another thread may wait for ever inside a collective
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine runs, or could: one that nobody has buried yet does not."""
+    with suppress(OSError, IndexError):
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return facts.rpartition(")")[2].split()[0] not in "ZX"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def of_a_peer(error: BaseException) -> bool:
+    """Whether an error of a collective may be the fault of another process."""
+    signs = ("onnection", "roken pipe", "gloo", "NCCL", "timed out", "Timed out")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
