@@ -74,14 +74,14 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         files.sync_folder(folder.parent)
-    if damage := files.wrong(folder):
-        raise BardletError(f"{damage}, just now: the disk or the memory of this machine may be failing; "
-                           "the checkpoints before it are as they were")
-    saved_steps = steps_saved(run)
-    # later ones are of a history that this run has left, going back from a damaged checkpoint
-    for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
-        if old != folder:
-            files.remove_folder(old)
+        if damage := files.wrong(folder):
+            raise BardletError(f"{damage}, just now: the disk or the memory of this machine may be failing; "
+                               "the checkpoints before it are as they were")
+        saved_steps = steps_saved(run)
+        # later ones are of a history that this run has left, going back from a damaged checkpoint
+        for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
+            if old != folder:
+                files.remove_folder(old)
     return folder
 
 
@@ -89,8 +89,13 @@ def sweep(run: Path) -> None:
     """Remove what a killed process was writing or removing when it was killed; the caller holds the lock."""
     for left in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-    for left in run.glob(".*.tmp"):
+    for left in filter(_left_over, run.iterdir()):
         left.unlink(missing_ok=True)
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a file was being written when its process was killed: by this package, or by the safetensors library."""
+    return path.name.startswith(".") and (path.suffix == ".tmp" or path.name.startswith(".tmp"))
 
 
 def steps_saved(run: Path) -> list[Path]:
@@ -166,7 +171,7 @@ def new_folder(out: Path | None, name: str) -> Path:
         raise BardletError(f"{out}: {here} is not a folder, so nothing can be made in it; name another --out")
     if not os.access(here, os.W_OK | os.X_OK):
         raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
-    if here == out and any(path.name != ".lock" and path.suffix != ".tmp" for path in out.iterdir()):
+    if here == out and any(path.name != ".lock" and not _left_over(path) for path in out.iterdir()):
         if (out / "run.toml").exists():
             raise BardletError(f"{out}: there is a run in it already; go on with it (`bardlet resume {out}`) "
                                "or name another --out")

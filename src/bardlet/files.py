@@ -81,10 +81,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that others may read: it loses its name before the first of its files."""
+    """Remove a folder that others may read: it loses its name before the first of its files. One that resists stays."""
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone.tmp")
     shutil.rmtree(gone, ignore_errors=True)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         os.replace(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
@@ -170,8 +170,9 @@ def replace_sealed(folder: Path, name: str, write: Callable[[Path], object], nee
 
     A kill at any instant leaves the old file or the new one, and a manifest that knows it.
     """
-    known = read_manifest(folder) if (folder / MANIFEST).exists() else {"files": {}}
     path = folder / name
+    with writing(path, needed):
+        known = read_manifest(folder) if (folder / MANIFEST).exists() else {"files": {}}
     new: dict[str, Any] = {}
 
     def noted(temporary: Path) -> None:
