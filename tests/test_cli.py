@@ -50,7 +50,7 @@ def test_the_contract_of_train_sample_eval_resume(text: Path, tmp_path: Path,
     assert set(made) == train and made["run"] == str(run) and made["steps"] == 6 and made["resumed_from"] is None
     assert {p.name for p in run.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-        "run.toml", "metrics.jsonl", "README.md", "loss.png", "checkpoints"}
+        "run.toml", "metrics.jsonl", "README.md", "loss.png", "manifest.json", "checkpoints"}
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000003", "step-00000006"]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert f"{made['val_loss']:.4f}" in (run / "README.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_a_stream_writes_what_a_batch_writes(text: Path, tmp_path: Path, bardlet
 def test_a_run_can_be_repeated_from_its_run_toml(text: Path, tmp_path: Path,
                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
     """--config run.toml gives the same weights; what is given beside it goes before it."""
-    from bardlet.checkpoint import sha256
+    from bardlet.files import sha256
 
     bardlet("train", text, "--out", tmp_path / "one", *TINY, "--steps", "4", "--dropout", "0.1")
     bardlet("train", "--config", tmp_path / "one" / "run.toml", "--out", tmp_path / "two")
@@ -148,7 +148,7 @@ def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, 
 def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path,
                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
     """What the clock decided stands in run.toml: the same steps, the same weights."""
-    from bardlet.checkpoint import sha256
+    from bardlet.files import sha256
 
     timed = bardlet("train", text, "--out", tmp_path / "timed", *TINY, "--minutes", "0.04", "--keep", "last")
     again = bardlet("train", "--config", tmp_path / "timed" / "run.toml", "--out", tmp_path / "again")
@@ -160,7 +160,7 @@ def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path,
 def test_a_finished_run_goes_on_with_more_steps(length: list[str], text: Path, tmp_path: Path,
                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
     """resume --steps N --allow-change makes exactly N, and run.toml repeats that history, too."""
-    from bardlet.checkpoint import sha256
+    from bardlet.files import sha256
 
     first = bardlet("train", text, "--out", tmp_path / "one", *TINY, *length, "--keep", "last", "--eval-every", "0")
     more = bardlet("resume", tmp_path / "one", "--steps", str(first["steps"] + 9), "--allow-change")
@@ -176,7 +176,7 @@ def test_a_kill_after_the_last_step_is_mended_by_resume(keep: str, text: Path, t
                                                         bardlet: Callable[..., dict[str, Any]]) -> None:
     """All steps are done and saved, the result is not: resume leaves at the root what an unbroken run leaves."""
     from bardlet import train as training
-    from bardlet.checkpoint import sha256
+    from bardlet.files import sha256
 
     settings = [text, *TINY, "--steps", "10", "--keep", keep, "--eval-every", "5"]
     whole = bardlet("train", *settings, "--out", tmp_path / "whole")

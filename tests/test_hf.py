@@ -133,7 +133,7 @@ def test_a_config_that_cannot_be_computed_is_named(change: dict[str, Any], words
                                                    tmp_path: Path) -> None:
     """One line with the file and the key; nothing is allocated for absurd sizes."""
     for path in runs["gpt2-char"].iterdir():
-        if path.is_file():
+        if path.is_file() and path.name != "manifest.json":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))

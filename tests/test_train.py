@@ -81,6 +81,40 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path, monkey
     assert not checkpoint.steps_saved(tmp_path)
 
 
+PLACES = [(place, number) for place in ("loss", "gradient", "weight", "optimizer") for number in range(4)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("place", "number"), PLACES, ids=lambda x: str(x))
+def test_a_bad_number_anywhere_stops_in_its_step(place: str, number: int, value: float, tmp_path: Path) -> None:
+    """In the loss, a gradient, a weight or the optimizer's state, in step 4: that step stops, and nothing is saved."""
+    t = trainer(tmp_path, steps=8, save_every=1, keep_checkpoints=9)
+    parameters = list(t.model.parameters())
+    p = parameters[number * (len(parameters) - 1) // 3]
+    real, hooks = t.stage.loss, []
+
+    def spoil(model: torch.nn.Module, batch: loss.Batch) -> torch.Tensor:
+        if t.state.step == 3 and place == "weight":
+            p.data.view(-1)[-1] = value
+        if t.state.step == 3 and place == "gradient":
+            hooks.append(p.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), value)))
+        if t.state.step == 3 and place == "optimizer":
+            for optimizer in t.optimizers:
+                for state in optimizer.state.values():
+                    for tensor in state.values():
+                        if torch.is_tensor(tensor) and tensor.ndim:
+                            tensor.view(-1)[number] = value
+        return real(model, batch) * (value if t.state.step == 3 and place == "loss" else 1.0)
+
+    object.__setattr__(t.stage, "loss", spoil)
+    with pytest.raises(BardletError, match=r"of step 4 is not a finite number \(batch 4\)"):
+        training.fit(t)
+    newest = checkpoint.newest_whole(tmp_path)
+    assert newest.name == "step-00000003"
+    assert all(x.isfinite().all() for x in (*hf.read_tensors(newest / "model.safetensors").values(),
+                                            *hf.read_tensors(newest / "trainer.safetensors").values()))
+
+
 def test_skip_leaves_out_a_step_and_stops_at_ten(tmp_path: Path) -> None:
     """--on-nan skip: a bad step changes nothing, ten in a row are an error."""
     t = trainer(tmp_path, on_nan="skip", steps=30)

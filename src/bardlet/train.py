@@ -461,8 +461,9 @@ def signals() -> Iterator[Asked]:
         if asked.breakable:
             raise BrokenOff
 
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
-             if number is not None and signal.getsignal(number) != signal.SIG_IGN]  # nohup, or a shell's &
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows; nohup
+        heard.append(signal.SIGHUP)
     old = {number: signal.signal(number, note) for number in heard}
     try:
         yield asked

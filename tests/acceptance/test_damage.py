@@ -1,0 +1,27 @@
+"""A thousand bits, a hundred cuts, a hundred blocks of zeros in a run's files; and two hundred whole folders."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from invariants.test_damage import Damage, cut, finished, flipped, said, unseen, zeroed  # noqa: F401 (fixtures)
+
+from bardlet import checkpoint, hf
+
+
+@pytest.mark.parametrize(("kind", "times"), [(flipped, 1000), (cut, 100), (zeroed, 130)])
+def test_damage_is_seen(kind: Damage, times: int, finished: Path, tmp_path: Path, said: list[str]) -> None:  # noqa: F811
+    """Every time; the zeros hit zeros now and then, and are more for that."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert unseen(run, kind, times, random.Random(7), said) == []
+
+
+def test_whole_folders_are_not_refused(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Copied two hundred times, read two hundred times."""
+    for number in range(200):
+        run = shutil.copytree(finished, tmp_path / str(number))
+        assert hf.read_folder(run) and checkpoint.newest_whole(run).name == "step-00000010"
+        shutil.rmtree(run)
