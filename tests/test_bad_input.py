@@ -424,6 +424,8 @@ ODD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("resume: run.toml missing", remove("run/run.toml"), "resume run", ("note: run/run.toml: missing; going on",)),
     ("resume: the weights at the root damaged", flip("run/model.safetensors", -1), "resume run",
      ("note: run/model.safetensors: damaged", "will replace them", "(last weights, step 2)")),
+    ("resume: the manifest at the root is lost", remove("run/manifest.json"), "resume run --steps 3 --allow-change",
+     ("note: run/manifest.json: there is no such file", "the files beside it count as whole")),
     ("sample: the manifest is lost", remove("run/manifest.json"), "sample run --tokens 5",
      ("note: run: has lost its manifest.json",)),
     ("newest checkpoint damaged", flip(f"{NEWEST}/model.safetensors", -1), "resume run",

@@ -140,14 +140,23 @@ def verify_root(run: Path, folder: Path) -> None:
 
 
 def mend_root(run: Path) -> bool:
-    """Whether the weights at the root are damaged: then they are taken away, so that the next will take their place."""
+    """Whether the weights at the root are lost: then what is left of them is put aside, and the next take their place.
+
+    A root whose manifest is damaged or missing gets a new one, for its files as they are.
+    """
+    weights = run / "model.safetensors"
     damage = files.wrong(run)
-    if damage is None:
-        return False
-    log.warning("%s; the weights at the root of the run are lost, and the next that are kept will replace them", damage)
-    (run / "model.safetensors").unlink(missing_ok=True)
-    files.seal(run, [name for name in hf.WORDS_AND_SHAPE if (run / name).exists()])
-    return True
+    try:
+        lost = damage is not None and bool(files.read_manifest(run))
+    except BardletError:
+        lost = False
+    if damage:
+        log.warning("%s; %s", damage, "the weights at the root are lost, and the next that are kept will replace them"
+                    if lost else "the files beside it count as whole")
+        if lost and weights.exists():
+            os.replace(weights, weights.with_suffix(".damaged"))
+        files.seal(run, [name for name in (*hf.WORDS_AND_SHAPE, weights.name) if (run / name).exists()])
+    return lost
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:

@@ -104,7 +104,7 @@ class Asked:
     """Whether a signal may break off what is under way, by raising BrokenOff: an evaluation, which leaves no trace."""
 
 
-class BrokenOff(Exception):
+class BrokenOff(BaseException):
     """A signal came in an evaluation."""
 
 
@@ -130,11 +130,8 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         gradient before clipping. When one of them is not finite the weights have not been touched.
     """
     targets = stage.count(batch)
-    micro_rows = len(next(iter(batch.values()))) // config.grad_accum
     total = torch.zeros((), device=dist.device)
-    for i in range(config.grad_accum):
-        rows = slice(i * micro_rows, (i + 1) * micro_rows)
-        micro = {name: dist.put(t[rows][dist.rows(micro_rows)]) for name, t in batch.items()}
+    for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist)):
         with dist.last_micro_batch(model, i == config.grad_accum - 1):
             with autocast(dtype, dist.device):
                 loss_sum = stage.loss(model, micro)
@@ -150,6 +147,13 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
     for optimizer in optimizers:
         optimizer.zero_grad()
     return loss, norm
+
+
+def micro_batches(batch: Batch, number: int, dist: Dist) -> Iterator[Batch]:
+    """The share of this process in each of `number` slices of a global batch, on its device."""
+    rows = len(next(iter(batch.values()))) // number
+    for i in range(number):
+        yield {name: dist.put(x[i * rows : (i + 1) * rows][dist.rows(rows)]) for name, x in batch.items()}
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -274,12 +278,14 @@ def _at_fault(t: Trainer, wrapped: nn.Module, batch: Batch) -> str:
     if t.dist.world == 1:
         return ""
     seed_step(t.config.seed, t.state.step, t.dist.rank)
-    mine = {name: t.dist.put(x[t.dist.rows(len(x))]) for name, x in batch.items()}
-    with t.dist.last_micro_batch(wrapped, False), autocast(t.machine["dtype"], t.dist.device):
-        loss = t.stage.loss(wrapped, mine)
+    losses: list[torch.Tensor] = []
+    for micro in micro_batches(batch, t.config.grad_accum, t.dist):
+        with t.dist.last_micro_batch(wrapped, False), autocast(t.machine["dtype"], t.dist.device):
+            loss = t.stage.loss(wrapped, micro)
         loss.backward()
+        losses.append(loss.detach())
     gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
-    sound = _finite([loss.detach(), *gradients, *(p.detach() for p in t.model.parameters())])
+    sound = _finite([*losses, *gradients, *(p.detach() for p in t.model.parameters())])
     for p in t.model.parameters():
         p.grad = None
     ranks = t.dist.which(not sound)

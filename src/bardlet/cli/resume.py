@@ -96,13 +96,8 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
     if command.steps is not None and not command.allow_change:
         raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
-    with dist.main_first():
-        folder = checkpoint.newest_whole(run)
-        checkpoint.verify_root(run, folder)
-        lost = dist.main and checkpoint.mend_root(run)
-    if lost:
-        for name in ("finished", "selected_by", "selected_step", "val_loss", "averaged"):
-            record.pop(name, None)
+    folder = checkpoint.newest_whole(run)
+    checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
     found = corpus.find(config.text, config.field)
     if found.hash != record["text_hash"] and not command.allow_change:
@@ -119,6 +114,9 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     if odd and not command.allow_change:
         raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "
                            "would not go on bit for bit; --allow-change goes on all the same")
+    if lost := bool(dist.from_main(int(dist.main and checkpoint.mend_root(run)))):
+        for name in ("finished", "selected_by", "selected_step", "val_loss", "averaged"):
+            record.pop(name, None)
     restore(trainer, folder, best_is_lost=lost)
     if command.steps is not None:
         _plan_again(trainer, command.steps)
