@@ -66,8 +66,10 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
             (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
             for name in FILES:
                 files.flush(temporary / name)
-            files.seal(temporary, FILES, step=step, root={name: files.sha256(run / name) for name in hf.WORDS_AND_SHAPE
-                                                          if (run / name).exists()})
+            known = files.read_manifest(run)["files"] if (run / files.MANIFEST).exists() else {}
+            # as they were written, not as they are now: damage must not become the truth
+            root = {name: known[name][0]["sha256"] for name in hf.WORDS_AND_SHAPE if name in known}
+            files.seal(temporary, FILES, step=step, root=root)
             if folder.exists():  # a run that went back to an older checkpoint comes by here again
                 files.remove_folder(folder)
             os.replace(temporary, folder)
@@ -147,9 +149,10 @@ def mend_root(run: Path) -> bool:
     weights = run / "model.safetensors"
     damage = files.wrong(run)
     try:
-        lost = damage is not None and bool(files.read_manifest(run))
+        files.read_manifest(run)
+        lost = files.wrong(run, [weights.name]) is not None
     except BardletError:
-        lost = False
+        lost = not weights.exists()
     if damage:
         log.warning("%s; %s", damage, "the weights at the root are lost, and the next that are kept will replace them"
                     if lost else "the files beside it count as whole")
@@ -274,8 +277,13 @@ def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, A
     says so; unless it can be read and `changed` says that it counts.
     """
     path = run / "run.toml"
-    if path.is_file() and (changed or sealed(path)):
+    if path.is_file() and sealed(path):
         return read_toml(path)
+    if path.is_file() and changed:
+        with suppress(BardletError):
+            found = read_toml(path)
+            log.warning("%s: was changed since the run wrote it; going on with what it says", path)
+            return found
     if not steps_saved(run):
         read_run(run)  # it may know better what is wrong
         raise BardletError(f"{path}: somebody changed it, and no checkpoint knows what it was; put it back, "

@@ -139,11 +139,16 @@ def connect(device: str) -> Iterator[Dist]:
     except BaseException as error:
         with suppress(ValueError):  # a launcher that has seen another one end asks this one to end, too: it will
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if hasattr(signal, "alarm"):  # a process group with an unfinished collective may hang at exit
+            signal.alarm(int(3 * heartbeat.SILENT))
         if heartbeat.of_a_peer(error):
             heart.wait(2 * heartbeat.SILENT)
         elif isinstance(error, KeyboardInterrupt):  # perhaps from such a launcher
             heart.wait(heartbeat.SHORTLY + 1)
-        heart.close(heartbeat.FAILED)
+        # one that was stopped by a signal has saved with all the others, and leaves as they do
+        heart.close(heartbeat.DONE if getattr(error, "exit_code", 1) > 128 else heartbeat.FAILED)
+        if hasattr(signal, "alarm"):
+            signal.alarm(5)
         raise
     heart.close(heartbeat.DONE)
     torch.distributed.destroy_process_group()

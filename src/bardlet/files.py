@@ -190,8 +190,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = inside(folder, MANIFEST)
     manifest = read_json(path)
-    manifest.pop("digest", None)
-    if path.read_bytes() != _as_written(manifest) or not isinstance(manifest.get("files"), dict):
+    digest, known = manifest.pop("digest", None), manifest.get("files")
+    whole = digest == _digest(manifest) and path.stat().st_size == len(_as_written(manifest))
+    if not whole or not isinstance(known, dict) or not all(isinstance(entry, list) for entry in known.values()):
         raise BardletError(f"{path}: damaged: it does not match its own digest; copy the whole folder again")
     return manifest
 
@@ -247,5 +248,8 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _as_written(manifest: Mapping[str, Any]) -> bytes:
     """A manifest with the digest of all the rest, as the bytes of its file."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**manifest, "digest": digest}, indent=2, sort_keys=True) + "\n").encode()
+    return (json.dumps({**manifest, "digest": _digest(manifest)}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,9 @@ SHORTLY = 3.0
 """Seconds after which one that is not among this machine's processes counts as lost: in another container it is not,
 either, but speaks."""
 
+FROZEN = 5.0
+"""Seconds between two looks that show that this process itself stood still."""
+
 DONE, FAILED = "done", "failed"
 """What a process leaves as its last word: that it finished, or that it ended with an error of its own."""
 
@@ -46,6 +49,8 @@ class Heartbeat(threading.Thread):
         """What each of the others said last, and when that was new."""
         self.heard = time.monotonic()
         """When the store answered last."""
+        self.looked = self.heard
+        """When this process looked at the others last."""
         self.beats = 0
         self.beat()
 
@@ -63,6 +68,10 @@ class Heartbeat(threading.Thread):
 
     def look(self) -> None:
         """End this process, with a line that names the other, where one is lost."""
+        now = time.monotonic()
+        if now - self.looked > FROZEN:  # this process was stopped, perhaps all were: nobody's silence counts
+            self.seen, self.heard = {}, now
+        self.looked = now
         for rank in range(self.world):
             if rank != self.rank and (why := self._lost(rank)):
                 self._leave(f"process {rank} of {self.world} {why}")
@@ -79,6 +88,7 @@ class Heartbeat(threading.Thread):
     def close(self, word: str) -> None:
         """Fall silent; `word` says why."""
         self.ended.set()
+        self.join(SILENT)  # its last sign of life must not come after the last word
         with suppress(RuntimeError):
             self._say(word)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             if stop and state.step and (asked is None or state.step < state.steps):
                 if saved != state.step:
                     save(t)
+                t.dist.from_main(0)  # nobody leaves before rank 0 has saved
                 raise Stopped(t.run, state.step, stop)
             _replan(t, replan)
             if state.step >= state.steps:
@@ -218,8 +220,9 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             if _evaluation_due(t):
                 val_loss = _evaluate(t, box, alone)
             if t.dist.main:
-                watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
-                       "elapsed": state.elapsed})
+                with suppress(OSError) if box.number else nullcontext():  # a terminal that was closed hears nothing
+                    watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
+                           "elapsed": state.elapsed})
             if last or _due(state.step, config.save_every):
                 save(t)
                 saved = state.step
@@ -434,7 +437,8 @@ def finish(t: Trainer) -> None:
         lines = [line for line in checkpoint.read_metrics(t.run) if "val_loss" in line]
         hf.write_weights(t.run, t.model.hf_state_dict())
         t.record.pop("averaged", None)
-        t.record.update(selected_by="last", selected_step=last, val_loss=lines[-1]["val_loss"])
+        value = lines[-1]["val_loss"] if lines else evaluate(t)  # none where metrics.jsonl is damaged
+        t.record.update(selected_by="last", selected_step=last, val_loss=value)
     write_run(t)
 
 
@@ -463,7 +467,8 @@ def signals() -> Iterator[Asked]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         asked.number = number
-        log.warning("finishing what is under way and saving; once more to leave at once")
+        with suppress(OSError):  # not by way of a buffer that may be in use just now; and a terminal may be gone
+            os.write(2, b"note: finishing what is under way and saving; once more to leave at once\n")
         if asked.breakable:
             raise BrokenOff
 

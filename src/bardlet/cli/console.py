@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 Watch = Callable[[dict[str, Any]], None]
@@ -16,8 +16,9 @@ Watch = Callable[[dict[str, Any]], None]
 
 class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"note: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage(),
-              file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # nobody listens any more: no reason to end a run
+            print(f"note: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage(),
+                  file=sys.stderr, flush=True)
 
 
 def show_notices(main: bool = True) -> None:

@@ -169,7 +169,7 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
             return _summary(t, data, resumed_from)
         except BaseException as error:
             # nothing was saved yet: what lies there is of no use to anybody
-            if not checkpoint.steps_saved(t.run):
+            if resumed_from is None and "saved" not in t.record and not checkpoint.steps_saved(t.run):
                 shutil.rmtree(t.run, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):
                 raise Stopped(t.run, t.state.step, getattr(error, "number", signal.SIGINT)) from None
