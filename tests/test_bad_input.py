@@ -158,7 +158,6 @@ ELF = b"\x7fELF\x02\x01\x01\x00" + bytes(64)
 
 # ------------------------------------------------------------------------------- id, arrangement, argv, fragments
 
-MANIFEST = files._as_written({"version": 1, "files": {"../text.txt": []}})
 BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     # a text
     ("missing file", nothing, TRAIN, ("bad.txt: there is no such file", "bardlet data")),
@@ -305,8 +304,11 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      ("run/model.safetensors", "no such file")),
     ("a bit of the manifest", flip("run/manifest.json", 99), "sample run", ("run/manifest.json: damaged",)),
     ("half a manifest", cut("run/manifest.json"), "sample run", ("run/manifest.json: damaged",)),
-    ("a manifest of elsewhere", write("run/manifest.json", MANIFEST), "sample run",
+    ("a manifest of elsewhere", lambda: files.seal(Path("run"), ["../text.txt"]), "sample run",
      ("run: a file in it names '../text.txt'", "not a file of this folder")),
+    ("a damaged tokenizer_config.json without a manifest",
+     both(edit("run/tokenizer_config.json", lambda raw: raw[1:]), remove("run/manifest.json"), remove("run/run.toml")),
+     "sample run", ("run/tokenizer_config.json: damaged at line 2",)),
     ("--init with a damaged run", flip("run/model.safetensors", -1), f"train text.txt {TINY} --out out --init run",
      ("run/model.safetensors: damaged",)),
     # resume
@@ -426,12 +428,19 @@ ODD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      ("note: run/model.safetensors: damaged", "will replace them", "(last weights, step 2)")),
     ("resume: the manifest at the root is lost", remove("run/manifest.json"), "resume run --steps 3 --allow-change",
      ("note: run/manifest.json: there is no such file", "the files beside it count as whole")),
+    ("resume: the weights at the root lost, and that known",
+     both(remove("run/model.safetensors"), lambda: files.seal(Path("run"), hf.WORDS_AND_SHAPE)), "resume run",
+     ("note: run/model.safetensors: missing; the weights at the root are lost", "(last weights, step 2)")),
+    ("sample: the manifest is another tool's",
+     both(write("run/manifest.json", '{"name": "a web page"}'), remove("run/run.toml")), "sample run --tokens 5", ()),
     ("sample: the manifest is lost", remove("run/manifest.json"), "sample run --tokens 5",
      ("note: run: has lost its manifest.json",)),
     ("newest checkpoint damaged", flip(f"{NEWEST}/model.safetensors", -1), "resume run",
      (f"note: {NEWEST}/model.safetensors: damaged", "going back to step-00000001", "going on after step 1 of 2")),
     ("newest checkpoint without manifest", remove(f"{NEWEST}/manifest.json"), "resume run --json",
      (f"note: {NEWEST}/manifest.json", "going back to step-00000001", '"resumed_from": 1')),
+    ("a bit of metrics", flip("run/metrics.jsonl", 30), "resume run --steps 3 --allow-change",
+     ("note: run/metrics.jsonl: line 1 is damaged, and left out", "after step 2 of 3")),
     ("half a line of metrics", cut("run/metrics.jsonl", 0.9), "resume run --steps 3 --allow-change",
      ("after step 2 of 3",)),
 ]

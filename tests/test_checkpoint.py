@@ -50,10 +50,11 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-00000020.77.tmp").mkdir()
     (tmp_path / "checkpoints" / ".step-00000020.77.tmp" / "model.safetensors").write_bytes(b"half")
     (tmp_path / ".run.toml.77.tmp").write_text("half")
+    (tmp_path / ".tmpmine").mkdir()
     (tmp_path / "run.toml").write_text("")
     checkpoint.sweep(tmp_path)
     assert [p.name for p in kept.parent.iterdir()] == [kept.name]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "run.toml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmpmine", "checkpoints", "run.toml"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors", "trainer.json", "manifest.json"])
@@ -96,8 +97,8 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in good.parent.iterdir()] == [good.name]
 
 
-def test_metrics_end_where_a_line_is_damaged(tmp_path: Path) -> None:
-    """A CRC a line; half a line, or a changed one, and all after it, is dropped."""
+def test_a_damaged_line_of_metrics_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A CRC a line: half a line at the end is what a kill leaves, one before it is named."""
     for step in (1, 2, 3):
         checkpoint.append_metrics(tmp_path, {"step": step, "train_loss": 1 / step})
     path = tmp_path / "metrics.jsonl"
@@ -105,8 +106,10 @@ def test_metrics_end_where_a_line_is_damaged(tmp_path: Path) -> None:
     assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 2, 3]
     path.write_text(whole[:-10])
     assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 2]
+    assert not caplog.messages
     path.write_text(whole.replace("0.5", "0.4"))
-    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1]
+    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 3]
+    assert caplog.messages == [f"{path}: line 2 is damaged, and left out"]
 
 
 def test_metrics_are_cut_to_a_step(tmp_path: Path) -> None:

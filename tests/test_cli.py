@@ -14,6 +14,7 @@ import pytest
 from conftest import TINY
 
 from bardlet.cli import COMMANDS, main
+from bardlet.signals import Stopped
 
 HELPS = [[], ["--help"], ["--version"], *[[name, "--help"] for name in COMMANDS]]
 
@@ -182,7 +183,7 @@ def test_a_kill_after_the_last_step_is_mended_by_resume(keep: str, text: Path, t
     whole = bardlet("train", *settings, "--out", tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(training, "finish", lambda t: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(training.Stopped, match="stopped after step 10, and saved"):
+        with pytest.raises(Stopped, match="stopped after step 10, and saved"):
             bardlet("train", *settings, "--out", tmp_path / "broken")
     mended = bardlet("resume", tmp_path / "broken")
     assert (mended["resumed_from"], mended["val_loss"]) == (10, whole["val_loss"])

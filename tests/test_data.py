@@ -153,6 +153,7 @@ def _other_tokenizer(folder: Path) -> None:
         _other_tokenizer,
         lambda folder: (folder / "val.bin").write_bytes(b""),
         lambda folder: (folder / "train.bin").unlink(),
+        lambda folder: (folder / "val.bin").write_bytes((folder / "val.bin").read_bytes()[:-1] + b"\1"),
         lambda folder: (folder / "tokenizer.json").write_text("{"),
         lambda folder: (folder / "prepared.json").write_text('{"reason": 1}'),
         lambda folder: [shutil.rmtree(folder), folder.write_text("a file")],

@@ -1,7 +1,11 @@
-"""Several processes: one that is killed is named, and nothing hangs."""
+"""Several processes: one that is killed is named, nothing hangs, and those that go on end with the same bits.
+
+tests/acceptance/test_two_processes.py kills twenty times.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,51 +14,82 @@ import sys
 import time
 from pathlib import Path
 
-from bardlet import files
+import pytest
+
+from bardlet import checkpoint, files
 
 SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4",
             "--steps", "400", "--save-every", "20", "--eval-every", "0", "--warmup-steps", "2", "--dtype", "fp32",
             "--compile", "off", "--dropout", "0.1", "--keep-checkpoints", "9"]
 
 
-def launch(*words: str | Path) -> subprocess.Popen[str]:
-    """`bardlet WORDS` in two processes of torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bardlet",
-               *map(str, words), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+class Launch:
+    """`bardlet WORDS --json` in two processes of torchrun."""
+
+    def __init__(self, log: Path, *words: str | Path, restarts: int = 0) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                   "--max-restarts", str(restarts), "-m", "bardlet", *map(str, words), "--json"]
+        self.log = log
+        with open(log, "w", encoding="utf-8") as file:
+            self.launcher = subprocess.Popen(command, stdout=file, stderr=file,
+                                             env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def workers(self) -> dict[int, int]:
+        """Process ids by rank."""
+        pid, found = self.launcher.pid, {}
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found |= {int(v[5:]): int(child) for v in variables if v.startswith(b"RANK=")}
+        return found
+
+    def wait_for(self, path: Path) -> None:
+        """Until `path` is there."""
+        while not path.exists():
+            assert self.launcher.poll() is None, self.said()
+            time.sleep(0.01)
+
+    def ends(self, code: int | None = None, seconds: float = 100) -> str:
+        """What it has said when it has ended."""
+        try:
+            self.launcher.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still there after {seconds} s: {self.said()}") from None
+        assert (self.launcher.returncode == code) if code is not None else self.launcher.returncode, self.said()
+        return self.said()
 
 
-def workers(launcher: int) -> dict[int, int]:
-    """Process ids of the launcher's processes by rank."""
-    found = {}
-    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        found |= {int(v[5:]): int(pid) for v in variables if v.startswith(b"RANK=")}
-    return found
+def outcome(run: Path) -> dict[str, object]:
+    """The bits with which a run has ended."""
+    last = checkpoint.newest_whole(run)
+    values = [(line["step"], line.get("train_loss"), line.get("val_loss")) for line in checkpoint.read_metrics(run)]
+    return {"step": last.name, "metrics": values, "root": files.sha256(run / "model.safetensors"),
+            **{name: files.sha256(last / name) for name in ("model.safetensors", "trainer.safetensors")}}
 
 
-def wait_for(path: Path, launched: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert launched.poll() is None, launched.communicate()
-        time.sleep(0.01)
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The outcome of the run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("two")
+    Launch(folder / "log", "train", text, "--out", folder / "run", *SETTINGS).ends(0)
+    return outcome(folder / "run")
 
 
-def test_one_that_is_killed_is_named_and_resume_is_exact(text: Path, tmp_path: Path) -> None:
-    """Rank 1 is killed after step 20: rank 0 names it and ends; two new processes go on, and end with the same bits."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = launch("train", text, "--out", whole, *SETTINGS)
-    launched = launch("train", text, "--out", broken, *SETTINGS)
-    wait_for(broken / "checkpoints" / "step-00000020", launched)
-    os.kill(workers(launched.pid)[1], signal.SIGKILL)
-    _, err = launched.communicate(timeout=30)
-    assert launched.returncode != 0
-    assert re.search(r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; what was saved is whole", err), err
-    again = launch("resume", broken)
-    out, err = again.communicate(timeout=100)
-    assert again.returncode == 0, err
-    assert re.search(r'"resumed_from": [1-9]', out), out
-    assert done.wait(timeout=100) == 0
-    for name in ("model.safetensors", "trainer.safetensors"):
-        last = Path("checkpoints") / "step-00000400" / name
-        assert files.sha256(whole / last) == files.sha256(broken / last)
+def resumed_from(said: str) -> int | None:
+    """The step from which a command that has ended went on."""
+    step: int | None = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])["resumed_from"]
+    return step
+
+
+def test_torchrun_starts_them_again_and_the_run_goes_on(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
+    """Rank 1 is killed after step 20: rank 0 names it and ends; the two that torchrun starts resume, exactly."""
+    run = tmp_path / "run"
+    launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS, restarts=1)
+    launch.wait_for(run / "checkpoints" / "step-00000020")
+    os.kill(launch.workers()[1], signal.SIGKILL)
+    said = launch.ends(0)
+    assert re.search(r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; start all of them again", said), said
+    assert resumed_from(said)
+    assert outcome(run) == whole

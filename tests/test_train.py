@@ -19,6 +19,7 @@ from bardlet import train as training
 from bardlet.config import FLAT, RUNGS, TrainConfig, read_toml
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
+from bardlet.signals import Stopped
 
 ALONE = Dist(0, 1, torch.device("cpu"))
 
@@ -191,7 +192,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     import signal
 
     t = trainer(tmp_path)
-    with pytest.raises(training.Stopped, match="after step 2, and saved; go on with `bardlet resume") as caught:
+    with pytest.raises(Stopped, match="after step 2, and saved; go on with `bardlet resume") as caught:
         training.fit(t, watch=lambda line: signal.raise_signal(signal.SIGTERM) if line["step"] == 2 else None)
     assert caught.value.exit_code == 143
     assert checkpoint.newest_whole(tmp_path).name == "step-00000002"

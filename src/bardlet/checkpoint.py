@@ -92,7 +92,8 @@ def sweep(run: Path) -> None:
     for left in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
     for left in filter(_left_over, run.iterdir()):
-        left.unlink(missing_ok=True)
+        if not left.is_dir():
+            left.unlink(missing_ok=True)
 
 
 def _left_over(path: Path) -> bool:
@@ -106,7 +107,7 @@ def steps_saved(run: Path) -> list[Path]:
 
 
 def newest_whole(run: Path) -> Path:
-    """The newest checkpoint that passes `verify`; damaged ones are named on the way.
+    """The newest checkpoint whose files are those of its manifest; damaged ones are named on the way.
 
     Raises:
         BardletError: when there is none.
@@ -147,19 +148,16 @@ def mend_root(run: Path) -> bool:
     A root whose manifest is damaged or missing gets a new one, for its files as they are.
     """
     weights = run / "model.safetensors"
-    damage = files.wrong(run)
-    try:
-        files.read_manifest(run)
-        lost = files.wrong(run, [weights.name]) is not None
-    except BardletError:
-        lost = not weights.exists()
-    if damage:
-        log.warning("%s; %s", damage, "the weights at the root are lost, and the next that are kept will replace them"
-                    if lost else "the files beside it count as whole")
+    if not weights.exists() or (files.has_manifest(run) and files.wrong(run, [weights.name])):
+        lost = "the weights at the root are lost, and the next that are kept will replace them"
+    else:
+        lost = ""
+    if (damage := files.wrong(run)) or lost:
+        log.warning("%s; %s", damage or f"{weights}: missing", lost or "the files beside it count as whole")
         if lost and weights.exists():
             os.replace(weights, weights.with_suffix(".damaged"))
         files.seal(run, [name for name in (*hf.WORDS_AND_SHAPE, weights.name) if (run / name).exists()])
-    return lost
+    return bool(lost)
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
@@ -277,8 +275,8 @@ def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, A
     says so; unless it can be read and `changed` says that it counts.
     """
     path = run / "run.toml"
-    if path.is_file() and sealed(path):
-        return read_toml(path)
+    if (path.is_file() and sealed(path)) or not run.is_dir():
+        return read_run(run)
     if path.is_file() and changed:
         with suppress(BardletError):
             found = read_toml(path)
@@ -314,13 +312,15 @@ def append_metrics(run: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first whose CRC does not fit (a kill can leave half a line)."""
+    """The lines of metrics.jsonl whose CRC fits: a kill can leave half a line at the end, a bad disk another one."""
     path, lines = run / "metrics.jsonl", []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
         head, _, crc = text.rpartition(', "crc": "')
-        if crc[:-2] != f"{zlib.crc32((head + '}').encode()):08x}":
-            break
-        lines.append(json.loads(head + "}"))
+        if crc[:-2] == f"{zlib.crc32((head + '}').encode()):08x}":
+            lines.append(json.loads(head + "}"))
+        elif number < len(texts):
+            log.warning("%s: line %d is damaged, and left out", path, number)
     return lines
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bardlet import files
 from bardlet import tokenizer as tokenizers
 from bardlet.corpus import Corpus, cache_folder
 from bardlet.errors import BardletError
@@ -95,7 +96,7 @@ def prepare(
         try:
             return _open(folder)
         except (OSError, ValueError, KeyError, TypeError, BardletError) as error:
-            log.warning("%s: damaged (%s); built again", folder, error)
+            log.warning("%s; the tokens are built again", error)
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
@@ -162,6 +163,7 @@ def _build(
     facts["documents"] = corpus.count
     chosen.save(folder)
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    files.seal(folder, ["train.bin", "val.bin", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
 
 def _make_tokenizer(
@@ -245,7 +247,7 @@ def _utf8_length(text: str) -> int:
 
 
 def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
-    """The ids of a shard, (N,), memory-mapped and read-only; ValueError says what is wrong with the file.
+    """The ids of a shard, (N,), memory-mapped and read-only; BardletError says what is wrong with the file.
 
     tokenizer_hash: sha256 (hex) of the tokenizer.json that it must have been made with.
     """
@@ -253,20 +255,22 @@ def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES:
-        raise ValueError(f"{path.name} ends in its header")
+        raise BardletError(f"{path}: ends in its header")
     magic, version, width, count, made_with = HEADER.unpack(head[: HEADER.size])
     if magic != MAGIC or version != VERSION or width not in (2, 4):
-        raise ValueError(f"{path.name} is no shard of version {VERSION}")
+        raise BardletError(f"{path}: is no shard of version {VERSION}")
     if made_with.hex() != tokenizer_hash:
-        raise ValueError(f"{path.name} was made with another tokenizer")
+        raise BardletError(f"{path}: was made with another tokenizer")
     if size != HEADER_BYTES + width * count:
-        raise ValueError(f"{path.name} has {size} bytes, not {HEADER_BYTES + width * count}")
+        raise BardletError(f"{path}: has {size} bytes, not {HEADER_BYTES + width * count}")
     if count == 0:
         return np.zeros(0, f"<u{width}")
     return np.memmap(path, f"<u{width}", "r", HEADER_BYTES, (count,))
 
 
 def _open(folder: Path) -> Prepared:
+    if damage := files.wrong(folder):  # a changed token would train another model, and nobody would know
+        raise BardletError(damage)
     tokenizer = tokenizers.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     facts.pop("text")

@@ -16,6 +16,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,13 +65,17 @@ class Dist:
         torch.distributed.broadcast(box, src=0)
         return int(box.item())
 
-    def least(self, value: int) -> int:
-        """The smallest `value` of all processes, in each of them."""
+    def most(self, value: int) -> int:
+        """The largest `value` of all processes, in each of them."""
         if self.world == 1:
             return value
         box = torch.tensor([value], dtype=torch.int64, device=self.device)
-        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
         return int(box.item())
+
+    def least(self, value: int) -> int:
+        """The smallest `value` of all processes, in each of them."""
+        return -self.most(-value)
 
     def which(self, here: bool) -> list[int]:
         """The ranks of the processes in which `here` is true, in each of them."""
@@ -131,7 +136,13 @@ def connect(device: str) -> Iterator[Dist]:
     if where.type == "cuda":
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
-    torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun keeps its store when it starts the processes again, and would tell them the addresses of the dead
+        store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(timedelta(minutes=5)))
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+    else:
+        torch.distributed.init_process_group(backend)
     heart = heartbeat.Heartbeat(rank, world)
     heart.start()
     try:

@@ -70,12 +70,18 @@ def flush(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk, where the system can (Windows cannot)."""
+    """Flush the names in `folder` to the disk, where the system can: Windows cannot, nor can some network disks."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not be listed
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -195,6 +201,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not whole or not isinstance(known, dict) or not all(isinstance(entry, list) for entry in known.values()):
         raise BardletError(f"{path}: damaged: it does not match its own digest; copy the whole folder again")
     return manifest
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether `folder` has a manifest that can be believed."""
+    try:
+        return bool(read_manifest(folder))
+    except BardletError:
+        return False
 
 
 def wrong(folder: Path, names: Collection[str] = ()) -> str | None:

@@ -8,6 +8,7 @@ to blame, and its launcher can start it again.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -32,18 +33,33 @@ DONE, FAILED = "done", "failed"
 """What a process leaves as its last word: that it finished, or that it ended with an error of its own."""
 
 
+def store(timeout: timedelta) -> torch.distributed.TCPStore:
+    """A client of the store that the launcher, or rank 0, serves."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def attempt() -> str:
+    """How often torchrun has started these processes again: it keeps its store, with all that the last ones said."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def launch() -> str:
+    """Which torchrun started these processes: the same one for all of them, and each time it starts them again."""
+    names = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"]
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"  # on one machine its number tells, too
+    return " ".join([*(os.environ.get(name, "-") for name in names), *([str(os.getppid())] if alone else [])])
+
+
 class Heartbeat(threading.Thread):
     """Tells the others that this process lives, and ends it when one of them does not."""
 
     def __init__(self, rank: int, world: int) -> None:
         super().__init__(daemon=True)
         self.rank, self.world = rank, world
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # a client of its own: the store that the process group has may be waiting for somebody
-        self.store = torch.distributed.TCPStore(host, port, is_master=False, wait_for_workers=False,
-                                                timeout=timedelta(seconds=SILENT))
-        # a launcher that starts all processes again keeps its store, with what the last ones said
-        self.prefix = f"bardlet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.store = store(timedelta(seconds=SILENT))
+        self.prefix = f"bardlet/{attempt()}"
         self.ended = threading.Event()
         self.seen: dict[int, tuple[str, float]] = {}
         """What each of the others said last, and when that was new."""
@@ -115,21 +131,26 @@ class Heartbeat(threading.Thread):
             return "was lost on its way here" if silent > SILENT else None
         pid, host, _ = before.split()
         who = f"(pid {pid} on {host})"
-        if silent > SHORTLY and host == socket.gethostname() and not _alive(int(pid)):
+        here = host == socket.gethostname()
+        if silent > SHORTLY and here and not _alive(int(pid)):
             return f"{who} was killed"
-        return f"{who} has been silent for {SILENT:g} s: stopped, or cut off" if silent > SILENT else None
+        if silent <= SILENT:
+            return None
+        if here and _facts(int(pid))[:2] == ["T", str(os.getppid())]:
+            os.kill(int(pid), signal.SIGKILL)  # its launcher would ask it to end, and wait for half a minute
+            return f"{who} was stopped {SILENT:g} s ago, and is ended"
+        return f"{who} has been silent for {SILENT:g} s: stopped, or cut off"
 
     def _leave(self, why: str) -> None:
-        print(f"bardlet: {why}; what was saved is whole: start all of them again with `bardlet resume`",
+        print(f"bardlet: {why}; start all of them again: `bardlet resume` goes on from the newest checkpoint",
               file=sys.stderr, flush=True)
         os._exit(1)  # another thread may wait for ever inside a collective
 
 
 def _alive(pid: int) -> bool:
     """Whether a process of this machine runs, or could: one that nobody has buried yet does not."""
-    with suppress(OSError, IndexError):
-        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return facts.rpartition(")")[2].split()[0] not in "ZX"
+    if facts := _facts(pid):
+        return facts[0] not in "ZX"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -137,6 +158,13 @@ def _alive(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _facts(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on (T: stopped; then its parent's number); empty elsewhere."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return []
 
 
 def of_a_peer(error: BaseException) -> bool:

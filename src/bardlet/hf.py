@@ -106,12 +106,21 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def verify(folder: Path) -> None:
     """BardletError where a file of `folder` is not the one that its manifest knows; without a manifest, nothing."""
+    is_run = (folder / "run.toml").exists()
     if os.path.lexists(folder / files.MANIFEST):
-        if damage := files.wrong(folder):
+        if (damage := files.wrong(folder)) and (is_run or not _of_another_tool(folder / files.MANIFEST)):
             raise BardletError(f"{damage}; copy it again, or, where you changed it yourself, remove "
                                f"{folder / files.MANIFEST}")
-    elif (folder / "run.toml").exists():
+    elif is_run:
         log.warning("%s: has lost its %s, so damage to its files would not be seen", folder, files.MANIFEST)
+
+
+def _of_another_tool(manifest: Path) -> bool:
+    """Whether a manifest.json was never one of bardlet's: the name is a common one."""
+    try:
+        return not files.read_json(manifest).keys() & {"version", "digest", "files"}
+    except BardletError:
+        return False
 
 
 def read_folder(folder: Path, dropout: float = 0.0) -> tuple[Any, tokenizer.Tokenizer]:

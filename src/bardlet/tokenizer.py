@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -133,7 +134,11 @@ class Tokenizer:
         """encode() in consecutive parts of type self.dtype, in bounded memory however long the text is."""
         if self.kind == "other":  # nothing is known about where its words begin
             self._refuse_surrogates(text)
-            yield np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
+            try:
+                yield np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
+            except Exception as error:  # a bare one of the library
+                raise BardletError(f"the tokenizer of this model cannot read the text ({error}); "
+                                   "take the model's own tokenizer.json") from None
         elif self.kind == "bpe":
             batch: list[str] = []
             room = PIECE * BATCH  # counted in characters: a text without spaces has longer pieces
@@ -285,14 +290,12 @@ def load(folder: str | Path) -> Tokenizer:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise BardletError(f"{path}: cannot be read ({reason}); a model folder needs its tokenizer.json") from None
     names = {"eos": SEPARATOR, "pad": PAD}
-    try:
-        config = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
-        for key in names:
-            token = config.get(f"{key}_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            names[key] = token if isinstance(token, str) else names[key]
-    except (OSError, ValueError, AttributeError):
-        log.debug("%s: no tokenizer_config.json to read", path.parent)
+    beside = path.with_name("tokenizer_config.json")
+    config = files.read_json(beside) if os.path.lexists(beside) else {}
+    for key in names:
+        token = config.get(f"{key}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        names[key] = token if isinstance(token, str) else names[key]
     try:
         return Tokenizer(text, **names)
     except (ValueError, KeyError, TypeError) as error:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +25,7 @@ from bardlet.config import TrainConfig
 from bardlet.dist import Dist, autocast
 from bardlet.errors import BardletError
 from bardlet.loss import Batch
+from bardlet.signals import Asked, BrokenOff, Stopped, breakable, signals
 
 log = logging.getLogger("bardlet")
 
@@ -95,28 +94,6 @@ class Trainer:
     best: float = math.inf
 
 
-@dataclass
-class Asked:
-    """What signals have asked for."""
-
-    number: int = 0
-    """Of the first signal; 0 before."""
-    breakable: bool = False
-    """Whether a signal may break off what is under way, by raising BrokenOff: an evaluation, which leaves no trace."""
-
-
-class BrokenOff(BaseException):
-    """A signal came in an evaluation."""
-
-
-class Stopped(BardletError):
-    """A signal asked the run to stop; it has been saved."""
-
-    def __init__(self, run: Path, step: int, number: int):
-        super().__init__(f"stopped after step {step}, and saved; go on with `bardlet resume {run}`")
-        self.exit_code = 128 + number
-
-
 def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, stage: Stage,
                config: TrainConfig, dist: Dist, dtype: str) -> tuple[float, float]:
     """One update from one global batch.
@@ -182,11 +159,10 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
     started = time.monotonic() - state.elapsed
     t.model.train()
     with signals() if asked is None else nullcontext(asked) as box:
-        alone = asked is None and t.dist.world == 1
         saved = state.step
-        val_loss = _evaluate(t, box, alone) if _evaluation_due(t) else None  # a signal had broken it off
+        val_loss = _evaluate(t, box, asked is None) if _evaluation_due(t) else None  # a signal had broken it off
         while True:
-            stop = t.dist.from_main(box.number)
+            stop = t.dist.most(box.number)
             if stop and state.step and (asked is None or state.step < state.steps):
                 if saved != state.step:
                     save(t)
@@ -218,7 +194,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             if t.dist.main and (last or _due(state.step, config.log_every)):
                 _log(t, line)
             if _evaluation_due(t):
-                val_loss = _evaluate(t, box, alone)
+                val_loss = _evaluate(t, box, asked is None)
             if t.dist.main:
                 with suppress(OSError) if box.number else nullcontext():  # a terminal that was closed hears nothing
                     watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
@@ -228,7 +204,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
                 saved = state.step
         if t.dist.main:
             try:
-                with _breakable(box, alone):
+                with breakable(box, asked is None):
                     finish(t)
             except BrokenOff:
                 raise Stopped(t.run, state.step, box.number) from None
@@ -345,12 +321,12 @@ def _evaluation_due(t: Trainer) -> bool:
     return done > t.state.evaluated and (done == t.state.steps or _due(done, t.config.eval_every))
 
 
-def _evaluate(t: Trainer, asked: Asked, breakable: bool) -> float | None:
+def _evaluate(t: Trainer, asked: Asked, may_break: bool) -> float | None:
     """Evaluate, log it, and keep the weights at the root when they are the best so far. None: a signal broke it off."""
-    try:
-        with _breakable(asked, breakable):
-            value = evaluate(t)
-    except BrokenOff:
+    value = None
+    with suppress(BrokenOff), breakable(asked, may_break):
+        value = evaluate(t)
+    if t.dist.most(int(value is None)) or value is None:  # one process was asked to stop: all of them do
         return None
     step = t.state.evaluated = t.state.step
     if t.dist.main:
@@ -455,41 +431,3 @@ def resolved(t: Trainer) -> TrainConfig:
     """The settings with which this run can be repeated without a clock."""
     first = t.state.replans[0][1] if t.state.replans else t.state.steps
     return replace(t.config, steps=first, minutes=None, replans=tuple(t.state.replans))
-
-
-@contextmanager
-def signals() -> Iterator[Asked]:
-    """What a signal asks for (Ctrl-C, SIGTERM, a terminal that is closed) is noted here; a second one acts at once."""
-    asked = Asked()
-
-    def note(number: int, frame: object) -> None:
-        if asked.number:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        asked.number = number
-        with suppress(OSError):  # not by way of a buffer that may be in use just now; and a terminal may be gone
-            os.write(2, b"note: finishing what is under way and saving; once more to leave at once\n")
-        if asked.breakable:
-            raise BrokenOff
-
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows; nohup
-        heard.append(signal.SIGHUP)
-    old = {number: signal.signal(number, note) for number in heard}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _breakable(asked: Asked, breakable: bool) -> Iterator[None]:
-    """Inside, a signal raises BrokenOff at once, also one that came before."""
-    if breakable and asked.number:
-        raise BrokenOff
-    asked.breakable = breakable
-    try:
-        yield
-    finally:
-        asked.breakable = False

@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist as distributed
 
     run = Path(command.run)
-    if not run.is_dir():
-        checkpoint.read_run(run)
+    if command.steps is not None and not command.allow_change:
+        raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
     console.show_notices(os.environ.get("RANK", "0") == "0")
     config, record = checkpoint.settings(run, command.allow_change)
     begun = time.monotonic()
@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
         with console.preparing(dist.main) as progress:
             go_on = continued if checkpoint.steps_saved(run) or record.get("saved") else begun_again
             trainer, data = go_on(run, config, record, dist, command, progress)
+        if command.steps is not None:
+            _plan_again(trainer, command.steps)
         spent = time.monotonic() - begun
         trainer.state.elapsed += spent
         trainer.state.prepared += spent
@@ -77,9 +79,7 @@ def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Di
     from bardlet import pretrain
 
     trainer, data = pretrain.new_trainer(config, dist, None, progress=progress, run=run)
-    if trainer.record["text_hash"] != record.get("text_hash") and not command.allow_change:
-        raise BardletError(f"{run}: the text {trainer.record['text']} is not the one that the run began with; "
-                           "put it back, or go on with --allow-change")
+    _same_text(run, record, trainer.record["text"], trainer.record["text_hash"], command)
     trainer.record = {**record, **trainer.record}
     pretrain.choose_compile(trainer)
     return trainer, data
@@ -94,15 +94,11 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
-    if command.steps is not None and not command.allow_change:
-        raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
     folder = checkpoint.newest_whole(run)
     checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
     found = corpus.find(config.text, config.field)
-    if found.hash != record["text_hash"] and not command.allow_change:
-        raise BardletError(f"{run}: the text {found.name} is not the one that the run began with; "
-                           "put it back, or go on with --allow-change")
+    _same_text(run, record, found.name, found.hash, command)
     data = pretrain.prepare(found, config, words, dist, progress)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
@@ -118,9 +114,14 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
         for name in ("finished", "selected_by", "selected_step", "val_loss", "averaged"):
             record.pop(name, None)
     restore(trainer, folder, best_is_lost=lost)
-    if command.steps is not None:
-        _plan_again(trainer, command.steps)
     return trainer, data
+
+
+def _same_text(run: Path, record: dict[str, Any], name: str, digest: str, command: Command) -> None:
+    """BardletError where a text is not the one that is on record, unless that is to be allowed."""
+    if digest != record.get("text_hash") and not command.allow_change:
+        raise BardletError(f"{run}: the text {name} is not the one that the run began with; "
+                           "put it back, or go on with --allow-change")
 
 
 def _plan_again(t: Trainer, steps: int) -> None:

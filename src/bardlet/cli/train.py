@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import time
@@ -79,9 +78,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _started_again(command: Command) -> bool:
-    """Whether torchrun starts this command again (--max-restarts), and its run has begun."""
-    return (int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0 and command.out is not None
-            and (Path(command.out) / "run.toml").exists())
+    """Whether torchrun starts this command again (--max-restarts), and it had begun its run."""
+    from bardlet import checkpoint, heartbeat
+
+    if heartbeat.attempt() == "0" or command.out is None or not (Path(command.out) / "run.toml").exists():
+        return False
+    return checkpoint.settings(Path(command.out))[1].get("launch") == heartbeat.launch()
 
 
 def _defaults(argv: Sequence[str]) -> Command | None:
@@ -148,8 +150,8 @@ def _shape(model: ModelConfig) -> str:
 
 def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:
     """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints."""
-    from bardlet import checkpoint, files
-    from bardlet.train import Stopped
+    from bardlet import checkpoint, files, heartbeat
+    from bardlet.signals import Stopped
 
     t.config = replace(t.config,
                        eval_every=max(1, t.state.steps // 20) if t.config.eval_every is None else t.config.eval_every,
@@ -164,6 +166,9 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
     with checkpoint.locked(t.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
             checkpoint.new_folder(t.run, "")  # another process may have been first, and be done
+            checkpoint.sweep(t.run)
+            if t.dist.world > 1:
+                t.record["launch"] = heartbeat.launch()
         try:
             _fit(t, data, resumed_from)
             return _summary(t, data, resumed_from)

@@ -25,6 +25,7 @@ from bardlet.data import Prepared
 from bardlet.dist import Dist, processor
 from bardlet.errors import BardletError
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
+from bardlet.signals import Stopped, signals
 from bardlet.train import Trainer
 
 log = logging.getLogger("bardlet")
@@ -245,7 +246,7 @@ class Ladder:
         folder.mkdir(parents=True)
         hf.write_folder(folder, t.model, self.ready.tokenizer)
         training.write_run(t)
-        with training.signals() as box:
+        with signals() as box:
             training.fit(t, watch=lambda line: watch(rung, seed, line), asked=box)
             outcome = self._measure(t, rung, seed)
             shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
@@ -333,7 +334,7 @@ class Ladder:
             if done is None:
                 try:
                     done = self.train(rung, seed, watch, late)
-                except (training.Stopped, KeyboardInterrupt) as stop:
+                except (Stopped, KeyboardInterrupt) as stop:
                     raise self._stopped(f"in rung {rung.number}, {rung.name}; the rungs before it",
                                         getattr(stop, "exit_code", 130)) from None
                 finally:

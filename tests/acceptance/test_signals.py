@@ -1,0 +1,58 @@
+"""Fifty signals at random times: the run is saved, ends within ten seconds, and goes on exactly."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from invariants.test_kills import newest, outcome, start, whole  # noqa: F401 (a fixture)
+
+from bardlet import checkpoint
+from bardlet.config import read_toml
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def finished(run: Path) -> bool:
+    """Whether run.toml says so."""
+    return (run / "run.toml").exists() and bool(read_toml(run / "run.toml")[1].get("finished"))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_signals_at_random_times(seed: int, text: Path, tmp_path: Path,
+                                 whole: tuple[dict[str, object], float]) -> None:  # noqa: F811
+    """Five signals that stop something: each exits with its own code, and the step that it names was saved."""
+    expected, between_saves = whole
+    chance, stopped, run = random.Random(seed), 0, tmp_path / "0"
+    for attempt in range(60):
+        if stopped == 5:
+            break
+        if finished(run):
+            assert outcome(run) == expected
+            run = tmp_path / f"{attempt}"
+        process, _ = start(run, text)
+        number = chance.choice(SIGNALS)
+        time.sleep(chance.uniform(0, 3 * between_saves))
+        process.send_signal(number)
+        begun = time.monotonic()
+        out = process.communicate(timeout=100)[0]
+        assert time.monotonic() - begun < 10, out
+        if process.returncode == 0:  # it was done already
+            assert finished(run), out
+        elif not run.exists():  # nothing was trained yet, and nothing is left
+            assert process.returncode == 128 + number and "interrupted" in out, out
+        else:
+            assert process.returncode == 128 + number, out
+            step = re.search(r"stopped after step (\d+), and saved; go on with `bardlet resume", out)
+            assert step and newest(run) == int(step[1]), out
+            stopped += 1
+    assert stopped == 5
+    while not finished(run):
+        process, _ = start(run, text)
+        assert process.wait(timeout=100) == 0
+    assert outcome(run) == expected
+    assert checkpoint.newest_whole(run).name == "step-00000060"

@@ -1,0 +1,79 @@
+"""Two processes: one is killed at twenty points of a run, one is stopped; nothing stays, and the bits stay the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from test_heartbeat import SETTINGS, Launch, outcome, resumed_from, whole  # noqa: F401 (a fixture)
+
+from bardlet import checkpoint
+
+
+def gone(pids: dict[int, int]) -> bool:
+    """Whether none of these processes is left."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+
+@pytest.mark.parametrize("point", range(20))
+def test_killed(point: int, text: Path, tmp_path: Path, whole: dict[str, object]) -> None:  # noqa: F811
+    """After 30 s nothing is left, and the one at fault was named; two that are started then go on exactly.
+
+    Half of the points lie where torchrun starts them again by itself.
+    """
+    run, chance = tmp_path / "run", random.Random(point)
+    launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS, restarts=point % 2)
+    launch.wait_for(run / "run.toml")
+    pids, rank = launch.workers(), point // 2 % 2
+    time.sleep(chance.uniform(0, 4))
+    os.kill(pids[rank], signal.SIGKILL)
+    if point % 2:
+        launch.ends(0)
+    else:
+        said = launch.ends(seconds=30)
+        assert re.search(rf"bardlet: process {rank} of 2 \(pid {pids[rank]} on .*\) was killed", said), said
+        assert gone(pids)
+        Launch(tmp_path / "again", "resume", run).ends(0)
+    assert outcome(run) == whole
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_stopped(rank: int, text: Path, tmp_path: Path, whole: dict[str, object]) -> None:  # noqa: F811
+    """One that was stopped (SIGSTOP) is named and ended, too: after 30 s nothing is left."""
+    run = tmp_path / "run"
+    launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS)
+    launch.wait_for(run / "checkpoints" / "step-00000020")
+    pids = launch.workers()
+    os.kill(pids[rank], signal.SIGSTOP)
+    said = launch.ends(seconds=30)
+    assert re.search(rf"bardlet: process {rank} of 2 \(pid {pids[rank]} on .*\) was stopped", said), said
+    assert gone(pids)
+    Launch(tmp_path / "again", "resume", run).ends(0)
+    assert outcome(run) == whole
+
+
+def test_processes_that_are_started_again_leave_the_run_of_another_launcher_alone(text: Path, tmp_path: Path) -> None:
+    """--out names a run that is there already: an error in each attempt, and not a byte of it changes."""
+    run = tmp_path / "run"
+    Launch(tmp_path / "first", "train", text, "--out", run, *SETTINGS, "--steps", "2").ends(0)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    said = Launch(tmp_path / "second", "train", text, "--out", run, *SETTINGS, "--steps", "3", restarts=1).ends()
+    assert said.count("there is a run in it already") == 4, said  # two processes, twice
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_signal_to_any_of_them_stops_all_and_saves(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:  # noqa: F811
+    """SIGTERM to rank 1 alone: all finish the step, rank 0 saves, and resume ends with the same bits."""
+    run = tmp_path / "run"
+    launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS)
+    launch.wait_for(run / "checkpoints" / "step-00000020")
+    os.kill(launch.workers()[1], signal.SIGTERM)
+    stopped = re.search(r"stopped after step (\d+), and saved", launch.ends(seconds=30))
+    assert stopped and checkpoint.newest_whole(run).name == f"step-{int(stopped[1]):08}"
+    assert resumed_from(Launch(tmp_path / "again", "resume", run).ends(0)) == int(stopped[1])
+    assert outcome(run) == whole

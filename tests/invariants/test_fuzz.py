@@ -1,0 +1,153 @@
+"""Rubbish for every reader of files: it reads it, or raises the one error that is written for people.
+
+Half of the rubbish is a good file with bytes changed, cut out or put in, half is one with another value somewhere.
+tests/acceptance/test_fuzz.py reads 100,000 of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bardlet import checkpoint, data, files, hf, tokenizer
+from bardlet.config import read_toml
+from bardlet.errors import BardletError
+
+Reader = Callable[[Path], object]
+
+
+def index(path: Path) -> None:
+    """Weights in several parts, by the list of them."""
+    path.with_name("model.safetensors").unlink(missing_ok=True)
+    hf.read_weights(path.parent)
+
+
+def words(path: Path) -> None:
+    """A tokenizer is read, and used."""
+    found = tokenizer.load(path.parent)
+    with suppress(BardletError):
+        found.decode(found.encode("the 7 little bards").tolist())
+
+
+READERS: dict[str, tuple[str, Reader]] = {
+    "config": ("config.json", lambda path: hf.read_model_config(path.parent)),
+    "weights": ("model.safetensors", hf.read_tensors),
+    "index": ("model.safetensors.index.json", index),
+    "tokenizer": ("tokenizer.json", words),
+    "tokenizer's settings": ("tokenizer_config.json", words),
+    "manifest": ("manifest.json", lambda path: files.read_manifest(path.parent)),
+    "run.toml": ("run.toml", read_toml),
+    "metrics": ("metrics.jsonl", lambda path: checkpoint.read_metrics(path.parent)),
+    "shard": ("train.bin", lambda path: data.open_shard(path, "00" * 32)),
+}
+"""The file of each reader, and how it is called."""
+
+ODD = [-1, 2**31, 2**63, 2**64, 10**30, 10**400, "qwen3", "../x", "\0", "\ud800", "Infinity", "a" * 999]
+SCALARS = (st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=8)
+           | st.sampled_from(ODD))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3)
+                      | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=6)
+BYTES = st.binary(max_size=9) | st.sampled_from([b"{", b"]" * 50, b"[" * 5000, b"\xff", b'"', b"1e999", b"-", b"\n"])
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Up to three places where bytes are replaced by others, or the whole is something else."""
+    if draw(st.integers(0, 19)) == 0:
+        return draw(st.binary(max_size=99))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(content)))
+        end = at + draw(st.sampled_from([0, 1, 1, 2, 8, 100, len(content)]))
+        content = content[:at] + draw(BYTES) + content[end:]
+    return content
+
+
+@st.composite
+def changed_value(draw: st.DrawFn, good: Any) -> Any:
+    """A JSON value with another one somewhere in it, or without one of its keys."""
+    if not isinstance(good, dict | list) or not good or draw(st.integers(0, 4)) == 0:
+        return draw(VALUES)
+    keys = sorted(good) if isinstance(good, dict) else range(len(good))
+    key = draw(st.sampled_from(keys[:40]))
+    copy = good.copy()
+    if isinstance(copy, dict) and draw(st.integers(0, 9)) == 0:
+        del copy[key]
+    else:
+        copy[key] = draw(changed_value(good[key]))
+    return copy
+
+
+def rubbish(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    """What is read in the place of a good file."""
+    if name == "model.safetensors":  # eight bytes of length, a header in JSON, the numbers
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = changed_value(json.loads(content[8:end]))
+        return changed_bytes(content[:end + 8]) | header.map(
+            lambda h: (raw := _json(h)) and len(raw).to_bytes(8, "little") + raw + content[end:])
+    if name == "run.toml":
+        lines = content.decode().splitlines()
+        return changed_bytes(content) | st.tuples(st.integers(0, len(lines) - 1), VALUES).map(
+            lambda pair: "\n".join([*lines[:pair[0]], lines[pair[0]].partition("=")[0] + "=" + _json(pair[1]).decode(),
+                                    *lines[pair[0] + 1:]]).encode())
+    if name.endswith(".json"):
+        return changed_bytes(content) | changed_value(json.loads(content)).map(_json)
+    return changed_bytes(content)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@pytest.fixture(scope="session")
+def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a good file of each kind."""
+    from bardlet.cli import main
+
+    folder = tmp_path_factory.mktemp("good") / "run"
+    assert main(["train", str(text), "--out", str(folder), *TINY, "--steps", "2"]) == 0
+    names = hf.read_tensors(folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "a-of-b")}))
+    ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
+    head = data.HEADER.pack(data.MAGIC, data.VERSION, 2, len(ids), bytes(32)).ljust(data.HEADER_BYTES, b"\0")
+    (folder / "train.bin").write_bytes(head + ids.tobytes())
+    assert len(data.open_shard(folder / "train.bin", "00" * 32)) == len(ids)
+    return folder
+
+
+def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
+    """Have a reader read so many pieces of rubbish; returns how many of them it refused."""
+    name, read = READERS[reader]
+    refused = 0
+    for path in good.iterdir():
+        if path.is_file() and path.name != name:
+            (folder / path.name).write_bytes(path.read_bytes())
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))
+    @given(rubbish(name, (good / name).read_bytes()))
+    def one(content: bytes) -> None:
+        nonlocal refused
+        (folder / name).write_bytes(content)
+        try:
+            read(folder / name)
+        except BardletError as error:
+            refused += 1
+            assert folder.name in str(error) and len(str(error)) < 2000, str(error)[:3000]
+
+    one()
+    return refused
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_rubbish_is_read_or_refused(reader: str, good: Path, tmp_path: Path) -> None:
+    """Two hundred pieces each; most readers refuse most of them."""
+    refused = feed(reader, good, tmp_path, 200)
+    assert refused > 50 or reader in ("metrics", "tokenizer's settings"), refused
