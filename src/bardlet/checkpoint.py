@@ -275,7 +275,7 @@ def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, A
     says so; unless it can be read and `changed` says that it counts.
     """
     path = run / "run.toml"
-    if (path.is_file() and sealed(path)) or not run.is_dir():
+    if sealed(path) or not run.is_dir():
         return read_run(run)
     if path.is_file() and changed:
         with suppress(BardletError):
@@ -314,7 +314,9 @@ def append_metrics(run: Path, line: dict[str, Any]) -> None:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl whose CRC fits: a kill can leave half a line at the end, a bad disk another one."""
     path, lines = run / "metrics.jsonl", []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not os.path.lexists(path):
+        return []
+    texts = files.inside(run, path.name).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(texts, 1):
         head, _, crc = text.rpartition(', "crc": "')
         if crc[:-2] == f"{zlib.crc32((head + '}').encode()):08x}":

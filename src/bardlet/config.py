@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, shown
 
 FLAT = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
 """Rungs of the ladder that have one layer and no blocks."""
@@ -302,27 +302,36 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in inner:
-            raise BardletError(f"{where} = {value!r}: it must be one of {', '.join(map(str, inner))}")
+            raise BardletError(f"{where} = {shown(value)}: it must be one of {', '.join(map(str, inner))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise BardletError(f"{where} = {value!r}: it must be a list, in [ ]")
+            raise BardletError(f"{where} = {shown(value)}: it must be a list, in [ ]")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
-            raise BardletError(f"{where} = {value!r}: it must have {len(kinds)} entries")
+            raise BardletError(f"{where} = {shown(value)}: it must have {len(kinds)} entries")
         return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
     if inner:  # X | None
         return None if value is None else _typed(value, next(k for k in inner if k is not type(None)), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise BardletError(f"{where} = {value!r}: it must be {KINDS[hint]}")
+        raise BardletError(f"{where} = {shown(value)}: it must be {KINDS[hint]}")
     return value
+
+
+MOST_TOML = 1 << 22
+"""Bytes of the largest file of settings that is read: a run writes 3 kB, and more where many files were named."""
 
 
 def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote)."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BardletError(f"{path}: is no file; name a TOML file of settings")
+        if path.stat().st_size > MOST_TOML:
+            raise BardletError(f"{path}: {path.stat().st_size:,} bytes are too many for a file of settings; "
+                               "name another, or put back a copy")
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
@@ -334,7 +343,7 @@ def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
         raise BardletError(f"{path}: is not TOML: {error}; a line is `name = value`, text in \" \"") from None
     record = values.pop("record", {})
     if not isinstance(record, dict):
-        raise BardletError(f"{path}: record = {record!r}: it must be a table, [record]; take the line out")
+        raise BardletError(f"{path}: record = {shown(record)}: it must be a table, [record]; take the line out")
     return from_mapping(values, str(path)), record
 
 
@@ -360,6 +369,8 @@ SEAL = "# sha256 of all above, by which `bardlet resume` sees that nobody change
 
 def sealed(path: Path) -> bool:
     """Whether a run.toml is, byte for byte, what a run wrote."""
+    if not path.is_file() or path.stat().st_size > MOST_TOML:
+        return False
     text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(SEAL)
     return digest == _digest(text) + "\n"
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, shown
 
 MANIFEST = "manifest.json"
 
@@ -132,8 +132,8 @@ def free(path: Path) -> int:
 # ---------------------------------------------------------------- reading
 
 
-MOST_JSON = 1 << 24
-"""Bytes of the largest JSON file that is read: the index of a model in thousands of parts has a tenth of that."""
+MOST_JSON = 1 << 22
+"""Bytes of the largest JSON file that is read, which takes 100 MB at worst; the index of a large model has 100 kB."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -235,13 +235,13 @@ def inside(folder: Path, name: str) -> Path:
     Raises BardletError; nothing was opened.
     """
     path = folder / name
-    if Path(name).name != name:
-        raise BardletError(f"{folder}: a file in it names {name!r}, which is not a file of this folder; "
+    if Path(name).name != name or len(name) > 255:
+        raise BardletError(f"{folder}: a file in it names {shown(name)}, which is not a file of this folder; "
                            "do not use a folder that you do not trust")
     if not os.path.lexists(path):
         raise BardletError(f"{path}: there is no such file, so {folder} is not a whole model folder; "
                            "copy it there, or name a run folder")
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
+    if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
         raise BardletError(f"{path}: is a link to another folder; put a copy of the file in its place (cp -L)")
     if not path.is_file():
         raise BardletError(f"{path}: is no file; copy it again, or take another checkpoint")

@@ -21,13 +21,15 @@ from safetensors.torch import save_file
 
 from bardlet import files, models, tokenizer
 from bardlet.config import ModelConfig
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, brief, shown
 from bardlet.models.layers import sketching
 
 log = logging.getLogger("bardlet")
 
 LONGEST = 2**24
 """Tokens of the longest context that is believed of a config.json."""
+MOST_HEADER = 2**22
+"""Bytes of the longest safetensors header that is read: enough for 30,000 tensors."""
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -43,10 +45,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, on the CPU; the format's own checks bound the header and every offset."""
     files.inside(path.parent, path.name)
     try:
+        with open(path, "rb") as raw:
+            header = int.from_bytes(raw.read(8), "little")
+        if header > MOST_HEADER:
+            raise BardletError(f"{path}: damaged: a header of {header:,} bytes; copy it again")
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise BardletError(f"{path}: damaged or cut short ({error}); copy it again, "
+        raise BardletError(f"{path}: damaged or cut short ({brief(error)}); copy it again, "
                            "or take another checkpoint") from None
 
 
@@ -79,8 +85,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     values = files.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     if family not in models.FAMILIES:
-        raise BardletError(f"{folder / 'config.json'}: model_type {values.get('model_type')!r} is not one that bardlet "
-                           f"computes ({', '.join(models.FAMILIES)}): use transformers for it")
+        raise BardletError(f"{folder / 'config.json'}: model_type {shown(values.get('model_type'))} is not one that "
+                           f"bardlet computes ({', '.join(models.FAMILIES)}): use transformers for it")
     try:
         return models.load_class(family).from_hf(values)
     except BardletError as error:

@@ -28,7 +28,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from bardlet import files
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, brief
 
 log = logging.getLogger("bardlet")
 
@@ -91,23 +91,30 @@ class Tokenizer:
     """
 
     def __init__(self, text: str, eos: str = SEPARATOR, pad: str = PAD) -> None:
-        """text: the content of a tokenizer.json. ValueError when the library cannot read it."""
+        """text: the content of a tokenizer.json. ValueError when the library cannot read it, or it means harm."""
+        if text.count('"') > MOST_QUOTES:
+            raise ValueError("it has more words than any known one")
         try:
             self.inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(str(error)) from error
+        self.vocab = self.inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocab.values(), default=0) + 1
+        if self.vocab_size > 1 << 24:  # ids index tables: one absurd id would take all memory
+            raise ValueError(f"its largest id is {self.vocab_size - 1}")
+        described = json.loads(self.inner.to_str())
+        if (growth := _growth(described.get("normalizer")) * _growth(described.get("decoder"))) > MOST_GROWTH:
+            raise ValueError(f"it may make a text {growth:,} times as long")
+        self.inner.no_padding()
+        self.inner.no_truncation()
         self.inner.encode_special_tokens = True
         self.json = text
         self.hash = hashlib.sha256(text.encode()).hexdigest()
-        self.vocab = self.inner.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(self.vocab.values()) + 1
-        if self.vocab_size > 1 << 24:  # ids index tables: one absurd id would take all memory
-            raise ValueError(f"its largest id is {self.vocab_size - 1}")
         self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
         self.eos, self.pad = eos, pad
         self.eos_id: int | None = self.vocab.get(eos)
         self.pad_id: int | None = self.vocab.get(pad)
-        self.kind = _kind(json.loads(self.inner.to_str()), len(self.vocab) - len(self.special))
+        self.kind = _kind(described, len(self.vocab) - len(self.special))
         # 16 bits hold the ids of most vocabularies: half the disk and half the memory traffic
         self.dtype = np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
         self._ids_of_points = self._point_table() if self.kind == "char" else None
@@ -136,8 +143,10 @@ class Tokenizer:
             self._refuse_surrogates(text)
             try:
                 yield np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
-            except Exception as error:  # a bare one of the library
-                raise BardletError(f"the tokenizer of this model cannot read the text ({error}); "
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a bare one of the library, or the panic of its regular expressions
+                raise BardletError(f"the tokenizer of this model cannot read the text ({brief(error)}); "
                                    "take the model's own tokenizer.json") from None
         elif self.kind == "bpe":
             batch: list[str] = []
@@ -275,6 +284,10 @@ class Tokenizer:
         return config
 
 
+MOST_QUOTES = 1 << 21
+"""Quotation marks in the largest tokenizer.json that is read; that of Qwen3, with 151,000 tokens, has under half."""
+MOST_GROWTH = 1000
+"""How many times as long a text may become by the rules of a tokenizer."""
 LARGEST = 1 << 25
 """Bytes of the largest tokenizer.json that is read; that of Qwen3, with 151,000 tokens, has a third of it."""
 
@@ -299,7 +312,7 @@ def load(folder: str | Path) -> Tokenizer:
     try:
         return Tokenizer(text, **names)
     except (ValueError, KeyError, TypeError) as error:
-        raise BardletError(f"{path}: is damaged ({error}); copy it again from where it came") from None
+        raise BardletError(f"{path}: is damaged ({brief(error)}); copy it again from where it came") from None
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -441,6 +454,15 @@ def _finish(inner: tokenizers.Tokenizer, separator: bool) -> Tokenizer:
     if separator:
         inner.add_special_tokens([AddedToken(SEPARATOR, special=True, normalized=False)])
     return Tokenizer(inner.to_str(pretty=True))
+
+
+def _growth(rules: Any) -> int:
+    """How many times as long a text can become by the replacements of a normalizer or a decoder."""
+    if isinstance(rules, list):
+        return math.prod(map(_growth, rules))
+    if not isinstance(rules, dict):
+        return 1
+    return max(1, len(str(rules.get("content", rules.get("prepend", ""))))) * math.prod(map(_growth, rules.values()))
 
 
 def _kind(data: dict[str, Any], ordinary: int) -> str:

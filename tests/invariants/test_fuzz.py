@@ -140,7 +140,7 @@ def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
             read(folder / name)
         except BardletError as error:
             refused += 1
-            assert folder.name in str(error) and len(str(error)) < 2000, str(error)[:3000]
+            assert folder.name in str(error) and len(str(error)) < 1000, str(error)[:1500]
 
     one()
     return refused

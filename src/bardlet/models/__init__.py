@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,7 +67,7 @@ def take(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) 
         str: (isinstance(value, str), "a text"),
     }[kind]
     if not good:
-        raise BardletError(f"config.json: '{key}' is {value!r}, but {words} is needed there")
+        raise BardletError(f"config.json: '{key}' is {shown(value)}, but {words} is needed there")
     return kind(value)
 
 
@@ -75,7 +75,7 @@ def refuse(hf: Mapping[str, Any], key: str, *computed: Any) -> None:
     """Raises BardletError where `hf` sets `key` to something else than the values that bardlet computes."""
     if key in hf and hf[key] not in computed:
         raise BardletError(
-            f"config.json: '{key}' is {hf[key]!r}, which bardlet does not compute "
+            f"config.json: '{key}' is {shown(hf[key])}, which bardlet does not compute "
             f"(only {' or '.join(map(repr, computed))}): use transformers for this model"
         )
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config import ModelConfig
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, shown
 from bardlet.models import load_strictly, refuse, take
 from bardlet.models.decoding import Columns, Product, RoundedProduct, Step, computing_dtype, product, sums_rows
 from bardlet.models.layers import (
@@ -220,7 +220,7 @@ class Qwen3(nn.Module):
         refuse(hf, "rope_scaling", None)
         rope = hf.get("rope_parameters") or {}
         if not isinstance(rope, Mapping):
-            raise BardletError(f"config.json: 'rope_parameters' is {rope!r}, but an object is needed there")
+            raise BardletError(f"config.json: 'rope_parameters' is {shown(rope)}, but an object is needed there")
         refuse(rope, "rope_type", "default")
         if any(kind != "full_attention" for kind in hf.get("layer_types") or []):
             raise BardletError("config.json: 'layer_types' asks for more than full_attention: use transformers for it")
