@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import time
@@ -26,7 +27,7 @@ from typing import Any, TextIO
 
 import torch
 
-from bardlet import files, hf
+from bardlet import files, heartbeat, hf
 from bardlet.config import TrainConfig, from_mapping, read_toml, sealed, to_toml
 from bardlet.errors import BardletError
 
@@ -89,11 +90,16 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
 
 def sweep(run: Path) -> None:
     """Remove what a killed process was writing or removing when it was killed; the caller holds the lock."""
-    for left in (run / "checkpoints").glob(".*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-    for left in filter(_left_over, run.iterdir()):
-        if not left.is_dir():
+    for left in left_over(run):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
+
+
+def left_over(run: Path) -> list[Path]:
+    """What a killed process was writing or removing: folders of checkpoints, and files at the root."""
+    return [*(run / "checkpoints").glob(".*.tmp"), *(p for p in run.iterdir() if _left_over(p) and not p.is_dir())]
 
 
 def _left_over(path: Path) -> bool:
@@ -114,19 +120,20 @@ def newest_whole(run: Path) -> Path:
     """
     damaged: list[str] = []
     for folder in reversed(steps_saved(run)):
-        wrong = files.wrong(folder) or _misplaced(folder)
-        if wrong is None:
+        if (damage := wrong(folder)) is None:
             for line in damaged:
                 log.warning("%s; going back to %s", line, folder.name)
             return folder
-        damaged.append(wrong)
+        damaged.append(damage)
     why = f" ({damaged[0]})" if damaged else ""
     raise BardletError(f"{run}: no whole checkpoint in it{why}, so there is nothing to go on from; start again with "
                        f"`bardlet train --config {run / 'run.toml'} --out ANOTHER`")
 
 
-def _misplaced(folder: Path) -> str | None:
-    """What is wrong where a whole checkpoint lies under the name of another step, or lacks one of its files."""
+def wrong(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: a damaged file, one that is missing, another step's name; None: it is whole."""
+    if damage := files.wrong(folder):
+        return damage
     manifest = files.read_manifest(folder)
     if folder.name != f"step-{manifest.get('step')!s:0>8}" or set(manifest["files"]) != set(FILES):
         return f"{folder / files.MANIFEST}: is not that of {folder.name}"
@@ -225,10 +232,12 @@ def _lock(path: Path) -> TextIO:
 
 
 def _holder(handle: TextIO) -> str:
-    """What the holder of a lock has written into it, perhaps in this moment."""
+    """What the holder of a lock has written into it, perhaps in this moment; not what one that was killed has left."""
     for _ in range(20):
         handle.seek(0)
-        if text := handle.read().strip():
+        text = handle.read().strip()
+        known = re.match(r"process (\d+) on (\S+) since", text)
+        if known and (known[2] != socket.gethostname() or heartbeat.alive(int(known[1]))):
             return text
         time.sleep(0.05)
     return "another process"

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bardlet import files
+from bardlet import files, repeats
 from bardlet import tokenizer as tokenizers
 from bardlet.corpus import Corpus, cache_folder
 from bardlet.errors import BardletError
@@ -41,6 +41,8 @@ Progress = Callable[[str, int, int | None], None]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 MAGIC, VERSION, HEADER_BYTES = b"bardlet\0", 1, 128
+WINDOW = {"char": 64, "byte": 64, "bpe": 16}
+"""Tokens of a passage long enough that it is a copy where it occurs twice: some dozen words."""
 HEADER = struct.Struct("<8sIIQ32s")  # magic, version, bytes per token, number of tokens, hash of the tokenizer
 
 
@@ -53,7 +55,9 @@ class Prepared:
 
     reason: why this tokenizer, a sentence. *_chars, *_bytes: length of the parts of the text, in characters
     and in bytes of UTF-8. documents: how many there are. skipped: characters left out since the tokenizer
-    has never seen them (skip_unseen only). folder: where the shards and tokenizer.json lie.
+    has never seen them (skip_unseen only). duplicated: the share of the training part that repeats what
+    stands before it; leaked: the share of the validation part that stands in the training part; both in
+    passages of WINDOW tokens. folder: where the shards and tokenizer.json lie.
     """
 
     train: np.ndarray
@@ -67,6 +71,8 @@ class Prepared:
     documents: int
     skipped: int
     folder: Path
+    duplicated: float = 0.0
+    leaked: float = 0.0
 
 
 def prepare(
@@ -162,6 +168,10 @@ def _build(
     # fewer than 20 documents are in both parts, more in one of them
     facts["documents"] = corpus.count
     chosen.save(folder)
+    train, val = (open_shard(folder / f"{part}.bin", chosen.hash) for part in ("train", "val"))
+    length = WINDOW["bpe" if chosen.kind == "other" else chosen.kind]
+    facts["duplicated"] = round(repeats.duplicated(train, length), 4)
+    facts["leaked"] = round(repeats.contained(val, train, length), 4)
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     files.seal(folder, ["train.bin", "val.bin", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 

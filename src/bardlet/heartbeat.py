@@ -132,7 +132,7 @@ class Heartbeat(threading.Thread):
         pid, host, _ = before.split()
         who = f"(pid {pid} on {host})"
         here = host == socket.gethostname()
-        if silent > SHORTLY and here and not _alive(int(pid)):
+        if silent > SHORTLY and here and not alive(int(pid)):
             return f"{who} was killed"
         if silent <= SILENT:
             return None
@@ -147,10 +147,12 @@ class Heartbeat(threading.Thread):
         os._exit(1)  # another thread may wait for ever inside a collective
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     """Whether a process of this machine runs, or could: one that nobody has buried yet does not."""
     if facts := _facts(pid):
         return facts[0] not in "ZX"
+    if os.name == "nt":  # where to ask in this way is to kill
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

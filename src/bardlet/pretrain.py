@@ -156,10 +156,21 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
     if seen and seen.counting:
         record["counting"] = list(seen.counting)
+    record.update(_facts(found, ready, config, dist))
     t = assemble(run, model, ready, config, dist, record)
     if plan:
         t.state.steps, t.machine["compiled"] = plan.steps, plan.compiled  # until the run has timed its own steps
     return t, ready
+
+
+def _facts(found: corpus.Corpus, ready: Prepared, config: TrainConfig, dist: Dist) -> dict[str, Any]:
+    """What `diagnosis.py` wants to know of a text; some of it is not there when the text is too short."""
+    tokens, characters, _ = held_out(ready, config)
+    facts: dict[str, Any] = {"duplicated": ready.duplicated, "leaked": ready.leaked,
+                             "characters_per_token": round(characters / len(tokens), 4)}
+    with dist.main_first():
+        losses = survey.survey(found, held_out=config.val_part).losses
+    return {**facts, "bigram": round(losses[1], 4)} if losses else facts
 
 
 def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], dist: Dist, begun: float,

@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "let a model write",
     "eval": "the loss of a model on a text",
     "ladder": "every rung of the lecture on the same text, and a report",
+    "doctor": "what is wrong with this machine, or with a run",
     "data": "the named corpora: where they are, and getting them",
 }
 

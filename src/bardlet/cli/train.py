@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import time
@@ -20,6 +21,9 @@ from bardlet.config import ModelConfig, TrainConfig, read_toml, settings_in
 if TYPE_CHECKING:
     from bardlet.data import Prepared
     from bardlet.train import State, Trainer
+
+log = logging.getLogger("bardlet")
+
 
 @dataclass(frozen=True)
 class Command(TrainConfig):
@@ -44,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
     if config.steps is None and config.minutes is None:
         config = replace(config, minutes=5.0)
+    from bardlet import diagnosis, pretrain
     from bardlet import dist as distributed
-    from bardlet import pretrain
     from bardlet.cli import resume
 
     if _started_again(command):
@@ -64,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         elif not estimated:
             pretrain.plan_steps(trainer, config.minutes * 60, begun)
         pretrain.expect(trainer, data)
+        for found in diagnosis.of_text(trainer.record):
+            log.warning(found.said)
         if dist.main:
             plan = _say_plan(trainer, data)
             if command.plan and command.json:
@@ -201,14 +207,28 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
     tell = report.trackers(t.config, t.run)
     with console.training() as watch:
 
+        told: set[str] = set()
+
         def see(line: dict[str, Any]) -> None:
             watch(line)
+            if line["step"] % max(1, t.state.steps // 20) == 0 or line["step"] == t.state.steps:
+                _diagnose(t, told)
             if tell and line["step"] % t.config.log_every == 0:
                 values = {name: line[name] for name in ("train_loss", "val_loss", "lr") if line[name] is not None}
                 for tracker in tell:
                     tracker(line["step"], values)
 
         fit(t, replan, see)
+
+
+def _diagnose(t: Trainer, told: set[str]) -> None:
+    """Say what the losses tell, each thing once."""
+    from bardlet import checkpoint, diagnosis
+
+    for found in diagnosis.of_losses(checkpoint.read_metrics(t.run), t.config, t.state.steps, t.record):
+        if found.about not in told:
+            told.add(found.about)
+            log.warning(found.said)
 
 
 def _summary(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""What a machine and a run folder are like: a line for each thing that was looked at, and what to do about it.
+
+Nothing is changed, and nothing is computed but hashes; a folder is read as if it came from a stranger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, memory
+from bardlet import dist as distributed
+from bardlet.config import TrainConfig, sealed
+from bardlet.diagnosis import Finding
+from bardlet.errors import BardletError
+
+log = logging.getLogger("bardlet")
+
+LITTLE = 2**30
+"""Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
+
+
+def ok(about: str, said: str) -> Finding:
+    """Nothing to do."""
+    return Finding(about, "ok", said)
+
+
+def warning(about: str, said: str) -> Finding:
+    """Something works less well than it could."""
+    return Finding(about, "warning", said)
+
+
+def damaged(about: str, said: str) -> Finding:
+    """A file is not what it was."""
+    return Finding(about, "damaged", said)
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def machine() -> Iterator[Finding]:
+    """Versions, processor, device, precision, compiler, memory, disk and data of this machine."""
+    yield ok("versions", f"bardlet {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
+             f"{platform.system()} {platform.machine()}")
+    yield from _processor()
+    device = distributed.pick_device("auto")
+    cuda = device.type == "cuda"
+    yield ok("device", torch.cuda.get_device_name(device) if cuda else "no GPU that torch can use: the CPU computes")
+    if distributed.pick_dtype("auto", device) == "bf16":
+        yield ok("precision", "bf16, which this processor multiplies natively")
+    else:
+        yield ok("precision", "fp32: this processor has no native bf16, which would be up to four times as fast")
+    if missing := distributed.compiler_missing(device):
+        yield warning("compiler", f"{missing}: runs go on without compilation, which is slower; install it (Debian, "
+                      "Ubuntu: apt install g++ python3-dev)")
+    else:
+        yield ok("compiler", distributed.compiler(device) or "Triton's own")
+    yield from _room(device)
+    yield from _data()
+
+
+def _processor() -> Iterator[Finding]:
+    """Its name, and whether torch uses all of it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads, said = torch.get_num_threads(), distributed.processor()
+    if threads < cores // 2:  # two threads of a core count as two cores
+        yield warning("processor", f"{said}: torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS, or give "
+                      "--threads")
+    else:
+        yield ok("processor", f"{said}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}")
+
+
+def _room(device: torch.device) -> Iterator[Finding]:
+    """Memory and disk."""
+    left = memory.free_bytes(device)
+    if left is None:
+        yield ok("memory", "nobody knows how much is free")
+    elif left < LITTLE:
+        yield warning("memory", f"{left / 1e9:.1f} GB are free: close other programs, or train small models")
+    else:
+        yield ok("memory", f"{left / 1e9:.1f} GB are free")
+    for about, place, setting in (("disk", Path.cwd(), "--out"), ("cache", corpus.cache_folder(), "$BARDLET_CACHE")):
+        here = next(path for path in (place, *place.parents) if path.exists())
+        room = files.free(here)
+        if not os.access(here, os.W_OK):
+            yield warning(about, f"{place}: may not be written to; choose another place with {setting}")
+        elif room < LITTLE:
+            yield warning(about, f"{place}: {room / 1e9:.2f} GB are free; make room, or choose another place with "
+                          f"{setting}")
+        else:
+            yield ok(about, f"{place}: {room / 1e9:.1f} GB are free")
+
+
+def _data() -> Iterator[Finding]:
+    """The named corpora, and the tokens in the cache."""
+    here = [name for name in corpus.NAMED if corpus.locate(name)]
+    root = os.environ.get("BARDLET_DATA")
+    if root and not Path(root).is_dir():
+        yield warning("data", f"$BARDLET_DATA is {root}, and there is no such folder; set it anew, or unset it")
+    elif here:
+        yield ok("data", f"{len(here)} of {len(corpus.NAMED) - 1} named corpora are here: {', '.join(here)}")
+    else:
+        yield warning("data", "no named corpus is here; `bardlet data get tinyshakespeare`, or take a file of yours")
+    for manifest in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{files.MANIFEST}")):
+        if wrong := files.wrong(manifest.parent):
+            yield warning("cache", f"{wrong}; the tokens will be built again when they are needed")
+
+
+# ---------------------------------------------------------------- a run
+
+
+def health(run: Path) -> Iterator[Finding]:
+    """The files of a run or Hugging Face folder, whether the run can go on, and what its losses say."""
+    if not run.is_dir():
+        raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
+    yield from _model(run)
+    if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
+        return
+    yield from _checkpoints(run)
+    try:
+        config, record = checkpoint.settings(run)
+    except BardletError as error:
+        yield damaged("settings", str(error))
+        return
+    if sealed(run / "run.toml"):
+        yield ok("settings", f"{run / 'run.toml'} is as the run wrote it")
+    else:
+        yield damaged("settings", f"{run / 'run.toml'}: changed, damaged or missing; `bardlet resume` takes the "
+                      "settings of the newest checkpoint")
+    yield from _lines(run)
+    yield from _text(config, record.get("text_hash"))
+    yield from _machine_of(record.get("machine", {}), config)
+    yield from diagnosis.of_text(record)
+    steps = config.replans[-1][1] if config.replans else config.steps or 0
+    yield from diagnosis.of_losses(checkpoint.read_metrics(run), config, steps, record)
+    if record.get("finished"):
+        yield ok("run", f"finished after {record.get('steps', 0):,} steps")
+    else:
+        yield warning("run", f"not finished: {record.get('steps', 0):,} of {steps:,} steps; `bardlet resume {run}` "
+                      "goes on, unless it is running now")
+
+
+def _model(run: Path) -> Iterator[Finding]:
+    """The Hugging Face folder at the root."""
+    begun = time.monotonic()
+    try:
+        model, words = hf.read_folder(run)
+    except BardletError as error:
+        yield damaged("model", str(error))
+        return
+    if not all(p.isfinite().all() for p in model.parameters()):
+        yield damaged("model", f"{run / 'model.safetensors'}: a weight is not a finite number; go back to a checkpoint")
+        return
+    manifest = "as its manifest knows it" if files.has_manifest(run) else "no manifest, so only its shapes were checked"
+    yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {words.kind} "
+             f"tokenizer: {manifest} ({time.monotonic() - begun:.1f} s)")
+
+
+def _checkpoints(run: Path) -> Iterator[Finding]:
+    """Which can be gone back to, and whether there is room for the next."""
+    whole = []
+    for folder in checkpoint.steps_saved(run):
+        if wrong := checkpoint.wrong(folder):
+            yield damaged("checkpoint", f"{wrong}; `bardlet resume` goes back to another")
+        else:
+            whole.append(folder)
+    if not whole:
+        yield warning("checkpoint", f"{run}: no whole checkpoint to go on from")
+        return
+    yield ok("checkpoint", f"{', '.join(folder.name for folder in whole)}: whole")
+    size = sum(path.stat().st_size for path in whole[-1].iterdir())
+    if files.free(run) < 2 * size:
+        yield warning("disk", f"{run}: {files.free(run):,} bytes are free, and a save takes {size:,}; free some space")
+    if left := checkpoint.left_over(run):
+        yield warning("left over", f"{', '.join(path.name for path in left)}: of a process that was killed, or that is "
+                      "writing now; the next start removes it")
+
+
+def _lines(run: Path) -> Iterator[Finding]:
+    """metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        yield warning("metrics", f"{path}: missing: the curve begins anew; the run itself does not need it")
+        return
+    count, good = path.read_bytes().count(b"\n"), len(checkpoint.read_metrics(run))
+    if good < count:
+        yield damaged("metrics", f"{path}: {count - good} of {count} lines are damaged, and left out; the run itself "
+                      "does not need them")
+    else:
+        yield ok("metrics", f"{path}: {good} lines, each with its checksum")
+
+
+def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
+    """Whether the text is still the one that the run learns from."""
+    name = ", ".join(config.text)
+    try:
+        same = corpus.find(config.text, config.field).hash == known
+    except BardletError as error:
+        yield warning("text", f"{error}; the run cannot go on without its text")
+        return
+    if same:
+        yield ok("text", f"{name}: the one that the run began with")
+    else:
+        yield warning("text", f"{name}: not the one that the run began with; put it back, or go on with --allow-change")
+
+
+def _machine_of(known: dict[str, object], config: TrainConfig) -> Iterator[Finding]:
+    """Whether the run would go on bit for bit here."""
+    here = distributed.machine(distributed.Dist(0, 1, distributed.pick_device(config.device)), config.dtype,
+                               config.threads or torch.get_num_threads())
+    odd = [name for name, value in here.items()
+           if name not in ("compiled", "compiler", "processes") and known.get(name, value) != value]
+    if odd:
+        yield warning("machine", f"{odd[0]} was {known[odd[0]]}, is {here[odd[0]]} here: the run would not go on bit "
+                      "for bit; --allow-change goes on all the same")
+    else:
+        yield ok("machine", f"the one that the run began on (Python {sys.version.split()[0]}): it goes on bit for bit")
