@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,9 @@ SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size",
 class Launch:
     """`bardlet WORDS --json` in two processes of torchrun."""
 
-    def __init__(self, log: Path, *words: str | Path, restarts: int = 0) -> None:
+    def __init__(self, log: Path, *words: str | Path, restarts: int = 0, program: Sequence[str] = ("-m", "bardlet")):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                   "--max-restarts", str(restarts), "-m", "bardlet", *map(str, words), "--json"]
+                   "--max-restarts", str(restarts), *program, *map(str, words), "--json"]
         self.log = log
         with open(log, "w", encoding="utf-8") as file:
             self.launcher = subprocess.Popen(command, stdout=file, stderr=file,

@@ -67,7 +67,7 @@ def open_raw(path: Path, compressed: bool = False) -> Iterator[IO[bytes]]:
 def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
     """(place, text) of each document of a text file: one, unless `between` says what separates them."""
     with open_raw(source.path) as file:
-        raw = file.read()
+        raw = _read(file)
     text = _mend(_decode(raw, source, notice), source, notice)
     del raw  # a big file would lie in memory twice while its documents are used
     if source.between is None:
@@ -78,6 +78,15 @@ def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
         yield f"{source.path}, document {number}", text[start : match.start()]
         start = match.end()
     yield f"{source.path}, last document", text[start:]
+
+
+def _read(file: IO[bytes]) -> bytes:
+    """All bytes of a file; of one that is no text only up to there: a small file can hold gigabytes of zeros."""
+    blocks = [file.read(1 << 24)]
+    wide = blocks[0].startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
+    while blocks[-1] and (wide or b"\0" not in blocks[-1]):
+        blocks.append(file.read(1 << 24))
+    return b"".join(blocks)
 
 
 def _decode(raw: bytes, source: Source, notice: Notice) -> str:

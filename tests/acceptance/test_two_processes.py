@@ -57,6 +57,53 @@ def test_stopped(rank: int, text: Path, tmp_path: Path, whole: dict[str, object]
     assert outcome(run) == whole
 
 
+BROKEN = """
+import os, sys
+from bardlet import loss, train
+from bardlet.cli import main
+
+place, value, now = sys.argv.pop(1), float(sys.argv.pop(1)), [0]
+seed_step, train_step, next_token = train.seed_step, train.train_step, loss.next_token
+
+
+def noted(seed, step, rank):
+    now[0] = step
+    seed_step(seed, step, rank)
+
+
+def bad_loss(model, batch):
+    if place == "gradient" and model.training and now[0] == 24:
+        next(model.parameters()).register_hook(lambda g: g * value if now[0] == 24 else g)
+    return next_token(model, batch) * (value if place == "loss" and now[0] == 24 else 1)
+
+
+def bad_weight(model, *args):
+    found = train_step(model, *args)
+    if place == "weight" and now[0] == 24:
+        next(model.parameters()).data.view(-1)[0] = value
+    return found
+
+
+if os.environ["RANK"] == "1":
+    train.seed_step, train.train_step, loss.next_token = noted, bad_weight, bad_loss
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("place", ["loss", "gradient", "weight"])
+def test_a_bad_number_in_one_of_them(place: str, value: str, text: Path, tmp_path: Path) -> None:
+    """In step 25, in process 1: both stop in that step, name it, and save nothing more."""
+    run, program = tmp_path / "run", tmp_path / "broken.py"
+    program.write_text(BROKEN)
+    said = Launch(tmp_path / "log", place, value, "train", text, "--out", run, *SETTINGS,
+                  program=[str(program)]).ends(seconds=60)
+    what = {"loss": "the loss", "gradient": "the gradient", "weight": "a weight"}[place]
+    assert re.search(rf"bardlet: {what} of step 25 is not a finite number \(in process 1 of 2, windows ", said), said
+    assert checkpoint.newest_whole(run).name == "step-00000020"
+    assert max(line["step"] for line in checkpoint.read_metrics(run)) < 25
+
+
 def test_processes_that_are_started_again_leave_the_run_of_another_launcher_alone(text: Path, tmp_path: Path) -> None:
     """--out names a run that is there already: an error in each attempt, and not a byte of it changes."""
     run = tmp_path / "run"

@@ -64,21 +64,34 @@ def reach(run: Path, step: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.001)
 
 
-def run_to_the_end(run: Path, text: Path, kills: int, chance: random.Random, seconds: float) -> list[str]:
-    """Kill the run `kills` times, within `seconds` of a checkpoint, and let it finish: how each of its starts began."""
-    said: list[str] = []
+def run_to_the_end(run: Path, text: Path, kills: int, chance: random.Random, seconds: float) -> int:
+    """Kill the run up to `kills` times, within `seconds` of a checkpoint, and let it finish. Returns how often it was.
+    """
+    killed, saved = 0, False
     while not ((run / "run.toml").exists() and read_toml(run / "run.toml")[1].get("finished")):
         process, line = start(run, text)
-        said.append(line)
-        if len(said) <= kills:
+        assert line.startswith("going on after") or not saved, line  # it never began again
+        if killed < kills:
             reach(run, chance.randrange(newest(run), 61, 10), process)
             time.sleep(chance.uniform(0, seconds))
             process.send_signal(signal.SIGKILL)
         out = process.communicate(timeout=200)[0]
         assert process.returncode in (0, -signal.SIGKILL), out
-        if any(line.startswith("going on after") for line in said):
+        killed += process.returncode == -signal.SIGKILL
+        saved = saved or newest(run) > 0
+        if saved:
             checkpoint.newest_whole(run)  # never without one after the first
-    return said
+    return killed
+
+
+def kill(times: int, seed: int, text: Path, folder: Path, whole: tuple[dict[str, object], float]) -> None:
+    """Runs that are killed up to five times each, until there were `times` kills; each ends as the one of nobody's."""
+    killed, chance = 0, random.Random(seed)
+    while killed < times:
+        run = folder / f"{killed}-{chance.random()}"
+        killed += run_to_the_end(run, text, min(5, times - killed), chance, whole[1])
+        assert outcome(run) == whole[0]
+    assert killed == times
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +109,6 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
     return outcome(folder / "again"), seconds
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_times(seed: int, text: Path, tmp_path: Path, whole: tuple[dict[str, object], float]) -> None:
-    """Three or four kills a run, ten in all; each later start goes on from a checkpoint, or begins where none is."""
-    expected, seconds = whole
-    said = run_to_the_end(tmp_path / "run", text, 4 - (seed > 0), random.Random(seed), seconds)
-    assert outcome(tmp_path / "run") == expected
-    assert len(said) > 1, "nothing was killed"
+def test_killed_at_random_times(text: Path, tmp_path: Path, whole: tuple[dict[str, object], float]) -> None:
+    """Ten kills; each later start goes on from a checkpoint, or begins where none is."""
+    kill(10, 0, text, tmp_path, whole)
