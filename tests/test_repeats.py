@@ -30,13 +30,18 @@ def test_equal_windows_have_equal_hashes_and_others_do_not(symbols: list[int], l
 def test_the_share_of_duplicates(length: int) -> None:
     """A text, and three quarters of it once more, at another place; short and so long that only some are compared."""
     text = noise(length, 1)
-    assert repeats.duplicated(text, 64) < 0.001
+    assert repeats.compare(text, text[:0], 64)[0] < 0.001
     twice = np.concatenate([text, noise(37, 2), text[: 3 * length // 4]])
-    assert repeats.duplicated(twice, 64) == pytest.approx(3 / 7, abs=0.02)
+    assert repeats.compare(twice, text[:0], 64)[0] == pytest.approx(3 / 7, abs=0.02)
 
 
-def test_a_loop_is_all_duplicates() -> None:
-    assert repeats.duplicated(np.zeros(10_000, np.uint16), 64) > 0.999
+@pytest.mark.parametrize("length", [10_000, 3_000_000])
+@pytest.mark.parametrize("symbol", range(8))
+def test_a_loop_is_all_duplicates(symbol: int, length: int) -> None:
+    """Whatever its one window's hash is."""
+    loop = np.full(length, symbol, np.uint16)
+    duplicated, contained = repeats.compare(loop, loop[:999], 64)
+    assert duplicated > 0.99 and contained == 1
 
 
 @pytest.mark.parametrize("length", [5_000, 3_000_000])
@@ -45,14 +50,14 @@ def test_the_share_that_is_contained(length: int) -> None:
     whole, other = noise(length, 1), noise(length // 10, 2)
     part = np.concatenate([other, whole[777 : 777 + len(other)]])
     windows, copies = len(part) - 63, len(other) - 63
-    assert repeats.contained(part, whole, 64) == pytest.approx(copies / windows, abs=0.01)
-    assert repeats.contained(other, whole, 64) == 0.0
+    assert repeats.compare(whole, part, 64)[1] == pytest.approx(copies / windows, abs=0.01)
+    assert repeats.compare(whole, other, 64)[1] == 0.0
 
 
 def test_too_short_for_a_window() -> None:
     for text in ([], [1], [1] * 63):
-        assert repeats.duplicated(np.array(text, np.int64), 64) == 0.0
-        assert repeats.contained(np.array(text, np.int64), noise(999, 0), 64) == 0.0
+        assert repeats.compare(np.array(text, np.int64), noise(999, 0), 64) == (0.0, 0.0)
+        assert repeats.compare(noise(999, 0), np.array(text, np.int64), 64) == (0.0, 0.0)
     assert repeats.copied([], ["x"]).share == 0.0
     assert repeats.copied(["x" * 31], ["x" * 31]).share == 0.0
 

@@ -169,9 +169,8 @@ def _build(
     facts["documents"] = corpus.count
     chosen.save(folder)
     train, val = (open_shard(folder / f"{part}.bin", chosen.hash) for part in ("train", "val"))
-    length = WINDOW["bpe" if chosen.kind == "other" else chosen.kind]
-    facts["duplicated"] = round(repeats.duplicated(train, length), 4)
-    facts["leaked"] = round(repeats.contained(val, train, length), 4)
+    shares = repeats.compare(train, val, WINDOW["bpe" if chosen.kind == "other" else chosen.kind])
+    facts["duplicated"], facts["leaked"] = (round(share, 4) for share in shares)
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     files.seal(folder, ["train.bin", "val.bin", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 

@@ -15,8 +15,8 @@ SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """An odd multiplier that spreads bits well (the golden ratio's)."""
 BASE = 0xD1B54A32D192ED03
 """Odd; each symbol further back counts so many times more."""
-MOST = 1 << 20
-"""Windows of a text that are compared; of a longer text about so many, those whose hashes end in zeros."""
+MOST = 1 << 18
+"""Windows of a text that are compared at most, or nearly so: those whose hashes end in zeros, wherever they stand."""
 
 
 def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
@@ -38,32 +38,32 @@ def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
     return found ^ (found >> np.uint64(29))
 
 
-def _chosen(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
-    """The hashes of windows of a long array, a piece at a time: those that are multiples of `every`, a power of two."""
+def compare(train: np.ndarray, held: np.ndarray, length: int) -> tuple[float, float]:
+    """(duplicated, contained): the share of the windows of `train` that are equal to one before them, and the share of
+    those of `held` that occur in `train`, too. 0 for a text shorter than a window.
+
+    Args:
+        train, held: (N,), (M,) tokens.
+        length: of a window, a power of two.
+    """
+    every = 1 << (len(train) // MOST).bit_length()
+    seen = _windows(train, length, every)
+    if len(seen) < len(train) / every / 8:  # the same few windows again and again, and they were not chosen
+        train, every = train[:MOST], 1
+        seen = _windows(train, length, every)
+    found, different = _windows(held, length, every), np.unique(seen)
+    return (1 - len(different) / len(seen) if len(seen) else 0.0,
+            float(np.isin(found, different).mean()) if len(found) else 0.0)
+
+
+def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
+    """The hashes of the windows of a long array, a piece at a time: those that are multiples of `every`."""
     piece = 1 << 22
     parts = [np.zeros(0, np.uint64)]
     for start in range(0, max(0, len(symbols) - length + 1), piece):
         some = hashes(symbols[start:start + piece + length - 1], length)
-        parts.append(some[some & np.uint64(every - 1) == 0] if every > 1 else some)
+        parts.append(some[some & np.uint64(every - 1) == 0])
     return np.concatenate(parts)
-
-
-def _every(symbols: np.ndarray) -> int:
-    """1, or the power of two that leaves about MOST of the windows."""
-    return 1 << max(0, (len(symbols) // MOST).bit_length())
-
-
-def duplicated(symbols: np.ndarray, length: int) -> float:
-    """The share of the windows of `length` symbols that another one before it is equal to."""
-    found = _chosen(symbols, length, _every(symbols))
-    return 1 - len(np.unique(found)) / len(found) if len(found) else 0.0
-
-
-def contained(part: np.ndarray, whole: np.ndarray, length: int) -> float:
-    """The share of the windows of `part` that occur in `whole`, too."""
-    every = _every(whole)
-    found = _chosen(part, length, every)
-    return float(np.isin(found, _chosen(whole, length, every)).mean()) if len(found) else 0.0
 
 
 def code_points(text: str) -> np.ndarray:
