@@ -5,7 +5,7 @@ Nothing is changed, and nothing is computed but hashes; a folder is read as if i
 
 from __future__ import annotations
 
-import logging
+import itertools
 import os
 import platform
 import sys
@@ -15,13 +15,12 @@ from pathlib import Path
 
 import torch
 
-from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, memory
+from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, memory, repeats, writing
 from bardlet import dist as distributed
 from bardlet.config import TrainConfig, sealed
 from bardlet.diagnosis import Finding
 from bardlet.errors import BardletError
-
-log = logging.getLogger("bardlet")
+from bardlet.repeats import Copied
 
 LITTLE = 2**30
 """Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
@@ -222,3 +221,29 @@ def _machine_of(known: dict[str, object], config: TrainConfig) -> Iterator[Findi
                       "for bit; --allow-change goes on all the same")
     else:
         yield ok("machine", f"the one that the run began on (Python {sys.version.split()[0]}): it goes on bit for bit")
+
+
+# ---------------------------------------------------------------- a model
+
+
+def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[list[str], list[str], Copied, Copied]:
+    """(texts, held, own, chance): what the model of a run writes, documents of its validation text, and how much of
+    each stands in the training text. The last tells how much of a text that nobody copied stands there.
+
+    Args:
+        tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
+    """
+    config, record = checkpoint.read_run(run)
+    found, several = corpus.find(config.text, config.field), record.get("documents", 2)
+    model, words = hf.read_folder(run)
+    prompts = [writing.prompt_ids(words, None, several)] * 20
+    texts: list[str] = []
+    count = 0
+    while count < tokens:
+        made = writing.complete(model, words, prompts, max(1, min(500, tokens // len(prompts))),
+                                temperature=temperature, top_k=50, seed=seed + len(texts))
+        texts += [words.decode(ids, skip_special=True) for ids in made]
+        count += max(len(made), sum(map(len, made)))  # a model may end each text before it has begun
+    held = list(itertools.islice(found.documents("val"), 10_000))
+    own, chance = (repeats.copied(some, found.documents("train")) for some in (texts, held))
+    return texts, held, own, chance

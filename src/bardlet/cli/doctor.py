@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -65,30 +64,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _memorised(run: Path, command: Command) -> dict[str, Any]:
-    """How much of what the model writes stands in its training text; and how much of the validation text, for scale."""
-    from bardlet import checkpoint, corpus, hf, repeats, writing
+    """Print how much of what the model writes is a copy, and return the figures."""
+    from bardlet import doctor
 
-    config, record = checkpoint.read_run(run)
-    found = corpus.find(config.text, config.field)
-    model, words = hf.read_folder(run)
-    several = record.get("documents", 2) > 1
-    prompt, texts, count = writing.prompt_ids(words, None, record.get("documents", 2)), list[str](), 0
-    for number in itertools.count():
-        rows = 20
-        made = writing.complete(model, words, [prompt] * rows, max(1, min(500, command.tokens // rows)),
-                                temperature=command.temperature, top_k=50, seed=command.seed + number)
-        texts += [words.decode(ids, skip_special=True) for ids in made]
-        count += sum(map(len, made))
-        if count >= command.tokens or number >= 99:
-            break
-    held = list(itertools.islice(found.documents("val"), 10_000))
-    own, chance = (repeats.copied(some, found.documents("train")) for some in (texts, held))
-    console.say(f"memorised: {own.share:.1%} of {sum(map(len, texts)):,} characters that the model wrote stand in its "
-                f"training text, in passages of 32 characters or more; of the validation text it is {chance.share:.1%}")
+    texts, held, own, chance = doctor.memorised(run, command.tokens, command.temperature, command.seed)
+    characters = sum(map(len, texts))
+    console.say(f"memorised: {own.share:.1%} of {characters:,} characters that the model wrote stand in its training "
+                f"text, in passages of 32 characters or more; of the validation text it is {chance.share:.1%}")
     if own.longest:
         console.say(f"the longest passage, {len(own.longest)} characters: {own.longest!r}")
-    if several:
+    if len(held) > 1:
         console.say(f"{own.whole} of {len(texts)} texts that it wrote are documents of the training text, from "
                     f"beginning to end; of the validation text's {len(held)} it is {chance.whole}")
-    return {"characters": sum(map(len, texts)), "copied": own.share, "copied_of_validation": chance.share,
+    return {"characters": characters, "copied": own.share, "copied_of_validation": chance.share,
             "longest": own.longest, "texts": len(texts), "whole_documents": own.whole}
