@@ -21,7 +21,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     """Weights, state and facts, and the checkpoint is whole."""
     folder = saved(tmp_path, 7)
     assert files.wrong(folder) is None
-    weights, state, facts = checkpoint.load(folder)
+    (weights, state), facts = checkpoint.load(folder), files.read_json(folder / "trainer.json")
     assert torch.equal(weights["w"], torch.full((3, 2), 7.0)) and torch.equal(state["rng"], torch.arange(7))
     assert facts == {"step": 7, "seconds": 1.5}
     assert sorted(p.name for p in folder.parent.iterdir()) == ["step-00000007"], "nothing temporary is left"

@@ -50,7 +50,7 @@ def test_overfitting() -> None:
 
 def test_a_learning_rate_that_is_too_high() -> None:
     """The loss rises, or stands still above what counting pairs comes to; below that it may stand."""
-    assert "too high: the training loss was 2.00 at step 200" in said([*np.linspace(4, 2, 20), 2.5, 2.6, 2.5, 2.6, 2.7])
+    assert "too high: the training loss was 2.11 at step 190" in said([*np.linspace(4, 2, 20), 2.5, 2.6, 2.5, 2.6, 2.7])
     assert "too high: the training loss stands still at 3.00 since step 50" in said([4, 3.8, 3.5, 3.2, *[3.0] * 15])
     assert said([4, 3.8, 3.5, 3.2, *[2.4] * 15]) == ""
     assert said([4, 3.8, 3.5, 3.2, *[3.0] * 5]) == "", "only just after the warm-up"

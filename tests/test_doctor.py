@@ -110,7 +110,7 @@ def test_what_is_not_damaged_but_in_the_way(run: Path, trained: Path, monkeypatc
     found = verdicts(run)
     assert found["damaged"] == []
     for words in ("text: ", "machine: processor was a better one", "disk: ", "left over: .step-00000006.77.tmp",
-                  "run: not finished: 2 of 4 steps"):
+                  "run: 4 of 4 steps are saved; `bardlet resume"):
         assert any(line.startswith(words) for line in found["warning"]), (words, found["warning"])
 
 

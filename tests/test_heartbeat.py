@@ -91,6 +91,6 @@ def test_torchrun_starts_them_again_and_the_run_goes_on(text: Path, tmp_path: Pa
     launch.wait_for(run / "checkpoints" / "step-00000020")
     os.kill(launch.workers()[1], signal.SIGKILL)
     said = launch.ends(0)
-    assert re.search(r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; start all of them again", said), said
+    assert re.search(r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; torchrun starts all of them", said), said
     assert resumed_from(said)
     assert outcome(run) == whole

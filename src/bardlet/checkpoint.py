@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ import torch
 
 from bardlet import files, heartbeat, hf
 from bardlet.config import TrainConfig, from_mapping, read_toml, sealed, to_toml
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, shown
 
 log = logging.getLogger("bardlet")
 
@@ -54,7 +55,7 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
     Raises:
         BardletError: it cannot be written; the checkpoints before it are as they were.
     """
-    folder = run / "checkpoints" / f"step-{step:08d}"
+    before, folder = steps_saved(run), run / "checkpoints" / f"step-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     needed = sum(t.nbytes for t in (*weights.values(), *state.values())) + 100_000
     with files.writing(folder, needed):
@@ -80,7 +81,7 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
         if damage := files.wrong(folder):
             raise BardletError(f"{damage}, just now: the disk or the memory of this machine may be failing; "
                                "the checkpoints before it are as they were")
-        saved_steps = steps_saved(run)
+        saved_steps = sorted({*before, folder})
         # later ones are of a history that this run has left, going back from a damaged checkpoint
         for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
             if old != folder:
@@ -109,6 +110,8 @@ def _left_over(path: Path) -> bool:
 
 def steps_saved(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; whole or not."""
+    if (run / "checkpoints").is_symlink():  # what is written and removed there would be another run's
+        raise BardletError(f"{run / 'checkpoints'}: is a link; put the folder itself in its place")
     return sorted((run / "checkpoints").glob("step-[0-9]*"))
 
 
@@ -132,6 +135,8 @@ def newest_whole(run: Path) -> Path:
 
 def wrong(folder: Path) -> str | None:
     """What is wrong with a checkpoint: a damaged file, one that is missing, another step's name; None: it is whole."""
+    if folder.is_symlink():
+        return f"{folder}: is a link to another folder"
     if damage := files.wrong(folder):
         return damage
     manifest = files.read_manifest(folder)
@@ -142,7 +147,10 @@ def wrong(folder: Path) -> str | None:
 
 def verify_root(run: Path, folder: Path) -> None:
     """BardletError when config.json or tokenizer.json are not those that the run had at the checkpoint `folder`."""
-    known = files.read_manifest(folder)["root"]
+    known = files.read_manifest(folder).get("root")
+    if not isinstance(known, dict):
+        raise BardletError(f"{folder / files.MANIFEST}: damaged: it does not know the files of the root; take another "
+                           "checkpoint")
     for name in hf.WORDS_AND_SHAPE:
         if name in known and (not (run / name).is_file() or files.sha256(run / name) != known[name]):
             raise BardletError(f"{run / name}: missing or not the file that the run had at {folder.name}; "
@@ -167,17 +175,19 @@ def mend_root(run: Path) -> bool:
     return bool(lost)
 
 
-def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
-    """(weights, state, facts) of a verified checkpoint, as they were given to `save`."""
-    return (hf.read_tensors(folder / "model.safetensors"), hf.read_tensors(folder / "trainer.safetensors"),
-            files.read_json(folder / "trainer.json"))
+def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(weights, state) of a verified checkpoint, as they were given to `save`."""
+    return hf.read_tensors(folder / "model.safetensors"), hf.read_tensors(folder / "trainer.safetensors")
 
 
 # ---------------------------------------------------------------- the folder
 
 
-def new_folder(out: Path | None, name: str) -> Path:
-    """The path of a run folder that does not exist yet: `out`, or runs/NAME, runs/NAME-2, ... It is not made here."""
+def new_folder(out: Path | None, name: str, held: bool = False) -> Path:
+    """The path of a run folder that does not exist yet: `out`, or runs/NAME, runs/NAME-2, ... It is not made here.
+
+    held: this process has locked it already.
+    """
     if out is None:
         candidates = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
         return next(path for path in candidates if not path.exists())
@@ -190,6 +200,8 @@ def new_folder(out: Path | None, name: str) -> Path:
         raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
     if here == out and any(path.name != ".lock" and not _left_over(path) for path in out.iterdir()):
         if (out / "run.toml").exists():
+            if (out / ".lock").exists() and not held:
+                _lock(out / ".lock").close()  # names the process that is at it
             raise BardletError(f"{out}: there is a run in it already; go on with it (`bardlet resume {out}`) "
                                "or name another --out")
         raise BardletError(f"{out}: exists and is not empty; name another --out")
@@ -202,9 +214,11 @@ def locked(run: Path) -> Iterator[None]:
     path = run / ".lock"
     handle = _lock(path)
     with handle:
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        handle.flush()
+        with files.writing(path, 100):
+            handle.truncate(0)
+            handle.seek(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            handle.flush()
         try:
             yield
         finally:
@@ -217,10 +231,7 @@ def locked(run: Path) -> Iterator[None]:
 def _lock(path: Path) -> TextIO:
     """The lock file, open and locked. BardletError names the process that has it."""
     while True:
-        try:
-            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by who gets it)
-        except OSError as error:
-            raise BardletError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+        handle = _open_lock(path)
         if not _try_lock(handle):
             holder = _holder(handle)
             handle.close()
@@ -229,6 +240,31 @@ def _lock(path: Path) -> TextIO:
             if os.name == "nt" or os.path.samestat(os.fstat(handle.fileno()), path.stat()):
                 return handle
         handle.close()  # its holder was just leaving, and has removed the file that was opened here: once more
+
+
+def holder(run: Path) -> str | None:
+    """Which process is at a run, in words; None: none is."""
+    if not (run / ".lock").is_file():
+        return None
+    try:
+        _lock(run / ".lock").close()
+    except BardletError as error:
+        return str(error).partition("in use by ")[2].partition(";")[0] or None
+    return None
+
+
+def _open_lock(path: Path) -> TextIO:
+    """The lock file, which is made where there is none: never another one that a link of its name leads to."""
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        raise BardletError(f"{path}: cannot be written ({error.strerror}); choose another folder, or remove the file "
+                           "where it is a link") from None
+    handle = os.fdopen(number, "r+" if stat.S_ISREG(os.fstat(number).st_mode) else "r", encoding="utf-8")
+    if not handle.writable():
+        handle.close()
+        raise BardletError(f"{path}: is no file; remove it")
+    return handle
 
 
 def _holder(handle: TextIO) -> str:
@@ -271,10 +307,50 @@ def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings and the record of a run folder."""
     if not run.is_dir():
         raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
-    if not (run / "run.toml").exists():
+    if not os.path.lexists(run / "run.toml"):
         raise BardletError(f"{run}: no run.toml in it, so it is not a run folder of bardlet; "
                            f"`bardlet train --init {run}` starts a run from a Hugging Face folder")
-    return read_toml(run / "run.toml")
+    path = files.inside(run, "run.toml")
+    config, record = read_toml(path)
+    return config, checked(record, str(path))
+
+
+RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "tokens": int, "minutes": float,
+          "most_steps": int, "parameters": int, "val_tokens": int, "val_tokens_of": int, "steps": int, "saved": int,
+          "seconds": float, "tokens_per_second": float, "val_loss": float, "train_loss": float, "selected_by": str,
+          "selected_step": int, "averaged": int, "machine": dict, "finished": bool, "expected": float, "bigram": float,
+          "characters_per_token": float, "duplicated": float, "leaked": float, "launch": str, "reasons": list,
+          "evaluation_rows": int, "rung": str, "counting": list, "bits_per_byte": float, "nats_per_char": float,
+          "characters": float}
+"""What a record may hold, and of which kind it is."""
+
+
+def checked(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The record of a run. BardletError where an entry is not of its kind."""
+    for name, value in record.items():
+        kind = RECORD.get(name, object)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (isinstance(value, kind) and (kind is not int or whole)) and not (
+                kind is float and whole):
+            raise BardletError(f"{where}: record.{name} is {shown(value)}, which it cannot be; put back a copy")
+    return record
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """trainer.json of a checkpoint. BardletError where it is not what `save` was given by a run."""
+    path = folder / "trainer.json"
+    facts = files.read_json(path)
+    pairs = facts.get("replans")
+    sound = (isinstance(facts.get("machine"), dict) and isinstance(facts.get("config"), dict)
+             and isinstance(facts.get("record"), dict) and isinstance(pairs, list)
+             and all(isinstance(pair, list) and [type(x) for x in pair] == [int, int] for pair in pairs)
+             and {"step", "steps", "seconds", "tokens"} <= facts.keys()
+             and all(type(value) in (int, float) for name, value in facts.items()
+                     if name not in ("machine", "config", "record", "replans")))
+    if not sound:
+        raise BardletError(f"{path}: damaged: it is not what a run saves; take another checkpoint")
+    checked(facts["record"], str(path))
+    return facts
 
 
 def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, Any]]:
@@ -288,7 +364,7 @@ def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, A
         return read_run(run)
     if path.is_file() and changed:
         with suppress(BardletError):
-            found = read_toml(path)
+            found = read_run(run)
             log.warning("%s: was changed since the run wrote it; going on with what it says", path)
             return found
     if not steps_saved(run):
@@ -296,12 +372,12 @@ def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, A
         raise BardletError(f"{path}: somebody changed it, and no checkpoint knows what it was; put it back, "
                            "or add --allow-change")
     folder = newest_whole(run)
-    facts = files.read_json(folder / "trainer.json")
-    if "config" not in facts:
-        raise BardletError(f"{path}: {'changed or damaged' if path.exists() else 'missing'}; put back a copy of it")
-    log.warning("%s: %s; going on with the settings that %s has", path,
-                "changed or damaged" if path.exists() else "missing", folder.name)
-    return from_mapping(facts["config"], str(folder / "trainer.json")), facts["record"]
+    facts = read_facts(folder)
+    log.warning("%s: %s; going on with the settings that %s has%s", path,
+                "changed or damaged" if path.exists() else "missing", folder.name,
+                "" if changed or not path.exists() else " (--allow-change takes what it says)")
+    config = from_mapping(facts["config"], str(folder / "trainer.json"))
+    return config, {**facts["record"], "steps": facts["step"]}
 
 
 # ---------------------------------------------------------------- metrics.jsonl
@@ -320,6 +396,16 @@ def append_metrics(run: Path, line: dict[str, Any]) -> None:
         f.write(text)
 
 
+def _plain(text: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: a step, and numbers by name; None for anything else."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if sound and all(value is None or isinstance(value, int | float) for value in line.values()) else None
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl whose CRC fits: a kill can leave half a line at the end, a bad disk another one."""
     path, lines = run / "metrics.jsonl", []
@@ -328,8 +414,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     texts = files.inside(run, path.name).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(texts, 1):
         head, _, crc = text.rpartition(', "crc": "')
-        if crc[:-2] == f"{zlib.crc32((head + '}').encode()):08x}":
-            lines.append(json.loads(head + "}"))
+        line = _plain(head + "}") if crc[:-2] == f"{zlib.crc32((head + '}').encode()):08x}" else None
+        if line is not None:
+            lines.append(line)
         elif number < len(texts):
             log.warning("%s: line %d is damaged, and left out", path, number)
     return lines

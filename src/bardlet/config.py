@@ -369,7 +369,7 @@ SEAL = "# sha256 of all above, by which `bardlet resume` sees that nobody change
 
 def sealed(path: Path) -> bool:
     """Whether a run.toml is, byte for byte, what a run wrote."""
-    if not path.is_file() or path.stat().st_size > MOST_TOML:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_TOML:
         return False
     text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(SEAL)
     return digest == _digest(text) + "\n"

@@ -12,13 +12,16 @@ MOSTLY = 0.5
 """Share of the training text that repeats what stands before it, from which on it is `mostly` duplicated."""
 LEAKED = 0.05
 """Share of the validation text that stands in the training text, from which on the validation loss is too good."""
-RISEN = 1.15
-"""How many times its best value the training loss is when the learning rate is too high; from batch to batch it moves
-by a few hundredths."""
+RISEN = 0.3
+"""Nats by which the training loss is above its best value when the learning rate is too high; from batch to batch it
+moves by a few hundredths."""
 STILL = 0.97
 """How much of what it was after the warm-up the training loss is at least when it stands still."""
-WORSE = 1.01
-"""How many times its best value the validation loss is when a run overfits."""
+LOOKS = 20
+"""How often a run looks at its losses on its way."""
+WORSE = 1.02
+"""How many times its best value the validation loss is, three times, when a run overfits: by less it may rise, and fall
+again when the learning rate does."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,19 @@ def of_text(record: Mapping[str, Any]) -> Iterator[Finding]:
                       "for word, so that the validation loss looks better than it is; take the copies out")
 
 
+def of_run(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
+           record: Mapping[str, Any]) -> list[Finding]:
+    """What the losses of a run say, or said while it trained: a rate that is too high may be forgotten at its end.
+
+    Of what was found in several looks the last counts. Arguments as of `of_losses`.
+    """
+    found: dict[str, Finding] = {}
+    for part in range(1, LOOKS + 1):
+        so_far = [line for line in lines if line["step"] <= steps * part // LOOKS]
+        found |= {one.about: one for one in of_losses(so_far, config, steps, record)}
+    return list(found.values())
+
+
 def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
               record: Mapping[str, Any]) -> Iterator[Finding]:
     """What the losses so far say.
@@ -56,9 +72,12 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
     train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
     val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     pairs = record.get("bigram", 0.0) * record.get("characters_per_token", 0.0)
-    yield from _rate_too_high(train, min(config.warmup_steps, steps // 5), config, pairs)
     yield from _overfitting(train, val, config)
-    if val and pairs and config.model != "bigram" and val[-1][0] >= min(steps, max(200, steps // 3)):
+    yield from _rising(train)
+    if config.model == "bigram" or not pairs:  # nothing to be compared with
+        return
+    yield from _standing_still(train, min(config.warmup_steps, steps // 5), config, pairs)
+    if val and val[-1][0] >= min(steps, max(200, steps // 3)):
         best = min(loss for _, loss in val)
         if best > pairs:
             yield Finding("loss", "warning", f"the loss after step {val[-1][0]:,} is higher than a bigram's: "
@@ -66,18 +85,25 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
                           "train for longer, or with another learning rate")
 
 
-def _rate_too_high(train: Sequence[tuple[int, float]], warmup: int, config: TrainConfig,
-                   pairs: float) -> Iterator[Finding]:
-    """The training loss is far above its best, or stands still since the warm-up, above that of pairs of characters."""
-    after = [(step, loss) for step, loss in train if step >= warmup]
-    if len(after) < 6:
+def _rising(train: Sequence[tuple[int, float]]) -> Iterator[Finding]:
+    """For three lines the training loss has been far above the best mean of three."""
+    if len(train) < 5:
         return
-    at, low = min(train, key=lambda point: point[1])
-    then, now = (sum(loss for _, loss in some) / 3 for some in (after[:3], after[-3:]))
-    if at < after[-3][0] and min(loss for _, loss in after[-3:]) > RISEN * low:
+    smooth = [(train[i][0], sum(loss for _, loss in train[i - 1:i + 2]) / 3) for i in range(1, len(train) - 1)]
+    at, low = min(smooth, key=lambda point: point[1])
+    if at < train[-3][0] and min(loss for _, loss in train[-3:]) > low + RISEN:
         yield Finding("learning rate", "warning", "the learning rate is too high: the training loss was "
-                      f"{low:.2f} at step {at:,} and is {now:.2f} now; take a lower --lr and --muon-lr")
-    elif after[-3][0] > 1.5 * warmup and now > STILL * then and now > pairs:
+                      f"{low:.2f} at step {at:,} and is {smooth[-1][1]:.2f} now; take a lower --lr and --muon-lr")
+
+
+def _standing_still(train: Sequence[tuple[int, float]], warmup: int, config: TrainConfig,
+                    pairs: float) -> Iterator[Finding]:
+    """Since the warm-up the training loss has hardly fallen, and is above that of pairs of characters."""
+    after = [(step, loss) for step, loss in train if step >= warmup]
+    if len(after) < 6 or after[-3][0] <= 1.5 * warmup:
+        return
+    then, now = (sum(loss for _, loss in some) / 3 for some in (after[:3], after[-3:]))
+    if STILL * then < now < then + RISEN and now > pairs:
         wrong, better = ("low", "higher") if config.lr < TrainConfig.lr / 10 else ("high", "lower")
         yield Finding("learning rate", "warning", f"the learning rate is too {wrong}: the training loss stands still "
                       f"at {now:.2f} since step {after[0][0]:,}; take a {better} --lr and --muon-lr")
@@ -85,15 +111,16 @@ def _rate_too_high(train: Sequence[tuple[int, float]], warmup: int, config: Trai
 
 def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, float]],
                  config: TrainConfig) -> Iterator[Finding]:
-    """Since three evaluations or more the validation loss is above its best, while the training loss has fallen."""
+    """For three evaluations or more the validation loss is above its best, while the training loss has fallen."""
     if len(val) < 4:
         return
     at, best = min(val, key=lambda point: point[1])
     before = [loss for step, loss in train if step <= at]
-    if at > val[-4][0] or val[-1][1] < WORSE * best or not before or train[-1][1] > before[-1]:
+    since = min(loss for _, loss in val[-3:])
+    if at > val[-4][0] or since < WORSE * best or not before or train[-1][1] > before[-1]:
         return
     kept = {"best": f"the weights of step {at:,} are kept", "last": "--keep best would keep the weights of that step",
             "average": "--keep best would keep the weights of that step"}[config.keep]
-    yield Finding("overfitting", "warning", f"overfitting since step {at:,}: the validation loss was {best:.3f} there "
+    yield Finding("fit", "warning", f"overfitting since step {at:,}: the validation loss was {best:.3f} there "
                   f"and is {val[-1][1]:.3f} now, while the training loss falls; {kept}; more text, more --dropout or "
                   "fewer --steps help")

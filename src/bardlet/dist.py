@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from bardlet import __version__, heartbeat
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, brief
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,11 @@ def connect(device: str) -> Iterator[Dist]:
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
     backend = "nccl" if where.type == "cuda" else "gloo"
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun keeps its store when it starts the processes again, and would tell them the addresses of the dead
-        store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(timedelta(minutes=5)))
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
-    else:
-        torch.distributed.init_process_group(backend)
+    try:
+        _join(backend, rank, world)
+    except RuntimeError as error:
+        why = f"process {rank} of {world} cannot reach the others ({brief(error)})"
+        raise BardletError(f"{why}; start all of them again") from None
     heart = heartbeat.Heartbeat(rank, world)
     heart.start()
     try:
@@ -163,6 +162,17 @@ def connect(device: str) -> Iterator[Dist]:
         raise
     heart.close(heartbeat.DONE)
     torch.distributed.destroy_process_group()
+
+
+def _join(backend: str, rank: int, world: int) -> None:
+    """Make the process group that torchrun's environment describes."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun keeps its store when it starts the processes again, and would tell them the addresses of the dead
+        # (pytorch issue 135712); it counts its attempts for one machine only
+        store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(timedelta(minutes=5)))
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+    else:
+        torch.distributed.init_process_group(backend)
 
 
 def pick_dtype(name: str, device: torch.device) -> str:

@@ -108,6 +108,8 @@ def _data() -> Iterator[Finding]:
     else:
         yield warning("data", "no named corpus is here; `bardlet data get tinyshakespeare`, or take a file of yours")
     for manifest in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{files.MANIFEST}")):
+        if sum(path.stat().st_size for path in manifest.parent.iterdir()) > LITTLE:
+            continue  # to look at it takes longer than a person waits; a run does
         if wrong := files.wrong(manifest.parent):
             yield warning("cache", f"{wrong}; the tokens will be built again when they are needed")
 
@@ -133,17 +135,23 @@ def health(run: Path) -> Iterator[Finding]:
     else:
         yield damaged("settings", f"{run / 'run.toml'}: changed, damaged or missing; `bardlet resume` takes the "
                       "settings of the newest checkpoint")
-    yield from _lines(run)
     yield from _text(config, record.get("text_hash"))
     yield from _machine_of(record.get("machine", {}), config)
     yield from diagnosis.of_text(record)
     steps = config.replans[-1][1] if config.replans else config.steps or 0
-    yield from diagnosis.of_losses(checkpoint.read_metrics(run), config, steps, record)
-    if record.get("finished"):
+    try:
+        yield from _lines(run)
+        yield from diagnosis.of_run(checkpoint.read_metrics(run), config, steps, record)
+    except BardletError as error:
+        yield damaged("metrics", str(error))
+    if holder := checkpoint.holder(run):
+        yield ok("run", f"in use by {holder}")
+    elif record.get("finished"):
         yield ok("run", f"finished after {record.get('steps', 0):,} steps")
-    else:
-        yield warning("run", f"not finished: {record.get('steps', 0):,} of {steps:,} steps; `bardlet resume {run}` "
-                      "goes on, unless it is running now")
+    elif whole := [folder for folder in checkpoint.steps_saved(run) if not checkpoint.wrong(folder)]:
+        step = int(whole[-1].name[5:])
+        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {run}` goes on from there"
+                      + ("" if step < steps else ", to its end"))
 
 
 def _model(run: Path) -> Iterator[Finding]:
@@ -164,14 +172,13 @@ def _model(run: Path) -> Iterator[Finding]:
 
 def _checkpoints(run: Path) -> Iterator[Finding]:
     """Which can be gone back to, and whether there is room for the next."""
-    whole = []
-    for folder in checkpoint.steps_saved(run):
-        if wrong := checkpoint.wrong(folder):
-            yield damaged("checkpoint", f"{wrong}; `bardlet resume` goes back to another")
-        else:
-            whole.append(folder)
+    found = {folder: checkpoint.wrong(folder) for folder in checkpoint.steps_saved(run)}
+    whole = [folder for folder, wrong in found.items() if not wrong]
+    for wrong in filter(None, found.values()):
+        yield damaged("checkpoint", f"{wrong}" + (f"; `bardlet resume` goes on from {whole[-1].name}" if whole else ""))
     if not whole:
-        yield warning("checkpoint", f"{run}: no whole checkpoint to go on from")
+        yield warning("checkpoint", f"{run}: no whole checkpoint to go on from; start again with "
+                      f"`bardlet train --config {run / 'run.toml'} --out ANOTHER`")
         return
     yield ok("checkpoint", f"{', '.join(folder.name for folder in whole)}: whole")
     size = sum(path.stat().st_size for path in whole[-1].iterdir())
@@ -185,10 +192,10 @@ def _checkpoints(run: Path) -> Iterator[Finding]:
 def _lines(run: Path) -> Iterator[Finding]:
     """metrics.jsonl."""
     path = run / "metrics.jsonl"
-    if not path.is_file():
+    if not os.path.lexists(path):
         yield warning("metrics", f"{path}: missing: the curve begins anew; the run itself does not need it")
         return
-    count, good = path.read_bytes().count(b"\n"), len(checkpoint.read_metrics(run))
+    good, count = len(checkpoint.read_metrics(run)), path.read_bytes().count(b"\n")
     if good < count:
         yield damaged("metrics", f"{path}: {count - good} of {count} lines are damaged, and left out; the run itself "
                       "does not need them")
@@ -212,8 +219,12 @@ def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
 
 def _machine_of(known: dict[str, object], config: TrainConfig) -> Iterator[Finding]:
     """Whether the run would go on bit for bit here."""
-    here = distributed.machine(distributed.Dist(0, 1, distributed.pick_device(config.device)), config.dtype,
-                               config.threads or torch.get_num_threads())
+    try:
+        device = distributed.pick_device(config.device)
+    except BardletError as error:
+        yield warning("machine", f"{error}; the run would not go on bit for bit")
+        return
+    here = distributed.machine(distributed.Dist(0, 1, device), config.dtype, config.threads or torch.get_num_threads())
     odd = [name for name, value in here.items()
            if name not in ("compiled", "compiler", "processes") and known.get(name, value) != value]
     if odd:
@@ -233,15 +244,16 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
     Args:
         tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
     """
-    config, record = checkpoint.read_run(run)
+    config, record = checkpoint.settings(run)
     found, several = corpus.find(config.text, config.field), record.get("documents", 2)
     model, words = hf.read_folder(run)
-    prompts = [writing.prompt_ids(words, None, several)] * 20
+    # a text of less than some hundred tokens has no room for a copy of 32 characters
+    prompts = [writing.prompt_ids(words, None, several)] * max(1, min(20, tokens // 500))
     texts: list[str] = []
     count = 0
     while count < tokens:
-        made = writing.complete(model, words, prompts, max(1, min(500, tokens // len(prompts))),
-                                temperature=temperature, top_k=50, seed=seed + len(texts))
+        made = writing.complete(model, words, prompts, min(500, tokens), temperature=temperature, top_k=50,
+                                seed=seed + len(texts))
         texts += [words.decode(ids, skip_special=True) for ids in made]
         count += max(len(made), sum(map(len, made)))  # a model may end each text before it has begun
     held = list(itertools.islice(found.documents("val"), 10_000))

@@ -142,7 +142,9 @@ class Heartbeat(threading.Thread):
         return f"{who} has been silent for {SILENT:g} s: stopped, or cut off"
 
     def _leave(self, why: str) -> None:
-        print(f"bardlet: {why}; start all of them again: `bardlet resume` goes on from the newest checkpoint",
+        again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > int(attempt())
+        print(f"bardlet: {why}; " + ("torchrun starts all of them again" if again else
+                                     "start all of them again: `bardlet resume` goes on from the newest checkpoint"),
               file=sys.stderr, flush=True)
         os._exit(1)  # another thread may wait for ever inside a collective
 

@@ -115,7 +115,9 @@ def verify(folder: Path) -> None:
     is_run = (folder / "run.toml").exists()
     if os.path.lexists(folder / files.MANIFEST):
         if (damage := files.wrong(folder)) and (is_run or not _of_another_tool(folder / files.MANIFEST)):
-            raise BardletError(f"{damage}; copy it again, or, where you changed it yourself, remove "
+            weights = damage.startswith(str(folder / "model.safetensors")) and (folder / "checkpoints").is_dir()
+            remedy = f"`bardlet resume {folder}` makes it anew from a checkpoint" if weights else "copy it again"
+            raise BardletError(f"{damage}; {remedy}, or, where you changed it yourself, remove "
                                f"{folder / files.MANIFEST}")
     elif is_run:
         log.warning("%s: has lost its %s, so damage to its files would not be seen", folder, files.MANIFEST)

@@ -84,7 +84,8 @@ def _read(file: IO[bytes]) -> bytes:
     """All bytes of a file; of one that is no text only up to there: a small file can hold gigabytes of zeros."""
     blocks = [file.read(1 << 24)]
     wide = blocks[0].startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
-    while blocks[-1] and (wide or b"\0" not in blocks[-1]):
+    nul = bytes(8 if wide else 1)  # two characters of UTF-32 can have five zeros in a row
+    while blocks[-1] and nul not in blocks[-1]:
         blocks.append(file.read(1 << 24))
     return b"".join(blocks)
 

@@ -64,11 +64,11 @@ def signals() -> Iterator[Asked]:
 
 
 @contextmanager
-def breakable(asked: Asked, breakable: bool) -> Iterator[None]:
-    """Inside, a signal raises BrokenOff at once, also one that came before."""
-    if breakable and asked.number:
+def breakable(asked: Asked, may_break: bool) -> Iterator[None]:
+    """Inside, a signal raises BrokenOff at once, also one that came before; where it may."""
+    if may_break and asked.number:
         raise BrokenOff
-    asked.breakable = breakable
+    asked.breakable = may_break
     try:
         yield
     finally:

@@ -236,7 +236,8 @@ def _check_numbers(t: Trainer, wrapped: nn.Module, batch: Batch, loss: float, no
     what = "a weight" if not whole else "the loss" if not math.isfinite(loss) else "the gradient"
     where = (f"{what} of step {t.state.step + 1} is not a finite number ({_at_fault(t, wrapped, batch)}"
              f"{t.stage.place(t.state.step)})")
-    lower = "Lower --lr and --muon-lr, or take --dtype fp32"
+    lower = (f"Take a lower --lr and --muon-lr, or --dtype fp32, in a new run (`bardlet train --config "
+             f"{t.run / 'run.toml'} --out NEW --lr ...`)")
     if not whole:
         raise BardletError(f"{where}; nothing of it was saved. {lower}; `bardlet resume {t.run}` goes on from the last "
                            "checkpoint, if it was the machine's fault")
@@ -375,7 +376,7 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
 
     best_is_lost: the weights at the root are gone: the next that are evaluated are the best.
     """
-    weights, tensors, facts = checkpoint.load(folder)
+    (weights, tensors), facts = checkpoint.load(folder), checkpoint.read_facts(folder)
     t.model.load_hf_state_dict(weights)
     rest = {"optimizer": {}, "average": {}}  # type: dict[str, dict[str, torch.Tensor]]
     for name, value in tensors.items():
@@ -383,8 +384,13 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
         if kind in rest:
             rest[kind][key] = value
     optim.load_state_tensors(t.optimizers, t.model, rest["optimizer"], str(folder / "trainer.safetensors"))
+    shapes = {name: p.shape for name, p in t.model.named_parameters()}
+    odd = [name for name, v in rest["average"].items() if shapes.get(name) != v.shape]
+    if odd or tensors.get("rng", torch.empty(0)).shape != torch.get_rng_state().shape:
+        raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: {(odd or ['rng'])[0]} is missing or has "
+                           "another shape; take another checkpoint")
     t.average = {name: v.to(t.dist.device) for name, v in rest["average"].items()}
-    torch.set_rng_state(tensors["rng"])
+    torch.set_rng_state(tensors["rng"].byte())
     known = {name: facts[name] for name in asdict(t.state) if name in facts}
     t.state = State(**{**known, "replans": [(a, b) for a, b in facts["replans"]]})
     if t.dist.main:

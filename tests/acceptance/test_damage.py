@@ -12,9 +12,9 @@ from invariants.test_damage import Damage, cut, finished, flipped, said, unseen,
 from bardlet import checkpoint, hf
 
 
-@pytest.mark.parametrize(("kind", "times"), [(flipped, 1000), (cut, 100), (zeroed, 130)])
+@pytest.mark.parametrize(("kind", "times"), [(flipped, 1000), (cut, 100), (zeroed, 100)])
 def test_damage_is_seen(kind: Damage, times: int, finished: Path, tmp_path: Path, said: list[str]) -> None:  # noqa: F811
-    """Every time; the zeros hit zeros now and then, and are more for that."""
+    """Every time."""
     run = shutil.copytree(finished, tmp_path / "run")
     assert unseen(run, kind, times, random.Random(7), said) == []
 

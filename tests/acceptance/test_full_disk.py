@@ -53,6 +53,8 @@ def test_a_disk_of_so_many_kilobytes(size: int, small_disk: Path, text: Path,
     if checkpoint.steps_saved(run):
         checkpoint.load(checkpoint.newest_whole(run))
         assert hf.read_folder(run)
+        again = subprocess.run(command(run, text), capture_output=True, text=True, timeout=200)  # still as full
+        assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith(f"bardlet: {run}"), again.stderr
     begun = (run / "run.toml").exists()
     resize(small_disk, 4 * NEEDED)
     if done.returncode:

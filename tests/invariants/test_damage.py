@@ -88,10 +88,9 @@ def unseen(run: Path, kind: Damage, times: int, chance: random.Random, said: lis
     missed, paths = [], covered(run)
     for number in range(times):
         path = paths[number % len(paths)]
-        content = path.read_bytes()
-        damaged = kind(content, chance)
-        if damaged == content:  # zeros where there were zeros
-            continue
+        content = damaged = path.read_bytes()
+        while damaged == content:  # zeros where there were zeros
+            damaged = kind(content, chance)
         path.write_bytes(damaged)
         if not seen(run, path, said):
             missed.append(f"{path}: {kind.__name__}, {len(damaged)} of {len(content)} bytes")

@@ -83,7 +83,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     else:
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
-        config, record = checkpoint.read_run(folder)
+        config, record = checkpoint.settings(folder, changed=True)
         found = corpus.find(config.text, config.field)
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "

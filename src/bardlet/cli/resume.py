@@ -88,7 +88,7 @@ def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Di
 def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
               progress: Progress | None) -> tuple[Trainer, Prepared]:
     """The run as its newest whole checkpoint left it; with other --steps when that was asked for."""
-    from bardlet import checkpoint, corpus, files, hf, pretrain, tokenizer
+    from bardlet import checkpoint, corpus, hf, pretrain, tokenizer
     from bardlet.train import restore
 
     if "text_hash" not in record:
@@ -97,7 +97,11 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     folder = checkpoint.newest_whole(run)
     checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
-    found = corpus.find(config.text, config.field)
+    try:
+        found = corpus.find(config.text, config.field)
+    except BardletError as error:
+        raise BardletError(f"{run}: its text cannot be read ({error}); a path is relative to the folder in which the "
+                           "run began: resume from there") from None
     _same_text(run, record, found.name, found.hash, command)
     data = pretrain.prepare(found, config, words, dist, progress)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
@@ -105,7 +109,7 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     trainer = pretrain.assemble(run, model, data, config, dist, record, resumed=True)
     if config.compile == "on":
         pretrain.choose_compile(trainer)
-    before = files.read_json(folder / "trainer.json")["machine"]
+    before = checkpoint.read_facts(folder)["machine"]
     odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if odd and not command.allow_change:
         raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import tyro
 from bardlet.cli import console
 from bardlet.cli.options import parse
 from bardlet.errors import BardletError
+
+log = logging.getLogger("bardlet")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ def main(argv: Sequence[str]) -> int:
     dist.keep_freed_memory()
     folder = Path(command.run)
     model, words = hf.read_folder(folder)
-    documents = checkpoint.read_run(folder)[1].get("documents", 2) if (folder / "run.toml").exists() else 2
+    documents = 2
+    if (folder / "run.toml").exists():
+        try:
+            documents = checkpoint.settings(folder, changed=True)[1].get("documents", 2)
+        except BardletError as error:
+            log.warning("%s", error)
     try:  # before anything is printed
         prompt = writing.prompt_ids(words, command.prompt, documents)
     except BardletError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import time
@@ -17,6 +18,7 @@ import tyro
 from bardlet.cli import console
 from bardlet.cli.options import parse
 from bardlet.config import ModelConfig, TrainConfig, read_toml, settings_in
+from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
     from bardlet.data import Prepared
@@ -87,6 +89,8 @@ def _started_again(command: Command) -> bool:
     """Whether torchrun starts this command again (--max-restarts), and it had begun its run."""
     from bardlet import checkpoint, heartbeat
 
+    if command.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
+        raise BardletError("--max-restarts: processes that are started again must find their run; name it with --out")
     if heartbeat.attempt() == "0" or command.out is None or not (Path(command.out) / "run.toml").exists():
         return False
     return checkpoint.settings(Path(command.out))[1].get("launch") == heartbeat.launch()
@@ -171,7 +175,7 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
     # a run that goes on is locked already, since before its checkpoint was read
     with checkpoint.locked(t.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
-            checkpoint.new_folder(t.run, "")  # another process may have been first, and be done
+            checkpoint.new_folder(t.run, "", held=True)  # another process may have been first, and be done
             checkpoint.sweep(t.run)
             if t.dist.world > 1:
                 t.record["launch"] = heartbeat.launch()
@@ -188,7 +192,7 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
 
 
 def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
-    from bardlet import clock, hf, report
+    from bardlet import clock, diagnosis, hf, report
     from bardlet.train import fit, write_run
 
     def no_clock(state: State) -> None:
@@ -211,7 +215,7 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
-            if line["step"] % max(1, t.state.steps // 20) == 0 or line["step"] == t.state.steps:
+            if line["step"] % max(1, t.state.steps // diagnosis.LOOKS) == 0 or line["step"] == t.state.steps:
                 _diagnose(t, told)
             if tell and line["step"] % t.config.log_every == 0:
                 values = {name: line[name] for name in ("train_loss", "val_loss", "lr") if line[name] is not None}
