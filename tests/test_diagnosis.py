@@ -53,6 +53,11 @@ def test_a_learning_rate_that_is_too_high() -> None:
     assert "too high: the training loss was 2.11 at step 190" in said([*np.linspace(4, 2, 20), 2.5, 2.6, 2.5, 2.6, 2.7])
     assert "too high: the training loss stands still at 3.00 since step 50" in said([4, 3.8, 3.5, 3.2, *[3.0] * 15])
     assert said([4, 3.8, 3.5, 3.2, *[2.4] * 15]) == ""
+    guessing = {**RECORD, "guessing": 4.2}
+    assert "too high: the training loss was 620.00 at step 20, and guessing costs 4.20" in said([142, 620, 4.2],
+                                                                                                record=guessing)
+    assert said([5.1, 4.0], record=guessing) == said([9.9, 4.0], record=guessing, config=TrainConfig(init="x")) == ""
+    assert said([0.5, 0.3, 0.18, 0.18, 0.18, 0.23, 0.23, 0.23]) == "", "noise at the bottom"
     assert said([4, 3.8, 3.5, 3.2, *[3.0] * 5]) == "", "only just after the warm-up"
     low = TrainConfig(lr=1e-6, warmup_steps=50)
     assert "too low: the training loss stands still at 4.17" in said([4.17] * 20, config=low)

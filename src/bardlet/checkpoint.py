@@ -55,10 +55,11 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
     Raises:
         BardletError: it cannot be written; the checkpoints before it are as they were.
     """
-    before, folder = steps_saved(run), run / "checkpoints" / f"step-{step:08d}"
+    folder = run / "checkpoints" / f"step-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     needed = sum(t.nbytes for t in (*weights.values(), *state.values())) + 100_000
     with files.writing(folder, needed):
+        before = steps_saved(run)
         with suppress(FileNotFoundError):  # what the lines say belongs to this checkpoint
             files.flush(run / "metrics.jsonl")
         try:
@@ -321,7 +322,7 @@ RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "to
           "selected_step": int, "averaged": int, "machine": dict, "finished": bool, "expected": float, "bigram": float,
           "characters_per_token": float, "duplicated": float, "leaked": float, "launch": str, "reasons": list,
           "evaluation_rows": int, "rung": str, "counting": list, "bits_per_byte": float, "nats_per_char": float,
-          "characters": float}
+          "characters": float, "guessing": float}
 """What a record may hold, and of which kind it is."""
 
 

@@ -66,14 +66,14 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
     Args:
         lines: of metrics.jsonl.
         steps: planned.
-        record: `bigram`, the loss of a table of pairs of characters on the validation text in nats per character, and
-            `characters_per_token` of that text.
+        record: `bigram`, the loss of a table of pairs of characters on the validation text in nats per character;
+            `characters_per_token` of that text; `guessing`, the loss where each token is as likely as any other.
     """
     train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
     val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     pairs = record.get("bigram", 0.0) * record.get("characters_per_token", 0.0)
     yield from _overfitting(train, val, config)
-    yield from _rising(train)
+    yield from _rising(train, record.get("guessing", 0.0) if not config.init else 0.0)
     if config.model == "bigram" or not pairs:  # nothing to be compared with
         return
     yield from _standing_still(train, min(config.warmup_steps, steps // 5), config, pairs)
@@ -85,8 +85,13 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
                           "train for longer, or with another learning rate")
 
 
-def _rising(train: Sequence[tuple[int, float]]) -> Iterator[Finding]:
-    """For three lines the training loss has been far above the best mean of three."""
+def _rising(train: Sequence[tuple[int, float]], guessing: float) -> Iterator[Finding]:
+    """The training loss was far above that of guessing, or has been above the best mean of three for three lines."""
+    at, worst = max(train, key=lambda point: point[1], default=(0, 0.0))
+    if guessing and worst > guessing + 1:
+        yield Finding("learning rate", "warning", f"the learning rate is too high: the training loss was {worst:,.2f} "
+                      f"at step {at:,}, and guessing costs {guessing:.2f}; take a lower --lr and --muon-lr")
+        return
     if len(train) < 5:
         return
     smooth = [(train[i][0], sum(loss for _, loss in train[i - 1:i + 2]) / 3) for i in range(1, len(train) - 1)]

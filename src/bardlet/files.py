@@ -225,7 +225,7 @@ def wrong(folder: Path, names: Collection[str] = ()) -> str | None:
     except BardletError as error:
         return str(error)
     except OSError as error:
-        return f"{error.filename}: cannot be read ({error.strerror}): change its permissions"
+        return f"{error.filename or folder}: cannot be read ({error.strerror}): change its permissions"
     return None
 
 

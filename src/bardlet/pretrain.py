@@ -7,6 +7,7 @@ Other stages start from the same parts: `assemble` makes a run of any batches an
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Collection
@@ -167,7 +168,8 @@ def _facts(found: corpus.Corpus, ready: Prepared, config: TrainConfig, dist: Dis
     """What `diagnosis.py` wants to know of a text; some of it is not there when the text is too short."""
     tokens, characters, _ = held_out(ready, config)
     facts: dict[str, Any] = {"duplicated": ready.duplicated, "leaked": ready.leaked,
-                             "characters_per_token": round(characters / len(tokens), 4)}
+                             "characters_per_token": round(characters / len(tokens), 4),
+                             "guessing": round(math.log(ready.tokenizer.vocab_size), 4)}
     with dist.main_first():
         losses = survey.survey(found, held_out=config.val_part).losses
     return {**facts, "bigram": round(losses[1], 4)} if losses else facts

@@ -7,6 +7,7 @@ tests/acceptance/test_fuzz.py reads 100,000 of them.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,15 @@ def words(path: Path) -> None:
         found.decode(found.encode("the 7 little bards").tolist())
 
 
+def sealed_line(path: Path) -> None:
+    """A line of metrics.jsonl that has the right checksum."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = path.with_name("metrics.jsonl")
+    lines.write_text(f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n', encoding="utf-8")
+    for line in checkpoint.read_metrics(path.parent):
+        assert isinstance(line["step"], int)
+
+
 READERS: dict[str, tuple[str, Reader]] = {
     "config": ("config.json", lambda path: hf.read_model_config(path.parent)),
     "weights": ("model.safetensors", hf.read_tensors),
@@ -46,6 +56,10 @@ READERS: dict[str, tuple[str, Reader]] = {
     "manifest": ("manifest.json", lambda path: files.read_manifest(path.parent)),
     "run.toml": ("run.toml", read_toml),
     "metrics": ("metrics.jsonl", lambda path: checkpoint.read_metrics(path.parent)),
+    # what a manifest, a seal or a checksum would have refused, if whoever made it had not made that, too
+    "line": ("line.json", sealed_line),
+    "facts": ("trainer.json", lambda path: checkpoint.read_facts(path.parent)),
+    "record": ("record.json", lambda path: checkpoint.checked(files.read_json(path), str(path))),
     "shard": ("train.bin", lambda path: data.open_shard(path, "00" * 32)),
 }
 """The file of each reader, and how it is called."""
@@ -115,6 +129,10 @@ def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["train", str(text), "--out", str(folder), *TINY, "--steps", "2"]) == 0
     names = hf.read_tensors(folder / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "a-of-b")}))
+    record = checkpoint.read_run(folder)[1]
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "line.json").write_text('{"step": 2, "train_loss": 3.5, "lr": 0.01}')
+    (folder / "trainer.json").write_bytes((checkpoint.newest_whole(folder) / "trainer.json").read_bytes())
     ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
     head = data.HEADER.pack(data.MAGIC, data.VERSION, 2, len(ids), bytes(32)).ljust(data.HEADER_BYTES, b"\0")
     (folder / "train.bin").write_bytes(head + ids.tobytes())
@@ -150,4 +168,4 @@ def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
 def test_rubbish_is_read_or_refused(reader: str, good: Path, tmp_path: Path) -> None:
     """Two hundred pieces each; most readers refuse most of them."""
     refused = feed(reader, good, tmp_path, 200)
-    assert refused > 50 or reader in ("metrics", "tokenizer's settings"), refused
+    assert refused > 50 or reader in ("metrics", "line", "tokenizer's settings"), refused

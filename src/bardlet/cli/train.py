@@ -222,7 +222,11 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
                 for tracker in tell:
                     tracker(line["step"], values)
 
-        fit(t, replan, see)
+        try:
+            fit(t, replan, see)
+        except BardletError:  # why, perhaps
+            _diagnose(t, told)
+            raise
 
 
 def _diagnose(t: Trainer, told: set[str]) -> None:
