@@ -70,7 +70,16 @@ def test_worse_than_counting_pairs() -> None:
     assert said([4.0], [2.6], steps=1000) == ""
     assert said([4.0], [2.6], steps=10, record={"bigram": 2.5, "characters_per_token": 3.0}) == ""
     assert said([4.0], [2.6], steps=10, record={}) == ""
+    assert said([4.0] * 5, [2.6], steps=100) == "", "half of the steps"
     assert said([4.0], [2.6], steps=10, config=TrainConfig(model="bigram")) == ""
+
+
+def test_a_rate_that_was_too_high_is_not_forgotten() -> None:
+    """The losses fall in the end, when the rate does; what else was said on the way is settled by then."""
+    train = [4, 3.8, 3.5, 3.2, *[3.0] * 15, *np.linspace(2.9, 1.6, 20)]
+    found = diagnosis.of_run(lines(train, [3.0, 2.9, 2.0, 1.7]), CONFIG, 10 * len(train), RECORD)
+    assert [one.about for one in found] == ["learning rate"] and "stands still at" in found[0].said
+    assert diagnosis.of_run(lines(FALLING, [3.0, 2.0]), CONFIG, 400, RECORD) == []
 
 
 @pytest.mark.parametrize(("record", "words"), [

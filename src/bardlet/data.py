@@ -278,6 +278,8 @@ def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
 
 
 def _open(folder: Path) -> Prepared:
+    if not (folder / files.MANIFEST).exists():
+        raise BardletError(f"{folder}: made by an earlier version, or not whole")
     if damage := files.wrong(folder):  # a changed token would train another model, and nobody would know
         raise BardletError(damage)
     tokenizer = tokenizers.load(folder)

@@ -17,6 +17,8 @@ RISEN = 0.3
 moves by a few hundredths."""
 STILL = 0.97
 """How much of what it was after the warm-up the training loss is at least when it stands still."""
+LATE = 0.75
+"""Share of the steps after which a loss that is higher than a bigram's is no matter of patience any more."""
 LOOKS = 20
 """How often a run looks at its losses on its way."""
 WORSE = 1.02
@@ -48,15 +50,15 @@ def of_text(record: Mapping[str, Any]) -> Iterator[Finding]:
 
 def of_run(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
            record: Mapping[str, Any]) -> list[Finding]:
-    """What the losses of a run say, or said while it trained: a rate that is too high may be forgotten at its end.
-
-    Of what was found in several looks the last counts. Arguments as of `of_losses`.
+    """What the losses of a run say; and of its learning rate what they said while it trained, for when that falls the
+    losses do, too. Arguments as of `of_losses`.
     """
-    found: dict[str, Finding] = {}
-    for part in range(1, LOOKS + 1):
+    found: list[Finding] = []
+    for part in range(1, LOOKS):
         so_far = [line for line in lines if line["step"] <= steps * part // LOOKS]
-        found |= {one.about: one for one in of_losses(so_far, config, steps, record)}
-    return list(found.values())
+        found = [one for one in of_losses(so_far, config, steps, record) if one.about == "learning rate"] or found
+    now = list(of_losses(lines, config, steps, record))
+    return now if any(one.about == "learning rate" for one in now) else found + now
 
 
 def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
@@ -77,7 +79,7 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
     if config.model == "bigram" or not pairs:  # nothing to be compared with
         return
     yield from _standing_still(train, min(config.warmup_steps, steps // 5), config, pairs)
-    if val and val[-1][0] >= min(steps, max(200, steps // 3)):
+    if val and val[-1][0] >= LATE * steps:
         best = min(loss for _, loss in val)
         if best > pairs:
             yield Finding("loss", "warning", f"the loss after step {val[-1][0]:,} is higher than a bigram's: "
