@@ -124,6 +124,11 @@ def test_a_folder_from_elsewhere(run: Path) -> None:
     assert found["warning"] == found["damaged"] == []
 
 
+def test_a_folder_of_runs(trained: Path) -> None:
+    with pytest.raises(doctor.BardletError, match=r"has runs in it \(run\); name one of them"):
+        list(doctor.health(trained))
+
+
 def test_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "gone"]) == 1
     assert "gone: there is no such folder" in capsys.readouterr().err

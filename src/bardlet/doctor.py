@@ -50,8 +50,8 @@ def machine() -> Iterator[Finding]:
              f"{platform.system()} {platform.machine()}")
     yield from _processor()
     device = distributed.pick_device("auto")
-    cuda = device.type == "cuda"
-    yield ok("device", torch.cuda.get_device_name(device) if cuda else "no GPU that torch can use: the CPU computes")
+    names = {"cpu": "no GPU that torch can use: the CPU computes", "mps": "the GPU of an Apple processor"}
+    yield ok("device", names.get(device.type) or torch.cuda.get_device_name(device))
     if distributed.pick_dtype("auto", device) == "bf16":
         yield ok("precision", "bf16, which this processor multiplies natively")
     else:
@@ -121,6 +121,9 @@ def health(run: Path) -> Iterator[Finding]:
     """The files of a run or Hugging Face folder, whether the run can go on, and what its losses say."""
     if not run.is_dir():
         raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
+    inside = sorted(path.parent.name for path in run.glob("*/run.toml"))
+    if inside and not (run / "config.json").exists():
+        raise BardletError(f"{run}: has runs in it ({', '.join(inside[:9])}); name one of them")
     yield from _model(run)
     if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
         return
