@@ -101,7 +101,9 @@ def sweep(run: Path) -> None:
 
 def left_over(run: Path) -> list[Path]:
     """What a killed process was writing or removing: folders of checkpoints, and files at the root."""
-    return [*(run / "checkpoints").glob(".*.tmp"), *(p for p in run.iterdir() if _left_over(p) and not p.is_dir())]
+    folder = run / "checkpoints"
+    halves = [] if folder.is_symlink() else folder.glob(".*.tmp")
+    return [*halves, *(p for p in run.iterdir() if _left_over(p) and not p.is_dir())]
 
 
 def _left_over(path: Path) -> bool:
