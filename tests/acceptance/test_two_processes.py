@@ -34,7 +34,10 @@ def test_killed(point: int, text: Path, tmp_path: Path, whole: dict[str, object]
     os.kill(pids[rank], signal.SIGKILL)
     saved = checkpoint.steps_saved(run)
     said = launch.ends(0) if point % 2 else launch.ends(seconds=30)
-    assert re.search(rf"bardlet: process {rank} of 2 \(pid {pids[rank]} on .*\) was killed", said), said
+    named = re.search(rf"bardlet: process {rank} of 2 \(pid {pids[rank]} on .*\) was killed", said)
+    # one that had done its part already is named by torchrun, which asks the other, who is writing the end, to stop
+    done = "stopped after step 400, and saved" in said and f"local_rank: {rank} (pid: {pids[rank]})" in said
+    assert named or done, said
     assert gone(pids)
     if not point % 2:
         said = Launch(tmp_path / "again", "resume", run).ends(0)
