@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from bardlet import checkpoint, files, hf
+from bardlet import files, hf, lock
 from bardlet.cli import main
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 12
@@ -501,7 +501,7 @@ def test_no_gpu(here, capsys):
 
 def test_a_run_that_another_process_holds(here, capsys):
     before = on_disk(here)
-    with checkpoint.locked(Path("run")):
+    with lock.locked(Path("run")):
         assert main(["resume", "run"]) == 1
         line = complaint(capsys.readouterr().err)
         assert f"run: in use by process {os.getpid()}" in line and "wait for it" in line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bardlet import checkpoint, files
+from bardlet import checkpoint, files, lock
 from bardlet.errors import BardletError
 
 
@@ -123,8 +123,8 @@ def test_metrics_are_cut_to_a_step(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second holder is told who the first is; afterwards the folder is free."""
-    with (checkpoint.locked(tmp_path), pytest.raises(BardletError, match=r"in use by process \d+ on"),
-          checkpoint.locked(tmp_path)):
+    with (lock.locked(tmp_path), pytest.raises(BardletError, match=r"in use by process \d+ on"),
+          lock.locked(tmp_path)):
         pass
-    with checkpoint.locked(tmp_path):
+    with lock.locked(tmp_path):
         pass

@@ -12,8 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 LAYERS = [  # a file imports only from rows above its own; inside a package siblings may be imported
     ["errors"],
     ["files", "heartbeat", "signals"],
-    ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "repeats"],
-    ["corpus", "loss", "models"],
+    ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "lock"],
+    ["corpus", "loss", "models", "repeats"],
     ["survey"],
     ["data", "optim", "hf", "checkpoint", "generate"],
     ["evaluate", "report", "writing", "diagnosis"],

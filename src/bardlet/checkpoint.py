@@ -15,20 +15,15 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
-import socket
-import stat
-import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
-from bardlet import files, heartbeat, hf
+from bardlet import files, hf, lock
 from bardlet.config import TrainConfig, from_mapping, read_toml, sealed, to_toml
 from bardlet.errors import BardletError, shown
 
@@ -166,16 +161,16 @@ def mend_root(run: Path) -> bool:
     A root whose manifest is damaged or missing gets a new one, for its files as they are.
     """
     weights = run / "model.safetensors"
-    if not weights.exists() or (files.has_manifest(run) and files.wrong(run, [weights.name])):
-        lost = "the weights at the root are lost, and the next that are kept will replace them"
-    else:
-        lost = ""
-    if (damage := files.wrong(run)) or lost:
-        log.warning("%s; %s", damage or f"{weights}: missing", lost or "the files beside it count as whole")
+    damage = files.wrong(run)
+    lost = not weights.exists() or bool(damage and files.has_manifest(run) and files.wrong(run, [weights.name]))
+    if damage or lost:
+        log.warning("%s; %s", damage or f"{weights}: missing",
+                    "the weights at the root are lost, and the next that are kept will replace them" if lost
+                    else "the files beside it count as whole")
         if lost and weights.exists():
             os.replace(weights, weights.with_suffix(".damaged"))
         files.seal(run, [name for name in (*hf.WORDS_AND_SHAPE, weights.name) if (run / name).exists()])
-    return bool(lost)
+    return lost
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -203,102 +198,12 @@ def new_folder(out: Path | None, name: str, held: bool = False) -> Path:
         raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
     if here == out and any(path.name != ".lock" and not _left_over(path) for path in out.iterdir()):
         if (out / "run.toml").exists():
-            if (out / ".lock").exists() and not held:
-                _lock(out / ".lock").close()  # names the process that is at it
+            if not held and (other := lock.holder(out)):
+                raise lock.in_use(out, other)
             raise BardletError(f"{out}: there is a run in it already; go on with it (`bardlet resume {out}`) "
                                "or name another --out")
         raise BardletError(f"{out}: exists and is not empty; name another --out")
     return out
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process, or name the one that holds it. The system frees a killed one's lock."""
-    path = run / ".lock"
-    handle = _lock(path)
-    with handle:
-        with files.writing(path, 100):
-            handle.truncate(0)
-            handle.seek(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            handle.flush()
-        try:
-            yield
-        finally:
-            if os.name == "nt":
-                handle.close()  # Windows removes no file that is open
-            with suppress(OSError):
-                path.unlink()  # while it is held, or another process's could be removed
-
-
-def _lock(path: Path) -> TextIO:
-    """The lock file, open and locked. BardletError names the process that has it."""
-    while True:
-        handle = _open_lock(path)
-        if not _try_lock(handle):
-            holder = _holder(handle)
-            handle.close()
-            raise BardletError(f"{path.parent}: in use by {holder}; wait for it, or stop it")
-        with suppress(FileNotFoundError):
-            if os.name == "nt" or os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                return handle
-        handle.close()  # its holder was just leaving, and has removed the file that was opened here: once more
-
-
-def holder(run: Path) -> str | None:
-    """Which process is at a run, in words; None: none is."""
-    if not (run / ".lock").is_file():
-        return None
-    try:
-        _lock(run / ".lock").close()
-    except BardletError as error:
-        return str(error).partition("in use by ")[2].partition(";")[0] or None
-    return None
-
-
-def _open_lock(path: Path) -> TextIO:
-    """The lock file, which is made where there is none: never another one that a link of its name leads to."""
-    try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    except OSError as error:
-        raise BardletError(f"{path}: cannot be written ({error.strerror}); choose another folder, or remove the file "
-                           "where it is a link") from None
-    handle = os.fdopen(number, "r+" if stat.S_ISREG(os.fstat(number).st_mode) else "r", encoding="utf-8")
-    if not handle.writable():
-        handle.close()
-        raise BardletError(f"{path}: is no file; remove it")
-    return handle
-
-
-def _holder(handle: TextIO) -> str:
-    """What the holder of a lock has written into it, perhaps in this moment; not what one that was killed has left."""
-    for _ in range(20):
-        handle.seek(0)
-        text = handle.read().strip()
-        known = re.match(r"process (\d+) on (\S+) since", text)
-        if known and (known[2] != socket.gethostname() or heartbeat.alive(int(known[1]))):
-            return text
-        time.sleep(0.05)
-    return "another process"
-
-
-def _try_lock(handle: Any) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        handle.seek(1 << 30)  # a byte far behind the text, which others may then read
-        try:
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def write_run(run: Path, config: TrainConfig, record: dict[str, Any]) -> None:
@@ -331,10 +236,8 @@ RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "to
 def checked(record: dict[str, Any], where: str) -> dict[str, Any]:
     """The record of a run. BardletError where an entry is not of its kind."""
     for name, value in record.items():
-        kind = RECORD.get(name, object)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (isinstance(value, kind) and (kind is not int or whole)) and not (
-                kind is float and whole):
+        kind = RECORD.get(name)
+        if kind and value is not None and type(value) not in ((float, int) if kind is float else (kind,)):
             raise BardletError(f"{where}: record.{name} is {shown(value)}, which it cannot be; put back a copy")
     return record
 

@@ -37,14 +37,29 @@ class Finding:
     """What was found and, where it is not ok, what to do about it."""
 
 
+def ok(about: str, said: str) -> Finding:
+    """Nothing to do."""
+    return Finding(about, "ok", said)
+
+
+def warning(about: str, said: str) -> Finding:
+    """Something works less well than it could."""
+    return Finding(about, "warning", said)
+
+
+def damaged(about: str, said: str) -> Finding:
+    """A file is not what it was."""
+    return Finding(about, "damaged", said)
+
+
 def of_text(record: Mapping[str, Any]) -> Iterator[Finding]:
     """What the text will do to a run, by the record that its preparation left in run.toml."""
     duplicated, leaked = float(record.get("duplicated", 0.0)), float(record.get("leaked", 0.0))
     if duplicated > MOSTLY:
-        yield Finding("text", "warning", f"most of the text is duplicated: {duplicated:.0%} of it repeats what stands "
+        yield warning("text", f"most of the text is duplicated: {duplicated:.0%} of it repeats what stands "
                       "before it, and teaches nothing new; take the copies out")
     if leaked > LEAKED:
-        yield Finding("text", "warning", f"validation text occurs in training: {leaked:.0%} of it stands there word "
+        yield warning("text", f"validation text occurs in training: {leaked:.0%} of it stands there word "
                       "for word, so that the validation loss looks better than it is; take the copies out")
 
 
@@ -82,7 +97,7 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
     if val and val[-1][0] >= LATE * steps:
         best = min(loss for _, loss in val)
         if best > pairs:
-            yield Finding("loss", "warning", f"the loss after step {val[-1][0]:,} is higher than a bigram's: "
+            yield warning("loss", f"the loss after step {val[-1][0]:,} is higher than a bigram's: "
                           f"{best:.2f} nats per token, and counting pairs of characters comes to {pairs:.2f}; "
                           "train for longer, or with another learning rate")
 
@@ -91,7 +106,7 @@ def _rising(train: Sequence[tuple[int, float]], guessing: float) -> Iterator[Fin
     """The training loss was far above that of guessing, or has been above the best mean of three for three lines."""
     at, worst = max(train, key=lambda point: point[1], default=(0, 0.0))
     if guessing and worst > guessing + 1:
-        yield Finding("learning rate", "warning", f"the learning rate is too high: the training loss was {worst:,.2f} "
+        yield warning("learning rate", f"the learning rate is too high: the training loss was {worst:,.2f} "
                       f"at step {at:,}, and guessing costs {guessing:.2f}; take a lower --lr and --muon-lr")
         return
     if len(train) < 5:
@@ -99,7 +114,7 @@ def _rising(train: Sequence[tuple[int, float]], guessing: float) -> Iterator[Fin
     smooth = [(train[i][0], sum(loss for _, loss in train[i - 1:i + 2]) / 3) for i in range(1, len(train) - 1)]
     at, low = min(smooth, key=lambda point: point[1])
     if at < train[-3][0] and min(loss for _, loss in train[-3:]) > low + RISEN:
-        yield Finding("learning rate", "warning", "the learning rate is too high: the training loss was "
+        yield warning("learning rate", "the learning rate is too high: the training loss was "
                       f"{low:.2f} at step {at:,} and is {smooth[-1][1]:.2f} now; take a lower --lr and --muon-lr")
 
 
@@ -112,7 +127,7 @@ def _standing_still(train: Sequence[tuple[int, float]], warmup: int, config: Tra
     then, now = (sum(loss for _, loss in some) / 3 for some in (after[:3], after[-3:]))
     if STILL * then < now < then + RISEN and now > pairs:
         wrong, better = ("low", "higher") if config.lr < TrainConfig.lr / 10 else ("high", "lower")
-        yield Finding("learning rate", "warning", f"the learning rate is too {wrong}: the training loss stands still "
+        yield warning("learning rate", f"the learning rate is too {wrong}: the training loss stands still "
                       f"at {now:.2f} since step {after[0][0]:,}; take a {better} --lr and --muon-lr")
 
 
@@ -128,6 +143,6 @@ def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, fl
         return
     kept = {"best": f"the weights of step {at:,} are kept", "last": "--keep best would keep the weights of that step",
             "average": "--keep best would keep the weights of that step"}[config.keep]
-    yield Finding("fit", "warning", f"overfitting since step {at:,}: the validation loss was {best:.3f} there "
+    yield warning("fit", f"overfitting since step {at:,}: the validation loss was {best:.3f} there "
                   f"and is {val[-1][1]:.3f} now, while the training loss falls; {kept}; more text, more --dropout or "
                   "fewer --steps help")

@@ -11,34 +11,20 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, memory, repeats, writing
+from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, lock, memory, repeats, writing
 from bardlet import dist as distributed
 from bardlet.config import TrainConfig, sealed
-from bardlet.diagnosis import Finding
+from bardlet.diagnosis import Finding, damaged, ok, warning
 from bardlet.errors import BardletError
 from bardlet.repeats import Copied
 
 LITTLE = 2**30
 """Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
-
-
-def ok(about: str, said: str) -> Finding:
-    """Nothing to do."""
-    return Finding(about, "ok", said)
-
-
-def warning(about: str, said: str) -> Finding:
-    """Something works less well than it could."""
-    return Finding(about, "warning", said)
-
-
-def damaged(about: str, said: str) -> Finding:
-    """A file is not what it was."""
-    return Finding(about, "damaged", said)
 
 
 # ---------------------------------------------------------------- the machine
@@ -127,7 +113,9 @@ def health(run: Path) -> Iterator[Finding]:
     yield from _model(run)
     if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
         return
-    yield from _checkpoints(run)
+    found = {folder: checkpoint.wrong(folder) for folder in checkpoint.steps_saved(run)}
+    whole = [folder for folder, wrong in found.items() if not wrong]
+    yield from _checkpoints(run, whole, [wrong for wrong in found.values() if wrong])
     try:
         config, record = checkpoint.settings(run)
     except BardletError as error:
@@ -143,15 +131,19 @@ def health(run: Path) -> Iterator[Finding]:
     yield from diagnosis.of_text(record)
     steps = config.replans[-1][1] if config.replans else config.steps or 0
     try:
-        yield from _lines(run)
-        yield from diagnosis.of_run(checkpoint.read_metrics(run), config, steps, record)
+        lines = checkpoint.read_metrics(run)
+        yield from _lines(run / "metrics.jsonl", len(lines))
+        yield from diagnosis.of_run(lines, config, steps, record)
     except BardletError as error:
         yield damaged("metrics", str(error))
-    if holder := checkpoint.holder(run):
+    holder = None
+    with suppress(BardletError):  # a lock that cannot be opened is named by who wants it
+        holder = lock.holder(run)
+    if holder:
         yield ok("run", f"in use by {holder}")
     elif record.get("finished"):
         yield ok("run", f"finished after {record.get('steps', 0):,} steps")
-    elif whole := [folder for folder in checkpoint.steps_saved(run) if not checkpoint.wrong(folder)]:
+    elif whole:
         step = int(whole[-1].name[5:])
         yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {run}` goes on from there"
                       + ("" if step < steps else ", to its end"))
@@ -173,11 +165,9 @@ def _model(run: Path) -> Iterator[Finding]:
              f"tokenizer: {manifest} ({time.monotonic() - begun:.1f} s)")
 
 
-def _checkpoints(run: Path) -> Iterator[Finding]:
+def _checkpoints(run: Path, whole: list[Path], damages: list[str]) -> Iterator[Finding]:
     """Which can be gone back to, and whether there is room for the next."""
-    found = {folder: checkpoint.wrong(folder) for folder in checkpoint.steps_saved(run)}
-    whole = [folder for folder, wrong in found.items() if not wrong]
-    for wrong in filter(None, found.values()):
+    for wrong in damages:
         yield damaged("checkpoint", f"{wrong}" + (f"; `bardlet resume` goes on from {whole[-1].name}" if whole else ""))
     if not whole:
         yield warning("checkpoint", f"{run}: no whole checkpoint to go on from; start again with "
@@ -192,13 +182,12 @@ def _checkpoints(run: Path) -> Iterator[Finding]:
                       "writing now; the next start removes it")
 
 
-def _lines(run: Path) -> Iterator[Finding]:
-    """metrics.jsonl."""
-    path = run / "metrics.jsonl"
+def _lines(path: Path, good: int) -> Iterator[Finding]:
+    """metrics.jsonl, of which so many lines are good."""
     if not os.path.lexists(path):
         yield warning("metrics", f"{path}: missing: the curve begins anew; the run itself does not need it")
         return
-    good, count = len(checkpoint.read_metrics(run)), path.read_bytes().count(b"\n")
+    count = path.read_bytes().count(b"\n")
     if good < count:
         yield damaged("metrics", f"{path}: {count - good} of {count} lines are damaged, and left out; the run itself "
                       "does not need them")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bardlet.tokenizer import code_points
+
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """An odd multiplier that spreads bits well (the golden ratio's)."""
 BASE = 0xD1B54A32D192ED03
@@ -64,11 +66,6 @@ def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
         some = hashes(symbols[start:start + piece + length - 1], length)
         parts.append(some[some & np.uint64(every - 1) == 0])
     return np.concatenate(parts)
-
-
-def code_points(text: str) -> np.ndarray:
-    """The characters of a text as numbers, (N,) uint32."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 @dataclass(frozen=True)

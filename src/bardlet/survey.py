@@ -16,6 +16,7 @@ import numpy as np
 
 from bardlet import kept, ngram
 from bardlet.corpus import Corpus, cache_folder
+from bardlet.tokenizer import code_points
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -107,17 +108,12 @@ def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float
 
 
 def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
-    nats = ngram.surprise(_symbols(learned), _symbols(held), LONGEST, alphabet)
+    nats = ngram.surprise(code_points(learned), code_points(held), LONGEST, alphabet)
     characters = nats.mean(1)
     best = nats[characters.argmin()]
     spelling = np.concatenate((np.full(LONGEST, best.mean()), best))  # nobody knows what the first ones would cost
     few = min(len(ngram.WORD.findall(text)) for text in (learned, held)) < 100  # one long word, or a script without
     return *map(float, characters), *([] if few else ngram.word_losses(learned, held, spelling))
-
-
-def _symbols(text: str) -> np.ndarray:
-    """The code points of `text`, uint32."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 class _Sample:

@@ -174,7 +174,7 @@ class Tokenizer:
     def _look_up(self, piece: str, whole: str) -> np.ndarray:
         """The ids of characters or bytes: what the library's pipeline gives, from a table."""
         if self._ids_of_points is not None:
-            ids = self._ids_of_points[_points(piece)]
+            ids = self._ids_of_points[code_points(piece)]
             if ids.size and ids.min() < 0:
                 self.check(whole)
             return ids.astype(self.dtype)
@@ -188,7 +188,7 @@ class Tokenizer:
         """BardletError naming the first character that this tokenizer has never seen, and its place."""
         if self._ids_of_points is None:
             return self._refuse_surrogates(text)
-        unseen = np.flatnonzero(self._ids_of_points[_points(text)] < 0)
+        unseen = np.flatnonzero(self._ids_of_points[code_points(text)] < 0)
         if unseen.size:
             known = self.vocab_size - len(self.special)
             raise BardletError(
@@ -201,7 +201,7 @@ class Tokenizer:
         if self._ids_of_points is None:
             kept = text.encode("utf-8", "ignore").decode()
         else:
-            points = _points(text)
+            points = code_points(text)
             kept = points[self._ids_of_points[points] >= 0].astype("<u4").tobytes().decode("utf-32-le")
         return kept, len(text) - len(kept)
 
@@ -481,7 +481,7 @@ def _kind(data: dict[str, Any], ordinary: int) -> str:
     return "byte" if not model["merges"] and ordinary == 256 and model["vocab"] == _BYTE_OF_SIGN else "other"
 
 
-def _points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
     """Code points, uint32 of shape (characters,); lone surrogates pass (no alphabet has them)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 

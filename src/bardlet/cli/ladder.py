@@ -73,8 +73,8 @@ def main(argv: Sequence[str]) -> int:
     rungs = select(command.rungs)
     if command.explain:
         return explain(command)
-    from bardlet import checkpoint
     from bardlet import dist as distributed
+    from bardlet import lock
     from bardlet.ladder import report, run
 
     plan = run.Plan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
             ladder = run.Ladder(plan, dist, progress)
         out = ladder.out
         out.mkdir(parents=True, exist_ok=True)
-        with checkpoint.locked(out):
+        with lock.locked(out):
             console.say(f"text: {ladder.found.name}, {ladder.ready.train_chars + ladder.ready.val_chars:,} characters; "
                         f"{console.count(len(rungs), 'rung')}, {console.count(command.seeds, 'seed')}")
             ladder.plan_steps(console.say)

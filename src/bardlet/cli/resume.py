@@ -40,7 +40,7 @@ class Command:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "resume")
-    from bardlet import checkpoint
+    from bardlet import checkpoint, lock
     from bardlet import dist as distributed
 
     run = Path(command.run)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     console.show_notices(os.environ.get("RANK", "0") == "0")
     config, record = checkpoint.settings(run, command.allow_change)
     begun = time.monotonic()
-    with distributed.connect(config.device) as dist, checkpoint.locked(run) if dist.main else nullcontext():
+    with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
             checkpoint.sweep(run)
         with console.preparing(dist.main) as progress:

@@ -160,7 +160,7 @@ def _shape(model: ModelConfig) -> str:
 
 def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:
     """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints."""
-    from bardlet import checkpoint, files, heartbeat
+    from bardlet import checkpoint, files, heartbeat, lock
     from bardlet.signals import Stopped
 
     t.config = replace(t.config,
@@ -173,7 +173,7 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
         t.run.mkdir(parents=True, exist_ok=True)
         files.sync_folder(t.run.parent)
     # a run that goes on is locked already, since before its checkpoint was read
-    with checkpoint.locked(t.run) if resumed_from is None else nullcontext():
+    with lock.locked(t.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
             checkpoint.new_folder(t.run, "", held=True)  # another process may have been first, and be done
             checkpoint.sweep(t.run)
@@ -209,9 +209,8 @@ def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
             (t.run / name).unlink(missing_ok=True)
         hf.write_folder(t.run, t.model, data.tokenizer)
     tell = report.trackers(t.config, t.run)
+    told: set[str] = set()
     with console.training() as watch:
-
-        told: set[str] = set()
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
