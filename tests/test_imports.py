@@ -15,12 +15,13 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "lock"],
     ["corpus", "loss", "models", "repeats"],
     ["survey"],
-    ["data", "optim", "hf", "checkpoint", "generate"],
-    ["evaluate", "report", "writing", "diagnosis"],
+    ["data", "optim", "hf", "checkpoint", "generate", "search"],
+    ["evaluate", "report", "writing", "diagnosis", "pairs", "translate"],
     ["train"],
     ["clock", "memory"],
     ["budget", "doctor"],
     ["pretrain"],
+    ["translation"],
     ["ladder"],
     ["align"],
     ["cli"],
@@ -28,7 +29,8 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
 # checkpoint.py is the run folder around the Hugging Face folder of hf.py; decoding.py reads the cache of layers.py
 SAME_ROW = {("checkpoint", "hf"), ("models.decoding", "models.layers")}
 FORBIDDEN = {"models": {"dist", "data", "optim", "checkpoint", "hf"},
-             "generate": {"checkpoint", "data", "tokenizer", "hf"}}
+             "generate": {"checkpoint", "data", "tokenizer", "hf"},
+             "search": {"checkpoint", "data", "tokenizer", "hf"}}
 
 
 def name_of(path: Path) -> str:

@@ -245,8 +245,10 @@ def test_families_are_found_by_name() -> None:
     for name in FAMILIES:
         model = build(ModelConfig(name, vocab_size=7, block_size=4, n_layer=1, n_head=2, n_kv_head=2, n_embd=8,
                                   head_dim=4, n_inner=16))  # fmt: skip
-        assert type(model) is load_class(name) and model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 7)
-    with pytest.raises(BardletError, match=r"no model 'gpt5': choose one of bigram, averaging, .*gpt2, qwen3"):
+        idx = torch.zeros(1, 4, dtype=torch.int64)
+        logits = model(idx, idx) if name == "encdec" else model(idx)
+        assert type(model) is load_class(name) and logits.shape == (1, 4, 7)
+    with pytest.raises(BardletError, match=r"no model 'gpt5': choose one of bigram, averaging, .*gpt2, qwen3, encdec"):
         load_class("gpt5")
 
 

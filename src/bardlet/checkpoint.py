@@ -229,7 +229,8 @@ RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "to
           "selected_step": int, "averaged": int, "machine": dict, "finished": bool, "expected": float, "bigram": float,
           "characters_per_token": float, "duplicated": float, "leaked": float, "launch": str, "reasons": list,
           "evaluation_rows": int, "rung": str, "counting": list, "bits_per_byte": float, "nats_per_char": float,
-          "characters": float, "guessing": float}
+          "characters": float, "guessing": float, "batches": int, "bleu": float, "chrf": float,
+          "bleu_signature": str}
 """What a record may hold, and of which kind it is."""
 
 

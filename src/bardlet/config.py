@@ -26,6 +26,12 @@ RUNGS = (*FLAT, "residual", "layer-norm", "dropout", *ROTARY)
 """The models of the ladder, in its order."""
 UNDIVIDED = ("bigram", "averaging", "one-head")
 """Rungs of the ladder that divide their channels among no heads."""
+PARALLEL = ("multi30k",)
+"""Named corpora of sentence pairs."""
+OF_PAIRS = ("lowercase", "prefix_lm", "label_smoothing", "batch_tokens")
+"""Settings of training on pairs, which training on a text does not have."""
+OF_TEXT = ("field", "batch_size", "eval_tokens")
+"""Settings of training on a text, which training on pairs does not have."""
 WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
            "dropout": (*FLAT, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
            "muon_lr": ("bigram", "averaging")}
@@ -34,14 +40,16 @@ WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder-only model: with the weights, all that is needed to compute its logits."""
+    """The shape of a model: with the weights, all that is needed to compute its logits."""
 
     model: str
-    """gpt2, qwen3 or a rung of the ladder."""
+    """gpt2, qwen3, encdec or a rung of the ladder."""
     vocab_size: int
     block_size: int = 256
     """The context window, in tokens."""
     n_layer: int = 6
+    n_encoder_layer: int = 0
+    """Blocks of the encoder (encdec only; n_layer are then those of the decoder)."""
     n_head: int = 6
     n_kv_head: int = 6
     """Key and value heads; fewer than n_head is grouped-query attention (qwen3 only)."""
@@ -67,6 +75,14 @@ class TrainConfig:
     """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
     field: str = "text"
     """The field of a .jsonl record that holds its text."""
+    source: str | None = None
+    """Translation: the file whose lines are to be translated; with --target."""
+    target: str | None = None
+    """Translation: the file whose line n is the translation of line n of --source."""
+    pair: str | None = None
+    """Translation: from-to of a named parallel corpus, as de-en of multi30k."""
+    lowercase: bool | None = None
+    """Translation: have the tokenizer make all text lower case; none: as the corpus asks for, files of your own not."""
     val_part: Literal["val", "dev"] = "val"
     """What is held out: the validation text, or the development split cut from the end of the training part."""
 
@@ -75,13 +91,15 @@ class TrainConfig:
     vocab_size: int | None = None
     """Vocabulary of a BPE tokenizer; none: by the size of the text."""
 
-    model: Literal["qwen3", "gpt2", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
-                   "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"] = "qwen3"
-    """Architecture: qwen3, gpt2, or a rung of the lecture's ladder."""
+    model: Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward",
+                   "residual", "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"] = "qwen3"
+    """Architecture: qwen3, gpt2, encdec (for pairs of sentences), or a rung of the lecture's ladder."""
     init: str | None = None
     """Start from the weights and the tokenizer of this run or Hugging Face folder."""
     n_layer: int = 4
     """Blocks."""
+    n_encoder_layer: int | None = None
+    """Blocks of the encoder (encdec); none: n_layer."""
     n_head: int = 4
     """Attention heads."""
     n_kv_head: int | None = None
@@ -94,10 +112,14 @@ class TrainConfig:
     """Context window, in tokens."""
     dropout: float = 0.0
     """Probability of dropping an activation in training."""
+    prefix_lm: bool = False
+    """Translation by a decoder-only model: it sees the source both ways, as an encoder does."""
+    label_smoothing: float = 0.0
+    """Translation: the part of each target that is spread evenly over the vocabulary."""
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
     activation: Literal["gelu_new", "gelu", "relu"] | None = None
-    """Of gpt2's feed-forward layer; none: gelu_new, GPT-2's own approximation (qwen3 always has silu)."""
+    """Of the feed-forward layer of gpt2 and encdec; none: gelu_new, GPT-2's own approximation (qwen3 has silu)."""
 
     steps: int | None = None
     """Optimizer steps; none: by --minutes."""
@@ -105,6 +127,8 @@ class TrainConfig:
     """Time for the whole run; none: by --steps (neither: 5 minutes)."""
     batch_size: int = 32
     """Windows of a micro-batch, over all processes."""
+    batch_tokens: int = 4096
+    """Translation: tokens of a micro-batch with its padding, of the longer side, over all processes."""
     grad_accum: int = 1
     """Micro-batches of a step."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -167,10 +191,10 @@ class TrainConfig:
     """(step, steps planned from there on): what a clock decided in the run that wrote this file."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "grad_accum", "keep_checkpoints",
-                     "log_every"):
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "batch_tokens", "grad_accum",
+                     "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("steps", "minutes", "vocab_size", "n_kv_head", "n_inner", "threads"):
+        for name in ("steps", "minutes", "vocab_size", "n_encoder_layer", "n_kv_head", "n_inner", "threads"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, name, value, "more than 0, and finite")
         for name in ("eval_every", "save_every", "eval_tokens", "warmup_steps", "weight_decay", "grad_clip", "seed"):
@@ -182,7 +206,7 @@ class TrainConfig:
             _require(value is None or value <= most, name, value, f"at most {most}")
         for name in ("lr", "muon_lr"):
             _require(0 < getattr(self, name) < 100, name, getattr(self, name), "more than 0 (and a plausible rate)")
-        for name in ("dropout", "beta1", "beta2"):
+        for name in ("dropout", "label_smoothing", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         for name in ("min_lr_ratio", "decay_share"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
@@ -193,17 +217,25 @@ class TrainConfig:
         if self.model in RUNGS and self.n_kv_head not in (None, self.n_head):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: the rungs of the ladder have a key and a value for each "
                                "head; leave it out, or take --model qwen3")
-        if self.activation and self.model != "gpt2":
+        if self.activation and self.model not in ("gpt2", "encdec"):
             raise BardletError(f"--activation {self.activation}: {self.model} has none to choose; "
                                "leave it out, or take --model gpt2")
-        if self.model == "gpt2" and self.n_kv_head not in (None, self.n_head):
-            raise BardletError(f"--n-kv-head {self.n_kv_head}: gpt2 has a key and a value for each of its "
+        if self.model in ("gpt2", "encdec") and self.n_kv_head not in (None, self.n_head):
+            raise BardletError(f"--n-kv-head {self.n_kv_head}: {self.model} has a key and a value for each of its "
                                f"{self.n_head} heads; leave it out, or take --model qwen3")
+        self._check_pairs()
+
+    @property
+    def parallel(self) -> bool:
+        """Whether this run learns from pairs of sentences, not from a text."""
+        named = bool(self.text) and self.text[0] in PARALLEL
+        return named or any(given is not None for given in (self.pair, self.source, self.target))
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of the global batch."""
-        return self.batch_size * self.grad_accum * self.block_size
+        """Tokens of the global batch; of one of pairs at most."""
+        rows = self.batch_tokens if self.parallel else self.batch_size * self.block_size
+        return rows * self.grad_accum
 
     def _check_heads(self) -> None:
         if self.n_embd % self.n_head:
@@ -218,12 +250,37 @@ class TrainConfig:
             raise BardletError(f"--n-head {self.n_head} is no multiple of --n-kv-head {self.n_kv_head}: "
                                "each key and value head serves the same number of query heads")
 
+    def _check_pairs(self) -> None:
+        if self.parallel and self.tokenizer in ("char", "byte"):
+            raise BardletError(f"--tokenizer {self.tokenizer}: pairs are translated with bpe, which has a token for "
+                               "padding; leave it out")
+        if self.model == "encdec":
+            if self.prefix_lm:
+                raise BardletError("--prefix-lm: an encoder sees its source both ways already; "
+                                   "leave it out, or take --model qwen3 or gpt2")
+            if not self.tie_embeddings:
+                raise BardletError("--no-tie-embeddings: encdec has one table for source, target and head; "
+                                   "leave it out")
+        elif self.n_encoder_layer is not None:
+            raise BardletError(f"--n-encoder-layer {self.n_encoder_layer}: {self.model} has no encoder; leave it out, "
+                               "or take --model encdec")
+        elif self.parallel and self.model in RUNGS:
+            raise BardletError(f"--model {self.model}: a rung of the ladder does not translate; "
+                               "take encdec, qwen3 or gpt2")
+
     def unused(self, given: Collection[str]) -> list[str]:
-        """The settings that are not at their defaults though the model, a rung of the ladder, does not have them.
+        """The settings that are not at their defaults though this run does not have them: its model, or its stage.
 
         Raises BardletError for one that is among `given`, those that somebody typed: it would do nothing.
         """
         found = []
+        for name in OF_TEXT if self.parallel else OF_PAIRS:
+            if name in given:
+                raise BardletError(f"--{name.replace('_', '-')}: " + (
+                    "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
+                    if self.parallel else "is for translation; leave it out, or give --source F --target F or --pair"))
+            if getattr(self, name) != getattr(TrainConfig, name):
+                found.append(name)
         for name, rungs in WITHOUT.items():
             value, default = getattr(self, name), getattr(TrainConfig, name)
             # an untied head and AdamW are all that these rungs know: what they lack is the default itself
@@ -243,14 +300,15 @@ class TrainConfig:
         """The shape of the model that these settings and a tokenizer of `vocab_size` tokens ask for."""
         if self.model in RUNGS:
             return self._rung(vocab_size)
-        gpt2 = self.model == "gpt2"
+        qwen3 = self.model == "qwen3"
         return ModelConfig(
             model=self.model, vocab_size=vocab_size, block_size=self.block_size, n_layer=self.n_layer,
+            n_encoder_layer=(self.n_encoder_layer or self.n_layer) if self.model == "encdec" else 0,
             n_head=self.n_head, n_kv_head=self.n_kv_head or self.n_head, n_embd=self.n_embd,
             head_dim=self.n_embd // self.n_head,
-            n_inner=self.n_inner or (4 * self.n_embd if gpt2 else self._gated_width()),
+            n_inner=self.n_inner or (self._gated_width() if qwen3 else 4 * self.n_embd),
             dropout=self.dropout, tie_embeddings=self.tie_embeddings,
-            activation=self.activation or "gelu_new" if gpt2 else "silu", norm_eps=1e-5 if gpt2 else 1e-6,
+            activation="silu" if qwen3 else self.activation or "gelu_new", norm_eps=1e-6 if qwen3 else 1e-5,
         )
 
     def _gated_width(self) -> int:
@@ -356,7 +414,8 @@ def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
     """The text of run.toml: every setting that the model has and that has a value, then what happened."""
     import tomli_w
 
-    has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ())}
+    others = OF_TEXT if config.parallel else OF_PAIRS
+    has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ()) and k not in others}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in has.items() if v is not None}  # TOML has no null
     settings["replans"] = [list(pair) for pair in config.replans]
     head = "# Written by bardlet. `bardlet train --config run.toml` repeats this run; [record] says what happened.\n"

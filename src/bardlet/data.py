@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
 Batch = tuple[torch.Tensor, torch.Tensor]
+Made = TypeVar("Made")
 
 MAGIC, VERSION, HEADER_BYTES = b"bardlet\0", 1, 128
 WINDOW = {"char": 64, "byte": 64, "bpe": 16}
@@ -98,19 +99,36 @@ def prepare(
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
     folder = root / f"{corpus.name[:60]}-{key[:16]}"
+
+    def build(whole: Path) -> None:
+        _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen, cache)
+
+    return cached(folder, build, _open)
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, BardletError)
+"""What is raised where a folder of tokens cannot be used."""
+
+
+def cached(folder: Path, build: Callable[[Path], None], read: Callable[[Path], Made]) -> Made:
+    """What `read` finds in `folder`; where it is not there, or damaged, `build` makes it in an empty folder first.
+
+    BardletError where it cannot be written. A kill leaves no half of it, and a process that was faster is believed.
+    """
     if folder.exists():
         try:
-            return _open(folder)
-        except (OSError, ValueError, KeyError, TypeError, BardletError) as error:
+            return read(folder)
+        except DAMAGE as error:
             log.warning("%s; the tokens are built again", error)
+    root = folder.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
         with tempfile.TemporaryDirectory(dir=root, prefix=".making-", ignore_cleanup_errors=True) as made:
             whole = Path(made) / "whole"
             whole.mkdir()
-            _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen, cache)
-            return _place(whole, folder)
+            build(whole)
+            return _place(whole, folder, read)
     except OSError as error:
         reason = error.strerror or str(error)
         raise BardletError(
@@ -158,7 +176,7 @@ def _build(
         before = facts.get("train_chars", 0)
         tell = (lambda done, start=before: progress("tokens", start + done, total)) if progress else None
         documents = _cleaned(corpus, part, chosen, skip_unseen, facts)
-        counts = _write_shard(folder / f"{part}.bin", documents, chosen, corpus.several, tell)
+        counts = write_shard(folder / f"{part}.bin", documents, chosen, corpus.several, tell)
         facts[f"{part}_chars"], facts[f"{part}_bytes"], tokens = counts
         if tokens < 2:
             raise BardletError(
@@ -213,14 +231,14 @@ def _cleaned(
         yield place, text
 
 
-def _write_shard(
+def write_shard(
     path: Path,
     documents: Iterator[tuple[str, str]],
     tokenizer: Tokenizer,
     several: bool,
-    tell: Callable[[int], None] | None,
+    tell: Callable[[int], None] | None = None,
 ) -> tuple[int, int, int]:
-    """Writes documents as one shard, a separator after each where there are several: (chars, bytes, tokens)."""
+    """Writes (place, text) as one shard, a separator after each where there are several: (chars, bytes, tokens)."""
     separator = None
     if several and tokenizer.eos_id is not None:
         separator = np.array([tokenizer.eos_id], tokenizer.dtype).tobytes()
@@ -277,11 +295,16 @@ def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
     return np.memmap(path, f"<u{width}", "r", HEADER_BYTES, (count,))
 
 
-def _open(folder: Path) -> Prepared:
+def check(folder: Path) -> None:
+    """BardletError where a folder of tokens is not what was written: it would train another model, and nobody knew."""
     if not (folder / files.MANIFEST).exists():
         raise BardletError(f"{folder}: made by an earlier version, or not whole")
-    if damage := files.wrong(folder):  # a changed token would train another model, and nobody would know
+    if damage := files.wrong(folder):
         raise BardletError(damage)
+
+
+def _open(folder: Path) -> Prepared:
+    check(folder)
     tokenizer = tokenizers.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     facts.pop("text")
@@ -289,15 +312,15 @@ def _open(folder: Path) -> Prepared:
     return Prepared(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
 
 
-def _place(whole: Path, folder: Path) -> Prepared:
+def _place(whole: Path, folder: Path, read: Callable[[Path], Made]) -> Made:
     """Renames a finished folder to its place. When another process was first, its work is used."""
     for _ in range(3):
         with contextlib.suppress(OSError):
             os.rename(whole, folder)
-            return _open(folder)
+            return read(folder)
         try:
-            return _open(folder)
-        except (OSError, ValueError, KeyError, TypeError, BardletError):  # what is there is damaged: out of the way
+            return read(folder)
+        except DAMAGE:  # what is there is damaged: out of the way
             with contextlib.suppress(FileNotFoundError):
                 os.rename(folder, whole.parent / f"damaged-{time.time_ns()}")
     raise BardletError(f"{folder}: cannot be replaced: remove it by hand")

@@ -204,15 +204,16 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
-def compile_blocks(model: nn.Module, on: bool = True) -> None:
+def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> None:
     """Have torch.compile translate the blocks of `model`: one graph, shared by all of them; or take that back.
 
-    A list inside a block (its heads) is part of the block's graph, and not compiled once more.
+    A list inside a block (its heads) is part of the block's graph, and not compiled once more. `widths`: batches have
+    different sizes, which one graph is to serve.
     """
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
     for block in _blocks(model):
         if on:
-            block.compile(dynamic=False)
+            block.compile(dynamic=widths)
         else:
             block._compiled_call_impl = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ class Score:
     tokens: int
 
 
+ROWS = 64
+"""Rows of a batch of an evaluation."""
 LARGE = 128 * 2**20
 """Bytes that the widest tensor of an evaluation may have in float32: a few of them are there at once."""
 
@@ -38,8 +40,8 @@ def rows_at_once(shape: ModelConfig, length: int, most: int = LARGE) -> int:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32",
-              rows: int = 64) -> float:
-    """The mean next-token loss in nats over every unmasked target of `batches`.
+              rows: int = 64, loss: Callable[[nn.Module, Batch], torch.Tensor] = next_token) -> float:
+    """The mean loss in nats over every unmasked target of `batches`; `loss` gives the sum of a batch.
 
     The sums of the batches are added in float64 on the host. `dtype` is the precision of the matrix products. At most
     `rows` rows go through the model at once: a batch of more is cut into pieces.
@@ -49,7 +51,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, 
         for start in range(0, len(batch["target"]), rows):
             piece = {name: t[start : start + rows].to(device) for name, t in batch.items()}
             with autocast(dtype, device):
-                total += next_token(model, piece).item()
+                total += loss(model, piece).item()
         tokens += count_targets(batch)
     return total / tokens if tokens else math.nan
 
@@ -65,3 +67,31 @@ def score(loss: float, tokens: int, characters: int, size: int, first: str = "")
     nats = loss * (tokens - 1)
     characters, size = characters - len(first), size - len(first.encode())
     return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens - 1)
+
+
+# ---------------------------------------------------------------- translations
+
+
+@dataclass(frozen=True)
+class TranslationScore:
+    """BLEU and chrF of a translation, 0 to 100, as sacreBLEU computes them; its signatures say how."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+    lines: int
+
+
+def translation_score(translated: Sequence[str], references: Sequence[str],
+                      lowercase: bool = False) -> TranslationScore:
+    """How close translations are to one reference each (Papineni et al. 2002; Popovic 2015; Post 2018, sacreBLEU).
+
+    lowercase: capitals do not count, which the signature says (`case:lc`).
+    """
+    from sacrebleu.metrics import BLEU, CHRF  # half a second
+
+    bleu, chrf = BLEU(lowercase=lowercase), CHRF(lowercase=lowercase)
+    scores = [metric.corpus_score(list(translated), [list(references)]).score for metric in (bleu, chrf)]
+    signatures = [str(metric.get_signature()) for metric in (bleu, chrf)]  # once it has seen the references
+    return TranslationScore(scores[0], scores[1], signatures[0], signatures[1], len(translated))

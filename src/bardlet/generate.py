@@ -20,14 +20,15 @@ from bardlet.models.decoding import Columns
 from bardlet.models.layers import KVCache
 
 
-def prefill(model: Any, idx_BT: Tensor, length_B: Tensor, cache: KVCache) -> Tensor:
+def prefill(model: Any, idx_BT: Tensor, length_B: Tensor, cache: KVCache, prefix_B: Tensor | None = None) -> Tensor:
     """Feeds the first length_B tokens (int64, at least 1) of each row of idx_BT (int64) to the cache.
 
     Rows are padded on the right with any id: causality hides the padding from the tokens before it, and the next
-    token overwrites it. Returns the logits of the token after each row's last: (B, V).
+    token overwrites it. prefix_B: so many tokens of each row see each other both ways. Returns the logits of the token
+    after each row's last: (B, V).
     """
     start_B = cache.length_B.clone()
-    x_BTC = model.states(idx_BT, cache)
+    x_BTC = model.states(idx_BT, cache, prefix_B=prefix_B)
     cache.length_B.copy_(start_B + length_B)
     return model.logits(x_BTC[torch.arange(len(idx_BT), device=idx_BT.device), length_B - 1])
 

@@ -65,7 +65,11 @@ def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
     config: ModelConfig = model.config
     ids = {"bos_token_id": words.eos_id, "eos_token_id": words.eos_id, "pad_token_id": words.pad_id}
     # explicit nulls: transformers would put GPT-2's 50256 where the key is missing, outside a small vocabulary
+    if config.model == "encdec":  # its decoder begins with padding, as those of Hugging Face do
+        ids = {**ids, "decoder_start_token_id": words.pad_id, "forced_eos_token_id": None}
     files.write_json(folder / "config.json", {**type(model).to_hf(config), **ids, "dtype": "float32"})
+    if config.model == "encdec":
+        ids = {**ids, "max_length": config.block_size}  # transformers would stop after 20 tokens
     files.write_json(folder / "generation_config.json", ids)
     with files.writing(folder / "tokenizer.json", len(words.json.encode())):
         words.save(folder, model_max_length=config.block_size)
@@ -84,6 +88,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     """The shape that a folder's config.json describes; what bardlet cannot compute is an error that says so."""
     values = files.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
+    family = models.MODEL_TYPES.get(family, family)
     if family not in models.FAMILIES:
         raise BardletError(f"{folder / 'config.json'}: model_type {shown(values.get('model_type'))} is not one that "
                            f"bardlet computes ({', '.join(models.FAMILIES)}): use transformers for it")

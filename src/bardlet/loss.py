@@ -36,6 +36,28 @@ def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits_BTV.reshape(-1, V).float(), target, ignore_index=IGNORE, reduction="sum")
 
 
+def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: bool = False) -> torch.Tensor:
+    """The cross-entropy of each token of the targets, summed.
+
+    Args:
+        model: an encoder-decoder where `batch` has a `source` beside the target, else a decoder-only model.
+        batch: as `pairs.Format` makes it.
+        smoothing: the part of each target that is spread evenly over the vocabulary (Szegedy et al. 2016, *Rethinking
+            the Inception Architecture*, section 7).
+        prefix: a decoder-only model sees the source both ways.
+
+    Returns:
+        A scalar in nats, float32. The head is computed only where there is a target.
+    """
+    where_BT = batch["target"] != IGNORE
+    if "source" in batch:
+        logits_NV = model(batch["source"], batch["idx"], batch["source_length"], where_BT=where_BT)
+    else:
+        logits_NV = model(batch["idx"], prefix_B=batch["prefix"] if prefix else None, where_BT=where_BT)
+    target_N = batch["target"][where_BT]
+    return F.cross_entropy(logits_NV.float(), target_N, reduction="sum", label_smoothing=smoothing)
+
+
 def count_targets(batch: Batch) -> int:
     """How many targets of `batch` the loss is taken on."""
     return int((batch["target"] != IGNORE).sum())

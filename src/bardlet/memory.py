@@ -129,7 +129,15 @@ def _parameters(t: Trainer) -> int:
 
 def _windows(t: Trainer) -> int:
     """Bytes of the global batch while it is cut out of the text: tokens, targets, places and copies of them."""
-    return 40 * t.config.batch_size * t.config.grad_accum * t.config.block_size
+    return 40 * t.config.tokens_per_step
+
+
+def _micro_batch(t: Trainer) -> tuple[int, int]:
+    """(rows, width): the largest micro-batch of a process, in rows and in tokens of a row."""
+    if t.stage.widest is None:
+        return t.config.batch_size // t.dist.world, t.config.block_size
+    rows, width = t.stage.widest()["target"].shape
+    return rows // (t.config.grad_accum * t.dist.world), width
 
 
 def at_most(t: Trainer) -> int:
@@ -138,10 +146,11 @@ def at_most(t: Trainer) -> int:
     `fixed`, UPDATE for each parameter, and for each token of a micro-batch
     4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V): L layers, C channels, I inner ones, H heads, T positions, V vocabulary.
     """
-    m, T = t.model.config, t.config.block_size
-    layers = m.n_layer * (30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T)
+    m, (rows, T) = t.model.config, _micro_batch(t)
+    blocks = 2 * m.n_layer + m.n_encoder_layer if m.n_encoder_layer else m.n_layer  # with cross-attention nearly two
+    layers = blocks * (30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T)
     token = 4 * (layers + 60 * m.n_embd + 20 * m.vocab_size)
-    return fixed(t) + UPDATE * _parameters(t) + t.config.batch_size // t.dist.world * T * token
+    return fixed(t) + UPDATE * _parameters(t) + rows * T * token
 
 
 def saved(t: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, int]]:
@@ -181,7 +190,7 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     slack, transient = HEAP[t.dist.device.type]
     shared = 2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0  # `fixed` has counted them
     found: list[Counter[tuple[int, int]]] = [Counter()]
-    first = {name: x[:1] for name, x in t.stage.batch(0).items()}
+    first = {name: x[:1] for name, x in (t.stage.widest() if t.stage.widest else t.stage.batch(0)).items()}
     t.model.train()
     for rows in (1, 2):
         try:
@@ -216,7 +225,7 @@ def rows_that_fit(t: Trainer) -> tuple[int, int, int]:
     As many as `t.config` asks for where they fit or nobody knows; 0 where not even one does, or what the run keeps is
     too much already. needed: the bytes that have to be free for one row; free: those that this process may take.
     """
-    rows, needed, free = t.config.batch_size // t.dist.world, 0, free_here(t.dist)
+    rows, needed, free = _micro_batch(t)[0], 0, free_here(t.dist)
     if free is not None and at_most(t) > LITTLE * free:
         room, update = free - fixed(t), UPDATE * _parameters(t)
         row = per_row(t, SHARE * room) if room >= update else 0
@@ -235,13 +244,20 @@ def fit_micro_batches(t: Trainer) -> None:
     Raises BardletError where not even one row for each process fits, with what is needed and what is free.
     """
     c, world, length = t.config, t.dist.world, min(256, t.config.block_size)
+    asked, width = _micro_batch(t)
     rows, needed, free = rows_that_fit(t)
     if rows < 1:
-        what = "--batch-size" if _windows(t) > free // 2 else "--block-size, --n-embd or --n-layer"
-        raise BardletError(f"training does not fit into memory: by single windows of {c.block_size:,} tokens it wants "
+        what = ("--batch-tokens" if c.parallel else "--batch-size") if _windows(t) > free // 2 else (
+            "--block-size, --n-embd or --n-layer")
+        raise BardletError(f"training does not fit into memory: by single rows of {width:,} tokens it wants "
                            f"{_in_words(needed)} or more, {_in_words(free)} are free; take a smaller {what}")
-    total = c.batch_size // world * c.grad_accum
-    if rows < c.batch_size // world:
+    if rows < asked and c.parallel:
+        pieces = -(-asked // rows)
+        t.config = replace(c, batch_tokens=max(1, c.batch_tokens // pieces), grad_accum=c.grad_accum * pieces)
+        log.warning("%s of memory are free, too little for --batch-tokens %d: a step is computed in %d micro-batches",
+                    _in_words(free), c.batch_tokens, t.config.grad_accum)
+    elif rows < asked:
+        total = c.batch_size // world * c.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)
         t.config = replace(c, batch_size=rows * world, grad_accum=total // rows)
         log.warning("%s of memory are free, too little for --batch-size %d: a step is computed in %d micro-batches "

@@ -1,7 +1,8 @@
 """Pretraining as a stage: settings and a text become a `Trainer`, with its steps planned and its blocks compiled.
 
-Other stages start from the same parts: `assemble` makes a run of any batches and any loss, `choose_compile` and
-`plan_steps` decide what the clock and the compiler decide.
+Other stages start from the same parts: `trainer` makes a run of any batches and any loss, `choose_compile` and
+`plan_steps` decide what the clock and the compiler decide. The commands call a stage by the names of this file: `find`,
+`prepare`, `new_trainer`, `assemble`, `said`, `expect`, `conclude`; `translation.py` has the same ones.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ log = logging.getLogger("bardlet")
 
 
 # ---------------------------------------------------------------- the text
+
+
+def find(config: TrainConfig) -> corpus.Corpus:
+    """The text that the settings name."""
+    return corpus.find(config.text, config.field)
 
 
 def prepare(found: corpus.Corpus, config: TrainConfig, words: Tokenizer | None, dist: Dist,
@@ -129,10 +135,12 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
+    if "encdec" in (config.model, base and base[0].config.model):
+        raise BardletError("an encoder-decoder translates: name its pairs, with --source F --target F or --pair de-en")
     if not base and (unused := config.unused(given)):
         log.warning("%s: not used, %s does not have that", ", ".join(unused), config.model)
     config = settled(config, dist)
-    found = corpus.find(config.text, config.field)
+    found = find(config)
     plan = seen = None
     if config.minutes is not None and base is None and config.model in budget.MODELS:
         ready, seen, plan = _choose(found, config, {*given, *in_file}, dist, begun, progress)
@@ -142,7 +150,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     torch.manual_seed(config.seed)
     if base:
         model = base[0]
-        config = _as_model(config, model.config, given)
+        config = as_model(config, model.config, given)
         config.unused(set(given) - set(DECIDED))
     else:
         shape = config.model_config(ready.tokenizer.vocab_size)
@@ -203,12 +211,12 @@ def _left(until: float, dist: Dist) -> float:
     return max(1.0, dist.from_main(int(1000 * (until - time.monotonic()))) / 1000)
 
 
-DECIDED = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings", "activation", "tokenizer",
-           "vocab_size")
+DECIDED = ("model", "n_layer", "n_encoder_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings",
+           "activation", "tokenizer", "vocab_size")
 """The settings that the weights of --init decide."""
 
 
-def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
+def as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its windows may be shorter than theirs."""
     ignored = ["--" + name.replace("_", "-") for name in DECIDED if name in given]
     if ignored:
@@ -216,7 +224,8 @@ def _as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -
     asked = "block_size" in given or config.block_size != TrainConfig.block_size
     block = min(shape.block_size, config.block_size) if asked else shape.block_size
     return replace(config, model=cast(Any, shape.model), n_layer=shape.n_layer, n_head=shape.n_head,
-                   n_kv_head=shape.n_kv_head, n_embd=shape.n_embd, n_inner=shape.n_inner,
+                   n_encoder_layer=shape.n_encoder_layer or None, n_kv_head=shape.n_kv_head, n_embd=shape.n_embd,
+                   n_inner=shape.n_inner,
                    block_size=block, tie_embeddings=shape.tie_embeddings)
 
 
@@ -247,7 +256,7 @@ def _compiled_folder() -> Path:
 
 def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist,
              record: dict[str, Any], resumed: bool = False) -> Trainer:
-    """A `Trainer` at step 0, settings resolved: device, precision, threads, optimizers, stage.
+    """A `Trainer` at step 0 that learns the text, settings resolved: device, precision, threads, optimizers, stage.
 
     Args:
         record: what run.toml says happened, to which more is added.
@@ -257,15 +266,26 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
         raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
                            f"take a multiple of {dist.world}")
     config = settled(config, dist)
-    model.to(dist.device)
-    stage = next_token_stage(ready, config, dist, record)
-    record["parameters"] = sum(p.numel() for p in model.parameters())
-    machine = distributed.machine(dist, config.dtype, config.threads or 1)
-    t = Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
-                State(steps=config.steps or 0, replans=list(config.replans[:1])))
+    t = trainer(run, model, next_token_stage(ready, config, dist, record), config, dist, record)
     if not resumed:
         memory.fit_micro_batches(t)
     return t
+
+
+def trainer(run: Path, model: Any, stage: Stage, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Trainer:
+    """A `Trainer` at step 0 of any stage, on settings that are `settled`."""
+    model.to(dist.device)
+    record["parameters"] = sum(p.numel() for p in model.parameters())
+    machine = distributed.machine(dist, config.dtype, config.threads or 1)
+    return Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
+                   State(steps=config.steps or 0, replans=list(config.replans[:1])))
+
+
+def said(t: Trainer, ready: Prepared) -> tuple[list[str], float]:
+    """What a plan says of the text, in lines, and how often the planned steps read it."""
+    return [f"text: {t.record['text']}, {ready.train_chars + ready.val_chars:,} characters in "
+            f"{ready.documents:,} document{'s' * (ready.documents != 1)}",
+            f"tokenizer: {ready.reason}"], t.state.steps * t.config.tokens_per_step / max(1, t.record["tokens"])
 
 
 def expect(t: Trainer, ready: Prepared) -> None:
@@ -334,7 +354,7 @@ def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
 
     The folder lies in the compiler's own: who empties that empties both.
     """
-    rows = t.config.batch_size // t.dist.world
+    rows = t.config.tokens_per_step if t.config.parallel else t.config.batch_size // t.dist.world
     return _compiled_folder() / "models", {
         "bardlet": __version__, "compiler": distributed.compiler(t.dist.device),
         "machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
@@ -344,7 +364,7 @@ def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
 def _compile(t: Trainer) -> bool:
     """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
     log.info("compiling (the first time on a machine takes up to a minute)")
-    distributed.compile_blocks(t.model)
+    distributed.compile_blocks(t.model, widths=t.config.parallel)
     try:
         clock.seconds_per_step(t, 1)
     except Exception as error:

@@ -137,6 +137,24 @@ def _mend(text: str, source: Source, notice: Notice) -> str:
     return text
 
 
+def decoded_lines(file: IO[bytes], name: str) -> Iterator[str]:
+    """The lines of an open file as they come, without their ends and the white space around them.
+
+    BardletError, with line and byte, for what is no UTF-8 text.
+    """
+    offset, source = 0, Source(Path(name), name)
+    for number, line in enumerate(file, 1):
+        text = line[3:] if number == 1 and line.startswith(b"\xef\xbb\xbf") else line
+        try:
+            decoded = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(source, offset + error.start, number, text[error.start]) from None
+        if "\0" in decoded:
+            raise BardletError(f"{name}: line {number} has a NUL, so this is binary, no text: pipe in lines of text")
+        offset += len(line)
+        yield decoded.strip()
+
+
 def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
     """(place, text) of each line of a .jsonl file, one line in memory at a time."""
     offset = 0

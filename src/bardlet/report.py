@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bardlet import checkpoint
+from bardlet import checkpoint, files
 from bardlet.config import TrainConfig, changed
 from bardlet.errors import BardletError
 
@@ -68,13 +68,57 @@ A sample (temperature 0.8, top-k 50, seed 0), not selected:
 
 {_how_to_use(run, config)}
 
-Settings that differ from bardlet's defaults (all of them are in run.toml):
+{_settings(config)}
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
+def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
+    """README.md of the run folder of a model that translates."""
+    kind = "An encoder-decoder" if config.model == "encdec" else f"A decoder-only {config.model} model"
+    auto = "Seq2SeqLM" if config.model == "encdec" else "CausalLM"
+    card = f"""# {title(run, record)}
+
+{kind} with {record["parameters"]:,} parameters that translates, trained by bardlet on the pairs of {record["text"]}.
+
+| | |
+| --- | --- |
+| BLEU, chrF of the held-out pairs, greedy | {record["bleu"]:.1f}, {record["chrf"]:.1f} |
+| sacreBLEU's signature | {record["bleu_signature"]} |
+| validation loss | {loss_in_words(record)} |
+| weights | {_selected(record)} |
+| steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
+| pairs | {record["documents"]:,} |
+| machine | {record["machine"]["processor"]}, {record["machine"]["dtype"]}, torch {record["machine"]["torch"]} |
+
+![loss](loss.png)
+
+Some held-out sentences (greedy, not selected; in brackets the reference):
+
+```
+{sample.replace("```", "'''")}
+```
+
+Translate lines with `bardlet translate {run} < LINES`, or load it anywhere:
+
+```python
+from transformers import AutoModelFor{auto}, AutoTokenizer
+
+model = AutoModelFor{auto}.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}")
+```
+
+{_settings(config)}
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
+def _settings(config: TrainConfig) -> str:
+    return f"""Settings that differ from bardlet's defaults (all of them are in run.toml):
 
 ```
 {chr(10).join(f"{name} = {value}" for name, value in changed(config).items() if name != "replans")}
-```
-"""
-    (run / "README.md").write_text(card, encoding="utf-8")
+```"""
 
 
 def loss_in_words(record: dict[str, Any]) -> str:
@@ -129,3 +173,37 @@ def trackers(config: TrainConfig, run: Path) -> list[Callable[[int, dict[str, fl
         wandb.init(project=config.wandb, name=run.name, dir=str(run))
         tell.append(lambda step, values: wandb.log(values, step=step))
     return tell
+
+
+def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) -> None:
+    """Draw cross-attention as a PNG: a panel for each layer and head, a row for each target token.
+
+    Args:
+        maps: (L, H, T, S), each row with the sum 1.
+        source, target: the S and T tokens as text.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    layers, heads, T, S = maps.shape
+    size = (heads * (0.6 + 0.16 * S) + 1, layers * (0.7 + 0.16 * T) + 1)
+    figure, grid = plt.subplots(layers, heads, figsize=size, dpi=110, layout="constrained", squeeze=False)
+    for layer in range(layers):
+        for head in range(heads):
+            axes = grid[layer][head]
+            axes.imshow(maps[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+            axes.set_xticks(range(S), [shown_token(t) for t in source], rotation=90, fontsize=6)
+            axes.set_yticks(range(T), [shown_token(t) for t in target] if head == 0 else [""] * T, fontsize=6)
+    figure.supxlabel("source token that is looked at", fontsize=9)
+    figure.supylabel("target token that is being written", fontsize=9)
+    with files.writing(path):
+        figure.savefig(path)
+    plt.close(figure)
+
+
+def shown_token(text: str) -> str:
+    """A token as a label: its spaces seen, and no sign that matplotlib takes for mathematics."""
+    return (text.strip("\n").replace(" ", "\u00b7").replace("$", r"\$") or "\u00b7")[:16]

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardlet import files
 from bardlet.errors import BardletError, brief
@@ -38,6 +38,7 @@ SEPARATOR = "<|endoftext|>"  # begins and ends a document
 PAD = "<|pad|>"
 BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 SMALLEST_BPE = 256 + len(BPE_SPECIAL)
+LOWERCASE = {"type": "Lowercase"}  # the normalizer that a bpe may have
 
 PIECE = 1 << 14  # characters given to the library at once: many small pieces keep all cores busy
 BATCH = 32  # pieces in flight; what bounds the memory of encoding
@@ -126,6 +127,11 @@ class Tokenizer:
         if self.kind != "char":
             return None
         return "".join(c for c, i in sorted(self.vocab.items(), key=lambda ci: ci[1]) if i not in self.special)
+
+    @property
+    def lowercase(self) -> bool:
+        """Whether capitals are made small before anything else."""
+        return json.loads(self.json).get("normalizer") == LOWERCASE
 
     # -- text to ids
 
@@ -340,8 +346,11 @@ def train_byte(separator: bool) -> Tokenizer:
     return _finish(inner, separator)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool = False, closed: bool = False) -> Tokenizer:
     """Byte-level BPE: six special tokens (ids 0 to 5), the 256 bytes, then merges, the most frequent first.
+
+    lowercase: the tokenizer itself makes every text lower case. closed: transformers is to put <|endoftext|> behind
+    each text that it encodes, as the models for translation of Hugging Face expect; `encode` never does.
 
     Reads `texts` until it has met DISTINCT bytes of different words (never, in spaced languages of a
     few hundred MB; soon, in text without spaces): that bounds the trainer's memory. Deterministic.
@@ -355,6 +364,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     inner.decoder = decoders.ByteLevel()
+    if lowercase:
+        inner.normalizer = normalizers.Lowercase()
+    if closed:
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {SEPARATOR}", pair=f"$A {SEPARATOR} $B {SEPARATOR}", special_tokens=[(SEPARATOR, 0)]
+        )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[AddedToken(t, special=True, normalized=False) for t in BPE_SPECIAL],
@@ -468,7 +483,8 @@ def _growth(rules: Any) -> int:
 def _kind(data: dict[str, Any], ordinary: int) -> str:
     """Which of our pipelines a tokenizer.json is; ordinary: how many tokens are not special."""
     model, before, after = data["model"], data.get("pre_tokenizer") or {}, data.get("decoder") or {}
-    if data.get("normalizer"):
+    lowercase = data.get("normalizer") == LOWERCASE and model["type"] == "BPE" and before.get("use_regex")
+    if data.get("normalizer") and not lowercase:
         return "other"
     if model["type"] == "WordLevel":
         single = all(len(token) == 1 for token in model["vocab"]) and after.get("type") == "Fuse"

@@ -44,6 +44,8 @@ class Stage:
     """The validation loss (nats per term) of a model in eval mode."""
     place: Callable[[int], str] = lambda step: f"batch {step + 1}"
     """Where the batch of a step lies in the data, in words."""
+    widest: Callable[[], Batch] | None = None
+    """A batch that takes as much memory as any; None: they all take the same."""
 
 
 @dataclass

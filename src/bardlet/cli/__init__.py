@@ -21,7 +21,8 @@ COMMANDS = {
     "train": "train a model on a text",
     "resume": "go on exactly where a run stopped",
     "sample": "let a model write",
-    "eval": "the loss of a model on a text",
+    "translate": "lines in, translations out",
+    "eval": "the loss of a model on a text, or how well it translates",
     "ladder": "every rung of the lecture on the same text, and a report",
     "doctor": "what is wrong with this machine, or with a run",
     "data": "the named corpora: where they are, and getting them",
@@ -33,7 +34,7 @@ HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, unders
   bardlet sample runs/my-qwen3         let it write
 
 Commands:
-{chr(10).join(f"  {name:8} {what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:9} {what}" for name, what in COMMANDS.items())}
 
 `bardlet COMMAND --help` lists the settings of a command; --debug shows the traceback of an error.
 """
@@ -65,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(argv[0], argv[1:])
     except BrokenPipeError:  # `bardlet sample ... | head`
         _hush()
-        return 0 if argv[0] == "sample" else 141  # what was cut short elsewhere is work that was not done
+        # what was cut short elsewhere is work that was not done
+        return 0 if argv[0] in ("sample", "translate") else 141
     except (BardletError, OSError, MemoryError, KeyboardInterrupt) as error:
         if debug:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,14 +27,20 @@ log = logging.getLogger("bardlet")
 
 @dataclass(frozen=True)
 class Command:
-    """The loss of a model: on the validation part of its own text, or on all of another text."""
+    """The loss of a model on the validation part of its own text, or on another text; BLEU of one that translates."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
+    """A run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model."""
     text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Named corpora, files, folders or globs, read whole; none: the validation part of the run's text."""
     field: str = "text"
     """The field of a .jsonl record that holds its text."""
+    source: str | None = None
+    """Of a model that translates: the file to translate. None: the pairs that were held out."""
+    target: str | None = None
+    """The file with the translations of --source, line by line: BLEU and chrF are measured against it."""
+    beam: int = 1
+    """Of a model that translates: how many hypotheses are followed side by side."""
     protocol: Literal["full", "random"] = "full"
     """full: every token once, in windows side by side; random: 200 batches of 64 random windows, as nanoGPT does."""
     context: int | None = None
@@ -57,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist, hf
 
     folder = Path(command.run)
+    if command.source or command.target or _translates(folder):
+        return translated(command, folder)
     model, words = hf.read_folder(folder)
     device = dist.pick_device(command.device)
     dist.settle(None, False, device)
@@ -68,6 +77,58 @@ def main(argv: Sequence[str]) -> int:
                 f"{result.bits_per_byte:.4f} bits per byte, over {result.tokens:,} tokens")
     if command.json:
         console.say_json({**asdict(result), "skipped_characters": skipped})
+    return 0
+
+
+def _translates(folder: Path) -> bool:
+    """Whether a folder holds a model that was trained on pairs."""
+    from bardlet import checkpoint, hf
+
+    if (folder / "run.toml").exists():
+        return checkpoint.settings(folder, changed=True)[0].parallel
+    return folder.is_dir() and hf.read_model_config(folder).model == "encdec"
+
+
+def translated(command: Command, folder: Path) -> int:
+    """BLEU and chrF of a model that translates; returns the exit code."""
+    from bardlet import checkpoint, dist, evaluate, pairs, translate, translation
+    from bardlet.cli.translate import load
+
+    if command.text:
+        raise BardletError(f"{' '.join(command.text)}: this model translates; name pairs with --source F --target F")
+    if bool(command.source) != bool(command.target):
+        raise BardletError("--source and --target belong together: name both files")
+    model, words, how = load(folder, command.beam, 1.0, 64)
+    device = dist.pick_device(command.device)
+    dist.settle(None, False, device)
+    model.to(device)
+    if command.dtype == "bf16":
+        model.bfloat16()
+    if command.source and command.target:
+        read = pairs.read_pairs(Path(command.source), Path(command.target))
+        source, reference, what = [a for a, _ in read], [b for _, b in read], f"{command.source} to {command.target}"
+    else:
+        if not (folder / "run.toml").exists():
+            raise BardletError(f"{folder}: no run.toml in it, so its pairs are not known; name some with --source F "
+                               "--target F")
+        config, record = checkpoint.settings(folder, changed=True)
+        found = translation.find(config)
+        if found.hash != record.get("text_hash"):
+            log.warning("the pairs of %s are not those that the run trained on any more; what is held out of them may "
+                        "have been learned from", found.name)
+        source, reference = translation.held_out_lines(pairs.prepare(found, words), config)
+        what = f"pairs of {found.name} that were held out"
+    if not source:
+        raise BardletError(f"{what}: there is no line in it")
+    begun = time.monotonic()
+    made = translate.lines(model, words, source, how)
+    seconds = time.monotonic() - begun
+    score = evaluate.translation_score(made, reference, words.lowercase)
+    console.say(f"{what}: BLEU {score.bleu:.2f}, chrF {score.chrf:.2f}, over {score.lines:,} lines "
+                f"({score.lines / seconds:.0f} a second, {'greedy' if command.beam == 1 else f'beam {command.beam}'})")
+    console.say(f"sacreBLEU: {score.bleu_signature}; {score.chrf_signature}")
+    if command.json:
+        console.say_json({**asdict(score), "seconds": round(seconds, 3), "beam": command.beam})
     return 0
 
 

@@ -18,7 +18,7 @@ from bardlet.config import TrainConfig
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.data import Prepared, Progress
+    from bardlet.data import Progress
     from bardlet.dist import Dist
     from bardlet.train import Trainer
 
@@ -74,11 +74,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
-                progress: Progress | None) -> tuple[Trainer, Prepared]:
+                progress: Progress | None) -> tuple[Trainer, Any]:
     """The run as it began: it has no checkpoint yet, so nothing is lost; its settings and their plan stay."""
     from bardlet import pretrain
 
-    trainer, data = pretrain.new_trainer(config, dist, None, progress=progress, run=run)
+    trainer, data = train.stage_of(config).new_trainer(config, dist, None, progress=progress, run=run)
     _same_text(run, record, trainer.record["text"], trainer.record["text_hash"], command)
     trainer.record = {**record, **trainer.record}
     pretrain.choose_compile(trainer)
@@ -86,11 +86,12 @@ def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Di
 
 
 def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
-              progress: Progress | None) -> tuple[Trainer, Prepared]:
+              progress: Progress | None) -> tuple[Trainer, Any]:
     """The run as its newest whole checkpoint left it; with other --steps when that was asked for."""
-    from bardlet import checkpoint, corpus, hf, pretrain, tokenizer
+    from bardlet import checkpoint, hf, pretrain, tokenizer
     from bardlet.train import restore
 
+    stage = train.stage_of(config)
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
@@ -98,15 +99,15 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     checkpoint.verify_root(run, folder)
     words = tokenizer.load(run)
     try:
-        found = corpus.find(config.text, config.field)
+        found = stage.find(config)
     except BardletError as error:
         raise BardletError(f"{run}: its text cannot be read ({error}); a path is relative to the folder in which the "
                            "run began: resume from there") from None
     _same_text(run, record, found.name, found.hash, command)
-    data = pretrain.prepare(found, config, words, dist, progress)
+    data = stage.prepare(found, config, words, dist, progress)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
-    trainer = pretrain.assemble(run, model, data, config, dist, record, resumed=True)
+    trainer = stage.assemble(run, model, data, config, dist, record, resumed=True)
     if config.compile == "on":
         pretrain.choose_compile(trainer)
     before = checkpoint.read_facts(folder)["machine"]

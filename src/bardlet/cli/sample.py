@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     dist.keep_freed_memory()
     folder = Path(command.run)
     model, words = hf.read_folder(folder)
+    if model.config.model == "encdec":
+        raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
     documents = 2
     if (folder / "run.toml").exists():
         try:

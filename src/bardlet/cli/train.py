@@ -17,11 +17,10 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import ModelConfig, TrainConfig, read_toml, settings_in
+from bardlet.config import PARALLEL, ModelConfig, TrainConfig, read_toml, settings_in
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.data import Prepared
     from bardlet.train import State, Trainer
 
 log = logging.getLogger("bardlet")
@@ -54,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist as distributed
     from bardlet.cli import resume
 
+    stage = stage_of(config)
     if _started_again(command):
         return resume.main([str(command.out), *(["--json"] if command.json else [])])
     begun = time.monotonic()
@@ -63,13 +63,13 @@ def main(argv: Sequence[str]) -> int:
                  for word in argv if word.startswith("--")}
         in_file = settings_in(Path(command.config)) if command.config else set()
         with console.preparing(dist.main) as progress:
-            trainer, data = pretrain.new_trainer(config, dist, command.out, given, progress, begun, in_file)
+            trainer, data = stage.new_trainer(config, dist, command.out, given, progress, begun, in_file)
         estimated = command.plan and "reasons" in trainer.record  # by the machine's speed, not by this model's steps
         if config.minutes is None:
             pretrain.choose_compile(trainer)
         elif not estimated:
             pretrain.plan_steps(trainer, config.minutes * 60, begun)
-        pretrain.expect(trainer, data)
+        stage.expect(trainer, data)
         for found in diagnosis.of_text(trainer.record):
             log.warning(found.said)
         if dist.main:
@@ -85,6 +85,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def stage_of(config: TrainConfig) -> Any:
+    """What these settings train: a file with the names of pretrain.py."""
+    from bardlet import pretrain, translation
+
+    return translation if config.parallel else pretrain
+
+
 def _started_again(command: Command) -> bool:
     """Whether torchrun starts this command again (--max-restarts), and it had begun its run."""
     from bardlet import checkpoint, heartbeat
@@ -97,12 +104,13 @@ def _started_again(command: Command) -> bool:
 
 
 def _defaults(argv: Sequence[str]) -> Command | None:
-    """The settings of `--config FILE`, which the rest of the command line goes before."""
+    """The settings of `--config FILE`, before which the rest of the command line goes; of pairs, encdec's."""
     words = [word.partition("=") for word in argv]
     files = [value or argv[i + 1] for i, (word, _, value) in enumerate(words)
              if word == "--config" and (value or i + 1 < len(argv))]
     if not files:
-        return None
+        of_pairs = {"--pair", "--source", "--target", *PARALLEL} & {word for word, _, _ in words}
+        return Command(model="encdec") if of_pairs else None  # what --model says goes before it
     settings, _ = read_toml(Path(files[-1]))
     replans = () if any(word in ("--steps", "--minutes") for word, _, _ in words) else settings.replans
     values = {f.name: getattr(settings, f.name) for f in fields(settings)} | {"replans": replans}
@@ -113,19 +121,19 @@ def _defaults(argv: Sequence[str]) -> Command | None:
     return Command(**values)
 
 
-def _say_plan(t: Trainer, data: Prepared) -> dict[str, Any]:
+def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     """Print text, tokenizer, model and plan, and return the plan's figures."""
     c, tokens = t.config, t.config.tokens_per_step
-    console.say(f"text: {t.record['text']}, {data.train_chars + data.val_chars:,} characters in "
-                f"{console.count(data.documents, 'document')}")
-    console.say(f"tokenizer: {data.reason}")
+    what, epochs = stage_of(c).said(t, data)
+    for line in what:
+        console.say(line)
     console.say(f"model: {c.model}, {_shape(t.model.config)}, context {c.block_size}, "
                 f"{t.record['parameters']:,} parameters")
     for reason in t.record.get("reasons", []):
         console.say(f"  {reason}")
-    epochs = t.state.steps * tokens / max(1, t.record["tokens"])
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
-    console.say(f"plan: {t.state.steps:,} steps of {tokens:,} tokens ({epochs:.1f} times the text), {optimizer}, "
+    console.say(f"plan: {t.state.steps:,} steps of {'up to ' if c.parallel else ''}{tokens:,} tokens "
+                f"({epochs:.1f} times the {'pairs' if c.parallel else 'text'}), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
                 f"{console.count(t.machine['threads'], 'thread')}"
                 + (f", to end within {_minutes(t.record['minutes'])}" if t.record.get("minutes") else ""))
@@ -152,13 +160,14 @@ def _shape(model: ModelConfig) -> str:
     if model.model == "bigram":
         return "a table"
     counts = ((model.n_layer, "layer"), (model.n_head, "head"), (model.n_embd, "channel"))
-    return ", ".join(console.count(number, what) for number, what in counts)
+    encoder = f"{model.n_encoder_layer} and " if model.n_encoder_layer else ""
+    return encoder + ", ".join(console.count(number, what) for number, what in counts)
 
 
 # ---------------------------------------------------------------- to the end
 
 
-def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:
+def run_to_end(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
     """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints."""
     from bardlet import checkpoint, files, heartbeat, lock
     from bardlet.signals import Stopped
@@ -191,7 +200,7 @@ def run_to_end(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str
             raise
 
 
-def _fit(t: Trainer, data: Prepared, resumed_from: int | None) -> None:
+def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
     from bardlet import clock, diagnosis, hf, report
     from bardlet.train import fit, write_run
 
@@ -238,18 +247,22 @@ def _diagnose(t: Trainer, told: set[str]) -> None:
             log.warning(found.said)
 
 
-def _summary(t: Trainer, data: Prepared, resumed_from: int | None) -> dict[str, Any]:
-    from bardlet import pretrain, report
+def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
+    from bardlet import report
 
-    facts, sample = pretrain.conclude(t, data)
+    facts, sample = stage_of(t.config).conclude(t, data)
     console.say(f"\n{sample}\n")
     console.say(f"validation loss {report.loss_in_words(facts)} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}); {facts['steps']:,} steps in {console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
         console.say(f"expected: {_band(expected)} nats per character; came: {facts['nats_per_char']:.4f}")
-    console.say(f"the run is in {t.run}: sample with `bardlet sample {t.run}`, see {t.run / 'loss.png'}")
+    if t.config.parallel:
+        console.say(f"held-out pairs: BLEU {facts['bleu']:.1f}, chrF {facts['chrf']:.1f} ({facts['bleu_signature']})")
+    use = "translate" if t.config.parallel else "sample"
+    console.say(f"the run is in {t.run}: {use} with `bardlet {use} {t.run}`, see {t.run / 'loss.png'}")
     return {"run": str(t.run), "steps": t.state.step, "resumed_from": resumed_from,
             "seconds": round(t.state.seconds, 3), "train_loss": facts.get("train_loss"),
             "val_loss": facts["val_loss"], "nats_per_char": facts["nats_per_char"], "expected": facts.get("expected"),
             "selected_by": facts["selected_by"],
-            "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"]}
+            "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
+            **{name: facts[name] for name in ("bleu", "chrf") if name in facts}}

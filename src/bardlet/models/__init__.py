@@ -30,7 +30,10 @@ FAMILIES = {
     "qk-norm": "bardlet.models.ladder:QKNormModel",
     "gpt2": "bardlet.models.gpt2:GPT2",
     "qwen3": "bardlet.models.qwen3:Qwen3",
+    "encdec": "bardlet.models.encdec:EncDec",
 }
+MODEL_TYPES = {"pegasus": "encdec"}
+"""Families whose Hugging Face layout has another name."""
 
 
 def load_class(name: str) -> Any:

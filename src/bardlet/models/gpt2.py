@@ -142,9 +142,14 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
         segment_BT: Tensor | None = None,
         prefix_B: Tensor | None = None,
+        where_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the token after each of idx_BT: (B, T, V); options as for `states`."""
-        return self.logits(self.states(idx_BT, cache, segment_BT, prefix_B))
+        """Logits of the token after each of idx_BT: (B, T, V); options as for `states`.
+
+        With where_BT (boolean) only where it is True, one after the other: (N, V).
+        """
+        x_BTC = self.states(idx_BT, cache, segment_BT, prefix_B)
+        return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
 
     def new_cache(
         self,

@@ -312,7 +312,7 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def init_weights(model: nn.Module, residual: tuple[str, ...], n_layer: int) -> None:
+def init_weights(model: nn.Module, residual: tuple[str, ...], n_layer: float) -> None:
     """Weights from a Gaussian of deviation 0.02, as in GPT-2's code, biases 0; norms stay as they are made, 1.
 
     The projections back into the residual stream, whose names end in one of `residual`, are scaled by

@@ -1,0 +1,146 @@
+"""`bardlet translate DIR`: lines of one language in, lines of the other out, in the same order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from bardlet.cli import console
+from bardlet.cli.options import parse
+from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    from bardlet.tokenizer import Tokenizer
+    from bardlet.translate import How
+
+CHUNK = 2048
+"""Lines that are read before the first is translated: among so many there are always some of similar lengths."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Translate standard input, or files, a sentence a line. As many lines come out as go in."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run folder of a model that was trained on pairs, or a Hugging Face folder with a pegasus model."""
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Files to translate, one after the other; none: standard input."""
+    beam: int = 1
+    """How many hypotheses are followed side by side; 1: always the likeliest token."""
+    length_penalty: float = 1.0
+    """The score of a hypothesis is the sum of log p over length to this power: above 1 longer, below 1 shorter."""
+    batch_size: int = 64
+    """Lines that are translated at once."""
+    attention: str | None = None
+    """Draw where the first line's translation looked, each layer and head of the cross-attention, into this PNG."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU where there is one."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the weights."""
+    json: bool = False
+    """Print one JSON object on one line, last, instead of the lines."""
+
+    def __post_init__(self) -> None:
+        for name, holds, what in (
+            ("beam", self.beam >= 1, "at least 1"), ("batch-size", self.batch_size >= 1, "at least 1"),
+            ("length-penalty", abs(self.length_penalty) <= 100, "a number from -100 to 100"),
+        ):
+            if not holds:
+                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: it must be {what}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    command = parse(Command, argv, "translate")
+    console.show_notices()
+    from bardlet import dist
+
+    dist.keep_freed_memory()
+    model, words, how = load(Path(command.run), command.beam, command.length_penalty, command.batch_size)
+    model.to(dist.pick_device(command.device))
+    if command.dtype == "bf16":
+        model.bfloat16()
+    if command.attention and not hasattr(model, "cross_attention"):
+        raise BardletError(f"--attention: {model.config.model} has no cross-attention to draw; leave it out")
+    lines, made, first = read(command.files), [], None
+    while chunk := list(islice(lines, CHUNK)):
+        done = in_order(model, words, chunk, how, None if command.json else console.say)
+        first = first or next(((source, text) for source, text in zip(chunk, done, strict=True) if text), None)
+        made += done
+    if not made:
+        raise BardletError("there is nothing to translate: standard input is empty; name a file, or pipe lines in"
+                           if not command.files else f"{', '.join(command.files)}: there is no line in it")
+    if command.attention:
+        draw(Path(command.attention), model, words, first)
+    if command.json:
+        console.say_json({"translations": made})
+    return 0
+
+
+def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tuple[Any, Tokenizer, How]:
+    """(model, tokenizer, how to translate) of a folder. BardletError for a model that does not translate."""
+    from bardlet import checkpoint, hf, translate
+
+    model, words = hf.read_folder(folder)
+    prefix_lm = False
+    if model.config.model != "encdec":
+        config = checkpoint.settings(folder, changed=True)[0] if (folder / "run.toml").exists() else None
+        if config is None or not config.parallel:
+            raise BardletError(f"{folder}: this {model.config.model} model was not trained to translate; train one "
+                               "with `bardlet train --pair de-en`, or with --source F --target F")
+        prefix_lm = config.prefix_lm
+    how = translate.How(beams, length_penalty, batch_size, prefix_lm)
+    translate.check(model, words, how)
+    return model, words, how
+
+
+def read(files: Sequence[str]) -> Iterator[str]:
+    """The lines of files, or of standard input. BardletError where they are no UTF-8 text."""
+    from bardlet import pairs
+    from bardlet.reading import decoded_lines
+
+    if files:
+        for file in files:
+            yield from pairs.read_lines(Path(file))
+    else:
+        yield from decoded_lines(sys.stdin.buffer, "standard input")
+
+
+def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, say: Any) -> list[str]:
+    """The translations of some lines; `say` hears each of them as soon as all before it are done."""
+    from bardlet import translate
+
+    done: dict[int, str] = {}
+    said = 0
+    for place, text in translate.stream(model, words, lines, how):
+        done[place] = text
+        while say and said in done:
+            say(done[said])
+            said += 1
+    return [done[i] for i in range(len(lines))]
+
+
+def draw(path: Path, model: Any, words: Tokenizer, pair: tuple[str, str] | None) -> None:
+    """The cross-attention of one sentence and its translation as a picture."""
+    import torch
+
+    from bardlet import report
+
+    if pair is None:
+        raise BardletError("--attention: no line with a translation to draw; give one that has words")
+    if path.suffix.lower() != ".png":
+        raise BardletError(f"--attention {path}: it draws a PNG; name a file that ends in .png")
+    ids = [[*map(int, words.encode(text)), int(words.eos_id or 0)][: model.config.block_size] for text in pair]
+    device = next(model.parameters()).device
+    source = torch.tensor([ids[0]], device=device)
+    target = torch.tensor([[int(words.pad_id or 0), *ids[1][:-1]]], device=device)  # what predicts ids[1]
+    maps = model.cross_attention(source, target)[:, 0].float().cpu().numpy()
+    labels = [[words.decode([i]) for i in side] for side in ids]
+    report.attention_maps(path, maps, *labels)
+    console.say_notice(f"the attention of the first line is drawn in {path}")

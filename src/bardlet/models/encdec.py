@@ -1,0 +1,424 @@
+"""The encoder-decoder (Vaswani et al. 2017, *Attention Is All You Need*): the other half of the lecture's picture.
+
+The encoder reads the whole source: no mask but that of the padding. The decoder is a GPT, with its triangular mask,
+and one thing more in each block: cross-attention, whose queries are its own and whose keys and values are the
+source's. Norms stand in front, as in GPT-2; positions are the paper's sinusoids, and one table of embeddings serves
+source, target and head. This is Pegasus' layout: the modules carry its names, `state_dict()` is the checkpoint.
+Shape suffixes: `layers.py`; S positions of the source, T of the target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bardlet.config import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.models import load_strictly, refuse, take
+from bardlet.models.decoding import product
+from bardlet.models.layers import (
+    ACTIVATIONS,
+    Dropout,
+    KVCache,
+    Store,
+    attention,
+    init_weights,
+    layer_store,
+    new_cache,
+    place,
+    remember,
+)
+
+Keys = tuple[Tensor, Tensor]  # k_BHSD, v_BHSD: what a sequence offers to those who ask it
+
+
+@dataclass
+class Memory:
+    """What a decoder sees of the sources; made once for each source.
+
+    keys: for each layer of the decoder its cross-attention's keys and values, two (B, H, S, D). seen: (B, 1, 1, S)
+    boolean, False where a source is padding. length_B: int64, how long each source is.
+    """
+
+    keys: list[Keys]
+    seen: Tensor
+    length_B: Tensor
+
+
+class Attention(nn.Module):
+    """Every position of x asks the positions whose keys and values it is given."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(C, C) for _ in range(4))
+
+    def offer(self, x_BSC: Tensor) -> Keys:
+        """The keys and values of a sequence: two (B, H, S, D)."""
+        return self._heads(self.k_proj(x_BSC)), self._heads(self.v_proj(x_BSC))
+
+    def forward(self, x_BTC: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
+        B, T, C = x_BTC.shape
+        y_BHTD = attention(self._heads(self.q_proj(x_BTC)), *keys, mask)
+        return self.out_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))  # the heads side by side again
+
+    def _heads(self, x_BTC: Tensor) -> Tensor:
+        B, T, C = x_BTC.shape
+        return x_BTC.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+
+
+class Block(nn.Module):
+    """A block of the encoder: attention to the whole source, then computation. That of the decoder adds one thing."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.self_attn_layer_norm = nn.LayerNorm(C, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.final_layer_norm = nn.LayerNorm(C, config.norm_eps)
+        self.fc1 = nn.Linear(C, config.n_inner)
+        self.fc2 = nn.Linear(config.n_inner, C)
+        self.act = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x_BSC: Tensor, seen: Tensor) -> Tensor:
+        h_BSC = self.self_attn_layer_norm(x_BSC)
+        x_BSC = x_BSC + self.dropout(self.self_attn(h_BSC, self.self_attn.offer(h_BSC), seen))
+        return x_BSC + self.dropout(self.mlp(self.final_layer_norm(x_BSC)))
+
+    def mlp(self, x_BTC: Tensor) -> Tensor:
+        """Every position thinks for itself."""
+        return self.fc2(self.act(self.fc1(x_BTC)))
+
+
+class CrossBlock(Block):
+    """A block of the decoder: attention to the target so far, to the source, then computation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.n_embd, config.norm_eps)
+        self.encoder_attn = Attention(config)
+
+    def forward(  # type: ignore[override]
+        self, x_BTC: Tensor, source: Keys, seen: Tensor, mask: Tensor | None = None, store: Store | None = None
+    ) -> Tensor:
+        h_BTC = self.self_attn_layer_norm(x_BTC)
+        keys = self.self_attn.offer(h_BTC)
+        if store is not None:
+            assert mask is not None
+            k_BTHD, v_BTHD = (x.transpose(1, 2) for x in keys)
+            keys = remember(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
+        x_BTC = x_BTC + self.dropout(self.self_attn(h_BTC, keys, mask))  # no mask: triangular
+        h_BTC = self.encoder_attn_layer_norm(x_BTC)
+        x_BTC = x_BTC + self.dropout(self.encoder_attn(h_BTC, source, seen))
+        return x_BTC + self.dropout(self.mlp(self.final_layer_norm(x_BTC)))
+
+
+class Stack(nn.Module):
+    """Blocks and a norm behind them: what stands under `encoder` and `decoder` in a checkpoint."""
+
+    def __init__(self, config: ModelConfig, block: type[Block], n_layer: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(block(config) for _ in range(n_layer))
+        self.layer_norm = nn.LayerNorm(config.n_embd, config.norm_eps)
+
+
+class Body(nn.Module):
+    """What stands under the prefix `model` in a checkpoint: everything, as the head is the table of embeddings."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.n_embd)
+        self.encoder = Stack(config, Block, config.n_encoder_layer)
+        self.decoder = Stack(config, CrossBlock, config.n_layer)
+
+
+class EncDec(nn.Module):
+    """An encoder-decoder: the ids of a source and of a target so far in, logits of the target's next token out."""
+
+    position_TC: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        self.dropout = Dropout(config.dropout)
+        self.register_buffer("position_TC", sinusoids(config.block_size, config.n_embd), persistent=False)
+        # the decoder adds to its stream three times a block
+        init_weights(self, residual=("out_proj", "fc2"), n_layer=1.5 * config.n_layer)
+        # `embed` makes that 0.3, half as much as the positions: with 1 the head would begin by repeating its input
+        nn.init.normal_(self.model.shared.weight, std=0.3 * config.n_embd**-0.5)
+
+    def embed(self, idx_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """Token and position as one vector: (B, T, C)."""
+        x_BTC = self.model.shared(idx_BT) * math.sqrt(self.config.n_embd) + self.position_TC[position_BT]
+        return self.dropout(x_BTC)
+
+    def encode(self, src_BS: Tensor, length_B: Tensor | None = None) -> Memory:
+        """Reads sources (int64), padded on the right with any id; length_B (int64): how long each is, None: all of S.
+
+        Raises BardletError where S is more than block_size.
+        """
+        B, S = src_BS.shape
+        if self.config.block_size < S:
+            raise BardletError(f"a source of {S} tokens does not fit in a context of {self.config.block_size}")
+        position_1S = torch.arange(S, device=src_BS.device)[None]
+        length_B = torch.full_like(src_BS[:, 0], S) if length_B is None else length_B
+        seen = (position_1S < length_B[:, None])[:, None, None]  # every token of the source, both ways
+        x_BSC = self.embed(src_BS, position_1S)
+        for block in self.model.encoder.layers:
+            x_BSC = block(x_BSC, seen)
+        x_BSC = self.model.encoder.layer_norm(x_BSC)
+        blocks: Any = self.model.decoder.layers
+        return Memory([block.encoder_attn.offer(x_BSC) for block in blocks], seen, length_B)
+
+    def states(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
+        """The decoder's last states of tgt_BT (int64): (B, T, C). Padding on the right is hidden by causality.
+
+        With a cache, the new keys and values are written into it and length_B grows by T.
+        """
+        position_BT, mask = place(tgt_BT, self.config.block_size, cache)
+        x_BTC = self.embed(tgt_BT, position_BT)
+        for layer, block in enumerate(self.model.decoder.layers):
+            x_BTC = block(x_BTC, memory.keys[layer], memory.seen, mask, layer_store(cache, layer, position_BT))
+        if cache is not None:
+            cache.length_B += tgt_BT.shape[1]
+        return self.model.decoder.layer_norm(x_BTC)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: states (..., C) -> logits (..., V)."""
+        return F.linear(x, self.model.shared.weight)
+
+    def decode(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
+        """Logits of the token after each of tgt_BT: (B, T, V); options as for `states`."""
+        return self.logits(self.states(tgt_BT, memory, cache))
+
+    def forward(
+        self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None, where_BT: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the token after each of tgt_BT, given the sources: (B, T, V).
+
+        With where_BT (boolean) only where it is True, one after the other: (N, V).
+        """
+        x_BTC = self.states(tgt_BT, self.encode(src_BS, length_B))
+        return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> KVCache:
+        """An empty cache of the decoder for batch_size rows of up to max_length (default block_size) positions."""
+        c = self.config
+        shape = (c.n_layer, batch_size, c.n_head, max_length or c.block_size, c.n_embd // c.n_head)
+        return new_cache(self, shape, dtype, device)
+
+    def decoder(self, memory: Memory, most: int) -> Decoder:
+        """The decoder for one token at a time, of up to `most`, for these sources; inside `torch.inference_mode`."""
+        return Decoder(self, memory, most)
+
+    @torch.no_grad()
+    def cross_attention(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None) -> Tensor:
+        """How much each target token looks at each source token, in each layer and head: (L, B, H, T, S), sums of 1."""
+        memory, asked = self.encode(src_BS, length_B), []
+        blocks: Any = self.model.decoder.layers
+        hooks = [b.encoder_attn.q_proj.register_forward_hook(lambda m, x, y: asked.append(y)) for b in blocks]
+        try:
+            self.states(tgt_BT, memory)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        maps = []
+        for block, q_BTC, (k_BHSD, _) in zip(blocks, asked, memory.keys, strict=True):
+            q_BHTD = block.encoder_attn._heads(q_BTC)
+            score = q_BHTD @ k_BHSD.transpose(-2, -1) / math.sqrt(q_BHTD.shape[-1])
+            maps.append(score.masked_fill(~memory.seen, -math.inf).softmax(-1))
+        return torch.stack(maps)
+
+    # ------------------------------------------------------------------------ Hugging Face's files
+
+    @staticmethod
+    def to_hf(config: ModelConfig) -> dict[str, Any]:
+        """What config.json says of the model; token ids are the tokenizer's business."""
+        return {
+            "model_type": "pegasus",
+            "architectures": ["PegasusForConditionalGeneration"],
+            "is_encoder_decoder": True,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.block_size,
+            "d_model": config.n_embd,
+            "encoder_layers": config.n_encoder_layer,
+            "decoder_layers": config.n_layer,
+            "encoder_attention_heads": config.n_head,
+            "decoder_attention_heads": config.n_head,
+            "encoder_ffn_dim": config.n_inner,
+            "decoder_ffn_dim": config.n_inner,
+            "activation_function": config.activation,
+            "dropout": config.dropout,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "encoder_layerdrop": 0.0,
+            "decoder_layerdrop": 0.0,
+            "scale_embedding": True,
+            "init_std": 0.02,
+            "tie_word_embeddings": True,
+        }
+
+    @staticmethod
+    def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+        """The ModelConfig of a config.json. Raises BardletError for what bardlet does not compute."""
+        refuse(hf, "model_type", "pegasus")
+        refuse(hf, "scale_embedding", True)
+        refuse(hf, "tie_word_embeddings", True)
+        refuse(hf, "activation_function", *ACTIVATIONS)
+        n_embd, n_head = take(hf, "d_model", int), take(hf, "encoder_attention_heads", int)
+        refuse(hf, "decoder_attention_heads", n_head)
+        n_inner = take(hf, "encoder_ffn_dim", int)
+        refuse(hf, "decoder_ffn_dim", n_inner)
+        if n_embd % n_head or n_embd % 2:
+            raise BardletError(f"config.json: d_model {n_embd} cannot be cut into {n_head} equal heads, or into halves")
+        return ModelConfig(
+            model="encdec",
+            vocab_size=take(hf, "vocab_size", int),
+            block_size=take(hf, "max_position_embeddings", int),
+            n_layer=take(hf, "decoder_layers", int),
+            n_encoder_layer=take(hf, "encoder_layers", int),
+            n_head=n_head,
+            n_kv_head=n_head,
+            n_embd=n_embd,
+            head_dim=n_embd // n_head,
+            n_inner=n_inner,
+            dropout=take(hf, "dropout", float, 0.1),
+            tie_embeddings=True,
+            activation=take(hf, "activation_function", str, "gelu"),
+            norm_eps=1e-5,
+        )
+
+    def hf_state_dict(self) -> dict[str, Tensor]:
+        """The checkpoint: names and layout of Hugging Face, with the positions, which transformers expects there."""
+        own = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        return {**own, **{name: self.position_TC.clone() for name in POSITIONS}}
+
+    def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a Hugging Face checkpoint. Raises BardletError for one that does not fit."""
+        known = dict(tensors)
+        for name in ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"):
+            known.pop(name, None)  # the same table again
+        for name in POSITIONS:
+            table = known.pop(name, None)
+            meta = self.position_TC.is_meta  # a sketch has no numbers to compare
+            if table is not None and (table.shape != self.position_TC.shape
+                                      or not (meta or torch.allclose(table, self.position_TC.cpu(), atol=1e-5))):
+                raise BardletError(f"the weights have '{name}' that are no sinusoids of this length: use transformers")
+        bias = known.pop("final_logits_bias", None)
+        if bias is not None and bias.any():
+            raise BardletError("the weights have a 'final_logits_bias', which bardlet does not compute: "
+                               "use transformers for this model")
+        load_strictly(self, known)
+
+
+class Decoder:
+    """The decoder for one more token a row, with as few operations as torch allows; a test holds it to EncDec.decode.
+
+    Its rows are the beams of each source, side by side. They all stand at the same place, so that nothing is masked
+    but the padding of the sources. The keys and values of a source are there once, for all its beams: these are so many
+    queries of one attention.
+    """
+
+    PART = 16  # positions by which the room for keys and values grows
+
+    def __init__(self, model: EncDec, memory: Memory, most: int) -> None:
+        c, body = model.config, model.model
+        if most > c.block_size:
+            raise BardletError(f"{most} tokens do not fit in a context of {c.block_size}")
+        self.n_head, self.most, self.length = c.n_head, most, 0
+        self.source, self.seen = list(memory.keys), None if bool(memory.seen.all()) else memory.seen
+        self.embedding = body.shared.weight * math.sqrt(c.n_embd)
+        self.position_TC = model.position_TC.to(self.embedding.dtype)
+        self.norm, self.dtype = body.decoder.layer_norm, self.embedding.dtype
+        self.head = self._product(body.shared.weight, None)
+        self.act = ACTIVATIONS[c.activation]
+        self.blocks = []
+        for block in body.decoder.layers:
+            assert isinstance(block, CrossBlock)
+            a, x = block.self_attn, block.encoder_attn
+            qkv = (a.q_proj, a.k_proj, a.v_proj)
+            self.blocks.append((
+                block.self_attn_layer_norm,
+                self._product(torch.cat([p.weight for p in qkv]), torch.cat([p.bias for p in qkv])),
+                self._product(a.out_proj.weight, a.out_proj.bias),
+                block.encoder_attn_layer_norm,
+                self._product(x.q_proj.weight, x.q_proj.bias),
+                self._product(x.out_proj.weight, x.out_proj.bias),
+                block.final_layer_norm,
+                self._product(block.fc1.weight, block.fc1.bias),
+                self._product(block.fc2.weight, block.fc2.bias),
+            ))  # fmt: skip
+        rows, D = len(memory.length_B), c.n_embd // c.n_head
+        empty = self.embedding.new_empty((rows, c.n_head, 0, D))
+        self.cache = [(empty, empty) for _ in self.blocks]
+
+    def _product(self, weight: Tensor, bias: Tensor | None) -> Any:
+        return product(weight, bias, self.dtype)
+
+    def __call__(self, idx_R: Tensor) -> Tensor:
+        """Feeds one token a row (int64): logits of the next one (R, V)."""
+        R, t = len(idx_R), self.length
+        if t == self.most:
+            raise BardletError(f"the decoder has room for {self.most} tokens: make a longer one")
+        self.length = t + 1
+        x_RC = torch.embedding(self.embedding, idx_R) + self.position_TC[t]
+        for layer, (norm_1, qkv, out, norm_2, query, cross_out, norm_3, fc1, fc2) in enumerate(self.blocks):
+            q, k, v = qkv(norm_1(x_RC)).view(R, 3, self.n_head, 1, -1).unbind(1)  # (R, 3C) -> three (R, H, 1, D)
+            k_RHSD, v_RHSD = self._room(layer)
+            k_RHSD[:, :, t : t + 1], v_RHSD[:, :, t : t + 1] = k, v
+            y = F.scaled_dot_product_attention(q, k_RHSD[:, :, : t + 1], v_RHSD[:, :, : t + 1])
+            x_RC = x_RC + out(y.reshape(R, -1))  # (R, H, 1, D) -> (R, HD)
+            k_BHSD, v_BHSD = self.source[layer]
+            B = len(k_BHSD)
+            q = query(norm_2(x_RC)).view(B, R // B, self.n_head, -1).transpose(1, 2)  # (B, K, H, D) -> (B, H, K, D)
+            y = F.scaled_dot_product_attention(q, k_BHSD, v_BHSD, self.seen)
+            x_RC = x_RC + cross_out(y.transpose(1, 2).reshape(R, -1))
+            x_RC = x_RC + fc2(self.act(fc1(norm_3(x_RC))))
+        return self.head(self.norm(x_RC))
+
+    def _room(self, layer: int) -> Keys:
+        """The keys and values of a layer, with room for one more position."""
+        k_RHSD, v_RHSD = self.cache[layer]
+        if self.length > k_RHSD.shape[2]:
+            more = k_RHSD.new_empty((*k_RHSD.shape[:2], self.PART, k_RHSD.shape[3]))
+            self.cache[layer] = torch.cat((k_RHSD, more), dim=2), torch.cat((v_RHSD, more), dim=2)
+        return self.cache[layer]
+
+    def pick(self, row_R: Tensor) -> None:
+        """Goes on with these rows (int64), in this order; each stays with its source."""
+        self.cache = [(k.index_select(0, row_R), v.index_select(0, row_R)) for k, v in self.cache]
+
+    def keep(self, source_B: Tensor, beams: int) -> None:
+        """Goes on with these sources (int64) alone, and their `beams` rows each."""
+        self.pick((source_B[:, None] * beams + torch.arange(beams, device=source_B.device)).flatten())
+        self.source = [(k.index_select(0, source_B), v.index_select(0, source_B)) for k, v in self.source]
+        if self.seen is not None:
+            self.seen = self.seen.index_select(0, source_B)
+
+
+POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Where a token stands, as sines and cosines of `width` / 2 frequencies: fp32 (length, width).
+
+    Position p, frequency i: p / 10000^(2i / width) (Vaswani et al. 2017, section 3.5); here all sines come first.
+    """
+    frequency = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=1).float()

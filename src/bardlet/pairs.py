@@ -1,0 +1,423 @@
+"""Sentence pairs: two files whose lines say the same, or a named parallel corpus, as tokens and as batches.
+
+A pair is a line of the source and the line of the target with the same number. Each line is a sequence of tokens with
+the separator at its end. A batch holds pairs of similar lengths, so that little of it is padding, and about the same
+number of tokens whatever the lengths; which pairs a step has is a function of seed and step, as everywhere.
+
+B rows of a batch, S tokens of a source, T tokens of a target, N pairs. Padding is on the right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bardlet import data, files
+from bardlet import tokenizer as tokenizers
+from bardlet.config import TrainConfig
+from bardlet.corpus import MANY, cache_folder
+from bardlet.data import Progress
+from bardlet.errors import BardletError
+from bardlet.loss import IGNORE, Batch
+from bardlet.reading import Source, open_raw, read_text
+from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
+
+VERSION = 1
+SIDES = ("source", "target")
+
+
+# ------------------------------------------------------------------------------------ where pairs are from
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parallel corpus that has a name: a file for each part and language, in the folder of that name.
+
+    lowercase: whether its results are always quoted in lower case, so that a model of it need not know capitals.
+    """
+
+    what: str
+    languages: tuple[str, ...]
+    train: str
+    val: str
+    lowercase: bool
+
+
+NAMED = {
+    "multi30k": Named("30,014 captions of pictures in English, German, French and Czech (--pair de-en), 8 MB",
+                      ("en", "de", "fr", "cs"), "train.{}.gz", "val.{}.gz", lowercase=True),
+}
+DEFAULT = "multi30k"
+
+
+def locate(name: str) -> Path | None:
+    """The folder of a named parallel corpus, $BARDLET_DATA before the cache; None: nowhere."""
+    named = NAMED[name]
+    roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
+    wanted = [part.format(language) for part in (named.train, named.val) for language in named.languages]
+    found = (root / name for root in [*roots, cache_folder() / "data"])
+    return next((folder for folder in found if all((folder / file).is_file() for file in wanted)), None)
+
+
+@dataclass
+class Parallel:
+    """Pairs of lines. train, val: (source, target) files; without files for validation every tenth pair is held out."""
+
+    name: str
+    train: tuple[Path, Path]
+    val: tuple[Path, Path] | None
+    lowercase: bool
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 (hex) over the bytes of the files; not over where they lie, or what they are called."""
+        digest = hashlib.sha256()
+        for path in (*self.train, *(self.val or ())):
+            inner = hashlib.sha256()
+            with open_raw(path, compressed=True) as file:
+                while block := file.read(1 << 20):
+                    inner.update(block)
+            digest.update(inner.digest())
+        return digest.hexdigest()
+
+    def pairs(self, part: str) -> Iterator[tuple[str, str]]:
+        """The pairs of "train" or "val" in their order; one with an empty side is left out."""
+        whole = [pair for pair in read_pairs(*(self.val if self.val and part == "val" else self.train)) if all(pair)]
+        if self.val:
+            yield from whole
+        elif len(whole) < MANY:
+            raise BardletError(f"{self.name}: {len(whole)} pairs are too few to train on and to hold some out: "
+                               f"give {MANY} or more")
+        else:
+            yield from (pair for i, pair in enumerate(whole) if (i % 10 == 9) == (part == "val"))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file, without white space around them. BardletError where it cannot be read, or is no text."""
+    if not path.is_file():
+        raise BardletError(f"{path}: there is no such file; name a text file with a sentence a line")
+    [(_, text)] = read_text(Source(path, path.name), lambda source, what: log.warning("%s: %s", source.path, what))
+    lines = text.split("\n")  # nothing else ends a line here: other tools count the same
+    return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
+    """The lines of two files, side by side. BardletError where they have different numbers of them."""
+    left, right = read_lines(source), read_lines(target)
+    if len(left) != len(right):
+        raise BardletError(f"{source} has {len(left):,} lines and {target} {len(right):,}: they do not belong "
+                           "together; line n of one must be the translation of line n of the other")
+    return list(zip(left, right, strict=True))
+
+
+def find(config: TrainConfig) -> Parallel:
+    """The pairs that the settings name. BardletError for what is not there."""
+    if config.source is not None or config.target is not None:
+        if config.source is None or config.target is None:
+            raise BardletError("--source and --target belong together: name both files")
+        if config.pair or config.text:
+            raise BardletError("--source and --target name the pairs already: leave out "
+                               + ("--pair" if config.pair else " ".join(config.text)))
+        source, target = Path(config.source), Path(config.target)
+        name = f"{_stem(source)}-{_stem(target)}"
+        return Parallel(name, (source, target), None, bool(config.lowercase))
+    if len(config.text) > 1 or (config.text and config.text[0] not in NAMED):
+        raise BardletError(f"--pair {config.pair} is for a named parallel corpus ({', '.join(NAMED)}), and "
+                           f"{' '.join(config.text)} is none; for files of your own: --source F --target F")
+    name = config.text[0] if config.text else DEFAULT
+    named, folder = NAMED[name], locate(name)
+    left, _, right = (config.pair or "").partition("-")
+    if left not in named.languages or right not in named.languages or left == right:
+        raise BardletError(f"--pair {config.pair or '(none)'}: {name} has {', '.join(named.languages)}; "
+                           "write from-to, as in --pair de-en")
+    if folder is None:
+        raise BardletError(f"the corpus {name} is not on this machine and has no download: put its files "
+                           f"({named.train.format('LANGUAGE')}, {named.val.format('LANGUAGE')}) into the folder {name} "
+                           "of $BARDLET_DATA")
+    train, val = ((folder / part.format(left), folder / part.format(right)) for part in (named.train, named.val))
+    lowercase = named.lowercase if config.lowercase is None else config.lowercase
+    return Parallel(f"{name}-{left}-{right}", train, val, lowercase)
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without the suffix of its compression; `a.de` and `a.en` must not look the same."""
+    return path.stem if path.suffix in (".gz", ".xz") else path.name
+
+
+# ------------------------------------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines as tokens: line i is tokens[ends[i - 1]:ends[i]], the separator last. ends: (N,) int64."""
+
+    tokens: np.ndarray
+    ends: np.ndarray
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each line begins: (N,) int64."""
+        return np.concatenate(([0], self.ends[:-1])).astype(np.int64)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """How many tokens each line has, with its separator: (N,) int64."""
+        return self.ends - self.starts
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def line(self, number: int) -> np.ndarray:
+        """The ids of a line, its separator last: (T,)."""
+        return self.tokens[self.starts[number] : self.ends[number]]
+
+    def part(self, which: slice) -> Lines:
+        """The lines of a slice without step."""
+        begins = self.starts[which]
+        first = int(begins[0]) if len(begins) else 0
+        ends = self.ends[which]
+        return Lines(self.tokens[first : int(ends[-1]) if len(ends) else 0], ends - first)
+
+    def rows(self, which: np.ndarray, width: int, fill: int) -> np.ndarray:
+        """The lines `which` (B,), filled up to `width` with `fill` on the right: (B, width) int64."""
+        place = self.starts[which, None] + np.arange(width)
+        inside = np.arange(width) < self.lengths[which, None]
+        return np.where(inside, self.tokens[np.minimum(place, len(self.tokens) - 1)], fill).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PreparedPairs:
+    """Pairs as tokens. train, val: (source, target). reason: why this tokenizer, a sentence.
+
+    leaked: the share of the pairs held out whose source is among those of the training part. folder: where they lie.
+    """
+
+    train: tuple[Lines, Lines]
+    val: tuple[Lines, Lines]
+    tokenizer: Tokenizer
+    reason: str
+    leaked: float
+    folder: Path
+
+    @property
+    def documents(self) -> int:
+        """How many pairs there are."""
+        return len(self.train[0]) + len(self.val[0])
+
+
+def prepare(found: Parallel, tokenizer: str | Tokenizer = "auto", vocab_size: int | None = None,
+            progress: Progress | None = None, cache: Path | None = None) -> PreparedPairs:
+    """The pairs as tokens: from the cache when they are there and whole, else made.
+
+    Args:
+        tokenizer: "auto" or "bpe" for one BPE of both languages, trained on the training part; or one from elsewhere.
+        vocab_size: of a new one; None: by the length of the text.
+
+    Raises:
+        BardletError: too few pairs, a a tokenizer without separator or padding, a cache that cannot be written.
+    """
+    spec = tokenizer.hash if isinstance(tokenizer, Tokenizer) else f"bpe {vocab_size} {found.lowercase}"
+    key = hashlib.sha256(f"{found.hash} {found.val is None} {spec} {VERSION}".encode()).hexdigest()
+    root = (cache or cache_folder()) / "tokens"
+    folder = root / f"{found.name[:60]}-{key[:16]}"
+
+    def build(whole: Path) -> None:
+        _build(found, tokenizer, vocab_size, whole, progress)
+
+    return data.cached(folder, build, _open)
+
+
+def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folder: Path,
+           progress: Progress | None) -> None:
+    """Writes tokenizer, four shards and prepared.json into an empty folder."""
+    parts = {part: list(found.pairs(part)) for part in ("train", "val")}
+    for part, pairs in parts.items():
+        if not pairs:
+            raise BardletError(f"{found.name}: its {'training' if part == 'train' else 'validation'} part has no pairs")
+    if isinstance(spec, Tokenizer):
+        words, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
+        if words.eos_id is None or words.pad_id is None:
+            raise BardletError("the model's tokenizer has no token for the end of a line, or none for padding; "
+                               "pairs need both, which every bpe of bardlet has")
+    else:
+        characters = sum(map(len, (line for pair in parts["train"] for line in pair)))
+        size = vocab_size or tokenizers.suggest_vocab_size(characters, 0)
+        if progress:
+            progress("train bpe", 0, None)
+        words = tokenizers.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)
+        reason = f"bpe: {words.vocab_size:,} tokens for both languages" + (", lower case" if found.lowercase else "")
+    words.save(folder)
+    for part, pairs in parts.items():
+        for side, name in enumerate(SIDES):
+            documents = ((f"{found.name}, {part}, {name}", pair[side]) for pair in pairs)
+            data.write_shard(folder / f"{part}.{name}.bin", documents, words, several=True)
+    known = {source for source, _ in parts["train"]}
+    leaked = sum(source in known for source, _ in parts["val"]) / len(parts["val"])
+    facts = {"reason": reason, "leaked": round(leaked, 4)}
+    (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    shards = [f"{part}.{name}.bin" for part in parts for name in SIDES]
+    files.seal(folder, [*shards, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
+
+
+def _open(folder: Path) -> PreparedPairs:
+    data.check(folder)
+    words = tokenizers.load(folder)
+    facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+
+    def lines(part: str, name: str) -> Lines:
+        tokens = data.open_shard(folder / f"{part}.{name}.bin", words.hash)
+        return Lines(tokens, np.flatnonzero(tokens == words.eos_id) + 1)
+
+    train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))
+    return PreparedPairs(train=train, val=val, tokenizer=words, folder=folder, **facts)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+def bucket(length: np.ndarray) -> np.ndarray:
+    """The width of the bucket for a pair of such a length: even up to 64, then in steps of a 32nd to a 16th. int64."""
+    step = 2 ** np.maximum(1, np.ceil(np.log2(np.maximum(length, 1))).astype(np.int64) - 5)
+    return -(-length // step) * step
+
+
+class PairBatches:
+    """Batches of pairs of similar lengths. An epoch has every pair once; how many batches it has is always the same.
+
+    A pair is as wide as its longer side. Each bucket of widths is shuffled and cut into batches; what is left over goes
+    on into the next wider bucket, so that one batch of an epoch at most is small. The batches come in random order.
+    """
+
+    def __init__(self, lines: tuple[Lines, Lines], format: Format, batch_tokens: int, seed: int,
+                 multiple: int = 1) -> None:
+        """batch_tokens: rows times width of a batch, at most. Pairs that are wider than format.longest are left out.
+
+        multiple: the rows of a batch are filled up to a multiple of it, with rows that have no targets.
+        """
+        self.lines, self.format, self.seed, self.multiple = lines, format, seed, multiple
+        length = format.width(lines[0].lengths, lines[1].lengths)
+        self.kept = np.flatnonzero(length <= format.longest)
+        self.left_out = len(length) - len(self.kept)
+        if not len(self.kept):
+            raise BardletError(f"all {len(length):,} pairs are longer than --block-size {format.longest}: "
+                               "take a larger one")
+        self.width = np.minimum(bucket(length[self.kept]), format.longest)
+        self.buckets = [(int(w), np.flatnonzero(self.width == w)) for w in np.unique(self.width)]
+        self.rows = {w: max(1, batch_tokens // w) for w, _ in self.buckets}
+        self._epochs: dict[int, list[np.ndarray]] = {}
+        self.batches_per_epoch = len(self.epoch(0))
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The batches of an epoch in their order: which pairs each has, (B,) int64."""
+        if number not in self._epochs:
+            random = np.random.default_rng([self.seed % 2**64, number])
+            made: list[np.ndarray] = []
+            left = np.zeros(0, np.int64)
+            for width, members in self.buckets:
+                pool, rows = np.concatenate((left, random.permutation(members))), self.rows[width]
+                whole = len(pool) // rows * rows
+                made += np.split(pool[:whole], whole // rows) if whole else []
+                left = pool[whole:]
+            if len(left):
+                made.append(left)
+            if len(self._epochs) > 1:
+                self._epochs.clear()
+            self._epochs[number] = [self.kept[made[i]] for i in random.permutation(len(made))]
+        return self._epochs[number]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step from 0 on, on the CPU; a pure function of (seed, step)."""
+        epoch, within = divmod(step, self.batches_per_epoch)
+        return self.format.batch(self.lines, self.epoch(epoch)[within], self.multiple)
+
+    def widest(self) -> Batch:
+        """A batch as large as any: of the widest bucket, its widest pair in every row."""
+        width, members = self.buckets[-1]
+        longest = self.kept[np.flatnonzero(self.width == width)]
+        return self.format.batch(self.lines, np.resize(longest, self.rows[width]), self.multiple)
+
+    def place(self, step: int) -> str:
+        """Where the batch of a step lies, in words."""
+        epoch, within = divmod(step, self.batches_per_epoch)
+        pairs = self.epoch(epoch)[within] + 1
+        return (f"batch {within + 1} of {self.batches_per_epoch:,}, in epoch {epoch + 1}, with the pairs "
+                f"{', '.join(map(str, pairs[:5]))}{' ...' if len(pairs) > 5 else ''}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How pairs become the tensors of a batch.
+
+    pad: the id that fills a row up; targets are IGNORE there. longest: no row is wider. joined: False, for an
+    encoder-decoder, the source beside the target; True, for a decoder-only model, both in one row, a separator between.
+    """
+
+    pad: int
+    longest: int
+    joined: bool = False
+
+    def width(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """How wide pairs are whose sides have such lengths."""
+        return source + target - 1 if self.joined else np.maximum(source, target)
+
+    def wide(self, lengths: np.ndarray) -> int:
+        """The width of rows of which the longest is as long as the longest of `lengths`."""
+        return min(self.longest, int(bucket(lengths.max()[None])[0]))
+
+    def batch(self, lines: tuple[Lines, Lines], which: np.ndarray, multiple: int = 1) -> Batch:
+        """The pairs `which` (B,), all tensors int64.
+
+        Side by side: `source` (B, S), `source_length` (B,), `idx` (B, T), the target one later after a token of
+        padding, which is where a decoder begins, and `target` (B, T). Joined: `idx`, `target` (B, T), and `prefix`
+        (B,), the length of the source with its separator.
+        """
+        rows = len(which)
+        which = np.concatenate((which, np.repeat(which[:1], -rows % multiple)))
+        source, target = lines
+        length, ends = source.lengths[which], target.lengths[which]
+        if self.joined:
+            ends = self.width(length, ends)
+            T = self.wide(ends)
+            both = self._join(lines, which, T + 1)
+            made = {"idx": both[:, :-1], "prefix": length}
+            goal = np.where(np.arange(1, T + 1) < length[:, None], IGNORE, both[:, 1:])
+        else:
+            T = self.wide(ends)
+            goal = target.rows(which, T, self.pad)
+            made = {"source": source.rows(which, self.wide(length), self.pad), "source_length": length,
+                    "idx": np.concatenate((np.full((len(which), 1), self.pad), goal[:, :-1]), axis=1)}
+        goal = np.where(np.arange(T) < ends[:, None], goal, IGNORE)
+        goal[rows:] = IGNORE
+        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in (*made.items(), ("target", goal))}
+
+    def _join(self, lines: tuple[Lines, Lines], which: np.ndarray, width: int) -> np.ndarray:
+        """Source and target, one behind the other: (B, width)."""
+        source, target = (side.rows(which, width, self.pad) for side in lines)
+        length = lines[0].lengths[which, None]
+        place = np.arange(width) - length
+        shifted = np.take_along_axis(target, np.clip(place, 0, width - 1), axis=1)
+        return np.where(place < 0, source, shifted)
+
+
+def held_out(lines: tuple[Lines, Lines], format: Format, batch_tokens: int) -> list[Batch]:
+    """Every pair of the validation part that is not wider than format.longest, once, shortest first, in batches."""
+    length = format.width(lines[0].lengths, lines[1].lengths)
+    order = np.argsort(length, kind="stable")
+    order = order[length[order] <= format.longest]
+    made, start = [], 0
+    while start < len(order):
+        rows = max(1, batch_tokens // format.wide(length[order[start : start + 1]]))  # about: the last may be wider
+        made.append(format.batch(lines, order[start : start + rows]))
+        start += rows
+    return made

@@ -1,0 +1,160 @@
+"""The most probable continuation: greedy and beam search, for an encoder-decoder and for a decoder-only model alike.
+
+Ids in, ids out. A `Reader` holds what a model has read of each source; the search only sees logits. Shape suffixes:
+B sources, K beams of a source, R rows (B K of them, the beams of a source side by side), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bardlet.errors import BardletError
+
+
+class Reader(Protocol):
+    """What a model has read: a row for each beam of each source, and the logits of its next token."""
+
+    def first(self) -> Tensor:
+        """Reads the sources: the logits of the first token of each, (B, V)."""
+
+    def branch(self, beams: int) -> None:
+        """Makes `beams` rows of each source, which had one."""
+
+    def next(self, idx_R: Tensor) -> Tensor:
+        """Reads one more token (int64) of each row: the logits of the one after it, (R, V)."""
+
+    def pick(self, row_R: Tensor) -> None:
+        """Goes on with these rows (int64), in this order; each stays with its source."""
+
+    def keep(self, source_B: Tensor, beams: int) -> None:
+        """Goes on with these sources (int64, ascending) alone, all their beams with them."""
+
+
+@torch.inference_mode()
+def greedy(reader: Reader, sources: int, stop: int, most: int) -> list[list[int]]:
+    """The likeliest token again and again, for each source up to `stop`, which is left out, or up to `most` tokens."""
+    made: list[list[int]] = [[] for _ in range(sources)]
+    alive = list(range(sources))
+    logits_BV = _sound(reader.first())
+    for step in range(most):
+        idx_B = logits_BV.argmax(dim=-1)
+        going = []
+        for place, (row, token) in enumerate(zip(alive, idx_B.tolist(), strict=True)):
+            if token != stop:
+                made[row].append(token)
+                going.append(place)
+        if not going or step == most - 1:
+            break
+        if len(going) < len(alive):
+            rows = torch.tensor(going, device=idx_B.device)
+            reader.keep(rows, 1)
+            idx_B, alive = idx_B[rows], [alive[place] for place in going]
+        logits_BV = reader.next(idx_B)
+    return made
+
+
+@dataclass
+class _Beams:
+    """Of B sources still searched: K beams each, and the best K that have ended."""
+
+    score: Tensor
+    """(B, K): the sum of log p over the tokens of a beam."""
+    tokens: Tensor
+    """(B, K, t) int64."""
+    ended: Tensor
+    """(B, K): the score of each beam that ended, divided by its length; -inf where there is none yet."""
+    ended_tokens: Tensor
+    """(B, K, most) int64, with `stop` behind the last."""
+    stop: int
+
+    def keep(self, source_B: Tensor) -> None:
+        """Goes on with these sources alone."""
+        self.score, self.tokens = self.score[source_B], self.tokens[source_B]
+        self.ended, self.ended_tokens = self.ended[source_B], self.ended_tokens[source_B]
+
+    def collect(self, final_BN: Tensor, from_BN: Tensor, length: int) -> None:
+        """Puts what ends, N candidates, among the best K that have ended.
+
+        final_BN: their final scores, -inf for one that does not end. from_BN: the beam that each goes on from, of which
+        the first `length` tokens count.
+        """
+        B, K, most = self.ended_tokens.shape
+        tokens = self.ended_tokens.new_full((B, final_BN.shape[1], most), self.stop)
+        tokens[:, :, :length] = self.tokens.gather(1, from_BN[..., None].expand(-1, -1, length))
+        self.ended, place = torch.cat((self.ended, final_BN), dim=1).topk(K, dim=1)
+        all_tokens = torch.cat((self.ended_tokens, tokens), dim=1)
+        self.ended_tokens = all_tokens.gather(1, place[..., None].expand(-1, -1, most))
+
+    def best(self, source: int) -> list[int]:
+        """The tokens of the best that has ended."""
+        ids = self.ended_tokens[source, 0].tolist()
+        return ids[: ids.index(self.stop)] if self.stop in ids else ids
+
+
+@torch.inference_mode()
+def beam(reader: Reader, sources: int, stop: int, most: int, beams: int,
+         length_penalty: float = 1.0) -> list[list[int]]:
+    """The best of `beams` hypotheses that are followed side by side: for each source its tokens, without `stop`.
+
+    A hypothesis that ends has the score (sum of log p) / length^length_penalty, `stop` counted as a token (as
+    transformers has it; Wu et al. 2016, *Google's Neural Machine Translation System*, section 7, divide by a like
+    power). A source is done when none of its beams, as it stands, would score better than the worst of `beams` that
+    have ended; one that never ends is cut after `most` tokens.
+    """
+    made: list[list[int]] = [[] for _ in range(sources)]
+    alive, K = list(range(sources)), beams
+    logits_RV = _sound(reader.first())
+    device = logits_RV.device
+    b = _Beams(torch.zeros((sources, 1), device=device), torch.empty((sources, 1, 0), dtype=torch.int64, device=device),
+               torch.full((sources, K), -math.inf, device=device),
+               torch.full((sources, K, most), stop, dtype=torch.int64, device=device), stop)
+    for length in range(1, most + 1):
+        score_BN, from_BN, token_BN = _candidates(logits_RV, b.score, 2 * K)
+        ends, share = token_BN == stop, length**length_penalty
+        # of the 2 K best, what ends among the first K has ended; of the others the first K go on
+        counts = ends & (torch.arange(2 * K, device=device) < K)
+        b.collect(torch.where(counts, score_BN / share, -math.inf), from_BN, length - 1)
+        b.score, chosen_BK = torch.where(ends, -math.inf, score_BN).topk(K, dim=1)
+        from_BK, token_BK = from_BN.gather(1, chosen_BK), token_BN.gather(1, chosen_BK)
+        before = b.tokens.gather(1, from_BK[..., None].expand(-1, -1, length - 1))
+        b.tokens = torch.cat((before, token_BK[..., None]), dim=2)
+        if length == most:
+            b.collect(b.score / share, torch.arange(K, device=device).expand_as(b.score), length)
+        done_B = (b.ended[:, -1] >= b.score[:, 0] / share) | (length == most)
+        for place in done_B.nonzero().flatten().tolist():
+            made[alive[place]] = b.best(place)
+        if bool(done_B.all()):
+            break
+        if length == 1:
+            reader.branch(K)  # all beams go on from the only one
+        else:
+            reader.pick((torch.arange(len(alive), device=device)[:, None] * K + from_BK).flatten())
+        if bool(done_B.any()):
+            going_B = (~done_B).nonzero().flatten()
+            b.keep(going_B)
+            reader.keep(going_B, K)
+            token_BK, alive = token_BK[going_B], [alive[place] for place in going_B.tolist()]
+        logits_RV = reader.next(token_BK.flatten())
+    return made
+
+
+def _candidates(logits_RV: Tensor, score_BK: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `number` best continuations of each source: (score, beam that it continues, token), each (B, number)."""
+    B, K = score_BK.shape
+    best = min(number, logits_RV.shape[-1])
+    value_RN, token_RN = logits_RV.topk(best, dim=-1)
+    logp_RN = value_RN - logits_RV.logsumexp(dim=-1, keepdim=True)
+    total = (score_BK.reshape(B * K, 1) + logp_RN).view(B, -1)  # (R, N) -> (B, K N)
+    score_BN, place_BN = total.topk(number, dim=1)
+    return score_BN, place_BN // best, token_RN.reshape(B, -1).gather(1, place_BN)
+
+
+def _sound(logits: Tensor) -> Tensor:
+    if not math.isfinite(logits.sum(dtype=torch.float32)):  # one number tells it of all
+        raise BardletError("the model's logits are not finite: its weights are damaged, or its training diverged")
+    return logits

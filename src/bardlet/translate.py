@@ -1,0 +1,176 @@
+"""Lines in, their translations out, in the same order: what a model trained on pairs is for.
+
+An encoder-decoder reads each source once, and its cross-attention's keys and values are kept, one copy for all beams
+of a source. A decoder-only model that learned source, separator, target reads the source as a prompt. Lines of similar
+lengths are translated together. Shape suffixes: those of `search.py` and `models/layers.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bardlet import search
+from bardlet.errors import BardletError
+from bardlet.generate import prefill
+from bardlet.models.layers import KVCache
+from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
+
+
+@dataclass(frozen=True)
+class How:
+    """How to translate. prefix_lm: the decoder-only model was trained to see its source both ways."""
+
+    beams: int = 1
+    length_penalty: float = 1.0
+    batch_size: int = 64
+    prefix_lm: bool = False
+
+
+def lines(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How()) -> list[str]:
+    """The translation of each line; of an empty one, an empty one.
+
+    A source that is too long for the model is cut, and a notice says so. The model is in eval mode meanwhile.
+    """
+    done = [""] * len(sources)
+    for place, text in stream(model, words, sources, how):
+        done[place] = text
+    return done
+
+
+def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How()) -> Iterator[tuple[int, str]]:
+    """(number of the line, translation), as they are done: a batch of lines of similar lengths at a time."""
+    stop, start = check(model, words, how)
+    ids = {i: [int(t) for t in words.encode(line.strip())] for i, line in enumerate(sources) if line.strip()}
+    room = longest_source(model)
+    if cut := [i for i, row in ids.items() if len(row) + 1 > room]:
+        more = f" and {len(cut) - 1:,} more" if len(cut) > 1 else ""
+        log.warning("line %d%s: longer than the %d tokens that the model reads; only its beginning is translated",
+                    cut[0] + 1, more, room)
+    yield from ((i, "") for i, line in enumerate(sources) if i not in ids)
+    order = sorted(ids, key=lambda i: (len(ids[i]), i))
+    for first in range(0, len(order), how.batch_size):
+        these = order[first : first + how.batch_size]
+        rows = [[*ids[i][: room - 1], stop] for i in these]
+        for i, made in zip(these, translate(model, rows, stop, start, how), strict=True):
+            known = [token for token in made if token < words.vocab_size]
+            yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
+
+
+def check(model: Any, words: Tokenizer, how: How) -> tuple[int, int]:
+    """(the id that ends a line, the one that a decoder begins with). BardletError where it cannot translate so."""
+    if words.eos_id is None or words.pad_id is None:
+        raise BardletError("the model's tokenizer has no token for the end of a line, or none for padding: "
+                           "it was not trained to translate; train one with --pair, or --source and --target")
+    if how.beams < 1 or 2 * how.beams > model.config.vocab_size:
+        raise BardletError(f"--beam {how.beams}: from 1 to half of the vocabulary, {model.config.vocab_size // 2}")
+    if how.batch_size < 1:
+        raise BardletError(f"--batch-size {how.batch_size}: it must be at least 1")
+    return words.eos_id, words.pad_id
+
+
+def longest_source(model: Any) -> int:
+    """Tokens of the longest source, its separator among them: a decoder-only model keeps half of its window free."""
+    block = model.config.block_size
+    return int(block if hasattr(model, "encode") else max(2, block // 2))
+
+
+@torch.inference_mode()
+def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: int, how: How = How()) -> list[list[int]]:
+    """The target's ids of each source's, which end with the separator `stop`; theirs is left out.
+
+    start: what the decoder of an encoder-decoder begins with. A target has at most twice the tokens of the longest
+    source of its batch and 20 more, or what fits into the model's window.
+    """
+    training = model.training
+    model.eval()
+    try:
+        longest = max(map(len, sources))
+        reader: search.Reader
+        if hasattr(model, "encode"):
+            most = min(2 * longest + 20, model.config.block_size)
+            reader = Crossing(model, sources, start, most)
+        else:
+            most = min(2 * longest + 20, model.config.block_size - longest)
+            reader = Prompted(model, sources, most, how.prefix_lm)
+        if how.beams == 1:
+            return search.greedy(reader, len(sources), stop, most)
+        return search.beam(reader, len(sources), stop, most, how.beams, how.length_penalty)
+    finally:
+        model.train(training)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(idx_BS, length_B), int64: rows of different lengths, with zeros behind the shorter ones."""
+    width = max(map(len, rows))
+    filled = [[*row, *[0] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, device=device), torch.tensor([len(row) for row in rows], device=device)
+
+
+class Crossing:
+    """An encoder-decoder as a reader."""
+
+    def __init__(self, model: Any, sources: Sequence[Sequence[int]], start: int, most: int) -> None:
+        self.model, self.start, self.most = model, start, most
+        self.src_BS, self.length_B = padded(sources, next(model.parameters()).device)
+
+    def first(self) -> Tensor:
+        """Reads the sources, and the token that a target begins with."""
+        self.decode = self.model.decoder(self.model.encode(self.src_BS, self.length_B), self.most)
+        return self.decode(torch.full_like(self.length_B, self.start))
+
+    def branch(self, beams: int) -> None:
+        """See `search.Reader`."""
+        rows = torch.arange(len(self.length_B), device=self.length_B.device)
+        self.decode.pick(rows.repeat_interleave(beams))
+
+    def next(self, idx_R: Tensor) -> Tensor:
+        """See `search.Reader`."""
+        return self.decode(idx_R)
+
+    def pick(self, row_R: Tensor) -> None:
+        """See `search.Reader`."""
+        self.decode.pick(row_R)
+
+    def keep(self, source_B: Tensor, beams: int) -> None:
+        """See `search.Reader`."""
+        self.decode.keep(source_B, beams)
+
+
+class Prompted:
+    """A decoder-only model as a reader: the source is its prompt."""
+
+    def __init__(self, model: Any, sources: Sequence[Sequence[int]], most: int, prefix_lm: bool) -> None:
+        self.model, self.prefix_lm, self.most = model, prefix_lm, most
+        self.src_BS, self.length_B = padded(sources, next(model.parameters()).device)
+
+    def first(self) -> Tensor:
+        """Reads the sources."""
+        cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.most)
+        logits_BV = prefill(self.model, self.src_BS, self.length_B, cache, self.length_B if self.prefix_lm else None)
+        self.cache, self.decode = cache, self.model.decoder()
+        return logits_BV
+
+    def branch(self, beams: int) -> None:
+        """See `search.Reader`."""
+        self.pick(torch.arange(len(self.length_B), device=self.length_B.device).repeat_interleave(beams))
+
+    def next(self, idx_R: Tensor) -> Tensor:
+        """See `search.Reader`."""
+        return self.decode(idx_R, self.cache)
+
+    def pick(self, row_R: Tensor) -> None:
+        """See `search.Reader`."""
+        c = self.cache
+        self.cache = KVCache(c.k[:, row_R], c.v[:, row_R], c.length_B[row_R])
+
+    def keep(self, source_B: Tensor, beams: int) -> None:
+        """See `search.Reader`."""
+        self.pick((source_B[:, None] * beams + torch.arange(beams, device=source_B.device)).flatten())

@@ -1,0 +1,177 @@
+"""Translation as a stage: pairs of sentences become a `Trainer`, by the names that `pretrain.py` has, too.
+
+An encoder-decoder learns each target beside its source. A decoder-only model, gpt2 or qwen3, learns the same pairs in
+one row, source, separator, target, with the loss on the target alone; with --prefix-lm it sees the source both ways.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bardlet import checkpoint, data, evaluate, hf, loss, memory, models, pairs, pretrain, report, translate
+from bardlet import train as training
+from bardlet.config import TrainConfig
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+from bardlet.pairs import Format, Lines, PairBatches, Parallel, PreparedPairs
+from bardlet.tokenizer import Tokenizer
+from bardlet.train import Stage, Trainer
+
+log = logging.getLogger("bardlet")
+
+SHOWN = 5
+"""Translations on a model card."""
+
+
+def find(config: TrainConfig) -> Parallel:
+    """The pairs that the settings name."""
+    return pairs.find(config)
+
+
+def prepare(found: Parallel, config: TrainConfig, words: Tokenizer | None, dist: Dist,
+            progress: data.Progress | None = None) -> PreparedPairs:
+    """The pairs as tokens, by `words` or a tokenizer of their own; rank 0 makes them, the others read what it made."""
+    with dist.main_first():
+        return pairs.prepare(found, words or config.tokenizer, config.vocab_size, progress)
+
+
+def parts(ready: PreparedPairs, config: TrainConfig) -> tuple[tuple[Lines, Lines], tuple[Lines, Lines]]:
+    """(training, held-out) pairs. The development split is the last tenth of the training part."""
+    if config.val_part == "val":
+        return ready.train, ready.val
+    cut = int(0.9 * len(ready.train[0]))
+    first, rest = (tuple(side.part(which) for side in ready.train) for which in (slice(cut), slice(cut, None)))
+    return first, rest  # type: ignore[return-value]
+
+
+def format_of(config: TrainConfig, words: Tokenizer) -> Format:
+    """How pairs become the tensors that this model wants."""
+    return Format(int(words.pad_id or 0), config.block_size, joined=config.model != "encdec")
+
+
+def pair_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+    """Batches of pairs of similar lengths, the loss on their targets, and that of the held-out pairs as evaluation."""
+    learned, held = parts(ready, config)
+    how = format_of(config, ready.tokenizer)
+    batches = PairBatches(learned, how, config.tokens_per_step, config.seed, config.grad_accum * dist.world)
+    look_at = pairs.held_out(held, how, 4 * evaluate.ROWS * 16)
+    record["val_tokens"] = sum(loss.count_targets(batch) for batch in look_at)
+    record["val_tokens_of"] = int(held[1].lengths.sum())
+    record["batches"] = batches.batches_per_epoch
+    if batches.left_out:
+        log.warning("%d pairs are longer than --block-size %d and left out", batches.left_out, config.block_size)
+    if not look_at:
+        raise BardletError(f"all pairs that are held out are longer than --block-size {config.block_size}: "
+                           "take a larger one")
+
+    def learn(model: Any, batch: loss.Batch) -> torch.Tensor:
+        return loss.translation(model, batch, config.label_smoothing, config.prefix_lm)
+
+    def plain(model: Any, batch: loss.Batch) -> torch.Tensor:
+        return loss.translation(model, batch, 0.0, config.prefix_lm)
+
+    def validation_loss(model: Any) -> float:
+        rows = record.get("evaluation_rows") or evaluate.ROWS
+        return evaluate.mean_loss(model, look_at, dist.device, config.dtype, rows, plain)
+
+    return Stage(batches.batch, learn, loss.count_targets, validation_loss, batches.place, batches.widest)
+
+
+def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
+                progress: data.Progress | None = None, begun: float | None = None,
+                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedPairs]:
+    """Pairs, tokenizer, model and optimizers for `config`: a run that has not begun. Arguments: `pretrain`'s."""
+    if out is not None:
+        checkpoint.new_folder(Path(out), "")  # before the long part
+    base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
+    if unused := config.unused(given):
+        log.debug("not used: %s", ", ".join(unused))
+    config = pretrain.settled(config, dist)
+    found = find(config)
+    ready = prepare(found, config, base[1] if base else None, dist, progress)
+    torch.manual_seed(config.seed)
+    if base:
+        model = base[0]
+        config = pretrain.as_model(config, model.config, given)
+    else:
+        shape = config.model_config(ready.tokenizer.vocab_size)
+        memory.check_weights(shape, dist)
+        model = models.build(shape)
+    run = run or checkpoint.new_folder(Path(out) if out else None, f"{found.name}-{config.model}")
+    learned, held = parts(ready, config)
+    record: dict[str, Any] = {
+        "text": found.name, "text_hash": found.hash, "tokenizer": ready.tokenizer.kind,
+        "documents": len(learned[0]), "tokens": int(learned[1].lengths.sum()), "minutes": config.minutes,
+        "leaked": ready.leaked, "guessing": round(math.log(ready.tokenizer.vocab_size), 4),
+        "characters_per_token": round(held_out_text(ready, config)[0] / int(held[1].lengths.sum()), 4)}
+    return assemble(run, model, ready, config, dist, record), ready
+
+
+def assemble(run: Path, model: Any, ready: PreparedPairs, config: TrainConfig, dist: Dist,
+             record: dict[str, Any], resumed: bool = False) -> Trainer:
+    """A `Trainer` at step 0 that learns the pairs, settings resolved. Arguments: `pretrain`'s."""
+    config = pretrain.settled(config, dist)
+    t = pretrain.trainer(run, model, pair_stage(ready, config, dist, record), config, dist, record)
+    if not resumed:
+        memory.fit_micro_batches(t)
+        if t.config != config:  # rows are then filled up to another multiple
+            t.stage = pair_stage(ready, t.config, dist, record)
+    return t
+
+
+def held_out_text(ready: PreparedPairs, config: TrainConfig) -> tuple[int, int]:
+    """(characters, bytes) of the targets that are held out."""
+    side = parts(ready, config)[1][1]
+    text = ready.tokenizer.decode(np.concatenate([side.line(i) for i in range(len(side))]).tolist(), skip_special=True)
+    return len(text), len(text.encode())
+
+
+def said(t: Trainer, ready: PreparedPairs) -> tuple[list[str], float]:
+    """What a plan says of the pairs, in lines, and how often the planned steps read them."""
+    held = len(parts(ready, t.config)[1][0])
+    return [f"pairs: {t.record['text']}, {t.record['documents']:,} to learn from, {held:,} held out",
+            f"tokenizer: {ready.reason}"], t.state.steps / t.record["batches"]
+
+
+def expect(t: Trainer, ready: PreparedPairs) -> None:
+    """Nobody knows what loss to expect of a translation."""
+
+
+def conclude(t: Trainer, ready: PreparedPairs) -> tuple[dict[str, Any], str]:
+    """What a finished run leaves besides its weights: the curve, the model card, the mark that it is finished.
+
+    Returns:
+        (record, sample): what run.toml says happened, with BLEU and chrF of the held-out pairs; some translations.
+    """
+    tokens = t.record["val_tokens_of"]
+    characters, size = held_out_text(ready, t.config)
+    nats = t.record["val_loss"] * tokens
+    t.record.update(nats_per_char=nats / characters, bits_per_byte=nats / math.log(2) / size)
+    report.loss_curve(t.run, report.title(t.run, t.record))
+    model, words = hf.read_folder(t.run)
+    model.to(t.dist.device)
+    source, reference = held_out_lines(ready, t.config)
+    made = translate.lines(model, words, source, translate.How(prefix_lm=t.config.prefix_lm))
+    score = evaluate.translation_score(made, reference, ready.tokenizer.lowercase)
+    t.record.update(bleu=round(score.bleu, 2), chrf=round(score.chrf, 2), bleu_signature=score.bleu_signature)
+    shown = range(0, len(source), max(1, len(source) // SHOWN))[:SHOWN]
+    sample = "\n\n".join(f"{source[i]}\n  -> {made[i]}\n     ({reference[i]})" for i in shown)
+    t.record["finished"] = True
+    facts = training.write_run(t)
+    report.translation_card(t.run, t.config, facts, sample)
+    return facts, sample
+
+
+def held_out_lines(ready: PreparedPairs, config: TrainConfig) -> tuple[list[str], list[str]]:
+    """(sources, references) that are held out, as the tokenizer writes them."""
+    sides = parts(ready, config)[1]
+    source, target = ([ready.tokenizer.decode(side.line(i).tolist(), skip_special=True) for i in range(len(side))]
+                      for side in sides)
+    return source, target

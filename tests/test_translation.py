@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bardlet import generate, hf, loss, translate
+from bardlet.cli import main
+from bardlet.config import ModelConfig
+from bardlet.evaluate import translation_score
+from bardlet.models.gpt2 import GPT2
+from bardlet.models.qwen3 import Qwen3
+from bardlet.translate import How
+
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-tokens", "128",
+        "--log-every", "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off", "--vocab-size",
+        "300"]
+"""Settings of a translator that trains in milliseconds."""
+WORDS = ["null", "eins", "zwei", "drei", "vier", "fuenf", "sechs", "sieben", "acht", "neun"]
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words like `--source F --target F`: numbers in words, and in digits."""
+    folder = tmp_path_factory.mktemp("numbers")
+    digits = [str(10_000_000 + 7919 * n * n % 1_000_000) for n in range(400)]
+    (folder / "words").write_text("".join(" ".join(WORDS[int(d)] for d in n) + "\n" for n in digits), encoding="utf-8")
+    (folder / "digits").write_text("".join(" ".join(n) + "\n" for n in digits), encoding="utf-8")
+    return ["--source", str(folder / "words"), "--target", str(folder / "digits")]
+
+
+@pytest.fixture(scope="module")
+def run(numbers: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned a little of it."""
+    out = tmp_path_factory.mktemp("run") / "encdec"
+    assert main(["train", *numbers, *TINY, "--steps", "60", "--dropout", "0.1", "--label-smoothing", "0.1",
+                 "--save-every", "20", "--eval-every", "30", "--out", str(out), "--debug"]) == 0  # fmt: skip
+    return out
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_run_is_a_folder_that_transformers_loads(run: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    theirs, words = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    line = "sieben acht neun"
+    made = theirs.generate(**words(line, return_tensors="pt"), do_sample=False, max_new_tokens=20)
+    ours, own = hf.read_folder(run)
+    assert translate.lines(ours, own, [line]) == [words.decode(made[0], skip_special_tokens=True).strip()]
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "BLEU" in card and "AutoModelForSeq2SeqLM" in card
+    assert "batch_tokens" in (run / "run.toml").read_text() and "batch_size" not in (run / "run.toml").read_text()
+
+
+def test_it_learns(numbers: list[str], bardlet: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    done = bardlet("train", *numbers, *TINY, "--steps", 300, "--out", tmp_path / "run", "--eval-every", 0)
+    assert done["bleu"] > 90
+
+
+def test_a_run_goes_on_bit_for_bit(numbers: list[str], bardlet: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    words = [*numbers, *TINY, "--dropout", "0.1", "--label-smoothing", "0.1", "--save-every", "7"]
+    bardlet("train", *words, "--steps", 20, "--out", tmp_path / "whole")
+    # the same run, as a kill after step 7 would leave it
+    bardlet("train", *words, "--steps", 20, "--out", tmp_path / "parts", "--keep-checkpoints", "9")
+    import shutil
+
+    for step in (14, 20):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08}")
+    done = bardlet("resume", tmp_path / "parts", "--allow-change")
+    assert done["resumed_from"] == 7
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    again = bardlet("train", "--config", tmp_path / "whole" / "run.toml", "--out", tmp_path / "again")
+    assert again["val_loss"] == done["val_loss"]
+
+
+def test_micro_batches_change_nothing(numbers: list[str], bardlet: Callable[..., dict[str, Any]],
+                                      tmp_path: Path) -> None:  # fmt: skip
+    for model in ("encdec", "gpt2"):
+        losses = [bardlet("train", *numbers, *TINY, "--model", model, "--steps", 6, "--batch-tokens", tokens,
+                          "--grad-accum", pieces, "--out", tmp_path / f"{model}{pieces}")["val_loss"]
+                  for tokens, pieces in ((240, 1), (80, 3), (40, 6))]  # fmt: skip
+        assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["qwen3", "gpt2"])
+def test_a_decoder_alone_learns_it_too(model: str, numbers: list[str], bardlet: Callable[..., dict[str, Any]],
+                                       tmp_path: Path) -> None:  # fmt: skip
+    for extra in ([], ["--prefix-lm"]):
+        out = tmp_path / f"{model}{len(extra)}"
+        done = bardlet("train", *numbers, *TINY, "--model", model, *extra, "--n-layer", 2, "--steps", 300, "--out", out,
+                       "--eval-every", 0)  # fmt: skip
+        assert done["bleu"] > 40
+        assert bardlet("eval", out)["bleu"] == pytest.approx(done["bleu"], abs=0.01)
+
+
+def test_minutes_work(numbers: list[str], bardlet: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    done = bardlet("train", *numbers, "--minutes", "0.05", "--compile", "off", "--out", tmp_path / "run")
+    assert done["steps"] >= 1 and "bleu" in done
+
+
+# ---------------------------------------------------------------- losses and masks
+
+
+def test_the_loss_is_that_of_the_targets_alone() -> None:
+    torch.manual_seed(0)
+    model = GPT2(ModelConfig("gpt2", vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=16, n_inner=32)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    idx = torch.randint(11, (3, 8))
+    target = torch.randint(11, (3, 8))
+    target[:, :3] = loss.IGNORE
+    target[2] = loss.IGNORE
+    batch = {"idx": idx, "target": target, "prefix": torch.tensor([4, 4, 4])}
+    logits = model(idx).flatten(0, 1)
+    want = torch.nn.functional.cross_entropy(logits, target.flatten(), ignore_index=loss.IGNORE, reduction="sum")
+    torch.testing.assert_close(loss.translation(model, batch), want)
+    rows = logits[target.flatten() != loss.IGNORE].log_softmax(-1)
+    kept = target[target != loss.IGNORE]
+    smoothed = -(0.9 * rows.gather(1, kept[:, None])[:, 0] + 0.1 * rows.mean(-1)).sum()
+    torch.testing.assert_close(loss.translation(model, batch, smoothing=0.1), smoothed)
+    assert not torch.allclose(loss.translation(model, batch, prefix=True), want)
+
+
+@pytest.mark.parametrize("family", [GPT2, Qwen3])
+@pytest.mark.parametrize("prefix_lm", [False, True])
+@torch.no_grad()
+def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> None:
+    from bardlet import search
+
+    torch.manual_seed(0)
+    model = family(ModelConfig("any", vocab_size=29, block_size=64, n_layer=2, n_head=2, n_kv_head=2, n_embd=32,
+                               head_dim=16, n_inner=48, activation="gelu" if family is GPT2 else "silu")).eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    sources = [[5, 9, 3, 0], [7, 0], [11, 12, 13, 14, 15, 16, 0]]
+    made = translate.translate(model, sources, 0, 1, How(prefix_lm=prefix_lm))
+    for source, tokens in zip(sources, made, strict=True):
+        prefix = torch.tensor([len(source)]) if prefix_lm else None
+        for n, token in enumerate([*tokens, 0] if len(tokens) < 34 else tokens):
+            logits = model(torch.tensor([source + tokens[:n]]), prefix_B=prefix)[0, -1]
+            assert int(logits.argmax()) == token
+    reader = translate.Prompted(model, sources, 34, prefix_lm)
+    assert search.beam(reader, 3, 0, 34, 1) == made
+    together = translate.translate(model, sources, 0, 1, How(beams=3, prefix_lm=prefix_lm))
+    for source, tokens in zip(sources, together, strict=True):
+        assert search.beam(translate.Prompted(model, [source], 34, prefix_lm), 1, 0, 34, 3) == [tokens]
+    assert generate.generate(model, sources, 3, temperature=0)  # the model is as it was
+
+
+# ---------------------------------------------------------------- commands
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+    """Have standard input give these bytes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+
+def translated(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, list[str], str]:
+    """(exit code, lines of standard output, standard error) of `bardlet translate`."""
+    code = main(["translate", *map(str, words)])
+    said = capsys.readouterr()
+    return code, said.out.split("\n")[:-1], said.err
+
+
+def test_lines_come_out_in_their_order(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    lines = ["eins zwei drei", "", "vier", "  ", "neun " * 9, "null", "eins zwei drei"]
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, out, _ = translated(capsys, run, tmp_path / "in.txt", "--batch-size", "2")
+    assert code == 0 and len(out) == len(lines) and out[1] == out[3] == "" and out[0] == out[6] != ""
+    piped(monkeypatch, "\n".join(lines).encode())
+    assert translated(capsys, run)[:2] == (0, out)
+    for number, line in enumerate(lines):
+        (tmp_path / "one.txt").write_text(line + "\n", encoding="utf-8")
+        assert translated(capsys, run, tmp_path / "one.txt")[:2] == (0, [out[number]])
+    piped(monkeypatch, "\n".join(lines).encode())
+    assert main(["translate", str(run), "--beam", "3", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["translations"]) == len(lines)
+
+
+def test_bad_input_is_one_line_or_a_translation(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    strange = ["新年快乐", "\u202ertl", "a\u2028b\x85c", "\U0001f600 \ud7ff", "word " * 10_000, "x" * 50_000, "\ufffd"]
+    piped(monkeypatch, "\n".join(strange).encode())
+    code, out, err = translated(capsys, run)
+    assert code == 0 and len(out) == len(strange)
+    assert "only its beginning is translated" in err
+    for raw, what in ((b"", "standard input is empty"), (b"eins\n\xff\n", "byte 5 (line 2)"), (b"a\0b\n", "NUL")):
+        piped(monkeypatch, raw)
+        code, out, err = translated(capsys, run)
+        assert code == 1 and what in err and err.count("\n") == 1
+    for words, what in ((("--beam", "0"), "--beam 0"), (("--beam", "400"), "--beam 400"),
+                        ((tmp_path / "no",), "no such"), (("--batch-size", "0"), "--batch-size 0")):  # fmt: skip
+        piped(monkeypatch, b"eins\n")
+        code, _, err = translated(capsys, run, *words)
+        assert code == 1 and what in err and err.count("\n") == 1
+
+
+def test_a_language_model_does_not_translate(text: Path, bardlet: Callable[..., dict[str, Any]], tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    bardlet("train", text, "--n-layer", 1, "--n-head", 1, "--n-embd", 8, "--block-size", 8, "--steps", 1, "--compile",
+            "off", "--out", tmp_path / "lm")  # fmt: skip
+    code, _, err = translated(capsys, tmp_path / "lm")
+    assert code == 1 and "was not trained to translate" in err
+
+
+def test_a_translator_does_not_write(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(run)]) == 1
+    assert "bardlet translate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, what", [
+    (["--model", "encdec"], "name its pairs"), (["--pair", "de"], "write from-to"), (["multi30k"], "--pair de-en"),
+    (["--source", "x"], "belong together"), (["--pair", "de-en", "--batch-size", "3"], "--batch-tokens"),
+    (["--label-smoothing", "0.1"], "is for translation"), (["--pair", "de-en", "--tokenizer", "char"], "bpe"),
+    (["--pair", "de-en", "--prefix-lm"], "both ways already"), (["--pair", "de-en", "--model", "bigram"], "rung"),
+    (["--pair", "de-en", "--model", "gpt2", "--n-encoder-layer", "2"], "no encoder"),
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_one_line(words: list[str], what: str, capsys: pytest.CaptureFixture[str],
+                                                  tmp_path: Path) -> None:  # fmt: skip
+    assert main(["train", *words, "--steps", "1", "--out", str(tmp_path / "run")]) == 1
+    err = capsys.readouterr().err
+    assert what in err and err.count("\n") == 1
+
+
+def test_eval_gives_bleu_and_chrf_with_their_signatures(run: Path, numbers: list[str],
+                                                        bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    held, given = bardlet("eval", run), bardlet("eval", run, *numbers, "--beam", 2)
+    assert held["lines"] == 40 and given["lines"] == 400
+    assert "tok:13a" in held["bleu_signature"] and held["chrf_signature"].startswith("nrefs:1")
+    record = (run / "run.toml").read_text(encoding="utf-8")
+    assert f"bleu = {round(held['bleu'], 2)}" in record
+
+
+def test_scores_are_sacrebleus() -> None:
+    import sacrebleu
+
+    made, want = ["The cat sat on a mat .", "it rains"], ["the cat sat on the mat .", "It rains today"]
+    for lowercase in (False, True):
+        score = translation_score(made, want, lowercase)
+        assert score.bleu == sacrebleu.corpus_bleu(made, [want], lowercase=lowercase).score
+        assert f"case:{'lc' if lowercase else 'mixed'}" in score.bleu_signature
+    assert translation_score(want, want).bleu == pytest.approx(100)
+
+
+def test_the_attention_of_a_sentence_is_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    piped(monkeypatch, b"\neins $zwei$ drei\n")
+    code, out, err = translated(capsys, run, "--attention", tmp_path / "map.png")
+    assert code == 0 and len(out) == 2 and "map.png" in err
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    for name, what in (("map.gif", "PNG"), ("nowhere/map.png", "nowhere")):
+        piped(monkeypatch, b"eins\n")
+        code, _, err = translated(capsys, run, "--attention", tmp_path / name)
+        assert code == 1 and what in err.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")
+def test_a_reader_that_leaves_is_no_error(run: Path) -> None:
+    command = [sys.executable, "-m", "bardlet", "translate", str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.write(b"eins zwei\n" * 10)
+        process.stdin.close()
+        assert process.wait(60) == 0 and process.stderr.read() == b""
