@@ -115,7 +115,7 @@ class TrainConfig:
     prefix_lm: bool = False
     """Translation by a decoder-only model: it sees the source both ways, as an encoder does."""
     label_smoothing: float = 0.0
-    """Translation: the part of each target that is spread evenly over the vocabulary."""
+    """Translation: the part of each target that is spread evenly over the vocabulary (in the training loss alone)."""
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
     activation: Literal["gelu_new", "gelu", "relu"] | None = None

@@ -211,6 +211,12 @@ def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> N
     different sizes, which one graph is to serve.
     """
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
+    if on and widths:
+        from torch.fx.experimental import _config as shapes
+
+        # else lengths that are equal in the first batch are taken to be equal always: one more compilation on the way,
+        # at another step where a run goes on
+        shapes.use_duck_shape = False
     for block in _blocks(model):
         if on:
             block.compile(dynamic=widths)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, lock, memory, repeats, writing
+from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, lock, memory, parallel, repeats, writing
 from bardlet import dist as distributed
 from bardlet.config import TrainConfig, sealed
 from bardlet.diagnosis import Finding, damaged, ok, warning
@@ -197,9 +197,10 @@ def _lines(path: Path, good: int) -> Iterator[Finding]:
 
 def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
     """Whether the text is still the one that the run learns from."""
-    name = ", ".join(config.text)
+    name = ", ".join(filter(None, (*config.text, config.pair, config.source, config.target)))
     try:
-        same = corpus.find(config.text, config.field).hash == known
+        found = parallel.find(config) if config.parallel else corpus.find(config.text, config.field)
+        same = found.hash == known
     except BardletError as error:
         yield warning("text", f"{error}; the run cannot go on without its text")
         return
@@ -237,6 +238,8 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
         tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
     """
     config, record = checkpoint.settings(run)
+    if config.parallel:
+        raise BardletError(f"{run}: it translates, and writes no text of its own; leave --memorised out")
     found, several = corpus.find(config.text, config.field), record.get("documents", 2)
     model, words = hf.read_folder(run)
     # a text of less than some hundred tokens has no room for a copy of 32 characters

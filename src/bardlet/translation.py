@@ -9,30 +9,34 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bardlet import checkpoint, data, evaluate, hf, loss, memory, models, pairs, pretrain, report, translate
+from bardlet import checkpoint, data, evaluate, hf, loss, memory, models, pairs, parallel, pretrain, report, translate
 from bardlet import train as training
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
-from bardlet.pairs import Format, Lines, PairBatches, Parallel, PreparedPairs
+from bardlet.pairs import Format, Lines, PairBatches, PreparedPairs
+from bardlet.parallel import Parallel
 from bardlet.tokenizer import Tokenizer
 from bardlet.train import Stage, Trainer
 
 log = logging.getLogger("bardlet")
 
+RECIPE: dict[str, Any] = {"block_size": 256, "lr": 8e-3, "muon_lr": 4e-2, "label_smoothing": 0.1}
+"""What pairs are best learned with, where nobody said otherwise (LOG.md has the runs)."""
 SHOWN = 5
 """Translations on a model card."""
 
 
 def find(config: TrainConfig) -> Parallel:
     """The pairs that the settings name."""
-    return pairs.find(config)
+    return parallel.find(config)
 
 
 def prepare(found: Parallel, config: TrainConfig, words: Tokenizer | None, dist: Dist,
@@ -93,6 +97,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
     if unused := config.unused(given):
         log.debug("not used: %s", ", ".join(unused))
+    config = replace(config, **{name: value for name, value in RECIPE.items() if name not in {*given, *in_file}})
     config = pretrain.settled(config, dist)
     found = find(config)
     ready = prepare(found, config, base[1] if base else None, dist, progress)

@@ -58,6 +58,18 @@ def test_two_processes_are_one(text: Path, tmp_path: Path, bardlet: Callable[...
     assert {name: files.sha256(weights / name) for name in before} == before
 
 
+def test_two_processes_translate_as_one(tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The same for pairs of sentences, whose batches have other sizes at each step."""
+    for name, word in (("a", "ein"), ("b", "one")):
+        lines = (f"{word} " * (1 + n % 7) + f"{n}\n" for n in range(200))
+        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+    settings = ["--source", tmp_path / "a", "--target", tmp_path / "b", "--optimizer", "adamw", *SMALL,
+                "--batch-tokens", "96", "--label-smoothing", "0.1"]
+    bardlet("train", "--out", tmp_path / "one", *settings)
+    assert torchrun("train", "--out", tmp_path / "two", *settings)["steps"] == 10
+    same(tmp_path / "one", tmp_path / "two")
+
+
 def torchrun(*argv: str | Path) -> dict[str, Any]:
     """`bardlet ARGV --json` in two processes; the object that rank 0 prints, and nobody else."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bardlet"]

@@ -29,17 +29,23 @@ def main(argv: list[str]) -> int:
 
 
 def _table(as_json: bool) -> int:
+    from bardlet import parallel
     from bardlet.corpus import EMBEDDED, NAMED, locate
 
     found = {name: str(locate(name) or "") for name in NAMED}
+    translated = {name: str(parallel.locate(name) or "") for name in parallel.NAMED}
     found[EMBEDDED] = "in Python itself"
     if as_json:
         rows = [{"name": n, "what": c.what, "found": found[n] or None, "url": c.url} for n, c in NAMED.items()]
+        rows += [{"name": n, "what": c.what, "found": translated[n] or None, "url": None}
+                 for n, c in parallel.NAMED.items()]
         print(json.dumps({"corpora": rows}))
         return 0
     for name, named in NAMED.items():
         missing = f"not here: bardlet data get {name}" if named.url else "not here: put it into $BARDLET_DATA"
         print(f"{name:18} {named.what:58} {found[name] or missing}")
+    for name, pairs in parallel.NAMED.items():
+        print(f"{name:18} {pairs.what:58} {translated[name] or 'not here: put it into $BARDLET_DATA'}")
     return 0
 
 

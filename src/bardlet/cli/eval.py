@@ -91,7 +91,7 @@ def _translates(folder: Path) -> bool:
 
 def translated(command: Command, folder: Path) -> int:
     """BLEU and chrF of a model that translates; returns the exit code."""
-    from bardlet import checkpoint, dist, evaluate, pairs, translate, translation
+    from bardlet import checkpoint, dist, evaluate, pairs, parallel, translate, translation
     from bardlet.cli.translate import load
 
     if command.text:
@@ -105,7 +105,7 @@ def translated(command: Command, folder: Path) -> int:
     if command.dtype == "bf16":
         model.bfloat16()
     if command.source and command.target:
-        read = pairs.read_pairs(Path(command.source), Path(command.target))
+        read = parallel.read_pairs(Path(command.source), Path(command.target))
         source, reference, what = [a for a, _ in read], [b for _, b in read], f"{command.source} to {command.target}"
     else:
         if not (folder / "run.toml").exists():

@@ -102,12 +102,12 @@ def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tu
 
 def read(files: Sequence[str]) -> Iterator[str]:
     """The lines of files, or of standard input. BardletError where they are no UTF-8 text."""
-    from bardlet import pairs
+    from bardlet import parallel
     from bardlet.reading import decoded_lines
 
     if files:
         for file in files:
-            yield from pairs.read_lines(Path(file))
+            yield from parallel.read_lines(Path(file))
     else:
         yield from decoded_lines(sys.stdin.buffer, "standard input")
 

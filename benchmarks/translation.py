@@ -1,0 +1,255 @@
+"""Translation: training runs with their BLEU, three models on the same pairs, and the speed beside transformers.
+
+    python benchmarks/translation.py run PAIR [--seeds 3] [--first-seed 1337] [--beam 5] [--no-save] -- [settings]
+    python benchmarks/translation.py compare [--pair de-en] [--minutes 10] [--no-save] -- [settings]
+    python benchmarks/translation.py speed DIR [--beam 1 --beam 5] [--batch 64] [--runs 5] [--dtype fp32] [--no-save]
+    python benchmarks/translation.py tables
+
+`run` trains by the command line, a process for each seed, and measures BLEU and chrF of test_2016_flickr, lower-cased,
+greedy and with beams, and of test_2017_flickr where it is there; no choice was made on either. `compare` does so with
+three models of as many parameters and the same minutes: the encoder-decoder, a decoder-only one, and one that sees its
+source both ways (--prefix-lm). `speed` translates the test lines by `bardlet.translate` and by `generate` of
+transformers, from the same folder, with the same batches in the same order, in turn (A B A B ...), and says how many
+translations agree. Each appends lines to results/translation.jsonl; `tables` prints them. $BARDLET_DATA has to hold
+multi30k.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import record
+
+TESTS = ("test_2016_flickr", "test_2017_flickr")
+RESULTS = record.HERE / "results" / "translation.jsonl"
+MODELS = {  # 3 + 3 blocks of the encoder-decoder, 12 and 16 C^2 weights each, are as many as 7 of 12 C^2
+    "encoder-decoder": ["--model", "encdec", "--n-layer", "3"],
+    "decoder only": ["--model", "gpt2", "--n-layer", "7"],
+    "decoder only, prefix": ["--model", "gpt2", "--n-layer", "7", "--prefix-lm"],
+}
+SHAPE = ["--n-head", "4", "--n-embd", "256"]
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and measure some seeds")
+    run.add_argument("pair")
+    run.add_argument("--seeds", type=int, default=3)
+    compare = commands.add_parser("compare", help="three models, the same minutes")
+    compare.add_argument("--pair", default="de-en")
+    compare.add_argument("--minutes", type=float, default=10.0)
+    for one in (run, compare):
+        one.add_argument("--first-seed", type=int, default=1337)
+        one.add_argument("--beam", type=int, default=5)
+    speed = commands.add_parser("speed", help="sentences a second beside transformers")
+    speed.add_argument("folder", metavar="DIR")
+    speed.add_argument("--pair", default="de-en")
+    speed.add_argument("--beam", type=int, action="append", help="may be repeated; default: 1 and 5")
+    speed.add_argument("--batch", type=int, default=64)
+    speed.add_argument("--runs", type=int, default=5)
+    speed.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of ours")
+    for one in (run, compare, speed):
+        one.add_argument("--no-save", action="store_true", help="print only")
+    commands.add_parser("tables", help="print what was measured so far")
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    if args.command == "tables":
+        print(tables())
+        return
+    if args.command == "run":
+        made = ({"kind": "run", "pair": args.pair, "arguments": words,
+                 **one_run(args.pair, [*words, "--seed", str(seed)], args.beam)}
+                for seed in range(args.first_seed, args.first_seed + args.seeds))
+    elif args.command == "compare":
+        minutes = ["--minutes", str(args.minutes), "--seed", str(args.first_seed)]
+        made = ({"kind": "compare", "pair": args.pair, "minutes": args.minutes, "arguments": words, "what": name,
+                 **one_run(args.pair, [*own, *SHAPE, *minutes, *words], args.beam)} for name, own in MODELS.items())
+    else:
+        made = (speeds(args, beams) for beams in args.beam or [1, 5])
+    for figures in made:
+        print(json.dumps(figures), flush=True)
+        if not args.no_save:
+            record.append("translation", figures)
+
+
+def lines(part: str, language: str) -> list[str]:
+    """The lines of a part of multi30k, in lower case."""
+    path = Path(os.environ["BARDLET_DATA"]) / "multi30k" / f"{part}.{language}.gz"
+    return gzip.open(path, "rt", encoding="utf-8").read().lower().removesuffix("\n").split("\n")
+
+
+# ---------------------------------------------------------------- training
+
+
+def one_run(pair: str, words: list[str], beams: int) -> dict[str, Any]:
+    """Train by the command line, and measure what it left on the test files."""
+    from bardlet import checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-m", "bardlet", "train", "--pair", pair, *words, "--out", str(out), "--json"]
+        begun = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True)
+        whole = time.monotonic() - begun
+        if done.returncode:
+            sys.exit(f"{' '.join(command[2:])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        said = json.loads(done.stdout.splitlines()[-1])
+        config, facts = checkpoint.settings(out)
+        figures = {"seed": config.seed, "model": config.model, "prefix_lm": config.prefix_lm,
+                   "parameters": said["parameters"], "whole": round(whole, 1), "seconds": said["seconds"],
+                   "steps": said["steps"], "epochs": round(said["steps"] / facts["batches"], 1),
+                   "tokens_per_second": said["tokens_per_second"], "compiled": facts["machine"]["compiled"],
+                   "selected_by": said["selected_by"], "val_loss": said["val_loss"], "val_bleu": said["bleu"]}
+        return figures | scores(out, pair, beams)
+
+
+def scores(folder: Path, pair: str, beams: int) -> dict[str, Any]:
+    """BLEU and chrF of the test files, greedy and with `beams`."""
+    from bardlet import evaluate, translate
+    from bardlet.cli.translate import load
+
+    source, target = pair.split("-")
+    found: dict[str, Any] = {}
+    for part in TESTS:
+        try:
+            given, wanted = lines(part, source), lines(part, target)
+        except FileNotFoundError:
+            continue
+        for number in (1, beams):
+            model, words, how = load(folder, number, 1.0, 64)
+            score = evaluate.translation_score(translate.lines(model, words, given, how), wanted, lowercase=True)
+            name = f"{part} {'greedy' if number == 1 else f'beam {number}'}"
+            found[name] = {"bleu": round(score.bleu, 2), "chrf": round(score.chrf, 2)}
+            found["signature"] = score.bleu_signature
+    return found
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
+    """Sentences a second of both, in turn, medians; how many of the translations are the same."""
+    import torch
+    import transformers
+
+    from bardlet import translate
+    from bardlet.cli.translate import load
+    from bardlet.dist import keep_freed_memory
+
+    keep_freed_memory()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    given = lines(TESTS[0], args.pair.split("-")[0])
+    model, words, how = load(Path(args.folder), beams, 1.0, args.batch)
+    if args.dtype == "bf16":
+        model.bfloat16()
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder)
+    ids = [tokenizer(line).input_ids for line in given]
+    order = sorted(range(len(given)), key=lambda i: (len(ids[i]), i))  # as bardlet sorts them
+
+    def run_ours() -> list[str]:
+        return translate.lines(model, words, given, how)
+
+    def run_theirs() -> list[str]:
+        made = [""] * len(given)
+        for start in range(0, len(order), args.batch):
+            these = order[start : start + args.batch]
+            batch = tokenizer([given[i] for i in these], return_tensors="pt", padding=True)
+            most = 2 * batch.input_ids.shape[1] + 20
+            with torch.inference_mode():
+                out = theirs.generate(**batch, num_beams=beams, do_sample=False, max_new_tokens=most,
+                                      length_penalty=1.0)  # fmt: skip
+            for i, text in zip(these, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+                made[i] = " ".join(text.split())
+        return made
+
+    sides: dict[str, Callable[[], list[str]]] = {"bardlet": run_ours, "transformers": run_theirs}
+    texts = {name: run() for name, run in sides.items()}  # a warm-up of each
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(args.runs):
+        for name, run in sides.items():
+            begun = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begun)
+    rate = {name: round(len(given) / statistics.median(t), 1) for name, t in times.items()}
+    same = sum(a == b for a, b in zip(*texts.values(), strict=True))
+    return {"kind": "speed", "pair": args.pair, "beam": beams, "batch": args.batch, "dtype": args.dtype,
+            "parameters": sum(p.numel() for p in model.parameters()), "lines": len(given), "sentences_per_second": rate,
+            "ratio": round(rate["bardlet"] / rate["transformers"], 2), "same": same, "runs": args.runs,
+            "transformers": transformers.__version__}
+
+
+# ---------------------------------------------------------------- tables
+
+
+def tables() -> str:
+    """What was measured so far, as tables in Markdown."""
+    found = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+    return "\n\n".join(part for part in (runs_table(found), compare_table(found), speed_table(found)) if part)
+
+
+def _bleu(line: dict[str, Any], part: str, how: str) -> float | None:
+    value = line.get(f"{part} {how}")
+    return value["bleu"] if value else None
+
+
+def runs_table(found: list[dict[str, Any]]) -> str:
+    """A row for each command, mean and deviation over its seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in found:
+        if line["kind"] == "run":
+            groups.setdefault((line["pair"], *line["arguments"]), []).append(line)
+    rows = []
+    for (pair, *words), lines_ in groups.items():
+        how = next(name.split(" ", 1)[1] for name in lines_[0] if name.startswith(f"{TESTS[0]} beam"))
+        cells = []
+        for part, way in ((TESTS[0], "greedy"), (TESTS[0], how), (TESTS[1], "greedy"), (TESTS[1], how)):
+            values = [v for line in lines_ if (v := _bleu(line, part, way)) is not None]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        minutes = max(line["whole"] for line in lines_) / 60
+        rows.append(f"| {pair} | {len(lines_)} | {lines_[0]['parameters']:,} | {minutes:.1f} | {' | '.join(cells)} | "
+                    f"`{' '.join(words)}` |")
+    head = ("| pair | seeds | parameters | minutes at most, all in all | 2016, greedy | 2016, beams | 2017, greedy | "
+            "2017, beams | settings |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+    return head + "\n".join(rows) if rows else ""
+
+
+def compare_table(found: list[dict[str, Any]]) -> str:
+    """A row for each model of the newest comparison."""
+    lines_ = {line["what"]: line for line in found if line["kind"] == "compare"}
+    rows = [f"| {what} | {_bleu(line, TESTS[0], 'greedy')} | {line['val_bleu']} | {line['parameters']:,} | "
+            f"{line['whole'] / 60:.1f} | {line['epochs']} | {line['tokens_per_second']:,.0f} |"
+            for what, line in lines_.items()]
+    head = ("| model | BLEU, test 2016, greedy | BLEU, validation | parameters | minutes | times the pairs | target "
+            "tokens/s |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+    return head + "\n".join(rows) if rows else ""
+
+
+def speed_table(found: list[dict[str, Any]]) -> str:
+    """A row for each batch and number of beams, the newest."""
+    lines_ = {(line["batch"], line["beam"], line["dtype"]): line for line in found if line["kind"] == "speed"}
+    rows = [f"| {beam} | {batch} | {dtype} | {line['sentences_per_second']['transformers']:,.0f} | "
+            f"{line['sentences_per_second']['bardlet']:,.0f} | {line['ratio']:.1f} x | {line['same']:,} of "
+            f"{line['lines']:,} |" for (batch, beam, dtype), line in sorted(lines_.items())]
+    head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | | same translations |\n"
+            "| --- | --- | --- | --- | --- | --- | --- |\n")
+    return head + "\n".join(rows) if rows else ""
+
+
+if __name__ == "__main__":
+    main()
