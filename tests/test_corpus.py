@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bardlet import corpus as cp
+from bardlet import parallel
 from bardlet.cli import data as cli
 from bardlet.errors import BardletError
 
@@ -316,7 +317,7 @@ def test_real_corpora_have_their_documents(name, count):
 def test_the_table_lists_every_corpus(capsys):
     assert cli.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(cp.NAMED)
+    assert [line.split()[0] for line in lines] == [*cp.NAMED, *parallel.NAMED]
     assert lines[0].endswith("not here: bardlet data get tinyshakespeare")
     assert cli.main(["--json"]) == 0
     assert {c["name"]: c["found"] for c in json.loads(capsys.readouterr().out)["corpora"]}["names"] is None

@@ -165,25 +165,27 @@ def test_a_cache_changes_nothing(pieces: list[int], seed: int) -> None:
 def test_the_fast_decoder_is_the_decoder() -> None:
     model, src, length, tgt = lively(), some(3, 9), torch.tensor([9, 4, 1]), some(3, 40, seed=1)
     memory = model.encode(src, length)
-    decode, whole = model.decoder(memory, 40), model.decode(tgt, memory)
+    decode, whole = model.decoder(), model.decode(tgt, memory)
+    written = decode.begin(memory, 40)
     for t in range(40):
-        torch.testing.assert_close(decode(tgt[:, t]), whole[:, t], **CLOSE)
+        torch.testing.assert_close(decode(tgt[:, t], written), whole[:, t], **CLOSE)
     with pytest.raises(BardletError, match="room for 40"):
-        decode(tgt[:, 0])
+        decode(tgt[:, 0], written)
 
 
 @torch.inference_mode()
 def test_beams_of_the_fast_decoder_move_with_their_history() -> None:
     model, src, length, tgt = lively(), some(2, 9), torch.tensor([9, 4]), some(2, 6, seed=1)
     memory = model.encode(src, length)
-    decode = model.decoder(memory, 40)
+    decode = model.decoder()
+    written = decode.begin(memory, 40)
     for t in range(3):
-        decode(tgt[:, t])
-    decode.pick(torch.tensor([0, 0, 1, 1]))  # two beams for each
-    decode(torch.stack((tgt[0, 3], tgt[0, 4], tgt[1, 3], tgt[1, 4])))
-    decode.pick(torch.tensor([1, 0, 2, 2]))
-    decode.keep(torch.tensor([0]), 2)
-    logits = decode(torch.tensor([5, 6]))
+        decode(tgt[:, t], written)
+    written.pick(torch.tensor([0, 0, 1, 1]))  # two beams for each
+    decode(torch.stack((tgt[0, 3], tgt[0, 4], tgt[1, 3], tgt[1, 4])), written)
+    written.pick(torch.tensor([1, 0, 2, 2]))
+    written.keep(torch.tensor([0]), 2)
+    logits = decode(torch.tensor([5, 6]), written)
     alone = model.encode(src[:1], length[:1])
     for row, history in enumerate(([*tgt[0, :3], tgt[0, 4], 5], [*tgt[0, :4], 6])):
         want = model.decode(torch.tensor([history]), alone)[0, -1]
@@ -227,12 +229,12 @@ def test_beam_1_is_greedy_and_a_batch_is_one_by_one() -> None:
     from bardlet import search
 
     most = 34
-    one = search.beam(translate.Crossing(model, SOURCES, PAD, most), len(SOURCES), EOS, most, 1)
+    one = search.beam(translate.Crossing(model, model.decoder(), SOURCES, PAD, most), len(SOURCES), EOS, most, 1)
     assert one == greedy
     for beams in (1, 4):
         batched = translate.translate(model, SOURCES, EOS, PAD, How(beams=beams))
         for source, made in zip(SOURCES, batched, strict=True):
-            reader = translate.Crossing(model, [source], PAD, most)
+            reader = translate.Crossing(model, model.decoder(), [source], PAD, most)
             alone = search.beam(reader, 1, EOS, most, beams) if beams > 1 else search.greedy(reader, 1, EOS, most)
             assert [made] == alone
 
@@ -263,7 +265,7 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
         best_cut = max(cut, key=unended)
         score = probable(model, source, best) / (len(best) + 1) ** penalty
         wanted = best if score >= unended(best_cut) else best_cut
-        wide = _Wide(translate.Crossing(model, [source], PAD, most), 200)
+        wide = _Wide(translate.Crossing(model, model.decoder(), [source], PAD, most), 200)
         assert search.beam(wide, 1, EOS, most, 100, penalty) == [wanted]
 
 

@@ -91,7 +91,7 @@ def test_micro_batches_change_nothing(numbers: list[str], bardlet: Callable[...,
         losses = [bardlet("train", *numbers, *TINY, "--model", model, "--steps", 6, "--batch-tokens", tokens,
                           "--grad-accum", pieces, "--out", tmp_path / f"{model}{pieces}")["val_loss"]
                   for tokens, pieces in ((240, 1), (80, 3), (40, 6))]  # fmt: skip
-        assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+        assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-4)  # Muon and AdamW turn rounding into signs
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
@@ -152,11 +152,12 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
         for n, token in enumerate([*tokens, 0] if len(tokens) < 34 else tokens):
             logits = model(torch.tensor([source + tokens[:n]]), prefix_B=prefix)[0, -1]
             assert int(logits.argmax()) == token
-    reader = translate.Prompted(model, sources, 34, prefix_lm)
+    reader = translate.Prompted(model, model.decoder(), sources, 34, prefix_lm)
     assert search.beam(reader, 3, 0, 34, 1) == made
     together = translate.translate(model, sources, 0, 1, How(beams=3, prefix_lm=prefix_lm))
     for source, tokens in zip(sources, together, strict=True):
-        assert search.beam(translate.Prompted(model, [source], 34, prefix_lm), 1, 0, 34, 3) == [tokens]
+        alone = translate.Prompted(model, model.decoder(), [source], 34, prefix_lm)
+        assert search.beam(alone, 1, 0, 34, 3) == [tokens]
     assert generate.generate(model, sources, 3, temperature=0)  # the model is as it was
 
 

@@ -35,25 +35,29 @@ class Reader(Protocol):
         """Goes on with these sources (int64, ascending) alone, all their beams with them."""
 
 
+KEEP = 7 / 8
+"""Sources that are done stay among the others until fewer than this part is left: to move rows takes time, too."""
+
+
 @torch.inference_mode()
 def greedy(reader: Reader, sources: int, stop: int, most: int) -> list[list[int]]:
     """The likeliest token again and again, for each source up to `stop`, which is left out, or up to `most` tokens."""
     made: list[list[int]] = [[] for _ in range(sources)]
-    alive = list(range(sources))
+    alive, going = list(range(sources)), [True] * sources
     logits_BV = _sound(reader.first())
     for step in range(most):
         idx_B = logits_BV.argmax(dim=-1)
-        going = []
         for place, (row, token) in enumerate(zip(alive, idx_B.tolist(), strict=True)):
-            if token != stop:
+            going[place] = going[place] and token != stop
+            if going[place]:
                 made[row].append(token)
-                going.append(place)
-        if not going or step == most - 1:
+        if not any(going) or step == most - 1:
             break
-        if len(going) < len(alive):
-            rows = torch.tensor(going, device=idx_B.device)
+        if sum(going) < KEEP * len(alive):
+            places = [place for place, goes in enumerate(going) if goes]
+            rows = torch.tensor(places, device=idx_B.device)
             reader.keep(rows, 1)
-            idx_B, alive = idx_B[rows], [alive[place] for place in going]
+            idx_B, alive, going = idx_B[rows], [alive[place] for place in places], [True] * len(places)
         logits_BV = reader.next(idx_B)
     return made
 
@@ -107,7 +111,7 @@ def beam(reader: Reader, sources: int, stop: int, most: int, beams: int,
     have ended; one that never ends is cut after `most` tokens.
     """
     made: list[list[int]] = [[] for _ in range(sources)]
-    alive, K = list(range(sources)), beams
+    alive, going, K = list(range(sources)), [True] * sources, beams
     logits_RV = _sound(reader.first())
     device = logits_RV.device
     b = _Beams(torch.zeros((sources, 1), device=device), torch.empty((sources, 1, 0), dtype=torch.int64, device=device),
@@ -127,18 +131,20 @@ def beam(reader: Reader, sources: int, stop: int, most: int, beams: int,
             b.collect(b.score / share, torch.arange(K, device=device).expand_as(b.score), length)
         done_B = (b.ended[:, -1] >= b.score[:, 0] / share) | (length == most)
         for place in done_B.nonzero().flatten().tolist():
-            made[alive[place]] = b.best(place)
-        if bool(done_B.all()):
+            if going[place]:
+                made[alive[place]], going[place] = b.best(place), False
+        if not any(going):
             break
         if length == 1:
             reader.branch(K)  # all beams go on from the only one
         else:
             reader.pick((torch.arange(len(alive), device=device)[:, None] * K + from_BK).flatten())
-        if bool(done_B.any()):
-            going_B = (~done_B).nonzero().flatten()
+        if sum(going) < KEEP * len(alive):
+            places = [place for place, goes in enumerate(going) if goes]
+            going_B = torch.tensor(places, device=device)
             b.keep(going_B)
             reader.keep(going_B, K)
-            token_BK, alive = token_BK[going_B], [alive[place] for place in going_B.tolist()]
+            token_BK, alive, going = token_BK[going_B], [alive[place] for place in places], [True] * len(places)
         logits_RV = reader.next(token_BK.flatten())
     return made
 

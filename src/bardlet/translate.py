@@ -55,11 +55,15 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
         log.warning("line %d%s: longer than the %d tokens that the model reads; only its beginning is translated",
                     cut[0] + 1, more, room)
     yield from ((i, "") for i, line in enumerate(sources) if i not in ids)
+    model.eval()
+    with torch.inference_mode():
+        decoder = model.decoder()
     order = sorted(ids, key=lambda i: (len(ids[i]), i))
     for first in range(0, len(order), how.batch_size):
         these = order[first : first + how.batch_size]
         rows = [[*ids[i][: room - 1], stop] for i in these]
-        for i, made in zip(these, translate(model, rows, stop, start, how), strict=True):
+        for i, made in zip(these, translate(model, rows, stop, start, how, decoder),
+                           strict=True):
             known = [token for token in made if token < words.vocab_size]
             yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
 
@@ -83,23 +87,25 @@ def longest_source(model: Any) -> int:
 
 
 @torch.inference_mode()
-def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: int, how: How = How()) -> list[list[int]]:
+def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: int, how: How = How(),
+              decoder: Any = None) -> list[list[int]]:
     """The target's ids of each source's, which end with the separator `stop`; theirs is left out.
 
-    start: what the decoder of an encoder-decoder begins with. A target has at most twice the tokens of the longest
-    source of its batch and 20 more, or what fits into the model's window.
+    start: what the decoder of an encoder-decoder begins with. decoder: the model's, where it was made before. A target
+    has at most twice the tokens of the longest source of its batch and 20 more, or what fits into the model's window.
     """
     training = model.training
     model.eval()
     try:
+        decoder = decoder or model.decoder()
         longest = max(map(len, sources))
         reader: search.Reader
         if hasattr(model, "encode"):
             most = min(2 * longest + 20, model.config.block_size)
-            reader = Crossing(model, sources, start, most)
+            reader = Crossing(model, decoder, sources, start, most)
         else:
             most = min(2 * longest + 20, model.config.block_size - longest)
-            reader = Prompted(model, sources, most, how.prefix_lm)
+            reader = Prompted(model, decoder, sources, most, how.prefix_lm)
         if how.beams == 1:
             return search.greedy(reader, len(sources), stop, most)
         return search.beam(reader, len(sources), stop, most, how.beams, how.length_penalty)
@@ -117,46 +123,45 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
 class Crossing:
     """An encoder-decoder as a reader."""
 
-    def __init__(self, model: Any, sources: Sequence[Sequence[int]], start: int, most: int) -> None:
-        self.model, self.start, self.most = model, start, most
+    def __init__(self, model: Any, decoder: Any, sources: Sequence[Sequence[int]], start: int, most: int) -> None:
+        self.model, self.decode, self.start, self.most = model, decoder, start, most
         self.src_BS, self.length_B = padded(sources, next(model.parameters()).device)
 
     def first(self) -> Tensor:
         """Reads the sources, and the token that a target begins with."""
-        self.decode = self.model.decoder(self.model.encode(self.src_BS, self.length_B), self.most)
-        return self.decode(torch.full_like(self.length_B, self.start))
+        self.written = self.decode.begin(self.model.encode(self.src_BS, self.length_B), self.most)
+        return self.next(torch.full_like(self.length_B, self.start))
 
     def branch(self, beams: int) -> None:
         """See `search.Reader`."""
         rows = torch.arange(len(self.length_B), device=self.length_B.device)
-        self.decode.pick(rows.repeat_interleave(beams))
+        self.written.pick(rows.repeat_interleave(beams))
 
     def next(self, idx_R: Tensor) -> Tensor:
         """See `search.Reader`."""
-        return self.decode(idx_R)
+        return self.decode(idx_R, self.written)
 
     def pick(self, row_R: Tensor) -> None:
         """See `search.Reader`."""
-        self.decode.pick(row_R)
+        self.written.pick(row_R)
 
     def keep(self, source_B: Tensor, beams: int) -> None:
         """See `search.Reader`."""
-        self.decode.keep(source_B, beams)
+        self.written.keep(source_B, beams)
 
 
 class Prompted:
     """A decoder-only model as a reader: the source is its prompt."""
 
-    def __init__(self, model: Any, sources: Sequence[Sequence[int]], most: int, prefix_lm: bool) -> None:
-        self.model, self.prefix_lm, self.most = model, prefix_lm, most
+    def __init__(self, model: Any, decoder: Any, sources: Sequence[Sequence[int]], most: int, prefix_lm: bool) -> None:
+        self.model, self.decode, self.prefix_lm, self.most = model, decoder, prefix_lm, most
         self.src_BS, self.length_B = padded(sources, next(model.parameters()).device)
 
     def first(self) -> Tensor:
         """Reads the sources."""
-        cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.most)
-        logits_BV = prefill(self.model, self.src_BS, self.length_B, cache, self.length_B if self.prefix_lm else None)
-        self.cache, self.decode = cache, self.model.decoder()
-        return logits_BV
+        self.cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.most)
+        seen = self.length_B if self.prefix_lm else None
+        return prefill(self.model, self.src_BS, self.length_B, self.cache, seen)
 
     def branch(self, beams: int) -> None:
         """See `search.Reader`."""
