@@ -4,14 +4,16 @@
     python benchmarks/translation.py compare [--pair de-en] [--minutes 10] [--no-save] -- [settings]
     python benchmarks/translation.py speed DIR [--beam 1 --beam 5] [--batch 64] [--runs 5] [--dtype fp32] [--no-save]
     python benchmarks/translation.py tables
+    python benchmarks/translation.py publish DIR
 
 `run` trains by the command line, a process for each seed, and measures BLEU and chrF of test_2016_flickr, lower-cased,
 greedy and with beams, and of test_2017_flickr where it is there; no choice was made on either. `compare` does so with
 three models of as many parameters and the same minutes: the encoder-decoder, a decoder-only one, and one that sees its
 source both ways (--prefix-lm). `speed` translates the test lines by `bardlet.translate` and by `generate` of
 transformers, from the same folder, with the same batches in the same order, in turn (A B A B ...), and says how many
-translations agree. Each appends lines to results/translation.jsonl; `tables` prints them. $BARDLET_DATA has to hold
-multi30k.
+translations agree. Each appends lines to results/translation.jsonl; `tables` prints them, and `publish` writes them
+into the course (docs/), with pictures of the three masks and of the cross-attention of the run DIR. $BARDLET_DATA has
+to hold multi30k.
 """
 
 from __future__ import annotations
@@ -64,10 +66,14 @@ def main() -> None:
     for one in (run, compare, speed):
         one.add_argument("--no-save", action="store_true", help="print only")
     commands.add_parser("tables", help="print what was measured so far")
+    commands.add_parser("publish", help="into the course").add_argument("folder", metavar="DIR")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     if args.command == "tables":
-        print(tables())
+        print("\n\n".join(tables().values()))
+        return
+    if args.command == "publish":
+        publish(Path(args.folder))
         return
     if args.command == "run":
         made = ({"kind": "run", "pair": args.pair, "arguments": words,
@@ -196,10 +202,11 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- tables
 
 
-def tables() -> str:
+def tables() -> dict[str, str]:
     """What was measured so far, as tables in Markdown."""
     found = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
-    return "\n\n".join(part for part in (runs_table(found), compare_table(found), speed_table(found)) if part)
+    made = {"runs": runs_table(found), "compare": compare_table(found), "speed": speed_table(found)}
+    return {name: table for name, table in made.items() if table}
 
 
 def _bleu(line: dict[str, Any], part: str, how: str) -> float | None:
@@ -249,6 +256,32 @@ def speed_table(found: list[dict[str, Any]]) -> str:
     head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | | same translations |\n"
             "| --- | --- | --- | --- | --- | --- | --- |\n")
     return head + "\n".join(rows) if rows else ""
+
+
+# ---------------------------------------------------------------- the course
+
+SENTENCE = "zwei kinder spielen mit einem kleinen hund im garten ."
+
+
+def publish(folder: Path) -> None:
+    """docs/translation.json and the pictures of the page, from the results and from one run."""
+    import torch
+
+    from bardlet import translate
+    from bardlet.cli.translate import load
+    from bardlet.ladder import pictures
+
+    docs = record.HERE.parent / "docs"
+    model, words, how = load(folder, 1, 1.0, 64)
+    text = translate.lines(model, words, [SENTENCE], how)[0]
+    ids = [[*map(int, words.encode(line)), int(words.eos_id)] for line in (SENTENCE, text)]
+    maps = model.cross_attention(torch.tensor([ids[0]]), torch.tensor([[words.pad_id, *ids[1][:-1]]]))[:, 0]
+    labels = [[words.decode([i]) for i in side] for side in ids]
+    pictures.draw(docs / "figures", "encdec-masks", pictures.masks(5, 4))
+    pictures.draw(docs / "figures", "encdec-attention", pictures.cross_attention(maps.mean(1), *labels))
+    facts = {**tables(), "sentence": SENTENCE, "translation": text}
+    (docs / "translation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{docs / 'translation.json'}, {docs / 'figures'}")
 
 
 if __name__ == "__main__":

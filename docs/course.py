@@ -143,6 +143,29 @@ def changes(course: Course, argument: str, page: str) -> str:
                        for b in new for a in old if _kind(a) == _kind(b))
 
 
+def beside(course: Course, argument: str, page: str) -> str:
+    """What changes from one function or class to another, as in `bardlet.models.encdec.Block ....CrossBlock`."""
+    names = argument.split()
+    if len(names) != 2:
+        raise BardletError("name two functions or classes")
+    (old, a), (new, b) = (_file(name) for name in names)
+    texts = []
+    for path, name in ((old, a), (new, b)):
+        defined = sources.definitions(path.read_text(encoding="utf-8"))
+        if name not in defined:
+            raise BardletError(f"{path.name} defines no '{name}'")
+        texts.append(defined[name][1].splitlines())
+    return _diff(f"{b}, beside {a}", *texts)
+
+
+def translated(course: Course, name: str, page: str) -> str:
+    """A table of docs/translation.json. Raises Missing."""
+    found = _json(course.docs / "translation.json").get(name)
+    if not found:
+        raise Missing(f"docs/translation.json has no '{name}': run python benchmarks/translation.py publish DIR")
+    return str(found)
+
+
 def _kind(name: str) -> str:
     """The last word of a name: Attention, Forward, Block, Model."""
     return re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)[-1]

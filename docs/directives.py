@@ -26,6 +26,8 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "code": course.code,  # rung 3: its new parts
     "changes": course.changes,  # rung 3: as a diff against rung 2
     "whole": course.whole,  # rung 3: all of its code, folded
+    "beside": course.beside,  # bardlet.MODULE.NAME bardlet.MODULE.NAME: the second as a diff against the first
+    "translated": course.translated,  # NAME in translation.json
     "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME
     "losses": losses.losses,  # rung 3: what is normal
     "verdict": losses.verdict,  # rung 9: whether it helped

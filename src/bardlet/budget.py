@@ -34,8 +34,8 @@ SHAPES = ((2, 2, 64), (3, 3, 96), (4, 4, 128), (4, 4, 192), (4, 4, 256), (6, 4, 
 TIMED = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
 """Those whose steps are timed to know a machine."""
 
-COMPILED = 1.7
-"""How many times as fast a compiled step is, about."""
+COMPILED, COMPILED_PAIRS = 1.7, 1.1
+"""How many times as fast a compiled step is, about; and one of sentence pairs, whose short rows have less attention."""
 
 COLD, WARM = 40.0, 8.0
 """Seconds of compilation, measured on 2 cores: the first time, and from the compiler's own cache."""
@@ -60,9 +60,9 @@ class Speed:
         return float(np.exp(np.interp(wanted, x, y) + max(0.0, wanted - x[-1])))
 
 
-def worth_compiling(seconds: float, takes: float = COLD) -> bool:
+def worth_compiling(seconds: float, takes: float = COLD, gain: float = COMPILED) -> bool:
     """Whether a run of so many seconds wins back what compilation takes."""
-    return seconds * (1 - 1 / COMPILED) > takes
+    return seconds * (1 - 1 / gain) > takes
 
 
 def operations(config: TrainConfig, vocab_size: int) -> float:
@@ -73,8 +73,9 @@ def operations(config: TrainConfig, vocab_size: int) -> float:
 def weights(config: TrainConfig) -> int:
     """The weights of the blocks' matrices: 12 n_embd^2 in each block, as a rule. Embeddings are not counted."""
     c = config.model_config(1)
-    attention = 2 * c.head_dim * (c.n_head + c.n_kv_head)
-    return c.n_layer * c.n_embd * (attention + (2 if c.model == "gpt2" else 3) * c.n_inner)
+    attention, inner = 2 * c.head_dim * (c.n_head + c.n_kv_head), (3 if c.model == "qwen3" else 2) * c.n_inner
+    crossing = attention if c.model == "encdec" else 0
+    return c.n_embd * (c.n_layer * (attention + crossing + inner) + c.n_encoder_layer * (attention + inner))
 
 
 def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float = math.inf) -> Speed:

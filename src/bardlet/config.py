@@ -119,7 +119,7 @@ class TrainConfig:
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
     activation: Literal["gelu_new", "gelu", "relu"] | None = None
-    """Of the feed-forward layer of gpt2 and encdec; none: gelu_new, GPT-2's own approximation (qwen3 has silu)."""
+    """Of the feed-forward layer; none: gelu_new in gpt2, its own approximation, and relu in encdec (qwen3 has silu)."""
 
     steps: int | None = None
     """Optimizer steps; none: by --minutes."""
@@ -308,7 +308,8 @@ class TrainConfig:
             head_dim=self.n_embd // self.n_head,
             n_inner=self.n_inner or (self._gated_width() if qwen3 else 4 * self.n_embd),
             dropout=self.dropout, tie_embeddings=self.tie_embeddings,
-            activation="silu" if qwen3 else self.activation or "gelu_new", norm_eps=1e-6 if qwen3 else 1e-5,
+            activation="silu" if qwen3 else self.activation or ("gelu_new" if self.model == "gpt2" else "relu"),
+            norm_eps=1e-6 if qwen3 else 1e-5,
         )
 
     def _gated_width(self) -> int:

@@ -131,7 +131,8 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
                                "pairs need both, which every bpe of bardlet has")
     else:
         characters = sum(map(len, (line for pair in parts["train"] for line in pair)))
-        size = vocab_size or tokenizers.suggest_vocab_size(characters, 0)
+        # twice what one text would get: there are two languages, and shorter lines are worth the larger head (LOG.md)
+        size = vocab_size or 2 * tokenizers.suggest_vocab_size(characters, 0)
         if progress:
             progress("train bpe", 0, None)
         words = tokenizers.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)

@@ -189,24 +189,24 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     until = begun + 60 * (config.minutes or 0)
     with dist.main_first():
         seen = survey.survey(found, progress, held_out=config.val_part)
-    speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), _left(until, dist))
+    speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), left(until, dist))
     compiled = config.compile != "off" and not distributed.compiler_missing(dist.device)
     if config.compile != "on":
-        compiled = compiled and budget.worth_compiling(_left(until, dist))
+        compiled = compiled and budget.worth_compiling(left(until, dist))
     if compiled:
         speed, until = speed.compiled(), until - budget.COLD
     parameters = memory.most_parameters(dist)
-    config, reason = budget.choose_vocabulary(config, given, seen, clock.usable(_left(until, dist)), speed, parameters)
+    config, reason = budget.choose_vocabulary(config, given, seen, clock.usable(left(until, dist)), speed, parameters)
     ready = prepare(found, config, None, dist, progress)
     ready = replace(ready, reason=reason or ready.reason)
     tokens = len(parts(ready, config)[0])
     characters = round(ready.train_chars * tokens / len(ready.train))
     plan = budget.choose(config, given, tokens, characters, ready.documents, ready.tokenizer.vocab_size,
-                         clock.usable(_left(until, dist)), speed, dist.world, parameters)
+                         clock.usable(left(until, dist)), speed, dist.world, parameters)
     return ready, seen, replace(plan, compiled=compiled)
 
 
-def _left(until: float, dist: Dist) -> float:
+def left(until: float, dist: Dist) -> float:
     """Seconds until then, by the watch of rank 0; at least 1."""
     return max(1.0, dist.from_main(int(1000 * (until - time.monotonic()))) / 1000)
 
@@ -342,7 +342,8 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
         if seconds is None:
             seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
         takes = budget.COLD if kept.read(*_compiled_before(t)) is None else budget.WARM
-        on = bool(t.dist.from_main(int(budget.worth_compiling(seconds, takes))))
+        gain = budget.COMPILED_PAIRS if t.config.parallel else budget.COMPILED
+        on = bool(t.dist.from_main(int(budget.worth_compiling(seconds, takes, gain))))
     if on and (on := _compile(t)) and t.dist.main:
         kept.write(*_compiled_before(t), {})
     t.config = replace(t.config, compile="on" if on else "off")

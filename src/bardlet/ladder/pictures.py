@@ -320,6 +320,58 @@ def last_look(maps: Sequence[tuple[str, Tensor]], letters: Sequence[str]) -> Pai
 # ---------------------------------------------------------------------------- letters
 
 
+def masks(source: int, target: int) -> Paint:
+    """Who sees whom, in the three models that translate: rows look at columns. Sizes are numbers of tokens."""
+    both = source + target
+    causal = np.tril(np.ones((both, both)))
+    prefix = np.maximum(causal, np.arange(both) < source)
+    apart = np.full((both, both), np.nan)
+    apart[:source, :source] = 1  # the encoder
+    apart[source:, source:] = np.tril(np.ones((target, target)))
+    apart[source:, :source] = 2  # cross-attention
+
+    def paint(palette: Palette) -> Figure:
+        import matplotlib.pyplot as plt
+        from matplotlib.colors import ListedColormap
+
+        figure, row = plt.subplots(1, 3, figsize=(WIDTH, 3.4), layout="constrained")
+        colours = ListedColormap(["none", palette.accent, palette.second])
+        names = ("decoder only", "decoder only, prefix", "encoder-decoder")
+        for axes, name, mask in zip(row, names, (causal, prefix, apart), strict=True):
+            axes.imshow(mask, cmap=colours, vmin=0, vmax=2)
+            axes.set_title(name, fontsize=11.5)
+            axes.set(xticks=[source / 2 - 0.5, source + target / 2 - 0.5], xticklabels=["source", "target"])
+            axes.set(yticks=[source / 2 - 0.5, source + target / 2 - 0.5], yticklabels=["source", "target"])
+            axes.tick_params(length=0, labelsize=11)
+            axes.tick_params(axis="y", labelrotation=90)
+            for place in range(1, both):
+                for line in (axes.axhline, axes.axvline):
+                    line(place - 0.5, color=palette.muted, linewidth=1.8 if place == source else 0.4)
+            axes.spines[["top", "right"]].set_visible(True)
+        return figure
+
+    return paint
+
+
+def cross_attention(maps_LTS: Tensor, source: Sequence[str], target: Sequence[str]) -> Paint:
+    """Where a translation looked: a panel for each layer, a row for each token of the target."""
+    shown = maps_LTS.numpy()
+
+    def paint(palette: Palette) -> Figure:
+        import matplotlib.pyplot as plt
+
+        tall = 1.2 + 0.27 * len(target)
+        figure, column = plt.subplots(len(shown), figsize=(WIDTH, tall * len(shown)), squeeze=False)
+        figure.set_layout_engine("constrained", h_pad=0.1)
+        for layer, axes in enumerate(column[:, 0]):
+            axes.imshow(shown[layer], vmin=0, vmax=1, aspect="auto")
+            axes.set_title(f"layer {layer + 1}, mean of its heads", fontsize=12)
+            _name_ticks(axes, [visible(t) for t in source], [visible(t) for t in target], 11)
+        return figure
+
+    return paint
+
+
 def visible(text: str) -> str:
     """A token's text as a label: white space and control characters become signs that can be seen."""
     signs = {"\n": "↵", " ": "␣", "\t": "⇥", "\r": "←"}
