@@ -2,7 +2,7 @@
 
     python benchmarks/translation.py run PAIR [--seeds 3] [--first-seed 1337] [--beam 5] [--no-save] -- [settings]
     python benchmarks/translation.py compare [--pair de-en] [--minutes 10] [--no-save] -- [settings]
-    python benchmarks/translation.py speed DIR [--beam 1 --beam 5] [--batch 64] [--runs 5] [--dtype fp32] [--no-save]
+    python benchmarks/translation.py speed DIR [--beam 1 --beam 5] [--batch 64] [--runs 5] [--no-save]
     python benchmarks/translation.py tables
     python benchmarks/translation.py publish DIR
 
@@ -10,10 +10,10 @@
 greedy and with beams, and of test_2017_flickr where it is there; no choice was made on either. `compare` does so with
 three models of as many parameters and the same minutes: the encoder-decoder, a decoder-only one, and one that sees its
 source both ways (--prefix-lm). `speed` translates the test lines by `bardlet.translate` and by `generate` of
-transformers, from the same folder, with the same batches in the same order, in turn (A B A B ...), and says how many
-translations agree. Each appends lines to results/translation.jsonl; `tables` prints them, and `publish` writes them
-into the course (docs/), with pictures of the three masks and of the cross-attention of the run DIR. $BARDLET_DATA has
-to hold multi30k.
+transformers, both in fp32 and bf16, from the same folder, with the same batches in the same order, in turn (A B C D
+A ...), and says how many translations agree. Each appends lines to results/translation.jsonl; `tables` prints them, and
+`publish` writes them into the course (docs/), with pictures of the three masks and of the cross-attention of the run
+DIR. $BARDLET_DATA has to hold multi30k.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ def main() -> None:
     speed.add_argument("--beam", type=int, action="append", help="may be repeated; default: 1 and 5")
     speed.add_argument("--batch", type=int, default=64)
     speed.add_argument("--runs", type=int, default=5)
-    speed.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of ours")
     for one in (run, compare, speed):
         one.add_argument("--no-save", action="store_true", help="print only")
     commands.add_parser("tables", help="print what was measured so far")
@@ -147,7 +146,7 @@ def scores(folder: Path, pair: str, beams: int) -> dict[str, Any]:
 
 
 def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
-    """Sentences a second of both, in turn, medians; how many of the translations are the same."""
+    """Sentences a second of both, in fp32 and bf16, in turn, medians; how many of the translations are the same."""
     import torch
     import transformers
 
@@ -159,31 +158,35 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     given = lines(TESTS[0], args.pair.split("-")[0])
-    model, words, how = load(Path(args.folder), beams, 1.0, args.batch)
-    if args.dtype == "bf16":
-        model.bfloat16()
-    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(args.folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder)
     ids = [tokenizer(line).input_ids for line in given]
     order = sorted(range(len(given)), key=lambda i: (len(ids[i]), i))  # as bardlet sorts them
 
-    def run_ours() -> list[str]:
-        return translate.lines(model, words, given, how)
+    def ours(dtype: torch.dtype) -> Callable[[], list[str]]:
+        model, words, how = load(Path(args.folder), beams, 1.0, args.batch)
+        model.to(dtype)
+        return lambda: translate.lines(model, words, given, how)
 
-    def run_theirs() -> list[str]:
-        made = [""] * len(given)
-        for start in range(0, len(order), args.batch):
-            these = order[start : start + args.batch]
-            batch = tokenizer([given[i] for i in these], return_tensors="pt", padding=True)
-            most = 2 * batch.input_ids.shape[1] + 20
-            with torch.inference_mode():
-                out = theirs.generate(**batch, num_beams=beams, do_sample=False, max_new_tokens=most,
-                                      length_penalty=1.0)  # fmt: skip
-            for i, text in zip(these, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-                made[i] = " ".join(text.split())
-        return made
+    def theirs(dtype: torch.dtype) -> Callable[[], list[str]]:
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(args.folder, dtype=dtype).eval()
 
-    sides: dict[str, Callable[[], list[str]]] = {"bardlet": run_ours, "transformers": run_theirs}
+        def run() -> list[str]:
+            made = [""] * len(given)
+            for start in range(0, len(order), args.batch):
+                these = order[start : start + args.batch]
+                batch = tokenizer([given[i] for i in these], return_tensors="pt", padding=True)
+                most = 2 * batch.input_ids.shape[1] + 20
+                with torch.inference_mode():
+                    out = model.generate(**batch, num_beams=beams, do_sample=False, max_new_tokens=most,
+                                         length_penalty=1.0)  # fmt: skip
+                for i, text in zip(these, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+                    made[i] = " ".join(text.split())
+            return made
+
+        return run
+
+    sides = {f"{name} {word}": side(dtype) for name, side in (("bardlet", ours), ("transformers", theirs))
+             for word, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}  # fmt: skip
     texts = {name: run() for name, run in sides.items()}  # a warm-up of each
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.runs):
@@ -192,11 +195,12 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
             run()
             times[name].append(time.perf_counter() - begun)
     rate = {name: round(len(given) / statistics.median(t), 1) for name, t in times.items()}
-    same = sum(a == b for a, b in zip(*texts.values(), strict=True))
-    return {"kind": "speed", "pair": args.pair, "beam": beams, "batch": args.batch, "dtype": args.dtype,
-            "parameters": sum(p.numel() for p in model.parameters()), "lines": len(given), "sentences_per_second": rate,
-            "ratio": round(rate["bardlet"] / rate["transformers"], 2), "same": same, "runs": args.runs,
-            "transformers": transformers.__version__}
+    wanted = texts["transformers fp32"]
+    same = {name: sum(a == b for a, b in zip(made, wanted, strict=True)) for name, made in texts.items()}
+    return {"kind": "speed", "pair": args.pair, "beam": beams, "batch": args.batch, "lines": len(given),
+            "parameters": sum(p.numel() for p in load(Path(args.folder), 1, 1.0, 1)[0].parameters()),
+            "sentences_per_second": rate, "same_as_transformers_fp32": same, "runs": args.runs,
+            "transformers": transformers.__version__}  # fmt: skip
 
 
 # ---------------------------------------------------------------- tables
@@ -248,13 +252,18 @@ def compare_table(found: list[dict[str, Any]]) -> str:
 
 
 def speed_table(found: list[dict[str, Any]]) -> str:
-    """A row for each batch and number of beams, the newest."""
-    lines_ = {(line["batch"], line["beam"], line["dtype"]): line for line in found if line["kind"] == "speed"}
-    rows = [f"| {beam} | {batch} | {dtype} | {line['sentences_per_second']['transformers']:,.0f} | "
-            f"{line['sentences_per_second']['bardlet']:,.0f} | {line['ratio']:.1f} x | {line['same']:,} of "
-            f"{line['lines']:,} |" for (batch, beam, dtype), line in sorted(lines_.items())]
-    head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | | same translations |\n"
-            "| --- | --- | --- | --- | --- | --- | --- |\n")
+    """Two rows, fp32 and bf16, for each batch and number of beams, the newest."""
+    lines_ = {(line["beam"], line["batch"]): line for line in found if line["kind"] == "speed"}
+    rows = []
+    for (beam, batch), line in sorted(lines_.items()):
+        rate, same = line["sentences_per_second"], line["same_as_transformers_fp32"]
+        best = max(rate["transformers fp32"], rate["transformers bf16"])
+        for dtype in ("fp32", "bf16"):
+            own, their = (rate[f"{name} {dtype}"] for name in ("bardlet", "transformers"))
+            rows.append(f"| {beam} | {batch} | {dtype} | {their:,.0f} | {own:,.0f} | {own / best:.1f} x | "
+                        f"{same[f'bardlet {dtype}']:,} of {line['lines']:,} |")  # fmt: skip
+    head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | of transformers' faster dtype | the same as "
+            "transformers' in fp32 |\n| --- | --- | --- | --- | --- | --- | --- |\n")  # fmt: skip
     return head + "\n".join(rows) if rows else ""
 
 

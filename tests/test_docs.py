@@ -134,7 +134,7 @@ def runs_of(text: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{{ curve: rung 3 }}", "there is no such directive; choose one of answer, changes"),
+    ("{{ curve: rung 3 }}", "there is no such directive; choose one of answer, beside, changes"),
     ("{{ code: rung 99 }}", "there is no rung 99"),
     ("{{ changes: rung 1 }}", "nothing stands before the first rung"),
     ("{{ source: bardlet.loss.nothing }}", "loss.py defines no 'nothing'"),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bardlet import generate, hf, loss, translate
+from bardlet import budget, generate, hf, loss, memory, pairs, parallel, translate, translation
 from bardlet.cli import main
-from bardlet.config import ModelConfig
+from bardlet.config import ModelConfig, TrainConfig, read_toml
 from bardlet.evaluate import translation_score
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
@@ -92,6 +93,35 @@ def test_micro_batches_change_nothing(numbers: list[str], bardlet: Callable[...,
                           "--grad-accum", pieces, "--out", tmp_path / f"{model}{pieces}")["val_loss"]
                   for tokens, pieces in ((240, 1), (80, 3), (40, 6))]  # fmt: skip
         assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-4)  # Muon and AdamW turn rounding into signs
+
+
+def test_a_step_is_cut_to_the_memory(numbers: list[str], bardlet: Callable[..., dict[str, Any]], tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    words = [*numbers, *TINY, "--batch-tokens", "1920", "--steps", "4"]
+    whole = bardlet("train", *words, "--out", tmp_path / "whole")
+    monkeypatch.setattr(memory, "LATER", 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000_000)
+    cut = bardlet("train", *words, "--out", tmp_path / "cut")
+    config, _ = read_toml(tmp_path / "cut" / "run.toml")
+    assert config.grad_accum > 1 and config.batch_tokens * config.grad_accum == 1920
+    assert cut["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-4)
+
+
+def test_more_minutes_choose_a_larger_model(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("ein hund rennt durch den wald .\n" * 20_000, encoding="utf-8")
+    (tmp_path / "b").write_text("a dog runs through the woods .\n" * 20_000, encoding="utf-8")
+    config = TrainConfig(source=str(tmp_path / "a"), target=str(tmp_path / "b"), model="encdec")
+    ready = pairs.prepare(parallel.find(config), cache=tmp_path)
+    speed = budget.Speed(((1e6, 1e-5), (1e8, 1e-3)))
+    sizes = []
+    for seconds in (10, 100, 1000, 10_000):
+        chosen, epochs, _ = translation.chosen(config, (), ready, seconds, speed)
+        alone, _, _ = translation.chosen(replace(config, model="gpt2"), (), ready, seconds, speed)
+        sizes.append(budget.weights(chosen))
+        assert 0.5 < budget.weights(alone) / sizes[-1] < 1.5
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 15 * ready.train[1].lengths.sum()
+    kept, _, _ = translation.chosen(replace(config, n_embd=64, dropout=0.4), ("n_embd", "dropout"), ready, 1000, speed)
+    assert (kept.n_embd, kept.dropout) == (64, 0.4)
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])

@@ -32,6 +32,8 @@ OF_PAIRS = ("lowercase", "prefix_lm", "label_smoothing", "batch_tokens")
 """Settings of training on pairs, which training on a text does not have."""
 OF_TEXT = ("field", "batch_size", "eval_tokens")
 """Settings of training on a text, which training on pairs does not have."""
+LONGEST_SINUSOIDS = 2**16
+"""Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
 WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
            "dropout": (*FLAT, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
            "muon_lr": ("bigram", "averaging")}
@@ -255,6 +257,8 @@ class TrainConfig:
             raise BardletError(f"--tokenizer {self.tokenizer}: pairs are translated with bpe, which has a token for "
                                "padding; leave it out")
         if self.model == "encdec":
+            most = LONGEST_SINUSOIDS
+            _require(self.block_size <= most, "block_size", self.block_size, f"at most {most} (encdec)")
             if self.prefix_lm:
                 raise BardletError("--prefix-lm: an encoder sees its source both ways already; "
                                    "leave it out, or take --model qwen3 or gpt2")

@@ -158,8 +158,9 @@ def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -
     So a config.json that asks for a million layers is an error, not a machine without memory.
     """
     where = folder / "model.safetensors"
-    if config.model != "bigram" and config.n_layer > len(weights):
-        raise BardletError(f"{folder / 'config.json'}: damaged: it asks for {config.n_layer} layers, and {where.name} "
+    layers = max(config.n_layer, config.n_encoder_layer)
+    if config.model != "bigram" and layers > len(weights):
+        raise BardletError(f"{folder / 'config.json'}: damaged: it asks for {layers} layers, and {where.name} "
                            f"has {len(weights)} tensors; copy both again")
     if config.block_size > LONGEST:
         raise BardletError(f"{folder / 'config.json'}: damaged: a context of {config.block_size} tokens; copy it again")

@@ -252,10 +252,10 @@ def fit_micro_batches(t: Trainer) -> None:
         raise BardletError(f"training does not fit into memory: by single rows of {width:,} tokens it wants "
                            f"{_in_words(needed)} or more, {_in_words(free)} are free; take a smaller {what}")
     if rows < asked and c.parallel:
-        pieces = -(-asked // rows)
-        t.config = replace(c, batch_tokens=max(1, c.batch_tokens // pieces), grad_accum=c.grad_accum * pieces)
-        log.warning("%s of memory are free, too little for --batch-tokens %d: a step is computed in %d micro-batches",
-                    _in_words(free), c.batch_tokens, t.config.grad_accum)
+        pieces = next(n for n in range(-(-asked // rows), c.batch_tokens + 1) if c.batch_tokens % n == 0)
+        t.config = replace(c, batch_tokens=c.batch_tokens // pieces, grad_accum=c.grad_accum * pieces)
+        log.warning("%s of memory are free, too little for --batch-tokens %d: a step is computed in %d micro-batches, "
+                    "with the same result", _in_words(free), c.batch_tokens, t.config.grad_accum)
     elif rows < asked:
         total = c.batch_size // world * c.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.config import ModelConfig
+from bardlet.config import LONGEST_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models import load_strictly, refuse, take
 from bardlet.models.decoding import product
@@ -289,10 +289,14 @@ class EncDec(nn.Module):
         refuse(hf, "decoder_ffn_dim", n_inner)
         if n_embd % n_head or n_embd % 2:
             raise BardletError(f"config.json: d_model {n_embd} cannot be cut into {n_head} equal heads, or into halves")
+        block_size = take(hf, "max_position_embeddings", int)
+        if block_size > LONGEST_SINUSOIDS:
+            raise BardletError(f"config.json: a context of {block_size} tokens; bardlet makes sinusoids for up to "
+                               f"{LONGEST_SINUSOIDS}")
         return ModelConfig(
             model="encdec",
             vocab_size=take(hf, "vocab_size", int),
-            block_size=take(hf, "max_position_embeddings", int),
+            block_size=block_size,
             n_layer=take(hf, "decoder_layers", int),
             n_encoder_layer=take(hf, "encoder_layers", int),
             n_head=n_head,
