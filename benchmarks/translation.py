@@ -262,8 +262,8 @@ def speed_table(found: list[dict[str, Any]]) -> str:
             own, their = (rate[f"{name} {dtype}"] for name in ("bardlet", "transformers"))
             rows.append(f"| {beam} | {batch} | {dtype} | {their:,.0f} | {own:,.0f} | {own / best:.1f} x | "
                         f"{same[f'bardlet {dtype}']:,} of {line['lines']:,} |")  # fmt: skip
-    head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | of transformers' faster dtype | the same as "
-            "transformers' in fp32 |\n| --- | --- | --- | --- | --- | --- | --- |\n")  # fmt: skip
+    head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | of transformers' faster dtype | the same "
+            "as transformers' in fp32 |\n| --- | --- | --- | --- | --- | --- | --- |\n")  # fmt: skip
     return head + "\n".join(rows) if rows else ""
 
 
