@@ -87,7 +87,7 @@ def test_the_same_greedy_translations_as_transformers(tmp_path: Path) -> None:
     sources = [[*some(1, n, seed=n)[0].tolist(), EOS] for n in (1, 3, 9, 9, 12)]
     for source, made in zip(sources, translate.translate(ours, sources, EOS, PAD), strict=True):
         src = torch.tensor([source])
-        most = min(2 * 13 + 20, CONFIG.block_size)
+        most = min(2 * len(source) + 20, CONFIG.block_size)
         want = theirs.generate(src, attention_mask=torch.ones_like(src), max_new_tokens=most, do_sample=False)
         assert made == [i for i in want[0, 1:].tolist() if i != EOS][: len(made)]
         assert len(made) == most or want[0, len(made) + 1] == EOS
@@ -228,15 +228,13 @@ def test_beam_1_is_greedy_and_a_batch_is_one_by_one() -> None:
     assert translate.translate(model, SOURCES, EOS, PAD, How(beams=1)) == greedy
     from bardlet import search
 
-    most = 34
-    one = search.beam(translate.Crossing(model, model.decoder(), SOURCES, PAD, most), len(SOURCES), EOS, most, 1)
+    most = [2 * len(source) + 20 for source in SOURCES]
+    one = search.beam(translate.Crossing(model, model.decoder(), SOURCES, PAD, max(most)), EOS, most, 1)
     assert one == greedy
     for beams in (1, 4):
         batched = translate.translate(model, SOURCES, EOS, PAD, How(beams=beams))
         for source, made in zip(SOURCES, batched, strict=True):
-            reader = translate.Crossing(model, model.decoder(), [source], PAD, most)
-            alone = search.beam(reader, 1, EOS, most, beams) if beams > 1 else search.greedy(reader, 1, EOS, most)
-            assert [made] == alone
+            assert [made] == translate.translate(model, [source], EOS, PAD, How(beams=beams))
 
 
 @torch.no_grad()
@@ -266,7 +264,7 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
         score = probable(model, source, best) / (len(best) + 1) ** penalty
         wanted = best if score >= unended(best_cut) else best_cut
         wide = _Wide(translate.Crossing(model, model.decoder(), [source], PAD, most), 200)
-        assert search.beam(wide, 1, EOS, most, 100, penalty) == [wanted]
+        assert search.beam(wide, EOS, [most], 100, penalty) == [wanted]
 
 
 class _Wide:

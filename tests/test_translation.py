@@ -171,7 +171,7 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
     from bardlet import search
 
     torch.manual_seed(0)
-    model = family(ModelConfig("any", vocab_size=29, block_size=64, n_layer=2, n_head=2, n_kv_head=2, n_embd=32,
+    model = family(ModelConfig("any", vocab_size=29, block_size=96, n_layer=2, n_head=2, n_kv_head=2, n_embd=32,
                                head_dim=16, n_inner=48, activation="gelu" if family is GPT2 else "silu")).eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -179,15 +179,15 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
     made = translate.translate(model, sources, 0, 1, How(prefix_lm=prefix_lm))
     for source, tokens in zip(sources, made, strict=True):
         prefix = torch.tensor([len(source)]) if prefix_lm else None
-        for n, token in enumerate([*tokens, 0] if len(tokens) < 34 else tokens):
+        for n, token in enumerate([*tokens, 0] if len(tokens) < 2 * len(source) + 20 else tokens):
             logits = model(torch.tensor([source + tokens[:n]]), prefix_B=prefix)[0, -1]
             assert int(logits.argmax()) == token
-    reader = translate.Prompted(model, model.decoder(), sources, 34, prefix_lm)
-    assert search.beam(reader, 3, 0, 34, 1) == made
+    most = [2 * len(source) + 20 for source in sources]
+    reader = translate.Prompted(model, model.decoder(), sources, max(most), prefix_lm)
+    assert search.beam(reader, 0, most, 1) == made
     together = translate.translate(model, sources, 0, 1, How(beams=3, prefix_lm=prefix_lm))
     for source, tokens in zip(sources, together, strict=True):
-        alone = translate.Prompted(model, model.decoder(), [source], 34, prefix_lm)
-        assert search.beam(alone, 1, 0, 34, 3) == [tokens]
+        assert translate.translate(model, [source], 0, 1, How(beams=3, prefix_lm=prefix_lm)) == [tokens]
     assert generate.generate(model, sources, 3, temperature=0)  # the model is as it was
 
 

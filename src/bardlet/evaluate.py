@@ -26,21 +26,21 @@ class Score:
 
 
 ROWS = 64
-"""Rows of a batch of an evaluation."""
+"""Rows that an evaluation takes at once, where there is memory for them."""
 LARGE = 128 * 2**20
 """Bytes that the widest tensor of an evaluation may have in float32: a few of them are there at once."""
 
 
 def rows_at_once(shape: ModelConfig, length: int, most: int = LARGE) -> int:
-    """How many rows of `length` tokens an evaluation takes at once: 64, or as many as keep its widest tensor in float32
-    (logits, inner layer, or attention's weights) under `most` bytes; at least 1."""
+    """How many rows of `length` tokens an evaluation takes at once: ROWS, or as many as keep its widest tensor in
+    float32 (logits, inner layer, or attention's weights) under `most` bytes; at least 1."""
     widest = 4 * length * max(shape.vocab_size, shape.n_inner, 3 * shape.n_embd, shape.n_head * length)
-    return max(1, min(64, most // widest))
+    return max(1, min(ROWS, most // widest))
 
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32",
-              rows: int = 64, loss: Callable[[nn.Module, Batch], torch.Tensor] = next_token) -> float:
+              rows: int = ROWS, loss: Callable[[nn.Module, Batch], torch.Tensor] = next_token) -> float:
     """The mean loss in nats over every unmasked target of `batches`; `loss` gives the sum of a batch.
 
     The sums of the batches are added in float64 on the host. `dtype` is the precision of the matrix products. At most

@@ -89,12 +89,6 @@ class PreparedPairs:
     leaked: float
     folder: Path
 
-    @property
-    def documents(self) -> int:
-        """How many pairs there are."""
-        return len(self.train[0]) + len(self.val[0])
-
-
 def prepare(found: Parallel, tokenizer: str | Tokenizer = "auto", vocab_size: int | None = None,
             progress: Progress | None = None, cache: Path | None = None) -> PreparedPairs:
     """The pairs as tokens: from the cache when they are there and whole, else made.
@@ -104,7 +98,7 @@ def prepare(found: Parallel, tokenizer: str | Tokenizer = "auto", vocab_size: in
         vocab_size: of a new one; None: by the length of the text.
 
     Raises:
-        BardletError: too few pairs, a a tokenizer without separator or padding, a cache that cannot be written.
+        BardletError: too few pairs, a tokenizer without separator or padding, a cache that cannot be written.
     """
     spec = tokenizer.hash if isinstance(tokenizer, Tokenizer) else f"bpe {vocab_size} {found.lowercase}"
     key = hashlib.sha256(f"{found.hash} {found.val is None} {spec} {VERSION}".encode()).hexdigest()
@@ -160,6 +154,8 @@ def _open(folder: Path) -> PreparedPairs:
         return Lines(tokens, np.flatnonzero(tokens == words.eos_id) + 1)
 
     train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))
+    if any(len(source) != len(target) for source, target in (train, val)):
+        raise BardletError(f"{folder}: source and target have different numbers of lines")
     return PreparedPairs(train=train, val=val, tokenizer=words, folder=folder, **facts)  # type: ignore[arg-type]
 
 
@@ -222,10 +218,9 @@ class PairBatches:
         return self.format.batch(self.lines, self.epoch(epoch)[within], self.multiple)
 
     def widest(self) -> Batch:
-        """A batch as large as any: of the widest bucket, its widest pair in every row."""
+        """A batch as large as any: a full one of the widest bucket."""
         width, members = self.buckets[-1]
-        longest = self.kept[np.flatnonzero(self.width == width)]
-        return self.format.batch(self.lines, np.resize(longest, self.rows[width]), self.multiple)
+        return self.format.batch(self.lines, self.kept[np.resize(members, self.rows[width])], self.multiple)
 
     def place(self, step: int) -> str:
         """Where the batch of a step lies, in words."""

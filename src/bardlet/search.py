@@ -7,6 +7,7 @@ B sources, K beams of a source, R rows (B K of them, the beams of a source side 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,26 +41,25 @@ KEEP = 7 / 8
 
 
 @torch.inference_mode()
-def greedy(reader: Reader, sources: int, stop: int, most: int) -> list[list[int]]:
-    """The likeliest token again and again, for each source up to `stop`, which is left out, or up to `most` tokens."""
-    made: list[list[int]] = [[] for _ in range(sources)]
-    alive, going = list(range(sources)), [True] * sources
+def greedy(reader: Reader, stop: int, most: Sequence[int]) -> list[list[int]]:
+    """The likeliest token again and again: for each source up to `stop`, which is left out, or up to its `most`."""
+    made: list[list[int]] = [[] for _ in most]
+    alive, going = list(range(len(most))), [True] * len(most)
     logits_BV = _sound(reader.first())
-    for step in range(most):
+    while True:
         idx_B = logits_BV.argmax(dim=-1)
-        for place, (row, token) in enumerate(zip(alive, idx_B.tolist(), strict=True)):
-            going[place] = going[place] and token != stop
-            if going[place]:
-                made[row].append(token)
-        if not any(going) or step == most - 1:
-            break
+        for place, (source, token) in enumerate(zip(alive, idx_B.tolist(), strict=True)):
+            if going[place] and token != stop:
+                made[source].append(token)
+            going[place] = going[place] and token != stop and len(made[source]) < most[source]
+        if not any(going):
+            return made
         if sum(going) < KEEP * len(alive):
             places = [place for place, goes in enumerate(going) if goes]
             rows = torch.tensor(places, device=idx_B.device)
             reader.keep(rows, 1)
             idx_B, alive, going = idx_B[rows], [alive[place] for place in places], [True] * len(places)
         logits_BV = reader.next(idx_B)
-    return made
 
 
 @dataclass
@@ -74,12 +74,15 @@ class _Beams:
     """(B, K): the score of each beam that ended, divided by its length; -inf where there is none yet."""
     ended_tokens: Tensor
     """(B, K, most) int64, with `stop` behind the last."""
+    most: Tensor
+    """(B,): how many tokens each source may get."""
     stop: int
 
     def keep(self, source_B: Tensor) -> None:
         """Goes on with these sources alone."""
         self.score, self.tokens = self.score[source_B], self.tokens[source_B]
         self.ended, self.ended_tokens = self.ended[source_B], self.ended_tokens[source_B]
+        self.most = self.most[source_B]
 
     def collect(self, final_BN: Tensor, from_BN: Tensor, length: int) -> None:
         """Puts what ends, N candidates, among the best K that have ended.
@@ -101,23 +104,24 @@ class _Beams:
 
 
 @torch.inference_mode()
-def beam(reader: Reader, sources: int, stop: int, most: int, beams: int,
-         length_penalty: float = 1.0) -> list[list[int]]:
+def beam(reader: Reader, stop: int, most: Sequence[int], beams: int, length_penalty: float = 1.0) -> list[list[int]]:
     """The best of `beams` hypotheses that are followed side by side: for each source its tokens, without `stop`.
 
     A hypothesis that ends has the score (sum of log p) / length^length_penalty, `stop` counted as a token (as
     transformers has it; Wu et al. 2016, *Google's Neural Machine Translation System*, section 7, divide by a like
     power). A source is done when none of its beams, as it stands, would score better than the worst of `beams` that
-    have ended; one that never ends is cut after `most` tokens.
+    have ended; a hypothesis that has not ended after its source's `most` tokens is cut, and is one of them.
     """
-    made: list[list[int]] = [[] for _ in range(sources)]
-    alive, going, K = list(range(sources)), [True] * sources, beams
+    sources, K = len(most), beams
+    made: list[list[int]] = [[] for _ in most]
+    alive, going = list(range(sources)), [True] * sources
     logits_RV = _sound(reader.first())
     device = logits_RV.device
     b = _Beams(torch.zeros((sources, 1), device=device), torch.empty((sources, 1, 0), dtype=torch.int64, device=device),
                torch.full((sources, K), -math.inf, device=device),
-               torch.full((sources, K, most), stop, dtype=torch.int64, device=device), stop)
-    for length in range(1, most + 1):
+               torch.full((sources, K, max(most)), stop, dtype=torch.int64, device=device),
+               torch.tensor(most, device=device), stop)
+    for length in range(1, max(most) + 1):
         score_BN, from_BN, token_BN = _candidates(logits_RV, b.score, 2 * K)
         ends, share = token_BN == stop, length**length_penalty
         # of the 2 K best, what ends among the first K has ended; of the others the first K go on
@@ -127,9 +131,11 @@ def beam(reader: Reader, sources: int, stop: int, most: int, beams: int,
         from_BK, token_BK = from_BN.gather(1, chosen_BK), token_BN.gather(1, chosen_BK)
         before = b.tokens.gather(1, from_BK[..., None].expand(-1, -1, length - 1))
         b.tokens = torch.cat((before, token_BK[..., None]), dim=2)
-        if length == most:
-            b.collect(b.score / share, torch.arange(K, device=device).expand_as(b.score), length)
-        done_B = (b.ended[:, -1] >= b.score[:, 0] / share) | (length == most)
+        last_B = b.most == length
+        if bool(last_B.any()):
+            cut = torch.where(last_B[:, None], b.score / share, -math.inf)
+            b.collect(cut, torch.arange(K, device=device).expand_as(cut), length)
+        done_B = (b.ended[:, -1] >= b.score[:, 0] / share) | last_B
         for place in done_B.nonzero().flatten().tolist():
             if going[place]:
                 made[alive[place]], going[place] = b.best(place), False

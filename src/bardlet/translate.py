@@ -62,8 +62,7 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
     for first in range(0, len(order), how.batch_size):
         these = order[first : first + how.batch_size]
         rows = [[*ids[i][: room - 1], stop] for i in these]
-        for i, made in zip(these, translate(model, rows, stop, start, how, decoder),
-                           strict=True):
+        for i, made in zip(these, translate(model, rows, stop, start, how, decoder), strict=True):
             known = [token for token in made if token < words.vocab_size]
             yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
 
@@ -83,7 +82,7 @@ def check(model: Any, words: Tokenizer, how: How) -> tuple[int, int]:
 def longest_source(model: Any) -> int:
     """Tokens of the longest source, its separator among them: a decoder-only model keeps half of its window free."""
     block = model.config.block_size
-    return int(block if hasattr(model, "encode") else max(2, block // 2))
+    return int(block if hasattr(model, "encode") else max(1, block // 2))
 
 
 @torch.inference_mode()
@@ -92,23 +91,20 @@ def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: in
     """The target's ids of each source's, which end with the separator `stop`; theirs is left out.
 
     start: what the decoder of an encoder-decoder begins with. decoder: the model's, where it was made before. A target
-    has at most twice the tokens of the longest source of its batch and 20 more, or what fits into the model's window.
+    has at most twice the tokens of its source and 20 more, or what fits into the model's window.
     """
     training = model.training
     model.eval()
     try:
         decoder = decoder or model.decoder()
-        longest = max(map(len, sources))
-        reader: search.Reader
-        if hasattr(model, "encode"):
-            most = min(2 * longest + 20, model.config.block_size)
-            reader = Crossing(model, decoder, sources, start, most)
-        else:
-            most = min(2 * longest + 20, model.config.block_size - longest)
-            reader = Prompted(model, decoder, sources, most, how.prefix_lm)
+        crosses = hasattr(model, "encode")
+        room = model.config.block_size - (0 if crosses else longest_source(model))
+        most = [min(2 * len(source) + 20, room) for source in sources]
+        reader: search.Reader = (Crossing(model, decoder, sources, start, max(most)) if crosses
+                                 else Prompted(model, decoder, sources, max(most), how.prefix_lm))
         if how.beams == 1:
-            return search.greedy(reader, len(sources), stop, most)
-        return search.beam(reader, len(sources), stop, most, how.beams, how.length_penalty)
+            return search.greedy(reader, stop, most)
+        return search.beam(reader, stop, most, how.beams, how.length_penalty)
     finally:
         model.train(training)
 

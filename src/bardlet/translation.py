@@ -56,8 +56,8 @@ weights than so many for each target token there is. On two cores, Multi30k de-e
 minute 33.1 with 1.3 tokens for each weight, 28.7 with 0.2; in five 40.5 with 0.9, 39.9 with 2.5."""
 DROPOUTS = ((4, 0.1), (25, 0.2), (math.inf, 0.3))
 """(most epochs, dropout)."""
-SHOWN = 5
-"""Translations on a model card."""
+TRANSLATED, SHOWN = 2_000, 5
+"""Held-out pairs, evenly spread, that a finished run translates; and translations on its card."""
 
 
 def find(config: TrainConfig) -> Parallel:
@@ -91,7 +91,7 @@ def pair_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: di
     learned, held = parts(ready, config)
     how = format_of(config, ready.tokenizer)
     batches = PairBatches(learned, how, config.tokens_per_step, config.seed, config.grad_accum * dist.world)
-    look_at = pairs.held_out(held, how, 4 * evaluate.ROWS * 16)
+    look_at = pairs.held_out(held, how, TrainConfig.batch_tokens)
     record["val_tokens"] = sum(loss.count_targets(batch) for batch in look_at)
     record["val_tokens_of"] = int(held[1].lengths.sum())
     record["batches"] = batches.batches_per_epoch
@@ -122,8 +122,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
-    if unused := config.unused(given):
-        log.debug("not used: %s", ", ".join(unused))
+    config.unused(given)
     config = replace(config, **{name: value for name, value in RECIPE.items() if name not in {*given, *in_file}})
     config = pretrain.settled(config, dist)
     found = find(config)
@@ -236,7 +235,7 @@ def conclude(t: Trainer, ready: PreparedPairs) -> tuple[dict[str, Any], str]:
     report.loss_curve(t.run, report.title(t.run, t.record))
     model, words = hf.read_folder(t.run)
     model.to(t.dist.device)
-    source, reference = held_out_lines(ready, t.config)
+    source, reference = (side[:: -(-len(side) // TRANSLATED)] for side in held_out_lines(ready, t.config))
     made = translate.lines(model, words, source, translate.How(prefix_lm=t.config.prefix_lm))
     score = evaluate.translation_score(made, reference, ready.tokenizer.lowercase)
     t.record.update(bleu=round(score.bleu, 2), chrf=round(score.chrf, 2), bleu_signature=score.bleu_signature)

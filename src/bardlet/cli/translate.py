@@ -49,7 +49,7 @@ class Command:
     def __post_init__(self) -> None:
         for name, holds, what in (
             ("beam", self.beam >= 1, "at least 1"), ("batch-size", self.batch_size >= 1, "at least 1"),
-            ("length-penalty", abs(self.length_penalty) <= 100, "a number from -100 to 100"),
+            ("length-penalty", abs(self.length_penalty) <= 10, "a number from -10 to 10"),
         ):
             if not holds:
                 raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: it must be {what}")
