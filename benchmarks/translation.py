@@ -288,9 +288,30 @@ def publish(folder: Path) -> None:
     labels = [[words.decode([i]) for i in side] for side in ids]
     pictures.draw(docs / "figures", "encdec-masks", pictures.masks(5, 4))
     pictures.draw(docs / "figures", "encdec-attention", pictures.cross_attention(maps.mean(1), *labels))
-    facts = {**tables(), "sentence": SENTENCE, "translation": text}
+    hidden = {name: only(model, words, how, place) for name, place in (("first", 0), ("last", -1))}
+    facts = {**tables(), "sentence": SENTENCE, "translation": text, **hidden}
     (docs / "translation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{docs / 'translation.json'}, {docs / 'figures'}")
+
+
+def only(model: Any, words: Any, how: Any, place: int) -> str:
+    """What SENTENCE becomes where the decoder sees one token of the source alone, the first (0) or the last (-1)."""
+    from unittest.mock import patch
+
+    from bardlet import translate
+    from bardlet.models.encdec import EncDec, Memory
+
+    encode = EncDec.encode
+
+    def hiding(self: EncDec, *args: Any) -> Memory:
+        memory = encode(self, *args)
+        memory.seen[:] = False
+        memory.seen[..., place] = True
+        return memory
+
+    with patch.object(EncDec, "encode", hiding):
+        made = translate.lines(model, words, [SENTENCE], how)[0]
+    return made if len(made) <= 40 else f"{made[:40]} ..."
 
 
 if __name__ == "__main__":

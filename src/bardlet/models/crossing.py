@@ -69,8 +69,7 @@ class Decoder:
     def __call__(self, idx_R: Tensor, written: Written) -> Tensor:
         """Feeds one token a row (int64): logits of the next one (R, V), in fp32."""
         R, H = len(idx_R), self.n_head
-        x_RC = torch.embedding(self.embedding, idx_R) + self.position_TC[written.length]
-        written.step()
+        x_RC = torch.embedding(self.embedding, idx_R) + self.position_TC[written.step()]
         for layer, (norm_1, qkv, out, norm_2, query, cross_out, norm_3, fc1, fc2) in enumerate(self.blocks):
             q, k, v = qkv(norm_1(x_RC)).view(R, 3, -1).unbind(1)  # (R, 3C) -> three (R, C)
             x_RC = x_RC + out(written.attend(layer, q, k, v).to(self.dtype))
@@ -99,11 +98,12 @@ class Written:
         shape = (most, n_layer, 2, self.sources, k_BHSD.shape[1] * k_BHSD.shape[3])
         self.kv = torch.empty(shape, device=k_BHSD.device)
 
-    def step(self) -> None:
-        """Makes room for one more token of every row."""
+    def step(self) -> int:
+        """Makes room for one more token of every row; gives back where it stands."""
         if self.length == self.most:
             raise BardletError(f"the decoder has room for {self.most} tokens: make a longer one")
         self.length += 1
+        return self.length - 1
 
     def attend(self, layer: int, q_RC: Tensor, k_RC: Tensor, v_RC: Tensor) -> Tensor:
         """Keeps a token's key and value; what its query reads in all of them: (R, C)."""
