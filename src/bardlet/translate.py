@@ -45,15 +45,19 @@ def lines(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How()
     return done
 
 
-def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How()) -> Iterator[tuple[int, str]]:
-    """(number of the line, translation), as they are done: a batch of lines of similar lengths at a time."""
+def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(),
+           before: int = 0) -> Iterator[tuple[int, str]]:
+    """(number of the line, from 0 on; translation), as they are done: a batch of lines of similar lengths at a time.
+
+    before: how many lines came before these, for what is said of one.
+    """
     stop, start = check(model, words, how)
     ids = {i: [int(t) for t in words.encode(line.strip())] for i, line in enumerate(sources) if line.strip()}
     room = longest_source(model)
     if cut := [i for i, row in ids.items() if len(row) + 1 > room]:
         more = f" and {len(cut) - 1:,} more" if len(cut) > 1 else ""
         log.warning("line %d%s: longer than the %d tokens that the model reads; only its beginning is translated",
-                    cut[0] + 1, more, room)
+                    before + cut[0] + 1, more, room)
     yield from ((i, "") for i, line in enumerate(sources) if i not in ids)
     model.eval()
     with torch.inference_mode():

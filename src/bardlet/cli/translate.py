@@ -68,9 +68,13 @@ def main(argv: Sequence[str]) -> int:
         model.bfloat16()
     if command.attention and not hasattr(model, "cross_attention"):
         raise BardletError(f"--attention: {model.config.model} has no cross-attention to draw; leave it out")
-    lines, made, first = read(command.files), [], None
-    while chunk := list(islice(lines, CHUNK)):
-        done = in_order(model, words, chunk, how, None if command.json else console.say)
+    if command.attention and not command.attention.lower().endswith(".png"):
+        raise BardletError(f"--attention {command.attention}: it draws a PNG; name a file that ends in .png")
+    lines, first = read(command.files), None
+    made: list[str] = []
+    at_once = 1 if not command.files and sys.stdin.isatty() else CHUNK  # a person waits for each answer
+    while chunk := list(islice(lines, at_once)):
+        done = in_order(model, words, chunk, how, len(made), None if command.json else console.say)
         first = first or next(((source, text) for source, text in zip(chunk, done, strict=True) if text), None)
         made += done
     if not made:
@@ -105,20 +109,18 @@ def read(files: Sequence[str]) -> Iterator[str]:
     from bardlet import parallel
     from bardlet.reading import decoded_lines
 
-    if files:
-        for file in files:
-            yield from parallel.read_lines(Path(file))
-    else:
-        yield from decoded_lines(sys.stdin.buffer, "standard input")
+    if not files:
+        return decoded_lines(sys.stdin.buffer, "standard input")
+    return iter([line for file in files for line in parallel.read_lines(Path(file))])
 
 
-def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, say: Any) -> list[str]:
-    """The translations of some lines; `say` hears each of them as soon as all before it are done."""
+def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, before: int, say: Any) -> list[str]:
+    """The translations of some lines, before which there were others; `say` hears each as soon as its turn has come."""
     from bardlet import translate
 
     done: dict[int, str] = {}
     said = 0
-    for place, text in translate.stream(model, words, lines, how):
+    for place, text in translate.stream(model, words, lines, how, before):
         done[place] = text
         while say and said in done:
             say(done[said])
@@ -134,8 +136,6 @@ def draw(path: Path, model: Any, words: Tokenizer, pair: tuple[str, str] | None)
 
     if pair is None:
         raise BardletError("--attention: no line with a translation to draw; give one that has words")
-    if path.suffix.lower() != ".png":
-        raise BardletError(f"--attention {path}: it draws a PNG; name a file that ends in .png")
     ids = [[*map(int, words.encode(text)), int(words.eos_id or 0)][: model.config.block_size] for text in pair]
     device = next(model.parameters()).device
     source = torch.tensor([ids[0]], device=device)
