@@ -24,7 +24,7 @@ from glob import glob
 from pathlib import Path
 
 from bardlet.errors import BardletError
-from bardlet.reading import OPENERS, TEXT_SUFFIXES, Source, inner_suffix, open_raw, read_jsonl, read_text
+from bardlet.reading import OPENERS, TEXT_SUFFIXES, Source, digest_of, inner_suffix, open_raw, read_jsonl, read_text
 
 log = logging.getLogger("bardlet")
 
@@ -89,14 +89,16 @@ def cache_folder() -> Path:
 
 
 def locate(name: str) -> Path | None:
-    """The folder that holds every file of a named corpus, $BARDLET_DATA before the cache; None: nowhere."""
+    """The folder that holds every file of a named corpus; None: nowhere."""
     named = NAMED[name]
+    return folder_with(name, named.train + named.val) if named.train else None
+
+
+def folder_with(name: str, wanted: Sequence[str]) -> Path | None:
+    """The folder NAME that has all the files `wanted`, $BARDLET_DATA before the cache; None: nowhere."""
     roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
-    for root in [*roots, cache_folder() / "data"]:
-        folder = root / name
-        if named.train and all((folder / file).is_file() for file in named.train + named.val):
-            return folder
-    return None
+    folders = (root / name for root in [*roots, cache_folder() / "data"])
+    return next((folder for folder in folders if all((folder / file).is_file() for file in wanted)), None)
 
 
 def get(name: str, progress: Progress | None = None) -> Path:
@@ -165,11 +167,7 @@ class Corpus:
         digest = hashlib.sha256()
         for source in self.sources:
             digest.update(repr((source.label, source.part, source.field, source.between)).encode())
-            with open_raw(source.path, compressed=True) as file:
-                inner = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    inner.update(block)
-            digest.update(inner.digest())
+            digest.update(digest_of(source.path))
         if not self.sources:
             digest.update(python_docs().encode())
         return digest.hexdigest()

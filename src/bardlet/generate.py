@@ -226,11 +226,11 @@ class _Draws:
         return u_B1 if len(rows) == len(u_B1) else u_B1[rows]
 
 
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """(idx_BT, length_B): rows of different lengths, with zeros behind the shorter ones."""
     length = [len(row) for row in rows]
-    padded = [row + [0] * (max(length) - len(row)) for row in rows]
-    return torch.tensor(padded, device=device), torch.tensor(length, device=device)
+    filled = [[*row, *[0] * (max(length) - len(row))] for row in rows]
+    return torch.tensor(filled, device=device), torch.tensor(length, device=device)
 
 
 class _Cached:
@@ -246,7 +246,7 @@ class _Cached:
         """Reads every row's context."""
         longest = max(map(len, context))
         cache = self.model.new_cache(len(context), min(self.window, longest + self.new), self.kept)
-        logits_BV = prefill(self.model, *_padded(context, self.device), cache)
+        logits_BV = prefill(self.model, *padded(context, self.device), cache)
         self.decode = self.model.decoder(torch.int8 if self.int8 else None)
         self.cache = self.decode.cache(cache)
         return logits_BV
@@ -289,7 +289,7 @@ class _Uncached:
 
     def first(self, context: list[list[int]]) -> Tensor:
         """Reads every row's window: causality hides the padding from the tokens before it."""
-        idx_BT, length_B = _padded([row[-self.model.config.block_size :] for row in context], self.device)
+        idx_BT, length_B = padded([row[-self.model.config.block_size :] for row in context], self.device)
         return self.model(idx_BT)[torch.arange(len(context), device=self.device), length_B - 1]
 
     def keep(self, rows: list[int]) -> None:

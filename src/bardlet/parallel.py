@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from bardlet.config import TrainConfig
-from bardlet.corpus import MANY, cache_folder
+from bardlet.corpus import MANY, folder_with
 from bardlet.errors import BardletError
-from bardlet.reading import Source, open_raw, read_text
+from bardlet.reading import Source, digest_of, read_text
 
 log = logging.getLogger("bardlet")
 
@@ -45,10 +44,8 @@ DEFAULT = "multi30k"
 def locate(name: str) -> Path | None:
     """The folder of a named parallel corpus, $BARDLET_DATA before the cache; None: nowhere."""
     named = NAMED[name]
-    roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
-    wanted = [part.format(language) for part in (named.train, named.val) for language in named.languages]
-    found = (root / name for root in [*roots, cache_folder() / "data"])
-    return next((folder for folder in found if all((folder / file).is_file() for file in wanted)), None)
+    parts = (part.format(language) for part in (named.train, named.val) for language in named.languages)
+    return folder_with(name, list(parts))
 
 
 @dataclass
@@ -63,14 +60,8 @@ class Parallel:
     @cached_property
     def hash(self) -> str:
         """sha256 (hex) over the bytes of the files; not over where they lie, or what they are called."""
-        digest = hashlib.sha256()
-        for path in (*self.train, *(self.val or ())):
-            inner = hashlib.sha256()
-            with open_raw(path, compressed=True) as file:
-                while block := file.read(1 << 20):
-                    inner.update(block)
-            digest.update(inner.digest())
-        return digest.hexdigest()
+        paths = (*self.train, *(self.val or ()))
+        return hashlib.sha256(b"".join(map(digest_of, paths))).hexdigest()
 
     def pairs(self, part: str) -> Iterator[tuple[str, str]]:
         """The pairs of "train" or "val" in their order; one with an empty side is left out."""

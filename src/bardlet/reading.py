@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -62,6 +63,15 @@ def open_raw(path: Path, compressed: bool = False) -> Iterator[IO[bytes]]:
         raise BardletError(f"{path}: may not be read: change its permissions or copy it (chmod u+r)") from None
     except OSError as error:
         raise BardletError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def digest_of(path: Path) -> bytes:
+    """sha256 of the bytes of a file as they lie on the disk."""
+    digest = hashlib.sha256()
+    with open_raw(path, compressed=True) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bardlet import search
 from bardlet.errors import BardletError
-from bardlet.generate import prefill
+from bardlet.generate import padded, prefill
 from bardlet.models.layers import KVCache
 from bardlet.tokenizer import Tokenizer
 
@@ -111,13 +111,6 @@ def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: in
         return search.beam(reader, stop, most, how.beams, how.length_penalty)
     finally:
         model.train(training)
-
-
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(idx_BS, length_B), int64: rows of different lengths, with zeros behind the shorter ones."""
-    width = max(map(len, rows))
-    filled = [[*row, *[0] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, device=device), torch.tensor([len(row) for row in rows], device=device)
 
 
 class Crossing:

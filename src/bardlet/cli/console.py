@@ -34,11 +34,6 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def say_notice(text: str) -> None:
-    """A line beside the output, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def say_json(value: dict[str, Any]) -> None:
     """`value` on one line, last: what `--json` promises."""
     print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from bardlet.errors import BardletError
 if TYPE_CHECKING:
     from bardlet.tokenizer import Tokenizer
     from bardlet.translate import How
+
+log = logging.getLogger("bardlet")
 
 CHUNK = 2048
 """Lines that are read before the first is translated: among so many there are always some of similar lengths."""
@@ -143,4 +146,4 @@ def draw(path: Path, model: Any, words: Tokenizer, pair: tuple[str, str] | None)
     maps = model.cross_attention(source, target)[:, 0].float().cpu().numpy()
     labels = [[words.decode([i]) for i in side] for side in ids]
     report.attention_maps(path, maps, *labels)
-    console.say_notice(f"the attention of the first line is drawn in {path}")
+    log.info("the attention of the first line is drawn in %s", path)
