@@ -1,19 +1,19 @@
 """Translation: training runs with their BLEU, three models on the same pairs, and the speed beside transformers.
 
-    python benchmarks/translation.py run PAIR [--seeds 3] [--first-seed 1337] [--beam 5] [--no-save] -- [settings]
+    python benchmarks/translation.py run PAIR [--seeds 3] [--first-seed 1337] [--beam 5] [--out DIR] -- [settings]
     python benchmarks/translation.py compare [--pair de-en] [--minutes 10] [--no-save] -- [settings]
     python benchmarks/translation.py speed DIR [--beam 1 --beam 5] [--batch 64] [--runs 5] [--no-save]
     python benchmarks/translation.py tables
     python benchmarks/translation.py publish DIR
 
 `run` trains by the command line, a process for each seed, and measures BLEU and chrF of test_2016_flickr, lower-cased,
-greedy and with beams, and of test_2017_flickr where it is there; no choice was made on either. `compare` does so with
-three models of as many parameters and the same minutes: the encoder-decoder, a decoder-only one, and one that sees its
-source both ways (--prefix-lm). `speed` translates the test lines by `bardlet.translate` and by `generate` of
-transformers, both in fp32 and bf16, from the same folder, with the same batches in the same order, in turn (A B C D
-A ...), and says how many translations agree. Each appends lines to results/translation.jsonl; `tables` prints them, and
-`publish` writes them into the course (docs/), with pictures of the three masks and of the cross-attention of the run
-DIR. $BARDLET_DATA has to hold multi30k.
+greedy and with beams, and of test_2017_flickr where it is there; no choice was made on either. --out keeps the runs, as
+DIR/PAIR-SEED. `compare` does so with three models of as many parameters and the same minutes: the encoder-decoder, a
+decoder-only one, and one that sees its source both ways (--prefix-lm). `speed` translates the test lines by
+`bardlet.translate` and by `generate` of transformers, both in fp32 and bf16, from the same folder, with the same
+batches in the same order, in turn (A B C D A ...), and says how many translations agree. Each appends lines to
+results/translation.jsonl; `tables` prints them, and `publish` writes them into the course (docs/), with pictures of the
+three masks and of the cross-attention of the run DIR. $BARDLET_DATA has to hold multi30k.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
     run = commands.add_parser("run", help="train and measure some seeds")
     run.add_argument("pair")
     run.add_argument("--seeds", type=int, default=3)
+    run.add_argument("--out", type=Path, metavar="DIR", help="keep the runs there")
     compare = commands.add_parser("compare", help="three models, the same minutes")
     compare.add_argument("--pair", default="de-en")
     compare.add_argument("--minutes", type=float, default=10.0)
@@ -76,7 +77,8 @@ def main() -> None:
         return
     if args.command == "run":
         made = ({"kind": "run", "pair": args.pair, "arguments": words,
-                 **one_run(args.pair, [*words, "--seed", str(seed)], args.beam)}
+                 **one_run(args.pair, [*words, "--seed", str(seed)], args.beam,
+                           args.out and args.out / f"{args.pair}-{seed}")}
                 for seed in range(args.first_seed, args.first_seed + args.seeds))
     elif args.command == "compare":
         minutes = ["--minutes", str(args.minutes), "--seed", str(args.first_seed)]
@@ -99,12 +101,12 @@ def lines(part: str, language: str) -> list[str]:
 # ---------------------------------------------------------------- training
 
 
-def one_run(pair: str, words: list[str], beams: int) -> dict[str, Any]:
-    """Train by the command line, and measure what it left on the test files."""
+def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -> dict[str, Any]:
+    """Train by the command line, in the folder `keep` if one is given, and measure on the test files what it left."""
     from bardlet import checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "run"
+        out = keep or Path(scratch) / "run"
         command = [sys.executable, "-m", "bardlet", "train", "--pair", pair, *words, "--out", str(out), "--json"]
         begun = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True)
