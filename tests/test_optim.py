@@ -109,8 +109,12 @@ def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 64), (64, 24)])
-def test_an_orthogonal_update_has_singular_values_near_1(shape: tuple[int, int]) -> None:
-    """Whatever the matrix's own were, and its singular vectors stay."""
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_an_orthogonal_update_has_singular_values_near_1(shape: tuple[int, int], dtype: str,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Whatever the matrix's own were, and its singular vectors stay; in bf16, and where that is slow in fp32."""
+    monkeypatch.setattr(optim, "pick_dtype", lambda *_: dtype)
+    assert optim.orthogonalize(torch.randn(1, *shape)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(2, *shape), full_matrices=False)
     own = torch.linspace(0.05, 1, 24 if 24 in shape else 40) * torch.tensor([[1e-3], [1e3]])

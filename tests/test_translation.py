@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bardlet import budget, generate, hf, loss, memory, pairs, parallel, translate, translation
+from bardlet import budget, dist, generate, hf, loss, memory, pairs, parallel, translate, translation
 from bardlet.cli import main
 from bardlet.config import ModelConfig, TrainConfig, read_toml
+from bardlet.errors import BardletError
 from bardlet.evaluate import translation_score
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
@@ -218,6 +220,49 @@ def test_lines_come_out_in_their_order(run: Path, capsys: pytest.CaptureFixture[
     piped(monkeypatch, "\n".join(lines).encode())
     assert main(["translate", str(run), "--beam", "3", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["translations"]) == len(lines)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_batches_side_by_side_are_batches_in_turn(run: Path, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, words = hf.read_folder(run)
+    given = [" ".join(WORDS[i * k % 10] for k in range(1, 2 + i % 7)) for i in range(30)]
+    how = How(beams=beams, batch_size=4)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        side_by_side = translate.lines(model, words, given, how)
+        assert torch.get_num_threads() == 4
+        monkeypatch.setattr(dist, "SIDE_BY_SIDE", 1)
+        assert translate.lines(model, words, given, how) == side_by_side
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_work_side_by_side_shares_the_cores() -> None:
+    threads, cpu = torch.get_num_threads(), torch.device("cpu")
+    together = threading.Barrier(2, timeout=60)  # two at a time, or this fails
+
+    def work(item: int) -> tuple[int, int]:
+        together.wait()
+        return item, torch.get_num_threads()
+
+    def fails(item: int) -> int:
+        raise BardletError(f"item {item}")
+
+    try:
+        torch.set_num_threads(4)
+        assert list(dist.side_by_side(work, [5, 6], cpu)) == [(5, 2), (6, 2)]
+        with pytest.raises(BardletError, match="item 5"):
+            list(dist.side_by_side(fails, [5, 6, 7], cpu))
+        for _ in dist.side_by_side(lambda item: item, range(9), cpu):
+            break
+        made: list[int] = []
+        later = threading.Thread(target=lambda: made.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert torch.get_num_threads() == 4 and made == [4]  # of a thread made later, too
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_bad_input_is_one_line_or_a_translation(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path,

@@ -34,8 +34,9 @@ and the compiler wants some hundred megabytes."""
 LATER = 100_000_000
 """Bytes kept for the libraries that a run imports later on, of which matplotlib is the largest."""
 
-UPDATE = 20
-"""Bytes that each parameter takes between micro-batches: Muon's copies, and the result as it is read at the end."""
+UPDATE = 24
+"""Bytes that each parameter takes between micro-batches: Muon's copies (in fp32; 20 in bf16), the result as it is read
+at the end."""
 
 TRAINED = 16
 """Bytes that each parameter takes in training: itself, its gradient, and AdamW's two averages."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bardlet.config import TrainConfig
+from bardlet.dist import pick_dtype
 from bardlet.errors import BardletError
 
 Groups = dict[str, list[tuple[str, nn.Parameter]]]
@@ -78,13 +79,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(g_NRC: torch.Tensor) -> torch.Tensor:
-    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C) in bf16.
+    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C), in bf16 or fp32.
 
-    Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al. (2024), which bring singular
-    values from a few thousandths of the largest upwards to between 0.7 and 1.2: near enough, and only matrix products.
+    In bf16 where the processor multiplies so: one that has to emulate it would take longer for this than for
+    everything else in a step. Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al.
+    (2024), which bring singular values from a few thousandths of the largest upwards to between 0.7 and 1.2: near
+    enough, and only matrix products.
     """
     tall = g_NRC.shape[1] > g_NRC.shape[2]
-    x = (g_NRC.mT if tall else g_NRC).bfloat16()
+    native = pick_dtype("auto", g_NRC.device) == "bf16"
+    x = (g_NRC.mT if tall else g_NRC).to(torch.bfloat16 if native else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(5):  # X <- 3.4445 X + (-4.7750 A + 2.0315 A A) X,  A = X X^T
         a = x @ x.mT

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bardlet import search
+from bardlet.dist import side_by_side
 from bardlet.errors import BardletError
 from bardlet.generate import padded, prefill
 from bardlet.models.layers import KVCache
@@ -49,6 +50,7 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
            before: int = 0) -> Iterator[tuple[int, str]]:
     """(number of the line, from 0 on; translation), as they are done: a batch of lines of similar lengths at a time.
 
+    The longest come first: on a CPU some batches are translated side by side, and a short one is waited for less.
     before: how many lines came before these, for what is said of one.
     """
     stop, start = check(model, words, how)
@@ -63,11 +65,15 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
     with torch.inference_mode():
         decoder = model.decoder()
     order = sorted(ids, key=lambda i: (len(ids[i]), i))
-    for first in range(0, len(order), how.batch_size):
-        these = order[first : first + how.batch_size]
-        rows = [[*ids[i][: room - 1], stop] for i in these]
-        for i, made in zip(these, translate(model, rows, stop, start, how, decoder), strict=True):
-            known = [token for token in made if token < words.vocab_size]
+    batches = [order[first : first + how.batch_size] for first in range(0, len(order), how.batch_size)][::-1]
+
+    def one(these: list[int]) -> list[list[int]]:
+        return translate(model, [[*ids[i][: room - 1], stop] for i in these], stop, start, how, decoder)
+
+    device = next(model.parameters()).device
+    for these, made in zip(batches, side_by_side(one, batches, device), strict=True):
+        for i, target in zip(these, made, strict=True):
+            known = [token for token in target if token < words.vocab_size]
             yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
 
 
