@@ -35,10 +35,11 @@ def append(name: str, figures: dict[str, Any]) -> None:
     """One line at the end of results/NAME.jsonl, of what was measured just now: date, commit, machine, the figures."""
     import torch
 
-    from bardlet.dist import processor
+    from bardlet.dist import pick_dtype, processor
 
+    # two types of processor may have one name: what the faster multiplies natively in sets them apart
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-               "torch": torch.__version__}
+               "native": pick_dtype("auto", torch.device("cpu")), "torch": torch.__version__}
     write(name, {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine, **figures})
 
 

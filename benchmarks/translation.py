@@ -11,9 +11,9 @@ greedy and with beams, and of test_2017_flickr where it is there; no choice was 
 DIR/PAIR-SEED. `compare` does so with three models of as many parameters and the same minutes: the encoder-decoder, a
 decoder-only one, and one that sees its source both ways (--prefix-lm). `speed` translates the test lines by
 `bardlet.translate` and by `generate` of transformers, both in fp32 and bf16, from the same folder, with the same
-batches in the same order, in turn (A B C D A ...), and says how many translations agree. Each appends lines to
-results/translation.jsonl; `tables` prints them, and `publish` writes them into the course (docs/), with pictures of the
-three masks and of the cross-attention of the run DIR. $BARDLET_DATA has to hold multi30k.
+batches, in turn (A B C D A ...), and says how many translations agree; bf16 only where the processor multiplies so.
+Each appends lines to results/translation.jsonl; `tables` prints them, and `publish` writes them into the course
+(docs/), with pictures of the three masks and of the cross-attention of the run DIR. $BARDLET_DATA has to hold multi30k.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 
 import record
 
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides, as the command line does it
 TESTS = ("test_2016_flickr", "test_2017_flickr")
 RESULTS = record.HERE / "results" / "translation.jsonl"
 MODELS = {  # 3 + 3 blocks of the encoder-decoder, 12 and 16 C^2 weights each, are as many as 7 of 12 C^2
@@ -104,6 +105,7 @@ def lines(part: str, language: str) -> list[str]:
 def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -> dict[str, Any]:
     """Train by the command line, in the folder `keep` if one is given, and measure on the test files what it left."""
     from bardlet import checkpoint
+    from bardlet.config import changed
 
     with tempfile.TemporaryDirectory() as scratch:
         out = keep or Path(scratch) / "run"
@@ -115,8 +117,9 @@ def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -
             sys.exit(f"{' '.join(command[2:])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         said = json.loads(done.stdout.splitlines()[-1])
         config, facts = checkpoint.settings(out)
-        figures = {"seed": config.seed, "model": config.model, "prefix_lm": config.prefix_lm,
-                   "parameters": said["parameters"], "whole": round(whole, 1), "seconds": said["seconds"],
+        figures = {"settings": changed(config), "seed": config.seed, "model": config.model,
+                   "prefix_lm": config.prefix_lm, "parameters": said["parameters"],
+                   "whole": round(whole, 1), "seconds": said["seconds"],
                    "steps": said["steps"], "epochs": round(said["steps"] / facts["batches"], 1),
                    "tokens_per_second": said["tokens_per_second"], "compiled": facts["machine"]["compiled"],
                    "selected_by": said["selected_by"], "val_loss": said["val_loss"], "val_bleu": said["bleu"]}
@@ -148,13 +151,13 @@ def scores(folder: Path, pair: str, beams: int) -> dict[str, Any]:
 
 
 def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
-    """Sentences a second of both, in fp32 and bf16, in turn, medians; how many of the translations are the same."""
+    """Sentences a second of both, in turn, medians; how many of the translations are the same."""
     import torch
     import transformers
 
     from bardlet import translate
     from bardlet.cli.translate import load
-    from bardlet.dist import keep_freed_memory
+    from bardlet.dist import keep_freed_memory, pick_dtype
 
     keep_freed_memory()
     transformers.logging.set_verbosity_error()
@@ -187,8 +190,11 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
 
         return run
 
+    dtypes = {"fp32": torch.float32}
+    if pick_dtype("auto", torch.device("cpu")) == "bf16":
+        dtypes["bf16"] = torch.bfloat16
     sides = {f"{name} {word}": side(dtype) for name, side in (("bardlet", ours), ("transformers", theirs))
-             for word, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}  # fmt: skip
+             for word, dtype in dtypes.items()}  # fmt: skip
     texts = {name: run() for name, run in sides.items()}  # a warm-up of each
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.runs):
@@ -215,19 +221,27 @@ def tables() -> dict[str, str]:
     return {name: table for name, table in made.items() if table}
 
 
+MACHINES = {"bf16": "AVX-512 and bf16", "fp32": "AVX2"}
+
+
+def native(line: dict[str, Any]) -> str:
+    """What the line's machine multiplies in; the first lines, which do not say so, are of one with bf16."""
+    return str(line["machine"].get("native", "bf16"))
+
+
 def _bleu(line: dict[str, Any], part: str, how: str) -> float | None:
     value = line.get(f"{part} {how}")
     return value["bleu"] if value else None
 
 
 def runs_table(found: list[dict[str, Any]]) -> str:
-    """A row for each command, mean and deviation over its seeds."""
+    """A row for each machine, pair and command, mean and deviation over its seeds."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in found:
         if line["kind"] == "run":
-            groups.setdefault((line["pair"], *line["arguments"]), []).append(line)
+            groups.setdefault((native(line), line["pair"], *line["arguments"]), []).append(line)
     rows = []
-    for (pair, *words), lines_ in groups.items():
+    for (machine, pair, *words), lines_ in groups.items():
         how = next(name.split(" ", 1)[1] for name in lines_[0] if name.startswith(f"{TESTS[0]} beam"))
         cells = []
         for part, way in ((TESTS[0], "greedy"), (TESTS[0], how), (TESTS[1], "greedy"), (TESTS[1], how)):
@@ -235,10 +249,12 @@ def runs_table(found: list[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
         minutes = max(line["whole"] for line in lines_) / 60
-        rows.append(f"| {pair} | {len(lines_)} | {lines_[0]['parameters']:,} | {minutes:.1f} | {' | '.join(cells)} | "
+        sizes = " or ".join(f"{size / 1e6:.1f} M" for size in sorted({line["parameters"] for line in lines_}))
+        rows.append(f"| {pair} | {MACHINES[machine]} | {len(lines_)} | {sizes} | {minutes:.1f} | {' | '.join(cells)} | "
                     f"`{' '.join(words)}` |")
-    head = ("| pair | seeds | parameters | minutes at most, all in all | 2016, greedy | 2016, beams | 2017, greedy | "
-            "2017, beams | settings |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+    head = ("| pair | 2 cores with | seeds | parameters | minutes at most, all in all | 2016, greedy | 2016, beams | "
+            "2017, greedy | 2017, beams | settings |\n"
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")  # fmt: skip
     return head + "\n".join(rows) if rows else ""
 
 
@@ -254,18 +270,17 @@ def compare_table(found: list[dict[str, Any]]) -> str:
 
 
 def speed_table(found: list[dict[str, Any]]) -> str:
-    """Two rows, fp32 and bf16, for each batch and number of beams, the newest."""
-    lines_ = {(line["beam"], line["batch"]): line for line in found if line["kind"] == "speed"}
+    """A row for each precision of each machine, batch and number of beams, the newest."""
+    lines_ = {(native(line), line["beam"], line["batch"]): line for line in found if line["kind"] == "speed"}
     rows = []
-    for (beam, batch), line in sorted(lines_.items()):
+    for (_, beam, batch), line in sorted(lines_.items()):
         rate, same = line["sentences_per_second"], line["same_as_transformers_fp32"]
-        best = max(rate["transformers fp32"], rate["transformers bf16"])
-        for dtype in ("fp32", "bf16"):
+        for dtype in (name for name in ("fp32", "bf16") if f"bardlet {name}" in rate):
             own, their = (rate[f"{name} {dtype}"] for name in ("bardlet", "transformers"))
-            rows.append(f"| {beam} | {batch} | {dtype} | {their:,.0f} | {own:,.0f} | {own / best:.1f} x | "
-                        f"{same[f'bardlet {dtype}']:,} of {line['lines']:,} |")  # fmt: skip
-    head = ("| beams | batch | dtype | transformers, sentences/s | bardlet | of transformers' faster dtype | the same "
-            "as transformers' in fp32 |\n| --- | --- | --- | --- | --- | --- | --- |\n")  # fmt: skip
+            rows.append(f"| {MACHINES[native(line)]} | {beam} | {batch} | {dtype} | {their:,.0f} | {own:,.0f} | "
+                        f"{own / their:.1f} x | {same[f'bardlet {dtype}']:,} of {line['lines']:,} |")  # fmt: skip
+    head = ("| 2 cores with | beams | batch | dtype | transformers, sentences/s | bardlet | ratio | the same as "
+            "transformers' in fp32 |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n")  # fmt: skip
     return head + "\n".join(rows) if rows else ""
 
 
