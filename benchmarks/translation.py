@@ -300,9 +300,11 @@ def publish(folder: Path) -> None:
     docs = record.HERE.parent / "docs"
     model, words, how = load(folder, 1, 1.0, 64)
     text = translate.lines(model, words, [SENTENCE], how)[0]
-    ids = [[*map(int, words.encode(line)), int(words.eos_id)] for line in (SENTENCE, text)]
-    maps = model.cross_attention(torch.tensor([ids[0]]), torch.tensor([[words.pad_id, *ids[1][:-1]]]))[:, 0]
-    labels = [[words.decode([i]) for i in side] for side in ids]
+    stop, start = translate.check(model, words, how)
+    source = translate.source_ids(model, words.encode(SENTENCE), stop)
+    target = [*translate.translate(model, [source], stop, start, how)[0], stop]
+    maps = model.cross_attention(torch.tensor([source]), torch.tensor([[start, *target[:-1]]]))[:, 0]
+    labels = [[words.decode([i]) for i in side] for side in (source, target)]
     pictures.draw(docs / "figures", "encdec-masks", pictures.masks(5, 4))
     pictures.draw(docs / "figures", "encdec-attention", pictures.cross_attention(maps.mean(1), *labels))
     hidden = {name: only(model, words, how, place) for name, place in (("first", 0), ("last", -1))}

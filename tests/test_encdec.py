@@ -27,8 +27,8 @@ VARIANTS = {"deeper encoder": CONFIG, "deeper decoder": replace(CONFIG, n_encode
             "other activation": replace(CONFIG, activation="relu", n_head=2, n_kv_head=2, head_dim=16)}  # fmt: skip
 
 
-def lively(config: ModelConfig = CONFIG) -> EncDec:
-    torch.manual_seed(0)
+def lively(config: ModelConfig = CONFIG, seed: int = 0) -> EncDec:
+    torch.manual_seed(seed)
     model = EncDec(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -96,7 +96,7 @@ def test_the_same_greedy_translations_as_transformers(tmp_path: Path) -> None:
 def test_what_bardlet_does_not_compute_is_refused() -> None:
     hf = EncDec.to_hf(CONFIG) | IDS
     for key, value in (("scale_embedding", False), ("decoder_ffn_dim", 7), ("activation_function", "swish2"),
-                       ("decoder_attention_heads", 1), ("d_model", 33)):  # fmt: skip
+                       ("decoder_attention_heads", 1), ("d_model", 33), ("decoder_start_token_id", 5)):  # fmt: skip
         with pytest.raises(BardletError, match="config"):
             EncDec.from_hf(hf | {key: value})
     model, weights = lively(), lively().hf_state_dict()
@@ -222,19 +222,22 @@ def probable(model: EncDec, source: list[int], tokens: list[int]) -> float:
 SOURCES = [[5, 9, 3, EOS], [7, EOS], [11, 12, 13, 14, 15, 16, EOS], [3, 3, EOS], [EOS]]
 
 
-def test_beam_1_is_greedy_and_a_batch_is_one_by_one() -> None:
-    model = lively()
-    greedy = translate.translate(model, SOURCES, EOS, PAD, How())
-    assert translate.translate(model, SOURCES, EOS, PAD, How(beams=1)) == greedy
+@given(st.lists(st.lists(st.integers(2, 28), max_size=9), min_size=1, max_size=6), st.integers(1, 5),
+       st.integers(0, 2**31))  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_beam_1_is_greedy_and_a_batch_is_one_by_one(lines: list[list[int]], beams: int, seed: int) -> None:
     from bardlet import search
 
-    most = [2 * len(source) + 20 for source in SOURCES]
-    one = search.beam(translate.Crossing(model, model.decoder(), SOURCES, PAD, max(most)), EOS, most, 1)
-    assert one == greedy
-    for beams in (1, 4):
-        batched = translate.translate(model, SOURCES, EOS, PAD, How(beams=beams))
-        for source, made in zip(SOURCES, batched, strict=True):
-            assert [made] == translate.translate(model, [source], EOS, PAD, How(beams=beams))
+    model, sources = lively(seed=seed), [[*line, EOS] for line in lines]
+    with torch.no_grad():  # the end is likelier than elsewhere: of some lines at once, of some never
+        end = model.model.shared.weight[EOS]
+        model.model.decoder.layer_norm.bias.add_(end / end.norm())
+    most = [2 * len(source) + 20 for source in sources]
+    one = search.beam(translate.Crossing(model, model.decoder(), sources, PAD, max(most)), EOS, most, 1)
+    assert one == translate.translate(model, sources, EOS, PAD, How())
+    batched = translate.translate(model, sources, EOS, PAD, How(beams=beams))
+    for source, made in zip(sources, batched, strict=True):
+        assert [made] == translate.translate(model, [source], EOS, PAD, How(beams=beams))
 
 
 @torch.no_grad()

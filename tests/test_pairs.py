@@ -87,9 +87,14 @@ def test_pairs_that_are_too_long_are_left_out() -> None:
 def test_the_widest_batch_is_as_large_as_any() -> None:
     sizes = [(int(n), int(m)) for n, m in np.random.default_rng(0).integers(1, 40, (300, 2))]
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
-    batches = PairBatches(lines, Format(PAD, 64), 256, 0)
-    widest = batches.widest()["target"].shape[1]
-    assert widest == max(batches.batch(i)["target"].shape[1] for i in range(batches.batches_per_epoch))
+    for joined in (False, True):
+        batches = PairBatches(lines, Format(PAD, 64, joined), 256, 0, multiple=2)
+        widest, every = batches.widest(), [batches.batch(i) for i in range(batches.batches_per_epoch)]
+        assert widest.keys() == every[0].keys() and len(widest["idx"]) % 2 == 0
+        for name, x in widest.items():
+            assert x.shape[1:] == tuple(np.max([batch[name].shape[1:] for batch in every], axis=0)), name
+        full = [len(batch["idx"]) for batch in every if batch["target"].shape[1] == widest["target"].shape[1]]
+        assert len(widest["idx"]) >= max(full) and (widest["target"] != IGNORE).all()
 
 
 def test_held_out_pairs_are_there_once() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bardlet import budget, dist, generate, hf, loss, memory, pairs, parallel, translate, translation
+from bardlet import budget, dist, generate, hf, loss, memory, pairs, parallel, report, translate, translation
 from bardlet.cli import main
 from bardlet.config import ModelConfig, TrainConfig, read_toml
 from bardlet.errors import BardletError
@@ -88,6 +88,21 @@ def test_a_run_goes_on_bit_for_bit(numbers: list[str], bardlet: Callable[..., di
     assert again["val_loss"] == done["val_loss"]
 
 
+def test_a_run_that_was_never_saved_begins_again_as_it_was(numbers: list[str], bardlet: Callable[..., dict[str, Any]],
+                                                           tmp_path: Path) -> None:  # fmt: skip
+    """With its own settings, and not with those of the recipe for pairs."""
+    words = [*numbers, *TINY, "--steps", 6, "--save-every", 3, "--lr", "1e-3", "--muon-lr", "1e-2", "--label-smoothing",
+             "0"]  # fmt: skip
+    bardlet("train", *words, "--out", tmp_path / "whole")
+    power_cut = ("import os, sys, bardlet.train; bardlet.train.save = lambda t: os._exit(9)\n"
+                 "from bardlet.cli import main; main(sys.argv[1:])")  # fmt: skip
+    command = [sys.executable, "-c", power_cut, "train", *map(str, words), "--out", str(tmp_path / "again")]
+    assert subprocess.run(command, capture_output=True).returncode == 9
+    bardlet("resume", tmp_path / "again")
+    whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
 def test_micro_batches_change_nothing(numbers: list[str], bardlet: Callable[..., dict[str, Any]],
                                       tmp_path: Path) -> None:  # fmt: skip
     for model in ("encdec", "gpt2"):
@@ -124,6 +139,21 @@ def test_more_minutes_choose_a_larger_model(tmp_path: Path) -> None:
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 15 * ready.train[1].lengths.sum()
     kept, _, _ = translation.chosen(replace(config, n_embd=64, dropout=0.4), ("n_embd", "dropout"), ready, 1000, speed)
     assert (kept.n_embd, kept.dropout) == (64, 0.4)
+    deep, _, _ = translation.chosen(replace(config, n_encoder_layer=5), ("n_encoder_layer",), ready, 1000, speed)
+    assert deep.n_encoder_layer == 5
+
+
+def test_pairs_are_learned_by_an_encoder_decoder_unless_somebody_says_so(tmp_path: Path) -> None:
+    from bardlet.cli.train import _read
+
+    (tmp_path / "pairs.toml").write_text('pair = "de-en"\n', encoding="utf-8")
+    (tmp_path / "gpt2.toml").write_text('pair = "de-en"\nmodel = "gpt2"\n', encoding="utf-8")
+    for words, model in (
+        ("--pair de-en", "encdec"), ("multi30k", "encdec"), ("--source=a --target=b", "encdec"),
+        ("--pair de-en --model gpt2 --prefix-lm", "gpt2"), (f"--config {tmp_path / 'pairs.toml'}", "encdec"),
+        (f"--config {tmp_path / 'gpt2.toml'}", "gpt2"), ("my.txt --out multi30k", "qwen3"), ("my.txt", "qwen3"),
+    ):
+        assert _read(words.split()).model == model, words
 
 
 @pytest.mark.parametrize("how", [["--model", "qwen3"], ["--model", "gpt2", "--prefix-lm"]], ids=" ".join)
@@ -132,6 +162,8 @@ def test_a_decoder_alone_learns_it_too(how: list[str], numbers: list[str], bardl
     done = bardlet("train", *numbers, *TINY, *how, "--n-layer", 2, "--steps", 300, "--out", tmp_path / "run",
                    "--eval-every", 0)  # fmt: skip
     assert done["bleu"] > 40
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert ("AutoModelForCausalLM" in card) != ("--prefix-lm" in how)  # transformers has no such mask
     assert bardlet("eval", tmp_path / "run")["bleu"] == pytest.approx(done["bleu"], abs=0.01)
 
 
@@ -162,6 +194,14 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
     smoothed = -(0.9 * rows.gather(1, kept[:, None])[:, 0] + 0.1 * rows.mean(-1)).sum()
     torch.testing.assert_close(loss.translation(model, batch, smoothing=0.1), smoothed)
     assert not torch.allclose(loss.translation(model, batch, prefix=True), want)
+    batch["prefix"] = torch.ones_like(batch["prefix"])  # a first token sees itself in any case
+    torch.testing.assert_close(loss.translation(model, batch, prefix=True), want)
+    gradients = []
+    for prefix in (True, False):
+        model.zero_grad()
+        loss.translation(model, batch, prefix=prefix).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("family", [GPT2, Qwen3])
@@ -231,9 +271,13 @@ def test_batches_side_by_side_are_batches_in_turn(run: Path, beams: int, monkeyp
     try:
         torch.set_num_threads(4)
         side_by_side = translate.lines(model, words, given, how)
+        assert len({len(line) for line in side_by_side}) > 3  # they end at different places, and by themselves
+        assert max(len(words.encode(line)) for line in side_by_side) < model.config.block_size - 1
         assert torch.get_num_threads() == 4
-        monkeypatch.setattr(dist, "SIDE_BY_SIDE", 1)
-        assert translate.lines(model, words, given, how) == side_by_side
+        monkeypatch.setattr(translate, "SIDE_BY_SIDE", 1)
+        assert translate.lines(model.train(), words, given, how) == side_by_side  # in eval mode meanwhile
+        assert model.training
+        assert translate.lines(model, words, given, replace(how, batch_size=1)) == side_by_side
     finally:
         torch.set_num_threads(threads)
 
@@ -252,6 +296,9 @@ def test_work_side_by_side_shares_the_cores() -> None:
     try:
         torch.set_num_threads(4)
         assert list(dist.side_by_side(work, [5, 6], cpu)) == [(5, 2), (6, 2)]
+        torch.set_num_threads(3)
+        assert sorted(n for _, n in dist.side_by_side(work, [5, 6], cpu)) == [1, 2]
+        torch.set_num_threads(4)
         with pytest.raises(BardletError, match="item 5"):
             list(dist.side_by_side(fails, [5, 6, 7], cpu))
         for _ in dist.side_by_side(lambda item: item, range(9), cpu):
@@ -310,6 +357,16 @@ def test_settings_that_make_no_sense_are_one_line(words: list[str], what: str, c
     assert what in err and err.count("\n") == 1
 
 
+def test_files_that_do_not_belong_together_are_not_learned(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("eins\nzwei\n", encoding="utf-8")
+    (tmp_path / "b").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    for target, what in (("b", "2 lines"), ("c", "no such file"), (".", "folder")):
+        assert main(["train", "--source", str(tmp_path / "a"), "--target", str(tmp_path / target), "--steps", "1",
+                     "--out", str(tmp_path / "run")]) == 1  # fmt: skip
+        err = capsys.readouterr().err
+        assert what in err.lower() and err.count("\n") == 1, err
+
+
 def test_eval_gives_bleu_and_chrf_with_their_signatures(run: Path, numbers: list[str],
                                                         bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
     held, given = bardlet("eval", run), bardlet("eval", run, *numbers, "--beam", 2)
@@ -340,14 +397,18 @@ def test_the_attention_of_a_sentence_is_drawn(run: Path, tmp_path: Path, capsys:
         piped(monkeypatch, b"eins\n")
         code, _, err = translated(capsys, run, "--attention", tmp_path / name)
         assert code == 1 and what in err.splitlines()[-1]
+    monkeypatch.setattr(report, "MOST_PIXELS", 10_000)
+    piped(monkeypatch, b"eins\n")
+    code, out, err = translated(capsys, run, "--attention", tmp_path / "map.png")
+    assert code == 1 and len(out) == 1 and "shorter first line" in err.splitlines()[-1]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")
-def test_a_reader_that_leaves_is_no_error(run: Path) -> None:
+def test_a_reader_that_leaves_is_no_complaint(run: Path) -> None:
     command = [sys.executable, "-m", "bardlet", "translate", str(run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdout.close()
         process.stdin.write(b"eins zwei\n" * 10)
         process.stdin.close()
-        assert process.wait(60) == 0 and process.stderr.read() == b""
+        assert process.wait(60) == 141 and process.stderr.read() == b""  # as of a process that SIGPIPE ended

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 SIDE_BY_SIDE = 4
-"""Threads at most: Python itself runs in one of them at a time."""
+"""Pieces of work at a time: Python itself runs in one thread only."""
 
 
 @dataclass(frozen=True)
@@ -267,18 +267,26 @@ def keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, -1)
 
 
-def side_by_side(work: Callable[[Item], Made], items: Sequence[Item], device: torch.device) -> Iterator[Made]:
-    """work(item) of each, in order; on a CPU of some at a time, each in a thread with its share of the cores.
+def side_by_side(work: Callable[[Item], Made], items: Sequence[Item], device: torch.device,
+                 most: int = SIDE_BY_SIDE) -> Generator[Made, None, None]:
+    """work(item) of each, in order; on a CPU of up to `most` at a time, each in a thread with its share of the cores.
 
-    The operations of a small model are too small for more than one core, but for its products, and those gain
-    little from the second: two batches at a time, a core each, take less time than one after the other on both.
+    The operations of a small model are too small for more than one core, but for its products, and those gain little
+    from the second: two batches at a time, a core each, take less time than one after the other on both. Close it
+    before what `work` uses is changed: that waits for the pieces that have begun.
     """
     cores = torch.get_num_threads()
-    workers = min(len(items), cores, SIDE_BY_SIDE) if device.type == "cpu" else 1
+    workers = min(len(items), cores, most) if device.type == "cpu" else 1
     if workers < 2:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,))
+    shares = iter([cores // workers + (i < cores % workers) for i in range(workers)])
+
+    def take_share() -> None:
+        torch.get_num_threads()  # a thread's first look takes over the number that any thread set last
+        torch.set_num_threads(next(shares))
+
+    pool = ThreadPoolExecutor(workers, initializer=take_share)
     try:
         yield from pool.map(work, items)
     finally:

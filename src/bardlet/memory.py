@@ -256,7 +256,8 @@ def fit_micro_batches(t: Trainer) -> None:
         pieces = next(n for n in range(-(-asked // rows), c.batch_tokens + 1) if c.batch_tokens % n == 0)
         t.config = replace(c, batch_tokens=c.batch_tokens // pieces, grad_accum=c.grad_accum * pieces)
         log.warning("%s of memory are free, too little for --batch-tokens %d: a step is computed in %d micro-batches, "
-                    "with the same result", _in_words(free), c.batch_tokens, t.config.grad_accum)
+                    "with the same result%s", _in_words(free), c.batch_tokens, t.config.grad_accum,
+                    " but for where dropout falls" if c.dropout else "")
     elif rows < asked:
         total = c.batch_size // world * c.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)

@@ -218,9 +218,12 @@ class PairBatches:
         return self.format.batch(self.lines, self.epoch(epoch)[within], self.multiple)
 
     def widest(self) -> Batch:
-        """A batch as large as any: a full one of the widest bucket."""
-        width, members = self.buckets[-1]
-        return self.format.batch(self.lines, self.kept[np.resize(members, self.rows[width])], self.multiple)
+        """A batch as large as any could be: as many rows as the widest bucket has, a token in every place."""
+        width = self.buckets[-1][0]
+        rows = -(-self.rows[width] // self.multiple) * self.multiple
+        ids, length = torch.zeros((rows, width), dtype=torch.int64), torch.full((rows,), width)
+        own = {"prefix": torch.ones_like(length)} if self.format.joined else {"source": ids, "source_length": length}
+        return {**own, "idx": ids, "target": ids}
 
     def place(self, step: int) -> str:
         """Where the batch of a step lies, in words."""

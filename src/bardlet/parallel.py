@@ -77,11 +77,18 @@ class Parallel:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file, without white space around them. BardletError where it cannot be read, or is no text."""
-    if not path.is_file():
-        raise BardletError(f"{path}: there is no such file; name a text file with a sentence a line")
+    _present(path)
     [(_, text)] = read_text(Source(path, path.name), lambda source, what: log.warning("%s: %s", source.path, what))
     lines = text.split("\n")  # nothing else ends a line here: other tools count the same
     return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def _present(path: Path) -> Path:
+    """`path`, if there is a file, or something else that can be read."""
+    if not path.exists() or path.is_dir():
+        raise BardletError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}; "
+                           "name a text file with a sentence a line")
+    return path
 
 
 def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
@@ -101,7 +108,7 @@ def find(config: TrainConfig) -> Parallel:
         if config.pair or config.text:
             raise BardletError("--source and --target name the pairs already: leave out "
                                + ("--pair" if config.pair else " ".join(config.text)))
-        source, target = Path(config.source), Path(config.target)
+        source, target = _present(Path(config.source)), _present(Path(config.target))
         name = f"{_stem(source)}-{_stem(target)}"
         return Parallel(name, (source, target), None, bool(config.lowercase))
     if len(config.text) > 1 or (config.text and config.text[0] not in NAMED):

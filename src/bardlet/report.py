@@ -77,6 +77,17 @@ def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sam
     """README.md of the run folder of a model that translates."""
     kind = "An encoder-decoder" if config.model == "encdec" else f"A decoder-only {config.model} model"
     auto = "Seq2SeqLM" if config.model == "encdec" else "CausalLM"
+    load = f"""Translate lines with `bardlet translate {run} < LINES`, or load it anywhere:
+
+```python
+from transformers import AutoModelFor{auto}, AutoTokenizer
+
+model = AutoModelFor{auto}.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}")
+```"""
+    if config.prefix_lm:
+        load = f"""Translate lines with `bardlet translate {run} < LINES`. It learned to see its source both ways, which
+run.toml says and no config.json can: elsewhere the same weights would see it one way only, and translate badly."""
     card = f"""# {title(run, record)}
 
 {kind} with {record["parameters"]:,} parameters that translates, trained by bardlet on the pairs of {record["text"]}.
@@ -99,14 +110,7 @@ Some held-out sentences (greedy, not selected; in brackets the reference):
 {sample.replace("```", "'''")}
 ```
 
-Translate lines with `bardlet translate {run} < LINES`, or load it anywhere:
-
-```python
-from transformers import AutoModelFor{auto}, AutoTokenizer
-
-model = AutoModelFor{auto}.from_pretrained("{run}")
-tokenizer = AutoTokenizer.from_pretrained("{run}")
-```
+{load}
 
 {_settings(config)}
 """
@@ -175,12 +179,18 @@ def trackers(config: TrainConfig, run: Path) -> list[Callable[[int, dict[str, fl
     return tell
 
 
+DOTS, MOST_PIXELS = 110, 100_000_000
+"""Dots per inch of the pictures of attention, and pixels of the largest: each takes four bytes while it is drawn."""
+
+
 def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) -> None:
     """Draw cross-attention as a PNG: a panel for each layer and head, a row for each target token.
 
     Args:
         maps: (L, H, T, S), each row with the sum 1.
         source, target: the S and T tokens as text.
+
+    Raises BardletError where the picture would be too large to be drawn.
     """
     import matplotlib
 
@@ -189,7 +199,11 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
 
     layers, heads, T, S = maps.shape
     size = (heads * (0.6 + 0.16 * S) + 1, layers * (0.7 + 0.16 * T) + 1)
-    figure, grid = plt.subplots(layers, heads, figsize=size, dpi=110, layout="constrained", squeeze=False)
+    width, height = (DOTS * inches for inches in size)
+    if max(width, height) >= 2**16 or width * height > MOST_PIXELS:
+        raise BardletError(f"--attention {path}: {S} source and {T} target tokens in {layers} layers of {heads} heads "
+                           f"make a picture of {width:,.0f} by {height:,.0f} pixels; give a shorter first line")
+    figure, grid = plt.subplots(layers, heads, figsize=size, dpi=DOTS, layout="constrained", squeeze=False)
     for layer in range(layers):
         for head in range(heads):
             axes = grid[layer][head]

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bardlet import search
-from bardlet.dist import side_by_side
+from bardlet.dist import SIDE_BY_SIDE, side_by_side
 from bardlet.errors import BardletError
 from bardlet.generate import padded, prefill
 from bardlet.models.layers import KVCache
 from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
+
+LARGE = 100_000_000
+"""Parameters of a model whose products occupy all cores by themselves: its batches are translated one by one."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +59,32 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
     before: how many lines came before these, for what is said of one.
     """
     stop, start = check(model, words, how)
-    ids = {i: [int(t) for t in words.encode(line.strip())] for i, line in enumerate(sources) if line.strip()}
+    ids = {i: words.encode(line.strip()) for i, line in enumerate(sources) if line.strip()}
     room = longest_source(model)
     if cut := [i for i, row in ids.items() if len(row) + 1 > room]:
         more = f" and {len(cut) - 1:,} more" if len(cut) > 1 else ""
         log.warning("line %d%s: longer than the %d tokens that the model reads; only its beginning is translated",
                     before + cut[0] + 1, more, room)
     yield from ((i, "") for i, line in enumerate(sources) if i not in ids)
+    order = sorted(ids, key=lambda i: (len(ids[i]), i))
+    batches = [order[first : first + how.batch_size] for first in range(0, len(order), how.batch_size)][::-1]
+    device, weights = next(model.parameters()).device, sum(p.numel() for p in model.parameters())
+    training = model.training
     model.eval()
     with torch.inference_mode():
         decoder = model.decoder()
-    order = sorted(ids, key=lambda i: (len(ids[i]), i))
-    batches = [order[first : first + how.batch_size] for first in range(0, len(order), how.batch_size)][::-1]
 
     def one(these: list[int]) -> list[list[int]]:
-        return translate(model, [[*ids[i][: room - 1], stop] for i in these], stop, start, how, decoder)
+        return translate(model, [source_ids(model, ids[i], stop) for i in these], stop, start, how, decoder)
 
-    device = next(model.parameters()).device
-    for these, made in zip(batches, side_by_side(one, batches, device), strict=True):
-        for i, target in zip(these, made, strict=True):
-            known = [token for token in target if token < words.vocab_size]
-            yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
+    try:
+        with closing(side_by_side(one, batches, device, 1 if weights > LARGE else SIDE_BY_SIDE)) as translated:
+            for these, made in zip(batches, translated, strict=True):
+                for i, target in zip(these, made, strict=True):
+                    known = [token for token in target if token < words.vocab_size]
+                    yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
+    finally:
+        model.train(training)
 
 
 def check(model: Any, words: Tokenizer, how: How) -> tuple[int, int]:
@@ -87,6 +97,11 @@ def check(model: Any, words: Tokenizer, how: How) -> tuple[int, int]:
     if how.batch_size < 1:
         raise BardletError(f"--batch-size {how.batch_size}: it must be at least 1")
     return words.eos_id, words.pad_id
+
+
+def source_ids(model: Any, ids: np.ndarray, stop: int) -> list[int]:
+    """A source as the model reads it: its ids, or as many of the first as fit, and the separator."""
+    return [*ids[: longest_source(model) - 1].tolist(), stop]
 
 
 def longest_source(model: Any) -> int:

@@ -46,8 +46,10 @@ from bardlet.train import Stage, Trainer
 
 log = logging.getLogger("bardlet")
 
-RECIPE: dict[str, Any] = {"block_size": 256, "lr": 8e-3, "muon_lr": 4e-2, "label_smoothing": 0.1}
+RECIPE: dict[str, Any] = {"label_smoothing": 0.1}
 """What pairs are best learned with, where nobody said otherwise (LOG.md has the runs)."""
+FROM_SCRATCH: dict[str, Any] = {"block_size": 256, "lr": 8e-3, "muon_lr": 4e-2}
+"""The same, of a model that has learned nothing yet."""
 SHAPES = ((2, 2, 64), (2, 4, 128), (3, 4, 128), (3, 4, 192), (3, 4, 256), (4, 6, 384), (6, 8, 512))
 """The models to choose from for --minutes, as layers (of encoder and decoder each), heads and channels."""
 TOKENS_PER_WEIGHT, WEIGHTS_PER_TOKEN = 0.7, 15.0
@@ -122,8 +124,11 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     base = hf.read_folder(Path(config.init), config.dropout) if config.init else None
-    config.unused(given)
-    config = replace(config, **{name: value for name, value in RECIPE.items() if name not in {*given, *in_file}})
+    if not base and (unused := config.unused(given)):
+        log.warning("%s: not used, a run on pairs does not have that", ", ".join(unused))
+    if run is None:  # one that begins again has its settings
+        recipe = RECIPE if base else RECIPE | FROM_SCRATCH
+        config = replace(config, **{name: value for name, value in recipe.items() if name not in {*given, *in_file}})
     config = pretrain.settled(config, dist)
     found = find(config)
     ready = prepare(found, config, base[1] if base else None, dist, progress)
@@ -171,7 +176,7 @@ def chosen(config: TrainConfig, given: Collection[str], ready: PreparedPairs, se
             operations = 6 * (weights * (1 + source / target) + c.n_embd * vocabulary)
         return seconds / speed.seconds(operations)
 
-    if not set(budget.SHAPE) & set(given):
+    if not {*budget.SHAPE, "n_encoder_layer"} & set(given):
         config = _with_shape(config, SHAPES[0])
         for shape in SHAPES[1:]:
             larger = _with_shape(config, shape)

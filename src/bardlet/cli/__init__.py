@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `bardlet sample ... | head`
         _hush()
         # what was cut short elsewhere is work that was not done
-        return 0 if argv[0] in ("sample", "translate") else 141
+        return 0 if argv[0] == "sample" else 141
     except (BardletError, OSError, MemoryError, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -119,7 +119,7 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError):
-        return ("out of memory; take a smaller --batch-size with more --grad-accum, or a smaller model "
+        return ("out of memory; take a smaller --batch-size, in training with more --grad-accum, or a smaller model "
                 "(--n-embd, --n-layer)")
     assert isinstance(error, OSError)
     where = f"{error.filename}: " if error.filename else ""

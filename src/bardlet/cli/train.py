@@ -45,7 +45,7 @@ class Command(TrainConfig):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    command = parse(Command, argv, "train", _defaults(argv))
+    command = _read(argv)
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
     if config.steps is None and config.minutes is None:
         config = replace(config, minutes=5.0)
@@ -103,17 +103,28 @@ def _started_again(command: Command) -> bool:
     return checkpoint.settings(Path(command.out))[1].get("launch") == heartbeat.launch()
 
 
-def _defaults(argv: Sequence[str]) -> Command | None:
-    """The settings of `--config FILE`, before which the rest of the command line goes; of pairs, encdec's."""
+def _read(argv: Sequence[str]) -> Command:
+    """The command line as settings. Pairs are learned by an encoder-decoder where nobody named another model."""
+    typed = {word.partition("=")[0] for word in argv}
+    pairs = {"--pair", "--source", "--target", *PARALLEL} & typed and not {"--model", "--init"} & typed
+    command = parse(Command, argv, "train", _defaults(argv, bool(pairs)))
+    if pairs and not command.parallel:  # what looked like the name of pairs was another option's value
+        return parse(Command, argv, "train", _defaults(argv, False))
+    return command
+
+
+def _defaults(argv: Sequence[str], pairs: bool) -> Command | None:
+    """The settings of `--config FILE`, before which the rest of the command line goes; encdec for pairs."""
     words = [word.partition("=") for word in argv]
     files = [value or argv[i + 1] for i, (word, _, value) in enumerate(words)
              if word == "--config" and (value or i + 1 < len(argv))]
     if not files:
-        of_pairs = {"--pair", "--source", "--target", *PARALLEL} & {word for word, _, _ in words}
-        return Command(model="encdec") if of_pairs else None  # what --model says goes before it
+        return Command(model="encdec") if pairs else None
     settings, _ = read_toml(Path(files[-1]))
     replans = () if any(word in ("--steps", "--minutes") for word, _, _ in words) else settings.replans
     values = {f.name: getattr(settings, f.name) for f in fields(settings)} | {"replans": replans}
+    if (pairs or settings.parallel) and "model" not in settings_in(Path(files[-1])):
+        values["model"] = "encdec"
     if any(word == "--minutes" for word, _, _ in words):
         values["steps"] = None
     if any(word == "--steps" for word, _, _ in words):

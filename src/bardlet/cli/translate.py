@@ -78,13 +78,13 @@ def main(argv: Sequence[str]) -> int:
     at_once = 1 if not command.files and sys.stdin.isatty() else CHUNK  # a person waits for each answer
     while chunk := list(islice(lines, at_once)):
         done = in_order(model, words, chunk, how, len(made), None if command.json else console.say)
-        first = first or next(((source, text) for source, text in zip(chunk, done, strict=True) if text), None)
+        first = first or next((source for source, text in zip(chunk, done, strict=True) if text), None)
         made += done
     if not made:
         raise BardletError("there is nothing to translate: standard input is empty; name a file, or pipe lines in"
                            if not command.files else f"{', '.join(command.files)}: there is no line in it")
     if command.attention:
-        draw(Path(command.attention), model, words, first)
+        draw(Path(command.attention), model, words, first, how)
     if command.json:
         console.say_json({"translations": made})
     return 0
@@ -131,19 +131,20 @@ def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, befor
     return [done[i] for i in range(len(lines))]
 
 
-def draw(path: Path, model: Any, words: Tokenizer, pair: tuple[str, str] | None) -> None:
+def draw(path: Path, model: Any, words: Tokenizer, line: str | None, how: How) -> None:
     """The cross-attention of one sentence and its translation as a picture."""
     import torch
 
-    from bardlet import report
+    from bardlet import report, translate
 
-    if pair is None:
+    if line is None:
         raise BardletError("--attention: no line with a translation to draw; give one that has words")
-    ids = [[*map(int, words.encode(text)), int(words.eos_id or 0)][: model.config.block_size] for text in pair]
+    stop, start = translate.check(model, words, how)
+    source = translate.source_ids(model, words.encode(line.strip()), stop)
+    target = [*translate.translate(model, [source], stop, start, how)[0], stop][: model.config.block_size]
     device = next(model.parameters()).device
-    source = torch.tensor([ids[0]], device=device)
-    target = torch.tensor([[int(words.pad_id or 0), *ids[1][:-1]]], device=device)  # what predicts ids[1]
-    maps = model.cross_attention(source, target)[:, 0].float().cpu().numpy()
-    labels = [[words.decode([i]) for i in side] for side in ids]
-    report.attention_maps(path, maps, *labels)
+    maps = model.cross_attention(torch.tensor([source], device=device),
+                                 torch.tensor([[start, *target[:-1]]], device=device))[:, 0]  # what predicts target
+    labels = [[words.decode([i] if i < words.vocab_size else []) for i in side] for side in (source, target)]
+    report.attention_maps(path, maps.float().cpu().numpy(), *labels)
     log.info("the attention of the first line is drawn in %s", path)

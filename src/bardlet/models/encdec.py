@@ -283,6 +283,7 @@ class EncDec(nn.Module):
         refuse(hf, "scale_embedding", True)
         refuse(hf, "tie_word_embeddings", True)
         refuse(hf, "activation_function", *ACTIVATIONS)
+        refuse({"decoder_start_token_id": 0, **hf}, "decoder_start_token_id", hf.get("pad_token_id", 0))
         n_embd, n_head = take(hf, "d_model", int), take(hf, "encoder_attention_heads", int)
         refuse(hf, "decoder_attention_heads", n_head)
         n_inner = take(hf, "encoder_ffn_dim", int)
