@@ -372,6 +372,7 @@ def test_eval_gives_bleu_and_chrf_with_their_signatures(run: Path, numbers: list
     held, given = bardlet("eval", run), bardlet("eval", run, *numbers, "--beam", 2)
     assert held["lines"] == 40 and given["lines"] == 400
     assert "tok:13a" in held["bleu_signature"] and held["chrf_signature"].startswith("nrefs:1")
+    assert main(["eval", str(run), "--context", "8"]) == 1
     record = (run / "run.toml").read_text(encoding="utf-8")
     assert f"bleu = {round(held['bleu'], 2)}" in record
 
@@ -401,6 +402,24 @@ def test_the_attention_of_a_sentence_is_drawn(run: Path, tmp_path: Path, capsys:
     piped(monkeypatch, b"eins\n")
     code, out, err = translated(capsys, run, "--attention", tmp_path / "map.png")
     assert code == 1 and len(out) == 1 and "shorter first line" in err.splitlines()[-1]
+
+
+def test_a_person_is_answered_line_by_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a terminal each line is translated before the next one is read."""
+    asked: list[str] = []
+
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+        def __next__(self) -> bytes:
+            asked.append("line")
+            return super().__next__()
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Terminal(b"eins\nzwei\n")))
+    monkeypatch.setattr("bardlet.cli.console.say", lambda text: asked.append(text))
+    assert main(["translate", str(run)]) == 0
+    assert [said == "line" for said in asked] == [True, False, True, False, True]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")

@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(command.run)
     if command.source or command.target or _translates(folder):
         return translated(command, folder)
+    _refuse(command, "beam", why="is for a model that translates")
     model, words = hf.read_folder(folder)
     device = dist.pick_device(command.device)
     dist.settle(None, False, device)
@@ -78,6 +79,13 @@ def main(argv: Sequence[str]) -> int:
     if command.json:
         console.say_json({**asdict(result), "skipped_characters": skipped})
     return 0
+
+
+def _refuse(command: Command, *names: str, why: str) -> None:
+    """BardletError for an option that somebody gave and that would do nothing."""
+    for name in names:
+        if getattr(command, name) != getattr(Command, name):
+            raise BardletError(f"--{name}: {why}; leave it out")
 
 
 def _translates(folder: Path) -> bool:
@@ -94,6 +102,7 @@ def translated(command: Command, folder: Path) -> int:
     from bardlet import checkpoint, dist, evaluate, pairs, parallel, translate, translation
     from bardlet.cli.translate import load
 
+    _refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this model translates")
     if command.text:
         raise BardletError(f"{' '.join(command.text)}: this model translates; name pairs with --source F --target F")
     if bool(command.source) != bool(command.target):
