@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet.errors import BardletError
-from bardlet.models.decoding import Columns, Product, RoundedProduct, Step, sums_rows
+from bardlet.models.decoding import Columns, Product, RoundedProduct, Step, many_rows, sums_rows
 from bardlet.models.layers import KVCache
 
 few = settings(max_examples=30, deadline=None)
@@ -29,6 +29,18 @@ def test_product_is_linear(width: int, out: int, rows: int, bias: bool, dtype: s
     near = 1e-5 if dtype == "float32" else 0.02  # of the largest output: sums of 40 in bf16
     assert got.dtype == weight.dtype
     assert float((got.double() - want).abs().max()) <= near * max(1.0, float(want.abs().max()))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bf16_that_would_be_emulated_is_computed_in_fp32(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(30, 20).bfloat16(), torch.randn(7, 20).bfloat16()
+    b = torch.randn(30).bfloat16() if bias else None
+    want = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    got = many_rows(weight, b)(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)  # one rounding, at the end
 
 
 @few

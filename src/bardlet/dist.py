@@ -7,6 +7,7 @@ step takes its slice of a global batch that every rank can compute, so that two 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,6 +28,8 @@ from torch import nn
 
 from bardlet import __version__, heartbeat
 from bardlet.errors import BardletError, brief
+
+log = logging.getLogger("bardlet")
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -183,8 +187,13 @@ def _join(backend: str, rank: int, world: int) -> None:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """fp32 or bf16: auto is bf16 where the processor multiplies matrices in it natively."""
+    """fp32 or bf16: auto is bf16 where the processor multiplies matrices in it natively.
+
+    A notice, once, where somebody asks a CPU for bf16 that has to emulate it.
+    """
     if name != "auto":
+        if name == "bf16" and device.type == "cpu" and pick_dtype("auto", device) != "bf16":
+            _say_emulated()
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -192,6 +201,12 @@ def pick_dtype(name: str, device: torch.device) -> str:
         return "fp32"
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in asked) else "fp32"
+
+
+@cache
+def _say_emulated() -> None:
+    log.warning("bf16: this processor has to emulate it, which takes several times as long as fp32; "
+                "leave --dtype out, or say --dtype fp32")
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -78,17 +78,17 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(weights, list(updates.unbind()), alpha=-group["lr"] * scale)
 
 
-def orthogonalize(g_NRC: torch.Tensor) -> torch.Tensor:
-    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C), in bf16 or fp32.
+def orthogonalize(g_NRC: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C), in `dtype`.
 
-    In bf16 where the processor multiplies so: one that has to emulate it would take longer for this than for
-    everything else in a step. Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al.
-    (2024), which bring singular values from a few thousandths of the largest upwards to between 0.7 and 1.2: near
-    enough, and only matrix products.
+    dtype: None: bf16 where the processor multiplies so, else fp32: to emulate bf16 would take longer than everything
+    else in a step. Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al. (2024), which
+    bring singular values from a few thousandths of the largest upwards to between 0.7 and 1.2: near enough, and only
+    matrix products.
     """
     tall = g_NRC.shape[1] > g_NRC.shape[2]
-    native = pick_dtype("auto", g_NRC.device) == "bf16"
-    x = (g_NRC.mT if tall else g_NRC).to(torch.bfloat16 if native else torch.float32)
+    native = torch.bfloat16 if pick_dtype("auto", g_NRC.device) == "bf16" else torch.float32
+    x = (g_NRC.mT if tall else g_NRC).to(dtype or native)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(5):  # X <- 3.4445 X + (-4.7750 A + 2.0315 A A) X,  A = X X^T
         a = x @ x.mT

@@ -111,7 +111,7 @@ def translated(command: Command, folder: Path) -> int:
     device = dist.pick_device(command.device)
     dist.settle(None, False, device)
     model.to(device)
-    if command.dtype == "bf16":
+    if dist.pick_dtype(command.dtype, device) == "bf16":
         model.bfloat16()
     if command.source and command.target:
         read = parallel.read_pairs(Path(command.source), Path(command.target))
@@ -143,7 +143,7 @@ def translated(command: Command, folder: Path) -> int:
 
 def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int, str]:
     """(score, characters left out, what was measured)."""
-    from bardlet import checkpoint, corpus, data, evaluate, pretrain
+    from bardlet import checkpoint, corpus, data, dist, evaluate, pretrain
 
     skipped, window = 0, min(256, model.config.block_size)
     if command.text:
@@ -171,7 +171,8 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     full = command.protocol == "full"
     batches = data.validation_windows(tokens, block) if full else data.random_windows(tokens, block, seed=0)
     named = ({"idx": i, "target": t} for i, t in batches)
-    loss = evaluate.mean_loss(model, named, device, command.dtype, evaluate.rows_at_once(model.config, block))
+    dtype = dist.pick_dtype(command.dtype, device)
+    loss = evaluate.mean_loss(model, named, device, dtype, evaluate.rows_at_once(model.config, block))
     result = evaluate.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
     return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
 

@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> int:
 
     dist.keep_freed_memory()
     model, words, how = load(Path(command.run), command.beam, command.length_penalty, command.batch_size)
-    model.to(dist.pick_device(command.device))
-    if command.dtype == "bf16":
+    device = dist.pick_device(command.device)
+    model.to(device)
+    if dist.pick_dtype(command.dtype, device) == "bf16":
         model.bfloat16()
     if command.attention and not hasattr(model, "cross_attention"):
         raise BardletError(f"--attention: {model.config.model} has no cross-attention to draw; leave it out")
