@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from bardlet import loss
 from bardlet.loss import IGNORE, count_targets, next_token
 
 
@@ -40,3 +44,138 @@ def test_masked_targets_count_nothing() -> None:
     batch = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, IGNORE, IGNORE]])}
     torch.testing.assert_close(next_token(model, batch), torch.tensor(math.log(2)))
     assert count_targets(batch) == 1
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def test_log_probabilities_are_those_of_the_softmax() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 7), torch.tensor([[0, 6, IGNORE], [3, IGNORE, 1]])
+    got = loss.log_probability(logits.bfloat16(), target)
+    want = logits.bfloat16().float().log_softmax(-1).gather(2, target.clamp_min(0)[..., None])[..., 0]
+    torch.testing.assert_close(got, torch.where(target == IGNORE, 0.0, want))
+
+
+def test_a_comparison_costs_minus_log_of_its_odds() -> None:
+    """Equal rewards: log 2. A reward that is log 3 higher: 3 to 1."""
+    same, more = torch.zeros(4), torch.full((4,), math.log(3))
+    torch.testing.assert_close(loss.bradley_terry(same, same), torch.tensor(4 * math.log(2)))
+    torch.testing.assert_close(loss.bradley_terry(more, same), torch.tensor(4 * -math.log(3 / 4)))
+    torch.testing.assert_close(loss.bradley_terry(same, more), torch.tensor(4 * math.log(4)))
+
+
+def test_dpo_begins_at_log_2_and_knows_its_reference() -> None:
+    """Policy = reference: log 2 a pair, half of beta as gradient. Then odds of 3 to 1, by beta 1/2 of 2 log 3."""
+    chosen, rejected = torch.tensor([-5.0, -7.0]).requires_grad_(), torch.tensor([-4.0, -9.0]).requires_grad_()
+    start = loss.dpo(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1)
+    torch.testing.assert_close(start, torch.tensor(2 * math.log(2)))
+    start.backward()
+    torch.testing.assert_close(chosen.grad, torch.full((2,), -0.05))
+    torch.testing.assert_close(rejected.grad, torch.full((2,), 0.05))
+    margin = loss.dpo(torch.tensor([1.5 * math.log(3)]), torch.tensor([-2.0]), torch.zeros(1),
+                      torch.tensor([0.5 * math.log(3) - 2]), beta=0.5)  # fmt: skip
+    torch.testing.assert_close(margin, torch.tensor(-math.log(3 / 4)))
+
+
+# ---------------------------------------------------------------- reinforcement
+
+
+def test_advantages_by_hand() -> None:
+    """Values of 1/2, and a reward of 1 at the third and last token, between a prompt and padding."""
+    mask = torch.tensor([[False, True, True, True, False]])
+    reward, value = torch.tensor([[9.0, 0, 0, 1, 9]]), torch.tensor([[9.0, 0.5, 0.5, 0.5, 9]])
+    for smoothing, want in ((0.0, [0, 0, 0.5]), (0.5, [0.125, 0.25, 0.5]), (1.0, [0.5, 0.5, 0.5])):
+        got = loss.advantages(reward, value, mask, 1.0, smoothing)
+        torch.testing.assert_close(got, torch.tensor([[0, *want, 0]]))
+    got = loss.advantages(reward, value, mask, discount=0.5, smoothing=1.0)
+    torch.testing.assert_close(got, torch.tensor([[0, 0.25 - 0.5, 0.5 - 0.5, 0.5, 0]]))
+
+
+@given(st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_advantages_with_lambda_1_are_what_came_less_what_was_expected(n: int, before: int, behind: int,
+                                                                       seed: int) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    T = before + n + behind
+    reward, value = torch.randn(2, T), torch.randn(2, T)
+    mask = torch.zeros(2, T, dtype=torch.bool)
+    mask[:, before : before + n] = True
+    came = (reward * mask).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(loss.advantages(reward, value, mask, 1.0, 1.0), (came - value) * mask)
+
+
+def test_a_group_is_compared_with_itself() -> None:
+    got = loss.group_advantages(torch.tensor([[1.0, 0, 0, 1], [3, 3, 3, 3]]))
+    want = torch.tensor([[1.0, -1, -1, 1], [0, 0, 0, 0]]) * math.sqrt(3) / 2
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=0)
+    torch.testing.assert_close(loss.group_advantages(torch.tensor([[2.0, 1, 0]]), scale=False),
+                               torch.tensor([[1.0, 0, -1]]))  # fmt: skip
+
+
+def test_whitening_is_over_the_mask() -> None:
+    x, mask = torch.tensor([[1.0, 3, 100], [5, 7, 100]]), torch.tensor([[True, True, False]] * 2)
+    got = loss.whiten(x, mask)
+    torch.testing.assert_close(got[mask], torch.tensor([-3.0, -1, 1, 3]) / math.sqrt(5))
+    assert not got[~mask].any()
+
+
+def test_where_nothing_has_moved_it_is_the_plain_policy_gradient() -> None:
+    torch.manual_seed(0)
+    old, advantage = torch.randn(3, 5), torch.randn(3, 5)
+    mask = torch.rand(3, 5) < 0.7
+    logp = old.clone().requires_grad_()
+    loss.clipped_policy(logp, old, advantage, mask, clip=0.2).backward()
+    torch.testing.assert_close(logp.grad, -advantage * mask)
+
+
+@pytest.mark.parametrize(("moved", "advantage", "cost", "slope"), [
+    (1.5, 1.0, -1.2, 0.0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0.0), (1.1, 2.0, -2.2, -2.2),
+])  # fmt: skip
+def test_a_token_that_has_moved_far_enough_is_left(moved: float, advantage: float, cost: float, slope: float) -> None:
+    """By more than a fifth in the direction that its advantage asks for: no gradient."""
+    logp = torch.tensor([[math.log(moved)]], requires_grad=True)
+    made = loss.clipped_policy(logp, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1).bool(), 0.2)
+    made.backward()
+    torch.testing.assert_close((made, logp.grad), (torch.tensor(cost), torch.tensor([[slope]])))
+
+
+def test_values_move_by_the_clip_at_once() -> None:
+    """Old 0, return 1, clip 0.2: half of (1 - 0.1)^2; beyond the clip half of (1 - 0.2)^2, up to the return."""
+    old, want, mask = torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    for value, cost in ((0.1, 0.405), (0.5, 0.32), (0.9, 0.32), (-0.5, 1.125)):
+        got = loss.clipped_value(torch.tensor([[value]]), old, want, mask, 0.2)
+        torch.testing.assert_close(got, torch.tensor(cost))
+
+
+def test_divergence_is_kl_on_average_and_nothing_between_equals() -> None:
+    torch.manual_seed(0)
+    p, q = torch.randn(6, dtype=torch.float64).log_softmax(0), torch.randn(6, dtype=torch.float64).log_softmax(0)
+    assert (loss.divergence(p, q) >= 0).all() and not loss.divergence(p, p).any()
+    torch.testing.assert_close((p.exp() * loss.divergence(p, q)).sum(), (p.exp() * (p - q)).sum())
+
+
+def test_grpo_is_policy_gradient_and_the_way_back_to_the_reference() -> None:
+    """At the start: -A for each token. Away from the reference: beta (1 - r) more, with r = reference / policy."""
+    old = torch.log(torch.tensor([[0.5, 0.25], [0.25, 0.5]]))
+    mask, advantage = torch.tensor([[True, True], [True, False]]), torch.tensor([2.0, -1.0])
+    for reference, r in ((old, 1.0), (old - math.log(2), 0.5)):
+        logp = old.clone().requires_grad_()
+        loss.grpo(logp, old, reference, advantage, mask, clip=0.2, beta=0.1).backward()
+        want = (-advantage[:, None] + 0.1 * (1 - r)) * mask
+        torch.testing.assert_close(logp.grad, want)
+
+
+def test_two_halves_are_the_whole() -> None:
+    """Sums, not means: micro-batches may be as unequal as they like."""
+    torch.manual_seed(0)
+    a, b, c, advantage = (torch.randn(6, 4) for _ in range(4))
+    mask = torch.rand(6, 4) < 0.5
+    for whole, part in (
+        (loss.grpo(a, b, c, advantage[:, 0], mask, 0.2, 0.1),
+         lambda s: loss.grpo(a[s], b[s], c[s], advantage[s, 0], mask[s], 0.2, 0.1)),
+        (loss.clipped_value(a, b, c, mask, 0.2), lambda s: loss.clipped_value(a[s], b[s], c[s], mask[s], 0.2)),
+        (loss.dpo(a[:, 0], b[:, 0], c[:, 0], c[:, 1], 0.1),
+         lambda s: loss.dpo(a[s, 0], b[s, 0], c[s, 0], c[s, 1], 0.1)),
+    ):  # fmt: skip
+        torch.testing.assert_close(part(slice(0, 1)) + part(slice(1, 6)), whole)
