@@ -23,10 +23,14 @@ SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "1
 
 
 def same(one: Path, two: Path) -> None:
-    """The weights and the losses on the way agree within 1e-5."""
+    """The weights and the losses on the way agree within 1e-5.
+
+    But for the biases of keys: what is added to all keys of a softmax alike changes nothing, so that their gradient is
+    rounding and nothing else, which AdamW, dividing it by its own size, makes steps of.
+    """
     a, b = hf.read_tensors(one / "model.safetensors"), hf.read_tensors(two / "model.safetensors")
     assert a.keys() == b.keys()
-    for name in a:
+    for name in (name for name in a if not name.endswith("k_proj.bias")):
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
     losses = [[line["train_loss"] for line in checkpoint.read_metrics(run) if "train_loss" in line]
               for run in (one, two)]
