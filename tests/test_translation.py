@@ -63,6 +63,11 @@ def test_a_run_is_a_folder_that_transformers_loads(run: Path) -> None:
     assert translate.lines(ours, own, [line]) == [words.decode(made[0], skip_special_tokens=True).strip()]
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "BLEU" in card and "AutoModelForSeq2SeqLM" in card
+    row = next(line for line in card.splitlines() if line.startswith("| sacreBLEU's signature"))
+    assert row.replace("\\|", "").count("|") == 3  # two cells: its own bars are escaped
+    code = card.split("```python\n")[1].split("```")[0].replace("a line", line)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=run.parent)
+    assert translate.lines(ours, own, [line])[0] in " ".join(said.stdout.split()), said.stderr
     assert "batch_tokens" in (run / "run.toml").read_text() and "batch_size" not in (run / "run.toml").read_text()
 
 

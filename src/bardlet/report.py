@@ -77,13 +77,16 @@ def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sam
     """README.md of the run folder of a model that translates."""
     kind = "An encoder-decoder" if config.model == "encdec" else f"A decoder-only {config.model} model"
     auto = "Seq2SeqLM" if config.model == "encdec" else "CausalLM"
+    use = """
+made = model.generate(**tokenizer(["a line"], return_tensors="pt"), max_new_tokens=100)
+print(tokenizer.batch_decode(made, skip_special_tokens=True))"""
     load = f"""Translate lines with `bardlet translate {run} < LINES`, or load it anywhere:
 
 ```python
 from transformers import AutoModelFor{auto}, AutoTokenizer
 
 model = AutoModelFor{auto}.from_pretrained("{run}")
-tokenizer = AutoTokenizer.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}"){use if config.model == "encdec" else ""}
 ```"""
     if config.prefix_lm:
         load = f"""Translate lines with `bardlet translate {run} < LINES`. It learned to see its source both ways, which
@@ -95,7 +98,7 @@ run.toml says and no config.json can: elsewhere the same weights would see it on
 | | |
 | --- | --- |
 | BLEU, chrF of the held-out pairs, greedy | {record["bleu"]:.1f}, {record["chrf"]:.1f} |
-| sacreBLEU's signature | {record["bleu_signature"]} |
+| sacreBLEU's signature | `{record["bleu_signature"].replace("|", chr(92) + "|")}` |
 | validation loss | {loss_in_words(record)} |
 | weights | {_selected(record)} |
 | steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
