@@ -55,7 +55,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu.json")
     parser.add_argument("--text", type=Path, help="Tiny Shakespeare's input.txt; default: below $BARDLET_DATA")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, any device")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.nanogpt and not (options.nanogpt / "model.py").exists():
+        raise SystemExit(f"{options.nanogpt}: is no checkout of nanoGPT; give a folder that holds its model.py")
+    return options
 
 
 # ---------------------------------------------------------------- timing
@@ -162,8 +165,7 @@ def nanogpt_step(path: Path, size: dict[str, Any], vocabulary: int, batch: Batch
                  toy: bool) -> tuple[Callable[[], Any], int]:
     """(the same step as its train.py makes it, compiled as a whole and clipped at 1; the model's parameters)."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", path / "model.py")
-    if not spec or not spec.loader or not (path / "model.py").exists():
-        raise SystemExit(f"{path}: is no checkout of nanoGPT; give a folder that holds its model.py")
+    assert spec and spec.loader, "the name ends in .py"
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)

@@ -291,8 +291,6 @@ SENTENCE = "zwei kinder spielen mit einem kleinen hund im garten ."
 
 def publish(folder: Path) -> None:
     """docs/translation.json and the pictures of the page, from the results and from one run."""
-    import torch
-
     from bardlet import translate
     from bardlet.cli.translate import load
     from bardlet.ladder import pictures
@@ -300,13 +298,9 @@ def publish(folder: Path) -> None:
     docs = record.HERE.parent / "docs"
     model, words, how = load(folder, 1, 1.0, 64)
     text = translate.lines(model, words, [SENTENCE], how)[0]
-    stop, start = translate.check(model, words, how)
-    source = translate.source_ids(model, words.encode(SENTENCE), stop)
-    target = [*translate.translate(model, [source], stop, start, how)[0], stop]
-    maps = model.cross_attention(torch.tensor([source]), torch.tensor([[start, *target[:-1]]]))[:, 0]
-    labels = [[words.decode([i]) for i in side] for side in (source, target)]
+    maps, source, target = translate.attended(model, words, SENTENCE, how)
     pictures.draw(docs / "figures", "encdec-masks", pictures.masks(5, 4))
-    pictures.draw(docs / "figures", "encdec-attention", pictures.cross_attention(maps.mean(1), *labels))
+    pictures.draw(docs / "figures", "encdec-attention", pictures.cross_attention(maps.mean(1), source, target))
     hidden = {name: only(model, words, how, place) for name, place in (("first", 0), ("last", -1))}
     facts = {**tables(), "sentence": SENTENCE, "translation": text, **hidden}
     (docs / "translation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

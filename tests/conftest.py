@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bardlet.config import WITHOUT
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
         "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off"]
 """Settings of a model that trains in milliseconds."""
+THREADS = torch.get_num_threads()
 
 
 def settings_of(model: str, words: Sequence[str]) -> list[str]:
@@ -38,6 +40,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["BARDLET_CACHE"]
     else:
         os.environ["BARDLET_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> None:
+    """A run pins the number of threads, and sums differ by it: each test begins with the machine's number."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

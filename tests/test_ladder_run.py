@@ -31,16 +31,13 @@ HERE = Dist(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
-def little(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Rungs of a few steps; the number of threads stays what it was."""
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rungs of a few steps."""
     monkeypatch.setattr(run, "SMALL", {**run.SMALL, "steps": 12})
     monkeypatch.setattr(run, "CPU", {**run.CPU, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16,
                                      "batch_size": 4})
     for rung in LADDER[:1]:
         monkeypatch.setitem(rung.settings, "steps", 9)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @contextmanager

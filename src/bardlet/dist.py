@@ -203,6 +203,15 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in asked) else "fp32"
 
 
+def place(model: torch.nn.Module, device: str, dtype: str) -> torch.device:
+    """Move a model that is to be used, not trained, to a device, its weights in a dtype; both as the options say."""
+    where = pick_device(device)
+    model.to(where)
+    if pick_dtype(dtype, where) == "bf16":
+        model.bfloat16()
+    return where
+
+
 @cache
 def _say_emulated() -> None:
     log.warning("bf16: this processor has to emulate it, which takes several times as long as fp32; "

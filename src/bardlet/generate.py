@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,17 @@ from torch import Tensor
 from bardlet.errors import BardletError
 from bardlet.models.decoding import Columns
 from bardlet.models.layers import KVCache
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside, and afterwards in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def prefill(model: Any, idx_BT: Tensor, length_B: Tensor, cache: KVCache, prefix_B: Tensor | None = None) -> Tensor:
@@ -165,13 +177,9 @@ def stream(
         raise BardletError("int8 is for gpt2 and qwen3 models, which read a token once: take fp32 or bf16")
     if dtype not in (None, torch.int8, next(model.parameters()).dtype):
         model = copy.deepcopy(model).to(dtype)
-    training = model.training
-    model.eval()
-    try:
-        how = (temperature, top_k, top_p)
+    how = (temperature, top_k, top_p)
+    with evaluating(model):
         yield from _stream(model, prompts, max_new_tokens, how, seed, frozenset(stop_ids), int8)
-    finally:
-        model.train(training)
 
 
 def _stream(

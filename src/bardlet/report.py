@@ -80,7 +80,11 @@ def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sam
     use = """
 made = model.generate(**tokenizer(["a line"], return_tensors="pt"), max_new_tokens=100)
 print(tokenizer.batch_decode(made, skip_special_tokens=True))"""
-    load = f"""Translate lines with `bardlet translate {run} < LINES`, or load it anywhere:
+    if config.prefix_lm:
+        load = f"""Translate lines with `bardlet translate {run} < LINES`. It learned to see its source both ways, which
+run.toml says and no config.json can: elsewhere the same weights would see it one way only, and translate badly."""
+    else:
+        load = f"""Translate lines with `bardlet translate {run} < LINES`, or load it anywhere:
 
 ```python
 from transformers import AutoModelFor{auto}, AutoTokenizer
@@ -88,9 +92,6 @@ from transformers import AutoModelFor{auto}, AutoTokenizer
 model = AutoModelFor{auto}.from_pretrained("{run}")
 tokenizer = AutoTokenizer.from_pretrained("{run}"){use if config.model == "encdec" else ""}
 ```"""
-    if config.prefix_lm:
-        load = f"""Translate lines with `bardlet translate {run} < LINES`. It learned to see its source both ways, which
-run.toml says and no config.json can: elsewhere the same weights would see it one way only, and translate badly."""
     card = f"""# {title(run, record)}
 
 {kind} with {record["parameters"]:,} parameters that translates, trained by bardlet on the pairs of {record["text"]}.

@@ -20,7 +20,7 @@ from torch import Tensor
 from bardlet import search
 from bardlet.dist import SIDE_BY_SIDE, side_by_side
 from bardlet.errors import BardletError
-from bardlet.generate import padded, prefill
+from bardlet.generate import evaluating, padded, prefill
 from bardlet.models.layers import KVCache
 from bardlet.tokenizer import Tokenizer
 
@@ -69,22 +69,18 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
     order = sorted(ids, key=lambda i: (len(ids[i]), i))
     batches = [order[first : first + how.batch_size] for first in range(0, len(order), how.batch_size)][::-1]
     device, weights = next(model.parameters()).device, sum(p.numel() for p in model.parameters())
-    training = model.training
-    model.eval()
     with torch.inference_mode():
         decoder = model.decoder()
 
     def one(these: list[int]) -> list[list[int]]:
-        return translate(model, [source_ids(model, ids[i], stop) for i in these], stop, start, how, decoder)
+        return _translate(model, [source_ids(model, ids[i], stop) for i in these], stop, start, how, decoder)
 
-    try:
-        with closing(side_by_side(one, batches, device, 1 if weights > LARGE else SIDE_BY_SIDE)) as translated:
-            for these, made in zip(batches, translated, strict=True):
-                for i, target in zip(these, made, strict=True):
-                    known = [token for token in target if token < words.vocab_size]
-                    yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
-    finally:
-        model.train(training)
+    most = 1 if weights > LARGE else SIDE_BY_SIDE
+    with evaluating(model), closing(side_by_side(one, batches, device, most)) as translated:
+        for these, made in zip(batches, translated, strict=True):
+            for i, target in zip(these, made, strict=True):
+                known = [token for token in target if token < words.vocab_size]
+                yield i, " ".join(words.decode(known, skip_special=True).split())  # a line stays one line
 
 
 def check(model: Any, words: Tokenizer, how: How) -> tuple[int, int]:
@@ -110,28 +106,44 @@ def longest_source(model: Any) -> int:
     return int(block if hasattr(model, "encode") else max(1, block // 2))
 
 
-@torch.inference_mode()
-def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: int, how: How = How(),
-              decoder: Any = None) -> list[list[int]]:
+def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: int, how: How = How()) -> list[list[int]]:
     """The target's ids of each source's, which end with the separator `stop`; theirs is left out.
 
-    start: what the decoder of an encoder-decoder begins with. decoder: the model's, where it was made before. A target
-    has at most twice the tokens of its source and 20 more, or what fits into the model's window.
+    start: what the decoder of an encoder-decoder begins with. A target has at most twice the tokens of its source and
+    20 more, or what fits into the model's window.
     """
-    training = model.training
-    model.eval()
-    try:
-        decoder = decoder or model.decoder()
-        crosses = hasattr(model, "encode")
-        room = model.config.block_size - (0 if crosses else longest_source(model))
-        most = [min(2 * len(source) + 20, room) for source in sources]
-        reader: search.Reader = (Crossing(model, decoder, sources, start, max(most)) if crosses
-                                 else Prompted(model, decoder, sources, max(most), how.prefix_lm))
-        if how.beams == 1:
-            return search.greedy(reader, stop, most)
-        return search.beam(reader, stop, most, how.beams, how.length_penalty)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode():
+        return _translate(model, sources, stop, start, how, model.decoder())
+
+
+@torch.inference_mode()
+def _translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: int, how: How,
+               decoder: Any) -> list[list[int]]:  # fmt: skip
+    """The same of a model in eval mode, with its decoder, in any thread: inference mode is a thread's own."""
+    crosses = hasattr(model, "encode")
+    room = model.config.block_size - (0 if crosses else longest_source(model))
+    most = [min(2 * len(source) + 20, room) for source in sources]
+    reader: search.Reader = (Crossing(model, decoder, sources, start, max(most)) if crosses
+                             else Prompted(model, decoder, sources, max(most), how.prefix_lm))
+    if how.beams == 1:
+        return search.greedy(reader, stop, most)
+    return search.beam(reader, stop, most, how.beams, how.length_penalty)
+
+
+def attended(model: Any, words: Tokenizer, line: str, how: How = How()) -> tuple[Tensor, list[str], list[str]]:
+    """Where an encoder-decoder looks as it translates a line.
+
+    Returns (weights of the cross-attention, fp32 (layers, heads, T, S); the S tokens that it reads, as texts; the T
+    that it writes). Row t is where the decoder looks as it predicts token t.
+    """
+    stop, start = check(model, words, how)
+    source = source_ids(model, words.encode(line.strip()), stop)
+    target = [*translate(model, [source], stop, start, how)[0], stop][: model.config.block_size]
+    device = next(model.parameters()).device
+    maps = model.cross_attention(torch.tensor([source], device=device),
+                                 torch.tensor([[start, *target[:-1]]], device=device))[:, 0]
+    read, written = ([words.decode([i] if i < words.vocab_size else []) for i in side] for side in (source, target))
+    return maps.float().cpu(), read, written
 
 
 class Crossing:

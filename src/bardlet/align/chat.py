@@ -17,7 +17,6 @@ from bardlet.errors import BardletError
 from bardlet.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
-END = "<|end|>"
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -44,21 +43,22 @@ def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False) -> 
 
     Returns:
         (ids, answer): int64 and boolean, both (T,). answer is True for the words of the assistant's messages and the
-        END behind each, which is what a model is to learn: never for what begins a message.
+        `<|end|>` behind each, which is what a model is to learn: never for what begins a message.
 
     Raises:
         BardletError: a tokenizer without these tokens; no message, or one that is none, and which.
     """
     marks = {name: special(words, name) for name in (*ROLES, "end")}
-    ids, answer = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    ids: list[int] = []
+    answer: list[bool] = []
     for role, content in _checked(messages):
-        said = words.encode(without_marks(content))
-        ids.append(np.concatenate(([marks[role]], said, [marks["end"]])))
-        answer.append(np.arange(len(ids[-1])) > (0 if role == "assistant" else len(ids[-1])))
+        said = [*words.encode(without_marks(content)).tolist(), marks["end"]]
+        ids += [marks[role], *said]
+        answer += [False, *[role == "assistant"] * len(said)]
     if ask:
-        ids.append(np.array([marks["assistant"]]))
-        answer.append(np.zeros(1, bool))
-    return np.concatenate(ids), np.concatenate(answer)
+        ids.append(marks["assistant"])
+        answer.append(False)
+    return np.array(ids, dtype=np.int64), np.array(answer, dtype=bool)
 
 
 def without_marks(content: str) -> str:

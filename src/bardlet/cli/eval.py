@@ -108,11 +108,7 @@ def translated(command: Command, folder: Path) -> int:
     if bool(command.source) != bool(command.target):
         raise BardletError("--source and --target belong together: name both files")
     model, words, how = load(folder, command.beam, 1.0, 64)
-    device = dist.pick_device(command.device)
-    dist.settle(None, False, device)
-    model.to(device)
-    if dist.pick_dtype(command.dtype, device) == "bf16":
-        model.bfloat16()
+    dist.settle(None, False, dist.place(model, command.device, command.dtype))
     if command.source and command.target:
         read = parallel.read_pairs(Path(command.source), Path(command.target))
         source, reference, what = [a for a, _ in read], [b for _, b in read], f"{command.source} to {command.target}"

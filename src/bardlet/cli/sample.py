@@ -80,10 +80,7 @@ def main(argv: Sequence[str]) -> int:
         prompt = writing.prompt_ids(words, command.prompt, documents)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
-    device = dist.pick_device(command.device)
-    model.to(device)
-    if dist.pick_dtype(command.dtype, device) == "bf16":
-        model.bfloat16()
+    dist.place(model, command.device, command.dtype)
     seed = int(torch.seed() % 2**31) if command.seed is None else command.seed
     options: dict[str, Any] = {"temperature": command.temperature, "top_k": command.top_k, "top_p": command.top_p,
                                "seed": seed}

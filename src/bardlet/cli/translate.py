@@ -66,10 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
     dist.keep_freed_memory()
     model, words, how = load(Path(command.run), command.beam, command.length_penalty, command.batch_size)
-    device = dist.pick_device(command.device)
-    model.to(device)
-    if dist.pick_dtype(command.dtype, device) == "bf16":
-        model.bfloat16()
+    dist.place(model, command.device, command.dtype)
     if command.attention and not hasattr(model, "cross_attention"):
         raise BardletError(f"--attention: {model.config.model} has no cross-attention to draw; leave it out")
     if command.attention and not command.attention.lower().endswith(".png"):
@@ -134,18 +131,10 @@ def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, befor
 
 def draw(path: Path, model: Any, words: Tokenizer, line: str | None, how: How) -> None:
     """The cross-attention of one sentence and its translation as a picture."""
-    import torch
-
     from bardlet import report, translate
 
     if line is None:
         raise BardletError("--attention: no line with a translation to draw; give one that has words")
-    stop, start = translate.check(model, words, how)
-    source = translate.source_ids(model, words.encode(line.strip()), stop)
-    target = [*translate.translate(model, [source], stop, start, how)[0], stop][: model.config.block_size]
-    device = next(model.parameters()).device
-    maps = model.cross_attention(torch.tensor([source], device=device),
-                                 torch.tensor([[start, *target[:-1]]], device=device))[:, 0]  # what predicts target
-    labels = [[words.decode([i] if i < words.vocab_size else []) for i in side] for side in (source, target)]
-    report.attention_maps(path, maps.float().cpu().numpy(), *labels)
+    maps, source, target = translate.attended(model, words, line, how)
+    report.attention_maps(path, maps.numpy(), source, target)
     log.info("the attention of the first line is drawn in %s", path)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bardlet import checkpoint
+from bardlet.generate import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -249,15 +250,15 @@ def attention(model: nn.Module, idx_T: Tensor) -> list[tuple[str, Tensor]]:
 
     attending: dict[str, Any] = {n: m for n, m in model.named_modules() if callable(getattr(m, "weights", None))}
     hooks = [module.register_forward_pre_hook(catch(name)) for name, module in attending.items()]
-    training, device = model.training, next(model.parameters()).device
+    device = next(model.parameters()).device
     try:
         block_size: int = model.config.block_size  # type: ignore[union-attr, assignment]
-        model.eval()(idx_T[None, -block_size:].to(device))
+        with evaluating(model):
+            model(idx_T[None, -block_size:].to(device))
         layers: dict[str, list[Tensor]] = {}
         for name, module in attending.items():
             layers.setdefault(name.rpartition(".heads.")[0] or name, []).append(module.weights(inputs[name])[0].cpu())
     finally:
-        model.train(training)
         for handle in hooks:
             handle.remove()
     return [(name, heads[0] if heads[0].dim() == 3 else torch.stack(heads)) for name, heads in layers.items()]
