@@ -14,7 +14,7 @@ demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes
 	$(BIN)/bardlet train --config configs/demo.toml
 
 test: $(VENV)/ready-test     ## all quick tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests, on real text, and the course as a site
 	$(BIN)/python -m pytest --override-ini addopts= -q -x tests/acceptance

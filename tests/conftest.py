@@ -18,7 +18,6 @@ from bardlet.config import WITHOUT
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
         "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off"]
 """Settings of a model that trains in milliseconds."""
-THREADS = torch.get_num_threads()
 
 
 def settings_of(model: str, words: Sequence[str]) -> list[str]:
@@ -42,10 +41,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["BARDLET_CACHE"] = before
 
 
+def pytest_configure() -> None:
+    """One thread, here and in the processes that tests start: such small models lose time with a second."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
-def same_threads() -> None:
-    """A run pins the number of threads, and sums differ by it: each test begins with the machine's number."""
-    torch.set_num_threads(THREADS)
+def one_thread() -> Iterator[None]:
+    """A run pins the number of threads, and sums differ by it: no test and no fixture finds that of another."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def test_invalid_utf8_names_the_byte(tmp_path, mark):
         ("a.txt", b"\xff\xfea\0b", ["byte 4", "UTF-16"]),
         ("a.txt", b"", ["is empty"]),
         ("a.txt", b"\xef\xbb\xbf", ["no text"]),
-        ("a.txt.gz", gzip.compress(b""), ["is empty"]),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), ["is empty"]),
         ("a.jsonl", b'{"text": "a"}\n{oops}\n', ["line 2", "not JSON at column 2"]),
         ("a.jsonl", b'["a"]', ["line 1", "not an object"]),
         ("a.jsonl", b'{"body": "a", "title": "b", "n": 1}', ["line 1", 'no field "text"', "--field: body, title"]),
