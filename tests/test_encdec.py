@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,21 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
         wanted = best if score >= unended(best_cut) else best_cut
         wide = _Wide(translate.Crossing(model, model.decoder(), [source], PAD, most), 200)
         assert search.beam(wide, EOS, [most], 100, penalty) == [wanted]
+
+
+@given(st.integers(1, 4), st.integers(1, 900), st.integers(1, 12), st.sampled_from([2, 1000]), st.integers(0, 2**31))
+@settings(max_examples=200, deadline=None)
+def test_the_largest_by_pieces_are_the_largest(rows: int, length: int, number: int, values: int, seed: int) -> None:
+    """Of rows with few values, many of them equal, and of rows with -inf in them; each place is named once."""
+    from bardlet import search
+
+    for wide in (length, 16 * length):
+        random = torch.Generator().manual_seed(seed)
+        x = torch.randint(values, (rows, max(wide, number)), generator=random).float()
+        x[x < values // 4] = -math.inf
+        value, place = search.largest(x, number)
+        assert torch.equal(value, x.topk(number, dim=1)[0]) and torch.equal(x.gather(1, place), value)
+        assert all(len(set(row)) == number for row in place.tolist())
 
 
 class _Wide:

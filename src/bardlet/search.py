@@ -47,7 +47,7 @@ def greedy(reader: Reader, stop: int, most: Sequence[int]) -> list[list[int]]:
     alive, going = list(range(len(most))), [True] * len(most)
     logits_BV = _sound(reader.first())
     while True:
-        idx_B = logits_BV.argmax(dim=-1)
+        idx_B = largest(logits_BV, 1)[1][:, 0]
         for place, (source, token) in enumerate(zip(alive, idx_B.tolist(), strict=True)):
             if going[place] and token != stop:
                 made[source].append(token)
@@ -157,13 +157,26 @@ def beam(reader: Reader, stop: int, most: Sequence[int], beams: int, length_pena
 
 def _candidates(logits_RV: Tensor, score_BK: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `number` best continuations of each source: (score, beam that it continues, token), each (B, number)."""
-    B, K = score_BK.shape
-    best = min(number, logits_RV.shape[-1])
-    value_RN, token_RN = logits_RV.topk(best, dim=-1)
-    logp_RN = value_RN - logits_RV.logsumexp(dim=-1, keepdim=True)
-    total = (score_BK.reshape(B * K, 1) + logp_RN).view(B, -1)  # (R, N) -> (B, K N)
-    score_BN, place_BN = total.topk(number, dim=1)
-    return score_BN, place_BN // best, token_RN.reshape(B, -1).gather(1, place_BN)
+    B, V = len(score_BK), logits_RV.shape[-1]
+    total_RV = logits_RV.log_softmax(dim=-1).add_(score_BK.reshape(-1, 1))
+    score_BN, place_BN = largest(total_RV.view(B, -1), number)  # (R, V) -> (B, K V)
+    return score_BN, place_BN // V, place_BN % V
+
+
+def largest(x_BM: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The `number` largest of each row, largest first, and their places (int64): both (B, number). As `torch.topk`.
+
+    On a CPU that looks at one number after the other, but a maximum at a vector of them: so the maximum of each piece
+    of a row is found first. The N largest lie in the N pieces with the largest maxima.
+    """
+    size = math.gcd(x_BM.shape[1], 64)  # of a piece: from 32 to 256 numbers took about the same time
+    if x_BM.device.type != "cpu" or size < 16 or x_BM.shape[1] < 2 * number * size:
+        return x_BM.topk(number, dim=1)
+    x_BPS = x_BM.unflatten(1, (-1, size))  # (B, M) -> (B, pieces, size)
+    piece_BN = x_BPS.amax(dim=2).topk(number, dim=1)[1]
+    near = x_BPS.gather(1, piece_BN[..., None].expand(-1, -1, size)).flatten(1)
+    value_BN, place_BN = near.topk(number, dim=1)
+    return value_BN, piece_BN.gather(1, place_BN // size) * size + place_BN % size
 
 
 def _sound(logits: Tensor) -> Tensor:
