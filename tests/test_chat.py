@@ -62,7 +62,7 @@ def test_what_the_assistant_wrote_is_learned_with_its_end() -> None:
 @pytest.mark.parametrize(("messages", "what"), [
     ([], "at least one"), ([{"role": "root", "content": "x"}], "message 1: its role is 'root'"),
     (["x"], "message 1: its role is None"),
-    ([{"role": "user", "content": "x"}, {"role": "user", "content": 3}], "message 2: its content is no text"),
+    ([{"role": "user", "content": "x"}, {"role": "user", "content": 3}], "message 2: its content is a number, not"),
 ])  # fmt: skip
 def test_what_is_no_message_is_named(messages: Any, what: str) -> None:
     with pytest.raises(BardletError, match=what):

@@ -14,7 +14,7 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["files", "heartbeat", "signals"],
     ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "lock"],
     ["corpus", "loss", "models", "repeats"],
-    ["survey", "parallel"],
+    ["survey", "parallel", "examples"],
     ["data", "optim", "hf", "checkpoint", "generate", "search"],
     ["evaluate", "report", "writing", "diagnosis", "pairs", "translate"],
     ["train"],

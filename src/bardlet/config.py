@@ -32,12 +32,20 @@ OF_PAIRS = ("lowercase", "prefix_lm", "label_smoothing", "batch_tokens")
 """Settings of training on pairs, which training on a text does not have."""
 OF_TEXT = ("field", "batch_size", "eval_tokens")
 """Settings of training on a text, which training on pairs does not have."""
+OF_CHAT = ("pack",)
+"""Settings of training on conversations, which other stages do not have."""
+FINE: dict[str, Any] = {"lr": 5e-4, "muon_lr": 5e-3}
+"""Rates for a base that learns conversations: a quarter of those that it began with."""
 LONGEST_SINUSOIDS = 2**16
 """Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
 WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
            "dropout": (*FLAT, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
            "muon_lr": ("bigram", "averaging")}
 """Settings that some rungs of the ladder do not have, and which. (Muon trains matrices: those two have none.)"""
+
+Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
+                "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
+Activation = Literal["gelu_new", "gelu", "relu"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class ModelConfig:
 class TrainConfig:
     """Every setting of a training run."""
 
+    stage: Literal["pretrain", "sft"] = "pretrain"
+    """What is learned: a text (or pairs of sentences), or the answers in conversations."""
     text: tuple[str, ...] = ()
     """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
     field: str = "text"
@@ -93,8 +103,7 @@ class TrainConfig:
     vocab_size: int | None = None
     """Vocabulary of a BPE tokenizer; none: by the size of the text."""
 
-    model: Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward",
-                   "residual", "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"] = "qwen3"
+    model: Model = "qwen3"
     """Architecture: qwen3, gpt2, encdec (for pairs of sentences), or a rung of the lecture's ladder."""
     init: str | None = None
     """Start from the weights and the tokenizer of this run or Hugging Face folder."""
@@ -118,9 +127,11 @@ class TrainConfig:
     """Translation by a decoder-only model: it sees the source both ways, as an encoder does."""
     label_smoothing: float = 0.0
     """Translation: the part of each target that is spread evenly over the vocabulary (in the training loss alone)."""
+    pack: bool = True
+    """Conversations: several in a row, none of which sees another; without it a row for each, filled up."""
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
-    activation: Literal["gelu_new", "gelu", "relu"] | None = None
+    activation: Activation | None = None
     """Of the feed-forward layer; none: gelu_new in gpt2, its own approximation, and relu in encdec (qwen3 has silu)."""
 
     steps: int | None = None
@@ -234,6 +245,18 @@ class TrainConfig:
         return named or any(given is not None for given in (self.pair, self.source, self.target))
 
     @property
+    def varying(self) -> bool:
+        """Whether the rows of one step are wider than those of another."""
+        return self.parallel or (self.stage == "sft" and not self.pack)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The settings that only other stages have."""
+        if self.stage == "sft":
+            return (*OF_PAIRS, "pair", "source", "target", "field")
+        return (*(OF_TEXT if self.parallel else OF_PAIRS), *OF_CHAT)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of the global batch; of one of pairs at most."""
         rows = self.batch_tokens if self.parallel else self.batch_size * self.block_size
@@ -278,11 +301,9 @@ class TrainConfig:
         Raises BardletError for one that is among `given`, those that somebody typed: it would do nothing.
         """
         found = []
-        for name in OF_TEXT if self.parallel else OF_PAIRS:
+        for name in self.others:
             if name in given:
-                raise BardletError(f"--{name.replace('_', '-')}: " + (
-                    "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
-                    if self.parallel else "is for translation; leave it out, or give --source F --target F or --pair"))
+                raise BardletError(f"--{name.replace('_', '-')}: {self._why_not(name)}")
             if getattr(self, name) != getattr(TrainConfig, name):
                 found.append(name)
         for name, rungs in WITHOUT.items():
@@ -299,6 +320,16 @@ class TrainConfig:
                                    f"{', '.join(some)} or {last}")
             found.append(name)
         return found
+
+    def _why_not(self, name: str) -> str:
+        """Why this stage does not have a setting, and what to do."""
+        if name in OF_CHAT:
+            return "is for conversations; leave it out, or take `bardlet sft`"
+        if self.stage == "sft":
+            return "conversations have none; leave it out"
+        if self.parallel:
+            return "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
+        return "is for translation; leave it out, or give --source F --target F or --pair"
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The shape of the model that these settings and a tokenizer of `vocab_size` tokens ask for."""
@@ -419,8 +450,7 @@ def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
     """The text of run.toml: every setting that the model has and that has a value, then what happened."""
     import tomli_w
 
-    others = OF_TEXT if config.parallel else OF_PAIRS
-    has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ()) and k not in others}
+    has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ()) and k not in config.others}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in has.items() if v is not None}  # TOML has no null
     settings["replans"] = [list(pair) for pair in config.replans]
     head = "# Written by bardlet. `bardlet train --config run.toml` repeats this run; [record] says what happened.\n"

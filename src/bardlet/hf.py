@@ -70,7 +70,9 @@ def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
     files.write_json(folder / "config.json", {**type(model).to_hf(config), **ids, "dtype": "float32"})
     if config.model == "encdec":
         ids = {**ids, "max_length": config.block_size}  # transformers would stop after 20 tokens
-    files.write_json(folder / "generation_config.json", ids)
+    end = words.vocab.get(tokenizer.END) if words.chat_template else None
+    stops = ids["eos_token_id"] if end is None else [ids["eos_token_id"], end]  # a chat model stops behind its answer
+    files.write_json(folder / "generation_config.json", {**ids, "eos_token_id": stops})
     with files.writing(folder / "tokenizer.json", len(words.json.encode())):
         words.save(folder, model_max_length=config.block_size)
         for name in ("tokenizer.json", "tokenizer_config.json"):

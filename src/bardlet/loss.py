@@ -58,6 +58,22 @@ def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: 
     return F.cross_entropy(logits_NV.float(), target_N, reduction="sum", label_smoothing=smoothing)
 
 
+def answers(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The cross-entropy of each token of the answers in conversations, summed.
+
+    Args:
+        model: decoder-only.
+        batch: `idx` and `target` as for `next_token`; with `segment` (B, T) int64 a row holds several conversations,
+            and a token sees those before it of its own.
+
+    Returns:
+        A scalar in nats, float32. The head is computed only where there is a target.
+    """
+    where_BT = batch["target"] != IGNORE
+    logits_NV = model(batch["idx"], segment_BT=batch.get("segment"), where_BT=where_BT)
+    return F.cross_entropy(logits_NV.float(), batch["target"][where_BT], reduction="sum")
+
+
 def count_targets(batch: Batch) -> int:
     """How many targets of `batch` the loss is taken on."""
     return int((batch["target"] != IGNORE).sum())

@@ -365,7 +365,7 @@ def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
 def _compile(t: Trainer) -> bool:
     """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
     log.info("compiling (the first time on a machine takes up to a minute)")
-    distributed.compile_blocks(t.model, widths=t.config.parallel)
+    distributed.compile_blocks(t.model, widths=t.config.varying)
     try:
         clock.seconds_per_step(t, 1)
     except Exception as error:

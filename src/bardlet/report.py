@@ -73,6 +73,50 @@ A sample (temperature 0.8, top-k 50, seed 0), not selected:
     (run / "README.md").write_text(card, encoding="utf-8")
 
 
+def chat_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
+    """README.md of the run folder of a model that learned conversations."""
+    ended = "not measured" if record.get("ended") is None else f"{record['ended']:.0%}"
+    card = f"""# {title(run, record)}
+
+A {config.model} model with {record["parameters"]:,} parameters that answers, fine-tuned by bardlet on the conversations
+of {record["text"]}. It began as `{config.init}`.
+
+| | |
+| --- | --- |
+| loss of the held-out answers | {loss_in_words(record)} |
+| ... before, by the base | {record["val_loss_before"]:.4f} nats per token |
+| of its answers to held-out questions end by themselves | {ended} |
+| weights | {_selected(record)} |
+| steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
+| conversations | {record["documents"]:,} |
+| context window | {config.block_size} tokens |
+| machine | {record["machine"]["processor"]}, {record["machine"]["dtype"]}, torch {record["machine"]["torch"]} |
+
+![loss](loss.png)
+
+Some held-out questions and its answers (the likeliest token each time, not selected):
+
+```
+{sample.replace("```", "'''")}
+```
+
+Load it anywhere; `apply_chat_template` writes a conversation as it was trained on:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}")
+ids = tokenizer.apply_chat_template([{{"role": "user", "content": "Who are you?"}}], add_generation_prompt=True,
+                                    return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
+```
+
+{_settings(config)}
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
 def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
     """README.md of the run folder of a model that translates."""
     kind = "An encoder-decoder" if config.model == "encdec" else f"A decoder-only {config.model} model"

@@ -36,7 +36,8 @@ KINDS = ("auto", "char", "byte", "bpe")  # what --tokenizer accepts
 
 SEPARATOR = "<|endoftext|>"  # begins and ends a document
 PAD = "<|pad|>"
-BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+END = "<|end|>"  # ends a message of a conversation
+BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", END)
 SMALLEST_BPE = 256 + len(BPE_SPECIAL)
 LOWERCASE = {"type": "Lowercase"}  # the normalizer that a bpe may have
 
@@ -88,6 +89,7 @@ class Tokenizer:
 
     kind: "char", "byte", "bpe" (on bytes, GPT-2's rule), or "other" (any other file from elsewhere).
     vocab_size: number of ids, special tokens included. hash: sha256 (hex) of the text of tokenizer.json.
+    chat_template: how tokenizer_config.json writes a conversation, in Jinja; it is kept, and never run here.
     eos_id, pad_id: ids of <|endoftext|> (it begins a text too) and <|pad|>, None where there is none.
     """
 
@@ -113,6 +115,7 @@ class Tokenizer:
         self.hash = hashlib.sha256(text.encode()).hexdigest()
         self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
         self.eos, self.pad = eos, pad
+        self.chat_template: str | None = None
         self.eos_id: int | None = self.vocab.get(eos)
         self.pad_id: int | None = self.vocab.get(pad)
         self.kind = _kind(described, len(self.vocab) - len(self.special))
@@ -287,6 +290,8 @@ class Tokenizer:
         extra = [t for t in self.special.values() if t not in (self.eos, self.pad)]
         if extra:
             config["additional_special_tokens"] = extra
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         return config
 
 
@@ -316,9 +321,12 @@ def load(folder: str | Path) -> Tokenizer:
         token = token.get("content") if isinstance(token, dict) else token
         names[key] = token if isinstance(token, str) else names[key]
     try:
-        return Tokenizer(text, **names)
+        words = Tokenizer(text, **names)
     except (ValueError, KeyError, TypeError) as error:
         raise BardletError(f"{path}: is damaged ({brief(error)}); copy it again from where it came") from None
+    template = config.get("chat_template")
+    words.chat_template = template if isinstance(template, str) else None
+    return words
 
 
 # ----------------------------------------------------------------------------------------- training

@@ -8,15 +8,15 @@ content `<|` is written `< |`, here and in the template that transformers reads,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from bardlet import generate
 from bardlet.errors import BardletError
+from bardlet.examples import ROLES, Message, check
 from bardlet.tokenizer import Tokenizer
-
-ROLES = ("system", "user", "assistant")
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -28,9 +28,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 """The same in Jinja, which transformers runs in a sandbox: `chat_template` of tokenizer_config.json."""
-
-Message = Mapping[str, Any]
-"""`role`, one of ROLES, and `content`, a text."""
 
 
 def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -51,10 +48,10 @@ def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False) -> 
     marks = {name: special(words, name) for name in (*ROLES, "end")}
     ids: list[int] = []
     answer: list[bool] = []
-    for role, content in _checked(messages):
-        said = [*words.encode(without_marks(content)).tolist(), marks["end"]]
-        ids += [marks[role], *said]
-        answer += [False, *[role == "assistant"] * len(said)]
+    for message in check(messages):
+        said = [*words.encode(without_marks(message["content"])).tolist(), marks["end"]]
+        ids += [marks[message["role"]], *said]
+        answer += [False, *[message["role"] == "assistant"] * len(said)]
     if ask:
         ids.append(marks["assistant"])
         answer.append(False)
@@ -75,15 +72,26 @@ def special(words: Tokenizer, name: str) -> int:
     return token
 
 
-def _checked(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """(role, content) of each message. BardletError for what is none."""
-    if not len(messages):
-        raise BardletError("a conversation without a message; give at least one")
-    for number, message in enumerate(messages, 1):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in ROLES:
-            raise BardletError(f"message {number}: its role is {role!r}; it must be system, user or assistant")
-        content = message.get("content")
-        if not isinstance(content, str):
-            raise BardletError(f"message {number}: its content is no text")
-        yield role, content
+def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int, temperature: float = 0.0,
+            seed: int = 0, rows: int = 32) -> list[tuple[str, bool]]:
+    """What a model answers: (text, whether it ended by itself) of each.
+
+    Args:
+        asked: ids of conversations, (T,), up to where an answer begins.
+        tokens: at most so many for an answer.
+        temperature: 0: always the likeliest token. rows: answered at once.
+    """
+    stops = stop_ids(words)
+    made: list[list[int]] = []
+    for first in range(0, len(asked), rows):
+        prompts = [ids.tolist() for ids in asked[first : first + rows]]
+        seeds = [seed + first + i for i in range(len(prompts))]
+        made += generate.generate(model, prompts, tokens, temperature=temperature, seed=seeds, stop_ids=stops)
+    known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing
+    return [(words.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in stops)
+            for ids, text in zip(made, known, strict=True)]
+
+
+def stop_ids(words: Tokenizer) -> list[int]:
+    """What an answer ends with: `<|end|>`, and where there is one the separator of documents."""
+    return [special(words, "end"), *([] if words.eos_id is None else [words.eos_id])]

@@ -19,8 +19,10 @@ from bardlet.files import REMEDIES
 
 COMMANDS = {
     "train": "train a model on a text",
+    "sft": "teach a model to answer, from conversations",
     "resume": "go on exactly where a run stopped",
     "sample": "let a model write",
+    "chat": "talk to a model",
     "translate": "lines in, translations out",
     "eval": "the loss of a model on a text, or how well it translates",
     "ladder": "every rung of the lecture on the same text, and a report",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bardlet")
 
+Kind = TypeVar("Kind", bound="Command")
+
 
 @dataclass(frozen=True)
 class Command(TrainConfig):
@@ -32,6 +34,8 @@ class Command(TrainConfig):
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Named corpora (`bardlet data` lists them), files, folders or globs; none: Tiny Shakespeare."""
+    stage: tyro.conf.Suppress[Literal["pretrain", "sft"]] = "pretrain"
+    pack: tyro.conf.Suppress[bool] = True
     replans: tyro.conf.Suppress[tuple[tuple[int, int], ...]] = ()
     out: str | None = None
     """The run folder to make; none: runs/NAME."""
@@ -45,9 +49,13 @@ class Command(TrainConfig):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    command = _read(argv)
+    return start(_read(argv), argv)
+
+
+def start(command: Command, argv: Sequence[str]) -> int:
+    """Begin a run and bring it to its end; returns the exit code. argv: what of the settings was typed."""
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
-    if config.steps is None and config.minutes is None:
+    if config.steps is None and config.minutes is None and config.stage == "pretrain":
         config = replace(config, minutes=5.0)
     from bardlet import diagnosis, pretrain
     from bardlet import dist as distributed
@@ -89,6 +97,10 @@ def stage_of(config: TrainConfig) -> Any:
     """What these settings train: a file with the names of pretrain.py."""
     from bardlet import pretrain, translation
 
+    if config.stage == "sft":
+        from bardlet.align import sft
+
+        return sft
     return translation if config.parallel else pretrain
 
 
@@ -107,19 +119,19 @@ def _read(argv: Sequence[str]) -> Command:
     """The command line as settings. Pairs are learned by an encoder-decoder where nobody named another model."""
     typed = {word.partition("=")[0] for word in argv}
     pairs = {"--pair", "--source", "--target", *PARALLEL} & typed and not {"--model", "--init"} & typed
-    command = parse(Command, argv, "train", _defaults(argv, bool(pairs)))
+    command = parse(Command, argv, "train", defaults(argv, Command, bool(pairs)))
     if pairs and not command.parallel:  # what looked like the name of pairs was another option's value
-        return parse(Command, argv, "train", _defaults(argv, False))
+        return parse(Command, argv, "train", defaults(argv, Command))
     return command
 
 
-def _defaults(argv: Sequence[str], pairs: bool) -> Command | None:
+def defaults(argv: Sequence[str], kind: type[Kind], pairs: bool = False) -> Kind | None:
     """The settings of `--config FILE`, before which the rest of the command line goes; encdec for pairs."""
     words = [word.partition("=") for word in argv]
     files = [value or argv[i + 1] for i, (word, _, value) in enumerate(words)
              if word == "--config" and (value or i + 1 < len(argv))]
     if not files:
-        return Command(model="encdec") if pairs else None
+        return kind(model="encdec") if pairs else None
     settings, _ = read_toml(Path(files[-1]))
     replans = () if any(word in ("--steps", "--minutes") for word, _, _ in words) else settings.replans
     values = {f.name: getattr(settings, f.name) for f in fields(settings)} | {"replans": replans}
@@ -129,7 +141,7 @@ def _defaults(argv: Sequence[str], pairs: bool) -> Command | None:
         values["steps"] = None
     if any(word == "--steps" for word, _, _ in words):
         values["minutes"] = None
-    return Command(**values)
+    return kind(**values)
 
 
 def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
@@ -143,8 +155,9 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     for reason in t.record.get("reasons", []):
         console.say(f"  {reason}")
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
-    console.say(f"plan: {t.state.steps:,} steps of {'up to ' if c.parallel else ''}{tokens:,} tokens "
-                f"({epochs:.1f} times the {'pairs' if c.parallel else 'text'}), {optimizer}, "
+    material = "conversations" if c.stage == "sft" else "pairs" if c.parallel else "text"
+    console.say(f"plan: {t.state.steps:,} steps of {'' if material == 'text' else 'up to '}{tokens:,} tokens "
+                f"({epochs:.1f} times the {material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
                 f"{console.count(t.machine['threads'], 'thread')}"
                 + (f", to end within {_minutes(t.record['minutes'])}" if t.record.get("minutes") else ""))
@@ -269,6 +282,9 @@ def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
         console.say(f"expected: {_band(expected)} nats per character; came: {facts['nats_per_char']:.4f}")
     if t.config.parallel:
         console.say(f"held-out pairs: BLEU {facts['bleu']:.1f}, chrF {facts['chrf']:.1f} ({facts['bleu_signature']})")
+    if t.config.stage == "sft":
+        console.say(f"held-out answers: {facts['val_loss_before']:.4f} nats per token before, {facts['val_loss']:.4f} "
+                    f"after; of its own to held-out questions {facts['ended']:.0%} end by themselves")
     use = "translate" if t.config.parallel else "sample"
     console.say(f"the run is in {t.run}: {use} with `bardlet {use} {t.run}`, see {t.run / 'loss.png'}")
     return {"run": str(t.run), "steps": t.state.step, "resumed_from": resumed_from,
@@ -276,4 +292,4 @@ def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
             "val_loss": facts["val_loss"], "nats_per_char": facts["nats_per_char"], "expected": facts.get("expected"),
             "selected_by": facts["selected_by"],
             "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
-            **{name: facts[name] for name in ("bleu", "chrf") if name in facts}}
+            **{name: facts[name] for name in ("bleu", "chrf", "val_loss_before", "ended") if name in facts}}

@@ -1,0 +1,246 @@
+"""Supervised fine-tuning as a stage: a base learns to answer, by the names that `pretrain.py` has, too.
+
+Conversations are written by the one chat template, and the loss is taken on the words of the answers and the token that
+ends each. Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bardlet import checkpoint, data, evaluate, examples, files, hf, loss, memory, pretrain, report
+from bardlet import train as training
+from bardlet.align import chat
+from bardlet.align.packing import ChatBatches, Chats
+from bardlet.config import FINE, TrainConfig
+from bardlet.corpus import cache_folder
+from bardlet.data import Progress
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+from bardlet.examples import Examples
+from bardlet.generate import evaluating
+from bardlet.tokenizer import Tokenizer
+from bardlet.train import Stage, Trainer
+
+log = logging.getLogger("bardlet")
+
+EPOCHS = 3
+"""How often the conversations are read where neither --steps nor --minutes says it."""
+VERSION = 1
+ASKED, SHOWN = 50, 3
+"""Held-out conversations, evenly spread, whose last answer a finished run gives; and those on its card."""
+
+
+@dataclass(frozen=True)
+class PreparedChats:
+    """Conversations as tokens. leaked: the share of those held out whose first message is in the training part, too."""
+
+    train: Chats
+    val: Chats
+    tokenizer: Tokenizer
+    leaked: float
+
+
+def find(config: TrainConfig) -> Examples:
+    """The conversations that the settings name."""
+    return examples.find(config)
+
+
+def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist: Dist,
+            progress: Progress | None = None) -> PreparedChats:
+    """The conversations as tokens by the tokenizer of the base; rank 0 makes them, the others read what it made."""
+    if words is None:
+        raise BardletError("conversations are learned by a model that has read text before: name it with --init DIR")
+    if words.chat_template not in (None, chat.TEMPLATE):
+        log.warning("the base writes conversations in another way (its chat_template); from here on in bardlet's")
+    words.chat_template = chat.TEMPLATE
+    key = hashlib.sha256(f"{found.hash} {words.hash} {chat.TEMPLATE} {VERSION}".encode()).hexdigest()
+    folder = cache_folder() / "tokens" / f"{found.name[:60]}-chat-{key[:16]}"
+    with dist.main_first():
+        return data.cached(folder, lambda whole: _build(found, words, whole, progress), lambda made: _open(made, words))
+
+
+PARTS = ("train", "val")
+ARRAYS = ("tokens", "answer", "ends")
+
+
+def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress | None) -> None:
+    """Writes the arrays of both parts and prepared.json into an empty folder."""
+    both = found.conversations()
+    for part, conversations in zip(PARTS, both, strict=True):
+        rows = []
+        for number, messages in enumerate(conversations):
+            if progress and number % 1000 == 0:
+                progress(f"tokens, {part}", number, len(conversations))
+            rows.append(chat.encode(words, messages))
+        arrays = (np.concatenate([ids for ids, _ in rows]).astype(words.dtype),
+                  np.concatenate([answer for _, answer in rows]), np.cumsum([len(ids) for ids, _ in rows]))
+        for name, array in zip(ARRAYS, arrays, strict=True):
+            np.save(folder / f"{part}.{name}.npy", array)
+    known = {str(messages[0]["content"]) for messages in both[0]}
+    leaked = sum(str(messages[0]["content"]) in known for messages in both[1]) / len(both[1])
+    (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
+    files.seal(folder, [*(f"{part}.{name}.npy" for part in PARTS for name in ARRAYS), "prepared.json"])
+
+
+def _open(folder: Path, words: Tokenizer) -> PreparedChats:
+    data.check(folder)
+    facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    train, val = (Chats(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r")
+                          for name in ARRAYS)) for part in PARTS)
+    return PreparedChats(train, val, words, facts["leaked"])
+
+
+def parts(ready: PreparedChats, config: TrainConfig) -> tuple[Chats, Chats]:
+    """(training, held-out) conversations. The development split is the last tenth of the training part."""
+    if config.val_part == "val":
+        return ready.train, ready.val
+    cut = int(0.9 * len(ready.train))
+    return ready.train.part(slice(cut)), ready.train.part(slice(cut, None))
+
+
+def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+    """Rows of conversations, the loss on their answers, and that of the held-out ones as evaluation."""
+    learned, held = parts(ready, config)
+    pad = int(ready.tokenizer.pad_id or 0)
+    batches = ChatBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
+                          config.grad_accum * dist.world, config.pack)
+    if not batches.number_of_rows:
+        raise BardletError(f"{record['text']}: no conversation has an answer that ends within the model's window of "
+                           f"{config.block_size} tokens; take a base with a longer one")
+    look_at = _evenly(held, config, pad)
+    if not look_at:
+        raise BardletError(f"{record['text']}: no held-out conversation has an answer that ends within "
+                           f"{config.block_size} tokens; take a base with a longer window")
+    record["val_tokens"] = sum(map(loss.count_targets, look_at))
+    record["val_tokens_of"] = int(held.answer.sum())
+    record["batches"], record["cut"], record["left_out"] = (
+        batches.batches_per_epoch, batches.fitted.cut, batches.fitted.left_out)
+
+    def validation_loss(model: Any) -> float:
+        rows = record.get("evaluation_rows") or evaluate.rows_at_once(model.config, config.block_size)
+        return evaluate.mean_loss(model, look_at, dist.device, config.dtype, rows, loss.answers)
+
+    return Stage(batches.batch, loss.answers, loss.count_targets, validation_loss, batches.said_of, batches.widest)
+
+
+def _evenly(held: Chats, config: TrainConfig, pad: int) -> list[loss.Batch]:
+    """Batches of the held-out conversations; of more than --eval-tokens every k-th."""
+    rows = ChatBatches(held, config.block_size, evaluate.ROWS, 0, pad)
+    every = -(-rows.number_of_rows * config.block_size // config.eval_tokens) if config.eval_tokens else 1
+    if every > 1:
+        chosen = np.arange(0, len(held), every)
+        starts, ends = held.starts[chosen], held.ends[chosen]
+        which = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
+        fewer = Chats(held.tokens[which], held.answer[which], np.cumsum(ends - starts))
+        rows = ChatBatches(fewer, config.block_size, evaluate.ROWS, 0, pad)
+    return list(rows.all())
+
+
+def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
+                progress: Progress | None = None, begun: float | None = None,
+                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedChats]:
+    """A base, conversations and optimizers for `config`: a run that has not begun. Arguments: `pretrain`'s."""
+    begun = time.monotonic() if begun is None else begun
+    if out is not None:
+        checkpoint.new_folder(Path(out), "")  # before the long part
+    if config.init is None:
+        raise BardletError("bardlet sft: name the base that is to learn conversations: a run folder, or a Hugging Face "
+                           "folder with a gpt2 or qwen3 model")
+    model, words = hf.read_folder(Path(config.init), config.dropout)
+    if not hasattr(model, "new_cache") or hasattr(model, "encode"):
+        raise BardletError(f"{config.init}: a {model.config.model} model does not hold conversations; "
+                           "take a base of --model qwen3 or gpt2")
+    config.unused(set(given) - set(pretrain.DECIDED))
+    if run is None:  # one that begins again has its settings
+        config = replace(config, **{n: rate for n, rate in FINE.items() if n not in {*given, *in_file}})
+    config = pretrain.as_model(pretrain.settled(config, dist), model.config, given)
+    found = find(config)
+    ready = prepare(found, config, words, dist, progress)
+    learned, _ = parts(ready, config)
+    run = run or checkpoint.new_folder(Path(out) if out else None, f"{found.name}-sft")
+    record: dict[str, Any] = {
+        "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
+        "tokens": int(learned.answer.sum()), "minutes": config.minutes, "leaked": ready.leaked,
+        "guessing": round(math.log(words.vocab_size), 4)}
+    t = assemble(run, model, ready, config, dist, record)
+    if config.steps is None and config.minutes is None:
+        t.config = replace(t.config, steps=EPOCHS * record["batches"])
+        t.state.steps = EPOCHS * record["batches"]
+    with evaluating(t.model):
+        record["val_loss_before"] = round(t.stage.evaluate(t.model), 4)
+    return t, ready
+
+
+def assemble(run: Path, model: Any, ready: PreparedChats, config: TrainConfig, dist: Dist,
+             record: dict[str, Any], resumed: bool = False) -> Trainer:
+    """A `Trainer` at step 0 that learns the answers, settings resolved. Arguments: `pretrain`'s."""
+    config = pretrain.settled(config, dist)
+    t = pretrain.trainer(run, model, chat_stage(ready, config, dist, record), config, dist, record)
+    if not resumed:
+        memory.fit_micro_batches(t)
+        if t.config != config:  # rows are then filled up to another multiple
+            t.stage = chat_stage(ready, t.config, dist, record)
+    return t
+
+
+def said(t: Trainer, ready: PreparedChats) -> tuple[list[str], float]:
+    """What a plan says of the conversations, in lines, and how often the planned steps read them."""
+    r, held = t.record, len(parts(ready, t.config)[1])
+    lines = [f"conversations: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
+             f"base: {t.config.init}, a loss of {r['val_loss_before']:.4f} nats per token of the held-out answers"]
+    if r["cut"] or r["left_out"]:
+        lines.append(f"too long for the window of {t.config.block_size} tokens: {r['cut']:,} lose their last messages; "
+                     f"left out, without an answer that ends there: {r['left_out']:,}")
+    return lines, t.state.steps / r["batches"]
+
+
+def expect(t: Trainer, ready: PreparedChats) -> None:
+    """Nobody knows what loss to expect of an answer."""
+
+
+def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
+    """What a finished run leaves besides its weights: the curve, the model card, the mark that it is finished.
+
+    Returns:
+        (record, sample): what run.toml says happened, with the share of answers that end by themselves; some answers.
+    """
+    held = parts(ready, t.config)[1]
+    text = ready.tokenizer.decode(held.tokens[held.answer].tolist(), skip_special=True)
+    nats = t.record["val_loss"] * t.record["val_tokens_of"]
+    characters, size = max(1, len(text)), max(1, len(text.encode()))
+    t.record.update(nats_per_char=nats / characters, bits_per_byte=nats / math.log(2) / size)
+    report.loss_curve(t.run, report.title(t.run, t.record))
+    model, words = hf.read_folder(t.run)
+    model.to(t.dist.device)
+    asked = [ids for ids in map(_question, _some(held, ASKED)) if len(ids) < t.config.block_size // 2]
+    made = chat.answers(model, words, asked, t.config.block_size // 2)
+    t.record["ended"] = round(sum(ended for _, ended in made) / len(made), 4) if made else None
+    sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
+                         list(zip(asked, made, strict=True))[:SHOWN])
+    t.record["finished"] = True
+    facts = training.write_run(t)
+    report.chat_card(t.run, t.config, facts, sample)
+    return facts, sample
+
+
+def _some(held: Chats, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids, answer) of so many of the conversations, evenly spread."""
+    places = range(0, len(held), -(-len(held) // number))
+    return [(held.tokens[held.starts[i] : held.ends[i]], held.answer[held.starts[i] : held.ends[i]]) for i in places]
+
+
+def _question(one: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """A conversation up to where its first answer begins."""
+    ids, answer = one
+    return ids[: int(answer.argmax())] if answer.any() else ids[:0]

@@ -1,0 +1,116 @@
+"""A conversation with a model, or a text that a person and a model write in turn.
+
+A model that was fine-tuned answers: its context is the conversation as the chat template writes it. A base only goes on
+with a text, and does that here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from bardlet import files, generate, writing
+from bardlet.align import chat
+from bardlet.errors import BardletError
+from bardlet.tokenizer import StreamDecoder, Tokenizer
+
+
+class Talk:
+    """What was said so far, and the model that says the rest.
+
+    answers: whether the model was fine-tuned to answer; if not, it goes on with the text. forgotten: how many messages
+    from the beginning do not fit into the context any more.
+    """
+
+    def __init__(self, model: Any, words: Tokenizer, system: str = "", tokens: int = 256, seed: int = 0,
+                 documents: int = 2, **options: Any) -> None:
+        """tokens: at most so many for an answer. documents: of how many the base's text consisted. options: those of
+        `generate.stream`."""
+        self.model, self.words, self.system, self.options, self.seed = model, words, system, options, seed
+        self.documents, self.answers = documents, words.chat_template == chat.TEMPLATE
+        self.tokens = min(tokens, model.config.block_size // 2)
+        self.messages: list[dict[str, str]] = []
+        self.forgotten = 0
+
+    def ask(self, text: str) -> Iterator[str]:
+        """The answer to `text`, piece by piece; what came of it stays in `messages` if the iterator is closed early.
+
+        Raises:
+            BardletError: `text` alone is longer than the context.
+        """
+        self.messages.append({"role": "user", "content": text})
+        try:
+            prompt = self._prompt()
+        except BardletError:
+            self.messages.pop()
+            raise
+        return self._answer(prompt)
+
+    def again(self) -> Iterator[str]:
+        """Another answer to what was asked last. BardletError where nothing was."""
+        if not self.messages:
+            raise BardletError("nothing was said yet")
+        if self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
+        self.seed += 1
+        return self._answer(self._prompt())
+
+    def clear(self) -> None:
+        """Forget all that was said, but for the system's message."""
+        self.messages, self.forgotten = [], 0
+
+    def save(self, path: Path) -> None:
+        """The conversation as a line of JSON, which `bardlet sft` reads, at the end of a file."""
+        if not self.messages:
+            raise BardletError("there is nothing to save: nothing was said yet")
+        line = json.dumps({"messages": self._said()}, ensure_ascii=False) + "\n"
+        with files.writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def _said(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages]
+
+    def _prompt(self) -> list[int]:
+        """The tokens of what was said, without so much of its beginning that an answer has room behind it."""
+        room = self.model.config.block_size - self.tokens
+        if not self.answers:
+            text = self.system + "".join(message["content"] for message in self.messages)
+            ids = writing.prompt_ids(self.words, text, self.documents)
+            if len(self.messages) == 1 and self.words.eos_id is not None and self.documents > 1 and text:
+                ids = [self.words.eos_id, *ids]  # where a document begins
+            return ids[-room:]
+        said = self._said()
+        first = len(said) - len(self.messages)
+        for forgotten, message in enumerate(self.messages):
+            if message["role"] != "user":  # what is left begins with a question
+                continue
+            frame = chat.encode(self.words, [*said[:first], *said[first + forgotten :]], ask=True)[0]
+            if len(frame) <= room:
+                self.forgotten = forgotten
+                return [int(i) for i in frame]
+        raise BardletError(f"that is too long: {len(frame):,} tokens; beside an answer of {self.tokens} the model's "
+                           f"window of {self.model.config.block_size} has room for {room}; say it shorter")
+
+    def _answer(self, prompt: list[int]) -> Iterator[str]:
+        decoder, said = StreamDecoder(self.words, skip_special=True), ""
+        if not self.answers:
+            for known in prompt:  # a prompt may end inside a character
+                decoder.feed(known)
+        stops = chat.stop_ids(self.words) if self.answers else [i for i in (self.words.eos_id,) if i is not None]
+        stream = generate.stream(self.model, [prompt], self.tokens, seed=[self.seed + len(self.messages)],
+                                 stop_ids=stops, **self.options)
+        try:
+            with closing(stream):  # type: ignore[type-var]
+                for [token] in stream:
+                    if token is not None and token < self.words.vocab_size:
+                        piece = decoder.feed(token)
+                        said += piece
+                        yield piece
+            said += (last := decoder.finish())
+            yield last
+        finally:
+            self.messages.append({"role": "assistant", "content": said})

@@ -1,0 +1,160 @@
+"""`bardlet chat DIR`: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from bardlet.cli import console
+from bardlet.cli.options import parse
+from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    from bardlet.align.talk import Talk
+
+log = logging.getLogger("bardlet")
+
+HELP = """/again       another answer to the last question
+/system TEXT what the model is told before the conversation; begins a new one
+/new         begin a new conversation
+/save FILE   add the conversation to a file that `bardlet sft` reads
+/quit        end (Ctrl-D does it, too); Ctrl-C stops an answer"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Talk to a model. Lines come from standard input; /help lists what else can be said."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run folder of `bardlet sft`; of another gpt2 or qwen3 model too, which goes on with the text."""
+    system: str = ""
+    """What the model is told before the conversation."""
+    tokens: int = 256
+    """The longest answer; at most half of the model's window."""
+    temperature: float = 0.7
+    """Below 1 more careful, above 1 wilder; 0: always the likeliest token."""
+    top_k: int | None = 50
+    """Choose among the k likeliest tokens."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    seed: int | None = None
+    """The same seed gives the same answers; none: others each time."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU where there is one."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Precision of the weights."""
+    json: bool = False
+    """Print one JSON object on one line, last: the conversation."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise BardletError(f"--tokens {self.tokens}: it must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise BardletError(f"--temperature {self.temperature}: it must be 0 or more, and finite")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    command = parse(Command, argv, "chat")
+    console.show_notices()
+    import torch
+
+    from bardlet import checkpoint, dist, hf
+    from bardlet.align.talk import Talk
+
+    dist.keep_freed_memory()
+    folder = Path(command.run)
+    model, words = hf.read_folder(folder)
+    if model.config.model == "encdec":
+        raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
+    documents = 2
+    if (folder / "run.toml").exists():
+        documents = checkpoint.settings(folder, changed=True)[1].get("documents", 2)
+    dist.place(model, command.device, command.dtype)
+    options: dict[str, Any] = {name: getattr(command, name) for name in ("temperature", "top_k", "top_p")}
+    if command.dtype == "int8":
+        options["dtype"] = torch.int8
+    seed = int(torch.seed() % 2**31) if command.seed is None else command.seed
+    talk = Talk(model, words, command.system, command.tokens, seed, documents, **options)
+    if not talk.answers:
+        log.warning("%s has not learned to answer: it goes on with what you write; `bardlet sft %s DATA` teaches it",
+                    folder, folder)
+    if sys.stdin.isatty():
+        console.say("/help lists what can be said besides; Ctrl-D ends.")
+    for line in lines():
+        if not line.strip():
+            continue
+        try:
+            if not obey(talk, line):
+                break
+        except BardletError as error:
+            if not sys.stdin.isatty():
+                raise
+            console.say(f"({error})")
+    if command.json:
+        console.say_json({"messages": talk.messages})
+    return 0
+
+
+def lines() -> Iterator[str]:
+    """What a person writes, line by line; from a pipe the lines that are in it."""
+    from bardlet.reading import decoded_lines
+
+    if not sys.stdin.isatty():
+        yield from decoded_lines(sys.stdin.buffer, "standard input")
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  (the arrow keys work)
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+
+
+def obey(talk: Talk, line: str) -> bool:
+    """Do what a line says, or answer it; False: it was the last."""
+    word, _, rest = line.strip().partition(" ")
+    if word == "/quit":
+        return False
+    if word == "/help":
+        console.say(HELP)
+    elif word == "/again":
+        speak(talk, talk.again())
+    elif word == "/new":
+        talk.clear()
+    elif word == "/system":
+        talk.clear()
+        talk.system = rest
+    elif word == "/save":
+        if not rest:
+            raise BardletError("/save FILE: name the file")
+        talk.save(Path(rest))
+        console.say(f"(added to {rest})")
+    elif word.startswith("/"):
+        raise BardletError(f"{word}: there is no such command; /help lists them")
+    else:
+        speak(talk, talk.ask(line))
+    return True
+
+
+def speak(talk: Talk, pieces: Iterator[str]) -> None:
+    """Print an answer as it comes; Ctrl-C ends it there."""
+    before = talk.forgotten
+    with closing(pieces):  # type: ignore[type-var]
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" ...", end="")
+    print(flush=True)
+    if talk.forgotten > before:
+        log.warning("the first %d messages do not fit into the model's window any more", talk.forgotten)
