@@ -84,6 +84,19 @@ def test_the_folder_is_a_chat_model_of_transformers(run: Path) -> None:
     assert (run / "README.md").read_text(encoding="utf-8").count("held-out") >= 3
 
 
+def test_eval_and_doctor_know_the_run(run: Path, bardlet: Callable[..., dict[str, Any]],
+                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    record = checkpoint.settings(run)[1]
+    measured = bardlet("eval", run)
+    assert measured["loss"] == pytest.approx(record["val_loss"], abs=1e-5)
+    assert measured["tokens"] == record["val_tokens_of"]
+    assert main(["eval", str(run), "--context", "8"]) == 1
+    assert "this run learned conversations" in capsys.readouterr().err
+    assert main(["doctor", str(run)]) == 0
+    assert "the one that the run began with" in capsys.readouterr().out
+    assert main(["doctor", str(run), "--memorised"]) == 1
+
+
 @pytest.mark.parametrize("settings", [["--dropout", "0.1", "--grad-accum", "2"], ["--no-pack", "--keep", "average"]])
 def test_a_run_goes_on_bit_for_bit(base: Path, chats: Path, settings: list[str], bardlet: Callable[..., dict[str, Any]],
                                    tmp_path: Path) -> None:  # fmt: skip

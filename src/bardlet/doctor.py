@@ -16,11 +16,27 @@ from pathlib import Path
 
 import torch
 
-from bardlet import __version__, checkpoint, corpus, diagnosis, files, hf, lock, memory, parallel, repeats, writing
+from bardlet import (
+    __version__,
+    checkpoint,
+    corpus,
+    diagnosis,
+    examples,
+    files,
+    hf,
+    lock,
+    memory,
+    parallel,
+    repeats,
+    writing,
+)
 from bardlet import dist as distributed
 from bardlet.config import TrainConfig, sealed
+from bardlet.corpus import Corpus
 from bardlet.diagnosis import Finding, damaged, ok, warning
 from bardlet.errors import BardletError
+from bardlet.examples import Examples
+from bardlet.parallel import Parallel
 from bardlet.repeats import Copied
 
 LITTLE = 2**30
@@ -199,8 +215,7 @@ def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
     """Whether the text is still the one that the run learns from."""
     name = ", ".join(filter(None, (*config.text, config.pair, config.source, config.target)))
     try:
-        found = parallel.find(config) if config.parallel else corpus.find(config.text, config.field)
-        same = found.hash == known
+        same = _material(config).hash == known
     except BardletError as error:
         yield warning("text", f"{error}; the run cannot go on without its text")
         return
@@ -208,6 +223,13 @@ def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
         yield ok("text", f"{name}: the one that the run began with")
     else:
         yield warning("text", f"{name}: not the one that the run began with; put it back, or go on with --allow-change")
+
+
+def _material(config: TrainConfig) -> Corpus | Parallel | Examples:
+    """What a run learns from."""
+    if config.stage == "sft":
+        return examples.find(config)
+    return parallel.find(config) if config.parallel else corpus.find(config.text, config.field)
 
 
 def _machine_of(known: dict[str, object], config: TrainConfig) -> Iterator[Finding]:
@@ -238,8 +260,10 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
         tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
     """
     config, record = checkpoint.settings(run)
-    if config.parallel:
-        raise BardletError(f"{run}: it translates, and writes no text of its own; leave --memorised out")
+    if config.parallel or config.stage == "sft":
+        does = "translates" if config.parallel else "answers"
+        raise BardletError(f"{run}: it {does}, and writes no text of its own; "
+                           "leave --memorised out")
     found, several = corpus.find(config.text, config.field), record.get("documents", 2)
     model, words = hf.read_folder(run)
     # a text of less than some hundred tokens has no room for a copy of 32 characters

@@ -94,7 +94,7 @@ of {record["text"]}. It began as `{config.init}`.
 
 ![loss](loss.png)
 
-Some held-out questions and its answers (the likeliest token each time, not selected):
+Some held-out questions and its answers (temperature 0.8, top-k 50, seed 0), not selected:
 
 ```
 {sample.replace("```", "'''")}

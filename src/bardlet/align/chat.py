@@ -73,20 +73,22 @@ def special(words: Tokenizer, name: str) -> int:
 
 
 def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int, temperature: float = 0.0,
-            seed: int = 0, rows: int = 32) -> list[tuple[str, bool]]:
+            seed: int = 0, top_k: int | None = None, rows: int = 32) -> list[tuple[str, bool]]:
     """What a model answers: (text, whether it ended by itself) of each.
 
     Args:
         asked: ids of conversations, (T,), up to where an answer begins.
         tokens: at most so many for an answer.
-        temperature: 0: always the likeliest token. rows: answered at once.
+        temperature: 0: always the likeliest token; else among the top_k likeliest.
+        rows: answered at once.
     """
     stops = stop_ids(words)
     made: list[list[int]] = []
     for first in range(0, len(asked), rows):
         prompts = [ids.tolist() for ids in asked[first : first + rows]]
         seeds = [seed + first + i for i in range(len(prompts))]
-        made += generate.generate(model, prompts, tokens, temperature=temperature, seed=seeds, stop_ids=stops)
+        made += generate.generate(model, prompts, tokens, temperature=temperature, top_k=top_k, seed=seeds,
+                                  stop_ids=stops)  # fmt: skip
     known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing
     return [(words.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in stops)
             for ids, text in zip(made, known, strict=True)]

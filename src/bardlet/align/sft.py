@@ -37,6 +37,7 @@ log = logging.getLogger("bardlet")
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
 VERSION = 1
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
 ASKED, SHOWN = 50, 3
 """Held-out conversations, evenly spread, whose last answer a finished run gives; and those on its card."""
 
@@ -118,7 +119,7 @@ def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: di
     if not batches.number_of_rows:
         raise BardletError(f"{record['text']}: no conversation has an answer that ends within the model's window of "
                            f"{config.block_size} tokens; take a base with a longer one")
-    look_at = _evenly(held, config, pad)
+    look_at = held_out(held, config, pad)
     if not look_at:
         raise BardletError(f"{record['text']}: no held-out conversation has an answer that ends within "
                            f"{config.block_size} tokens; take a base with a longer window")
@@ -134,8 +135,8 @@ def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: di
     return Stage(batches.batch, loss.answers, loss.count_targets, validation_loss, batches.said_of, batches.widest)
 
 
-def _evenly(held: Chats, config: TrainConfig, pad: int) -> list[loss.Batch]:
-    """Batches of the held-out conversations; of more than --eval-tokens every k-th."""
+def held_out(held: Chats, config: TrainConfig, pad: int) -> list[loss.Batch]:
+    """Batches of the held-out conversations; of more than --eval-tokens tokens every k-th."""
     rows = ChatBatches(held, config.block_size, evaluate.ROWS, 0, pad)
     every = -(-rows.number_of_rows * config.block_size // config.eval_tokens) if config.eval_tokens else 1
     if every > 1:
@@ -224,7 +225,7 @@ def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
     model, words = hf.read_folder(t.run)
     model.to(t.dist.device)
     asked = [ids for ids in map(_question, _some(held, ASKED)) if len(ids) < t.config.block_size // 2]
-    made = chat.answers(model, words, asked, t.config.block_size // 2)
+    made = chat.answers(model, words, asked, t.config.block_size // 2, **SAMPLING)
     t.record["ended"] = round(sum(ended for _, ended in made) / len(made), 4) if made else None
     sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
                          list(zip(asked, made, strict=True))[:SHOWN])

@@ -150,6 +150,10 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
         config, record = checkpoint.settings(folder, changed=True)
+        if config.stage == "sft":
+            _refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
+                    "conversations")  # fmt: skip
+            return *answered(command, folder, model, words, device), f"held-out answers of {record['text']}"
         found = corpus.find(config.text, config.field)
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
@@ -171,6 +175,24 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     loss = evaluate.mean_loss(model, named, device, dtype, evaluate.rows_at_once(model.config, block))
     result = evaluate.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
     return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
+
+
+def answered(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int]:
+    """(score, 0): the loss on the answers that a run of `bardlet sft` did not learn from."""
+    from bardlet import checkpoint, dist, evaluate, loss
+    from bardlet.align import sft
+
+    config, record = checkpoint.settings(folder, changed=True)
+    found = sft.find(config)
+    if found.hash != record.get("text_hash"):
+        log.warning("%s is not what the run trained on any more; what is held out of it may have been learned from",
+                    found.name)
+    held = sft.parts(sft.prepare(found, config, words, dist.Dist(0, 1, device)), config)[1]
+    batches = sft.held_out(held, replace(config, eval_tokens=0), int(words.pad_id or 0))
+    rows = evaluate.rows_at_once(model.config, config.block_size)
+    mean = evaluate.mean_loss(model, batches, device, dist.pick_dtype(command.dtype, device), rows, loss.answers)
+    text = words.decode(held.tokens[held.answer].tolist(), skip_special=True)
+    return evaluate.score(mean, int(held.answer.sum()) + 1, len(text), len(text.encode())), 0
 
 
 def encoded(found: Corpus, words: Tokenizer) -> tuple[np.ndarray, int, int, int]:
