@@ -1,0 +1,117 @@
+"""What fine-tuning on conversations gives: the loss of held-out answers beside the base's, and what answers are like.
+
+    python benchmarks/chat.py answers BASE SFT [--most 1000] [--asked 300] [--temperature 1.0] [--no-save]
+
+BASE is what SFT, a run of `bardlet sft`, began as. The loss is that of the answers' own words, without the token that
+ends them, over the same held-out conversations and the same tokens: SFT reads them as the chat template writes them,
+BASE as plain text, question, empty line, answer, behind a separator; and BASE once more by the template, which it has
+never seen. Then SFT answers held-out questions, sampling: how many answers end by themselves, how long they are beside
+the written ones, how many differ. Each call appends a line to results/chat.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+import torch
+
+from bardlet import checkpoint, dist, evaluate, hf, loss
+from bardlet.align import chat, sft
+from bardlet.tokenizer import Tokenizer
+
+Row = tuple[list[int], list[bool]]
+"""Ids, and which of them the loss is taken on."""
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    answers = commands.add_parser("answers", help="losses of held-out answers, and answers")
+    answers.add_argument("base", type=Path)
+    answers.add_argument("sft", type=Path)
+    answers.add_argument("--most", type=int, default=1000, help="conversations for the losses")
+    answers.add_argument("--asked", type=int, default=300, help="questions for the answers")
+    answers.add_argument("--temperature", type=float, default=1.0)
+    answers.add_argument("--no-save", action="store_true")
+    args = parser.parse_args()
+    figures = measured(args)
+    print(figures)
+    if not args.no_save:
+        record.append("chat", figures)
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one pair of runs."""
+    model, words = hf.read_folder(args.sft)
+    base, base_words = hf.read_folder(args.base)
+    assert base_words.hash == words.hash, "the two runs have another tokenizer each"
+    config, known = checkpoint.settings(args.sft, changed=True)
+    held = sft.find(config).conversations()[1]
+    held = held[:: -(-len(held) // args.most)]
+    room = model.config.block_size
+    pairs = [(said[-2]["content"], said[-1]["content"]) for said in held
+             if [m["role"] for m in said] == ["user", "assistant"]]
+    rows = [(templated(words, *pair), plain(words, *pair)) for pair in pairs]
+    rows = [both for both in rows if max(len(ids) for ids, _ in both) <= room + 1 and any(both[0][1])]
+    template, text = (list(side) for side in zip(*rows, strict=True))
+    made = answers(model, words, [question for question, _ in pairs], args)
+    ids = [words.encode(answer) for answer, _ in made]
+    written = [len(words.encode(answer)) for _, answer in pairs]
+    return {
+        "kind": "answers", "text": known["text"], "parameters": known["parameters"], "seconds": known["seconds"],
+        "seed": config.seed, "conversations": len(rows),
+        "base_plain": round(mean(base, text), 4), "base_template": round(mean(base, template), 4),
+        "sft": round(mean(model, template), 4), "temperature": args.temperature, "answers": len(made),
+        "ended": round(sum(ended for _, ended in made) / len(made), 4),
+        "median_tokens": statistics.median(map(len, ids)), "median_tokens_written": statistics.median(written),
+        "distinct": round(len({answer for answer, _ in made}) / len(made), 4),
+        "examples": [[question, answer] for (question, _), (answer, _) in zip(pairs, made, strict=False)][:5],
+    }
+
+
+def templated(words: Tokenizer, question: str, answer: str) -> Row:
+    """A question and its answer by the template; the loss is on the answer's words."""
+    ids, learned = chat.encode(words, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    learned[-1] = False  # the token that ends it
+    return ids.tolist(), learned.tolist()
+
+
+def plain(words: Tokenizer, question: str, answer: str) -> Row:
+    """The same as a plain text, with the same tokens of the answer."""
+    before = [int(words.eos_id or 0), *words.encode(chat.without_marks(question) + "\n\n").tolist()]
+    after = words.encode(chat.without_marks(answer)).tolist()
+    return before + after, [False] * len(before) + [True] * len(after)
+
+
+def mean(model: Any, rows: list[Row]) -> float:
+    """The mean loss in nats over the tokens that it is taken on."""
+
+    def batch(some: list[Row]) -> loss.Batch:
+        T = max(len(ids) for ids, _ in some) - 1
+        idx, target = np.zeros((len(some), T), np.int64), np.full((len(some), T), loss.IGNORE, np.int64)
+        for row, (ids, learned) in enumerate(some):
+            idx[row, : len(ids) - 1] = ids[:-1]
+            target[row, : len(ids) - 1] = np.where(learned[1:], ids[1:], loss.IGNORE)
+        return {"idx": torch.from_numpy(idx), "target": torch.from_numpy(target)}
+
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    batches = (batch(rows[first : first + 16]) for first in range(0, len(rows), 16))
+    return evaluate.mean_loss(model, batches, torch.device("cpu"), loss=loss.answers)
+
+
+def answers(model: Any, words: Tokenizer, questions: list[str], args: argparse.Namespace) -> list[tuple[str, bool]]:
+    """What the model answers to the first questions that leave it half of its window."""
+    dist.keep_freed_memory()
+    asked = [chat.encode(words, [{"role": "user", "content": question}], ask=True)[0] for question in questions]
+    room = model.config.block_size // 2
+    return chat.answers(model, words, [ids for ids in asked if len(ids) <= room][: args.asked], room, args.temperature)
+
+
+if __name__ == "__main__":
+    main()
