@@ -143,7 +143,7 @@ def test_what_people_get_wrong_is_one_line(base: Path, chats: Path, run: Path, c
     long.write_text((json.dumps(record) + "\n") * 30, encoding="utf-8")
     capsys.readouterr()
     for words, what in (
-        ([], "name the base"), ([str(base)], "nothing to learn from"), ([str(tmp_path / "x"), str(chats)], "x"),
+        ([], "name the model"), ([str(base)], "nothing to learn from"), ([str(tmp_path / "x"), str(chats)], "x"),
         ([str(letters), str(chats)], "no token <|system|>"), ([str(base), str(text)], "is not JSON"),
         ([str(base), str(long)], "no conversation has an answer that ends within the model's window of 48 tokens"),
         ([str(base), str(chats), "--pair", "de-en"], "--pair"), ([str(base), str(chats), "--prefix-lm"], "--prefix-lm"),

@@ -230,7 +230,8 @@ RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "to
           "characters_per_token": float, "duplicated": float, "leaked": float, "launch": str, "reasons": list,
           "evaluation_rows": int, "rung": str, "counting": list, "bits_per_byte": float, "nats_per_char": float,
           "characters": float, "guessing": float, "batches": int, "bleu": float, "chrf": float,
-          "bleu_signature": str, "val_loss_before": float, "cut": int, "left_out": int, "ended": float}
+          "bleu_signature": str, "val_loss_before": float, "cut": int, "left_out": int, "ended": float,
+          "base_hash": str, "accuracy": float, "margin": float, "longer": float}
 """What a record may hold, and of which kind it is."""
 
 

@@ -32,10 +32,10 @@ OF_PAIRS = ("lowercase", "prefix_lm", "label_smoothing", "batch_tokens")
 """Settings of training on pairs, which training on a text does not have."""
 OF_TEXT = ("field", "batch_size", "eval_tokens")
 """Settings of training on a text, which training on pairs does not have."""
-OF_CHAT = ("pack",)
-"""Settings of training on conversations, which other stages do not have."""
-FINE: dict[str, Any] = {"lr": 5e-4, "muon_lr": 5e-3}
-"""Rates for a base that learns conversations: a quarter of those that it began with."""
+OF_STAGE: dict[str, tuple[str, ...]] = {"sft": ("pack",), "dpo": ("beta",)}
+"""Settings of one stage of a chat model, which other stages do not have."""
+FINE: dict[str, dict[str, Any]] = {"sft": {"lr": 5e-4, "muon_lr": 5e-3}, "dpo": {"lr": 2e-5, "muon_lr": 2e-4}}
+"""Rates of the stages that begin with a model that has learned already."""
 LONGEST_SINUSOIDS = 2**16
 """Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
 WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
@@ -45,6 +45,7 @@ WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner
 
 Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
                 "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
+StageName = Literal["pretrain", "sft", "dpo"]
 Activation = Literal["gelu_new", "gelu", "relu"]
 
 
@@ -81,8 +82,8 @@ class ModelConfig:
 class TrainConfig:
     """Every setting of a training run."""
 
-    stage: Literal["pretrain", "sft"] = "pretrain"
-    """What is learned: a text (or pairs of sentences), or the answers in conversations."""
+    stage: StageName = "pretrain"
+    """What is learned: a text (or pairs of sentences), the answers in conversations, or which answers people prefer."""
     text: tuple[str, ...] = ()
     """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
     field: str = "text"
@@ -129,6 +130,8 @@ class TrainConfig:
     """Translation: the part of each target that is spread evenly over the vocabulary (in the training loss alone)."""
     pack: bool = True
     """Conversations: several in a row, none of which sees another; without it a row for each, filled up."""
+    beta: float = 0.1
+    """DPO: how much it costs to leave the model that it began with; lower goes further."""
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
     activation: Activation | None = None
@@ -217,7 +220,7 @@ class TrainConfig:
         for name, most in (("seed", 2**63 - 1), ("vocab_size", 2**24), ("threads", 1024), ("block_size", 2**24)):
             value = getattr(self, name)
             _require(value is None or value <= most, name, value, f"at most {most}")
-        for name in ("lr", "muon_lr"):
+        for name in ("lr", "muon_lr", "beta"):
             _require(0 < getattr(self, name) < 100, name, getattr(self, name), "more than 0 (and a plausible rate)")
         for name in ("dropout", "label_smoothing", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -247,20 +250,21 @@ class TrainConfig:
     @property
     def varying(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
-        return self.parallel or (self.stage == "sft" and not self.pack)
+        return self.parallel or self.stage == "dpo" or (self.stage == "sft" and not self.pack)
 
     @property
     def others(self) -> tuple[str, ...]:
         """The settings that only other stages have."""
-        if self.stage == "sft":
-            return (*OF_PAIRS, "pair", "source", "target", "field")
-        return (*(OF_TEXT if self.parallel else OF_PAIRS), *OF_CHAT)
+        of_stages = [name for stage, names in OF_STAGE.items() if stage != self.stage for name in names]
+        if self.stage != "pretrain":
+            return (*OF_PAIRS, "pair", "source", "target", "field", *of_stages)
+        return (*(OF_TEXT if self.parallel else OF_PAIRS), *of_stages)
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of the global batch; of one of pairs at most."""
         rows = self.batch_tokens if self.parallel else self.batch_size * self.block_size
-        return rows * self.grad_accum
+        return rows * self.grad_accum * (2 if self.stage == "dpo" else 1)  # two answers
 
     def _check_heads(self) -> None:
         if self.n_embd % self.n_head:
@@ -323,10 +327,11 @@ class TrainConfig:
 
     def _why_not(self, name: str) -> str:
         """Why this stage does not have a setting, and what to do."""
-        if name in OF_CHAT:
-            return "is for conversations; leave it out, or take `bardlet sft`"
-        if self.stage == "sft":
-            return "conversations have none; leave it out"
+        stage = next((stage for stage, names in OF_STAGE.items() if name in names), None)
+        if stage:
+            return f"is for `bardlet {stage}`; leave it out"
+        if self.stage != "pretrain":
+            return f"`bardlet {self.stage}` does not have that; leave it out"
         if self.parallel:
             return "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
         return "is for translation; leave it out, or give --source F --target F or --pair"

@@ -227,7 +227,7 @@ def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
 
 def _material(config: TrainConfig) -> Corpus | Parallel | Examples:
     """What a run learns from."""
-    if config.stage == "sft":
+    if config.stage != "pretrain":
         return examples.find(config)
     return parallel.find(config) if config.parallel else corpus.find(config.text, config.field)
 
@@ -260,7 +260,7 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
         tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
     """
     config, record = checkpoint.settings(run)
-    if config.parallel or config.stage == "sft":
+    if config.parallel or config.stage != "pretrain":
         does = "translates" if config.parallel else "answers"
         raise BardletError(f"{run}: it {does}, and writes no text of its own; "
                            "leave --memorised out")

@@ -1,7 +1,8 @@
-"""Where conversations come from: records of JSON, one a line or a list of them, plain or compressed.
+"""Where conversations and preferences come from: records of JSON, one a line or a list of them, plain or compressed.
 
-A record has `messages`, each with `role` and `content`; or, as Stanford's Alpaca has them, `instruction`, perhaps
-`input`, and `output`, which make one question and its answer. Nothing here knows a token.
+A conversation has `messages`, each with `role` and `content`; or, as Stanford's Alpaca has them, `instruction`, perhaps
+`input`, and `output`, which make one question and its answer. A preference has `prompt`, and of two answers to it the
+`chosen` and the `rejected` one. Nothing here knows a token.
 """
 
 from __future__ import annotations
@@ -54,13 +55,39 @@ class Examples:
         del found[9::10]
         return found, held
 
+    def preferences(self) -> tuple[list[Preference], list[Preference]]:
+        """(training, held-out) preferences: those of every tenth prompt are held out, all that a prompt has together.
+
+        Raises:
+            BardletError: a record that is none, and where; or too few prompts.
+        """
+        found = [preference(record, place) for file in self.files for place, record in records(file)]
+        prompts: dict[str, int] = {}
+        numbers = [prompts.setdefault(json.dumps(one.prompt), len(prompts)) for one in found]
+        if len(prompts) < MANY:
+            raise BardletError(f"{self.name}: {len(prompts)} prompts are too few to train on and to hold some out: "
+                               f"give {MANY} or more")
+        held = [number % 10 == 9 for number in numbers]
+        return ([one for one, out in zip(found, held, strict=True) if not out],
+                [one for one, out in zip(found, held, strict=True) if out])
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to the same messages, of which somebody preferred the first."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
 
 def find(config: TrainConfig) -> Examples:
     """The records that the settings name. BardletError for a file that is not there."""
     files = tuple(map(Path, config.text))
     if not files:
-        raise BardletError("there is nothing to learn from: name a file of conversations behind the base, .jsonl or "
-                           ".json, with `messages`, or `instruction` and `output`")
+        what = ("conversations behind the base, .jsonl or .json, with `messages`, or `instruction` and `output`"
+                if config.stage == "sft" else "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
+        raise BardletError(f"there is nothing to learn from: name a file of {what}")
     for file in files:
         if not file.exists() or file.is_dir():
             raise BardletError(f"{file}: {'is a folder' if file.is_dir() else 'there is no such file'}; "
@@ -132,6 +159,38 @@ def conversation(record: Mapping[str, Any], place: str) -> Sequence[Message]:
             raise BardletError(f'{place}: "{name}" is {_kind(text)}, not a text')
     question = "\n\n".join(filter(None, (parts["instruction"], parts["input"])))
     return [{"role": "user", "content": question}, {"role": "assistant", "content": parts["output"]}]
+
+
+def preference(record: Mapping[str, Any], place: str) -> Preference:
+    """The two answers of a record; both, and the prompt, are texts or messages.
+
+    Raises:
+        BardletError: for one that is no preference, with its place.
+    """
+    missing = [name for name in ("prompt", "chosen", "rejected") if name not in record]
+    if missing:
+        raise BardletError(f"{place}: has no {missing[0]}, but {', '.join(map(shown, list(record)[:5])) or 'nothing'}; "
+                           "a preference has prompt, chosen and rejected")
+    prompt = _messages(record["prompt"], "user", f'{place}: "prompt"')
+    answers = [_messages(record[name], "assistant", f'{place}: "{name}"')[-1] for name in ("chosen", "rejected")]
+    if prompt[-1]["role"] == "assistant":
+        raise BardletError(f'{place}: "prompt" ends with an answer; it must end where one is due')
+    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
+        if answer["role"] != "assistant":
+            raise BardletError(f'{place}: "{name}" ends with a message of the {answer["role"]}, not with an answer')
+    return Preference(prompt, *(answer["content"] for answer in answers))
+
+
+def _messages(value: Any, role: str, where: str) -> list[Message]:
+    """A text as one message, or the messages that it is already."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise BardletError(f"{where} is {_kind(value)}, neither a text nor messages")
+    try:
+        return list(check(value))
+    except BardletError as error:
+        raise BardletError(f"{where}: {error}") from None
 
 
 def check(messages: Sequence[Any]) -> Sequence[Message]:

@@ -92,6 +92,21 @@ def log_probability(logits_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.
     return -F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none").view(target_BT.shape)
 
 
+def pair_log_probability(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """log p of both answers of each pair, the whole of each: (B, 2) float32 in nats, 0 for one without targets.
+
+    Args:
+        model: decoder-only.
+        batch: `idx`, `target` (B, 2, T) int64, the chosen answer first, IGNORE outside the answers.
+    """
+    idx_RT, target_RT = batch["idx"].flatten(0, 1), batch["target"].flatten(0, 1)  # R: both answers of all pairs
+    where_RT = target_RT != IGNORE
+    logits_NV = model(idx_RT, where_BT=where_RT)
+    logp_N = -F.cross_entropy(logits_NV.float(), target_RT[where_RT], reduction="none")
+    row_N = where_RT.nonzero()[:, 0]
+    return logp_N.new_zeros(len(idx_RT)).index_add(0, row_N, logp_N).view(-1, 2)
+
+
 def bradley_terry(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Tensor:
     """What a reward model learns from comparisons: -log of the odds that it gives to what people chose, summed.
 

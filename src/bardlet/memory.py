@@ -137,8 +137,8 @@ def _micro_batch(t: Trainer) -> tuple[int, int]:
     """(rows, width): the largest micro-batch of a process, in rows and in tokens of a row."""
     if t.stage.widest is None:
         return t.config.batch_size // t.dist.world, t.config.block_size
-    rows, width = t.stage.widest()["target"].shape
-    return rows // (t.config.grad_accum * t.dist.world), width
+    rows, *width = t.stage.widest()["target"].shape  # of preferences two answers, side by side
+    return rows // (t.config.grad_accum * t.dist.world), math.prod(width)
 
 
 def at_most(t: Trainer) -> int:

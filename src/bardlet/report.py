@@ -11,8 +11,8 @@ from bardlet.config import TrainConfig, changed
 from bardlet.errors import BardletError
 
 
-def loss_curve(run: Path, title: str) -> None:
-    """Draw loss.png from metrics.jsonl: training and validation loss over steps."""
+def loss_curve(run: Path, title: str, what: str = "loss (nats per token)") -> None:
+    """Draw loss.png from metrics.jsonl: training and validation loss over steps; what: the loss is called."""
     import matplotlib
 
     matplotlib.use("Agg")  # a file, not a window: the machine may have no screen
@@ -28,7 +28,7 @@ def loss_curve(run: Path, title: str) -> None:
         axes.plot(*zip(*val, strict=True), color="#c0392b", linewidth=2, marker="o", markersize=3, label="validation")
         step, low = min(val, key=lambda point: point[1])
         axes.annotate(f"{low:.4f}", (step, low), xytext=(0, 8), textcoords="offset points", ha="center")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel=what, title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if train or val:
@@ -117,6 +117,40 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
     (run / "README.md").write_text(card, encoding="utf-8")
 
 
+def preference_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
+    """README.md of the run folder of a model that learned preferences."""
+    card = f"""# {title(run, record)}
+
+A {config.model} model with {record["parameters"]:,} parameters that learned by direct preference optimization (beta
+{config.beta:g}), by bardlet, which of two answers is preferred in {record["text"]}. It began as `{config.init}`.
+
+| | |
+| --- | --- |
+| held-out pairs in which the chosen answer has the greater reward | {record["accuracy"]:.1%} |
+| ... by how much, on average | {record["margin"]:.3f} |
+| ... in which the chosen answer is the longer one | {record["longer"]:.1%} |
+| loss of the held-out pairs | {loss_in_words(record)}; log 2 = 0.6931 where nothing is learned |
+| weights | {_selected(record)} |
+| steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
+| pairs | {record["documents"]:,} |
+| machine | {record["machine"]["processor"]}, {record["machine"]["dtype"]}, torch {record["machine"]["torch"]} |
+
+![loss](loss.png)
+
+The reward of an answer is beta log(p by this model / p by the one that it began as). Some held-out questions and its
+answers (temperature 0.8, top-k 50, seed 0), not selected:
+
+```
+{sample.replace("```", "'''")}
+```
+
+Talk to it with `bardlet chat {run}`; in transformers it loads as the model does that it began as.
+
+{_settings(config)}
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
 def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
     """README.md of the run folder of a model that translates."""
     kind = "An encoder-decoder" if config.model == "encdec" else f"A decoder-only {config.model} model"
@@ -175,6 +209,8 @@ def _settings(config: TrainConfig) -> str:
 
 def loss_in_words(record: dict[str, Any]) -> str:
     """The validation loss with its units, and over how much of the validation text where it is not all of it."""
+    if "accuracy" in record:
+        return f"{record['val_loss']:.4f} nats per pair"
     part = "" if record["val_tokens"] == record["val_tokens_of"] else (
         f", over {record['val_tokens']:,} of {record['val_tokens_of']:,} tokens")
     return f"{record['val_loss']:.4f} nats per token, {record['bits_per_byte']:.4f} bits per byte{part}"

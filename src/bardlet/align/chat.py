@@ -29,6 +29,9 @@ TEMPLATE = (
 )
 """The same in Jinja, which transformers runs in a sandbox: `chat_template` of tokenizer_config.json."""
 
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
+"""How a finished run answers on its card."""
+
 
 def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A conversation as tokens, and which of them the assistant wrote.

@@ -20,7 +20,7 @@ import numpy as np
 
 from bardlet import checkpoint, data, evaluate, examples, files, hf, loss, memory, pretrain, report
 from bardlet import train as training
-from bardlet.align import chat
+from bardlet.align import base, chat
 from bardlet.align.packing import ChatBatches, Chats
 from bardlet.config import FINE, TrainConfig
 from bardlet.corpus import cache_folder
@@ -37,7 +37,6 @@ log = logging.getLogger("bardlet")
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
 VERSION = 1
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
 ASKED, SHOWN = 50, 3
 """Held-out conversations, evenly spread, whose last answer a finished run gives; and those on its card."""
 
@@ -155,17 +154,8 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     begun = time.monotonic() if begun is None else begun
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
-    if config.init is None:
-        raise BardletError("bardlet sft: name the base that is to learn conversations: a run folder, or a Hugging Face "
-                           "folder with a gpt2 or qwen3 model")
-    model, words = hf.read_folder(Path(config.init), config.dropout)
-    if not hasattr(model, "new_cache") or hasattr(model, "encode"):
-        raise BardletError(f"{config.init}: a {model.config.model} model does not hold conversations; "
-                           "take a base of --model qwen3 or gpt2")
-    config.unused(set(given) - set(pretrain.DECIDED))
-    if run is None:  # one that begins again has its settings
-        config = replace(config, **{n: rate for n, rate in FINE.items() if n not in {*given, *in_file}})
-    config = pretrain.as_model(pretrain.settled(config, dist), model.config, given)
+    # a run that begins again has its rates
+    model, words, config = base.begin(config, dist, given, {} if run else FINE["sft"], in_file)
     found = find(config)
     ready = prepare(found, config, words, dist, progress)
     learned, _ = parts(ready, config)
@@ -210,6 +200,13 @@ def expect(t: Trainer, ready: PreparedChats) -> None:
     """Nobody knows what loss to expect of an answer."""
 
 
+def results(facts: dict[str, Any]) -> list[str]:
+    """What a finished run has come to, in lines."""
+    ended = f"; of its own to held-out questions {facts['ended']:.0%} end by themselves" if "ended" in facts else ""
+    return [f"held-out answers: {facts['val_loss_before']:.4f} nats per token before, {facts['val_loss']:.4f} after"
+            + ended]
+
+
 def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
     """What a finished run leaves besides its weights: the curve, the model card, the mark that it is finished.
 
@@ -225,7 +222,7 @@ def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
     model, words = hf.read_folder(t.run)
     model.to(t.dist.device)
     asked = [ids for ids in map(_question, _some(held, ASKED)) if len(ids) < t.config.block_size // 2]
-    made = chat.answers(model, words, asked, t.config.block_size // 2, **SAMPLING)
+    made = chat.answers(model, words, asked, t.config.block_size // 2, **chat.SAMPLING)
     t.record["ended"] = round(sum(ended for _, ended in made) / len(made), 4) if made else None
     sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
                          list(zip(asked, made, strict=True))[:SHOWN])

@@ -20,6 +20,7 @@ from bardlet.files import REMEDIES
 COMMANDS = {
     "train": "train a model on a text",
     "sft": "teach a model to answer, from conversations",
+    "dpo": "teach a model which answers are preferred",
     "resume": "go on exactly where a run stopped",
     "sample": "let a model write",
     "chat": "talk to a model",

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import PARALLEL, ModelConfig, TrainConfig, read_toml, settings_in
+from bardlet.config import PARALLEL, ModelConfig, StageName, TrainConfig, read_toml, settings_in
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("bardlet")
 
 Kind = TypeVar("Kind", bound="Command")
+RESULTS = ("bleu", "chrf", "val_loss_before", "ended", "accuracy", "longer", "margin")
+"""What --json prints of the results of some stages."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Command(TrainConfig):
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Named corpora (`bardlet data` lists them), files, folders or globs; none: Tiny Shakespeare."""
-    stage: tyro.conf.Suppress[Literal["pretrain", "sft"]] = "pretrain"
+    stage: tyro.conf.Suppress[StageName] = "pretrain"
     pack: tyro.conf.Suppress[bool] = True
+    beta: tyro.conf.Suppress[float] = 0.1
     replans: tyro.conf.Suppress[tuple[tuple[int, int], ...]] = ()
     out: str | None = None
     """The run folder to make; none: runs/NAME."""
@@ -97,10 +100,10 @@ def stage_of(config: TrainConfig) -> Any:
     """What these settings train: a file with the names of pretrain.py."""
     from bardlet import pretrain, translation
 
-    if config.stage == "sft":
-        from bardlet.align import sft
+    if config.stage != "pretrain":
+        from bardlet.align import dpo, sft
 
-        return sft
+        return {"sft": sft, "dpo": dpo}[config.stage]
     return translation if config.parallel else pretrain
 
 
@@ -155,7 +158,7 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     for reason in t.record.get("reasons", []):
         console.say(f"  {reason}")
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
-    material = "conversations" if c.stage == "sft" else "pairs" if c.parallel else "text"
+    material = {"sft": "conversations", "dpo": "preferences"}.get(c.stage, "pairs" if c.parallel else "text")
     console.say(f"plan: {t.state.steps:,} steps of {'' if material == 'text' else 'up to '}{tokens:,} tokens "
                 f"({epochs:.1f} times the {material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
@@ -282,14 +285,13 @@ def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
         console.say(f"expected: {_band(expected)} nats per character; came: {facts['nats_per_char']:.4f}")
     if t.config.parallel:
         console.say(f"held-out pairs: BLEU {facts['bleu']:.1f}, chrF {facts['chrf']:.1f} ({facts['bleu_signature']})")
-    if t.config.stage == "sft":
-        console.say(f"held-out answers: {facts['val_loss_before']:.4f} nats per token before, {facts['val_loss']:.4f} "
-                    f"after; of its own to held-out questions {facts['ended']:.0%} end by themselves")
+    for line in getattr(stage_of(t.config), "results", lambda facts: [])(facts):
+        console.say(line)
     use = "translate" if t.config.parallel else "sample"
     console.say(f"the run is in {t.run}: {use} with `bardlet {use} {t.run}`, see {t.run / 'loss.png'}")
     return {"run": str(t.run), "steps": t.state.step, "resumed_from": resumed_from,
             "seconds": round(t.state.seconds, 3), "train_loss": facts.get("train_loss"),
-            "val_loss": facts["val_loss"], "nats_per_char": facts["nats_per_char"], "expected": facts.get("expected"),
-            "selected_by": facts["selected_by"],
+            "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),
+            "expected": facts.get("expected"), "selected_by": facts["selected_by"],
             "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
-            **{name: facts[name] for name in ("bleu", "chrf", "val_loss_before", "ended") if name in facts}}
+            **{name: facts[name] for name in RESULTS if name in facts}}
