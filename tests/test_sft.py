@@ -43,6 +43,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.append({"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y"}]})
     made.append({"messages": [{"role": "user", "content": "and?"}]})
     made.append({"instruction": "drei", "input": "", "output": "3"})
+    made[39:39] = [{"messages": [{"role": "user", "content": "and?"}]}]  # the fourth that is held out
+    made += [{"instruction": "acht", "input": "", "output": "8"}] * 9
     path.write_text("".join(json.dumps(record) + "\n" for record in made), encoding="utf-8")
     return path
 
@@ -58,7 +60,7 @@ def run(base: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_it_learns_to_answer_and_to_end(run: Path) -> None:
     record = checkpoint.settings(run)[1]
     assert record["val_loss"] < 0.5 * record["val_loss_before"]
-    assert (record["cut"], record["left_out"]) == (0, 2)
+    assert (record["cut"], record["left_out"], record["unanswered"]) == (0, 1, 1)
     assert record["ended"] == 1.0
     model, words = hf.read_folder(run)
     asked = [chat.encode(words, [{"role": "user", "content": name}], ask=True)[0] for name in NAMES]
@@ -125,10 +127,9 @@ def test_a_run_is_repeated_from_its_run_toml(run: Path, bardlet: Callable[..., d
 def test_without_steps_and_minutes_it_is_three_times_all(base: Path, chats: Path, tmp_path: Path,
                                                          bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
     plan = bardlet("sft", base, chats, *FINE, "--plan", "--out", tmp_path / "run")
-    learned = json.loads(json.dumps(plan))
     one = bardlet("sft", base, chats, *FINE, "--plan", "--no-pack", "--out", tmp_path / "run")
-    assert learned["steps"] % 3 == 0 and one["steps"] == 3 * -(-(153 - 15 - 2) // 4)  # 15 held out, 2 without an answer
-    assert learned["steps"] < one["steps"] / 2, "a row holds several"
+    assert plan["steps"] % 3 == 0 and one["steps"] == 3 * -(-(163 - 16 - 2) // 4)  # 16 held out, 2 without an answer
+    assert plan["steps"] < one["steps"] / 2, "a row holds several"
     assert not (tmp_path / "run").exists()
 
 
@@ -145,7 +146,7 @@ def test_what_people_get_wrong_is_one_line(base: Path, chats: Path, run: Path, c
     for words, what in (
         ([], "name the model"), ([str(base)], "nothing to learn from"), ([str(tmp_path / "x"), str(chats)], "x"),
         ([str(letters), str(chats)], "no token <|system|>"), ([str(base), str(text)], "is not JSON"),
-        ([str(base), str(long)], "no conversation has an answer that ends within the model's window of 48 tokens"),
+        ([str(base), str(long)], "no conversation has an answer that ends within the window of 48 tokens"),
         ([str(base), str(chats), "--pair", "de-en"], "--pair"), ([str(base), str(chats), "--prefix-lm"], "--prefix-lm"),
     ):
         assert main(["sft", *words, "--out", str(tmp_path / "never")]) != 0

@@ -75,6 +75,41 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came() -> None:
     assert not talk.model.training
 
 
+def test_what_does_not_fit_any_more_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"asks the user\n" * 4)))
+    assert main(["chat", str(folder), "--seed", "1", "--tokens", "12"]) == 0
+    answers = hf.read_folder(folder)[1].chat_template is not None
+    assert ("do not fit into the model's window" in capsys.readouterr().err) == answers
+
+
+def test_somebody_elses_words_end_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer in which a role's token comes ends there: what follows would be another's words."""
+    from bardlet import generate
+
+    asked: list[Any] = []
+    stream = generate.stream
+    monkeypatch.setattr(generate, "stream", lambda *a, **k: (asked.append(k["stop_ids"]), stream(*a, **k))[1])
+    "".join(talker().ask("asks"))
+    assert set(asked[0]) == set(WORDS.special)
+
+
+def test_a_base_begins_anew_behind_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bardlet import generate
+
+    seen: list[list[int]] = []
+
+    def ends(model: Any, prompts: Any, *a: Any, **k: Any) -> Any:
+        seen.append(prompts[0])
+        return iter([[80], [WORDS.eos_id]])
+
+    monkeypatch.setattr(generate, "stream", lambda *a, **k: (yield from ends(*a, **k)))
+    talk = talker(answers=False)
+    "".join(talk.ask("the user"))
+    "".join(talk.ask("asks"))
+    assert seen == [[WORDS.eos_id, *WORDS.encode(text).tolist()] for text in ("the user", "asks")]
+
+
 def test_what_is_too_long_is_said_and_forgotten() -> None:
     talk = talker()
     with pytest.raises(BardletError, match=r"too long: \d+ tokens; beside an answer of 12"):
@@ -126,7 +161,7 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main(["chat", str(folder), "--seed", "1", "--tokens", "8", "--json"]) == 0
     out, err = capsys.readouterr()
     messages = json.loads(out.splitlines()[-1])["messages"]
-    assert [m["role"] for m in messages] == ["user", "assistant"] * 2
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 and len(messages) == 4
     assert messages[1]["content"] in out and "/save FILE" in out and "never" not in out
     assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8"))["messages"] == messages[:2]
     assert ("has not learned to answer" in err) == (hf.read_folder(folder)[1].chat_template is None)

@@ -1,7 +1,8 @@
 """Where conversations and preferences come from: records of JSON, one a line or a list of them, plain or compressed.
 
 A conversation has `messages`, each with `role` and `content`; or, as Stanford's Alpaca has them, `instruction`, perhaps
-`input`, and `output`, which make one question and its answer. A preference has `prompt`, and of two answers to it the
+`input`, and `output`, which make one question and its answer (and perhaps, as LLaMA-Factory has them, `system` and
+`history`, pairs of question and answer before it). A preference has `prompt`, and of two answers to it the
 `chosen` and the `rejected` one. Nothing here knows a token.
 """
 
@@ -153,12 +154,18 @@ def conversation(record: Mapping[str, Any], place: str) -> Sequence[Message]:
     if "instruction" not in record or "output" not in record:
         raise BardletError(f"{place}: has neither messages nor instruction and output, but "
                            f"{', '.join(map(shown, list(record)[:5])) or 'nothing'}; see `bardlet sft --help`")
-    parts = {name: record.get(name) or "" for name in ("instruction", "input", "output")}
-    for name, text in parts.items():
+    parts = {name: record[name] for name in ("instruction", "output")}
+    parts |= {name: record[name] for name in ("input", "system") if record.get(name) is not None}
+    turns = record.get("history") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise BardletError(f'{place}: "history" is no list of pairs, a question and its answer each')
+    for name, text in [*parts.items(), *(("history", text) for turn in turns for text in turn)]:
         if not isinstance(text, str):
             raise BardletError(f'{place}: "{name}" is {_kind(text)}, not a text')
-    question = "\n\n".join(filter(None, (parts["instruction"], parts["input"])))
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": parts["output"]}]
+    question = "\n\n".join(filter(None, (parts["instruction"], parts.get("input"))))
+    said = [("system", parts.get("system")), *(both for turn in turns for both in zip(ROLES[1:], turn, strict=True)),
+            ("user", question), ("assistant", parts["output"])]  # fmt: skip
+    return [{"role": role, "content": text} for role, text in said if text or role != "system"]
 
 
 def preference(record: Mapping[str, Any], place: str) -> Preference:

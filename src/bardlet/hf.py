@@ -63,16 +63,16 @@ WORDS_AND_SHAPE = ("config.json", "generation_config.json", "tokenizer.json", "t
 def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
     """Everything but the weights (WORDS_AND_SHAPE), and a manifest of it."""
     config: ModelConfig = model.config
-    ids = {"bos_token_id": words.eos_id, "eos_token_id": words.eos_id, "pad_token_id": words.pad_id}
+    ids: dict[str, Any] = {"bos_token_id": words.eos_id, "eos_token_id": words.eos_id, "pad_token_id": words.pad_id}
     # explicit nulls: transformers would put GPT-2's 50256 where the key is missing, outside a small vocabulary
     if config.model == "encdec":  # its decoder begins with padding, as those of Hugging Face do
         ids = {**ids, "decoder_start_token_id": words.pad_id, "forced_eos_token_id": None}
     files.write_json(folder / "config.json", {**type(model).to_hf(config), **ids, "dtype": "float32"})
     if config.model == "encdec":
         ids = {**ids, "max_length": config.block_size}  # transformers would stop after 20 tokens
-    end = words.vocab.get(tokenizer.END) if words.chat_template else None
-    stops = ids["eos_token_id"] if end is None else [ids["eos_token_id"], end]  # a chat model stops behind its answer
-    files.write_json(folder / "generation_config.json", {**ids, "eos_token_id": stops})
+    if words.chat_template and tokenizer.END in words.vocab:  # a chat model stops behind its answer
+        ids = {**ids, "eos_token_id": sorted(set(words.special) - {words.pad_id})}
+    files.write_json(folder / "generation_config.json", ids)
     with files.writing(folder / "tokenizer.json", len(words.json.encode())):
         words.save(folder, model_max_length=config.block_size)
         for name in ("tokenizer.json", "tokenizer_config.json"):

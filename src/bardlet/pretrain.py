@@ -262,9 +262,6 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
         record: what run.toml says happened, to which more is added.
         resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
     """
-    if config.batch_size % dist.world:
-        raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
-                           f"take a multiple of {dist.world}")
     config = settled(config, dist)
     t = trainer(run, model, next_token_stage(ready, config, dist, record), config, dist, record)
     if not resumed:
@@ -274,6 +271,9 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
 
 def trainer(run: Path, model: Any, stage: Stage, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Trainer:
     """A `Trainer` at step 0 of any stage, on settings that are `settled`."""
+    if config.batch_size % dist.world and not config.parallel:
+        raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
+                           f"take a multiple of {dist.world}")
     model.to(dist.device)
     record["parameters"] = sum(p.numel() for p in model.parameters())
     machine = distributed.machine(dist, config.dtype, config.threads or 1)

@@ -136,6 +136,11 @@ class Tokenizer:
         """Whether capitals are made small before anything else."""
         return json.loads(self.json).get("normalizer") == LOWERCASE
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is a bpe on bytes that at most makes a text lower case: what is no special token stays none."""
+        return self.kind == "bpe" and json.loads(self.json).get("normalizer") in (None, LOWERCASE)
+
     # -- text to ids
 
     def encode(self, text: str) -> np.ndarray:
@@ -324,7 +329,9 @@ def load(folder: str | Path) -> Tokenizer:
         words = Tokenizer(text, **names)
     except (ValueError, KeyError, TypeError) as error:
         raise BardletError(f"{path}: is damaged ({brief(error)}); copy it again from where it came") from None
-    template = config.get("chat_template")
+    template, alone = config.get("chat_template"), path.with_name("chat_template.jinja")
+    if template is None and alone.is_file() and alone.stat().st_size <= LARGEST:  # where transformers writes it
+        template = alone.read_text(encoding="utf-8", errors="replace")
     words.chat_template = template if isinstance(template, str) else None
     return words
 

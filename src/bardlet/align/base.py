@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from bardlet.config import TrainConfig
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
 from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
 
 
 def begin(config: TrainConfig, dist: Dist, given: Collection[str], rates: Mapping[str, Any],
@@ -34,4 +37,7 @@ def begin(config: TrainConfig, dist: Dist, given: Collection[str], rates: Mappin
                            "take a base of --model qwen3 or gpt2")
     config.unused(set(given) - set(pretrain.DECIDED))
     config = replace(config, **{name: rate for name, rate in rates.items() if name not in {*given, *in_file}})
+    if "block_size" in given and config.block_size > model.config.block_size:
+        log.warning("--block-size %d: the model's window has %d tokens, and stays as it is", config.block_size,
+                    model.config.block_size)
     return model, words, pretrain.as_model(pretrain.settled(config, dist), model.config, given)

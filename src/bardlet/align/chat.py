@@ -67,11 +67,19 @@ def without_marks(content: str) -> str:
 
 
 def special(words: Tokenizer, name: str) -> int:
-    """The id of the special token of a role, or of `end`. BardletError where the tokenizer has none."""
+    """The id of the special token of a role, or of `end`.
+
+    Raises:
+        BardletError: the tokenizer has none; or it is one by which a text could become a special token although `<|` is
+            broken in it: it changes texts before it looks (other than to lower case), or has tokens of another shape.
+    """
     token = words.vocab.get(f"<|{name}|>")
     if token is None or token not in words.special:
         raise BardletError(f"the model's tokenizer has no token <|{name}|>, so it cannot hold a conversation; "
                            "train the base with --tokenizer bpe")
+    if not words.closed or not all(text.startswith("<|") for text in words.special.values()):
+        raise BardletError("with the model's tokenizer a text could become a special token, so it cannot hold a "
+                           "conversation; train the base with --tokenizer bpe")
     return token
 
 
@@ -93,10 +101,11 @@ def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: i
         made += generate.generate(model, prompts, tokens, temperature=temperature, top_k=top_k, seed=seeds,
                                   stop_ids=stops)  # fmt: skip
     known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing
-    return [(words.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in stops)
+    ends = (special(words, "end"), words.eos_id)
+    return [(words.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in ends)
             for ids, text in zip(made, known, strict=True)]
 
 
 def stop_ids(words: Tokenizer) -> list[int]:
-    """What an answer ends with: `<|end|>`, and where there is one the separator of documents."""
-    return [special(words, "end"), *([] if words.eos_id is None else [words.eos_id])]
+    """Where an answer is over: at any special token, since what follows a role's would be somebody else's words."""
+    return sorted(words.special)

@@ -53,13 +53,14 @@ class Chats:
 class Fitted:
     """What of conversations goes into rows of a length: number which[i], its first length[i] + 1 tokens.
 
-    cut: how many lost their last messages; left_out: how many have no answer, or none that fits.
+    cut: how many lost their last messages; left_out: of how many no answer fits; unanswered: how many have none.
     """
 
     which: np.ndarray
     length: np.ndarray
     cut: int
     left_out: int
+    unanswered: int
 
 
 def fitted(chats: Chats, longest: int) -> Fitted:
@@ -74,7 +75,10 @@ def fitted(chats: Chats, longest: int) -> Fitted:
     fits = (last >= 0) & (stops[np.maximum(last, 0)] > chats.starts) if len(stops) else np.zeros(len(chats), bool)
     short = np.where(fits & (length > longest), stops[np.maximum(last, 0)] - chats.starts if len(stops) else 0, length)
     which = np.flatnonzero(fits)
-    return Fitted(which, short[which], int((fits & (length > longest)).sum()), int((~fits).sum()))
+    before = np.concatenate(([0], np.cumsum(chats.answer)))
+    unanswered = int((before[chats.ends] == before[chats.starts]).sum())
+    cut, lost = int((fits & (length > longest)).sum()), int((~fits).sum())
+    return Fitted(which, short[which], cut, lost - unanswered, unanswered)
 
 
 def pack(length: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:

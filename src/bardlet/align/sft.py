@@ -36,14 +36,14 @@ log = logging.getLogger("bardlet")
 
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
-VERSION = 1
+VERSION = 2
 ASKED, SHOWN = 50, 3
-"""Held-out conversations, evenly spread, whose last answer a finished run gives; and those on its card."""
+"""Held-out conversations, evenly spread, whose first answer a finished run gives; and those on its card."""
 
 
 @dataclass(frozen=True)
 class PreparedChats:
-    """Conversations as tokens. leaked: the share of those held out whose first message is in the training part, too."""
+    """Conversations as tokens. leaked: the share of those held out that are in the training part word for word."""
 
     train: Chats
     val: Chats
@@ -87,8 +87,8 @@ def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress |
                   np.concatenate([answer for _, answer in rows]), np.cumsum([len(ids) for ids, _ in rows]))
         for name, array in zip(ARRAYS, arrays, strict=True):
             np.save(folder / f"{part}.{name}.npy", array)
-    known = {str(messages[0]["content"]) for messages in both[0]}
-    leaked = sum(str(messages[0]["content"]) in known for messages in both[1]) / len(both[1])
+    known = {json.dumps(messages) for messages in both[0]}
+    leaked = sum(json.dumps(messages) in known for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
     files.seal(folder, [*(f"{part}.{name}.npy" for part in PARTS for name in ARRAYS), "prepared.json"])
 
@@ -116,16 +116,16 @@ def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: di
     batches = ChatBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
                           config.grad_accum * dist.world, config.pack)
     if not batches.number_of_rows:
-        raise BardletError(f"{record['text']}: no conversation has an answer that ends within the model's window of "
-                           f"{config.block_size} tokens; take a base with a longer one")
+        raise BardletError(f"{record['text']}: no conversation has an answer that ends within the window of "
+                           f"{config.block_size} tokens; take a larger --block-size, or a base with a longer window")
     look_at = held_out(held, config, pad)
     if not look_at:
         raise BardletError(f"{record['text']}: no held-out conversation has an answer that ends within "
-                           f"{config.block_size} tokens; take a base with a longer window")
+                           f"{config.block_size} tokens; take a larger --block-size, or a base with a longer window")
     record["val_tokens"] = sum(map(loss.count_targets, look_at))
     record["val_tokens_of"] = int(held.answer.sum())
-    record["batches"], record["cut"], record["left_out"] = (
-        batches.batches_per_epoch, batches.fitted.cut, batches.fitted.left_out)
+    fit = batches.fitted
+    record.update(batches=batches.batches_per_epoch, cut=fit.cut, left_out=fit.left_out, unanswered=fit.unanswered)
 
     def validation_loss(model: Any) -> float:
         rows = record.get("evaluation_rows") or evaluate.rows_at_once(model.config, config.block_size)
@@ -191,8 +191,10 @@ def said(t: Trainer, ready: PreparedChats) -> tuple[list[str], float]:
     lines = [f"conversations: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
              f"base: {t.config.init}, a loss of {r['val_loss_before']:.4f} nats per token of the held-out answers"]
     if r["cut"] or r["left_out"]:
-        lines.append(f"too long for the window of {t.config.block_size} tokens: {r['cut']:,} lose their last messages; "
-                     f"left out, without an answer that ends there: {r['left_out']:,}")
+        lines.append(f"too long for the window of {t.config.block_size} tokens: {r['cut']:,} lose their last messages, "
+                     f"{r['left_out']:,} are left out, since no answer ends there")
+    if r["unanswered"]:
+        lines.append(f"left out, without an answer: {r['unanswered']:,}")
     return lines, t.state.steps / r["batches"]
 
 
@@ -202,7 +204,8 @@ def expect(t: Trainer, ready: PreparedChats) -> None:
 
 def results(facts: dict[str, Any]) -> list[str]:
     """What a finished run has come to, in lines."""
-    ended = f"; of its own to held-out questions {facts['ended']:.0%} end by themselves" if "ended" in facts else ""
+    share = facts.get("ended")
+    ended = "" if share is None else f"; of its own to held-out questions {share:.0%} end by themselves"
     return [f"held-out answers: {facts['val_loss_before']:.4f} nats per token before, {facts['val_loss']:.4f} after"
             + ended]
 
@@ -214,14 +217,12 @@ def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
         (record, sample): what run.toml says happened, with the share of answers that end by themselves; some answers.
     """
     held = parts(ready, t.config)[1]
-    text = ready.tokenizer.decode(held.tokens[held.answer].tolist(), skip_special=True)
-    nats = t.record["val_loss"] * t.record["val_tokens_of"]
-    characters, size = max(1, len(text)), max(1, len(text.encode()))
-    t.record.update(nats_per_char=nats / characters, bits_per_byte=nats / math.log(2) / size)
+    found = score(held, ready.tokenizer, t.record["val_loss"])
+    t.record.update(nats_per_char=found.nats_per_char, bits_per_byte=found.bits_per_byte)
     report.loss_curve(t.run, report.title(t.run, t.record))
     model, words = hf.read_folder(t.run)
     model.to(t.dist.device)
-    asked = [ids for ids in map(_question, _some(held, ASKED)) if len(ids) < t.config.block_size // 2]
+    asked = [ids for ids in map(_question, _some(held, ASKED)) if 0 < len(ids) < t.config.block_size // 2]
     made = chat.answers(model, words, asked, t.config.block_size // 2, **chat.SAMPLING)
     t.record["ended"] = round(sum(ended for _, ended in made) / len(made), 4) if made else None
     sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
@@ -230,6 +231,12 @@ def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
     facts = training.write_run(t)
     report.chat_card(t.run, t.config, facts, sample)
     return facts, sample
+
+
+def score(held: Chats, words: Tokenizer, mean: float) -> evaluate.Score:
+    """The mean loss of the tokens of answers in the three units."""
+    text = words.decode(held.tokens[held.answer].tolist(), skip_special=True)
+    return evaluate.score(mean, int(held.answer.sum()) + 1, len(text), len(text.encode()))
 
 
 def _some(held: Chats, number: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -22,7 +22,7 @@ class Talk:
     """What was said so far, and the model that says the rest.
 
     answers: whether the model was fine-tuned to answer; if not, it goes on with the text. forgotten: how many messages
-    from the beginning do not fit into the context any more.
+    from the beginning the model does not see any more: they do not fit into its context, or the text had ended.
     """
 
     def __init__(self, model: Any, words: Tokenizer, system: str = "", tokens: int = 256, seed: int = 0,
@@ -66,11 +66,12 @@ class Talk:
         """The conversation as a line of JSON, which `bardlet sft` reads, at the end of a file."""
         if not self.messages:
             raise BardletError("there is nothing to save: nothing was said yet")
-        line = json.dumps({"messages": self._said()}, ensure_ascii=False) + "\n"
+        line = json.dumps({"messages": self.said()}, ensure_ascii=False) + "\n"
         with files.writing(path), path.open("a", encoding="utf-8") as file:
             file.write(line)
 
-    def _said(self) -> list[dict[str, str]]:
+    def said(self) -> list[dict[str, str]]:
+        """All messages, the system's first."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages]
 
@@ -78,12 +79,8 @@ class Talk:
         """The tokens of what was said, without so much of its beginning that an answer has room behind it."""
         room = self.model.config.block_size - self.tokens
         if not self.answers:
-            text = self.system + "".join(message["content"] for message in self.messages)
-            ids = writing.prompt_ids(self.words, text, self.documents)
-            if len(self.messages) == 1 and self.words.eos_id is not None and self.documents > 1 and text:
-                ids = [self.words.eos_id, *ids]  # where a document begins
-            return ids[-room:]
-        said = self._said()
+            return self._text()[-room:]
+        said = self.said()
         first = len(said) - len(self.messages)
         for forgotten, message in enumerate(self.messages):
             if message["role"] != "user":  # what is left begins with a question
@@ -92,8 +89,20 @@ class Talk:
             if len(frame) <= room:
                 self.forgotten = forgotten
                 return [int(i) for i in frame]
-        raise BardletError(f"that is too long: {len(frame):,} tokens; beside an answer of {self.tokens} the model's "
+        what = "that, with what the system says," if self.system else "that"
+        raise BardletError(f"{what} is too long: {len(frame):,} tokens; beside an answer of {self.tokens} the model's "
                            f"window of {self.model.config.block_size} has room for {room}; say it shorter")
+
+    def _text(self) -> list[int]:
+        """The text that a base goes on with: each message a line of its own, unless it begins with white space."""
+        text = self.system if not self.forgotten else ""
+        for message in self.messages[self.forgotten :]:
+            said = message["content"]
+            apart = message["role"] == "user" and text and not text[-1].isspace() and not said[:1].isspace()
+            text += "\n" + said if apart else said
+        ids = writing.prompt_ids(self.words, text, self.documents)
+        begins = self.words.eos_id is not None and self.documents > 1 and bool(text)
+        return [int(self.words.eos_id or 0), *ids] if begins else ids  # where a document begins
 
     def _answer(self, prompt: list[int]) -> Iterator[str]:
         decoder, said = StreamDecoder(self.words, skip_special=True), ""
@@ -103,14 +112,22 @@ class Talk:
         stops = chat.stop_ids(self.words) if self.answers else [i for i in (self.words.eos_id,) if i is not None]
         stream = generate.stream(self.model, [prompt], self.tokens, seed=[self.seed + len(self.messages)],
                                  stop_ids=stops, **self.options)
+        ended = False
         try:
             with closing(stream):  # type: ignore[type-var]
                 for [token] in stream:
+                    ended = token in stops
                     if token is not None and token < self.words.vocab_size:
                         piece = decoder.feed(token)
                         said += piece
                         yield piece
             said += (last := decoder.finish())
             yield last
-        finally:
+        except BardletError:
+            raise  # nothing was said
+        except BaseException:  # stopped: by whoever reads, or by Ctrl-C
             self.messages.append({"role": "assistant", "content": said})
+            raise
+        self.messages.append({"role": "assistant", "content": said})
+        if ended and not self.answers:
+            self.forgotten = len(self.messages)  # the text is at its end: what comes next begins another

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from bardlet.cli import console
-from bardlet.cli.options import parse
+from bardlet.cli.options import check_sampling, parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class Command:
     """Print one JSON object on one line, last: the conversation."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise BardletError(f"--tokens {self.tokens}: it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise BardletError(f"--temperature {self.temperature}: it must be 0 or more, and finite")
+        check_sampling(self)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,22 +81,23 @@ def main(argv: Sequence[str]) -> int:
     seed = int(torch.seed() % 2**31) if command.seed is None else command.seed
     talk = Talk(model, words, command.system, command.tokens, seed, documents, **options)
     if not talk.answers:
-        log.warning("%s has not learned to answer: it goes on with what you write; `bardlet sft %s DATA` teaches it",
-                    folder, folder)
+        why = "answers by another template than bardlet's" if words.chat_template else "has not learned to answer"
+        log.warning("%s %s: it goes on with what you write; `bardlet sft %s DATA` teaches it to answer", folder, why,
+                    folder)
     if sys.stdin.isatty():
         console.say("/help lists what can be said besides; Ctrl-D ends.")
-    for line in lines():
-        if not line.strip():
-            continue
-        try:
-            if not obey(talk, line):
-                break
-        except BardletError as error:
-            if not sys.stdin.isatty():
-                raise
-            console.say(f"({error})")
-    if command.json:
-        console.say_json({"messages": talk.messages})
+    try:
+        for line in lines():
+            try:
+                if line.strip() and not obey(talk, line):
+                    break
+            except BardletError as error:
+                if not sys.stdin.isatty():
+                    raise
+                console.say(f"({error})")
+    finally:
+        if command.json:
+            console.say_json({"messages": talk.said()})
     return 0
 
 
@@ -128,7 +126,7 @@ def obey(talk: Talk, line: str) -> bool:
     if word == "/help":
         console.say(HELP)
     elif word == "/again":
-        speak(talk, talk.again())
+        speak(talk, talk.again)
     elif word == "/new":
         talk.clear()
     elif word == "/system":
@@ -137,18 +135,21 @@ def obey(talk: Talk, line: str) -> bool:
     elif word == "/save":
         if not rest:
             raise BardletError("/save FILE: name the file")
-        talk.save(Path(rest))
+        talk.save(Path(rest).expanduser())
         console.say(f"(added to {rest})")
     elif word.startswith("/"):
         raise BardletError(f"{word}: there is no such command; /help lists them")
     else:
-        speak(talk, talk.ask(line))
+        speak(talk, lambda: talk.ask(line))
     return True
 
 
-def speak(talk: Talk, pieces: Iterator[str]) -> None:
+def speak(talk: Talk, answer: Callable[[], Iterator[str]]) -> None:
     """Print an answer as it comes; Ctrl-C ends it there."""
     before = talk.forgotten
+    pieces = answer()
+    if talk.forgotten > before:
+        log.warning("the first %d messages do not fit into the model's window any more", talk.forgotten)
     with closing(pieces):  # type: ignore[type-var]
         try:
             for piece in pieces:
@@ -156,5 +157,3 @@ def speak(talk: Talk, pieces: Iterator[str]) -> None:
         except KeyboardInterrupt:
             print(" ...", end="")
     print(flush=True)
-    if talk.forgotten > before:
-        log.warning("the first %d messages do not fit into the model's window any more", talk.forgotten)

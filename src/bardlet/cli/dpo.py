@@ -19,7 +19,7 @@ class Command(stage.Stage):
 
     stage: tyro.conf.Suppress[StageName] = "dpo"
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL DATA [DATA ...]")] = ()
-    """The model, a run folder of `bardlet sft` or a Hugging Face folder (gpt2, qwen3); then files of preferences,
+    """The model, a run folder of `bardlet sft`, or of a base with a bpe tokenizer; then files of preferences,
     .jsonl or .json, also .gz and .xz."""
     beta: float = 0.1
     """How much it costs to leave the model that it began with; lower goes further."""

@@ -18,6 +18,7 @@ from bardlet.errors import BardletError
 if TYPE_CHECKING:
     import numpy as np
 
+    from bardlet.config import TrainConfig
     from bardlet.corpus import Corpus
     from bardlet.evaluate import Score
     from bardlet.tokenizer import Tokenizer
@@ -156,7 +157,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if config.stage == "sft":
             _refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
                     "conversations")  # fmt: skip
-            return *answered(command, folder, model, words, device), f"held-out answers of {record['text']}"
+            return answered(command, config, record, model, words, device), 0, f"held-out answers of {record['text']}"
         found = corpus.find(config.text, config.field)
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
@@ -180,12 +181,12 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
 
 
-def answered(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int]:
-    """(score, 0): the loss on the answers that a run of `bardlet sft` did not learn from."""
-    from bardlet import checkpoint, dist, evaluate, loss
+def answered(command: Command, config: TrainConfig, record: dict[str, Any], model: Any, words: Tokenizer,
+             device: Any) -> Score:  # fmt: skip
+    """The loss on the answers that a run of `bardlet sft` did not learn from."""
+    from bardlet import dist, evaluate, loss
     from bardlet.align import sft
 
-    config, record = checkpoint.settings(folder, changed=True)
     found = sft.find(config)
     if found.hash != record.get("text_hash"):
         log.warning("%s is not what the run trained on any more; what is held out of it may have been learned from",
@@ -194,8 +195,7 @@ def answered(command: Command, folder: Path, model: Any, words: Tokenizer, devic
     batches = sft.held_out(held, replace(config, eval_tokens=0), int(words.pad_id or 0))
     rows = evaluate.rows_at_once(model.config, config.block_size)
     mean = evaluate.mean_loss(model, batches, device, dist.pick_dtype(command.dtype, device), rows, loss.answers)
-    text = words.decode(held.tokens[held.answer].tolist(), skip_special=True)
-    return evaluate.score(mean, int(held.answer.sum()) + 1, len(text), len(text.encode())), 0
+    return sft.score(held, words, mean)
 
 
 def encoded(found: Corpus, words: Tokenizer) -> tuple[np.ndarray, int, int, int]:

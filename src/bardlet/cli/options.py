@@ -44,6 +44,19 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None)
     raise BardletError(f"{what}; `bardlet {command} --help` lists the settings")
 
 
+def check_sampling(command: Any) -> None:
+    """BardletError where an option that says how to sample is out of its range, with that."""
+    for name, holds, what in (
+        ("tokens", command.tokens >= 1, "at least 1"),
+        ("temperature", 0 <= command.temperature < float("inf"), "0 or more, and finite"),
+        ("top-k", command.top_k is None or command.top_k >= 1, "at least 1"),
+        ("top-p", command.top_p is None or 0 < command.top_p <= 1, "above 0, at most 1"),
+        ("seed", command.seed is None or command.seed >= 0, "0 or more"),
+    ):
+        if not holds:
+            raise BardletError(f"--{name} {getattr(command, name.replace('-', '_'))}: it must be {what}")
+
+
 def _unboxed(boxed: str) -> str:
     """What a message of tyro says, without its frame and its advice."""
     lines = (line.strip("│╭╮╰╯─ ") for line in boxed.splitlines())

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bardlet.cli import console
-from bardlet.cli.options import parse
+from bardlet.cli.options import check_sampling, parse
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
@@ -46,15 +46,9 @@ class Command:
     """Print one JSON object on one line, last, instead of streaming."""
 
     def __post_init__(self) -> None:
-        for name, holds, what in (
-            ("tokens", self.tokens >= 1, "at least 1"), ("num", self.num >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more, and finite"),
-            ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
-        ):
-            if not holds:
-                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: it must be {what}")
+        if self.num < 1:
+            raise BardletError(f"--num {self.num}: it must be at least 1")
+        check_sampling(self)
 
 
 def main(argv: Sequence[str]) -> int:

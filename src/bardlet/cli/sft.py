@@ -19,7 +19,7 @@ class Command(stage.Stage):
 
     stage: tyro.conf.Suppress[StageName] = "sft"
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="BASE DATA [DATA ...]")] = ()
-    """The base, a run folder or a Hugging Face folder (gpt2, qwen3); then files of conversations, .jsonl or .json, also
+    """The base, a run folder with a bpe tokenizer (gpt2, qwen3); then files of conversations, .jsonl or .json, also
     .gz and .xz."""
     pack: bool = True
     """Several conversations in a row, none of which sees another; without it a row for each, filled up."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from bardlet.cli import train
 from bardlet.cli.options import parse
-from bardlet.config import Activation, Model
+from bardlet.config import Activation, Model, StageName, settings_in
 from bardlet.errors import BardletError
 
 
@@ -18,6 +19,8 @@ from bardlet.errors import BardletError
 class Stage(train.Command):
     """Settings of a stage. What the model decides that it begins with, and what other stages have, is not shown."""
 
+    block_size: int = 128
+    """Context window, in tokens; not given: that of the model."""
     init: tyro.conf.Suppress[str | None] = None
     model: tyro.conf.Suppress[Model] = "qwen3"
     tokenizer: tyro.conf.Suppress[Literal["auto", "char", "byte", "bpe"]] = "auto"
@@ -40,12 +43,16 @@ class Stage(train.Command):
     batch_tokens: tyro.conf.Suppress[int] = 4096
 
 
-def run(kind: type[Stage], argv: Sequence[str], name: str, example: str) -> int:
+def run(kind: type[Stage], argv: Sequence[str], name: StageName, example: str) -> int:
     """Read the command line of a stage, of which the first word is the model that it begins with, and train."""
-    command = parse(kind, argv, name, train.defaults(argv, kind))
-    if command.text and command.config is None:
+    settings = train.defaults(argv, kind)
+    command = parse(kind, argv, name, settings)
+    if command.config and "stage" in settings_in(Path(command.config)) and command.stage != name:
+        raise BardletError(f"{command.config}: its settings are those of `bardlet {command.stage}`, not of {name}")
+    if command.text != (settings.text if settings else ()):  # typed: else the file says what is learned
         first, *data = command.text
-        command = replace(command, init=first, text=tuple(data))
+        command = replace(command, init=first, text=tuple(data) or (settings.text if settings else ()))
+    command = replace(command, stage=name)
     if command.init is None:
         raise BardletError(f"name the model that is to learn, a run folder, and behind it a file: {example}")
     return train.start(command, argv)
