@@ -52,6 +52,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     base, base_words = hf.read_folder(args.base)
     assert base_words.hash == words.hash, "the two runs have another tokenizer each"
     config, known = checkpoint.settings(args.sft, changed=True)
+    assert config.val_part == "val", "its held-out conversations are not those that are measured here"
     held = sft.find(config).conversations()[1]
     held = held[:: -(-len(held) // args.most)]
     room = model.config.block_size
@@ -110,7 +111,8 @@ def answers(model: Any, words: Tokenizer, questions: list[str], args: argparse.N
     dist.keep_freed_memory()
     asked = [chat.encode(words, [{"role": "user", "content": question}], ask=True)[0] for question in questions]
     room = model.config.block_size // 2
-    return chat.answers(model, words, [ids for ids in asked if len(ids) <= room][: args.asked], room, args.temperature)
+    return chat.answers(model, words, [ids for ids in asked if len(ids) <= room][: args.asked],
+                        temperature=args.temperature)  # fmt: skip
 
 
 if __name__ == "__main__":

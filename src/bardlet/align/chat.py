@@ -83,13 +83,14 @@ def special(words: Tokenizer, name: str) -> int:
     return token
 
 
-def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int, temperature: float = 0.0,
-            seed: int = 0, top_k: int | None = None, rows: int = 32) -> list[tuple[str, bool]]:
+def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int | None = None,
+            temperature: float = 0.0, seed: int = 0, top_k: int | None = None,
+            rows: int = 32) -> list[tuple[str, bool]]:  # fmt: skip
     """What a model answers: (text, whether it ended by itself) of each.
 
     Args:
         asked: ids of conversations, (T,), up to where an answer begins.
-        tokens: at most so many for an answer.
+        tokens: at most so many for an answer; None: as many as the window has room for.
         temperature: 0: always the likeliest token; else among the top_k likeliest.
         rows: answered at once.
     """
@@ -97,8 +98,9 @@ def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: i
     made: list[list[int]] = []
     for first in range(0, len(asked), rows):
         prompts = [ids.tolist() for ids in asked[first : first + rows]]
+        room = tokens or max(1, model.config.block_size - max(map(len, prompts)))
         seeds = [seed + first + i for i in range(len(prompts))]
-        made += generate.generate(model, prompts, tokens, temperature=temperature, top_k=top_k, seed=seeds,
+        made += generate.generate(model, prompts, room, temperature=temperature, top_k=top_k, seed=seeds,
                                   stop_ids=stops)  # fmt: skip
     known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing
     ends = (special(words, "end"), words.eos_id)

@@ -266,7 +266,7 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
     first = [held.chosen.tokens[a:b][: int(held.chosen.answer[a:b].argmax())] for a, b in
              list(zip(held.chosen.starts, held.chosen.ends, strict=True))[:: max(1, len(held) // SHOWN)]]
     asked = [ids for ids in first if len(ids) < t.config.block_size // 2][:SHOWN]
-    made = chat.answers(model, words, asked, t.config.block_size // 2, **chat.SAMPLING)
+    made = chat.answers(model, words, asked, **chat.SAMPLING)
     sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
                          zip(asked, made, strict=True))
     t.record["finished"] = True

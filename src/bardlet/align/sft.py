@@ -223,7 +223,7 @@ def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
     model, words = hf.read_folder(t.run)
     model.to(t.dist.device)
     asked = [ids for ids in map(_question, _some(held, ASKED)) if 0 < len(ids) < t.config.block_size // 2]
-    made = chat.answers(model, words, asked, t.config.block_size // 2, **chat.SAMPLING)
+    made = chat.answers(model, words, asked, **chat.SAMPLING)
     t.record["ended"] = round(sum(ended for _, ended in made) / len(made), 4) if made else None
     sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
                          list(zip(asked, made, strict=True))[:SHOWN])
