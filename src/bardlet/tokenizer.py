@@ -20,6 +20,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,12 @@ class Tokenizer:
             return None
         return "".join(c for c, i in sorted(self.vocab.items(), key=lambda ci: ci[1]) if i not in self.special)
 
-    @property
+    @cached_property
     def lowercase(self) -> bool:
         """Whether capitals are made small before anything else."""
         return json.loads(self.json).get("normalizer") == LOWERCASE
 
-    @property
+    @cached_property
     def closed(self) -> bool:
         """Whether it is a bpe on bytes that at most makes a text lower case: what is no special token stays none."""
         return self.kind == "bpe" and json.loads(self.json).get("normalizer") in (None, LOWERCASE)
