@@ -81,10 +81,13 @@ def preparing(main: bool = True) -> Iterator[Callable[[str, int, int | None], No
 
 
 @contextmanager
-def training(already: int = 0) -> Iterator[Watch]:
-    """A `watch` for `fit`: a live bar with ETA, tokens/s and both losses on a terminal, else a line now and then."""
+def training(unit: str = "tokens") -> Iterator[Watch]:
+    """A `watch` for `fit`: a live bar with ETA, speed and both losses on a terminal, else a line now and then.
+
+    unit: what a step counts.
+    """
     if not sys.stdout.isatty():
-        yield _lines()
+        yield _lines(unit)
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -96,7 +99,7 @@ def training(already: int = 0) -> Iterator[Watch]:
         def watch(line: dict[str, Any]) -> None:
             nonlocal first
             first = line if first is None else first
-            facts = _facts(line, smooth(line["train_loss"]), first, time.monotonic() - begun)
+            facts = _facts(line, smooth(line["train_loss"]), first, time.monotonic() - begun, unit)
             progress.update(task, completed=line["step"], total=line["steps"], facts=facts)
 
         yield watch
@@ -114,16 +117,16 @@ class _Smooth:
         return loss if self.value is None else self.value
 
 
-def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float) -> str:
+def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float, unit: str) -> str:
     steps = line["step"] - first["step"]
     left = (line["steps"] - line["step"]) * spent / steps if steps else 0.0
     rate = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9) if steps else 0.0
     val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
     return (f"step {line['step']:>5}/{line['steps']}  train {train_loss:.4f}  val {val}  "
-            f"{rate:>7,.0f} tokens/s  ETA {clock_time(left)}")
+            f"{rate:>7,.0f} {unit}/s  ETA {clock_time(left)}")
 
 
-def _lines() -> Watch:
+def _lines(unit: str) -> Watch:
     begun, smooth = time.monotonic(), _Smooth()
     first: dict[str, Any] | None = None
     said, val = begun, None
@@ -134,7 +137,7 @@ def _lines() -> Watch:
         train_loss, now = smooth(line["train_loss"]), time.monotonic()
         if line["step"] == line["steps"] or line["val_loss"] != val or now - said > 10:
             said, val = now, line["val_loss"]
-            say(_facts(line, train_loss, first, now - begun))
+            say(_facts(line, train_loss, first, now - begun, unit))
 
     return watch
 

@@ -246,7 +246,7 @@ def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
         hf.write_folder(t.run, t.model, data.tokenizer)
     tell = report.trackers(t.config, t.run)
     told: set[str] = set()
-    with console.training() as watch:
+    with console.training({"sft": "answer tokens", "dpo": "pairs"}.get(t.config.stage, "tokens")) as watch:
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
