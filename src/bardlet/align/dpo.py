@@ -200,14 +200,13 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     ready = prepare(found, config, words, dist, progress)
     (learned, _), (held, _) = parts(ready, config)
     run = run or checkpoint.new_folder(Path(out) if out else None, f"{found.name}-dpo")
-    lengths = [side.ends - side.starts for side in held.sides]
     record: dict[str, Any] = {
         "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
         "tokens": int(sum(side.answer.sum() for side in learned.sides)), "minutes": config.minutes,
-        "longer": round(float(((lengths[0] > lengths[1]) + 0.5 * (lengths[0] == lengths[1])).mean()), 4),
         "base_hash": files.sha256(_weights(config)),
         "guessing": round(math.log(2), 4)}
     t = assemble(run, model, ready, config, dist, record)
+    record["longer"] = round(longer(held, config), 4)
     if config.steps is None and config.minutes is None:  # once is the habit: twice is soon too much
         t.config = replace(t.config, steps=record["batches"])
         t.state.steps = record["batches"]
@@ -228,6 +227,13 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
         if t.config != config:  # batches are then filled up to another multiple
             t.stage = make(t.config)
     return t
+
+
+def longer(held: Pairs, config: TrainConfig) -> float:
+    """The share of the pairs that fit into the window in which the chosen answer has more tokens; equal counts half."""
+    kept = _batches(held, config).kept
+    chosen, rejected = (side.ends[kept] - side.starts[kept] for side in held.sides)
+    return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())
 
 
 def said(t: Trainer, ready: Prepared) -> tuple[list[str], float]:
