@@ -51,8 +51,8 @@ def break_off_after(step: int, patch: pytest.MonkeyPatch) -> None:
     """Have the next run die in the middle of things once `step` steps were made."""
     real = console._lines
 
-    def lines() -> console.Watch:
-        watch = real()
+    def lines(unit: str) -> console.Watch:
+        watch = real(unit)
 
         def see(line: dict[str, Any]) -> None:
             watch(line)

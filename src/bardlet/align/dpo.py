@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,7 +188,6 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                 progress: Progress | None = None, begun: float | None = None,
                 in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, Prepared]:
     """A model that answers, preferences and optimizers: a run that has not begun. Arguments: `pretrain`'s."""
-    begun = time.monotonic() if begun is None else begun
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     model, words, config = base.begin(config, dist, given, {} if run else FINE["dpo"], in_file)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +150,6 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                 progress: Progress | None = None, begun: float | None = None,
                 in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedChats]:
     """A base, conversations and optimizers for `config`: a run that has not begun. Arguments: `pretrain`'s."""
-    begun = time.monotonic() if begun is None else begun
     if out is not None:
         checkpoint.new_folder(Path(out), "")  # before the long part
     # a run that begins again has its rates
