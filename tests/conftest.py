@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bardlet.config import WITHOUT
 
@@ -25,6 +28,23 @@ def settings_of(model: str, words: Sequence[str]) -> list[str]:
     pairs = zip(words[::2], words[1::2], strict=True)
     return [word for name, value in pairs if model not in WITHOUT.get(name[2:].replace("-", "_"), ())
             for word in (name, value)]
+
+
+def power_cut(words: Sequence[str | Path], step: int = 7) -> None:
+    """`bardlet WORDS` in a process that ends without a word in the update after so many."""
+    cut = ("import os, sys, bardlet.train as t; done, step = [], t.train_step\n"
+           f"def ending(*a):\n    os._exit(9) if len(done) == {step} else done.append(1)\n    return step(*a)\n"
+           "t.train_step = ending\nfrom bardlet.cli import main; main(sys.argv[1:])")  # fmt: skip
+    command = [sys.executable, "-c", cut, *map(str, words)]
+    assert subprocess.run(command, capture_output=True).returncode == 9
+
+
+def assert_same_run(whole: Path, again: Path, step: int) -> None:
+    """The weights at both roots are the same bits, and so is what the checkpoint of `step` keeps besides."""
+    for name in ("model.safetensors", f"checkpoints/step-{step:08}/trainer.safetensors"):
+        one, other = load_file(whole / name), load_file(again / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
 
 
 @pytest.fixture(scope="session", autouse=True)

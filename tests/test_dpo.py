@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import assert_same_run, power_cut
 
 from bardlet import checkpoint, examples, hf, loss
 from bardlet.align import chat, dpo, preferences
@@ -141,20 +139,13 @@ def test_a_run_goes_on_bit_for_bit(model: Path, pairs: Path, bardlet: Callable[.
     shutil.copytree(model, base)
     words = ["dpo", str(base), str(pairs), *FINE, "--steps", "12", "--save-every", "5", "--grad-accum", "2"]
     bardlet(*words, "--out", tmp_path / "whole")
-    power_cut = ("import os, sys, bardlet.train as t; step = t.train_step; n = [0]\n"
-                 "def cut(*a):\n    n[0] += 1\n    os._exit(9) if n[0] == 8 else None\n    return step(*a)\n"
-                 "t.train_step = cut\nfrom bardlet.cli import main; main(sys.argv[1:])")  # fmt: skip
-    command = [sys.executable, "-c", power_cut, *words, "--out", str(tmp_path / "again")]
-    assert subprocess.run(command, capture_output=True).returncode == 9
+    power_cut([*words, "--out", tmp_path / "again"])
     weights = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert main(["resume", str(tmp_path / "again")]) == 1  # the reference is another one
     (base / "model.safetensors").write_bytes(weights)
     assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
-    for name in ("model.safetensors", "checkpoints/step-00000012/trainer.safetensors"):
-        whole, again = (load_file(tmp_path / folder / name) for folder in ("whole", "again"))
-        assert whole.keys() == again.keys()
-        assert all(torch.equal(tensor, again[key]) for key, tensor in whole.items()), name
+    assert_same_run(tmp_path / "whole", tmp_path / "again", 12)
 
 
 @pytest.mark.parametrize(("record", "what"), [

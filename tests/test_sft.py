@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import assert_same_run, power_cut
 from safetensors.torch import load_file
 
 from bardlet import checkpoint, hf
@@ -105,16 +104,9 @@ def test_a_run_goes_on_bit_for_bit(base: Path, chats: Path, settings: list[str],
     """Its process ends at step 7; resumed it goes on from the checkpoint of step 5, and has not begun again."""
     words = ["sft", str(base), str(chats), *FINE, *settings, "--steps", "12", "--save-every", "5"]
     bardlet(*words, "--out", tmp_path / "whole")
-    power_cut = ("import os, sys, bardlet.train as t; step = t.train_step; n = [0]\n"
-                 "def cut(*a):\n    n[0] += 1\n    os._exit(9) if n[0] == 8 else None\n    return step(*a)\n"
-                 "t.train_step = cut\nfrom bardlet.cli import main; main(sys.argv[1:])")  # fmt: skip
-    command = [sys.executable, "-c", power_cut, *words, "--out", str(tmp_path / "again")]
-    assert subprocess.run(command, capture_output=True).returncode == 9
+    power_cut([*words, "--out", tmp_path / "again"])
     assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
-    for name in ("model.safetensors", "checkpoints/step-00000012/trainer.safetensors"):
-        whole, again = (load_file(tmp_path / run / name) for run in ("whole", "again"))
-        assert whole.keys() == again.keys()
-        assert all(torch.equal(tensor, again[key]) for key, tensor in whole.items()), name
+    assert_same_run(tmp_path / "whole", tmp_path / "again", 12)
 
 
 def test_a_run_is_repeated_from_its_run_toml(run: Path, bardlet: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

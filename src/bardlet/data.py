@@ -377,13 +377,18 @@ class Windows:
         starts = np.concatenate([self.starts(int(e))[within[epochs == e]] for e in np.unique(epochs)])
         return _windows_at(self.tokens, starts, self.block_size)
 
-
     def place(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
         first = step * self.batch_size
         (epoch, start), (later, end) = (divmod(i, self.windows_per_epoch) for i in (first, first + self.batch_size - 1))
         until = f"{end + 1}" if later == epoch else f"{end + 1} of epoch {later + 1}"
         return f"windows {start + 1} to {until}, of {self.windows_per_epoch:,}, in epoch {epoch + 1}"
+
+
+def place_of_batch(step: int, batches_per_epoch: int) -> str:
+    """Where the batch of a step lies, in words, where an epoch has whole batches."""
+    epoch, within = divmod(step, batches_per_epoch)
+    return f"batch {within + 1} of {batches_per_epoch:,}, in epoch {epoch + 1}"
 
 
 def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> list[Batch]:

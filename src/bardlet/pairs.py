@@ -229,7 +229,7 @@ class PairBatches:
         """Where the batch of a step lies, in words."""
         epoch, within = divmod(step, self.batches_per_epoch)
         pairs = self.epoch(epoch)[within] + 1
-        return (f"batch {within + 1} of {self.batches_per_epoch:,}, in epoch {epoch + 1}, with the pairs "
+        return (f"{data.place_of_batch(step, self.batches_per_epoch)}, with the pairs "
                 f"{', '.join(map(str, pairs[:5]))}{' ...' if len(pairs) > 5 else ''}")
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -262,23 +262,29 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
         record: what run.toml says happened, to which more is added.
         resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
     """
+    return trainer(run, model, lambda c: next_token_stage(ready, c, dist, record), config, dist, record, resumed)
+
+
+def trainer(run: Path, model: Any, stage: Callable[[TrainConfig], Stage], config: TrainConfig, dist: Dist,
+            record: dict[str, Any], resumed: bool) -> Trainer:
+    """A `Trainer` at step 0 of the stage that `stage` makes of settings. The other arguments are those of `assemble`.
+
+    The stage is made once more where its batches have to be computed in smaller pieces than the settings say.
+    """
     config = settled(config, dist)
-    t = trainer(run, model, next_token_stage(ready, config, dist, record), config, dist, record)
-    if not resumed:
-        memory.fit_micro_batches(t)
-    return t
-
-
-def trainer(run: Path, model: Any, stage: Stage, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Trainer:
-    """A `Trainer` at step 0 of any stage, on settings that are `settled`."""
     if config.batch_size % dist.world and not config.parallel:
         raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
                            f"take a multiple of {dist.world}")
     model.to(dist.device)
     record["parameters"] = sum(p.numel() for p in model.parameters())
     machine = distributed.machine(dist, config.dtype, config.threads or 1)
-    return Trainer(run, model, optim.build(model, config), stage, config, dist, machine, record,
-                   State(steps=config.steps or 0, replans=list(config.replans[:1])))
+    t = Trainer(run, model, optim.build(model, config), stage(config), config, dist, machine, record,
+                State(steps=config.steps or 0, replans=list(config.replans[:1])))
+    if not resumed:
+        memory.fit_micro_batches(t)
+        if t.config != config:  # rows are then filled up to another multiple
+            t.stage = stage(t.config)
+    return t
 
 
 def said(t: Trainer, ready: Prepared) -> tuple[list[str], float]:

@@ -200,13 +200,7 @@ def _with_shape(config: TrainConfig, shape: tuple[int, int, int]) -> TrainConfig
 def assemble(run: Path, model: Any, ready: PreparedPairs, config: TrainConfig, dist: Dist,
              record: dict[str, Any], resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the pairs, settings resolved. Arguments: `pretrain`'s."""
-    config = pretrain.settled(config, dist)
-    t = pretrain.trainer(run, model, pair_stage(ready, config, dist, record), config, dist, record)
-    if not resumed:
-        memory.fit_micro_batches(t)
-        if t.config != config:  # rows are then filled up to another multiple
-            t.stage = pair_stage(ready, t.config, dist, record)
-    return t
+    return pretrain.trainer(run, model, lambda c: pair_stage(ready, c, dist, record), config, dist, record, resumed)
 
 
 def held_out_text(ready: PreparedPairs, config: TrainConfig) -> tuple[int, int]:

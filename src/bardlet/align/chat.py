@@ -8,7 +8,7 @@ content `<|` is written `< |`, here and in the template that transformers reads,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,20 @@ SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
 """How a finished run answers on its card."""
 
 
-def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def marks_of(words: Tokenizer) -> dict[str, int]:
+    """The ids of the template's special tokens, by name. Raises as `special` does."""
+    return {name: special(words, name) for name in (*ROLES, "end")}
+
+
+def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False,
+           marks: Mapping[str, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A conversation as tokens, and which of them the assistant wrote.
 
     Args:
         words: a tokenizer with the tokens of the template.
         messages: in their order.
         ask: let the assistant's next answer begin.
+        marks: those of `words`, where somebody has looked them up already.
 
     Returns:
         (ids, answer): int64 and boolean, both (T,). answer is True for the words of the assistant's messages and the
@@ -48,7 +55,7 @@ def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False) -> 
     Raises:
         BardletError: a tokenizer without these tokens; no message, or one that is none, and which.
     """
-    marks = {name: special(words, name) for name in (*ROLES, "end")}
+    marks = marks or marks_of(words)
     ids: list[int] = []
     answer: list[bool] = []
     for message in check(messages):

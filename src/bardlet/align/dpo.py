@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bardlet import checkpoint, data, examples, files, hf, loss, memory, pretrain, report
+from bardlet import checkpoint, data, examples, files, hf, loss, pretrain, report
 from bardlet import train as training
 from bardlet.align import base, chat, preferences
+from bardlet.align.packing import PARTS
 from bardlet.align.preferences import PairBatches, Pairs, PreparedPairs
 from bardlet.config import FINE, TrainConfig
 from bardlet.corpus import cache_folder
@@ -46,6 +48,8 @@ class Prepared:
     pairs: PreparedPairs
     train_reference: np.ndarray
     val_reference: np.ndarray
+    base_hash: str
+    """sha256 (hex) of the reference's weights."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -68,47 +72,49 @@ def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist:
     if words is None or config.init is None:
         raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
     pairs = preferences.prepare(found, words, dist, progress)
-    known = files.sha256(_weights(config))
+    known = files.sha256(files.inside(Path(config.init), "model.safetensors"))
     key = hashlib.sha256(f"{found.hash} {words.hash} {known} {config.block_size} {config.dtype}".encode()).hexdigest()
     folder = cache_folder() / "tokens" / f"{found.name[:60]}-reference-{key[:16]}"
 
     def build(whole: Path) -> None:
         model, _ = hf.read_folder(Path(str(config.init)))
         model.to(dist.device)
-        for part in preferences.PARTS:
+        for part in PARTS:
             if progress:
                 progress(f"reference, {part}", 0, None)
             np.save(whole / f"{part}.npy", reference(model, getattr(pairs, part), config, dist))
-        files.seal(whole, [f"{part}.npy" for part in preferences.PARTS])
+        files.seal(whole, [f"{part}.npy" for part in PARTS])
 
     def read(made: Path) -> tuple[np.ndarray, np.ndarray]:
         data.check(made)
-        train, val = (np.load(made / f"{part}.npy") for part in preferences.PARTS)
+        train, val = (np.load(made / f"{part}.npy") for part in PARTS)
         return train, val
 
     with dist.main_first():
-        return Prepared(pairs, *data.cached(folder, build, read))
-
-
-def _weights(config: TrainConfig) -> Path:
-    """The file with the weights of the reference. BardletError where it is not there."""
-    return files.inside(Path(str(config.init)), "model.safetensors")
+        return Prepared(pairs, *data.cached(folder, build, read), known)
 
 
 @torch.no_grad()
 def reference(model: Any, pairs: Pairs, config: TrainConfig, dist: Dist) -> np.ndarray:
     """log p of both answers of each pair: (N, 2) float32; 0 for a pair that does not fit into the window."""
-    batches, made = _batches(pairs, config), np.zeros((len(pairs), 2), np.float32)
+    made = np.zeros((len(pairs), 2), np.float32)
     with evaluating(model):
-        for which in batches.all():
-            batch = {name: x.to(dist.device) for name, x in batches.of(which).items()}
-            with autocast(config.dtype, dist.device):
-                made[which] = loss.pair_log_probability(model, batch).cpu().numpy()
+        for which, logp_B2 in _log_probabilities(model, _batches(pairs, config), config, dist):
+            made[which] = logp_B2.numpy()
     return made
 
 
-def _batches(pairs: Pairs, config: TrainConfig, pad: int = 0) -> PairBatches:
-    return PairBatches(pairs, config.block_size, AT_ONCE, 0, pad)
+def _batches(pairs: Pairs, config: TrainConfig) -> PairBatches:
+    return PairBatches(pairs, config.block_size, AT_ONCE, 0, pad=0)
+
+
+def _log_probabilities(model: Any, batches: PairBatches, config: TrainConfig,
+                       dist: Dist) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(numbers of some pairs, log p of both answers of each, (B, 2) on the CPU), until all have come."""
+    for which in batches.all():
+        batch = {name: dist.put(x) for name, x in batches.of(which).items()}
+        with autocast(config.dtype, dist.device):
+            yield which, loss.pair_log_probability(model, batch).cpu()
 
 
 def parts(ready: Prepared, config: TrainConfig) -> tuple[tuple[Pairs, np.ndarray], tuple[Pairs, np.ndarray]]:
@@ -140,12 +146,8 @@ def measure(model: Any, pairs: Pairs, reference_N2: np.ndarray, config: TrainCon
     batches = _batches(pairs, config)
     every = -(-len(batches.kept) // most) if most else 1
     batches.kept = batches.kept[::every]
-    rewards = []
-    for which in batches.all():
-        batch = {name: x.to(dist.device) for name, x in batches.of(which).items()}
-        with autocast(config.dtype, dist.device):
-            policy_B2 = loss.pair_log_probability(model, batch).cpu()
-        rewards.append(config.beta * (policy_B2 - torch.from_numpy(reference_N2[which])).double())
+    rewards = [config.beta * (policy_B2 - torch.from_numpy(reference_N2[which])).double()
+               for which, policy_B2 in _log_probabilities(model, batches, config, dist)]
     if not rewards:
         return Figures(math.nan, math.nan, math.nan)
     chosen, rejected = torch.cat(rewards).unbind(1)
@@ -176,7 +178,7 @@ def preference_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
     def evaluate(model: Any) -> float:
         return measure(model, held, held_known, config, dist, most).loss
 
-    return Stage(batches.batch, learn, count_pairs, evaluate, batches.said_of, batches.widest)
+    return Stage(batches.batch, learn, count_pairs, evaluate, batches.place, batches.widest)
 
 
 def count_pairs(batch: loss.Batch) -> int:
@@ -201,7 +203,6 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     record: dict[str, Any] = {
         "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
         "tokens": int(sum(side.answer.sum() for side in learned.sides)), "minutes": config.minutes,
-        "base_hash": files.sha256(_weights(config)),
         "guessing": round(math.log(2), 4)}
     t = assemble(run, model, ready, config, dist, record)
     record["longer"] = round(longer(held, config), 4)
@@ -214,17 +215,11 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
 def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any],
              resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the preferences, settings resolved. Arguments: `pretrain`'s."""
-    make: Callable[[TrainConfig], Stage] = lambda c: preference_stage(ready, c, dist, record)  # noqa: E731
-    if resumed and record.get("base_hash") != files.sha256(_weights(config)):
+    if record.setdefault("base_hash", ready.base_hash) != ready.base_hash:
         raise BardletError(f"{config.init}: is not the model any more that the run began with, which is its reference; "
                            "put it back")
-    config = pretrain.settled(config, dist)
-    t = pretrain.trainer(run, model, make(config), config, dist, record)
-    if not resumed:
-        memory.fit_micro_batches(t)
-        if t.config != config:  # batches are then filled up to another multiple
-            t.stage = make(t.config)
-    return t
+    make = partial(preference_stage, ready, dist=dist, record=record)
+    return pretrain.trainer(run, model, make, config, dist, record, resumed)
 
 
 def longer(held: Pairs, config: TrainConfig) -> float:

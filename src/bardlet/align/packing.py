@@ -11,14 +11,20 @@ each but the first is predicted.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from bardlet import data
 from bardlet.loss import IGNORE, Batch
+
+PARTS = ("train", "val")
+ARRAYS = ("tokens", "answer", "ends")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,24 @@ class Chats:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @staticmethod
+    def of(rows: Sequence[tuple[np.ndarray, np.ndarray]], dtype: Any) -> Chats:
+        """From (ids, answer) of each, as `chat.encode` gives them; the tokens get `dtype`."""
+        ids, answers = zip(*rows, strict=True)
+        return Chats(np.concatenate(ids).astype(dtype), np.concatenate(answers), np.cumsum([len(row) for row in ids]))
+
+    def save(self, folder: Path, name: str) -> list[str]:
+        """A file of numpy's for each array; returns their names."""
+        made = {f"{name}.{array}.npy": getattr(self, array) for array in ARRAYS}
+        for file, array in made.items():
+            np.save(folder / file, array)
+        return list(made)
+
+    @staticmethod
+    def load(folder: Path, name: str) -> Chats:
+        """What `save` wrote, memory-mapped."""
+        return Chats(*(np.load(folder / f"{name}.{array}.npy", mmap_mode="r") for array in ARRAYS))
 
     def part(self, which: slice) -> Chats:
         """The conversations of a slice without step."""
@@ -66,14 +90,16 @@ class Fitted:
 def fitted(chats: Chats, longest: int) -> Fitted:
     """Cut the conversations that need more than `longest` positions behind their last answer that fits."""
     length = chats.ends - chats.starts - 1
+    if not chats.answer.any():
+        return Fitted(np.zeros(0, np.int64), length[:0], cut=0, left_out=0, unanswered=len(chats))
     # an answer ends where the next token is none of it; conversations end there, too
     after = np.append(chats.answer[1:], False)
     after[chats.ends - 1] = False
     stops = np.flatnonzero(chats.answer & ~after)  # the last tokens of all answers, ascending
     room = np.minimum(chats.ends, chats.starts + longest + 1)
     last = np.searchsorted(stops, room) - 1  # of each conversation the last answer that ends before there is no room
-    fits = (last >= 0) & (stops[np.maximum(last, 0)] > chats.starts) if len(stops) else np.zeros(len(chats), bool)
-    short = np.where(fits & (length > longest), stops[np.maximum(last, 0)] - chats.starts if len(stops) else 0, length)
+    fits = (last >= 0) & (stops[np.maximum(last, 0)] > chats.starts)
+    short = np.where(fits & (length > longest), stops[np.maximum(last, 0)] - chats.starts, length)
     which = np.flatnonzero(fits)
     before = np.concatenate(([0], np.cumsum(chats.answer)))
     unanswered = int((before[chats.ends] == before[chats.starts]).sum())
@@ -124,8 +150,8 @@ class ChatBatches:
         self.length = self.fitted.length[self.order]  # of each slot; they descend
         slots = len(self.length)
         alone = np.arange(slots), np.zeros(slots, np.int64)
-        row, place = pack(self.length, block_size) if packed else alone
-        self.place = place  # the first position of each slot in its row
+        row, first = pack(self.length, block_size) if packed else alone
+        self.first = first  # position of each slot in its row
         self.number_of_rows = int(row.max()) + 1 if slots else 0
         self.slots = np.split(np.argsort(row, kind="stable"), np.cumsum(np.bincount(row))[:-1]) if slots else []
         self.batches_per_epoch = -(-self.number_of_rows // rows)
@@ -170,7 +196,7 @@ class ChatBatches:
         for b, row in enumerate(rows):
             for number, slot in enumerate(self.slots[row], 1):
                 first, n = int(self.chats.starts[chat[slot]]), int(self.length[slot])
-                here = slice(int(self.place[slot]), int(self.place[slot]) + n)
+                here = slice(int(self.first[slot]), int(self.first[slot]) + n)
                 ids = self.chats.tokens[first : first + n + 1].astype(np.int64)  # uint16 could not hold IGNORE
                 idx[b, here] = ids[:-1]
                 target[b, here] = np.where(self.chats.answer[first + 1 : first + n + 1], ids[1:], IGNORE)
@@ -178,7 +204,6 @@ class ChatBatches:
         made = {"idx": idx, "target": target, **({"segment": segment} if self.packed else {})}
         return {name: torch.from_numpy(x) for name, x in made.items()}
 
-    def said_of(self, step: int) -> str:
+    def place(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
-        epoch, within = divmod(step, self.batches_per_epoch)
-        return f"batch {within + 1} of {self.batches_per_epoch:,}, in epoch {epoch + 1}"
+        return data.place_of_batch(step, self.batches_per_epoch)

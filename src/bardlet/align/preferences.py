@@ -7,7 +7,6 @@ positions: each but the last is read, each but the first is predicted. The loss 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from bardlet import data, files
 from bardlet.align import chat
-from bardlet.align.packing import Chats
+from bardlet.align.packing import PARTS, Chats
 from bardlet.corpus import cache_folder
 from bardlet.data import Progress
 from bardlet.dist import Dist
@@ -25,10 +24,8 @@ from bardlet.examples import Examples, Preference
 from bardlet.loss import IGNORE, Batch
 from bardlet.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 SIDES = ("chosen", "rejected")
-PARTS = ("train", "val")
-ARRAYS = ("tokens", "answer", "ends")
 
 
 @dataclass(frozen=True)
@@ -74,40 +71,31 @@ def prepare(found: Examples, words: Tokenizer, dist: Dist, progress: Progress | 
 
 def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress | None) -> None:
     """Writes the arrays of both parts and sides into an empty folder."""
-    names = []
+    names: list[str] = []
     for part, preferences in zip(PARTS, found.preferences(), strict=True):
         if progress:
             progress(f"tokens, {part}", 0, len(preferences))
         for side in SIDES:
-            chats = encoded(words, preferences, side)
-            for name in ARRAYS:
-                names.append(f"{part}.{side}.{name}.npy")
-                np.save(folder / names[-1], getattr(chats, name))
-    (folder / "prepared.json").write_text(json.dumps({}) + "\n", encoding="utf-8")
-    files.seal(folder, [*names, "prepared.json"])
+            names += encoded(words, preferences, side).save(folder, f"{part}.{side}")
+    files.seal(folder, names)
 
 
 def encoded(words: Tokenizer, preferences: Sequence[Preference], side: str) -> Chats:
     """The chosen or the rejected answers, each behind its question."""
-    end = [chat.special(words, "end")]
-    tokens, answer = [], []
+    marks, rows = chat.marks_of(words), []
     for one in preferences:
-        asked = chat.encode(words, one.prompt, ask=True)[0]
-        said = np.concatenate((words.encode(chat.without_marks(getattr(one, side))), end))
-        tokens.append(np.concatenate((asked, said)))
-        answer.append(np.arange(len(tokens[-1])) >= len(asked))
-    lengths = [len(ids) for ids in tokens]
-    return Chats(np.concatenate(tokens).astype(words.dtype), np.concatenate(answer), np.cumsum(lengths))
+        last = {"role": "assistant", "content": getattr(one, side)}
+        ids, answer = chat.encode(words, [*one.prompt, last], marks=marks)
+        begins = len(answer) - int(answer[::-1].argmin())  # answers before the last do not count
+        rows.append((ids, np.arange(len(ids)) >= begins))
+    return Chats.of(rows, words.dtype)
 
 
 def _open(folder: Path, words: Tokenizer) -> PreparedPairs:
     data.check(folder)
 
-    def pairs(part: str) -> Pairs:
-        return Pairs(*(Chats(*(np.load(folder / f"{part}.{side}.{name}.npy", mmap_mode="r") for name in ARRAYS))
-                       for side in SIDES))
-
-    return PreparedPairs(pairs("train"), pairs("val"), words)
+    train, val = (Pairs(*(Chats.load(folder, f"{part}.{side}") for side in SIDES)) for part in PARTS)
+    return PreparedPairs(train, val, words)
 
 
 class PairBatches:
@@ -151,7 +139,6 @@ class PairBatches:
         ids = torch.zeros((self.rows, 2, self.block_size), dtype=torch.int64)
         return {"idx": ids, "target": ids, "number": torch.zeros(self.rows, dtype=torch.int64)}
 
-    def said_of(self, step: int) -> str:
+    def place(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
-        epoch, within = divmod(step, self.batches_per_epoch)
-        return f"batch {within + 1} of {self.batches_per_epoch:,}, in epoch {epoch + 1}"
+        return data.place_of_batch(step, self.batches_per_epoch)

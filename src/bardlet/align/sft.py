@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from bardlet import checkpoint, data, evaluate, examples, files, hf, loss, memory, pretrain, report
+from bardlet import checkpoint, data, evaluate, examples, files, hf, loss, pretrain, report
 from bardlet import train as training
 from bardlet.align import base, chat
-from bardlet.align.packing import ChatBatches, Chats
+from bardlet.align.packing import PARTS, ChatBatches, Chats
 from bardlet.config import FINE, TrainConfig
 from bardlet.corpus import cache_folder
 from bardlet.data import Progress
@@ -69,34 +69,26 @@ def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist:
         return data.cached(folder, lambda whole: _build(found, words, whole, progress), lambda made: _open(made, words))
 
 
-PARTS = ("train", "val")
-ARRAYS = ("tokens", "answer", "ends")
-
-
 def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress | None) -> None:
     """Writes the arrays of both parts and prepared.json into an empty folder."""
-    both = found.conversations()
+    both, names, marks = found.conversations(), ["prepared.json"], chat.marks_of(words)
     for part, conversations in zip(PARTS, both, strict=True):
         rows = []
         for number, messages in enumerate(conversations):
             if progress and number % 1000 == 0:
                 progress(f"tokens, {part}", number, len(conversations))
-            rows.append(chat.encode(words, messages))
-        arrays = (np.concatenate([ids for ids, _ in rows]).astype(words.dtype),
-                  np.concatenate([answer for _, answer in rows]), np.cumsum([len(ids) for ids, _ in rows]))
-        for name, array in zip(ARRAYS, arrays, strict=True):
-            np.save(folder / f"{part}.{name}.npy", array)
+            rows.append(chat.encode(words, messages, marks=marks))
+        names += Chats.of(rows, words.dtype).save(folder, part)
     known = {json.dumps(messages) for messages in both[0]}
     leaked = sum(json.dumps(messages) in known for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
-    files.seal(folder, [*(f"{part}.{name}.npy" for part in PARTS for name in ARRAYS), "prepared.json"])
+    files.seal(folder, names)
 
 
 def _open(folder: Path, words: Tokenizer) -> PreparedChats:
     data.check(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    train, val = (Chats(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r")
-                          for name in ARRAYS)) for part in PARTS)
+    train, val = (Chats.load(folder, part) for part in PARTS)
     return PreparedChats(train, val, words, facts["leaked"])
 
 
@@ -130,7 +122,7 @@ def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: di
         rows = record.get("evaluation_rows") or evaluate.rows_at_once(model.config, config.block_size)
         return evaluate.mean_loss(model, look_at, dist.device, config.dtype, rows, loss.answers)
 
-    return Stage(batches.batch, loss.answers, loss.count_targets, validation_loss, batches.said_of, batches.widest)
+    return Stage(batches.batch, loss.answers, loss.count_targets, validation_loss, batches.place, batches.widest)
 
 
 def held_out(held: Chats, config: TrainConfig, pad: int) -> list[loss.Batch]:
@@ -174,13 +166,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
 def assemble(run: Path, model: Any, ready: PreparedChats, config: TrainConfig, dist: Dist,
              record: dict[str, Any], resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the answers, settings resolved. Arguments: `pretrain`'s."""
-    config = pretrain.settled(config, dist)
-    t = pretrain.trainer(run, model, chat_stage(ready, config, dist, record), config, dist, record)
-    if not resumed:
-        memory.fit_micro_batches(t)
-        if t.config != config:  # rows are then filled up to another multiple
-            t.stage = chat_stage(ready, t.config, dist, record)
-    return t
+    return pretrain.trainer(run, model, lambda c: chat_stage(ready, c, dist, record), config, dist, record, resumed)
 
 
 def said(t: Trainer, ready: PreparedChats) -> tuple[list[str], float]:
