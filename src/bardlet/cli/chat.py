@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from bardlet.cli import console
-from bardlet.cli.options import check_sampling, parse
+from bardlet.cli.options import Sampling, parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ HELP = """/again       another answer to the last question
 /quit        end (Ctrl-D does it, too); Ctrl-C stops an answer"""
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, kw_only=True)
+class Command(Sampling):
     """Talk to a model. Lines come from standard input; /help lists what else can be said."""
 
     run: Annotated[str, tyro.conf.Positional]
@@ -40,29 +40,16 @@ class Command:
     """The longest answer; at most half of the model's window."""
     temperature: float = 0.7
     """Below 1 more careful, above 1 wilder; 0: always the likeliest token."""
-    top_k: int | None = 50
-    """Choose among the k likeliest tokens."""
-    top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability."""
     seed: int | None = None
     """The same seed gives the same answers; none: others each time."""
-    device: str = "auto"
-    """cpu, cuda, mps; auto takes a GPU where there is one."""
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Precision of the weights."""
     json: bool = False
     """Print one JSON object on one line, last: the conversation."""
-
-    def __post_init__(self) -> None:
-        check_sampling(self)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "chat")
     console.show_notices()
-    import torch
-
     from bardlet import checkpoint, dist, hf
     from bardlet.align.talk import Talk
 
@@ -74,12 +61,7 @@ def main(argv: Sequence[str]) -> int:
     documents = 2
     if (folder / "run.toml").exists():
         documents = checkpoint.settings(folder, changed=True)[1].get("documents", 2)
-    dist.place(model, command.device, command.dtype)
-    options: dict[str, Any] = {name: getattr(command, name) for name in ("temperature", "top_k", "top_p")}
-    if command.dtype == "int8":
-        options["dtype"] = torch.int8
-    seed = int(torch.seed() % 2**31) if command.seed is None else command.seed
-    talk = Talk(model, words, command.system, command.tokens, seed, documents, **options)
+    talk = Talk(model, words, command.system, command.tokens, documents=documents, **command.prepared(model))
     if not talk.answers:
         why = "answers by another template than bardlet's" if words.chat_template else "has not learned to answer"
         log.warning("%s %s: it goes on with what you write; `bardlet sft %s DATA` teaches it to answer", folder, why,

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -44,17 +45,46 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None)
     raise BardletError(f"{what}; `bardlet {command} --help` lists the settings")
 
 
-def check_sampling(command: Any) -> None:
-    """BardletError where an option that says how to sample is out of its range, with that."""
-    for name, holds, what in (
-        ("tokens", command.tokens >= 1, "at least 1"),
-        ("temperature", 0 <= command.temperature < float("inf"), "0 or more, and finite"),
-        ("top-k", command.top_k is None or command.top_k >= 1, "at least 1"),
-        ("top-p", command.top_p is None or 0 < command.top_p <= 1, "above 0, at most 1"),
-        ("seed", command.seed is None or command.seed >= 0, "0 or more"),
-    ):
-        if not holds:
-            raise BardletError(f"--{name} {getattr(command, name.replace('-', '_'))}: it must be {what}")
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a command lets a model write."""
+
+    tokens: int = 500
+    """How many tokens to write."""
+    temperature: float = 0.8
+    """Below 1 more careful, above 1 wilder; 0: always the likeliest token."""
+    top_k: int | None = 50
+    """Choose among the k likeliest tokens."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    seed: int | None = None
+    """The same seed gives the same text; none: another text each time."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU where there is one."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Precision of the weights; int8 is the fastest on a CPU, and rounds them anew for every call."""
+
+    def __post_init__(self) -> None:
+        for name, holds, what in (
+            ("tokens", self.tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more, and finite"),
+            ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+        ):
+            if not holds:
+                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: it must be {what}")
+
+    def prepared(self, model: Any) -> dict[str, Any]:
+        """Put `model` on its device; returns the options that `generate.stream` wants."""
+        import torch
+
+        from bardlet import dist
+
+        dist.place(model, self.device, self.dtype)
+        seed = int(torch.seed() % 2**31) if self.seed is None else self.seed
+        options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": seed}
+        return {**options, "dtype": torch.int8} if self.dtype == "int8" else options
 
 
 def _unboxed(boxed: str) -> str:

@@ -7,56 +7,40 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
 from bardlet.cli import console
-from bardlet.cli.options import check_sampling, parse
+from bardlet.cli.options import Sampling, parse
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Sampling):
     """Let a model write. The text goes to standard output as it is made."""
 
     run: Annotated[str, tyro.conf.Positional]
     """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
     prompt: str = ""
     """What the text begins with; none: where a text begins."""
-    tokens: int = 500
-    """How many tokens to write."""
-    temperature: float = 0.8
-    """Below 1 more careful, above 1 wilder; 0: always the likeliest token."""
-    top_k: int | None = 50
-    """Choose among the k likeliest tokens."""
-    top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability."""
-    seed: int | None = None
-    """The same seed gives the same text; none: another text each time."""
     num: int = 1
     """How many texts."""
-    device: str = "auto"
-    """cpu, cuda, mps; auto takes a GPU where there is one."""
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Precision of the weights; int8 is the fastest on a CPU, and rounds them anew for every call."""
     json: bool = False
     """Print one JSON object on one line, last, instead of streaming."""
 
     def __post_init__(self) -> None:
         if self.num < 1:
             raise BardletError(f"--num {self.num}: it must be at least 1")
-        check_sampling(self)
+        super().__post_init__()
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "sample")
     console.show_notices()
-    import torch
-
     from bardlet import checkpoint, dist, hf, writing
 
     dist.keep_freed_memory()
@@ -74,12 +58,7 @@ def main(argv: Sequence[str]) -> int:
         prompt = writing.prompt_ids(words, command.prompt, documents)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
-    dist.place(model, command.device, command.dtype)
-    seed = int(torch.seed() % 2**31) if command.seed is None else command.seed
-    options: dict[str, Any] = {"temperature": command.temperature, "top_k": command.top_k, "top_p": command.top_p,
-                               "seed": seed}
-    if command.dtype == "int8":
-        options["dtype"] = torch.int8
+    options = command.prepared(model)
     begun = time.monotonic()
     if command.json or command.num > 1:
         made = writing.complete(model, words, [prompt] * command.num, command.tokens, **options)
