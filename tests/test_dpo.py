@@ -93,7 +93,7 @@ def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) ->
     batches = preferences.PairBatches(ready.train, 48, 3, 0, 1, multiple=2)
     batch = batches.of(batches.kept[:3])
     found = loss.pair_log_probability(gpt, batch)
-    assert found.shape == (4, 2) and found[3].tolist() == [0, 0] and dpo.count_pairs(batch) == 3
+    assert found.shape == (4, 2) and found[3].tolist() == [0, 0] and preferences.count(batch) == 3
     for b, i in enumerate(batches.kept[:3]):
         for s, side in enumerate(ready.train.sides):
             here = slice(int(side.starts[i]), int(side.ends[i]))

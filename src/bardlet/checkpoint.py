@@ -231,7 +231,8 @@ RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "to
           "evaluation_rows": int, "rung": str, "counting": list, "bits_per_byte": float, "nats_per_char": float,
           "characters": float, "guessing": float, "batches": int, "bleu": float, "chrf": float,
           "bleu_signature": str, "val_loss_before": float, "cut": int, "left_out": int, "ended": float,
-          "unanswered": int, "base_hash": str, "accuracy": float, "margin": float, "longer": float}
+          "unanswered": int, "base_hash": str, "accuracy": float, "margin": float, "longer": float,
+          "accuracy_longer": float, "accuracy_shorter": float, "likes_length": float, "calibration_error": float}
 """What a record may hold, and of which kind it is."""
 
 

@@ -32,9 +32,10 @@ OF_PAIRS = ("lowercase", "prefix_lm", "label_smoothing", "batch_tokens")
 """Settings of training on pairs, which training on a text does not have."""
 OF_TEXT = ("field", "batch_size", "eval_tokens")
 """Settings of training on a text, which training on pairs does not have."""
-OF_STAGE: dict[str, tuple[str, ...]] = {"sft": ("pack",), "dpo": ("beta",)}
+OF_STAGE: dict[str, tuple[str, ...]] = {"sft": ("pack",), "dpo": ("beta",), "reward": ()}
 """Settings of one stage of a chat model, which other stages do not have."""
-FINE: dict[str, dict[str, Any]] = {"sft": {"lr": 5e-4, "muon_lr": 5e-3}, "dpo": {"lr": 2e-5, "muon_lr": 2e-4}}
+FINE: dict[str, dict[str, Any]] = {"sft": {"lr": 5e-4, "muon_lr": 5e-3}, "dpo": {"lr": 2e-5, "muon_lr": 2e-4},
+                                   "reward": {"lr": 2e-4, "muon_lr": 2e-3}}
 """Rates of the stages that begin with a model that has learned already."""
 LONGEST_SINUSOIDS = 2**16
 """Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
@@ -45,7 +46,9 @@ WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner
 
 Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
                 "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
-StageName = Literal["pretrain", "sft", "dpo"]
+StageName = Literal["pretrain", "sft", "reward", "dpo"]
+OF_PREFERENCES = ("reward", "dpo")
+"""Stages that learn from pairs of answers."""
 Activation = Literal["gelu_new", "gelu", "relu"]
 
 
@@ -76,6 +79,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies (qwen3, and the ladder from `rotary` on)."""
+    scores: bool = False
+    """A scalar head in place of that over the vocabulary: a reward model (gpt2, qwen3)."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,7 @@ class TrainConfig:
     @property
     def varying(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
-        return self.parallel or self.stage == "dpo" or (self.stage == "sft" and not self.pack)
+        return self.parallel or self.stage in OF_PREFERENCES or (self.stage == "sft" and not self.pack)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -264,7 +269,7 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """Tokens of the global batch; of one of pairs at most."""
         rows = self.batch_tokens if self.parallel else self.batch_size * self.block_size
-        return rows * self.grad_accum * (2 if self.stage == "dpo" else 1)  # two answers
+        return rows * self.grad_accum * (2 if self.stage in OF_PREFERENCES else 1)  # two answers
 
     def _check_heads(self) -> None:
         if self.n_embd % self.n_head:

@@ -169,7 +169,7 @@ def _model(run: Path) -> Iterator[Finding]:
     """The Hugging Face folder at the root."""
     begun = time.monotonic()
     try:
-        model, words = hf.read_folder(run)
+        model, words = hf.read_folder(run, scores=hf.read_model_config(run).scores)
     except BardletError as error:
         yield damaged("model", str(error))
         return

@@ -59,15 +59,21 @@ class Examples:
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
         """(training, held-out) preferences: those of every tenth prompt are held out, all that a prompt has together.
 
+        Where nearly all have the same few prompts, every tenth pair is held out, and a notice says so.
+
         Raises:
-            BardletError: a record that is none, and where; or too few prompts.
+            BardletError: a record that is none, and where; or too few of them.
         """
         found = [preference(record, place) for file in self.files for place, record in records(file)]
         prompts: dict[str, int] = {}
         numbers = [prompts.setdefault(json.dumps(one.prompt), len(prompts)) for one in found]
-        if len(prompts) < MANY:
-            raise BardletError(f"{self.name}: {len(prompts)} prompts are too few to train on and to hold some out: "
+        if len(found) < MANY:
+            raise BardletError(f"{self.name}: {len(found)} preferences are too few to train on and to hold some out: "
                                f"give {MANY} or more")
+        if len(prompts) < MANY:
+            log.warning("%s: %d questions are too few to hold some of them out; every tenth pair of answers is held "
+                        "out, to questions that are learned from, too", self.name, len(prompts))
+            numbers = list(range(len(found)))
         held = [number % 10 == 9 for number in numbers]
         return ([one for one, out in zip(found, held, strict=True) if not out],
                 [one for one, out in zip(found, held, strict=True) if out])

@@ -95,7 +95,14 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise BardletError(f"{folder / 'config.json'}: model_type {shown(values.get('model_type'))} is not one that "
                            f"bardlet computes ({', '.join(models.FAMILIES)}): use transformers for it")
     try:
-        return models.load_class(family).from_hf(values)
+        config = models.load_class(family).from_hf(values)
+        kinds = [str(kind) for kind in values.get("architectures") or []]
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            return config
+        if family not in models.SCALAR or len(values.get("id2label", ("LABEL_0", "LABEL_1"))) != 1:
+            raise BardletError("config.json: it tells labels apart; bardlet reads a scalar head, of one label, on gpt2 "
+                               "or qwen3: use transformers for this model")
+        return replace(config, scores=True, tie_embeddings=True)
     except BardletError as error:
         raise BardletError(str(error).replace("config.json", str(folder / "config.json"), 1)) from None
     except KeyError as error:
@@ -138,12 +145,19 @@ def _of_another_tool(manifest: Path) -> bool:
         return False
 
 
-def read_folder(folder: Path, dropout: float = 0.0) -> tuple[Any, tokenizer.Tokenizer]:
-    """The model (float32, on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder."""
+def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tuple[Any, tokenizer.Tokenizer]:
+    """The model (float32, on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder.
+
+    scores: it has to be a reward model; without that it must not be one.
+    """
     if not folder.is_dir():
         raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
     verify(folder)
     config = read_model_config(folder)
+    if config.scores != scores:
+        raise BardletError(f"{folder}: is no reward model; `bardlet reward` makes one of it" if scores else
+                           f"{folder}: is a reward model: it says how good an answer is, and cannot write one; "
+                           "name the model that it judges")
     words = tokenizer.load(folder)
     if words.vocab_size > config.vocab_size:  # fewer is well: some models have rows to spare
         raise BardletError(f"{folder}: its tokenizer has {words.vocab_size} tokens, its config.json "

@@ -116,6 +116,21 @@ def bradley_terry(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Ten
     return -F.logsigmoid(chosen_B.float() - rejected_B.float()).sum()
 
 
+def pair_rewards(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """What a reward model says of both answers of each pair: (B, 2) float32.
+
+    Args:
+        model: with a scalar head. batch: `idx` (B, 2, T) and `length` (B, 2) int64, the chosen answer first.
+    """
+    return model(batch["idx"].flatten(0, 1), batch["length"].flatten()).view(-1, 2)  # (2B,) -> (B, 2)
+
+
+def preferred(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """`bradley_terry` of a reward model on a batch of pairs, of which those of length 0 do not count."""
+    reward_B2 = pair_rewards(model, batch)[batch["length"][:, 0] > 0]
+    return bradley_terry(*reward_B2.unbind(1))
+
+
 def dpo(chosen_B: torch.Tensor, rejected_B: torch.Tensor, reference_chosen_B: torch.Tensor,
         reference_rejected_B: torch.Tensor, beta: float) -> torch.Tensor:
     """Direct preference optimization (Rafailov et al. 2023, equation 7), summed over the pairs.

@@ -18,17 +18,20 @@ from bardlet.config import TrainConfig
 from bardlet.dist import pick_dtype
 from bardlet.errors import BardletError
 
+HEADS = ("lm_head", "score")
+"""Matrices behind the blocks."""
+
 Groups = dict[str, list[tuple[str, nn.Parameter]]]
 
 
 def parameter_groups(model: nn.Module, muon: bool) -> Groups:
     """The parameters of `model` in three groups: "muon", "decay" and "no_decay", each a list of (name, parameter).
 
-    Matrices that are neither an embedding nor the head (`lm_head`) go to Muon when `muon`: those of the blocks, or of
+    Matrices that are neither an embedding nor a head (HEADS) go to Muon when `muon`: those of the blocks, or of
     the one layer of a rung that has none. Other matrices are decayed; norms and biases are not. A tied parameter
     appears once. The groups are asserted to partition the model's parameters.
     """
-    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name == "lm_head"}
+    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith(HEADS)}
     groups: Groups = {"muon": [], "decay": [], "no_decay": []}
     for name, p in model.named_parameters():
         if p.ndim < 2:

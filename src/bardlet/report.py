@@ -151,6 +151,84 @@ Talk to it with `bardlet chat {run}`; in transformers it loads as the model does
     (run / "README.md").write_text(card, encoding="utf-8")
 
 
+def margins(run: Path, title: str, margins: Any, sure: Any, right: Any, number: Any) -> None:
+    """Draw margins.png: by how much more the chosen answers of held-out pairs got, and how far a reward model's
+    certainty is to be trusted.
+
+    Args:
+        margins: (N,), one for each pair.
+        sure, right, number: (K,): how sure it was, how often it was right, and of how many pairs, of each bin.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, axes) = plt.subplots(1, 2, figsize=(9, 4), dpi=110, layout="constrained")
+    left.hist(margins, bins=40, color="#9db4c8")
+    left.axvline(0, color="#c0392b", linewidth=1)
+    left.set(xlabel="reward of the chosen answer - of the rejected one", ylabel="held-out pairs", title=title)
+    axes.plot((0.5, 1), (0.5, 1), color="#999999", linewidth=1, linestyle="--", label="as sure as it should be")
+    axes.scatter(sure, right, s=[10 + 200 * n / max(number) for n in number], color="#c0392b", alpha=0.7)
+    axes.set(xlabel="how sure it is (area: how many pairs)", ylabel="how often it is right", xlim=(0.48, 1.02))
+    axes.legend(frameon=False)
+    for one in (left, axes):
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+    figure.savefig(run / "margins.png")
+    plt.close(figure)
+
+
+def reward_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
+    """README.md of the run folder of a reward model."""
+    rows = "\n".join(f"| ... where that is {what} | {record[name]:.1%} |" for name, what in
+                     (("accuracy_longer", "the longer one"), ("accuracy_shorter", "the shorter one"))
+                     if record.get(name) is not None)
+    card = f"""# {title(run, record)}
+
+A {config.model} reward model with {record["parameters"]:,} parameters, trained by bardlet on the preferences of
+{record["text"]}: it says with one number how good an answer is. It began as `{config.init}`.
+
+| | |
+| --- | --- |
+| held-out pairs in which the chosen answer has the greater reward | {record["accuracy"]:.1%} |
+{rows}
+| ... by how much, on average | {record["margin"]:.3f} |
+| held-out pairs in which the chosen answer is the longer one | {record["longer"]:.1%} |
+| correlation of margin and difference in length | {record["likes_length"]:.2f} |
+| expected calibration error | {record["calibration_error"]:.3f} |
+| loss of the held-out pairs | {loss_in_words(record)}; log 2 = 0.6931 where nothing is learned |
+| weights | {_selected(record)} |
+| steps | {record["steps"]:,} in {record["seconds"]:.0f} s of training |
+| pairs | {record["documents"]:,} |
+| machine | {record["machine"]["processor"]}, {record["machine"]["dtype"]}, torch {record["machine"]["torch"]} |
+
+![loss](loss.png)
+
+![margins](margins.png)
+
+Some held-out questions with both answers, the chosen one first, and their rewards, not selected:
+
+```
+{sample.replace("```", "'''")}
+```
+
+The reward is read at the last token of a conversation. Load it anywhere:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("{run}")
+tokenizer = AutoTokenizer.from_pretrained("{run}")
+talk = [{{"role": "user", "content": "Who are you?"}}, {{"role": "assistant", "content": "A model."}}]
+print(model(**tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)).logits)
+```
+
+{_settings(config)}
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
 def translation_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
     """README.md of the run folder of a model that translates."""
     kind = "An encoder-decoder" if config.model == "encdec" else f"A decoder-only {config.model} model"

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bardlet import checkpoint, data, evaluate, examples, files, hf, loss, pretrain, report
+from bardlet import data, evaluate, examples, files, hf, loss, pretrain, report
 from bardlet import train as training
 from bardlet.align import base, chat
 from bardlet.align.packing import PARTS, ChatBatches, Chats
-from bardlet.config import FINE, TrainConfig
+from bardlet.config import TrainConfig
 from bardlet.corpus import cache_folder
 from bardlet.data import Progress
 from bardlet.dist import Dist
@@ -30,8 +29,6 @@ from bardlet.examples import Examples
 from bardlet.generate import evaluating
 from bardlet.tokenizer import Tokenizer
 from bardlet.train import Stage, Trainer
-
-log = logging.getLogger("bardlet")
 
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
@@ -60,9 +57,6 @@ def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist:
     """The conversations as tokens by the tokenizer of the base; rank 0 makes them, the others read what it made."""
     if words is None:
         raise BardletError("conversations are learned by a model that has read text before: name it with --init DIR")
-    if words.chat_template not in (None, chat.TEMPLATE):
-        log.warning("the base writes conversations in another way (its chat_template); from here on in bardlet's")
-    words.chat_template = chat.TEMPLATE
     key = hashlib.sha256(f"{found.hash} {words.hash} {chat.TEMPLATE} {VERSION}".encode()).hexdigest()
     folder = cache_folder() / "tokens" / f"{found.name[:60]}-chat-{key[:16]}"
     with dist.main_first():
@@ -142,22 +136,17 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                 progress: Progress | None = None, begun: float | None = None,
                 in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedChats]:
     """A base, conversations and optimizers for `config`: a run that has not begun. Arguments: `pretrain`'s."""
-    if out is not None:
-        checkpoint.new_folder(Path(out), "")  # before the long part
-    # a run that begins again has its rates
-    model, words, config = base.begin(config, dist, given, {} if run else FINE["sft"], in_file)
+    model, words, config = base.begin(config, dist, out, given, in_file, run)
     found = find(config)
     ready = prepare(found, config, words, dist, progress)
     learned, _ = parts(ready, config)
-    run = run or checkpoint.new_folder(Path(out) if out else None, f"{found.name}-sft")
+    run = base.folder(run, out, f"{found.name}-sft")
     record: dict[str, Any] = {
         "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
         "tokens": int(learned.answer.sum()), "minutes": config.minutes, "leaked": ready.leaked,
         "guessing": round(math.log(words.vocab_size), 4)}
     t = assemble(run, model, ready, config, dist, record)
-    if config.steps is None and config.minutes is None:
-        t.config = replace(t.config, steps=EPOCHS * record["batches"])
-        t.state.steps = EPOCHS * record["batches"]
+    base.plan(t, EPOCHS)
     with evaluating(t.model):
         record["val_loss_before"] = round(t.stage.evaluate(t.model), 4)
     return t, ready

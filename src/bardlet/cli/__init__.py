@@ -20,6 +20,7 @@ from bardlet.files import REMEDIES
 COMMANDS = {
     "train": "train a model on a text",
     "sft": "teach a model to answer, from conversations",
+    "reward": "a model that says how good an answer is, from preferences",
     "dpo": "teach a model which answers are preferred",
     "resume": "go on exactly where a run stopped",
     "sample": "let a model write",

@@ -17,7 +17,7 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import PARALLEL, ModelConfig, StageName, TrainConfig, read_toml, settings_in
+from bardlet.config import OF_PREFERENCES, PARALLEL, ModelConfig, StageName, TrainConfig, read_toml, settings_in
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("bardlet")
 
 Kind = TypeVar("Kind", bound="Command")
-RESULTS = ("bleu", "chrf", "val_loss_before", "ended", "accuracy", "longer", "margin")
+RESULTS = ("bleu", "chrf", "val_loss_before", "ended", "accuracy", "longer", "margin", "accuracy_longer",
+           "accuracy_shorter", "likes_length", "calibration_error")
 """What --json prints of the results of some stages."""
+
+
+UNITS = {"sft": "answer tokens", "reward": "pairs", "dpo": "pairs"}
+"""What the steps of some stages count."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,9 @@ def stage_of(config: TrainConfig) -> Any:
     from bardlet import pretrain, translation
 
     if config.stage != "pretrain":
-        from bardlet.align import dpo, sft
+        from bardlet.align import dpo, reward, sft
 
-        return {"sft": sft, "dpo": dpo}[config.stage]
+        return {"sft": sft, "reward": reward, "dpo": dpo}[config.stage]
     return translation if config.parallel else pretrain
 
 
@@ -158,7 +163,9 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     for reason in t.record.get("reasons", []):
         console.say(f"  {reason}")
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
-    material = {"sft": "conversations", "dpo": "preferences"}.get(c.stage, "pairs" if c.parallel else "text")
+    material = {"sft": "conversations"}.get(c.stage, "pairs" if c.parallel else "text")
+    if c.stage in OF_PREFERENCES:
+        material = "preferences"
     console.say(f"plan: {t.state.steps:,} steps of {'' if material == 'text' else 'up to '}{tokens:,} tokens "
                 f"({epochs:.1f} times the {material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
@@ -246,7 +253,7 @@ def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
         hf.write_folder(t.run, t.model, data.tokenizer)
     tell = report.trackers(t.config, t.run)
     told: set[str] = set()
-    with console.training({"sft": "answer tokens", "dpo": "pairs"}.get(t.config.stage, "tokens")) as watch:
+    with console.training(UNITS.get(t.config.stage, "tokens")) as watch:
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
@@ -287,8 +294,9 @@ def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
         console.say(f"held-out pairs: BLEU {facts['bleu']:.1f}, chrF {facts['chrf']:.1f} ({facts['bleu_signature']})")
     for line in getattr(stage_of(t.config), "results", lambda facts: [])(facts):
         console.say(line)
-    use = "translate" if t.config.parallel else "sample"
-    console.say(f"the run is in {t.run}: {use} with `bardlet {use} {t.run}`, see {t.run / 'loss.png'}")
+    use = {"pretrain": "translate" if t.config.parallel else "sample", "reward": ""}.get(t.config.stage, "chat")
+    console.say(f"the run is in {t.run}: " + (f"`bardlet {use} {t.run}`, see " if use else "see ")
+                + f"{t.run / 'loss.png'}")
     return {"run": str(t.run), "steps": t.state.step, "resumed_from": resumed_from,
             "seconds": round(t.state.seconds, 3), "train_loss": facts.get("train_loss"),
             "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),

@@ -32,6 +32,8 @@ FAMILIES = {
     "qwen3": "bardlet.models.qwen3:Qwen3",
     "encdec": "bardlet.models.encdec:EncDec",
 }
+SCALAR = {"gpt2": "bardlet.models.heads:ScalarGPT2", "qwen3": "bardlet.models.heads:ScalarQwen3"}
+"""The families that can have a scalar head, with it."""
 MODEL_TYPES = {"pegasus": "encdec"}
 """Families whose Hugging Face layout has another name."""
 
@@ -40,13 +42,18 @@ def load_class(name: str) -> Any:
     """The class of the family `name`, imported now. Raises BardletError for a name that is not in FAMILIES."""
     if name not in FAMILIES:
         raise BardletError(f"there is no model '{name}': choose one of {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[name].partition(":")
+    return _imported(FAMILIES[name])
+
+
+def _imported(place: str) -> Any:
+    """What `module:attribute` names."""
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def build(config: ModelConfig) -> Any:
     """A model of the family `config.model` in fp32 on the CPU, initialised from torch's global generator."""
-    return load_class(config.model)(config)
+    return (_imported(SCALAR[config.model]) if config.scores else load_class(config.model))(config)
 
 
 _required: Any = object()
