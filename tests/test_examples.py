@@ -41,7 +41,7 @@ def test_both_kinds_of_record_in_all_kinds_of_file(tmp_path: Path) -> None:
     ("a.jsonl", '{"messages": []}', "line 1: a conversation without a message"),
     ("a.jsonl", '\n{"messages": [{"role": "boss", "content": "x"}]}', "line 2: message 1: its role is 'boss'"),
     ("a.jsonl", '{"messages": "x"}', 'line 1: "messages" is a text, not a list'),
-    ("a.jsonl", '{"text": "x"}', "neither messages nor instruction and output, but 'text'"),
+    ("a.jsonl", '{"text": "x"}', "nor prompt and answer, but 'text'"),
     ("a.jsonl", '{"instruction": "x", "output": ["y"]}', '"output" is a list, not a text'),
     ("a.jsonl", "[1]", "line 1: is a list, not an object"), ("a.jsonl", "{", "line 1: is not JSON"),
     ("a.jsonl", '{"instruction": "\\ud800", "output": "x"}', "half of a surrogate pair"),

@@ -232,7 +232,10 @@ RECORD = {"text": str, "text_hash": str, "tokenizer": str, "documents": int, "to
           "characters": float, "guessing": float, "batches": int, "bleu": float, "chrf": float,
           "bleu_signature": str, "val_loss_before": float, "cut": int, "left_out": int, "ended": float,
           "unanswered": int, "base_hash": str, "accuracy": float, "margin": float, "longer": float,
-          "accuracy_longer": float, "accuracy_shorter": float, "likes_length": float, "calibration_error": float}
+          "accuracy_longer": float, "accuracy_shorter": float, "likes_length": float, "calibration_error": float,
+          "reward_mean": float, "reward_deviation": float, "reward_hash": str, "reward_before": float,
+          "reward_after": float, "sampled_before": float, "sampled_after": float, "kl": float, "answer_length": float,
+          "different_before": float, "different": float, "distinct_before": float, "distinct": float}
 """What a record may hold, and of which kind it is."""
 
 

@@ -37,9 +37,10 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
     wrapped = t.dist.wrap(t.model)
     t.model.train()
     times: list[float] = []
-    for step in range(count + 1):
+    every = t.stage.period
+    for step in range((count + 1) * every):
         # each process must make the same number: the first one's watch counts
-        if t.dist.from_main(int(sum(times[1:]) > patience)):
+        if step % every == 0 and t.dist.from_main(int(sum(times[every:]) > patience)):
             break
         seed_step(t.config.seed, step, t.dist.rank)
         begun = time.monotonic()
@@ -48,7 +49,8 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
     with torch.no_grad():
         for name, p in t.model.named_parameters():
             p.copy_(weights[name])
-    timed = times[1:] or times
+    means = [sum(times[first : first + every]) / every for first in range(0, len(times), every)]
+    timed = means[1:] or means
     return sorted(timed)[len(timed) // 2]
 
 

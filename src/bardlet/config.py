@@ -32,11 +32,18 @@ OF_PAIRS = ("lowercase", "prefix_lm", "label_smoothing", "batch_tokens")
 """Settings of training on pairs, which training on a text does not have."""
 OF_TEXT = ("field", "batch_size", "eval_tokens")
 """Settings of training on a text, which training on pairs does not have."""
-OF_STAGE: dict[str, tuple[str, ...]] = {"sft": ("pack",), "dpo": ("beta",), "reward": ()}
-"""Settings of one stage of a chat model, which other stages do not have."""
+ON_POLICY = ("reward", "rollout", "passes", "answer_tokens", "temperature", "clip")
+"""Settings of the stages that learn from answers which the model itself writes."""
+OF_STAGE: dict[str, tuple[str, ...]] = {"sft": ("pack",), "reward": (), "dpo": ("beta",),
+                                        "ppo": (*ON_POLICY, "beta", "target_kl"), "grpo": (*ON_POLICY, "beta", "group")}
+"""Settings of the stages of a chat model, which other stages do not have."""
 FINE: dict[str, dict[str, Any]] = {"sft": {"lr": 5e-4, "muon_lr": 5e-3}, "dpo": {"lr": 2e-5, "muon_lr": 2e-4},
-                                   "reward": {"lr": 2e-4, "muon_lr": 2e-3}}
-"""Rates of the stages that begin with a model that has learned already."""
+                                   "reward": {"lr": 2e-4, "muon_lr": 2e-3},
+                                   "ppo": {"lr": 2e-4, "muon_lr": 2e-3, "passes": 4, "beta": 0.05},
+                                   "grpo": {"lr": 2e-4, "muon_lr": 2e-3, "beta": 0.0}}
+for _stage in ("ppo", "grpo"):
+    FINE[_stage] |= {"schedule": "constant", "warmup_steps": 10, "keep": "last", "compile": "off"}
+"""What the stages that begin with a model that has learned already do in another way than pretraining."""
 LONGEST_SINUSOIDS = 2**16
 """Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
 WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
@@ -46,9 +53,11 @@ WITHOUT = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner
 
 Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
                 "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
-StageName = Literal["pretrain", "sft", "reward", "dpo"]
+StageName = Literal["pretrain", "sft", "reward", "dpo", "ppo", "grpo"]
 OF_PREFERENCES = ("reward", "dpo")
 """Stages that learn from pairs of answers."""
+OF_REWARDS = ("ppo", "grpo")
+"""Stages that learn from answers of their own."""
 Activation = Literal["gelu_new", "gelu", "relu"]
 
 
@@ -136,7 +145,24 @@ class TrainConfig:
     pack: bool = True
     """Conversations: several in a row, none of which sees another; without it a row for each, filled up."""
     beta: float = 0.1
-    """DPO: how much it costs to leave the model that it began with; lower goes further."""
+    """DPO, PPO, GRPO: how much it costs to leave the model that it began with; lower goes further."""
+    reward: str | None = None
+    """PPO, GRPO: what an answer is worth: `exact` (1 for the answer that stands in the data, else 0), a run folder of
+    `bardlet reward`, or a command that reads records of JSON, a line each, and prints a number for each."""
+    rollout: int = 128
+    """PPO, GRPO: answers that the model writes before it learns from them, over all processes."""
+    passes: int = 1
+    """PPO, GRPO: how often each answer is learned from."""
+    group: int = 8
+    """GRPO: answers to each question, which are compared with each other."""
+    answer_tokens: int = 64
+    """PPO, GRPO: tokens of the longest answer."""
+    temperature: float = 1.0
+    """PPO, GRPO: of the answers."""
+    clip: float = 0.2
+    """PPO, GRPO: by how much a token's probability may change, as a share, before it is learned no more."""
+    target_kl: float | None = None
+    """PPO: beta follows, so that answers are so far (nats) from the model that it began with; none: it stays."""
     tie_embeddings: bool = True
     """One table for the embedding and the head."""
     activation: Activation | None = None
@@ -213,9 +239,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "batch_tokens", "grad_accum",
-                     "keep_checkpoints", "log_every"):
+                     "keep_checkpoints", "log_every", "rollout", "passes", "answer_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("steps", "minutes", "vocab_size", "n_encoder_layer", "n_kv_head", "n_inner", "threads"):
+        for name in ("steps", "minutes", "target_kl", "temperature", "clip", "vocab_size",
+                     "n_encoder_layer", "n_kv_head", "n_inner", "threads"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, name, value, "more than 0, and finite")
         for name in ("eval_every", "save_every", "eval_tokens", "warmup_steps", "weight_decay", "grad_clip", "seed"):
@@ -225,7 +252,7 @@ class TrainConfig:
         for name, most in (("seed", 2**63 - 1), ("vocab_size", 2**24), ("threads", 1024), ("block_size", 2**24)):
             value = getattr(self, name)
             _require(value is None or value <= most, name, value, f"at most {most}")
-        for name in ("lr", "muon_lr", "beta"):
+        for name in ("lr", "muon_lr"):
             _require(0 < getattr(self, name) < 100, name, getattr(self, name), "more than 0 (and a plausible rate)")
         for name in ("dropout", "label_smoothing", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -245,6 +272,11 @@ class TrainConfig:
             raise BardletError(f"--n-kv-head {self.n_kv_head}: {self.model} has a key and a value for each of its "
                                f"{self.n_head} heads; leave it out, or take --model qwen3")
         self._check_pairs()
+        if self.stage == "dpo":
+            _require(self.beta > 0, "beta", self.beta, "more than 0")
+        _require(0 <= self.beta < 100, "beta", self.beta, "at least 0 and below 100")
+        if self.stage in OF_REWARDS:
+            self._check_rollout()
 
     @property
     def parallel(self) -> bool:
@@ -255,12 +287,13 @@ class TrainConfig:
     @property
     def varying(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
-        return self.parallel or self.stage in OF_PREFERENCES or (self.stage == "sft" and not self.pack)
+        return self.parallel or self.stage in (*OF_PREFERENCES, *OF_REWARDS) or (self.stage == "sft" and not self.pack)
 
     @property
     def others(self) -> tuple[str, ...]:
         """The settings that only other stages have."""
-        of_stages = [name for stage, names in OF_STAGE.items() if stage != self.stage for name in names]
+        mine = OF_STAGE.get(self.stage, ())
+        of_stages = sorted({name for names in OF_STAGE.values() for name in names} - {*mine})
         if self.stage != "pretrain":
             return (*OF_PAIRS, "pair", "source", "target", "field", *of_stages)
         return (*(OF_TEXT if self.parallel else OF_PAIRS), *of_stages)
@@ -283,6 +316,18 @@ class TrainConfig:
         if self.n_head % (self.n_kv_head or self.n_head):
             raise BardletError(f"--n-head {self.n_head} is no multiple of --n-kv-head {self.n_kv_head}: "
                                "each key and value head serves the same number of query heads")
+
+    def _check_rollout(self) -> None:
+        update = self.batch_size * self.grad_accum
+        if self.rollout % update:
+            raise BardletError(f"--rollout {self.rollout} cannot be cut into updates of {update} answers (--batch-size "
+                               f"{self.batch_size}{f' x --grad-accum {self.grad_accum}' if self.grad_accum > 1 else ''}"
+                               f"): take --rollout {-(-self.rollout // update) * update}")
+        if self.stage == "grpo":
+            _require(self.group >= 2, "group", self.group, "at least 2: answers are compared with each other")
+            if self.rollout % self.group:
+                raise BardletError(f"--rollout {self.rollout} is no multiple of --group {self.group}: "
+                                   f"take --rollout {-(-self.rollout // self.group) * self.group}")
 
     def _check_pairs(self) -> None:
         if self.parallel and self.tokenizer in ("char", "byte"):
@@ -332,9 +377,9 @@ class TrainConfig:
 
     def _why_not(self, name: str) -> str:
         """Why this stage does not have a setting, and what to do."""
-        stage = next((stage for stage, names in OF_STAGE.items() if name in names), None)
-        if stage:
-            return f"is for `bardlet {stage}`; leave it out"
+        stages = [f"`bardlet {stage}`" for stage, names in OF_STAGE.items() if name in names]
+        if stages:
+            return f"is for {', '.join(stages)}; leave it out"
         if self.stage != "pretrain":
             return f"`bardlet {self.stage}` does not have that; leave it out"
         if self.parallel:

@@ -255,6 +255,12 @@ def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> N
             block._compiled_call_impl = None
 
 
+def eager(model: nn.Module) -> AbstractContextManager[Any]:
+    """Inside, blocks that were compiled are not: for other shapes and no gradients it would take more than it gains."""
+    compiled = any(block._compiled_call_impl is not None for block in _blocks(model))
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """What stands in the outermost lists of `module`."""
     for child in module.children():

@@ -69,6 +69,15 @@ def score(loss: float, tokens: int, characters: int, size: int, first: str = "")
     return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens - 1)
 
 
+def distinct(texts: Sequence[str], n: int) -> float:
+    """The share of different runs of n words among all that stand in `texts`, 0 to 1; 0 where there is none.
+
+    (Li et al. 2016, *A Diversity-Promoting Objective Function for Neural Conversation Models*, section 4.)
+    """
+    runs = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(runs)) / len(runs) if runs else 0.0
+
+
 # ---------------------------------------------------------------- translations
 
 

@@ -2,8 +2,8 @@
 
 A conversation has `messages`, each with `role` and `content`; or, as Stanford's Alpaca has them, `instruction`, perhaps
 `input`, and `output`, which make one question and its answer (and perhaps, as LLaMA-Factory has them, `system` and
-`history`, pairs of question and answer before it). A preference has `prompt`, and of two answers to it the
-`chosen` and the `rejected` one. Nothing here knows a token.
+`history`, pairs of question and answer before it); or `prompt` (in GSM8K `question`) and `answer`. A preference has
+`prompt`, and of two answers to it the `chosen` and the `rejected` one. Nothing here knows a token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bardlet.config import TrainConfig
 from bardlet.corpus import MANY
@@ -65,18 +65,30 @@ class Examples:
             BardletError: a record that is none, and where; or too few of them.
         """
         found = [preference(record, place) for file in self.files for place, record in records(file)]
-        prompts: dict[str, int] = {}
-        numbers = [prompts.setdefault(json.dumps(one.prompt), len(prompts)) for one in found]
+        return self._by_prompt(found, [json.dumps(one.prompt) for one in found], "preferences")
+
+    def questions(self) -> tuple[list[Question], list[Question]]:
+        """(training, held-out) questions, of conversations and of preferences; as `preferences` holds some out.
+
+        Raises:
+            BardletError: a record that is none, and where; or too few of them.
+        """
+        found = [question(record, place) for file in self.files for place, record in records(file)]
+        return self._by_prompt(found, [json.dumps(one.prompt) for one in found], "questions")
+
+    def _by_prompt(self, found: list[Record], prompts: list[str], what: str) -> tuple[list[Record], list[Record]]:
+        """The records of which every tenth prompt is held out, and these; where prompts are few, every tenth record."""
         if len(found) < MANY:
-            raise BardletError(f"{self.name}: {len(found)} preferences are too few to train on and to hold some out: "
+            raise BardletError(f"{self.name}: {len(found)} {what} are too few to train on and to hold some out: "
                                f"give {MANY} or more")
-        if len(prompts) < MANY:
-            log.warning("%s: %d questions are too few to hold some of them out; every tenth pair of answers is held "
-                        "out, to questions that are learned from, too", self.name, len(prompts))
+        known: dict[str, int] = {}
+        numbers = [known.setdefault(prompt, len(known)) for prompt in prompts]
+        if len(known) < MANY:
+            log.warning("%s: %d questions are too few to hold some of them out; every tenth of the %s is held out, "
+                        "to questions that are learned from, too", self.name, len(known), what)
             numbers = list(range(len(found)))
-        held = [number % 10 == 9 for number in numbers]
-        return ([one for one, out in zip(found, held, strict=True) if not out],
-                [one for one, out in zip(found, held, strict=True) if out])
+        return ([one for one, number in zip(found, numbers, strict=True) if number % 10 != 9],
+                [one for one, number in zip(found, numbers, strict=True) if number % 10 == 9])
 
 
 @dataclass(frozen=True)
@@ -88,13 +100,26 @@ class Preference:
     rejected: str
 
 
+@dataclass(frozen=True)
+class Question:
+    """Messages that want an answer, and the answer that the data have to it, if they have one."""
+
+    prompt: list[Message]
+    answer: str | None
+
+
+Record = TypeVar("Record", Preference, Question)
+
+
 def find(config: TrainConfig) -> Examples:
     """The records that the settings name. BardletError for a file that is not there."""
     files = tuple(map(Path, config.text))
     if not files:
-        what = ("conversations behind the base, .jsonl or .json, with `messages`, or `instruction` and `output`"
-                if config.stage == "sft" else "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
-        raise BardletError(f"there is nothing to learn from: name a file of {what}")
+        what = {"sft": "conversations behind the base, .jsonl or .json, with `messages`, or `instruction` and `output`",
+                "ppo": "questions, .jsonl or .json: conversations, or records with `prompt` and perhaps `answer`"}
+        what["grpo"] = what["ppo"]
+        wanted = what.get(config.stage, "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
+        raise BardletError(f"there is nothing to learn from: name a file of {wanted}")
     for file in files:
         if not file.exists() or file.is_dir():
             raise BardletError(f"{file}: {'is a folder' if file.is_dir() else 'there is no such file'}; "
@@ -157,8 +182,12 @@ def conversation(record: Mapping[str, Any], place: str) -> Sequence[Message]:
             return check(messages)
         except BardletError as error:
             raise BardletError(f"{place}: {error}") from None
+    if _asks(record) and "answer" in record:
+        if not isinstance(record["answer"], str):
+            raise BardletError(f'{place}: "answer" is {_kind(record["answer"])}, not a text')
+        return [*_asked(record, place), {"role": "assistant", "content": record["answer"]}]
     if "instruction" not in record or "output" not in record:
-        raise BardletError(f"{place}: has neither messages nor instruction and output, but "
+        raise BardletError(f"{place}: has neither messages, nor instruction and output, nor prompt and answer, but "
                            f"{', '.join(map(shown, list(record)[:5])) or 'nothing'}; see `bardlet sft --help`")
     parts = {name: record[name] for name in ("instruction", "output")}
     parts |= {name: record[name] for name in ("input", "system") if record.get(name) is not None}
@@ -172,6 +201,17 @@ def conversation(record: Mapping[str, Any], place: str) -> Sequence[Message]:
     said = [("system", parts.get("system")), *(both for turn in turns for both in zip(ROLES[1:], turn, strict=True)),
             ("user", question), ("assistant", parts["output"])]  # fmt: skip
     return [{"role": role, "content": text} for role, text in said if text or role != "system"]
+
+
+def _asks(record: Mapping[str, Any]) -> str | None:
+    """The name under which a record has a question alone."""
+    return next((name for name in ("prompt", "question") if name in record), None)
+
+
+def _asked(record: Mapping[str, Any], place: str) -> list[Message]:
+    """The question that a record has under a name of its own, as messages."""
+    name = str(_asks(record))
+    return _messages(record[name], "user", f'{place}: "{name}"')
 
 
 def preference(record: Mapping[str, Any], place: str) -> Preference:
@@ -192,6 +232,19 @@ def preference(record: Mapping[str, Any], place: str) -> Preference:
         if answer["role"] != "assistant":
             raise BardletError(f'{place}: "{name}" ends with a message of the {answer["role"]}, not with an answer')
     return Preference(prompt, *(answer["content"] for answer in answers))
+
+
+def question(record: Mapping[str, Any], place: str) -> Question:
+    """What a conversation or a preference asks last. BardletError for a record that asks nothing, with its place."""
+    if "chosen" in record:
+        one = preference(record, place)
+        return Question(one.prompt, one.chosen)
+    silent = _asks(record) is not None and record.get("answer") is None
+    messages = _asked(record, place) if silent else list(conversation(record, place))
+    last = messages.pop() if messages[-1]["role"] == "assistant" else None
+    if not messages:
+        raise BardletError(f"{place}: an answer without a question; write the question before it")
+    return Question(messages, last["content"] if last else None)
 
 
 def _messages(value: Any, role: str, where: str) -> list[Message]:

@@ -67,7 +67,7 @@ def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
     # explicit nulls: transformers would put GPT-2's 50256 where the key is missing, outside a small vocabulary
     if config.model == "encdec":  # its decoder begins with padding, as those of Hugging Face do
         ids = {**ids, "decoder_start_token_id": words.pad_id, "forced_eos_token_id": None}
-    files.write_json(folder / "config.json", {**type(model).to_hf(config), **ids, "dtype": "float32"})
+    files.write_json(folder / "config.json", {**model.to_hf(config), **ids, "dtype": "float32"})
     if config.model == "encdec":
         ids = {**ids, "max_length": config.block_size}  # transformers would stop after 20 tokens
     if words.chat_template and tokenizer.END in words.vocab:  # a chat model stops behind its answer

@@ -107,6 +107,22 @@ def pair_log_probability(model: nn.Module, batch: Batch) -> torch.Tensor:
     return logp_N.new_zeros(len(idx_RT)).index_add(0, row_N, logp_N).view(-1, 2)
 
 
+def chosen(logits_NV: torch.Tensor, target_BT: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """log p of each target that is not IGNORE: (B, T) float32 in nats, 0 elsewhere.
+
+    Args:
+        logits_NV: only at these places, one after the other. temperature: at which the targets were drawn.
+    """
+    where_BT = target_BT != IGNORE
+    logp_N = -F.cross_entropy(logits_NV.float() / temperature, target_BT[where_BT], reduction="none")
+    return spread(logp_N, where_BT)
+
+
+def spread(x_N: torch.Tensor, where_BT: torch.Tensor) -> torch.Tensor:
+    """x_N at the places that are True, one after the other, 0 elsewhere: (B, T)."""
+    return x_N.new_zeros(where_BT.shape).masked_scatter(where_BT, x_N)
+
+
 def bradley_terry(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Tensor:
     """What a reward model learns from comparisons: -log of the odds that it gives to what people chose, summed.
 

@@ -179,6 +179,73 @@ def margins(run: Path, title: str, margins: Any, sure: Any, right: Any, number: 
     plt.close(figure)
 
 
+def reward_curve(run: Path, title: str) -> None:
+    """Draw loss.png of a run that learned from rewards: the mean reward, and how far it went from where it began."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = checkpoint.read_metrics(run)
+    train = [(line["step"], line["reward"], line["kl"]) for line in lines if "reward" in line]
+    val = [(line["step"], -line["val_loss"]) for line in lines if "val_loss" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), dpi=110, layout="constrained")
+    if train:
+        steps, reward, kl = zip(*train, strict=True)
+        left.plot(steps, reward, color="#9db4c8", linewidth=1, label="rollouts")
+        right.plot(steps, kl, color="#9db4c8", linewidth=1)
+    if val:
+        left.plot(*zip(*val, strict=True), color="#c0392b", linewidth=2, marker="o", markersize=3, label="held out")
+    left.set(xlabel="step", ylabel="mean reward", title=title)
+    right.set(xlabel="step", ylabel="KL to the reference (nats of an answer)")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    figure.savefig(run / "loss.png")
+    plt.close(figure)
+
+
+def policy_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
+    """README.md of the run folder of a model that learned from rewards."""
+    r = record
+    card = f"""# {title(run, r)}
+
+A {config.model} model with {r["parameters"]:,} parameters that learned by {config.stage.upper()}, by bardlet, to write
+answers of greater reward (`{config.reward}`) to the questions of {r["text"]}. It began as `{config.init}`.
+
+| | before | after |
+| --- | --- | --- |
+| mean reward of the answers to held-out questions | {r["reward_before"]:.4f} | {r["reward_after"]:.4f} |
+| ... of answers drawn at temperature {config.temperature:g} | {r["sampled_before"]:.4f} | {r["sampled_after"]:.4f} |
+| different answers among them | {r["different_before"]:.1%} | {r["different"]:.1%} |
+| different pairs of words | {r["distinct_before"]:.1%} | {r["distinct"]:.1%} |
+
+| | |
+| --- | --- |
+| nats of an answer between it and the model that it began as (KL) | {r["kl"]:.2f} |
+| answers that end by themselves | {r["ended"]:.1%} |
+| tokens of an answer | {r["answer_length"]:.1f} |
+| weights | {_selected(r)} |
+| steps | {r["steps"]:,} in {r["seconds"]:.0f} s, of rollouts of {config.rollout} answers |
+| questions | {r["documents"]:,} |
+| machine | {r["machine"]["processor"]}, {r["machine"]["dtype"]}, torch {r["machine"]["torch"]} |
+
+![rewards](loss.png)
+
+Some held-out questions and answers, not selected:
+
+```
+{sample.replace("```", "'''")}
+```
+
+Talk to it with `bardlet chat {run}`; in transformers it loads as the model does that it began as.
+
+{_settings(config)}
+"""
+    (run / "README.md").write_text(card, encoding="utf-8")
+
+
 def reward_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
     """README.md of the run folder of a reward model."""
     rows = "\n".join(f"| ... where that is {what} | {record[name]:.1%} |" for name, what in
@@ -287,6 +354,8 @@ def _settings(config: TrainConfig) -> str:
 
 def loss_in_words(record: dict[str, Any]) -> str:
     """The validation loss with its units, and over how much of the validation text where it is not all of it."""
+    if "reward_before" in record:
+        return f"{record['val_loss']:.4f}, which is minus the mean reward of held-out answers"
     if "accuracy" in record:
         return f"{record['val_loss']:.4f} nats per pair"
     part = "" if record["val_tokens"] == record["val_tokens_of"] else (

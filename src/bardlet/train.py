@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import nn
 
 from bardlet import checkpoint, hf, optim
 from bardlet.config import TrainConfig
-from bardlet.dist import Dist, autocast
+from bardlet.dist import Dist, autocast, eager
 from bardlet.errors import BardletError
 from bardlet.loss import Batch
 from bardlet.signals import Asked, BrokenOff, Stopped, breakable, signals
@@ -46,6 +46,22 @@ class Stage:
     """Where the batch of a step lies in the data, in words."""
     widest: Callable[[], Batch] | None = None
     """A batch that takes as much memory as any; None: they all take the same."""
+    facts: Callable[[], dict[str, float]] = dict
+    """What else there is to log of the batch that was made last."""
+    memory: Memory | None = None
+    """What the batches depend on besides the step, where they do."""
+    period: int = 1
+    """Steps after which the time that a step takes comes again."""
+
+
+class Memory(Protocol):
+    """What the batches of a run depend on besides settings and step: a checkpoint keeps it."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it, by name."""
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from what `tensors` gave; from nothing, begin."""
 
 
 @dataclass
@@ -160,6 +176,8 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
     state, config = t.state, t.config
     started = time.monotonic() - state.elapsed
     t.model.train()
+    if state.step == 0 and t.stage.memory:
+        t.stage.memory.load({})  # steps may have been timed before
     with signals() if asked is None else nullcontext(asked) as box:
         saved = state.step
         val_loss = _evaluate(t, box, asked is None) if _evaluation_due(t) else None  # a signal had broken it off
@@ -192,7 +210,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
 
             last = state.step == state.steps
             line = {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
-                    "tokens": state.tokens}
+                    "tokens": state.tokens, **t.stage.facts()}
             if t.dist.main and (last or _due(state.step, config.log_every)):
                 _log(t, line)
             if _evaluation_due(t):
@@ -309,10 +327,8 @@ def _put(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 def evaluate(t: Trainer) -> float:
     """The validation loss by the weights as they are; the same number in each process."""
     t.model.eval()
-    # other shapes and no gradients: compiling for them would cost more than it gains
-    eager = torch.compiler.set_stance("force_eager") if t.machine["compiled"] else nullcontext()
     try:
-        with torch.no_grad(), eager:
+        with torch.no_grad(), eager(t.model):
             return t.stage.evaluate(t.model)
     finally:
         t.model.train()
@@ -359,6 +375,8 @@ def save(t: Trainer) -> None:
     weights = t.model.hf_state_dict()
     state = {f"optimizer/{name}": v for name, v in optim.state_tensors(t.optimizers, t.model).items()}
     state |= {f"average/{name}": v for name, v in t.average.items()}
+    state |= {f"beside/{name}": v for name, v in _beside(t.model).items()}
+    state |= {f"stage/{name}": v for name, v in (t.stage.memory.tensors() if t.stage.memory else {}).items()}
     state["rng"] = torch.get_rng_state()
     if not _finite([*weights.values(), *state.values()]):
         raise BardletError(f"a number of the optimizer after step {t.state.step} is not finite; nothing was saved. "
@@ -373,6 +391,11 @@ def save(t: Trainer) -> None:
     write_run(t)
 
 
+def _beside(model: Any) -> dict[str, torch.Tensor]:
+    """The weights that are trained and no part of the model that the run makes: a value model's."""
+    return model.beside() if hasattr(model, "beside") else {}
+
+
 def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     """Put `t` where it was when the checkpoint `folder` was saved, and cut metrics.jsonl there.
 
@@ -380,7 +403,7 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     """
     (weights, tensors), facts = checkpoint.load(folder), checkpoint.read_facts(folder)
     t.model.load_hf_state_dict(weights)
-    rest = {"optimizer": {}, "average": {}}  # type: dict[str, dict[str, torch.Tensor]]
+    rest: dict[str, dict[str, torch.Tensor]] = {"optimizer": {}, "average": {}, "beside": {}, "stage": {}}
     for name, value in tensors.items():
         kind, _, key = name.partition("/")
         if kind in rest:
@@ -391,6 +414,13 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     if odd or tensors.get("rng", torch.empty(0)).shape != torch.get_rng_state().shape:
         raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: {(odd or ['rng'])[0]} is missing or has "
                            "another shape; take another checkpoint")
+    if (beside := _beside(t.model)).keys() != rest["beside"].keys():
+        raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: it does not have the weights of the "
+                           "critic; take another checkpoint")
+    if beside:
+        t.model.load_beside(rest["beside"])
+    if t.stage.memory:
+        t.stage.memory.load(rest["stage"])
     t.average = {name: v.to(t.dist.device) for name, v in rest["average"].items()}
     torch.set_rng_state(tensors["rng"].byte())
     known = {name: facts[name] for name in asdict(t.state) if name in facts}

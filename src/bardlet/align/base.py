@@ -57,6 +57,13 @@ def begin(config: TrainConfig, dist: Dist, out: str | None, given: Collection[st
     return model, words, pretrain.as_model(pretrain.settled(config, dist), model.config, given)
 
 
+def same(config: TrainConfig, record: dict[str, Any], digest: str) -> None:
+    """BardletError where the weights of --init, by their sha256, are not those on record; else they are put there."""
+    if record.setdefault("base_hash", digest) != digest:
+        raise BardletError(f"{config.init}: is not the model any more that the run began with, which is its reference; "
+                           "put it back")
+
+
 def folder(run: Path | None, out: str | None, name: str) -> Path:
     """The run folder: that of a run that begins again, or a new one."""
     return run or checkpoint.new_folder(Path(out) if out else None, name)

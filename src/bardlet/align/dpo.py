@@ -151,9 +151,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
 def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any],
              resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the preferences, settings resolved. Arguments: `pretrain`'s."""
-    if record.setdefault("base_hash", ready.base_hash) != ready.base_hash:
-        raise BardletError(f"{config.init}: is not the model any more that the run began with, which is its reference; "
-                           "put it back")
+    base.same(config, record, ready.base_hash)
     make = partial(preference_stage, ready, dist=dist, record=record)
     return pretrain.trainer(run, model, make, config, dist, record, resumed)
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "sft": "teach a model to answer, from conversations",
     "reward": "a model that says how good an answer is, from preferences",
     "dpo": "teach a model which answers are preferred",
+    "ppo": "a model learns from rewards for its own answers, with a critic",
+    "grpo": "the same, from groups of answers to one question",
     "resume": "go on exactly where a run stopped",
     "sample": "let a model write",
     "chat": "talk to a model",

@@ -122,8 +122,11 @@ def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent
     left = (line["steps"] - line["step"]) * spent / steps if steps else 0.0
     rate = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9) if steps else 0.0
     val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
-    return (f"step {line['step']:>5}/{line['steps']}  train {train_loss:.4f}  val {val}  "
-            f"{rate:>7,.0f} {unit}/s  ETA {clock_time(left)}")
+    what = f"train {train_loss:.4f}  val {val}"
+    if "reward" in line:
+        held = "-" if line["val_loss"] is None else f"{-line['val_loss']:.4f}"
+        what = f"reward {line['reward']:.4f}  held out {held}  KL {line['kl']:.2f}"
+    return f"step {line['step']:>5}/{line['steps']}  {what}  {rate:>7,.0f} {unit}/s  ETA {clock_time(left)}"
 
 
 def _lines(unit: str) -> Watch:

@@ -33,6 +33,8 @@ class Command:
     """Another number of steps in all (a change: needs --allow-change)."""
     allow_change: bool = False
     """Go on although the machine, the precision, the compiler or the text is another: no longer bit for bit."""
+    reward: str | None = None
+    """The command that says what answers are worth, once more: no program is run because a file names it."""
     json: bool = False
     """Print one JSON object on one line, last."""
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
     console.show_notices(os.environ.get("RANK", "0") == "0")
     config, record = checkpoint.settings(run, command.allow_change)
+    _same_reward(run, config, command)
     begun = time.monotonic()
     with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
@@ -127,6 +130,17 @@ def _same_text(run: Path, record: dict[str, Any], name: str, digest: str, comman
     if digest != record.get("text_hash") and not command.allow_change:
         raise BardletError(f"{run}: the text {name} is not the one that the run began with; "
                            "put it back, or go on with --allow-change")
+
+
+def _same_reward(run: Path, config: TrainConfig, command: Command) -> None:
+    """BardletError where a run gets its rewards from a program and nobody typed which, or another reward was typed."""
+    from bardlet.align import rewards
+
+    asked = rewards.is_command(config.reward) and command.reward is None
+    if asked or command.reward not in (None, config.reward):
+        raise BardletError(f"{run}: what its answers are worth is said by `{config.reward}`; " + (
+            "a program is not run because a file names it: say --reward with it" if asked else
+            f"--reward {command.reward} would be another run"))
 
 
 def _plan_again(t: Trainer, steps: int) -> None:

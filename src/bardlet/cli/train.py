@@ -17,7 +17,7 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import OF_PREFERENCES, PARALLEL, ModelConfig, StageName, TrainConfig, read_toml, settings_in
+from bardlet.config import OF_REWARDS, PARALLEL, ModelConfig, StageName, TrainConfig, read_toml, settings_in
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -27,11 +27,12 @@ log = logging.getLogger("bardlet")
 
 Kind = TypeVar("Kind", bound="Command")
 RESULTS = ("bleu", "chrf", "val_loss_before", "ended", "accuracy", "longer", "margin", "accuracy_longer",
-           "accuracy_shorter", "likes_length", "calibration_error")
+           "accuracy_shorter", "likes_length", "calibration_error", "reward_before", "reward_after", "sampled_before",
+           "sampled_after", "kl", "answer_length", "different_before", "different", "distinct_before", "distinct")
 """What --json prints of the results of some stages."""
 
 
-UNITS = {"sft": "answer tokens", "reward": "pairs", "dpo": "pairs"}
+UNITS = {"sft": "answer tokens", "reward": "pairs", "dpo": "pairs", "ppo": "answer tokens", "grpo": "answer tokens"}
 """What the steps of some stages count."""
 
 
@@ -44,6 +45,14 @@ class Command(TrainConfig):
     stage: tyro.conf.Suppress[StageName] = "pretrain"
     pack: tyro.conf.Suppress[bool] = True
     beta: tyro.conf.Suppress[float] = 0.1
+    reward: tyro.conf.Suppress[str | None] = None
+    rollout: tyro.conf.Suppress[int] = 128
+    passes: tyro.conf.Suppress[int] = 1
+    group: tyro.conf.Suppress[int] = 8
+    answer_tokens: tyro.conf.Suppress[int] = 64
+    temperature: tyro.conf.Suppress[float] = 1.0
+    clip: tyro.conf.Suppress[float] = 0.2
+    target_kl: tyro.conf.Suppress[float | None] = None
     replans: tyro.conf.Suppress[tuple[tuple[int, int], ...]] = ()
     out: str | None = None
     """The run folder to make; none: runs/NAME."""
@@ -106,9 +115,9 @@ def stage_of(config: TrainConfig) -> Any:
     from bardlet import pretrain, translation
 
     if config.stage != "pretrain":
-        from bardlet.align import dpo, reward, sft
+        from bardlet.align import dpo, reinforce, reward, sft
 
-        return {"sft": sft, "reward": reward, "dpo": dpo}[config.stage]
+        return {"sft": sft, "reward": reward, "dpo": dpo, "ppo": reinforce, "grpo": reinforce}[config.stage]
     return translation if config.parallel else pretrain
 
 
@@ -163,9 +172,9 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     for reason in t.record.get("reasons", []):
         console.say(f"  {reason}")
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
-    material = {"sft": "conversations"}.get(c.stage, "pairs" if c.parallel else "text")
-    if c.stage in OF_PREFERENCES:
-        material = "preferences"
+    of_stage = {"sft": "conversations", "reward": "preferences", "dpo": "preferences", "ppo": "questions",
+                "grpo": "questions"}
+    material = of_stage.get(c.stage, "pairs" if c.parallel else "text")
     console.say(f"plan: {t.state.steps:,} steps of {'' if material == 'text' else 'up to '}{tokens:,} tokens "
                 f"({epochs:.1f} times the {material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
@@ -272,7 +281,9 @@ def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
 
 
 def _diagnose(t: Trainer, told: set[str]) -> None:
-    """Say what the losses tell, each thing once."""
+    """Say what the losses tell, each thing once; those of answers that a model wrote itself tell nothing."""
+    if t.config.stage in OF_REWARDS:
+        return
     from bardlet import checkpoint, diagnosis
 
     for found in diagnosis.of_losses(checkpoint.read_metrics(t.run), t.config, t.state.steps, t.record):

@@ -76,3 +76,28 @@ def on_top_of(model: Any) -> Any:
     body = {name: x for name, x in model.hf_state_dict().items() if not name.startswith(("lm_head.", "score."))}
     scorer.load_hf_state_dict({**body, "score.weight": scorer.score.weight.detach()})
     return scorer
+
+
+class ActorCritic(nn.Module):
+    """A policy and, beside it, a model that expects how much reward is still to come: what PPO trains together.
+
+    To the outside it is the policy: its shape, its files, its weights. `beside` has those of the critic.
+    """
+
+    def __init__(self, policy: Any, critic: Any) -> None:
+        super().__init__()
+        self.config, self.policy, self.critic = policy.config, policy, critic
+        self.to_hf, self.hf_state_dict = policy.to_hf, policy.hf_state_dict
+        self.load_hf_state_dict = policy.load_hf_state_dict
+
+    def forward(self, idx_BT: Tensor, where_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits (N, V), values (N,)) where where_BT (boolean) is True: of the next token, and before it is known."""
+        return self.policy(idx_BT, where_BT=where_BT), self.critic.values(idx_BT)[where_BT]
+
+    def beside(self) -> dict[str, Tensor]:
+        """The critic's weights."""
+        return self.critic.hf_state_dict()
+
+    def load_beside(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what `beside` gave. Raises BardletError for what does not fit."""
+        self.critic.load_hf_state_dict(tensors)

@@ -1,0 +1,36 @@
+"""Group relative policy optimization: several answers to each question, which are compared with each other.
+
+Shao et al. (2024), *DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models*. There is no
+model of the values: what an answer is worth is told by the others of its group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bardlet import loss
+from bardlet.config import TrainConfig
+
+
+def actor(policy: Any) -> Any:
+    """What is trained: the policy alone."""
+    return policy
+
+
+def learnable(model: Any, batch: loss.Batch, reward_A: torch.Tensor, beta: float,
+              config: TrainConfig) -> dict[str, torch.Tensor]:  # fmt: skip
+    """What a batch of a rollout has besides its tokens and their probabilities: `advantage` (A, 1).
+
+    reward_A: the --group answers to one question stand behind each other.
+    """
+    return {"advantage": loss.group_advantages(reward_A.view(-1, config.group)).view(-1, 1)}
+
+
+def learn(model: Any, batch: loss.Batch, config: TrainConfig) -> torch.Tensor:
+    """The loss of a batch, summed over the tokens of the answers."""
+    mask_AT = batch["target"] != loss.IGNORE
+    logp_AT = loss.chosen(model(batch["idx"], where_BT=mask_AT), batch["target"], config.temperature)
+    reference_AT = batch["reference"] if config.beta else logp_AT  # nothing is exp(a large number) times 0
+    return loss.grpo(logp_AT, batch["old"], reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)

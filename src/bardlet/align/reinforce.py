@@ -1,0 +1,294 @@
+"""Reinforcement learning as a stage: a model writes answers, hears what they are worth, and learns from them.
+
+PPO and GRPO differ in what they make of the rewards (`ppo.py`, `grpo.py`). Here is what they share: the rollouts, which
+are made when the batch of a step asks for them, and the names of `pretrain.py`. The reference is the model that the run
+begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bardlet import examples, files, hf, loss, pretrain, report
+from bardlet import train as training
+from bardlet.align import base, grpo, ppo, prompts, rewards, rollout
+from bardlet.align.prompts import PreparedPrompts, Prompts
+from bardlet.align.rewards import EXACT, Reward
+from bardlet.align.rollout import Rollout, Shown
+from bardlet.config import TrainConfig
+from bardlet.data import Progress
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+from bardlet.examples import Examples
+from bardlet.tokenizer import Tokenizer
+from bardlet.train import Stage, Trainer
+
+ALGORITHMS = {"ppo": ppo, "grpo": grpo}
+ROLLOUTS = 100
+"""Rollouts of a run where neither --steps nor --minutes says how many."""
+UNENDED = 1.0
+"""What an answer loses that a reward model judges and that did not end by itself, in deviations of the rewards."""
+LOOKED_AT, ALL = 256, 1000
+"""Held-out questions that an evaluation on the way asks at most, and those that a finished run asks."""
+SHOWN = 4
+"""Of them on its card."""
+
+
+def find(config: TrainConfig) -> Examples:
+    """The questions that the settings name."""
+    return examples.find(config)
+
+
+def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist: Dist,
+            progress: Progress | None = None) -> PreparedPrompts:
+    """The questions as tokens by the tokenizer of the model."""
+    if words is None:
+        raise BardletError("a model that answers already learns from its own answers: name it with --init DIR")
+    return prompts.prepare(found, words, config, progress)
+
+
+class Player:
+    """A policy, its reference, and what answers are worth: it writes answers and says what they show."""
+
+    def __init__(self, policy: Any, reference: Any, reward: Reward, words: Tokenizer, config: TrainConfig, dist: Dist,
+                 record: dict[str, Any]) -> None:
+        self.policy, self.reference, self.reward, self.words = policy, reference, reward, words
+        self.config, self.dist, self.record = config, dist, record
+
+    def play(self, asked: Prompts, which: np.ndarray, number: int, temperature: float) -> tuple[Rollout, np.ndarray]:
+        """(answers to the prompts `which`, what they are worth, (A,) float32), a function of (seed, number)."""
+        seeds = [_seed(self.config.seed, number, i) for i in range(len(which))]
+        made = rollout.write(self.policy, self.words, asked, which.tolist(), seeds, self.config, self.dist, temperature)
+        return made, self.worth(made)
+
+    def worth(self, made: Rollout) -> np.ndarray:
+        """What the answers are worth, (A,) float32: a reward model's judgements as deviations from those on the
+        reference's answers, less UNENDED where an answer did not end; other rewards as they are."""
+        reward_A = self.reward(made.questions, made.answers)
+        if not isinstance(self.reward, rewards.Judge):
+            return reward_A
+        unended_A = np.array([not answer.ended for answer in made.answers])
+        mean, deviation = self.record.get("reward_mean", 0.0), self.record.get("reward_deviation", 1.0)
+        return ((reward_A - mean) / deviation - UNENDED * unended_A).astype(np.float32)
+
+    def log_probabilities(self, made: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+        """log p of what was written, by the policy and by the reference: (A, T) float32 each."""
+        one, other = (rollout.log_probability(model, made, self.config, self.dist)
+                      for model in (self.policy, self.reference))
+        return one, other
+
+    def look(self, held: Prompts, temperature: float | None = None) -> tuple[Rollout, Shown]:
+        """An answer to each of the held-out prompts, and what they show; with --reward exact the likeliest ones.
+
+        Always with the same random numbers.
+        """
+        if temperature is None:
+            temperature = 0.0 if self.config.reward == EXACT else self.config.temperature
+        made, reward_A = self.play(held, np.arange(len(held)), -1, temperature)
+        return made, rollout.shown(made, reward_A, *self.log_probabilities(made))
+
+
+def _seed(seed: int, number: int, row: int) -> int:
+    """That of an answer: far from all others."""
+    words = np.random.SeedSequence([seed, number + 1, row]).generate_state(1, np.uint64)
+    return int(words[0] >> 1)
+
+
+class Rollouts:
+    """The rollouts of a run as batches, one after the other; what a checkpoint keeps of them (`train.Memory`)."""
+
+    def __init__(self, model: Any, player: Player, learned: Prompts, config: TrainConfig) -> None:
+        """model: what is trained, as `actor` made it of the player's policy."""
+        self.model, self.player, self.learned, self.config = model, player, learned, config
+        self.algorithm: Any = ALGORITHMS[config.stage]
+        self.updates = config.rollout // (config.batch_size * config.grad_accum)  # of a pass
+        self.answers = config.group if config.stage == "grpo" else 1  # to each question
+        self.load({})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The rollout that is being learned from, and beta."""
+        facts = {f"fact/{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.facts.items()}
+        number, beta = torch.tensor(self.number), torch.tensor(self.beta, dtype=torch.float64)
+        return {**self.rows, **facts, "number": number, "beta": beta}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on with what `tensors` gave; from nothing, begin."""
+        rest = dict(tensors)
+        self.number = int(rest.pop("number", torch.tensor(-1)))
+        self.beta = float(rest.pop("beta", torch.tensor(self.config.beta, dtype=torch.float64)))
+        self.facts = {name[5:]: float(rest.pop(name)) for name in tensors if name.startswith("fact/")}
+        self.rows = rest
+
+    def batch(self, step: int) -> loss.Batch:
+        """The batch of a step: some answers of its rollout, each once in a pass. A rollout's first batch makes it."""
+        number, within = divmod(step, self.updates * self.config.passes)
+        if number != self.number:
+            self.number, self.rows = number, self.rolled_out(number)
+        a_pass, place = divmod(within, self.updates)
+        random = np.random.default_rng([self.config.seed % 2**64, number, a_pass])
+        which = random.permutation(self.config.rollout).reshape(self.updates, -1)[place]
+        return {name: x[torch.from_numpy(which)] for name, x in self.rows.items()}
+
+    def rolled_out(self, number: int) -> loss.Batch:
+        """The answers of rollout `number` from 0 on, with all that is learned from them: rows of a batch."""
+        config, player = self.config, self.player
+        questions = prompts.asked(number, config.rollout // self.answers, len(self.learned), config.seed)
+        made, worth_A = player.play(self.learned, questions.repeat(self.answers), number, config.temperature)
+        old_AT, reference_AT = player.log_probabilities(made)
+        found = rollout.shown(made, worth_A, old_AT, reference_AT)
+        if config.stage == "ppo":
+            self.beta = ppo.adapted(self.beta, found.kl, config.target_kl)
+        self.facts = {"reward": found.reward, "kl": found.kl, "answer_tokens": found.tokens, "ended": found.ended,
+                      "different": found.different, "beta": self.beta}
+        batch = {"idx": made.idx_AT, "target": made.target_AT, "old": old_AT, "reference": reference_AT}
+        reward_A = torch.from_numpy(worth_A)
+        return {**batch, **self.algorithm.learnable(self.model, batch, reward_A, self.beta, config)}
+
+    def widest(self) -> loss.Batch:
+        """A batch as large as any could be: an answer in every place."""
+        size = (self.config.batch_size * self.config.grad_accum, self.config.block_size)
+        ids, ones = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
+        return {"idx": ids, "target": ids, **dict.fromkeys(("old", "reference", "advantage", "value", "return"), ones)}
+
+    def place(self, step: int) -> str:
+        """Where the batch of a step lies, in words."""
+        number, within = divmod(step, self.updates * self.config.passes)
+        return f"update {within + 1} of rollout {number + 1}"
+
+
+def reward_stage(model: Any, policy: Any, reference: Any, reward: Reward, ready: PreparedPrompts, config: TrainConfig,
+                 dist: Dist, record: dict[str, Any]) -> Stage:
+    """Batches of the policy's own answers, what the algorithm makes of them, and minus the held-out reward.
+
+    model: what is trained, as `actor` made it of the policy.
+    """
+    learned, held = prompts.parts(ready, config)
+    player = Player(policy, reference, reward, ready.tokenizer, config, dist, record)
+    batches = Rollouts(model, player, learned, config)
+    looked_at = held.some(LOOKED_AT)
+    period = batches.updates * config.passes
+    record["batches"] = max(1, len(learned) * batches.answers * period // config.rollout)
+
+    def evaluate(_: Any) -> float:
+        return -player.look(looked_at)[1].reward
+
+    return Stage(batches.batch, partial(batches.algorithm.learn, config=config), loss.count_targets, evaluate,
+                 batches.place, batches.widest, lambda: batches.facts, batches, period)
+
+
+def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
+                progress: Progress | None = None, begun: float | None = None,
+                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedPrompts]:
+    """A model that answers, questions, rewards and optimizers: a run that has not begun. Arguments: `pretrain`'s."""
+    if rewards.is_command(config.reward) and "reward" not in given and run is None:
+        raise BardletError(f"--reward '{config.reward}': a program is not run because a file names it; say it again "
+                           "on the command line")
+    model, words, config = base.begin(config, dist, out, given, in_file, run)
+    if run is None and "answer_tokens" not in {*given, *in_file}:  # the other half is for the question
+        config = replace(config, answer_tokens=min(config.answer_tokens, config.block_size // 2))
+    found = find(config)
+    ready = prepare(found, config, words, dist, progress)
+    learned, held = prompts.parts(ready, config)
+    record: dict[str, Any] = {
+        "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
+        "tokens": sum(map(len, learned.ids)), "minutes": config.minutes, "left_out": ready.left_out}
+    t = assemble(base.folder(run, out, f"{found.name}-{config.stage}"), model, ready, config, dist, record)
+    if progress:
+        progress("what its answers are worth before", 0, None)
+    player = _player(t)
+    if isinstance(player.reward, rewards.Judge):
+        asked = learned.some(LOOKED_AT)
+        worth_A = player.play(asked, np.arange(len(asked)), -1, config.temperature)[1]
+        record["reward_mean"], record["reward_deviation"] = float(worth_A.mean()), float(max(worth_A.std(), 1e-6))
+    record["reward_before"] = round(player.look(held.some(LOOKED_AT))[1].reward, 4)
+    if config.steps is None and config.minutes is None:
+        t.state.steps = ROLLOUTS * t.stage.period
+        t.config = replace(t.config, steps=t.state.steps)
+    return t, ready
+
+
+def assemble(run: Path, model: Any, ready: PreparedPrompts, config: TrainConfig, dist: Dist, record: dict[str, Any],
+             resumed: bool = False) -> Trainer:
+    """A `Trainer` at step 0 that learns from its own answers. Arguments: `pretrain`'s."""
+    folder = Path(str(config.init))
+    base.same(config, record, files.sha256(files.inside(folder, "model.safetensors")))
+    reference = hf.read_folder(folder)[0].to(dist.device)
+    learned, held = prompts.parts(ready, config)
+    reward = rewards.build(config, [*learned.questions, *held.questions], dist)
+    if isinstance(reward, rewards.Judge):
+        known = files.sha256(files.inside(Path(str(config.reward)), "model.safetensors"))
+        if record.setdefault("reward_hash", known) != known:
+            raise BardletError(f"{config.reward}: is not the reward model any more that the run began with; "
+                               "put it back")
+    actor = ALGORITHMS[config.stage].actor(model)
+    make = partial(reward_stage, actor, model, reference, reward, ready, dist=dist, record=record)
+    t = pretrain.trainer(run, actor, make, config, dist, record, resumed)
+    record["parameters"] = sum(p.numel() for p in model.parameters())  # the critic is no part of what the run makes
+    return t
+
+
+def _player(t: Trainer) -> Player:
+    """Who writes the answers of a run."""
+    assert isinstance(t.stage.memory, Rollouts)
+    return t.stage.memory.player
+
+
+def said(t: Trainer, ready: PreparedPrompts) -> tuple[list[str], float]:
+    """What a plan says of the questions, in lines, and how often the planned steps ask them."""
+    r, c, held = t.record, t.config, len(prompts.parts(ready, t.config)[1])
+    each = f"{c.group} answers to each question, " if c.stage == "grpo" else ""
+    lines = [f"questions: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
+             f"reward: {c.reward}; {r['reward_before']:.4f} on average for held-out answers of {c.init}",
+             f"rollouts: of {c.rollout} answers of up to {c.answer_tokens} tokens, {each}{t.stage.period} steps each"]
+    if r["left_out"]:
+        lines.append(f"left out, too long for the window of {c.block_size} tokens with an answer: {r['left_out']:,}")
+    return lines, t.state.steps / r["batches"]
+
+
+def expect(t: Trainer, ready: PreparedPrompts) -> None:
+    """Nobody knows what reward to expect."""
+
+
+def results(facts: dict[str, Any]) -> list[str]:
+    """What a finished run has come to, in lines."""
+    return [f"held-out questions: a mean reward of {facts['reward_before']:.4f} before, {facts['reward_after']:.4f} "
+            f"after; answers are {facts['kl']:.2f} nats from the model that it began with, {facts['ended']:.0%} end by "
+            f"themselves, {facts['different']:.0%} are different ({facts['different_before']:.0%} before)"]
+
+
+def conclude(t: Trainer, ready: PreparedPrompts) -> tuple[dict[str, Any], str]:
+    """What a finished run leaves besides its weights: the curves, the model card, the mark that it is finished.
+
+    Returns:
+        (record, sample): what run.toml says happened, with what held-out answers show; some of them.
+    """
+    report.reward_curve(t.run, report.title(t.run, t.record))
+    player, asked = _player(t), prompts.parts(ready, t.config)[1].some(ALL)
+    policy = hf.read_folder(t.run)[0].to(t.dist.device)
+    models = {"_before": player.reference, "_after": policy}
+    answers = []
+    for when, model in models.items():
+        looking = Player(model, player.reference, player.reward, player.words, t.config, t.dist, t.record)
+        made, found = looking.look(asked, t.config.temperature)  # the likeliest answers say nothing of these
+        t.record |= {f"different{when}": round(found.different, 4), f"distinct{when}": round(found.distinct, 4),
+                     f"sampled{when}": round(found.reward, 4)}
+        if t.config.reward == EXACT:
+            made, likeliest = looking.look(asked)
+        t.record[f"reward{when}"] = round((likeliest if t.config.reward == EXACT else found).reward, 4)
+        answers.append(made.answers)
+    t.record |= {"kl": round(found.kl, 4), "ended": round(found.ended, 4), "answer_length": round(found.tokens, 2),
+                 "different": t.record.pop("different_after"), "distinct": t.record.pop("distinct_after")}
+    every = max(1, len(asked) // SHOWN)
+    sample = "\n\n".join(f"{ready.tokenizer.decode(ids.tolist())}\n  before: {before.text}\n  after:  {after.text}"
+                         for ids, before, after in list(zip(asked.ids, *answers, strict=True))[::every][:SHOWN])
+    t.record["finished"] = True
+    facts = training.write_run(t)
+    report.policy_card(t.run, t.config, facts, sample)
+    return facts, sample

@@ -1,0 +1,245 @@
+"""PPO and GRPO: what their steps are made of, that they learn, that they go on bit for bit; what people get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import assert_same_run, power_cut
+
+from bardlet import checkpoint, hf, loss, models
+from bardlet.align import grpo, ppo, reinforce
+from bardlet.cli import main
+from bardlet.config import ModelConfig, TrainConfig
+from bardlet.dist import Dist
+from bardlet.errors import BardletError
+from bardlet.models.heads import ActorCritic
+
+HERE = Dist(0, 1, torch.device("cpu"))
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--dtype", "fp32", "--compile",
+        "off"]  # fmt: skip
+FINE = ["--dtype", "fp32", "--log-every", "1", "--reward", "exact", "--answer-tokens", "6", "--rollout", "16",
+        "--batch-size", "8", "--warmup-steps", "2", "--eval-every", "0"]  # fmt: skip
+KINDS = ("ppo", "grpo")
+SHAPE = ModelConfig("qwen3", vocab_size=30, block_size=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, head_dim=8,
+                    n_inner=32, activation="silu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions whose answer is one of two words."""
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no"}) + "\n"
+                            for n in range(200)), encoding="utf-8")  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It answers yes or no, by chance."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "text.txt").write_text("".join(f"{n} odd? {'yes' if n * n % 7 % 2 else 'no'}\n" for n in range(300)))
+    (folder / "guesses.jsonl").write_text("".join(
+        json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"}) + "\n" for n in range(300)))
+    assert main(["train", str(folder / "text.txt"), *TINY, "--tokenizer", "bpe", "--vocab-size", "300", "--steps", "20",
+                 "--out", str(folder / "base"), "--debug"]) == 0  # fmt: skip
+    assert main(["sft", str(folder / "base"), str(folder / "guesses.jsonl"), "--dtype", "fp32", "--compile", "off",
+                 "--steps", "150", "--lr", "5e-3", "--muon-lr", "2e-2", "--no-pack", "--batch-size", "16", "--out",
+                 str(folder / "run"), "--debug"]) == 0  # fmt: skip
+    return folder / "run"
+
+
+def config_of(kind: str, model: Path, chats: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"stage": kind, "init": str(model), "text": (str(chats),), "block_size": 32,
+                                "reward": "exact", "dtype": "fp32", "rollout": 16, "batch_size": 4, "answer_tokens": 6,
+                                "passes": 2, "steps": 8, "beta": 0.1} | changes
+    return TrainConfig(**settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> None:
+    t, _ = reinforce.new_trainer(config_of(kind, model, chats), HERE, str(model.parent / "never"), ("beta", "passes"))
+    assert t.stage.period == 8
+    batches = [t.stage.batch(step) for step in range(8)]
+    rows = t.stage.memory.rows  # type: ignore[union-attr]
+    for a_pass in (batches[:4], batches[4:]):
+        seen = torch.cat([batch["idx"] for batch in a_pass])
+        assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, rows["idx"].tolist()))
+    again = [t.stage.batch(step) for step in range(8)]
+    assert all(torch.equal(one[name], other[name]) for one, other in zip(batches, again, strict=True) for name in one)
+    if kind == "grpo":  # the answers to one question stand together, and their advantages have mean 0
+        assert rows["advantage"].view(-1, 8).mean(1).abs().max() < 1e-5
+        n = int((rows["target"][0] != loss.IGNORE).nonzero()[0]) + 1  # tokens of the question
+        assert (rows["idx"][:8, :n] == rows["idx"][0, :n]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_the_first_update_nothing_has_moved(kind: str, model: Path, chats: Path) -> None:
+    """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient."""
+    t, _ = reinforce.new_trainer(config_of(kind, model, chats, beta=0.0), HERE, str(model.parent / "never"),
+                                 ("beta", "passes"))  # fmt: skip
+    batch = t.stage.batch(0)
+    mask = batch["target"] != loss.IGNORE
+    t.model.train()
+    made = t.model(batch["idx"], mask) if kind == "ppo" else t.model(batch["idx"], where_BT=mask)
+    logp = loss.chosen(made[0] if kind == "ppo" else made, batch["target"])
+    torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batch["old"], batch["reference"], rtol=1e-5, atol=1e-5)
+    policy = t.model.policy if kind == "ppo" else t.model
+    t.stage.loss(t.model, batch).backward()
+    found = [p.grad.clone() for p in policy.parameters()]
+    t.model.zero_grad()
+    logp = loss.chosen(policy(batch["idx"], where_BT=mask), batch["target"])
+    (-(batch["advantage"].expand_as(logp) * logp)[mask].sum()).backward()
+    for one, p in zip(found, policy.parameters(), strict=True):
+        torch.testing.assert_close(one, p.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs() -> None:
+    """By hand, with a critic that expects nothing: what an answer's token is worth is what comes from there on."""
+    torch.manual_seed(0)
+    actor = ppo.actor(models.build(SHAPE))
+    target = torch.full((2, 5), loss.IGNORE)
+    target[0, 1:4], target[1, 2:3] = 7, 8
+    old, reference = -torch.rand(2, 5), -torch.rand(2, 5)
+    old, reference = (torch.where(target != loss.IGNORE, x, 0.0) for x in (old, reference))
+    batch = {"idx": torch.randint(30, (2, 5)), "target": target, "old": old, "reference": reference}
+    made = ppo.learnable(actor, batch, torch.tensor([2.0, -1.0]), 0.5, TrainConfig(stage="ppo", dtype="fp32"))
+    assert not made["value"].any()
+    earned = -0.5 * (old - reference)
+    earned[0, 3] += 2
+    earned[1, 2] -= 1
+    for a, places in ((0, (1, 2, 3)), (1, (2,))):
+        for t in places:  # with a value of 0 everywhere an advantage is the sum of what comes, 0.95 for each token
+            by_hand = sum(0.95 ** (u - t) * earned[a, u] for u in places if u >= t)
+            assert made["return"][a, t].item() == pytest.approx(float(by_hand), abs=1e-6)
+    mask = target != loss.IGNORE
+    assert made["advantage"][mask].mean().abs() < 1e-6 and not made["advantage"][~mask].any()
+
+
+def test_beta_follows_its_target() -> None:
+    assert ppo.adapted(0.1, 5.0, None) == 0.1
+    assert ppo.adapted(0.1, 6.0, 6.0) == pytest.approx(0.1)
+    assert ppo.adapted(0.1, 60.0, 6.0) == pytest.approx(0.102) and ppo.adapted(0.1, 0.0, 6.0) == pytest.approx(0.098)
+
+
+def test_the_critic_is_no_part_of_what_the_run_makes() -> None:
+    torch.manual_seed(0)
+    policy = models.build(SHAPE)
+    both = ppo.actor(policy)
+    assert both.hf_state_dict().keys() == policy.hf_state_dict().keys() and both.config is policy.config
+    other = ActorCritic(models.build(SHAPE), ppo.actor(policy).critic)
+    for p in both.critic.parameters():
+        torch.nn.init.normal_(p)
+    other.load_beside(both.beside())
+    idx = torch.randint(30, (2, 9))
+    assert torch.equal(other.critic.values(idx), both.critic.values(idx))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_what_is_rewarded(kind: str, model: Path, chats: Path, bardlet: Callable[..., dict[str, Any]],
+                                    tmp_path: Path) -> None:  # fmt: skip
+    (tmp_path / "yes.jsonl").write_text("".join(json.dumps({"prompt": f"{n} odd?", "answer": "yes"}) + "\n"
+                                                for n in range(200)))  # fmt: skip
+    done = bardlet(kind, model, tmp_path / "yes.jsonl", *FINE, "--steps", 60 if kind == "grpo" else 160, "--lr", "2e-3",
+                   "--out", tmp_path / "run")  # fmt: skip
+    assert done["sampled_before"] < 0.75 and done["sampled_after"] > 0.95 and done["kl"] > 0
+    lines = checkpoint.read_metrics(tmp_path / "run")
+    assert {"reward", "kl", "ended", "different", "answer_tokens"} <= lines[0].keys()
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert kind.upper() in card and "odd?" in card
+    assert main(["doctor", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_folder_is_a_chat_model_of_transformers(kind: str, model: Path, chats: Path, tmp_path: Path,
+                                                    bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bardlet(kind, model, chats, *FINE, "--steps", 2, "--out", tmp_path / "run")
+    theirs, told = AutoModelForCausalLM.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    ids = AutoTokenizer.from_pretrained(tmp_path / "run").apply_chat_template(
+        [{"role": "user", "content": "3 odd?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    torch.testing.assert_close(theirs(**ids).logits, hf.read_folder(tmp_path / "run")[0](ids["input_ids"]), rtol=1e-5,
+                               atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [["grpo", "--dropout", "0.1"], ["ppo", "--target-kl", "1", "--keep", "average"],
+                                      ["grpo", "--passes", "2", "--grad-accum", "2", "--beta", "0.1"]])
+def test_a_run_goes_on_bit_for_bit(settings: list[str], model: Path, chats: Path, tmp_path: Path,
+                                   bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    """Its process ends in a rollout that is half learned; the checkpoint of step 5 knows the answers of that one."""
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    words = [settings[0], base, chats, *FINE, *settings[1:], "--steps", "12", "--save-every", "5"]
+    bardlet(*words, "--out", tmp_path / "whole")
+    power_cut([*words, "--out", tmp_path / "again"])
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    (base / "manifest.json").unlink()
+    assert main(["resume", str(tmp_path / "again")]) == 1  # the reference is another one
+    (base / "model.safetensors").write_bytes(weights)
+    assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
+    assert_same_run(tmp_path / "whole", tmp_path / "again", 12)
+    rewards, again = ([(line["step"], line["reward"], line["kl"]) for line in checkpoint.read_metrics(tmp_path / name)
+                       if "reward" in line] for name in ("whole", "again"))  # fmt: skip
+    assert rewards == again and len(rewards) == 12
+
+
+def test_micro_batches_change_nothing(model: Path, chats: Path) -> None:
+    losses = []
+    for size, pieces in ((8, 1), (4, 2), (2, 4)):
+        config = config_of("ppo", model, chats, batch_size=size, grad_accum=pieces)
+        t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
+        batch = t.stage.batch(0)
+        losses.append(t.stage.loss(t.model, batch).item())
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+def test_a_program_is_not_run_because_a_file_names_it(model: Path, chats: Path, tmp_path: Path,
+                                                      bardlet: Callable[..., dict[str, Any]],
+                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    judge = tmp_path / "judge.py"
+    judge.write_text("import sys\nfor line in sys.stdin: print(1)\n")
+    words = ["grpo", str(model), str(chats), *FINE, "--steps", "2", "--reward", f"{sys.executable} {judge}"]
+    bardlet(*words, "--out", tmp_path / "run")
+    assert main(["grpo", "--config", str(tmp_path / "run" / "run.toml"), "--out", str(tmp_path / "two")]) == 1
+    assert "say it again on the command line" in capsys.readouterr().err
+    power_cut([*words, "--steps", "4", "--save-every", "1", "--out", tmp_path / "cut"], step=3)
+    assert main(["resume", str(tmp_path / "cut")]) == 1
+    assert "--reward" in capsys.readouterr().err
+    assert bardlet("resume", tmp_path / "cut", "--reward", f"{sys.executable} {judge}")["steps"] == 4
+
+
+def test_what_people_get_wrong_is_one_line(model: Path, chats: Path, capsys: pytest.CaptureFixture[str],
+                                           tmp_path: Path) -> None:  # fmt: skip
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text("".join(json.dumps({"prompt": f"{n}?"}) + "\n" for n in range(30)))
+    exact = ["--reward", "exact"]
+    for kind, words, what in (
+        ("grpo", [], "name the model"), ("ppo", [str(model)], "nothing to learn from"),
+        ("grpo", [str(model), str(chats)], "say what an answer is worth"),
+        ("ppo", [str(model), str(silent), *exact, "--answer-tokens", "6"], "30 of 30 questions have no answer"),
+        ("ppo", [str(model), str(chats), *exact, "--answer-tokens", "30"], "no question leaves room"),
+        ("ppo", [str(model), str(chats), *exact, "--rollout", "33"], "take --rollout 64"),
+        ("grpo", [str(model), str(chats), *exact, "--group", "1"], "at least 2"),
+        ("grpo", [str(model), str(chats), *exact, "--batch-size", "6", "--rollout", "6"], "no multiple of --group 8"),
+        ("grpo", [str(model), str(chats), *exact, "--target-kl", "6"], "--target-kl"),
+        ("ppo", [str(model), str(chats), "--reward", str(model), "--answer-tokens", "6"], "is no reward model"),
+        ("sft", [str(model), str(chats), *exact], "--reward"),
+    ):
+        assert main([kind, *words, "--out", str(tmp_path / "never")]) != 0
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("bardlet: ") and what in said, said
+        assert not (tmp_path / "never").exists()
+    with pytest.raises(BardletError, match="at least 2"):
+        replace(config_of("grpo", model, chats), group=1)
+    assert grpo.actor(model) is model
