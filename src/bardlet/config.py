@@ -37,12 +37,11 @@ ON_POLICY = ("reward", "rollout", "passes", "answer_tokens", "temperature", "cli
 OF_STAGE: dict[str, tuple[str, ...]] = {"sft": ("pack",), "reward": (), "dpo": ("beta",),
                                         "ppo": (*ON_POLICY, "beta", "target_kl"), "grpo": (*ON_POLICY, "beta", "group")}
 """Settings of the stages of a chat model, which other stages do not have."""
+_OWN_ANSWERS = {"schedule": "constant", "warmup_steps": 10, "keep": "last", "compile": "off"}
 FINE: dict[str, dict[str, Any]] = {"sft": {"lr": 5e-4, "muon_lr": 5e-3}, "dpo": {"lr": 2e-5, "muon_lr": 2e-4},
                                    "reward": {"lr": 2e-4, "muon_lr": 2e-3},
-                                   "ppo": {"lr": 2e-4, "muon_lr": 2e-3, "passes": 4, "beta": 0.05},
-                                   "grpo": {"lr": 2e-4, "muon_lr": 2e-3, "beta": 0.0}}
-for _stage in ("ppo", "grpo"):
-    FINE[_stage] |= {"schedule": "constant", "warmup_steps": 10, "keep": "last", "compile": "off"}
+                                   "ppo": {"lr": 2e-4, "muon_lr": 2e-3, "passes": 4, "beta": 0.05, **_OWN_ANSWERS},
+                                   "grpo": {"lr": 2e-4, "muon_lr": 2e-3, "beta": 0.0, **_OWN_ANSWERS}}
 """What the stages that begin with a model that has learned already do in another way than pretraining."""
 LONGEST_SINUSOIDS = 2**16
 """Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
