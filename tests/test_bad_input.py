@@ -275,6 +275,13 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("num 0", nothing, "sample run --num 0", ("--num 0: it must be at least 1",)),
     ("unseen in a prompt", nothing, "sample run --prompt 'To bé'",
      ("--prompt", '"é" (U+00E9) at line 1, column 5', "--tokenizer byte")),
+    ("no such task", nothing, "eval run --task arc_easy", ("--task arc_easy", "did you mean arc-easy?", "hellaswag")),
+    ("a task that is not here", nothing, "eval run --task copa gsm8k",
+     ("--task copa: its questions are not on this machine", "put copa.jsonl.gz", "eval-gauntlet of $BARDLET_DATA")),
+    ("a task and a text", nothing, "eval run text.txt --task copa", ("text.txt", "--task", "leave it out")),
+    ("a task and pairs", nothing, "eval run --source text.txt --task copa", ("--source", "--task", "leave it out")),
+    ("a limit without a task", nothing, "eval run --limit 3", ("--limit: is for --task", "leave it out")),
+    ("limit 0", nothing, "eval run --task copa --limit 0", ("--limit 0: it must be at least 1",)),
     ("context 0", nothing, "eval run --context 0", ("--context 0: it must be at least 1",)),
     ("context too long", nothing, "eval run --context 9", ("--context 9", "take --context 8 or less")),
     # --config
