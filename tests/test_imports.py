@@ -20,7 +20,7 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["train"],
     ["clock", "memory"],
     ["budget", "doctor", "accuracy"],
-    ["pretrain"],
+    ["pretrain", "harness"],
     ["translation"],
     ["ladder"],
     ["align"],
