@@ -237,6 +237,16 @@ def test_sums_are_right_where_the_model_writes_them() -> None:
     assert other.acc == 0, "71 begins with 7, and is another number"
 
 
+def test_each_prompt_gets_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written two at a time, the short prompts first; one longer than the window leaves room for what is written."""
+    model = Follows("abcdefgh", block_size=8)
+    monkeypatch.setattr(accuracy, "ROWS", 2)
+    prompts = [LETTERS.encode(text).tolist() for text in ("xyzxyzxyzd", "a", "xxb", "xa", "c")]
+    assert accuracy.write(model, LETTERS, prompts, 3) == ["efg", "bcd", "cde", "bcd", "def"]
+    assert accuracy.write(model, LETTERS, prompts, 99, [LETTERS.vocab["e"]]) == ["e", "bcde", "cde", "bcde", "de"]
+    assert accuracy.write(model, LETTERS, prompts[1:2], 99) == ["bcde"], "half of the window"
+
+
 def test_word_problems_stop_before_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts stands behind ####; the last number is told beside it."""
     texts = [" 9 + 9 = 18\n#### 18\nQuestion: and 7?", " it is 18", " none"]

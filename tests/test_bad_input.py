@@ -278,6 +278,7 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("no such task", nothing, "eval run --task arc_easy", ("--task arc_easy", "did you mean arc-easy?", "hellaswag")),
     ("a task that is not here", nothing, "eval run --task copa gsm8k",
      ("--task copa: its questions are not on this machine", "put copa.jsonl.gz", "eval-gauntlet of $BARDLET_DATA")),
+    ("a task without a name", nothing, "eval run --task", ("--task needs a value", "--task arc-easy")),
     ("a task and a text", nothing, "eval run text.txt --task copa", ("text.txt", "--task", "leave it out")),
     ("a task and pairs", nothing, "eval run --source text.txt --task copa", ("--source", "--task", "leave it out")),
     ("a limit without a task", nothing, "eval run --limit 3", ("--limit: is for --task", "leave it out")),

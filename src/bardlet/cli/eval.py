@@ -85,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
             raise BardletError(f"{folder}: this model translates, and --task is for models that go on with a text; "
                                "name pairs with --source F --target F")
         return eval_tasks.run(command, folder)
+    if "--task" in argv:  # the parser takes no name for none asked
+        raise BardletError("--task needs a value: a name, as in --task arc-easy; `bardlet eval --help` has them")
     refuse(command, "limit", why="is for --task")
     if command.source or command.target or _translates(folder):
         return translated(command, folder)
