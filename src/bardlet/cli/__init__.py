@@ -28,7 +28,7 @@ COMMANDS = {
     "sample": "let a model write",
     "chat": "talk to a model",
     "translate": "lines in, translations out",
-    "eval": "the loss of a model on a text, or how well it translates",
+    "eval": "the loss of a model on a text, how well it translates, what it knows",
     "ladder": "every rung of the lecture on the same text, and a report",
     "doctor": "what is wrong with this machine, or with a run",
     "data": "the named corpora: where they are, and getting them",

@@ -1,4 +1,7 @@
-"""`bardlet eval DIR [TEXT ...]`: the loss of a model on a text, in units that compare across tokenizers."""
+"""`bardlet eval DIR [TEXT ...]`: the loss of a model on a text, in units that compare across tokenizers.
+
+With --task, questions whose answer is known: eval_tasks.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ log = logging.getLogger("bardlet")
 
 @dataclass(frozen=True)
 class Command:
-    """The loss of a model on the validation part of its own text, or on another text; BLEU of one that translates."""
+    """The loss of a model on the validation part of its own text, or on another text; BLEU of one that translates; with
+    --task, how many questions it answers."""
 
     run: Annotated[str, tyro.conf.Positional]
     """A run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model."""
@@ -46,6 +50,11 @@ class Command:
     """full: every token once, in windows side by side; random: 200 batches of 64 random windows, as nanoGPT does."""
     context: int | None = None
     """Length of a window; none: the block size, at most 256."""
+    task: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
+    """Questions whose answer is known, from $BARDLET_DATA: hellaswag, arc-easy, arc-challenge, openbookqa, piqa, copa,
+    winogrande, winograd, boolq, commonsense-qa, siqa, mmlu, lambada, arithmetic, gsm8k."""
+    limit: int | None = None
+    """Of each --task so many questions, evenly spread; none: all."""
     device: str = "auto"
     """cpu, cuda, mps; auto takes a GPU where there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -56,6 +65,8 @@ class Command:
     def __post_init__(self) -> None:
         if self.context is not None and self.context < 1:
             raise BardletError(f"--context {self.context}: it must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise BardletError(f"--limit {self.limit}: it must be at least 1")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,9 +76,21 @@ def main(argv: Sequence[str]) -> int:
     from bardlet import dist, hf
 
     folder = Path(command.run)
+    if command.task:
+        from bardlet.cli import eval_tasks
+
+        refuse(command, "text", "field", "source", "target", "beam", "protocol", "context",
+               why="does not go with --task, which brings its own text")  # fmt: skip
+        if _translates(folder):
+            raise BardletError(f"{folder}: this model translates, and --task is for models that go on with a text; "
+                               "name pairs with --source F --target F")
+        return eval_tasks.run(command, folder)
+    if "--task" in argv:  # the parser takes no name for none asked
+        raise BardletError("--task needs a value: a name, as in --task arc-easy; `bardlet eval --help` has them")
+    refuse(command, "limit", why="is for --task")
     if command.source or command.target or _translates(folder):
         return translated(command, folder)
-    _refuse(command, "beam", why="is for a model that translates")
+    refuse(command, "beam", why="is for a model that translates")
     model, words = hf.read_folder(folder)
     device = dist.pick_device(command.device)
     dist.settle(None, False, device)
@@ -82,11 +105,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _refuse(command: Command, *names: str, why: str) -> None:
-    """BardletError for an option that somebody gave and that would do nothing."""
+def refuse(command: Command, *names: str, why: str) -> None:
+    """BardletError for an option, or TEXT, that somebody gave and that would do nothing."""
     for name in names:
-        if getattr(command, name) != getattr(Command, name):
-            raise BardletError(f"--{name}: {why}; leave it out")
+        if (given := getattr(command, name)) != getattr(Command, name):
+            raise BardletError(f"{' '.join(given) if name == 'text' else f'--{name}'}: {why}; leave it out")
 
 
 def _translates(folder: Path) -> bool:
@@ -103,7 +126,7 @@ def translated(command: Command, folder: Path) -> int:
     from bardlet import checkpoint, dist, evaluate, pairs, parallel, translate, translation
     from bardlet.cli.translate import load
 
-    _refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this model translates")
+    refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this model translates")
     if command.text:
         raise BardletError(f"{' '.join(command.text)}: this model translates; name pairs with --source F --target F")
     if bool(command.source) != bool(command.target):
@@ -155,7 +178,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
             raise BardletError(f"{folder}: it learned which answers are preferred, and its README.md says how well; "
                                "name a text to measure on")
         if config.stage == "sft":
-            _refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
+            refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
                     "conversations")  # fmt: skip
             return answered(command, config, record, model, words, device), 0, f"held-out answers of {record['text']}"
         found = corpus.find(config.text, config.field)
