@@ -1,12 +1,14 @@
 """What fine-tuning on conversations gives: the loss of held-out answers beside the base's, and what answers are like.
 
     python benchmarks/chat.py answers BASE SFT [--most 1000] [--asked 300] [--temperature 1.0] [--no-save]
+    python benchmarks/chat.py preferences RUN [RUN ...] [--no-save]
 
 BASE is what SFT, a run of `bardlet sft`, began as. The loss is that of the answers' own words, without the token that
 ends them, over the same held-out conversations and the same tokens: SFT reads them as the chat template writes them,
 BASE as plain text, question, empty line, answer, behind a separator; and BASE once more by the template, which it has
 never seen. Then SFT answers held-out questions, sampling: how many answers end by themselves, how long they are beside
-the written ones, how many differ. Each call appends a line to results/chat.jsonl.
+the written ones, how many differ. `preferences` takes what runs of `bardlet reward` and `bardlet dpo` say themselves of
+the pairs that they held out. Each appends lines to results/chat.jsonl.
 """
 
 from __future__ import annotations
@@ -38,12 +40,24 @@ def main() -> None:
     answers.add_argument("--most", type=int, default=1000, help="conversations for the losses")
     answers.add_argument("--asked", type=int, default=300, help="questions for the answers")
     answers.add_argument("--temperature", type=float, default=1.0)
-    answers.add_argument("--no-save", action="store_true")
+    preferences = commands.add_parser("preferences", help="of held-out pairs, what runs say themselves")
+    preferences.add_argument("runs", type=Path, nargs="+")
+    for command in (answers, preferences):
+        command.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
-    figures = measured(args)
-    print(figures)
-    if not args.no_save:
-        record.append("chat", figures)
+    for figures in [measured(args)] if args.command == "answers" else map(preferred, args.runs):
+        print(figures)
+        if not args.no_save:
+            record.append("chat", figures)
+
+
+def preferred(run: Path) -> dict[str, Any]:
+    """What a run says of the pairs that it held out, and beside it what taking the longer answer gets."""
+    config, known = checkpoint.settings(run, changed=True)
+    names = ("text", "parameters", "seconds", "documents", "selected_by", "val_loss", "accuracy", "margin", "longer",
+             "accuracy_longer", "accuracy_shorter", "likes_length", "calibration_error")  # fmt: skip
+    return {"kind": "preferences", "stage": config.stage, "seed": config.seed, "steps": known["steps"],
+            **{name: known[name] for name in names if name in known}}
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:

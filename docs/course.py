@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 import re
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,24 @@ def translated(course: Course, name: str, page: str) -> str:
     if not found:
         raise Missing(f"docs/translation.json has no '{name}': run python benchmarks/translation.py publish DIR")
     return str(found)
+
+
+def result(course: Course, argument: str, page: str) -> str:
+    """FILE NAME KEY=VALUE ...: the mean of a figure over the newest line of each seed in benchmarks/results/FILE.jsonl,
+    of those with these values, and its deviation where there are several; NAME% as a percentage. Raises Missing."""
+    file, name, *wanted = argument.split()
+    path, name, percent = ROOT / "benchmarks" / "results" / f"{file}.jsonl", name.removesuffix("%"), name.endswith("%")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    fitting = {line.get("seed"): line for line in lines
+               if name in line and all(str(line.get(key)) == value for key, value in (w.split("=") for w in wanted))}
+    values = [float(line[name]) * (100 if percent else 1) for line in fitting.values()]
+    if not values:
+        raise Missing(f"benchmarks/results/{file}.jsonl has no {name} with {' '.join(wanted) or 'any values'}")
+    digits = 1 if percent or statistics.mean(values) >= 10 else 2
+    said = f"{statistics.mean(values):,.{digits}f}"
+    if len(values) > 1:
+        said += f" ± {statistics.stdev(values):.{digits}f}"
+    return f"{said} %" if percent else said
 
 
 def _kind(name: str) -> str:

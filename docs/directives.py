@@ -28,6 +28,7 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "whole": course.whole,  # rung 3: all of its code, folded
     "beside": course.beside,  # bardlet.MODULE.NAME bardlet.MODULE.NAME: the second as a diff against the first
     "translated": course.translated,  # NAME in translation.json
+    "result": course.result,  # FILE NAME KEY=VALUE ...: of the lines of a benchmark
     "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME
     "losses": losses.losses,  # rung 3: what is normal
     "verdict": losses.verdict,  # rung 9: whether it helped

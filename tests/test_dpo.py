@@ -174,5 +174,5 @@ def test_what_people_get_wrong_is_one_line(model: Path, pairs: Path, run: Path, 
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith("bardlet: ") and what in said, said
         assert not (tmp_path / "never").exists()
-    assert main(["eval", str(run)]) == 1 and "which answers are preferred" in capsys.readouterr().err
+    assert main(["eval", str(run)]) == 1 and "it learned by dpo" in capsys.readouterr().err
     assert main(["doctor", str(run)]) == 0

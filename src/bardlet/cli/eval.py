@@ -174,9 +174,9 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
         config, record = checkpoint.settings(folder, changed=True)
-        if config.stage == "dpo":
-            raise BardletError(f"{folder}: it learned which answers are preferred, and its README.md says how well; "
-                               "name a text to measure on")
+        if config.stage not in ("pretrain", "sft"):
+            raise BardletError(f"{folder}: it learned by {config.stage}, and its README.md says how well; name a text "
+                               "to measure on, or a --task")
         if config.stage == "sft":
             refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
                     "conversations")  # fmt: skip
