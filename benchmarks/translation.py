@@ -105,7 +105,7 @@ def lines(part: str, language: str) -> list[str]:
 def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -> dict[str, Any]:
     """Train by the command line, in the folder `keep` if one is given, and measure on the test files what it left."""
     from bardlet import checkpoint
-    from bardlet.config import changed
+    from bardlet.toml import changed
 
     with tempfile.TemporaryDirectory() as scratch:
         out = keep or Path(scratch) / "run"

@@ -235,7 +235,7 @@ def test_tensorboard_and_a_missing_wandb(text: Path, tmp_path: Path, bardlet: Ca
 
 def test_every_config_of_the_repository_is_read() -> None:
     """configs/*.toml are complete and current."""
-    from bardlet.config import read_toml
+    from bardlet.toml import read_toml
 
     paths = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
     assert paths

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bardlet.config import ModelConfig, TrainConfig, changed, from_mapping, read_toml, to_toml
+from bardlet.config import ModelConfig, TrainConfig
 from bardlet.errors import BardletError
+from bardlet.toml import changed, from_mapping, read_toml, to_toml
 
 
 def test_toml_brings_back_every_setting(tmp_path: Path) -> None:

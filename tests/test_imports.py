@@ -13,7 +13,7 @@ LAYERS = [  # a file imports only from rows above its own; inside a package sibl
     ["errors"],
     ["files", "heartbeat", "signals"],
     ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "lock"],
-    ["corpus", "loss", "models", "repeats"],
+    ["corpus", "loss", "models", "repeats", "toml"],
     ["survey", "parallel", "examples"],
     ["data", "optim", "hf", "checkpoint", "generate", "search"],
     ["evaluate", "report", "writing", "diagnosis", "pairs", "translate", "tasks"],

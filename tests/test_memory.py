@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from bardlet import loss, memory, models, optim
 from bardlet.cli import main
-from bardlet.config import RUNGS, TrainConfig, read_toml
+from bardlet.config import RUNGS, TrainConfig
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
+from bardlet.toml import read_toml
 from bardlet.train import Stage, Trainer, train_step
 
 CPU = torch.device("cpu")

@@ -16,10 +16,11 @@ from conftest import TINY, settings_of
 
 from bardlet import checkpoint, hf, loss, models, optim
 from bardlet import train as training
-from bardlet.config import FLAT, RUNGS, TrainConfig, read_toml
+from bardlet.config import FLAT, RUNGS, TrainConfig
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
 from bardlet.signals import Stopped
+from bardlet.toml import read_toml
 
 ALONE = Dist(0, 1, torch.device("cpu"))
 

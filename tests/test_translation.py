@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from bardlet import budget, dist, generate, hf, loss, memory, pairs, parallel, report, translate, translation
 from bardlet.cli import main
-from bardlet.config import ModelConfig, TrainConfig, read_toml
+from bardlet.config import ModelConfig, TrainConfig
 from bardlet.errors import BardletError
 from bardlet.evaluate import translation_score
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
+from bardlet.toml import read_toml
 from bardlet.translate import How
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-tokens", "128",

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from bardlet import files, hf, lock
-from bardlet.config import TrainConfig, from_mapping, read_toml, sealed, to_toml
+from bardlet.config import TrainConfig
 from bardlet.errors import BardletError, shown
+from bardlet.toml import from_mapping, read_toml, sealed, to_toml
 
 log = logging.getLogger("bardlet")
 

@@ -31,13 +31,14 @@ from bardlet import (
     writing,
 )
 from bardlet import dist as distributed
-from bardlet.config import TrainConfig, sealed
+from bardlet.config import TrainConfig
 from bardlet.corpus import Corpus
 from bardlet.diagnosis import Finding, damaged, ok, warning
 from bardlet.errors import BardletError
 from bardlet.examples import Examples
 from bardlet.parallel import Parallel
 from bardlet.repeats import Copied
+from bardlet.toml import sealed
 
 LITTLE = 2**30
 """Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bardlet import checkpoint, files
-from bardlet.config import TrainConfig, changed
+from bardlet.config import TrainConfig
 from bardlet.errors import BardletError
+from bardlet.toml import changed
 
 
 def loss_curve(run: Path, title: str, what: str = "loss (nats per token)") -> None:

@@ -12,7 +12,7 @@ import pytest
 from invariants.test_kills import newest, outcome, start, whole  # noqa: F401 (a fixture)
 
 from bardlet import checkpoint
-from bardlet.config import read_toml
+from bardlet.toml import read_toml
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

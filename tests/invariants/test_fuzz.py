@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bardlet import checkpoint, data, files, hf, tokenizer
-from bardlet.config import read_toml
 from bardlet.errors import BardletError
+from bardlet.toml import read_toml
 
 Reader = Callable[[Path], object]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bardlet import checkpoint, files
-from bardlet.config import read_toml
+from bardlet.toml import read_toml
 
 JOB = ["--n-layer", "2", "--n-head", "2", "--n-embd", "64", "--block-size", "32", "--batch-size", "4",
        "--grad-accum", "2", "--steps", "60", "--save-every", "10", "--eval-every", "7", "--dropout", "0.1",

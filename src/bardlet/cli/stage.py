@@ -11,8 +11,9 @@ import tyro
 
 from bardlet.cli import train
 from bardlet.cli.options import parse
-from bardlet.config import Activation, Model, StageName, settings_in
+from bardlet.config import Activation, Model, StageName
 from bardlet.errors import BardletError
+from bardlet.toml import settings_in
 
 
 @dataclass(frozen=True)

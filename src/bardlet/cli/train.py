@@ -17,8 +17,9 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import OF_REWARDS, PARALLEL, ModelConfig, StageName, TrainConfig, read_toml, settings_in
+from bardlet.config import OF_REWARDS, PARALLEL, ModelConfig, StageName, TrainConfig
 from bardlet.errors import BardletError
+from bardlet.toml import read_toml, settings_in
 
 if TYPE_CHECKING:
     from bardlet.train import State, Trainer

@@ -20,12 +20,13 @@ import torch
 
 from bardlet import __version__, checkpoint, clock, corpus, data, evaluate, files, hf, models, pretrain
 from bardlet import train as training
-from bardlet.config import TrainConfig, read_toml
+from bardlet.config import TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist, processor
 from bardlet.errors import BardletError
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
 from bardlet.signals import Stopped, signals
+from bardlet.toml import read_toml
 from bardlet.train import Trainer
 
 log = logging.getLogger("bardlet")
