@@ -4,7 +4,7 @@
     python benchmarks/rewards.py reviews [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
 
 `sums`: the 10,000 sums of two numbers below 100, in a fixed random order, of which every tenth is held out from every
-stage. A base reads the others as lines of text, is fine-tuned on 400 of them as questions and answers, and then learns
+stage. A base reads the others as lines of text, is fine-tuned on 600 of them as questions and answers, and then learns
 from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000 held-out sums whose
 likeliest answer is right is said before and after.
 
@@ -38,10 +38,13 @@ SUMS = {
     "base": ["--tokenizer", "bpe", "--vocab-size", "262", "--n-layer", "3", "--n-head", "4", "--n-embd", "128",
              "--block-size", "64", "--steps", "800"],
     "sft": ["--no-pack", "--batch-size", "64", "--steps", "120", "--lr", "1e-3", "--muon-lr", "1e-2"],
-    "grpo": ["--reward", "exact", "--rollout", "256", "--batch-size", "256", "--steps", "600"],
-    "ppo": ["--reward", "exact", "--rollout", "256", "--batch-size", "128", "--passes", "2", "--steps", "1200"],
+    "grpo": ["--group", "4"],
+    "ppo": ["--beta", "0.01"],
 }  # fmt: skip
 """Settings of the stages; what is not said is bardlet's default."""
+LEARNING = ["--reward", "exact", "--rollout", "512", "--batch-size", "128", "--passes", "2", "--steps", "2400",
+            "--schedule", "linear", "--eval-every", "200", "--save-every", "400"]  # fmt: skip
+"""Of GRPO and PPO alike: 300 rollouts, eight updates from each."""
 REVIEWS = {
     "base": ["--tokenizer", "bpe", "--block-size", "128", "--minutes", "6"],
     "sft": ["--minutes", "2"],
@@ -113,13 +116,13 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
     learned = [one for i, one in enumerate(records) if i % 10 != 9]  # the stages hold out every tenth themselves
     text = folder / "sums.txt"
     text.write_text("".join(f"{one['prompt']}{one['answer']}\n" for one in learned), encoding="utf-8")
-    questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:400])
+    questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:600])
     bardlet(folder, "base", "train", text, *SUMS["base"], "--seed", str(seed))
     bardlet(folder, "sft", "sft", folder / "base", few, *SUMS["sft"], "--seed", str(seed))
     lines = []
     for stage in ("grpo", "ppo"):
         if only in (None, stage):
-            words = [*SUMS[stage], "--seed", str(seed), *settings]
+            words = [*LEARNING, *SUMS[stage], "--seed", str(seed), *settings]
             bardlet(folder, stage, stage, folder / "sft", questions, *words)
             lines.append({"kind": "sums", **learned_from_rewards(folder, stage, seed)})
     return lines
