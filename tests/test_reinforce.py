@@ -21,6 +21,7 @@ from bardlet.config import ModelConfig, TrainConfig
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
 from bardlet.models.heads import ActorCritic
+from bardlet.train import train_step
 
 HERE = Dist(0, 1, torch.device("cpu"))
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--dtype", "fp32", "--compile",
@@ -194,14 +195,75 @@ def test_a_run_goes_on_bit_for_bit(settings: list[str], model: Path, chats: Path
     assert rewards == again and len(rewards) == 12
 
 
-def test_micro_batches_change_nothing(model: Path, chats: Path) -> None:
-    losses = []
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_change_nothing(kind: str, model: Path, chats: Path) -> None:
+    """The same answers, loss, norm of the gradient and gradient, in one piece and in several."""
+    found = []
     for size, pieces in ((8, 1), (4, 2), (2, 4)):
-        config = config_of("ppo", model, chats, batch_size=size, grad_accum=pieces)
+        config = config_of(kind, model, chats, batch_size=size, grad_accum=pieces, optimizer="adamw")
         t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
-        batch = t.stage.batch(0)
-        losses.append(t.stage.loss(t.model, batch).item())
-    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+        by_gradient = [torch.optim.SGD(t.model.parameters(), 1.0)]  # what it adds to the weights is the gradient
+        done = train_step(t.model, by_gradient, t.stage.batch(0), t.stage, t.config, HERE, "fp32")
+        found.append((done, [p.detach().clone() for p in t.model.parameters()]))
+    for loss_and_norm, weights in found[1:]:
+        assert loss_and_norm == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
+        for one, other in zip(weights, found[0][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_judge_counts_in_deviations_of_the_reference(model: Path, chats: Path, tmp_path: Path) -> None:
+    """Rewards of another scale and zero are learned from in the same way; reports have them as they are."""
+    told = []
+    for slope, zero in ((1, 0), (100, -7)):
+        judge = tmp_path / f"judge{slope}.py"
+        judge.write_text("import sys, json\nfor line in sys.stdin: print("
+                         f"{slope} * len(json.loads(line)['answer']) + {zero})\n")  # fmt: skip
+        config = config_of("ppo", model, chats, reward=f"{sys.executable} {judge}")
+        t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("reward", "passes"))
+        told.append((t.stage.batch(0), t.stage.facts(), t.record))
+    for name, x in told[0][0].items():
+        torch.testing.assert_close(x, told[1][0][name], rtol=1e-4, atol=1e-4)
+    assert told[1][1]["reward"] == pytest.approx(100 * told[0][1]["reward"] - 7, rel=1e-5)
+    assert told[1][2]["reward_before"] == pytest.approx(100 * told[0][2]["reward_before"] - 7, abs=0.01)
+
+
+def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path: Path) -> None:
+    from bardlet.align import rollout
+
+    main(["reward", str(model), str(_preferences(tmp_path)), "--dtype", "fp32", "--steps", "2", "--out",
+          str(tmp_path / "judge")])  # fmt: skip
+    config = config_of("ppo", model, chats, reward=str(tmp_path / "judge"), answer_tokens=2, temperature=3.0)
+    t, ready = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("answer_tokens",))
+    player = t.stage.memory.player  # type: ignore[union-attr]
+    made, worth = player.look(ready.train, 3.0)
+    ended = [answer.ended for answer in made.answers]
+    assert 0 < sum(ended) < len(ended)
+    deviations = (worth - t.record["reward_mean"]) / t.record["reward_deviation"]
+    cost = deviations - player.learned_from(made, worth)
+    assert cost == pytest.approx([0.0 if by_itself else 1.0 for by_itself in ended], abs=1e-5)
+    assert abs(deviations.mean()) < 0.5 and 0.5 < deviations.std() < 2
+    assert isinstance(made, rollout.Rollout)
+
+
+def _preferences(folder: Path) -> Path:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n} odd?", "chosen": "yes", "rejected": "no"}) + "\n"
+                            for n in range(60)), encoding="utf-8")  # fmt: skip
+    return path
+
+
+def test_a_run_of_some_seconds_ends_within_them(model: Path, chats: Path, tmp_path: Path,
+                                                bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    done = bardlet("grpo", model, chats, *FINE, "--minutes", "0.1", "--out", tmp_path / "run")
+    assert done["steps"] >= 1 and checkpoint.settings(tmp_path / "run")[0].replans
+
+
+def test_answers_that_are_all_worth_the_same_are_told(model: Path, chats: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "never.jsonl").write_text("".join(json.dumps({"prompt": f"{n} odd?", "answer": "perhaps"}) + "\n"
+                                                  for n in range(60)))  # fmt: skip
+    assert main(["grpo", str(model), str(tmp_path / "never.jsonl"), *FINE, "--steps", "1", "--plan"]) == 0
+    assert "are worth the same, 0" in capsys.readouterr().err
 
 
 def test_a_program_is_not_run_because_a_file_names_it(model: Path, chats: Path, tmp_path: Path,
@@ -212,7 +274,7 @@ def test_a_program_is_not_run_because_a_file_names_it(model: Path, chats: Path, 
     words = ["grpo", str(model), str(chats), *FINE, "--steps", "2", "--reward", f"{sys.executable} {judge}"]
     bardlet(*words, "--out", tmp_path / "run")
     assert main(["grpo", "--config", str(tmp_path / "run" / "run.toml"), "--out", str(tmp_path / "two")]) == 1
-    assert "say it again on the command line" in capsys.readouterr().err
+    assert "`bardlet grpo --config ... --reward ...`" in capsys.readouterr().err
     power_cut([*words, "--steps", "4", "--save-every", "1", "--out", tmp_path / "cut"], step=3)
     assert main(["resume", str(tmp_path / "cut")]) == 1
     assert "--reward" in capsys.readouterr().err
@@ -233,6 +295,9 @@ def test_what_people_get_wrong_is_one_line(model: Path, chats: Path, capsys: pyt
         ("grpo", [str(model), str(chats), *exact, "--group", "1"], "at least 2"),
         ("grpo", [str(model), str(chats), *exact, "--batch-size", "6", "--rollout", "6"], "no multiple of --group 8"),
         ("grpo", [str(model), str(chats), *exact, "--target-kl", "6"], "--target-kl"),
+        ("ppo", [str(model), str(chats), *exact, "--target-kl", "6", "--beta", "0"], "a beta of 0 cannot follow"),
+        ("ppo", [str(model), str(chats), *exact, "--eval-tokens", "9"], "--eval-tokens"),
+        ("ppo", [str(model), str(chats), "--reward", "python 'x", "--answer-tokens", "6"], "no closing quotation"),
         ("ppo", [str(model), str(chats), "--reward", str(model), "--answer-tokens", "6"], "is no reward model"),
         ("sft", [str(model), str(chats), *exact], "--reward"),
     ):

@@ -75,9 +75,8 @@ def test_the_rewards_are_those_of_transformers(family: str, tmp_path: Path, mode
     torch.testing.assert_close(scorer.values(idx_BT)[torch.arange(5), length_B - 1], found)
     again = hf.read_folder(tmp_path, scores=True)[0]
     assert torch.equal(again(idx_BT, length_B), found)
-    for scores, what in ((False, "cannot write"),):
-        with pytest.raises(BardletError, match=what):
-            hf.read_folder(tmp_path, scores=scores)
+    with pytest.raises(BardletError, match="cannot write"):
+        hf.read_folder(tmp_path)
     with pytest.raises(BardletError, match="is no reward model"):
         hf.read_folder(model, scores=True)
 
@@ -88,6 +87,17 @@ def test_what_stands_behind_the_length_changes_nothing() -> None:
     idx_BT, length_B = torch.randint(50, (4, 24)), torch.tensor([24, 5, 1, 12])
     other = torch.where(torch.arange(24) < length_B[:, None], idx_BT, (idx_BT + 7) % 50)
     assert torch.equal(scorer(idx_BT, length_B), scorer(other, length_B))
+
+
+def test_in_bf16_the_number_itself_stays_fp32() -> None:
+    """Else a hundred conversations would share a dozen rewards."""
+    torch.manual_seed(0)
+    scorer = heads.on_top_of(models.build(SHAPE)).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        reward_B = scorer(torch.randint(50, (100, 24)), torch.full((100,), 24))
+        value_BT = scorer.values(torch.randint(50, (4, 24)))
+    assert reward_B.dtype == value_BT.dtype == torch.float32
+    assert not torch.equal(reward_B, reward_B.bfloat16().float()) and len(reward_B.unique()) > 95
 
 
 def test_the_head_is_not_for_muon() -> None:

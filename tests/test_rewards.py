@@ -43,8 +43,9 @@ def test_exact_is_the_answer_of_the_data() -> None:
     worth = rewards.exact([told] * 5, [Answer("4", True), Answer(" 4\n", True), Answer("4", False), Answer("5", True),
                                        Answer("44", True)])  # fmt: skip
     assert worth.tolist() == [1, 1, 0, 0, 0] and worth.dtype == np.float32
-    worked = Question(ASKED, "Two twice is <<2*2=4>>4.\n#### 4")
-    assert rewards.exact([worked] * 2, [Answer("so #### 4", True), Answer("4 #### 5", True)]).tolist() == [1, 0]
+    assert rewards.exact([told], [Answer("I say 5 #### 4", True)]).tolist() == [0]
+    worked = Question(ASKED, "Two twice is <<2*2=4>>4.\n#### 1,004")
+    assert rewards.exact([worked] * 2, [Answer("so #### 1004", True), Answer("4 #### 5", True)]).tolist() == [1, 0]
 
 
 def test_a_judge_reads_the_whole_conversation(words: Tokenizer, scorer: torch.nn.Module) -> None:
@@ -69,6 +70,13 @@ def test_a_program_is_asked_by_lines_of_json(tmp_path: Path) -> None:
     ask = rewards.Command(f"{sys.executable} {tmp_path / 'judge.py'}")
     worth = ask([Question(ASKED, "4"), Question(ASKED, None)], [Answer("a\nö", True), Answer("", False)])
     assert worth.tolist() == [113.5, 0.5]
+
+
+def test_ctrl_c_is_not_for_the_program(tmp_path: Path) -> None:
+    """It has a session of its own: signals of the terminal go to the run alone, which lets it end and saves."""
+    (tmp_path / "judge.py").write_text("import os\nprint(int(os.getsid(0) == os.getpid()))\n")
+    judge = rewards.Command(f"{sys.executable} {tmp_path / 'judge.py'}")
+    assert judge([Question(ASKED, None)], [Answer("", True)]) == 1
 
 
 @pytest.mark.parametrize(("code", "what"), [

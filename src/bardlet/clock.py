@@ -37,10 +37,9 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
     wrapped = t.dist.wrap(t.model)
     t.model.train()
     times: list[float] = []
-    every = t.stage.period
-    for step in range((count + 1) * every):
+    for step in range(count + 1):
         # each process must make the same number: the first one's watch counts
-        if step % every == 0 and t.dist.from_main(int(sum(times[every:]) > patience)):
+        if t.dist.from_main(int(sum(times[1:]) > patience)):
             break
         seed_step(t.config.seed, step, t.dist.rank)
         begun = time.monotonic()
@@ -49,9 +48,11 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
     with torch.no_grad():
         for name, p in t.model.named_parameters():
             p.copy_(weights[name])
-    means = [sum(times[first : first + every]) / every for first in range(0, len(times), every)]
-    timed = means[1:] or means
-    return sorted(timed)[len(timed) // 2]
+    timed = times[1 : t.stage.period] or times[1:] or times
+    seconds = sorted(timed)[len(timed) // 2]
+    if t.stage.period == 1:
+        return seconds
+    return seconds + max(0.0, times[0] - seconds) / t.stage.period  # what the first of a period takes besides
 
 
 def evaluations_for(seconds: float, per_evaluation: float) -> int:

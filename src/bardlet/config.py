@@ -290,7 +290,8 @@ class TrainConfig:
         mine = OF_STAGE.get(self.stage, ())
         of_stages = sorted({name for names in OF_STAGE.values() for name in names} - {*mine})
         if self.stage != "pretrain":
-            return (*OF_PAIRS, "pair", "source", "target", "field", *of_stages)
+            own = ("eval_tokens",) if self.stage in OF_REWARDS else ()
+            return (*OF_PAIRS, "pair", "source", "target", "field", *own, *of_stages)
         return (*(OF_TEXT if self.parallel else OF_PAIRS), *of_stages)
 
     @property
@@ -318,6 +319,9 @@ class TrainConfig:
             raise BardletError(f"--rollout {self.rollout} cannot be cut into updates of {update} answers (--batch-size "
                                f"{self.batch_size}{f' x --grad-accum {self.grad_accum}' if self.grad_accum > 1 else ''}"
                                f"): take --rollout {-(-self.rollout // update) * update}")
+        if self.target_kl is not None and not self.beta:
+            raise BardletError(f"--target-kl {self.target_kl:g} with --beta 0: a beta of 0 cannot follow it; "
+                               "give another, as 0.05")
         if self.stage == "grpo":
             _require(self.group >= 2, "group", self.group, "at least 2: answers are compared with each other")
             if self.rollout % self.group:

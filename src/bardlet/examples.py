@@ -43,18 +43,14 @@ class Examples:
         return hashlib.sha256(b"".join(map(digest_of, self.files))).hexdigest()
 
     def conversations(self) -> tuple[list[Sequence[Message]], list[Sequence[Message]]]:
-        """(training, held-out) conversations: every tenth is held out.
+        """(training, held-out) conversations; as `preferences` holds some out: the same questions in all stages.
 
         Raises:
             BardletError: a record that is none, and where; or too few of them.
         """
         found = [conversation(record, place) for file in self.files for place, record in records(file)]
-        if len(found) < MANY:
-            raise BardletError(f"{self.name}: {len(found)} conversations are too few to train on and to hold some out: "
-                               f"give {MANY} or more")
-        held = found[9::10]
-        del found[9::10]
-        return found, held
+        asked = [one[:-1] if one[-1]["role"] == "assistant" else one for one in found]
+        return self._by_prompt(found, [json.dumps(list(one)) for one in asked], "conversations")
 
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
         """(training, held-out) preferences: those of every tenth prompt are held out, all that a prompt has together.
@@ -108,7 +104,7 @@ class Question:
     answer: str | None
 
 
-Record = TypeVar("Record", Preference, Question)
+Record = TypeVar("Record")
 
 
 def find(config: TrainConfig) -> Examples:

@@ -246,6 +246,9 @@ def grpo(logp_AT: torch.Tensor, old_AT: torch.Tensor, reference_AT: torch.Tensor
          mask_AT: torch.Tensor, clip: float, beta: float) -> torch.Tensor:
     """Group relative policy optimization (Shao et al. 2024, equation 3), summed over the tokens of the mask.
 
+    The paper takes the mean over each answer first; here each token counts the same, whatever the length of its answer
+    (Yu et al. 2025, *DAPO*, section 3.3).
+
     `clipped_policy` with one advantage for all tokens of an answer, and beta times `divergence` from the reference.
     """
     far = divergence(logp_AT[mask_AT], reference_AT[mask_AT]).sum()

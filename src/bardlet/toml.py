@@ -99,7 +99,9 @@ def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
     has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ()) and k not in config.others}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in has.items() if v is not None}  # TOML has no null
     settings["replans"] = [list(pair) for pair in config.replans]
-    head = "# Written by bardlet. `bardlet train --config run.toml` repeats this run; [record] says what happened.\n"
+    command = "train" if config.stage == "pretrain" else config.stage
+    head = (f"# Written by bardlet. `bardlet {command} --config run.toml` repeats this run; "
+            "[record] says what happened.\n")
     text = head + tomli_w.dumps({**settings, "record": {k: v for k, v in record.items() if v is not None}})
     return f"{text}{SEAL}{_digest(text)}\n"
 

@@ -32,5 +32,6 @@ def learn(model: Any, batch: loss.Batch, config: TrainConfig) -> torch.Tensor:
     """The loss of a batch, summed over the tokens of the answers."""
     mask_AT = batch["target"] != loss.IGNORE
     logp_AT = loss.chosen(model(batch["idx"], where_BT=mask_AT), batch["target"], config.temperature)
-    reference_AT = batch["reference"] if config.beta else logp_AT  # nothing is exp(a large number) times 0
+    # at beta 0 the divergence would be 0 times a number that may be infinite
+    reference_AT = batch["reference"] if config.beta else logp_AT
     return loss.grpo(logp_AT, batch["old"], reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from bardlet import loss
-from bardlet.align.rollout import AT_ONCE
 from bardlet.config import TrainConfig
-from bardlet.dist import autocast
+from bardlet.dist import autocast, eager
+from bardlet.evaluate import rows_at_once
 from bardlet.generate import evaluating
 from bardlet.models import heads
 
@@ -51,8 +51,9 @@ def learnable(model: heads.ActorCritic, batch: loss.Batch, reward_A: torch.Tenso
 def values(model: heads.ActorCritic, idx_AT: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     """What the critic expects before each next token: (A, T) float32 on the CPU."""
     device = model.critic.score.weight.device
-    with evaluating(model), autocast(config.dtype, device):
-        return torch.cat([model.critic.values(rows.to(device)).cpu() for rows in idx_AT.split(AT_ONCE)])
+    rows = rows_at_once(model.config, idx_AT.shape[1])
+    with evaluating(model), eager(model), autocast(config.dtype, device):
+        return torch.cat([model.critic.values(some.to(device)).cpu() for some in idx_AT.split(rows)])
 
 
 def learn(model: Any, batch: loss.Batch, config: TrainConfig) -> torch.Tensor:

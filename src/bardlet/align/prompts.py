@@ -28,6 +28,11 @@ class Prompts:
         """The questions of a slice."""
         return Prompts(self.questions[which], self.ids[which])
 
+    def up_to(self, length: int) -> Prompts:
+        """Those of at most so many tokens."""
+        kept = [i for i, ids in enumerate(self.ids) if len(ids) <= length]
+        return Prompts([self.questions[i] for i in kept], [self.ids[i] for i in kept])
+
     def some(self, most: int) -> Prompts:
         """At most so many of them, evenly spread."""
         return self.part(slice(None, None, max(1, -(-len(self) // most))))
@@ -35,46 +40,41 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PreparedPrompts:
-    """Questions as tokens; none is in both parts. left_out: how many are too long, of both."""
+    """Questions as tokens; none is in both parts."""
 
     train: Prompts
     val: Prompts
     tokenizer: Tokenizer
-    left_out: int
 
 
-def prepare(found: Examples, words: Tokenizer, config: TrainConfig, progress: Progress | None = None,
-            window: int | None = None) -> PreparedPrompts:  # fmt: skip
-    """The questions as tokens by the tokenizer of the model.
-
-    window: of the model, in tokens; a question that leaves no room in it for an answer of --answer-tokens is left out.
-
-    Raises:
-        BardletError: no question is left.
-    """
-    room = (window or config.block_size) - config.answer_tokens
-    marks, left_out = chat.marks_of(words), 0
+def prepare(found: Examples, words: Tokenizer, progress: Progress | None = None) -> PreparedPrompts:
+    """The questions as tokens by the tokenizer of the model."""
+    marks = chat.marks_of(words)
     made: list[Prompts] = []
     for part, questions in zip(("train", "val"), found.questions(), strict=True):
         if progress:
             progress(f"questions, {part}", 0, len(questions))
-        ids = [chat.encode(words, one.prompt, ask=True, marks=marks)[0] for one in questions]
-        kept = [i for i, one in enumerate(ids) if len(one) <= room]
-        left_out += len(ids) - len(kept)
-        if not kept:
-            raise BardletError(f"{found.name}: no question leaves room for an answer of {config.answer_tokens} tokens "
-                               f"in the model's window of {room + config.answer_tokens}; take fewer --answer-tokens")
-        made.append(Prompts([questions[i] for i in kept], [ids[i] for i in kept]))
+        made.append(Prompts(questions, [chat.encode(words, one.prompt, ask=True, marks=marks)[0] for one in questions]))
     train, val = made
-    return PreparedPrompts(train, val, words, left_out)
+    return PreparedPrompts(train, val, words)
 
 
 def parts(ready: PreparedPrompts, config: TrainConfig) -> tuple[Prompts, Prompts]:
-    """(training, held-out) questions. The development split is the last tenth of the training part."""
-    if config.val_part == "val":
-        return ready.train, ready.val
-    cut = int(0.9 * len(ready.train))
-    return ready.train.part(slice(cut)), ready.train.part(slice(cut, None))
+    """(training, held-out) questions that leave room in the window for an answer of --answer-tokens.
+
+    The development split is the last tenth of the training part, too long ones counted, so that it is the same one in
+    all stages. BardletError where no question is left.
+    """
+    learned, held = ready.train, ready.val
+    if config.val_part == "dev":
+        cut = int(0.9 * len(learned))
+        learned, held = learned.part(slice(cut)), learned.part(slice(cut, None))
+    room = config.block_size - config.answer_tokens
+    fitting = learned.up_to(room), held.up_to(room)
+    if not all(map(len, fitting)):
+        raise BardletError(f"no question leaves room for an answer of {config.answer_tokens} tokens in the model's "
+                           f"window of {config.block_size}; take fewer --answer-tokens")
+    return fitting
 
 
 def asked(number: int, size: int, prompts: int, seed: int) -> np.ndarray:

@@ -7,7 +7,8 @@ begins with.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from bardlet import train as training
 from bardlet.align import base, grpo, ppo, prompts, rewards, rollout
 from bardlet.align.prompts import PreparedPrompts, Prompts
 from bardlet.align.rewards import EXACT, Reward
-from bardlet.align.rollout import Rollout, Shown
+from bardlet.align.rollout import Rollout
 from bardlet.config import TrainConfig
 from bardlet.data import Progress
 from bardlet.dist import Dist
@@ -30,13 +31,15 @@ from bardlet.examples import Examples
 from bardlet.tokenizer import Tokenizer
 from bardlet.train import Stage, Trainer
 
+log = logging.getLogger("bardlet")
+
 ALGORITHMS = {"ppo": ppo, "grpo": grpo}
 ROLLOUTS = 100
 """Rollouts of a run where neither --steps nor --minutes says how many."""
 UNENDED = 1.0
-"""What an answer loses that a reward model judges and that did not end by itself, in deviations of the rewards."""
-LOOKED_AT, ALL = 256, 1000
-"""Held-out questions that an evaluation on the way asks at most, and those that a finished run asks."""
+"""What an answer loses, in deviations of the rewards, that a reward model judges and that did not end by itself."""
+LOOKED_AT = 256
+"""Held-out questions that are asked at most, evenly spread."""
 SHOWN = 4
 """Of them on its card."""
 
@@ -51,7 +54,7 @@ def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist:
     """The questions as tokens by the tokenizer of the model."""
     if words is None:
         raise BardletError("a model that answers already learns from its own answers: name it with --init DIR")
-    return prompts.prepare(found, words, config, progress)
+    return prompts.prepare(found, words, progress)
 
 
 class Player:
@@ -62,21 +65,24 @@ class Player:
         self.policy, self.reference, self.reward, self.words = policy, reference, reward, words
         self.config, self.dist, self.record = config, dist, record
 
-    def play(self, asked: Prompts, which: np.ndarray, number: int, temperature: float) -> tuple[Rollout, np.ndarray]:
-        """(answers to the prompts `which`, what they are worth, (A,) float32), a function of (seed, number)."""
+    def write(self, asked: Prompts, which: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
+        """Answers to the prompts `which`, a function of (seed, number); each process of `dist` writes its share."""
         seeds = [_seed(self.config.seed, number, i) for i in range(len(which))]
-        made = rollout.write(self.policy, self.words, asked, which.tolist(), seeds, self.config, self.dist, temperature)
-        return made, self.worth(made)
+        return rollout.write(self.policy, self.words, asked, which.tolist(), seeds, self.config, dist, temperature)
 
     def worth(self, made: Rollout) -> np.ndarray:
-        """What the answers are worth, (A,) float32: a reward model's judgements as deviations from those on the
-        reference's answers, less UNENDED where an answer did not end; other rewards as they are."""
-        reward_A = self.reward(made.questions, made.answers)
-        if not isinstance(self.reward, rewards.Judge):
-            return reward_A
-        unended_A = np.array([not answer.ended for answer in made.answers])
-        mean, deviation = self.record.get("reward_mean", 0.0), self.record.get("reward_deviation", 1.0)
-        return ((reward_A - mean) / deviation - UNENDED * unended_A).astype(np.float32)
+        """What the answers are worth, (A,) float32, as the reward says it."""
+        return self.reward(made.questions, made.answers)
+
+    def learned_from(self, made: Rollout, worth_A: np.ndarray) -> np.ndarray:
+        """The rewards that are learned from, (A,) float32: in deviations of those of the reference's answers, and from
+        their mean; less UNENDED where a reward model judges and an answer did not end. `exact` stays 0 and 1."""
+        if self.config.reward == EXACT:
+            return worth_A
+        found_A = (worth_A - self.record["reward_mean"]) / self.record["reward_deviation"]
+        if isinstance(self.reward, rewards.Judge):
+            found_A = found_A - UNENDED * np.array([not answer.ended for answer in made.answers])
+        return found_A.astype(np.float32)
 
     def log_probabilities(self, made: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """log p of what was written, by the policy and by the reference: (A, T) float32 each."""
@@ -84,21 +90,28 @@ class Player:
                       for model in (self.policy, self.reference))
         return one, other
 
-    def look(self, held: Prompts, temperature: float | None = None) -> tuple[Rollout, Shown]:
-        """An answer to each of the held-out prompts, and what they show; with --reward exact the likeliest ones.
+    def look(self, held: Prompts, temperature: float | None = None) -> tuple[Rollout, np.ndarray]:
+        """(an answer to each of the held-out prompts, what they are worth (A,)), always by the same random numbers.
 
-        Always with the same random numbers.
+        With --reward exact the likeliest answers, where no temperature is given. By this process alone: others may not
+        be there.
         """
         if temperature is None:
             temperature = 0.0 if self.config.reward == EXACT else self.config.temperature
-        made, reward_A = self.play(held, np.arange(len(held)), -1, temperature)
-        return made, rollout.shown(made, reward_A, *self.log_probabilities(made))
+        made = self.write(held, np.arange(len(held)), -1, temperature, Dist(0, 1, self.dist.device))
+        return made, self.worth(made)
 
 
 def _seed(seed: int, number: int, row: int) -> int:
     """That of an answer: far from all others."""
     words = np.random.SeedSequence([seed, number + 1, row]).generate_state(1, np.uint64)
     return int(words[0] >> 1)
+
+
+def from_main(dist: Dist, what: Callable[[], np.ndarray], size: int) -> np.ndarray:
+    """What rank 0 finds, `size` numbers, in each process: (size,) float32."""
+    found = torch.from_numpy(what()) if dist.main else torch.zeros(size)
+    return dist.sum(found.to(dist.device)).cpu().numpy()
 
 
 class Rollouts:
@@ -140,7 +153,9 @@ class Rollouts:
         """The answers of rollout `number` from 0 on, with all that is learned from them: rows of a batch."""
         config, player = self.config, self.player
         questions = prompts.asked(number, config.rollout // self.answers, len(self.learned), config.seed)
-        made, worth_A = player.play(self.learned, questions.repeat(self.answers), number, config.temperature)
+        made = player.write(self.learned, questions.repeat(self.answers), number, config.temperature, player.dist)
+        # one process asks: a program may be dear, and all have to hear the same
+        worth_A = from_main(player.dist, lambda: player.worth(made), len(made.answers))
         old_AT, reference_AT = player.log_probabilities(made)
         found = rollout.shown(made, worth_A, old_AT, reference_AT)
         if config.stage == "ppo":
@@ -148,7 +163,7 @@ class Rollouts:
         self.facts = {"reward": found.reward, "kl": found.kl, "answer_tokens": found.tokens, "ended": found.ended,
                       "different": found.different, "beta": self.beta}
         batch = {"idx": made.idx_AT, "target": made.target_AT, "old": old_AT, "reference": reference_AT}
-        reward_A = torch.from_numpy(worth_A)
+        reward_A = torch.from_numpy(player.learned_from(made, worth_A))
         return {**batch, **self.algorithm.learnable(self.model, batch, reward_A, self.beta, config)}
 
     def widest(self) -> loss.Batch:
@@ -177,7 +192,7 @@ def reward_stage(model: Any, policy: Any, reference: Any, reward: Reward, ready:
     record["batches"] = max(1, len(learned) * batches.answers * period // config.rollout)
 
     def evaluate(_: Any) -> float:
-        return -player.look(looked_at)[1].reward
+        return -float(player.look(looked_at)[1].mean()) if dist.main else 0.0  # only rank 0 makes use of it
 
     return Stage(batches.batch, partial(batches.algorithm.learn, config=config), loss.count_targets, evaluate,
                  batches.place, batches.widest, lambda: batches.facts, batches, period)
@@ -188,8 +203,8 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                 in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedPrompts]:
     """A model that answers, questions, rewards and optimizers: a run that has not begun. Arguments: `pretrain`'s."""
     if rewards.is_command(config.reward) and "reward" not in given and run is None:
-        raise BardletError(f"--reward '{config.reward}': a program is not run because a file names it; say it again "
-                           "on the command line")
+        raise BardletError(f"--reward '{config.reward}': a program is not run because a file names it; say it again: "
+                           f"`bardlet {config.stage} --config ... --reward ...`")
     model, words, config = base.begin(config, dist, out, given, in_file, run)
     if run is None and "answer_tokens" not in {*given, *in_file}:  # the other half is for the question
         config = replace(config, answer_tokens=min(config.answer_tokens, config.block_size // 2))
@@ -198,16 +213,23 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     learned, held = prompts.parts(ready, config)
     record: dict[str, Any] = {
         "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
-        "tokens": sum(map(len, learned.ids)), "minutes": config.minutes, "left_out": ready.left_out}
+        "tokens": sum(map(len, learned.ids)), "minutes": config.minutes,
+        "left_out": len(ready.train) + (len(ready.val) if config.val_part == "val" else 0) - len(learned) - len(held)}
     t = assemble(base.folder(run, out, f"{found.name}-{config.stage}"), model, ready, config, dist, record)
     if progress:
         progress("what its answers are worth before", 0, None)
     player = _player(t)
-    if isinstance(player.reward, rewards.Judge):
-        asked = learned.some(LOOKED_AT)
-        worth_A = player.play(asked, np.arange(len(asked)), -1, config.temperature)[1]
-        record["reward_mean"], record["reward_deviation"] = float(worth_A.mean()), float(max(worth_A.std(), 1e-6))
-    record["reward_before"] = round(player.look(held.some(LOOKED_AT))[1].reward, 4)
+
+    def before() -> np.ndarray:
+        worth_A, held_A = (player.look(asked.some(LOOKED_AT), heat)[1] for asked, heat in
+                           ((learned, config.temperature), (held, None)))
+        return np.array([worth_A.mean(), worth_A.std(), held_A.mean()], np.float32)
+
+    mean, deviation, held_mean = map(float, from_main(dist, before, 3))
+    if not deviation:
+        log.warning("all answers of %s are worth the same, %g: there is nothing to learn from comparing them; "
+                    "fine-tune it first, or give it more --answer-tokens", config.init, mean)
+    record |= {"reward_mean": mean, "reward_deviation": deviation or 1.0, "reward_before": round(held_mean, 4)}
     if config.steps is None and config.minutes is None:
         t.state.steps = ROLLOUTS * t.stage.period
         t.config = replace(t.config, steps=t.state.steps)
@@ -270,24 +292,24 @@ def conclude(t: Trainer, ready: PreparedPrompts) -> tuple[dict[str, Any], str]:
         (record, sample): what run.toml says happened, with what held-out answers show; some of them.
     """
     report.reward_curve(t.run, report.title(t.run, t.record))
-    player, asked = _player(t), prompts.parts(ready, t.config)[1].some(ALL)
+    asked = prompts.parts(ready, t.config)[1].some(LOOKED_AT)
+    after, alone = _player(t), Dist(0, 1, t.dist.device)  # the other processes have left
     policy = hf.read_folder(t.run)[0].to(t.dist.device)
-    models = {"_before": player.reference, "_after": policy}
+    before, after = (Player(model, after.reference, after.reward, after.words, t.config, alone, t.record)
+                     for model in (after.reference, policy))
     answers = []
-    for when, model in models.items():
-        looking = Player(model, player.reference, player.reward, player.words, t.config, t.dist, t.record)
-        made, found = looking.look(asked, t.config.temperature)  # the likeliest answers say nothing of these
+    for when, player in (("_before", before), ("", after)):  # drawn: the likeliest answers say nothing of these
+        made, worth_A = player.look(asked, t.config.temperature)
+        both = after.log_probabilities(made) if player is after else (torch.zeros(1, 1), torch.zeros(1, 1))
+        found = rollout.shown(made, worth_A, *both)
         t.record |= {f"different{when}": round(found.different, 4), f"distinct{when}": round(found.distinct, 4),
-                     f"sampled{when}": round(found.reward, 4)}
-        if t.config.reward == EXACT:
-            made, likeliest = looking.look(asked)
-        t.record[f"reward{when}"] = round((likeliest if t.config.reward == EXACT else found).reward, 4)
+                     f"sampled{when or '_after'}": round(found.reward, 4)}
         answers.append(made.answers)
-    t.record |= {"kl": round(found.kl, 4), "ended": round(found.ended, 4), "answer_length": round(found.tokens, 2),
-                 "different": t.record.pop("different_after"), "distinct": t.record.pop("distinct_after")}
+    t.record |= {"reward_after": round(-t.record["val_loss"], 4), "kl": round(found.kl, 4),
+                 "ended": round(found.ended, 4), "answer_length": round(found.tokens, 2)}
     every = max(1, len(asked) // SHOWN)
-    sample = "\n\n".join(f"{ready.tokenizer.decode(ids.tolist())}\n  before: {before.text}\n  after:  {after.text}"
-                         for ids, before, after in list(zip(asked.ids, *answers, strict=True))[::every][:SHOWN])
+    sample = "\n\n".join(f"{ready.tokenizer.decode(ids.tolist())}\n  before: {one.text}\n  after:  {other.text}"
+                         for ids, one, other in list(zip(asked.ids, *answers, strict=True))[::every][:SHOWN])
     t.record["finished"] = True
     facts = training.write_run(t)
     report.policy_card(t.run, t.config, facts, sample)

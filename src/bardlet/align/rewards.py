@@ -26,7 +26,7 @@ from bardlet.examples import Question
 from bardlet.generate import padded
 from bardlet.tokenizer import Tokenizer
 
-EXACT = "exact"
+EXACT, RESULT = "exact", "####"
 AT_ONCE = 64
 """Answers that a reward model reads at once."""
 
@@ -48,15 +48,15 @@ class Reward(Protocol):
 def exact(questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
     """1 for an answer that ended and is the one that the data have, else 0; white space around it does not count.
 
-    Where that of the data ends with `#### RESULT`, as in GSM8K, only what stands behind `####` counts.
+    Where that of the data ends with `#### RESULT`, as in GSM8K, only what stands behind `####` counts, without commas.
     """
-    right = [answer.ended and _result(answer.text) == _result(question.answer or "")
-             for question, answer in zip(questions, answers, strict=True)]
+    right = []
+    for question, answer in zip(questions, answers, strict=True):
+        wanted, got = (question.answer or "").strip(), answer.text.strip()
+        if RESULT in wanted:
+            wanted, got = (text.rpartition(RESULT)[2].strip().replace(",", "") for text in (wanted, got))
+        right.append(answer.ended and got == wanted)
     return np.array(right, np.float32)
-
-
-def _result(text: str) -> str:
-    return text.rpartition("####")[2].strip()
 
 
 class Judge:
@@ -96,8 +96,9 @@ class Command:
         lines = [json.dumps({"messages": question.prompt, "answer": answer.text, "ended": answer.ended,
                              "reference": question.answer}, ensure_ascii=False)
                  for question, answer in zip(questions, answers, strict=True)]
+        # a session of its own: Ctrl-C is for the run, which ends when this is done
         done = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
-                              encoding="utf-8", errors="replace")
+                              encoding="utf-8", errors="replace", start_new_session=True)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:200]
             raise BardletError(f"--reward '{self.command}': ended with {done.returncode} and said: {said}")
@@ -130,7 +131,10 @@ def build(config: TrainConfig, questions: Sequence[Question], dist: Dist) -> Rew
         return exact
     if not is_command(config.reward):
         return Judge(*hf.read_folder(Path(config.reward), scores=True), dist, config.dtype)
-    program = (shlex.split(config.reward) or [""])[0]
+    try:
+        program = (shlex.split(config.reward) or [""])[0]
+    except ValueError as error:
+        raise BardletError(f"--reward {config.reward}: {str(error).lower()}; close what was opened") from None
     if shutil.which(program) is None:
         raise BardletError(f"--reward {config.reward}: there is no such folder, and no program {program or 'named'}; "
                            "say exact, a run folder of `bardlet reward`, or a command")

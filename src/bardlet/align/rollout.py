@@ -24,7 +24,7 @@ from bardlet.loss import IGNORE, chosen
 from bardlet.tokenizer import Tokenizer
 
 AT_ONCE = 64
-"""Answers that are written, or read, at once."""
+"""Answers that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ def log_probability(model: Any, rollout: Rollout, config: TrainConfig, dist: Dis
     """log p of what was written, at the temperature at which it was: (A, T) float32 on the CPU, 0 elsewhere."""
     made = torch.zeros(rollout.idx_AT.shape)
     with generate.evaluating(model), distributed.eager(model):
-        for rows in pieces(rollout):
+        for rows in pieces(rollout, evaluate.rows_at_once(model.config, rollout.idx_AT.shape[1])):
             idx, target = (dist.put(x[rows]) for x in (rollout.idx_AT, rollout.target_AT))
             with autocast(config.dtype, dist.device):
                 made[rows] = chosen(model(idx, where_BT=target != IGNORE), target, config.temperature).cpu()
     return made
 
 
-def pieces(rollout: Rollout) -> Iterator[slice]:
+def pieces(rollout: Rollout, size: int) -> Iterator[slice]:
     """The rows of a rollout, so many at once."""
-    for first in range(0, len(rollout.answers), AT_ONCE):
-        yield slice(first, first + AT_ONCE)
+    for first in range(0, len(rollout.answers), size):
+        yield slice(first, first + size)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from bardlet.train import Stage, Trainer
 
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
-VERSION = 2
+VERSION = 3
 ASKED, SHOWN = 50, 3
 """Held-out conversations, evenly spread, whose first answer a finished run gives; and those on its card."""
 

@@ -37,6 +37,7 @@ class OnPolicy(stage.Stage):
     """Time for the whole run; none: by --steps (neither: 100 rollouts)."""
     batch_size: int = 32
     """Answers of a micro-batch, over all processes."""
+    eval_tokens: tyro.conf.Suppress[int] = 131_072
     schedule: Literal["stable-decay", "cosine", "linear", "constant"] = FINE["ppo"]["schedule"]
     """What follows the warm-up: constant then a linear decay, a half cosine, a line, or nothing."""
     warmup_steps: int = FINE["ppo"]["warmup_steps"]

@@ -83,6 +83,10 @@ def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Di
 
     trainer, data = train.stage_of(config).new_trainer(config, dist, None, progress=progress, run=run)
     _same_text(run, record, trainer.record["text"], trainer.record["text_hash"], command)
+    for name in ("base_hash", "reward_hash"):
+        if record.get(name, trainer.record.get(name)) != trainer.record.get(name):
+            what = config.init if name == "base_hash" else config.reward
+            raise BardletError(f"{run}: {what} is not the model any more that the run began with; put it back")
     trainer.record = {**record, **trainer.record}
     pretrain.choose_compile(trainer)
     return trainer, data
@@ -138,6 +142,8 @@ def _same_reward(run: Path, config: TrainConfig, command: Command) -> None:
 
     asked = rewards.is_command(config.reward) and command.reward is None
     if asked or command.reward not in (None, config.reward):
+        if config.reward is None:
+            raise BardletError(f"--reward: a run of `bardlet {config.stage}` gets no rewards; leave it out")
         raise BardletError(f"{run}: what its answers are worth is said by `{config.reward}`; " + (
             "a program is not run because a file names it: say --reward with it" if asked else
             f"--reward {command.reward} would be another run"))

@@ -81,7 +81,8 @@ def start(command: Command, argv: Sequence[str]) -> int:
 
     stage = stage_of(config)
     if _started_again(command):
-        return resume.main([str(command.out), *(["--json"] if command.json else [])])
+        typed = ["--reward", str(command.reward)] if any(word.startswith("--reward") for word in argv) else []
+        return resume.main([str(command.out), *typed, *(["--json"] if command.json else [])])
     begun = time.monotonic()
     with distributed.connect(config.device) as dist:
         console.show_notices(dist.main)

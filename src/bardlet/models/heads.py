@@ -37,7 +37,7 @@ class Scalar(nn.Module):
 
     def values(self, idx_BT: Tensor) -> Tensor:
         """A number at each token of idx_BT (int64), of what stands up to there: (B, T), float32."""
-        return self.score(self.states(idx_BT)).squeeze(-1).float()  # (B, T, 1) -> (B, T)
+        return self._scored(self.states(idx_BT))
 
     def forward(self, idx_BT: Tensor, length_B: Tensor) -> Tensor:
         """The reward of each row of idx_BT (int64), read at the last of its length_B (int64) tokens: (B,), float32.
@@ -46,7 +46,12 @@ class Scalar(nn.Module):
         """
         x_BTC = self.states(idx_BT)
         last_B = (length_B - 1).clamp_min(0)
-        return self.score(x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), last_B]).squeeze(-1).float()
+        return self._scored(x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), last_B])
+
+    def _scored(self, x: Tensor) -> Tensor:
+        """The head: states (..., C) -> numbers (...), in float32: bfloat16 would make many of them equal."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.score(x.float()).squeeze(-1)
 
 
 class ScalarGPT2(Scalar, GPT2):  # type: ignore[misc]  # the body of one, but no language model
