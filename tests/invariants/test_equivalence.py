@@ -82,3 +82,28 @@ def torchrun(*argv: str | Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count('"parameters"') == 1, "only rank 0 prints"
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_two_processes_learn_from_their_answers_as_one(kind: str, tmp_path: Path,
+                                                       bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    """Each writes its share of a rollout; a program is asked once; what is written after the training is written by one
+    process alone, whose questions could be shared by two."""
+    (tmp_path / "text.txt").write_text("".join(f"{n} odd? {'yes' if n % 2 else 'no'}\n" for n in range(300)))
+    (tmp_path / "chats.jsonl").write_text("".join(
+        json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no"}) + "\n" for n in range(200)))
+    calls = tmp_path / "calls"
+    (tmp_path / "judge.py").write_text(
+        f"import json, os, sys\nopen({str(calls)!r}, 'a').write(os.environ.get('RANK', '0'))\n"
+        "for line in sys.stdin: print(len(json.loads(line)['answer']))\n")
+    shape = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "32", "--vocab-size", "300"]
+    bardlet("train", tmp_path / "text.txt", *shape, "--tokenizer", "bpe", "--steps", 5, "--dtype", "fp32", "--out",
+            tmp_path / "base")  # fmt: skip
+    settings = [tmp_path / "base", tmp_path / "chats.jsonl", "--reward", f"{sys.executable} {tmp_path / 'judge.py'}",
+                "--answer-tokens", "6", "--rollout", "16", "--batch-size", "8", "--steps", "6", "--dtype", "fp32",
+                "--threads", "1", "--optimizer", "adamw", "--keep", "average", "--eval-every", "3"]  # fmt: skip
+    bardlet(kind, *settings, "--out", tmp_path / "one")
+    calls.unlink()
+    assert torchrun(kind, *settings, "--out", tmp_path / "two")["steps"] == 6
+    assert set(calls.read_text()) == {"0"}
+    same(tmp_path / "one", tmp_path / "two")
