@@ -4,7 +4,7 @@
     python benchmarks/rewards.py reviews [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
 
 `sums`: the 10,000 sums of two numbers below 100, in a fixed random order, of which every tenth is held out from every
-stage. A base reads the others as lines of text, is fine-tuned on 300 of them as questions and answers, and then learns
+stage. A base reads the others as lines of text, is fine-tuned on 120 of them as questions and answers, and then learns
 from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000 held-out sums whose
 likeliest answer is right is said before and after.
 
@@ -116,7 +116,7 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
     learned = [one for i, one in enumerate(records) if i % 10 != 9]  # the stages hold out every tenth themselves
     text = folder / "sums.txt"
     text.write_text("".join(f"{one['prompt']}{one['answer']}\n" for one in learned), encoding="utf-8")
-    questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:300])
+    questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:120])
     bardlet(folder, "base", "train", text, *SUMS["base"], "--seed", str(seed))
     bardlet(folder, "sft", "sft", folder / "base", few, *SUMS["sft"], "--seed", str(seed))
     lines = []

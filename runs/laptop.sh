@@ -43,7 +43,7 @@ if [ ! -f "$out/sums.jsonl" ]; then
     awk -F '\t' '{ printf "{\"prompt\": \"%d+%d=\", \"answer\": \"%d\"}\n", $2, $3, $2 + $3 }' > "$out/sums.jsonl"
 fi
 awk 'NR % 10' "$out/sums.jsonl" | sed 's/.*"prompt": "\([^"]*\)", "answer": "\([^"]*\)".*/\1\2/' > "$out/sums.txt"
-awk 'NR % 10' "$out/sums.jsonl" | head -400 > "$out/few.jsonl"
+awk 'NR % 10' "$out/sums.jsonl" | head -120 > "$out/few.jsonl"
 stage sums-base train "$out/sums.txt" --tokenizer bpe --vocab-size 262 --n-layer 3 --n-embd 128 --block-size 64 \
   --minutes "$(minutes 2)"
 stage sums-sft sft "$out/sums-base" "$out/few.jsonl" --no-pack --batch-size 64 --steps 120 --lr 1e-3 --muon-lr 1e-2
