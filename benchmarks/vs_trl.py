@@ -201,7 +201,7 @@ def ours(job: Record) -> Record:
                          dtype=job["dtype"], device="cpu", threads=job["threads"], keep="last", eval_every=0,
                          save_every=0, log_every=10**6, **job["settings"])
     with distributed.connect("cpu") as dist:
-        model, words, config = base.begin(config, dist, {"block_size"}, FINE[stage], ())
+        model, words, config = base.begin(config, dist, None, {"block_size"}, (), None)
         rows = [row for one in records for row in conversations(words, one)]
         facts: Record = {"text": "records"}
         if stage == "sft":
