@@ -95,8 +95,8 @@ def test_the_benchmark_beside_trl_counts_the_same_on_both_sides(stage: str, base
     assert [name for name, _ in found] == sides
     conversations = [round(figures["conversations"] * figures["seconds"]) for _, figures in found]
     assert conversations == [20 if stage == "sft" else 40] * 2
-    own, their = (figures["tokens"] * figures["seconds"] for _, figures in found)
-    assert own == pytest.approx(their, rel=0.01)  # of rounded figures
+    own, their = (figures["tokens"] / figures["conversations"] for _, figures in found)  # both are rates, and rounded
+    assert own == pytest.approx(their, rel=0.01)
     assert f"{sides[1]:34}" in done.stdout and "floor: " in done.stdout
 
 
