@@ -122,6 +122,7 @@ class Rollouts:
         self.model, self.player, self.learned, self.config = model, player, learned, config
         self.algorithm: Any = ALGORITHMS[config.stage]
         self.updates = config.rollout // (config.batch_size * config.grad_accum)  # of a pass
+        self.period = self.updates * config.passes  # steps that learn from one rollout
         self.answers = config.group if config.stage == "grpo" else 1  # to each question
         self.load({})
 
@@ -141,7 +142,7 @@ class Rollouts:
 
     def batch(self, step: int) -> loss.Batch:
         """The batch of a step: some answers of its rollout, each once in a pass. A rollout's first batch makes it."""
-        number, within = divmod(step, self.updates * self.config.passes)
+        number, within = divmod(step, self.period)
         if number != self.number:
             self.number, self.rows = number, self.rolled_out(number)
         a_pass, place = divmod(within, self.updates)
@@ -174,7 +175,7 @@ class Rollouts:
 
     def place(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
-        number, within = divmod(step, self.updates * self.config.passes)
+        number, within = divmod(step, self.period)
         return f"update {within + 1} of rollout {number + 1}"
 
 
@@ -188,14 +189,13 @@ def reward_stage(model: Any, policy: Any, reference: Any, reward: Reward, ready:
     player = Player(policy, reference, reward, ready.tokenizer, config, dist, record)
     batches = Rollouts(model, player, learned, config)
     looked_at = held.some(LOOKED_AT)
-    period = batches.updates * config.passes
-    record["batches"] = max(1, len(learned) * batches.answers * period // config.rollout)
+    record["batches"] = max(1, len(learned) * batches.answers * batches.period // config.rollout)
 
     def evaluate(_: Any) -> float:
         return -float(player.look(looked_at)[1].mean()) if dist.main else 0.0  # only rank 0 makes use of it
 
     return Stage(batches.batch, partial(batches.algorithm.learn, config=config), loss.count_targets, evaluate,
-                 batches.place, batches.widest, lambda: batches.facts, batches, period)
+                 batches.place, batches.widest, lambda: batches.facts, batches, batches.period)
 
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),

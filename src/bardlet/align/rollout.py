@@ -73,11 +73,11 @@ def write(policy: Any, words: Tokenizer, prompts: Prompts, which: Sequence[int],
 
 def _rollout(questions: list[Question], rows: Sequence[np.ndarray], made_AT: torch.Tensor, words: Tokenizer) -> Rollout:
     """From the questions' ids and what was written behind them, -1 where nothing was."""
-    answers = []
+    answers, ends = [], {chat.special(words, "end"), words.eos_id}
     for ids in made_AT:
         new = ids[ids >= 0].tolist()
         known = [token for token in new if token < words.vocab_size]  # spare rows of the head mean nothing
-        ended = bool(new) and new[-1] in (chat.special(words, "end"), words.eos_id)
+        ended = bool(new) and new[-1] in ends
         answers.append(Answer(words.decode(known, skip_special=True).strip(), ended))
     width = int((made_AT >= 0).any(0).nonzero().max()) + 1
     target_AT = torch.where(made_AT[:, 1:width] >= 0, made_AT[:, 1:width], IGNORE)
