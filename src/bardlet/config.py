@@ -117,6 +117,9 @@ class TrainConfig:
     """Architecture: qwen3, gpt2, encdec (for pairs of sentences), or a rung of the lecture's ladder."""
     init: str | None = None
     """Start from the weights and the tokenizer of this run or Hugging Face folder."""
+    lora: int | None = None
+    """With --init: LoRA of this rank, which leaves the matrices as they are and learns a small change of each; the
+    result has both in one. None: all weights are learned."""
     n_layer: int = 4
     """Blocks."""
     n_encoder_layer: int | None = None
@@ -253,6 +256,10 @@ class TrainConfig:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         for name in ("min_lr_ratio", "decay_share"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _require(self.lora is None or self.lora >= 1, "lora", self.lora, "at least 1")
+        if self.lora and self.init is None and self.stage == "pretrain":
+            raise BardletError(f"--lora {self.lora}: is a change of a model that has learned already: name it with "
+                               "--init DIR, or leave it out")
         if self.steps is not None and self.minutes is not None and not self.replans:
             raise BardletError("--steps and --minutes are both given: keep the one that should decide")
         if self.model not in UNDIVIDED and self.init is None:  # the weights of --init have a shape of their own

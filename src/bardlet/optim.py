@@ -17,23 +17,23 @@ from torch import nn
 from bardlet.config import TrainConfig
 from bardlet.dist import pick_dtype
 from bardlet.errors import BardletError
-
-HEADS = ("lm_head", "score")
-"""Matrices behind the blocks."""
+from bardlet.models.lora import HEADS
 
 Groups = dict[str, list[tuple[str, nn.Parameter]]]
 
 
 def parameter_groups(model: nn.Module, muon: bool) -> Groups:
-    """The parameters of `model` in three groups: "muon", "decay" and "no_decay", each a list of (name, parameter).
+    """What learns of `model` in three groups: "muon", "decay" and "no_decay", each a list of (name, parameter).
 
     Matrices that are neither an embedding nor a head (HEADS) go to Muon when `muon`: those of the blocks, or of
     the one layer of a rung that has none. Other matrices are decayed; norms and biases are not. A tied parameter
-    appears once. The groups are asserted to partition the model's parameters.
+    appears once. The groups are asserted to partition the parameters that are not frozen.
     """
     tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith(HEADS)}
     groups: Groups = {"muon": [], "decay": [], "no_decay": []}
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         if p.ndim < 2:
             groups["no_decay"].append((name, p))
         elif muon and p.ndim == 2 and id(p) not in tables:
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
         else:
             groups["decay"].append((name, p))
     placed = [id(p) for group in groups.values() for _, p in group]
-    assert len(placed) == len(set(placed)) and set(placed) == {id(p) for p in model.parameters()}
+    assert len(placed) == len(set(placed)) and set(placed) == {id(p) for p in model.parameters() if p.requires_grad}
     return groups
 
 

@@ -45,6 +45,7 @@ from bardlet.config import FLAT, ModelConfig, TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
+from bardlet.models import lora
 from bardlet.survey import Survey
 from bardlet.tokenizer import Tokenizer
 from bardlet.train import Stage, State, Trainer
@@ -276,7 +277,10 @@ def trainer(run: Path, model: Any, stage: Callable[[TrainConfig], Stage], config
         raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
                            f"take a multiple of {dist.world}")
     model.to(dist.device)
-    record["parameters"] = sum(p.numel() for p in model.parameters())
+    record["parameters"] = sum(x.numel() for x in model.hf_state_dict().values())
+    if config.lora:
+        lora.adapt(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
+        record["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     machine = distributed.machine(dist, config.dtype, config.threads or 1)
     t = Trainer(run, model, optim.build(model, config), stage(config), config, dist, machine, record,
                 State(steps=config.steps or 0, replans=list(config.replans[:1])))

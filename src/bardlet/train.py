@@ -300,6 +300,8 @@ def _add_to_average(t: Trainer) -> None:
         return
     t.state.averaged += 1
     for name, p in t.model.named_parameters():
+        if not p.requires_grad:
+            continue
         if name in t.average:
             t.average[name].lerp_(p.detach(), 1 / t.state.averaged)
         else:
@@ -391,9 +393,14 @@ def save(t: Trainer) -> None:
     write_run(t)
 
 
-def _beside(model: Any) -> dict[str, torch.Tensor]:
-    """The weights that are trained and no part of the model that the run makes: a value model's."""
-    return model.beside() if hasattr(model, "beside") else {}
+def _beside(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights that the files of the model which the run makes do not have: a value model's, the factors of LoRA."""
+    return {f"{name}/{key}": x for name, part in _with_beside(model) for key, x in part.beside().items()}
+
+
+def _with_beside(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, module) of the parts of a model that have such weights."""
+    return ((name, part) for name, part in model.named_modules() if hasattr(part, "beside"))
 
 
 def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
@@ -414,11 +421,11 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     if odd or tensors.get("rng", torch.empty(0)).shape != torch.get_rng_state().shape:
         raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: {(odd or ['rng'])[0]} is missing or has "
                            "another shape; take another checkpoint")
-    if (beside := _beside(t.model)).keys() != rest["beside"].keys():
-        raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: it does not have the weights of the "
-                           "critic; take another checkpoint")
-    if beside:
-        t.model.load_beside(rest["beside"])
+    if {name: x.shape for name, x in _beside(t.model).items()} != {name: x.shape for name, x in rest["beside"].items()}:
+        raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: it does not have the weights that are learned "
+                           "beside the model's own; take another checkpoint")
+    for name, part in _with_beside(t.model):
+        part.load_beside({key: rest["beside"][f"{name}/{key}"] for key in part.beside()})
     if t.stage.memory:
         t.stage.memory.load(rest["stage"])
     t.average = {name: v.to(t.dist.device) for name, v in rest["average"].items()}

@@ -251,9 +251,7 @@ def assemble(run: Path, model: Any, ready: PreparedPrompts, config: TrainConfig,
                                "put it back")
     actor = ALGORITHMS[config.stage].actor(model)
     make = partial(reward_stage, actor, model, reference, reward, ready, dist=dist, record=record)
-    t = pretrain.trainer(run, actor, make, config, dist, record, resumed)
-    record["parameters"] = sum(p.numel() for p in model.parameters())  # the critic is no part of what the run makes
-    return t
+    return pretrain.trainer(run, actor, make, config, dist, record, resumed)
 
 
 def _player(t: Trainer) -> Player:

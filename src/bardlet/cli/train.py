@@ -170,7 +170,8 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     for line in what:
         console.say(line)
     console.say(f"model: {c.model}, {_shape(t.model.config)}, context {c.block_size}, "
-                f"{t.record['parameters']:,} parameters")
+                f"{t.record['parameters']:,} parameters"
+                + (f"; LoRA of rank {c.lora}: {t.record['trainable']:,} learn" if c.lora else ""))
     for reason in t.record.get("reasons", []):
         console.say(f"  {reason}")
     optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
