@@ -28,7 +28,8 @@ QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strat
          "gradient_checkpointing": False}
 """Training arguments of every job: the processor alone, and nothing but training."""
 KINDS = {"sft": (trl.SFTConfig, trl.SFTTrainer, ["prompt", "completion"]),
-         "dpo": (trl.DPOConfig, trl.DPOTrainer, ["prompt", "chosen", "rejected"])}
+         "dpo": (trl.DPOConfig, trl.DPOTrainer, ["prompt", "chosen", "rejected"]),
+         "grpo": (trl.GRPOConfig, trl.GRPOTrainer, ["prompt"])}
 FOUR = (0, 0, 0, 0)
 
 
@@ -50,13 +51,27 @@ def trainer(job: Job, stage: str, records: list[dict[str, Any]], **settings: Any
         counted = FOUR
 
         def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-            self.counted = tuple(a + b for a, b in zip(self.counted, count(inputs), strict=True))
+            if stage != "grpo":
+                self.counted = tuple(a + b for a, b in zip(self.counted, count(inputs), strict=True))
             return super().training_step(model, inputs, *rest, **named)
 
-    how = {**QUIET, "output_dir": job["scratch"], "max_length": job["block_size"], "bf16": job["dtype"] == "bf16",
-           "weight_decay": 0.1, "max_grad_norm": 1.0, **settings}
-    data = Dataset.from_list(records).select_columns(columns)
-    return Counting(model=job["model"], args=config(**how), train_dataset=data, processing_class=words(job))
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:  # GRPO's: where the answers are written
+            self.counted = tuple(a + b for a, b in zip(self.counted, count_answers(inputs), strict=True))
+            return super()._compute_loss(model, inputs)
+
+    how = {**QUIET, "output_dir": job["scratch"], "bf16": job["dtype"] == "bf16", "weight_decay": 0.1,
+           "max_grad_norm": 1.0, **({} if stage == "grpo" else {"max_length": job["block_size"]}), **settings}
+    data, tokenizer = Dataset.from_list(records).select_columns(columns), words(job)
+    more = {}
+    if stage == "grpo":
+        more, tokenizer.eos_token = {"reward_funcs": share_of_e}, "<|end|>"  # at which an answer ends
+    return Counting(model=job["model"], args=config(**how), train_dataset=data, processing_class=tokenizer, **more)
+
+
+def share_of_e(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that costs nothing; `vs_trl.py` has the same."""
+    texts = [one[0]["content"] for one in completions]
+    return [text.count("e") / max(1, len(text)) for text in texts]
 
 
 def words(job: Job) -> Any:
@@ -80,6 +95,13 @@ def count(inputs: dict[str, torch.Tensor]) -> tuple[int, int, int, int]:
     return read - conversations, int(answers.sum()), conversations, ids.numel()
 
 
+def count_answers(inputs: dict[str, torch.Tensor]) -> tuple[int, int, int, int]:
+    """The same of a micro-batch of questions and the answers that were written to them."""
+    asked, written = inputs["prompt_mask"], inputs["completion_mask"]
+    read, answers = int(asked.sum() + written.sum()) - len(asked), int(written.sum())
+    return read, answers, len(asked), asked.numel() + written.numel()
+
+
 class Watch(TrainerCallback):
     """Of each pass over the data: seconds, and what was computed in it."""
 
@@ -100,15 +122,19 @@ def train(job: Job) -> dict[str, Any]:
     made = trainer(job, job["stage"], records, num_train_epochs=job["passes"], **job["settings"])
     watch = Watch(made)
     made.add_callback(watch)
-    known = digest(learned(made.train_dataset))
+    known = digest(learned(made.train_dataset, made.processing_class))
     made.train()
     return {"passes": watch.passes, "learned": known}
 
 
-def learned(data: Any) -> list[list[list[int]]]:
+def learned(data: Any, tokenizer: Any) -> list[list[list[int]]]:
     """Of each conversation [ids, those that are learned], from what a trainer has prepared."""
     made = []
     for row in data:
+        if "prompt" in row and "input_ids" not in row and "prompt_ids" not in row:  # GRPO's: questions as words
+            ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)
+            made.append([ids if isinstance(ids, list) else ids["input_ids"], []])
+            continue
         if "chosen_ids" in row:
             made += [[row["prompt_ids"] + row[side], row[side]] for side in ("chosen_ids", "rejected_ids")]
             continue

@@ -1,7 +1,8 @@
-"""Fine-tuning by TRL and by bardlet, in turn on one machine: tokens and pairs per second; and whether losses agree.
+"""The stages of a chat model by TRL and by bardlet, in turn on one machine: how fast; and whether losses agree.
 
     python benchmarks/vs_trl.py sft BASE CONVERSATIONS --peer-python PATH [--records 768] [--repeats 3] [--save]
     python benchmarks/vs_trl.py dpo SFT PREFERENCES --peer-python PATH [--records 384] [--repeats 3] [--save]
+    python benchmarks/vs_trl.py grpo SFT CONVERSATIONS --peer-python PATH [--records 64] [--repeats 3] [--save]
     python benchmarks/vs_trl.py parity SFT --peer-python PATH
 
 PATH is the python of an environment where somebody has installed TRL (`pip install trl`); bardlet need not be there.
@@ -15,14 +16,19 @@ reading, tokens, the reference's log p (both compute it once, before training), 
 window, global batch, precision and threads. The loss is taken on answers alone. A token counts where it is predicted:
 all but the first of a conversation, none of the padding; in `dpo` those of both answers.
 
+In `grpo` both write answers to the questions, --group to each, and learn once from each --rows of them, at
+temperature 1, without a divergence in the loss, at a rate so small that the model stays as it is and the answers stay
+equally long. Writing is in the time, and a reward that costs nothing. What counts is answers per second.
+
 bardlet as it comes (Muon, compiled) and with AdamW, each compiled and not. TRL with its default optimizer, AdamW,
 without gradient checkpointing (its default has it, which takes a part of the speed) and with several settings of how
 the batch is computed, of which the fastest is what the ratios are to: all rows at once; a few at a time, the gradients
-added up; `packing`, which lays rows end to end, in one row with all others that are computed at once. --peer-compile
-has the fastest kind compiled, too.
+added up; `packing`, which lays rows end to end, in one row with all others that are computed at once; a larger batch
+of answers that are written at once. --peer-compile has the fastest kind compiled, too.
 
 Floor: tokens per second of a program that computes nothing but the matrix products of this model (three times those of
-the forward pass, the head where there is an answer), at the speed of a large product here.
+the forward pass, in `grpo` four times, for what is written; the head where there is an answer), at the speed of a large
+product here.
 """
 
 from __future__ import annotations
@@ -38,11 +44,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import record
 import torch
 from safetensors.torch import save_file
@@ -50,9 +57,11 @@ from safetensors.torch import save_file
 from bardlet import dist as distributed
 from bardlet import examples, hf, loss, pretrain
 from bardlet import train as training
-from bardlet.align import base, chat, dpo, preferences, sft
+from bardlet.align import base, chat, dpo, preferences, prompts, reinforce, sft
 from bardlet.align.packing import ChatBatches, Chats
+from bardlet.align.rewards import EXACT, Answer
 from bardlet.config import FINE, TrainConfig
+from bardlet.examples import Question
 from bardlet.tokenizer import Tokenizer
 
 Record = dict[str, Any]
@@ -60,13 +69,18 @@ OURS: dict[str, dict[str, Any]] = {
     "bardlet": {"compile": "on"}, "bardlet, eager": {"compile": "off"},
     "bardlet AdamW": {"compile": "on", "optimizer": "adamw"},
     "bardlet AdamW, eager": {"compile": "off", "optimizer": "adamw"}}  # fmt: skip
-FAST = {"sft": "TRL packed, 1 at a time", "dpo": "TRL, 4 at a time"}
+OF_GRPO = ("group", "answer_tokens")
+STILL = 1e-8
+"""The rate of `grpo`: answers stay as they are."""
+FAST = {"sft": "TRL packed, 1 at a time", "dpo": "TRL, 4 at a time", "grpo": "TRL"}
 """What --peer-compile compiles: the fastest without it, as measured when this was written."""
 COUNTS = ("tokens", "answer_tokens", "conversations", "positions")
 
 
-def peers(stage: str, rows: int, compiled: bool) -> dict[str, dict[str, Any]]:
-    """The settings of TRL's sides, by name. All have the same global batch where `rows` is a multiple of 4."""
+def peers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The settings of TRL's sides, by name. All have the same global batch where --rows is a multiple of 4."""
+    stage, rows = args.command, args.rows
+
     def at_once(number: int, **more: Any) -> dict[str, Any]:
         return {"per_device_train_batch_size": number, "gradient_accumulation_steps": rows // number, **more}
 
@@ -74,10 +88,15 @@ def peers(stage: str, rows: int, compiled: bool) -> dict[str, dict[str, Any]]:
     if stage == "sft":
         made = {"TRL padded": at_once(rows), "TRL padded, 4 at a time": at_once(few),
                 "TRL packed": at_once(rows, packing=True), "TRL packed, 1 at a time": at_once(1, packing=True)}
-    else:
+    elif stage == "dpo":
         known = {"precompute_ref_log_probs": True, "beta": TrainConfig.beta}
         made = {"TRL": at_once(rows, **known), "TRL, 4 at a time": at_once(few, **known)}
-    return {**made, **({f"{FAST[stage]}, compiled": {**made[FAST[stage]], "torch_compile": True}} if compiled else {})}
+    else:
+        known = {"num_generations": args.group, "max_completion_length": args.answer_tokens, "beta": 0.0}
+        made = {"TRL": at_once(rows, **known), "TRL, a group at a time": at_once(args.group, **known),
+                "TRL, 4 batches at once": at_once(rows, steps_per_generation=4, **known)}
+    fast = FAST[stage]
+    return {**made, **({f"{fast}, compiled": {**made[fast], "torch_compile": True}} if args.peer_compile else {})}
 
 
 def main() -> None:
@@ -88,19 +107,22 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for stage, many in (("sft", 768), ("dpo", 384)):
+    for stage, many, rows in (("sft", 768, 32), ("dpo", 384, 32), ("grpo", 64, 64)):
         one = commands.add_parser(stage, help=f"speed of {stage.upper()}")
         one.add_argument("model", type=Path)
         one.add_argument("data", type=Path)
         one.add_argument("--records", type=int, default=many, help="so many, from the beginning of the file")
         one.add_argument("--passes", type=int, default=1, help="timed, after the first")
         one.add_argument("--repeats", type=int, default=3)
-        one.add_argument("--rows", type=int, default=32, help="rows or pairs of the global batch")
+        one.add_argument("--rows", type=int, default=rows, help="rows, pairs or answers of the global batch")
         one.add_argument("--block-size", type=int, default=256)
         one.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
         one.add_argument("--peer-compile", action="store_true", help="TRL compiled, too")
         one.add_argument("--only", nargs="+", help="sides, by their names; default: all")
         one.add_argument("--save", action="store_true", help="append a line of results")
+        if stage == "grpo":
+            one.add_argument("--group", type=int, default=8, help="answers to each question")
+            one.add_argument("--answer-tokens", type=int, default=64, help="of the longest answer")
     parity_ = commands.add_parser("parity", help="losses of the same numbers by both")
     parity_.add_argument("model", type=Path)
     for one in commands.choices.values():
@@ -141,11 +163,12 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
     rows = [row for one in records for row in conversations(words, one)]
     job = {"stage": args.command, "model": str(args.model.resolve()), "records": str(scratch / "records.jsonl"),
            "chat_template": chat.TEMPLATE, "scratch": str(scratch / "run"), "block_size": args.block_size,
-           "rows": args.rows, "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes}
+           "rows": args.rows, "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes,
+           **{name: getattr(args, name) for name in OF_GRPO if hasattr(args, name)}}
     own = [sys.executable, str(Path(__file__).resolve()), "ours"]
+    rate = STILL if args.command == "grpo" else FINE[args.command]["lr"]
     sides = {**{name: (own, settings) for name, settings in OURS.items()},
-             **{name: (peer(args), {**settings, "learning_rate": FINE[args.command]["lr"]})
-                for name, settings in peers(args.command, args.rows, args.peer_compile).items()}}
+             **{name: (peer(args), {**settings, "learning_rate": rate}) for name, settings in peers(args).items()}}
     if unknown := set(args.only or ()) - set(sides):
         sys.exit(f"there is no side {', '.join(sorted(unknown))}; there are {'; '.join(sides)}")
     runs: dict[str, list[Record]] = {name: [] for name in args.only or sides}
@@ -160,7 +183,12 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
             print(json.dumps({name: runs[name][-1]}), flush=True)
     lengths = [len(ids) for ids, _ in rows]
     answered = sum(int(learned[1:].sum()) for _, learned in rows)
-    report(args, runs, {"floor": round(floor(model, lengths, answered, args.dtype)), "records": len(records),
+    if args.command == "grpo":  # answers as long as the first side wrote them
+        one = next(iter(runs.values()))[0]
+        length = round(one["answer_tokens"] / one["conversations"])
+        lengths, answered = [n + length for n in lengths] * args.group, length * args.group * len(lengths)
+    at_most = floor(model, lengths, answered, args.dtype) * (6 / 8 if args.command == "grpo" else 1)
+    report(args, runs, {"floor": round(at_most), "records": len(records),
                         "parameters": sum(p.numel() for p in model.parameters()), "versions": versions})
 
 
@@ -168,21 +196,24 @@ def fitting(args: argparse.Namespace, words: Tokenizer) -> Iterator[Record]:
     """The records that are learned from and fit into the window, as TRL reads conversations."""
     found = examples.Examples(args.data.name, (args.data,))
     made: Iterator[Record]
-    if args.command == "sft":
+    room = args.block_size - getattr(args, "answer_tokens", 0)
+    if args.command == "grpo":
+        made = ({"prompt": one.prompt} for one in found.questions()[0])
+    elif args.command == "sft":
         made = ({"prompt": list(said[:-1]), "completion": [said[-1]]} for said in found.conversations()[0])
     else:
         made = ({"prompt": one.prompt, **{side: [{"role": "assistant", "content": getattr(one, side)}]
                                           for side in preferences.SIDES}} for one in found.preferences()[0])
-    return (one for one in made if all(len(ids) <= args.block_size for ids, _ in conversations(words, one)))
+    return (one for one in made if all(len(ids) <= room for ids, _ in conversations(words, one)))
 
 
 def conversations(words: Tokenizer, one: Record) -> list[tuple[Any, Any]]:
-    """(ids, which are learned) of a record: one conversation, or both of a pair."""
+    """(ids, which are learned) of a record: one conversation, or both of a pair, or a question."""
     ends = [one[name] for name in ("completion", *preferences.SIDES) if name in one]
-    made = [chat.encode(words, [*one["prompt"], *end]) for end in ends]
-    asks = len(chat.encode(words, one["prompt"], ask=True)[0])
+    asked = chat.encode(words, one["prompt"], ask=True)
+    made = [chat.encode(words, [*one["prompt"], *end]) for end in ends] or [asked]
     for _, learned in made:
-        learned[:asks] = False  # answers before the last are part of the question
+        learned[: len(asked[0])] = False  # answers before the last are part of the question
     return made
 
 
@@ -197,17 +228,25 @@ def ours(job: Record) -> Record:
     stage, run = job["stage"], Path(job["scratch"])
     run.mkdir(exist_ok=True)
     records = [json.loads(line) for line in Path(job["records"]).read_text(encoding="utf-8").splitlines()]
+    own = {name: job[name] for name in OF_GRPO if name in job}
+    if own:
+        own |= {"reward": EXACT, "rollout": job["rows"], "beta": 0.0, "lr": STILL, "muon_lr": STILL}
     config = TrainConfig(stage=stage, init=job["model"], block_size=job["block_size"], batch_size=job["rows"], steps=1,
                          dtype=job["dtype"], device="cpu", threads=job["threads"], keep="last", eval_every=0,
-                         save_every=0, log_every=10**6, **job["settings"])
+                         save_every=0, log_every=10**6, **own, **job["settings"])
     with distributed.connect("cpu") as dist:
-        model, words, config = base.begin(config, dist, None, {"block_size"}, (), None)
+        model, words, config = base.begin(config, dist, None, {"block_size"}, tuple(own), None)
         rows = [row for one in records for row in conversations(words, one)]
         facts: Record = {"text": "records"}
         if stage == "sft":
             chats = Chats.of(rows, words.dtype)
             prepared = sft.PreparedChats(chats, chats.part(slice(1)), words, leaked=0.0)
             t = sft.assemble(run, model, prepared, config, dist, facts)
+        elif stage == "grpo":
+            asked = prompts.Prompts([Question(one["prompt"], "") for one in records], [ids for ids, _ in rows])
+            t = reinforce.assemble(run, model, prompts.PreparedPrompts(asked, asked, words), config, dist, facts)
+            assert isinstance(t.stage.memory, reinforce.Rollouts)
+            t.stage.memory.player.reward = share_of_e
         else:
             pairs = preferences.Pairs(*(Chats.of(rows[side::2], words.dtype) for side in range(2)))
             known = dpo.reference(model, pairs, config, dist)
@@ -235,11 +274,17 @@ def ours(job: Record) -> Record:
     return {"passes": passes, "learned": digest(rows), "versions": {}}
 
 
+def share_of_e(questions: Any, answers: Sequence[Answer]) -> np.ndarray:
+    """A reward that costs nothing; `trl_peer.py` has the same."""
+    return np.array([one.text.count("e") / max(1, len(one.text)) for one in answers], np.float32)
+
+
 def count(batch: loss.Batch, pad: int) -> tuple[int, int, int, int]:
     """COUNTS of a batch: a position that is no padding predicts a token."""
     answered = batch["target"] != loss.IGNORE
     several = int(batch["segment"].amax(1).sum()) if "segment" in batch else int(answered.any(-1).sum())
-    return int((batch["idx"] != pad).sum()), int(answered.sum()), several, batch["idx"].numel()
+    read = answered.flip(1).cumsum(1) > 0 if "advantage" in batch else batch["idx"] != pad
+    return int(read.sum()), int(answered.sum()), several, batch["idx"].numel()
 
 
 def rates(passes: list[list[float]]) -> Record:
@@ -280,15 +325,16 @@ def report(args: argparse.Namespace, runs: dict[str, list[Record]], facts: Recor
     """Medians and ratios, printed and, with --save, appended to the results."""
     medians = {name: {key: statistics.median(run[key] for run in some) for key in some[0]}
                for name, some in runs.items()}
-    theirs = [one["tokens"] for name, one in medians.items() if name.startswith("TRL")]
-    best = max(theirs, default=float("nan"))
-    print(f"\n{'':34} {'tokens/s':>9} {'answers, tokens/s':>18} {'pairs/s' if args.command == 'dpo' else 'chats/s':>8}"
+    counts = {"sft": "tokens", "dpo": "tokens", "grpo": "conversations"}[args.command]
+    best = max((one[counts] for name, one in medians.items() if name.startswith("TRL")), default=float("nan"))
+    items = {"sft": "chats/s", "dpo": "pairs/s", "grpo": "answers/s"}[args.command]
+    print(f"\n{'':34} {'tokens/s':>9} {'answers, tokens/s':>18} {items:>9}"
           f" {'filled':>7} {'of the floor':>13} {'to the best TRL':>16}")
     for name, one in medians.items():
-        items = one["conversations"] / (2 if args.command == "dpo" else 1)
-        print(f"{name:34} {one['tokens']:9,.0f} {one['answer_tokens']:18,.0f} {items:8.1f}"
+        print(f"{name:34} {one['tokens']:9,.0f} {one['answer_tokens']:18,.0f}"
+              f" {one['conversations'] / (2 if args.command == 'dpo' else 1):9.1f}"
               f" {one['tokens'] / one['positions']:7.0%} {one['tokens'] / facts['floor']:13.1%}"
-              f" {one['tokens'] / best:16.2f}")
+              f" {one[counts] / best:16.2f}")
     print(f"floor: {facts['floor']:,} tokens/s")
     if args.save:
         named = {name: getattr(args, name) for name in ("rows", "block_size", "dtype", "passes", "repeats")}

@@ -31,7 +31,7 @@ def learnable(model: Any, batch: loss.Batch, reward_A: torch.Tensor, beta: float
 def learn(model: Any, batch: loss.Batch, config: TrainConfig) -> torch.Tensor:
     """The loss of a batch, summed over the tokens of the answers."""
     mask_AT = batch["target"] != loss.IGNORE
-    logp_AT = loss.chosen(model(batch["idx"], where_BT=mask_AT), batch["target"], config.temperature)
+    logp_AT = loss.log_probability(model, batch["idx"], batch["target"], config.temperature)
     # at beta 0 the divergence would be 0 times a number that may be infinite
     reference_AT = batch["reference"] if config.beta else logp_AT
     return loss.grpo(logp_AT, batch["old"], reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)

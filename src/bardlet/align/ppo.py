@@ -59,10 +59,14 @@ def values(model: heads.ActorCritic, idx_AT: torch.Tensor, config: TrainConfig) 
 def learn(model: Any, batch: loss.Batch, config: TrainConfig) -> torch.Tensor:
     """The losses of policy and values of a batch, summed over the tokens of the answers."""
     mask_AT = batch["target"] != loss.IGNORE
-    logits_NV, value_N = model(batch["idx"], mask_AT)
-    logp_AT = loss.chosen(logits_NV, batch["target"], config.temperature)
+
+    def compute(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        target = batch["target"][rows, :width]
+        logits_NV, value_N = model(batch["idx"][rows, :width], target != loss.IGNORE)
+        return loss.chosen(logits_NV, target, config.temperature), loss.spread(value_N, target != loss.IGNORE)
+
+    logp_AT, value_AT = loss.by_length(mask_AT, compute)
     policy = loss.clipped_policy(logp_AT, batch["old"], batch["advantage"], mask_AT, config.clip)
-    value_AT = loss.spread(value_N, mask_AT)
     return policy + VALUE_WEIGHT * loss.clipped_value(value_AT, batch["value"], batch["return"], mask_AT, config.clip)
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from bardlet import dist as distributed
-from bardlet import evaluate, generate
+from bardlet import evaluate, generate, loss
 from bardlet.align import chat
 from bardlet.align.prompts import Prompts
 from bardlet.align.rewards import Answer
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist, autocast
 from bardlet.examples import Question
-from bardlet.loss import IGNORE, chosen
+from bardlet.loss import IGNORE
 from bardlet.tokenizer import Tokenizer
 
 AT_ONCE = 64
@@ -95,7 +95,7 @@ def log_probability(model: Any, rollout: Rollout, config: TrainConfig, dist: Dis
         for rows in pieces(rollout, evaluate.rows_at_once(model.config, rollout.idx_AT.shape[1])):
             idx, target = (dist.put(x[rows]) for x in (rollout.idx_AT, rollout.target_AT))
             with autocast(config.dtype, dist.device):
-                made[rows] = chosen(model(idx, where_BT=target != IGNORE), target, config.temperature).cpu()
+                made[rows] = loss.log_probability(model, idx, target, config.temperature).cpu()
     return made
 
 
