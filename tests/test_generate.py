@@ -133,6 +133,15 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model: Any) -> None:
     assert generate(model, prompts, 10, seed=7)[:2] == generate(model, prompts[:2], 10, seed=7)
 
 
+def test_rows_that_have_ended_are_in_nobodys_way(model: Any) -> None:
+    """They stay in the cache for a while: some beyond its end, some until a quarter has ended."""
+    prompts, seeds = [[1 + row % 5] * (1 + row % 13) for row in range(24)], list(range(24))
+    how: dict[str, Any] = {"temperature": 0.9, "stop_ids": (4, 9)}
+    together = generate(model, prompts, 40, seed=seeds, **how)
+    assert len(set(map(len, together))) > 8 and max(map(len, together)) > 16
+    assert together == [generate(model, [p], 40, seed=[s], **how)[0] for p, s in zip(prompts, seeds, strict=True)]
+
+
 def test_the_seed_decides_and_torchs_own_generator_is_left_alone(model: Any) -> None:
     torch.manual_seed(123)
     want = torch.rand(3)

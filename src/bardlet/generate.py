@@ -242,7 +242,11 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
 
 
 class _Cached:
-    """Logits of each row's next token, from a cache of what was read before."""
+    """Logits of each row's next token, from a cache of what was read before.
+
+    To take rows out of `Columns` copies all that is kept. So rows that have ended stay there, and are computed in vain,
+    until they are a quarter: `places` has those of the rows that go on.
+    """
 
     def __init__(self, model: Any, max_new_tokens: int, int8: bool) -> None:
         self.model, self.new, self.int8 = model, max_new_tokens, int8
@@ -257,23 +261,38 @@ class _Cached:
         logits_BV = prefill(self.model, *padded(context, self.device), cache)
         self.decode = self.model.decoder(torch.int8 if self.int8 else None)
         self.cache = self.decode.cache(cache)
+        self.places = list(range(len(context)))
         return logits_BV
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
-        if isinstance(self.cache, Columns):
-            self.cache.keep(rows)
+        self.places = [self.places[row] for row in rows]
+        if not isinstance(self.cache, Columns) or 4 * len(self.places) <= 3 * len(self.cache.length):
+            self.clear()
+
+    def clear(self) -> None:
+        """Takes the rows that have ended out of the cache."""
+        cache, places = self.cache, self.places
+        if isinstance(cache, Columns):
+            cache.keep(places)
         else:
-            cache = self.cache
-            self.cache = KVCache(cache.k[:, rows], cache.v[:, rows], cache.length_B[rows])
+            self.cache = KVCache(cache.k[:, places], cache.v[:, places], cache.length_B[places])
+        self.places = list(range(len(places)))
 
     def next(self, idx_B: Tensor, context: list[list[int]]) -> Tensor:
         """Reads one more token a row, which stands at the end of its context, too."""
-        for place, row in enumerate(context):
+        for place, row in zip(self.places, context, strict=True):
             if len(row) > self.window:
                 del row[: -max(1, self.window // 2)]
                 self.refill(row[:-1], place)
-        return self.decode(idx_B, self.cache)
+        if not isinstance(self.cache, Columns) or len(self.places) == len(self.cache.length):
+            return self.decode(idx_B, self.cache)
+        if max(self.cache.length) == self.cache.room:  # one that has ended would need another place
+            self.clear()
+            return self.decode(idx_B, self.cache)
+        all_B = idx_B.new_zeros(len(self.cache.length))
+        all_B[self.places] = idx_B
+        return self.decode(all_B, self.cache)[self.places]
 
     def refill(self, ids: list[int], place: int) -> None:
         """Starts row `place` of the cache again with `ids` alone."""
