@@ -92,7 +92,7 @@ def test_at_the_first_update_nothing_has_moved(kind: str, model: Path, chats: Pa
     made = t.model(batch["idx"], mask) if kind == "ppo" else t.model(batch["idx"], where_BT=mask)
     logp = loss.chosen(made[0] if kind == "ppo" else made, batch["target"])
     torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(batch["old"], batch["reference"], rtol=1e-5, atol=1e-5)
+    assert abs(t.stage.facts()["kl"]) < 1e-4
     policy = t.model.policy if kind == "ppo" else t.model
     t.stage.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in policy.parameters()]
@@ -101,6 +101,19 @@ def test_at_the_first_update_nothing_has_moved(kind: str, model: Path, chats: Pa
     (-(batch["advantage"].expand_as(logp) * logp)[mask].sum()).backward()
     for one, p in zip(found, policy.parameters(), strict=True):
         torch.testing.assert_close(one, p.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_who_learns_once_from_a_rollout_need_not_be_told_what_it_thought(model: Path, chats: Path) -> None:
+    t, _ = reinforce.new_trainer(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), HERE,
+                                 str(model.parent / "never"), ("beta", "passes"))  # fmt: skip
+    batch = t.stage.batch(0)
+    assert "old" not in batch and "reference" not in batch
+    t.stage.loss(t.model, batch).backward()
+    found = [p.grad.clone() for p in t.model.parameters()]
+    t.model.zero_grad()
+    told = batch | {"old": loss.log_probability(t.model, batch["idx"], batch["target"]).detach()}
+    t.stage.loss(t.model, told).backward()
+    torch.testing.assert_close([p.grad for p in t.model.parameters()], found)
 
 
 def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs() -> None:
@@ -123,6 +136,13 @@ def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs
             assert made["return"][a, t].item() == pytest.approx(float(by_hand), abs=1e-6)
     mask = target != loss.IGNORE
     assert made["advantage"][mask].mean().abs() < 1e-6 and not made["advantage"][~mask].any()
+
+
+def test_the_distance_is_in_nats_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = torch.tensor([[-1.0, -1, 0], [-1, 0, 0]]), torch.tensor([[-2.0, -3, 0], [-1.5, 0, 0]])
+    monkeypatch.setattr(reinforce.rollout, "log_probability", lambda model, *_: model)
+    nothing: Any = None
+    assert reinforce.Player(one, other, nothing, nothing, nothing, HERE, {}).kl(nothing) == 1.75
 
 
 def test_beta_follows_its_target() -> None:

@@ -98,9 +98,8 @@ def test_log_p_is_that_of_the_distribution_it_was_drawn_from(policy: torch.nn.Mo
 def test_what_answers_show() -> None:
     target = torch.tensor([[5, 6, loss.IGNORE], [5, loss.IGNORE, loss.IGNORE]])
     made = rollout.Rollout([], [Answer("a b a b", True), Answer("a b", False)], torch.zeros_like(target), target)
-    one, other = torch.tensor([[-1.0, -1, 0], [-1, 0, 0]]), torch.tensor([[-2.0, -3, 0], [-1.5, 0, 0]])
-    found = rollout.shown(made, np.array([1.0, 0.0]), one, other)
-    assert (found.reward, found.kl, found.tokens, found.ended, found.different) == (0.5, 1.75, 1.5, 0.5, 1.0)
+    found = rollout.shown(made, np.array([1.0, 0.0]))
+    assert (found.reward, found.tokens, found.ended, found.different) == (0.5, 1.5, 0.5, 1.0)
     assert found.distinct == distinct(["a b a b", "a b"], 2) == 0.5  # ab ba ab, ab
     assert distinct(["a", ""], 2) == 0
 

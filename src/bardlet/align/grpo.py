@@ -29,9 +29,10 @@ def learnable(model: Any, batch: loss.Batch, reward_A: torch.Tensor, beta: float
 
 
 def learn(model: Any, batch: loss.Batch, config: TrainConfig) -> torch.Tensor:
-    """The loss of a batch, summed over the tokens of the answers."""
+    """The loss of a batch, summed over the tokens of the answers; without `old` the policy has not moved since."""
     mask_AT = batch["target"] != loss.IGNORE
     logp_AT = loss.log_probability(model, batch["idx"], batch["target"], config.temperature)
+    old_AT = batch.get("old", logp_AT.detach())
     # at beta 0 the divergence would be 0 times a number that may be infinite
     reference_AT = batch["reference"] if config.beta else logp_AT
-    return loss.grpo(logp_AT, batch["old"], reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)
+    return loss.grpo(logp_AT, old_AT, reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)

@@ -84,11 +84,14 @@ class Player:
             found_A = found_A - UNENDED * np.array([not answer.ended for answer in made.answers])
         return found_A.astype(np.float32)
 
-    def log_probabilities(self, made: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p of what was written, by the policy and by the reference: (A, T) float32 each."""
-        one, other = (rollout.log_probability(model, made, self.config, self.dist)
-                      for model in (self.policy, self.reference))
-        return one, other
+    def log_probability(self, model: Any, made: Rollout) -> torch.Tensor:
+        """log p of what was written, by the policy or the reference: (A, T) float32."""
+        return rollout.log_probability(model, made, self.config, self.dist)
+
+    def kl(self, made: Rollout) -> float:
+        """Nats of an answer by which the policy left its reference, as these answers tell it."""
+        one_AT, other_AT = (self.log_probability(model, made) for model in (self.policy, self.reference))
+        return (one_AT - other_AT).sum(1).mean().item()
 
     def look(self, held: Prompts, temperature: float | None = None) -> tuple[Rollout, np.ndarray]:
         """(an answer to each of the held-out prompts, what they are worth (A,)), always by the same random numbers.
@@ -157,13 +160,20 @@ class Rollouts:
         made = player.write(self.learned, questions.repeat(self.answers), number, config.temperature, player.dist)
         # one process asks: a program may be dear, and all have to hear the same
         worth_A = from_main(player.dist, lambda: player.worth(made), len(made.answers))
-        old_AT, reference_AT = player.log_probabilities(made)
-        found = rollout.shown(made, worth_A, old_AT, reference_AT)
+        batch = {"idx": made.idx_AT, "target": made.target_AT}
+        compared = config.stage == "ppo" or config.beta > 0  # with the reference, in what is learned
+        if compared or self.period > 1:  # who learns once from a rollout is still the one that wrote it
+            batch["old"] = player.log_probability(player.policy, made)
+        if compared:
+            batch["reference"] = player.log_probability(player.reference, made)
+            kl = (batch["old"] - batch["reference"]).sum(1).mean().item()
+        else:  # it is told, and no more: one answer to each question is enough
+            kl = player.kl(made.part(slice(None, None, self.answers)))
+        found = rollout.shown(made, worth_A)
         if config.stage == "ppo":
-            self.beta = ppo.adapted(self.beta, found.kl, config.target_kl)
-        self.facts = {"reward": found.reward, "kl": found.kl, "answer_tokens": found.tokens, "ended": found.ended,
+            self.beta = ppo.adapted(self.beta, kl, config.target_kl)
+        self.facts = {"reward": found.reward, "kl": kl, "answer_tokens": found.tokens, "ended": found.ended,
                       "different": found.different, "beta": self.beta}
-        batch = {"idx": made.idx_AT, "target": made.target_AT, "old": old_AT, "reference": reference_AT}
         reward_A = torch.from_numpy(player.learned_from(made, worth_A))
         return {**batch, **self.algorithm.learnable(self.model, batch, reward_A, self.beta, config)}
 
@@ -298,12 +308,11 @@ def conclude(t: Trainer, ready: PreparedPrompts) -> tuple[dict[str, Any], str]:
     answers = []
     for when, player in (("_before", before), ("", after)):  # drawn: the likeliest answers say nothing of these
         made, worth_A = player.look(asked, t.config.temperature)
-        both = after.log_probabilities(made) if player is after else (torch.zeros(1, 1), torch.zeros(1, 1))
-        found = rollout.shown(made, worth_A, *both)
+        found = rollout.shown(made, worth_A)
         t.record |= {f"different{when}": round(found.different, 4), f"distinct{when}": round(found.distinct, 4),
                      f"sampled{when or '_after'}": round(found.reward, 4)}
         answers.append(made.answers)
-    t.record |= {"reward_after": round(-t.record["val_loss"], 4), "kl": round(found.kl, 4),
+    t.record |= {"reward_after": round(-t.record["val_loss"], 4), "kl": round(after.kl(made), 4),
                  "ended": round(found.ended, 4), "answer_length": round(found.tokens, 2)}
     every = max(1, len(asked) // SHOWN)
     sample = "\n\n".join(f"{ready.tokenizer.decode(ids.tolist())}\n  before: {one.text}\n  after:  {other.text}"

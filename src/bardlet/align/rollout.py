@@ -42,6 +42,10 @@ class Rollout:
         """Tokens of each answer, with the one that ends it: (A,) int64."""
         return (self.target_AT != IGNORE).sum(1)
 
+    def part(self, which: slice) -> Rollout:
+        """The answers of a slice."""
+        return Rollout(self.questions[which], self.answers[which], self.idx_AT[which], self.target_AT[which])
+
 
 def write(policy: Any, words: Tokenizer, prompts: Prompts, which: Sequence[int], seeds: Sequence[int],
           config: TrainConfig, dist: Dist, temperature: float) -> Rollout:
@@ -107,22 +111,20 @@ def pieces(rollout: Rollout, size: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Shown:
-    """What answers show, on average. kl: nats of an answer by which the policy left its reference, estimated by the
-    answers themselves; tokens of an answer; ended: the share that ended by themselves; different: the share of
-    different answers; distinct: that of different pairs of words (Li et al. 2016, *A Diversity-Promoting Objective*).
+    """What answers show, on average. tokens: of an answer; ended: the share that ended by themselves; different: that
+    of different answers; distinct: of different pairs of words (Li et al. 2016, *A Diversity-Promoting Objective*).
     """
 
     reward: float
-    kl: float
     tokens: float
     ended: float
     different: float
     distinct: float
 
 
-def shown(rollout: Rollout, reward_A: np.ndarray, logp_AT: torch.Tensor, reference_AT: torch.Tensor) -> Shown:
+def shown(rollout: Rollout, reward_A: np.ndarray) -> Shown:
     """What the answers of a rollout show."""
     texts = [answer.text for answer in rollout.answers]
-    return Shown(float(reward_A.mean()), (logp_AT - reference_AT).sum(1).mean().item(),
-                 rollout.lengths.double().mean().item(), sum(answer.ended for answer in rollout.answers) / len(texts),
+    return Shown(float(reward_A.mean()), rollout.lengths.double().mean().item(),
+                 sum(answer.ended for answer in rollout.answers) / len(texts),
                  len(set(texts)) / len(texts), evaluate.distinct(texts, 2))
