@@ -3,8 +3,8 @@
     python benchmarks/rewards.py sums [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
     python benchmarks/rewards.py reviews [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
 
-`sums`: the 10,000 sums of two numbers below 100, in a fixed random order, of which every tenth is held out from every
-stage. A base reads the others as lines of text, is fine-tuned on 120 of them as questions and answers, and then learns
+`sums`: the 10,000 sums of two numbers of two digits, 00 to 99, in a fixed random order, of which every tenth is held out
+from every stage. A base reads the others as lines of text, is fine-tuned on 120 of them as questions and answers, and then learns
 from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000 held-out sums whose
 likeliest answer is right is said before and after.
 
@@ -112,7 +112,7 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
     """The lines of one seed: base and fine-tuned model, then GRPO and PPO."""
     every = [(a, b) for a in range(100) for b in range(100)]
     random.Random(0).shuffle(every)  # the same for all seeds
-    records = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in every]
+    records = [{"prompt": f"{a:02}+{b:02}=", "answer": str(a + b)} for a, b in every]
     learned = [one for i, one in enumerate(records) if i % 10 != 9]  # the stages hold out every tenth themselves
     text = folder / "sums.txt"
     text.write_text("".join(f"{one['prompt']}{one['answer']}\n" for one in learned), encoding="utf-8")
