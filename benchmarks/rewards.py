@@ -3,10 +3,10 @@
     python benchmarks/rewards.py sums [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
     python benchmarks/rewards.py reviews [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
 
-`sums`: the 10,000 sums of two numbers of two digits, 00 to 99, in a fixed random order, of which every tenth is held out
-from every stage. A base reads the others as lines of text, is fine-tuned on 120 of them as questions and answers, and then learns
-from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000 held-out sums whose
-likeliest answer is right is said before and after.
+`sums`: the 10,000 sums of two numbers of two digits, 00 to 99, in a fixed random order, of which every tenth is held
+out from every stage. A base reads the others as lines of text, is fine-tuned on 120 of them as questions and answers,
+and then learns from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000
+held-out sums whose likeliest answer is right is said before and after.
 
 `reviews` (after Ziegler et al. 2019, *Fine-Tuning Language Models from Human Preferences*): rt-polarity's sentences
 are cut into two halves. A base reads movie_reviews and the first half, is fine-tuned to write a sentence of it when

@@ -37,18 +37,18 @@ stage judge reward "$out/sft" "$preferences" --minutes "$(minutes 5)"
 stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --minutes "$(minutes 6)"
 stage dpo dpo "$out/sft" "$preferences" --minutes "$(minutes 5)"
 
-# the sums of two numbers below 100: every tenth line of this file is held out from all that follows
+# the sums of two numbers of two digits: every tenth line of this file is held out from all that follows
 if [ ! -f "$out/sums.jsonl" ]; then
   awk 'BEGIN { srand(1); for (a = 0; a < 100; a++) for (b = 0; b < 100; b++) print rand() "\t" a "\t" b }' | sort |
-    awk -F '\t' '{ printf "{\"prompt\": \"%d+%d=\", \"answer\": \"%d\"}\n", $2, $3, $2 + $3 }' > "$out/sums.jsonl"
+    awk -F '\t' '{ printf "{\"prompt\": \"%02d+%02d=\", \"answer\": \"%d\"}\n", $2, $3, $2 + $3 }' > "$out/sums.jsonl"
 fi
 awk 'NR % 10' "$out/sums.jsonl" | sed 's/.*"prompt": "\([^"]*\)", "answer": "\([^"]*\)".*/\1\2/' > "$out/sums.txt"
 awk 'NR % 10' "$out/sums.jsonl" | head -120 > "$out/few.jsonl"
 stage sums-base train "$out/sums.txt" --tokenizer bpe --vocab-size 262 --n-layer 3 --n-embd 128 --block-size 64 \
   --minutes "$(minutes 2)"
 stage sums-sft sft "$out/sums-base" "$out/few.jsonl" --no-pack --batch-size 64 --steps 120 --lr 1e-3 --muon-lr 1e-2
-stage sums-grpo grpo "$out/sums-sft" "$out/sums.jsonl" --reward exact --rollout 256 --batch-size 256 \
-  --minutes "$(minutes 6)"
+stage sums-grpo grpo "$out/sums-sft" "$out/sums.jsonl" --reward exact --group 4 --rollout 512 \
+  --batch-size 128 --passes 2 --schedule linear --minutes "$(minutes 6)"
 
 "${PYTHON:-python3}" - "$out" <<'TABLE'
 import sys, tomllib
