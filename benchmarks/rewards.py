@@ -4,7 +4,7 @@
     python benchmarks/rewards.py reviews [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
 
 `sums`: the 10,000 sums of two numbers of two digits, 00 to 99, in a fixed random order, of which every tenth is held
-out from every stage. A base reads the others as lines of text, is fine-tuned on 120 of them as questions and answers,
+out from every stage. A base reads the others as lines of text, is fine-tuned on 500 of them as questions and answers,
 and then learns from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000
 held-out sums whose likeliest answer is right is said before and after.
 
@@ -34,10 +34,12 @@ from typing import Any
 import record
 
 ASKED = "Write a sentence of a film review."
+FEW = 500
+"""Sums that the fine-tuned model has seen as questions."""
 SUMS = {
     "base": ["--tokenizer", "bpe", "--vocab-size", "262", "--n-layer", "3", "--n-head", "4", "--n-embd", "128",
              "--block-size", "64", "--steps", "800"],
-    "sft": ["--no-pack", "--batch-size", "64", "--steps", "120", "--lr", "1e-3", "--muon-lr", "1e-2"],
+    "sft": ["--no-pack", "--batch-size", "64", "--steps", "200"],
     "grpo": ["--group", "4"],
     "ppo": ["--beta", "0.01"],
 }  # fmt: skip
@@ -116,7 +118,7 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
     learned = [one for i, one in enumerate(records) if i % 10 != 9]  # the stages hold out every tenth themselves
     text = folder / "sums.txt"
     text.write_text("".join(f"{one['prompt']}{one['answer']}\n" for one in learned), encoding="utf-8")
-    questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:120])
+    questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:FEW])
     bardlet(folder, "base", "train", text, *SUMS["base"], "--seed", str(seed))
     bardlet(folder, "sft", "sft", folder / "base", few, *SUMS["sft"], "--seed", str(seed))
     lines = []

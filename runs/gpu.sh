@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The story of laptop.sh for one GPU and about an hour and a half: a longer window, more answers, sums of three digits.
+#
+#   runs/gpu.sh [FOLDER]            # by default runs/gpu; FRACTION=0.1 takes a tenth of the time, to look around
+#
+# How large the models are follows from the minutes, as everywhere. These settings are those of laptop.sh, scaled: that
+# they run has been seen, on a CPU; what they give on a GPU has not been measured.
+out=${1:-runs/gpu}
+source "$(dirname "$0")/stages.sh"
+
+stage base train eltec-eng tinystories-lower factbook --tokenizer bpe --block-size 1024 --minutes "$(minutes 30)"
+stage sft sft "$out/base" "$instructions" --minutes "$(minutes 12)"
+stage judge reward "$out/sft" "$preferences" --minutes "$(minutes 6)"
+stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --rollout 512 --batch-size 128 --answer-tokens 256 \
+  --minutes "$(minutes 15)"
+stage dpo dpo "$out/sft" "$preferences" --minutes "$(minutes 6)"
+
+sums 3 100000 2000
+stage sums-base train "$out/sums.txt" --tokenizer bpe --vocab-size 262 --n-layer 6 --n-head 6 --n-embd 384 \
+  --block-size 64 --batch-size 256 --minutes "$(minutes 5)"
+stage sums-sft sft "$out/sums-base" "$out/few.jsonl" --no-pack --batch-size 64 --steps 400
+stage sums-grpo grpo "$out/sums-sft" "$out/sums.jsonl" --reward exact --group 4 --rollout 2048 --batch-size 512 \
+  --passes 2 --schedule linear --minutes "$(minutes 12)"
+
+table
