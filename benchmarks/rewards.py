@@ -113,7 +113,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list[dict[str, Any]]:
     """The lines of one seed: base and fine-tuned model, then GRPO and PPO."""
     every = [(a, b) for a in range(100) for b in range(100)]
-    random.Random(0).shuffle(every)  # the same for all seeds
+    random.Random(1).shuffle(every)  # the same for all seeds; the settings above were chosen with another order
     records = [{"prompt": f"{a:02}+{b:02}=", "answer": str(a + b)} for a, b in every]
     learned = [one for i, one in enumerate(records) if i % 10 != 9]  # the stages hold out every tenth themselves
     text = folder / "sums.txt"
@@ -126,21 +126,26 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
         if only in (None, stage):
             words = [*LEARNING, *SUMS[stage], "--seed", str(seed), *settings]
             bardlet(folder, stage, stage, folder / "sft", questions, *words)
-            held = [one for i, one in enumerate(records) if i % 10 == 9]
-            lines.append({"kind": "sums", "right_before": right(folder / "sft", held),
-                          "right_after": right(folder / stage, held), **learned_from_rewards(folder, stage, seed)})
+            held = [pair for i, pair in enumerate(every) if i % 10 == 9]
+            figures: dict[str, float] = {}
+            for when, run in (("before", "sft"), ("after", stage)):
+                figures |= right(folder / run, held, when)
+            lines.append({"kind": "sums", **figures, **learned_from_rewards(folder, stage, seed)})
     return lines
 
 
-def right(run: Path, held: list[dict[str, Any]]) -> float:
-    """The share of the held-out sums whose likeliest answer is right, and ends."""
+def right(run: Path, held: list[tuple[int, int]], when: str) -> dict[str, float]:
+    """The share of the held-out sums whose likeliest answer is right, and ends; and of those whose twin, b + a, is held
+    out, too."""
     from bardlet import hf
     from bardlet.align import chat
 
     model, words = hf.read_folder(run)
-    asked = [chat.encode(words, [{"role": "user", "content": one["prompt"]}], ask=True)[0] for one in held]
+    asked = [chat.encode(words, [{"role": "user", "content": f"{a:02}+{b:02}="}], ask=True)[0] for a, b in held]
     made = chat.answers(model, words, asked, tokens=8)
-    return sum(ended and text == one["answer"] for (text, ended), one in zip(made, held, strict=True)) / len(held)
+    found = [ended and text == str(a + b) for (text, ended), (a, b) in zip(made, held, strict=True)]
+    alone = [one for one, (a, b) in zip(found, held, strict=True) if (b, a) in {*held}]
+    return {f"right_{when}": sum(found) / len(found), f"right_twin_{when}": round(sum(alone) / len(alone), 4)}
 
 
 # ---------------------------------------------------------------- reviews
