@@ -75,9 +75,13 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = [(templated(words, *pair), plain(words, *pair)) for pair in pairs]
     rows = [both for both in rows if max(len(ids) for ids, _ in both) <= room + 1 and any(both[0][1])]
     template, text = (list(side) for side in zip(*rows, strict=True))
-    made = answers(model, words, [question for question, _ in pairs], args)
+    asked = [(question, answer) for question, answer in pairs if len(question_ids(words, question)) <= room // 2]
+    asked = asked[: args.asked]  # those that leave an answer half of the window
+    dist.keep_freed_memory()
+    made = chat.answers(model, words, [question_ids(words, question) for question, _ in asked],
+                        temperature=args.temperature)  # fmt: skip
     ids = [words.encode(answer) for answer, _ in made]
-    written = [len(words.encode(answer)) for _, answer in pairs]
+    written = [len(words.encode(answer)) for _, answer in asked]
     return {
         "kind": "answers", "text": known["text"], "parameters": known["parameters"], "seconds": known["seconds"],
         "seed": config.seed, "conversations": len(rows),
@@ -86,7 +90,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "ended": round(sum(ended for _, ended in made) / len(made), 4),
         "median_tokens": statistics.median(map(len, ids)), "median_tokens_written": statistics.median(written),
         "distinct": round(len({answer for answer, _ in made}) / len(made), 4),
-        "examples": [[question, answer] for (question, _), (answer, _) in zip(pairs, made, strict=False)][:5],
+        "examples": [[question, answer] for (question, _), (answer, _) in zip(asked, made, strict=True)][:5],
     }
 
 
@@ -120,13 +124,9 @@ def mean(model: Any, rows: list[Row]) -> float:
     return evaluate.mean_loss(model, batches, torch.device("cpu"), loss=loss.answers)
 
 
-def answers(model: Any, words: Tokenizer, questions: list[str], args: argparse.Namespace) -> list[tuple[str, bool]]:
-    """What the model answers to the first questions that leave it half of its window."""
-    dist.keep_freed_memory()
-    asked = [chat.encode(words, [{"role": "user", "content": question}], ask=True)[0] for question in questions]
-    room = model.config.block_size // 2
-    return chat.answers(model, words, [ids for ids in asked if len(ids) <= room][: args.asked],
-                        temperature=args.temperature)  # fmt: skip
+def question_ids(words: Tokenizer, question: str) -> np.ndarray:
+    """A question by the template, up to where its answer begins."""
+    return chat.encode(words, [{"role": "user", "content": question}], ask=True)[0]
 
 
 if __name__ == "__main__":

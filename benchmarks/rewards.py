@@ -4,7 +4,7 @@
     python benchmarks/rewards.py reviews [--seeds 3] [--first-seed 1337] [--out DIR] [--no-save]
 
 `sums`: the 10,000 sums of two numbers of two digits, 00 to 99, in a fixed random order, of which every tenth is held
-out from every stage. A base reads the others as lines of text, is fine-tuned on 500 of them as questions and answers,
+out from every stage. A base reads the others as lines of text, is fine-tuned on 80 of them as questions and answers,
 and then learns from its own answers by GRPO and by PPO, each from the same fine-tuned model. The share of the 1,000
 held-out sums whose likeliest answer is right is said before and after.
 
@@ -34,7 +34,7 @@ from typing import Any
 import record
 
 ASKED = "Write a sentence of a film review."
-FEW = 500
+FEW = 80
 """Sums that the fine-tuned model has seen as questions."""
 SUMS = {
     "base": ["--tokenizer", "bpe", "--vocab-size", "262", "--n-layer", "3", "--n-head", "4", "--n-embd", "128",
@@ -48,8 +48,9 @@ LEARNING = ["--reward", "exact", "--rollout", "512", "--batch-size", "128", "--p
             "--schedule", "linear", "--eval-every", "200", "--save-every", "400"]  # fmt: skip
 """Of GRPO and PPO alike: 300 rollouts, eight updates from each."""
 REVIEWS = {
-    "base": ["--tokenizer", "bpe", "--block-size", "128", "--minutes", "6"],
-    "sft": ["--minutes", "2"],
+    "base": ["--tokenizer", "bpe", "--vocab-size", "4096", "--n-layer", "4", "--n-embd", "192", "--block-size", "128",
+             "--steps", "1000"],
+    "sft": ["--steps", "90", "--keep", "last"],
     "reward": ["--steps", "400"],
     "ppo": ["--rollout", "128", "--batch-size", "64", "--passes", "2", "--steps", "400", "--answer-tokens", "48",
             "--target-kl", "6"],
@@ -181,7 +182,7 @@ def reviews(folder: Path, seed: int, only: str | None, settings: list[str]) -> l
 
 def _halves(path: Path) -> tuple[list[str], list[str]]:
     """The sentences of a file in a fixed random order, as two halves; what occurs twice is taken once."""
-    lines = sorted({line.strip() for line in path.read_text(encoding="latin-1").splitlines() if line.strip()})
+    lines = sorted({line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()})
     random.Random(0).shuffle(lines)
     half = 2600
     return lines[:half], lines[half : 2 * half]

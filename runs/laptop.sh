@@ -16,7 +16,7 @@ stage judge reward "$out/sft" "$preferences" --minutes "$(minutes 5)"
 stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --minutes "$(minutes 6)"
 stage dpo dpo "$out/sft" "$preferences" --minutes "$(minutes 5)"
 
-sums 2 10000 500
+sums 2 10000 250
 stage sums-base train "$out/sums.txt" --tokenizer bpe --vocab-size 262 --n-layer 3 --n-embd 128 --block-size 64 \
   --minutes "$(minutes 2)"
 stage sums-sft sft "$out/sums-base" "$out/few.jsonl" --no-pack --batch-size 64 --steps 200

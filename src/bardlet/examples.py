@@ -50,7 +50,7 @@ class Examples:
         """
         found = [conversation(record, place) for file in self.files for place, record in records(file)]
         asked = [one[:-1] if one[-1]["role"] == "assistant" else one for one in found]
-        return self._by_prompt(found, [json.dumps(list(one)) for one in asked], "conversations")
+        return self._by_prompt(found, [said(one) for one in asked], "conversations")
 
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
         """(training, held-out) preferences: those of every tenth prompt are held out, all that a prompt has together.
@@ -61,7 +61,7 @@ class Examples:
             BardletError: a record that is none, and where; or too few of them.
         """
         found = [preference(record, place) for file in self.files for place, record in records(file)]
-        return self._by_prompt(found, [json.dumps(one.prompt) for one in found], "preferences")
+        return self._by_prompt(found, [said(one.prompt) for one in found], "preferences")
 
     def questions(self) -> tuple[list[Question], list[Question]]:
         """(training, held-out) questions, of conversations and of preferences; as `preferences` holds some out.
@@ -70,7 +70,7 @@ class Examples:
             BardletError: a record that is none, and where; or too few of them.
         """
         found = [question(record, place) for file in self.files for place, record in records(file)]
-        return self._by_prompt(found, [json.dumps(one.prompt) for one in found], "questions")
+        return self._by_prompt(found, [said(one.prompt) for one in found], "questions")
 
     def _by_prompt(self, found: list[Record], prompts: list[str], what: str) -> tuple[list[Record], list[Record]]:
         """The records of which every tenth prompt is held out, and these; where prompts are few, every tenth record."""
@@ -102,6 +102,11 @@ class Question:
 
     prompt: list[Message]
     answer: str | None
+
+
+def said(messages: Sequence[Message]) -> str:
+    """Who says what, as a key: what else a message has, a model never sees."""
+    return json.dumps([(one["role"], one["content"]) for one in messages])
 
 
 Record = TypeVar("Record")

@@ -8,6 +8,7 @@ come from config.json, and a tensor that is missing, left over or of another sha
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -111,17 +112,26 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise BardletError(f"{folder / 'config.json'}: damaged: {error}") from None
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of model.safetensors, or of the parts that model.safetensors.index.json lists, in float32."""
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the parts that model.safetensors.index.json lists where there is only that."""
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
         listed = files.read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise BardletError(f"{index}: damaged: it has no weight_map; copy it again")
-        parts = sorted({files.inside(folder, str(name)).name for name in listed.values()})
-    else:
-        parts = ["model.safetensors"]
-    return {name: t.float() for part in parts for name, t in read_tensors(folder / part).items()}
+        return sorted({files.inside(folder, str(name)) for name in listed.values()})
+    return [files.inside(folder, "model.safetensors")]
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder's weights, in float32."""
+    return {name: t.float() for path in weight_files(folder) for name, t in read_tensors(path).items()}
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 (hex) of a folder's weights, as their files have them; of one file just that of its bytes."""
+    each = [files.sha256(path) for path in weight_files(folder)]
+    return each[0] if len(each) == 1 else hashlib.sha256(" ".join(each).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:

@@ -102,13 +102,16 @@ def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: i
         rows: answered at once.
     """
     stops = stop_ids(words)
-    made: list[list[int]] = []
-    for first in range(0, len(asked), rows):
-        prompts = [ids.tolist() for ids in asked[first : first + rows]]
-        room = tokens or max(1, model.config.block_size - max(map(len, prompts)))
-        seeds = [seed + first + i for i in range(len(prompts))]
-        made += generate.generate(model, prompts, room, temperature=temperature, top_k=top_k, seed=seeds,
-                                  stop_ids=stops)  # fmt: skip
+    rooms = [tokens or max(1, model.config.block_size - len(ids)) for ids in asked]
+    made: list[list[int]] = [[] for _ in asked]
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # rows of one batch have similar lengths
+    for first in range(0, len(order), rows):
+        batch = order[first : first + rows]
+        written = generate.generate(model, [asked[i].tolist() for i in batch], max(rooms[i] for i in batch),
+                                    temperature=temperature, top_k=top_k, seed=[seed + i for i in batch],
+                                    stop_ids=stops)  # fmt: skip
+        for i, ids in zip(batch, written, strict=True):
+            made[i] = ids[: rooms[i]]  # whoever is beside it: an answer has its own room, and no more
     known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing
     ends = (special(words, "end"), words.eos_id)
     return [(words.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in ends)

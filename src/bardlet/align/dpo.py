@@ -69,8 +69,9 @@ def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist:
     if words is None or config.init is None:
         raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
     pairs = preferences.prepare(found, words, dist, progress)
-    known = files.sha256(files.inside(Path(config.init), "model.safetensors"))
-    key = hashlib.sha256(f"{found.hash} {words.hash} {known} {config.block_size} {config.dtype}".encode()).hexdigest()
+    known = hf.weights_hash(Path(config.init))
+    parts_of_key = (preferences.key(found, words), known, str(config.block_size), config.dtype, dist.device.type)
+    key = hashlib.sha256(" ".join(parts_of_key).encode()).hexdigest()
     folder = cache_folder() / "tokens" / f"{found.name[:60]}-reference-{key[:16]}"
 
     def build(whole: Path) -> None:
@@ -119,7 +120,7 @@ def preference_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
     (learned, known), (held, held_known) = parts(ready, config)
     batches = preferences.batches(learned, held, int(ready.tokenizer.pad_id or 0), config, dist, record)
     reference_N2 = torch.from_numpy(np.array(known)).to(dist.device)
-    most = config.eval_tokens // (2 * config.block_size)
+    most = preferences.looked_at(config)
 
     def learn(model: Any, batch: loss.Batch) -> torch.Tensor:
         real_B = batch["length"][:, 0] > 0

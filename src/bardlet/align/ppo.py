@@ -19,9 +19,9 @@ from bardlet.models import heads
 
 VALUE_WEIGHT = 0.1
 """Of the values' loss beside the policy's: their gradients share one clipping."""
-SLOW, MOST = 0.1, 0.2
-"""By how much beta follows --target-kl: a tenth of the relative error, of which a fifth counts at most (Ziegler et al.,
-section 2.2)."""
+SLOW, MOST = 0.5, 0.2
+"""By how much beta follows --target-kl: half of the relative error, of which a fifth counts at most. Ziegler et al.
+(section 2.2) take a tenth, and have thousands of rollouts for it; here are some hundred."""
 
 
 def actor(policy: Any) -> heads.ActorCritic:

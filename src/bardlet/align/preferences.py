@@ -29,7 +29,7 @@ from bardlet.loss import IGNORE, Batch
 from bardlet.tokenizer import Tokenizer
 from bardlet.train import Trainer
 
-VERSION = 2
+VERSION = 3
 SIDES = ("chosen", "rejected")
 AT_ONCE = 8
 """Pairs that go through a model at once where nothing is learned."""
@@ -68,10 +68,14 @@ class PreparedPairs:
     tokenizer: Tokenizer
 
 
+def key(found: Examples, words: Tokenizer) -> str:
+    """What the tokens of preferences depend on, as sha256 (hex)."""
+    return hashlib.sha256(f"{found.hash} {words.hash} {chat.TEMPLATE} {VERSION}".encode()).hexdigest()
+
+
 def prepare(found: Examples, words: Tokenizer, dist: Dist, progress: Progress | None = None) -> PreparedPairs:
     """The preferences as tokens, by a tokenizer; rank 0 makes them, the others read what it made."""
-    key = hashlib.sha256(f"{found.hash} {words.hash} {chat.TEMPLATE} {VERSION}".encode()).hexdigest()
-    folder = cache_folder() / "tokens" / f"{found.name[:60]}-pairs-{key[:16]}"
+    folder = cache_folder() / "tokens" / f"{found.name[:60]}-pairs-{key(found, words)[:16]}"
     with dist.main_first():
         return data.cached(folder, lambda whole: _build(found, words, whole, progress), lambda made: _open(made, words))
 
@@ -198,6 +202,11 @@ def batches(learned: Pairs, held: Pairs, pad: int, config: TrainConfig, dist: Di
                                "tokens, with its question; take a model with a longer one")
     record["batches"], record["left_out"] = made.batches_per_epoch, made.left_out
     return made
+
+
+def looked_at(config: TrainConfig) -> int:
+    """How many held-out pairs --eval-tokens are, at least one; 0: all."""
+    return max(1, config.eval_tokens // (2 * config.block_size)) if config.eval_tokens else 0
 
 
 @torch.no_grad()

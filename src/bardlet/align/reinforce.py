@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bardlet import examples, files, hf, loss, pretrain, report
+from bardlet import examples, hf, loss, pretrain, report
 from bardlet import train as training
 from bardlet.align import base, grpo, ppo, prompts, rewards, rollout
 from bardlet.align.prompts import PreparedPrompts, Prompts
@@ -38,6 +38,8 @@ ROLLOUTS = 100
 """Rollouts of a run where neither --steps nor --minutes says how many."""
 UNENDED = 1.0
 """What an answer loses, in deviations of the rewards, that a reward model judges and that did not end by itself."""
+ALIKE = 1e-6
+"""Rewards that differ by less, as a share of their size, are the same."""
 LOOKED_AT = 256
 """Held-out questions that are asked at most, evenly spread."""
 SHOWN = 4
@@ -233,7 +235,10 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     def before() -> np.ndarray:
         worth_A, held_A = (player.look(asked.some(LOOKED_AT), heat)[1] for asked, heat in
                            ((learned, config.temperature), (held, None)))
-        return np.array([worth_A.mean(), worth_A.std(), held_A.mean()], np.float32)
+        deviation = worth_A.std(dtype=np.float64)
+        if deviation <= ALIKE * max(1.0, abs(worth_A.mean())):  # what is left is rounding
+            deviation = 0.0
+        return np.array([worth_A.mean(), deviation, held_A.mean()], np.float32)
 
     mean, deviation, held_mean = map(float, from_main(dist, before, 3))
     if not deviation:
@@ -250,12 +255,12 @@ def assemble(run: Path, model: Any, ready: PreparedPrompts, config: TrainConfig,
              resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns from its own answers. Arguments: `pretrain`'s."""
     folder = Path(str(config.init))
-    base.same(config, record, files.sha256(files.inside(folder, "model.safetensors")))
+    base.same(config, record, hf.weights_hash(folder))
     reference = hf.read_folder(folder)[0].to(dist.device)
     learned, held = prompts.parts(ready, config)
     reward = rewards.build(config, [*learned.questions, *held.questions], dist)
     if isinstance(reward, rewards.Judge):
-        known = files.sha256(files.inside(Path(str(config.reward)), "model.safetensors"))
+        known = hf.weights_hash(Path(str(config.reward)))
         if record.setdefault("reward_hash", known) != known:
             raise BardletError(f"{config.reward}: is not the reward model any more that the run began with; "
                                "put it back")

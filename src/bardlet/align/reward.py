@@ -50,7 +50,7 @@ def reward_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: 
     """Batches of pairs, the loss of Bradley and Terry, and that of the held-out pairs as evaluation."""
     learned, held = preferences.parts(ready, config)
     batches = preferences.batches(learned, held, int(ready.tokenizer.pad_id or 0), config, dist, record)
-    most = config.eval_tokens // (2 * config.block_size)
+    most = preferences.looked_at(config)
 
     def evaluate(model: Any) -> float:
         found = preferences.measured(partial(loss.pair_rewards, model), held, config, dist, most)[1]

@@ -22,13 +22,14 @@ from bardlet.align import chat
 from bardlet.config import TrainConfig
 from bardlet.dist import Dist, autocast
 from bardlet.errors import BardletError
+from bardlet.evaluate import rows_at_once
 from bardlet.examples import Question
 from bardlet.generate import padded
 from bardlet.tokenizer import Tokenizer
 
 EXACT, RESULT = "exact", "####"
 AT_ONCE = 64
-"""Answers that a reward model reads at once."""
+"""Answers that a reward model reads at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class Judge:
             rows.append(ids[-self.model.config.block_size :].tolist())
         made = np.zeros(len(rows), np.float32)
         order = np.argsort([len(row) for row in rows], kind="stable")
-        for first in range(0, len(order), AT_ONCE):
-            which = order[first : first + AT_ONCE]
+        size = min(AT_ONCE, rows_at_once(self.model.config, max(map(len, rows))))
+        for first in range(0, len(order), size):
+            which = order[first : first + size]
             with autocast(self.dtype, self.dist.device):
                 reward_B = self.model(*padded([rows[i] for i in which], self.dist.device))
             made[which] = reward_B.cpu().numpy()

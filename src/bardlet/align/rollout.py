@@ -17,14 +17,14 @@ from bardlet import evaluate, generate, loss
 from bardlet.align import chat
 from bardlet.align.prompts import Prompts
 from bardlet.align.rewards import Answer
-from bardlet.config import TrainConfig
+from bardlet.config import ModelConfig, TrainConfig
 from bardlet.dist import Dist, autocast
 from bardlet.examples import Question
 from bardlet.loss import IGNORE
 from bardlet.tokenizer import Tokenizer
 
-AT_ONCE = 64
-"""Answers that are written at once."""
+AT_ONCE, CACHE = 64, 2**31
+"""Answers that are written at once, at most, and bytes of their keys and values."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def write(policy: Any, words: Tokenizer, prompts: Prompts, which: Sequence[int],
     rows = [prompts.ids[i] for i in which]
     mine = range(len(rows))[dist.rows(len(rows))] if len(rows) % dist.world == 0 else range(len(rows))
     order = sorted(mine, key=lambda i: len(rows[i]))  # rows of one batch have similar lengths
-    batches = [order[first : first + AT_ONCE] for first in range(0, len(order), AT_ONCE)]
+    size = at_once(policy.config, max(map(len, rows)) + config.answer_tokens)
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
     stops = chat.stop_ids(words)
 
     def written(batch: Sequence[int]) -> list[list[int]]:
@@ -73,6 +74,12 @@ def write(policy: Any, words: Tokenizer, prompts: Prompts, which: Sequence[int],
     if len(mine) < len(rows):
         made = (dist.sum((made + 1).to(dist.device)) - 1).cpu()
     return _rollout([prompts.questions[i] for i in which], rows, made, words)
+
+
+def at_once(shape: ModelConfig, length: int) -> int:
+    """How many answers are written at once whose rows have up to `length` tokens: their cache fits into CACHE bytes."""
+    row = 4 * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * min(length, shape.block_size)  # float32, k and v
+    return max(1, min(AT_ONCE, CACHE // row))
 
 
 def _rollout(questions: list[Question], rows: Sequence[np.ndarray], made_AT: torch.Tensor, words: Tokenizer) -> Rollout:

@@ -32,7 +32,7 @@ from bardlet.train import Stage, Trainer
 
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
-VERSION = 3
+VERSION = 4
 ASKED, SHOWN = 50, 3
 """Held-out conversations, evenly spread, whose first answer a finished run gives; and those on its card."""
 
@@ -73,8 +73,8 @@ def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress |
                 progress(f"tokens, {part}", number, len(conversations))
             rows.append(chat.encode(words, messages, marks=marks))
         names += Chats.of(rows, words.dtype).save(folder, part)
-    known = {json.dumps(messages) for messages in both[0]}
-    leaked = sum(json.dumps(messages) in known for messages in both[1]) / len(both[1])
+    known = set(map(examples.said, both[0]))
+    leaked = sum(examples.said(messages) in known for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
     files.seal(folder, names)
 

@@ -22,7 +22,8 @@ class Talk:
     """What was said so far, and the model that says the rest.
 
     answers: whether the model was fine-tuned to answer; if not, it goes on with the text. forgotten: how many messages
-    from the beginning the model does not see any more: they do not fit into its context, or the text had ended.
+    from the beginning the model does not see any more: they do not fit into its context, or the text had ended. began:
+    how many that were before a text ended with the last answer, which may be asked for again.
     """
 
     def __init__(self, model: Any, words: Tokenizer, system: str = "", tokens: int = 256, seed: int = 0,
@@ -33,7 +34,7 @@ class Talk:
         self.documents, self.answers = documents, words.chat_template == chat.TEMPLATE
         self.tokens = min(tokens, model.config.block_size // 2)
         self.messages: list[dict[str, str]] = []
-        self.forgotten = 0
+        self.forgotten = self.began = 0
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer to `text`, piece by piece; what came of it stays in `messages` if the iterator is closed early.
@@ -55,12 +56,14 @@ class Talk:
             raise BardletError("nothing was said yet")
         if self.messages[-1]["role"] == "assistant":
             self.messages.pop()
+            if self.forgotten > len(self.messages):  # the text had ended with that answer
+                self.forgotten = self.began
         self.seed += 1
         return self._answer(self._prompt())
 
     def clear(self) -> None:
         """Forget all that was said, but for the system's message."""
-        self.messages, self.forgotten = [], 0
+        self.messages, self.forgotten, self.began = [], 0, 0
 
     def save(self, path: Path) -> None:
         """The conversation as a line of JSON, which `bardlet sft` reads, at the end of a file."""
@@ -130,4 +133,5 @@ class Talk:
             raise
         self.messages.append({"role": "assistant", "content": said})
         if ended and not self.answers:
-            self.forgotten = len(self.messages)  # the text is at its end: what comes next begins another
+            # the text is at its end: what comes next begins another
+            self.began, self.forgotten = self.forgotten, len(self.messages)
