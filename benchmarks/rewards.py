@@ -39,14 +39,14 @@ FEW = 80
 SUMS = {
     "base": ["--tokenizer", "bpe", "--vocab-size", "262", "--n-layer", "3", "--n-head", "4", "--n-embd", "128",
              "--block-size", "64", "--steps", "800"],
-    "sft": ["--no-pack", "--batch-size", "64", "--steps", "200"],
+    "sft": ["--no-pack", "--batch-size", "64", "--steps", "400"],
     "grpo": ["--group", "4"],
     "ppo": ["--beta", "0.01"],
 }  # fmt: skip
 """Settings of the stages; what is not said is bardlet's default."""
-LEARNING = ["--reward", "exact", "--rollout", "512", "--batch-size", "128", "--passes", "2", "--steps", "2400",
+LEARNING = ["--reward", "exact", "--rollout", "512", "--batch-size", "128", "--passes", "2", "--steps", "1600",
             "--schedule", "linear", "--eval-every", "200", "--save-every", "400"]  # fmt: skip
-"""Of GRPO and PPO alike: 300 rollouts, eight updates from each."""
+"""Of GRPO and PPO alike: 200 rollouts, eight updates from each."""
 REVIEWS = {
     "base": ["--tokenizer", "bpe", "--vocab-size", "4096", "--n-layer", "4", "--n-embd", "192", "--block-size", "128",
              "--steps", "1000"],

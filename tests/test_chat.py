@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bardlet import tokenizer as tk
 from bardlet.align import chat
+from bardlet.config import ModelConfig
 from bardlet.errors import BardletError
+from bardlet.models.qwen3 import Qwen3
 
 WORDS = tk.train_bpe(["who says what, as tokens: the user asks and the assistant answers | < > end " * 20], 330)
 PIECES = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>", "<|pad|>", "<|", "|>", "<", "|", ">",
@@ -79,3 +82,16 @@ def test_a_role_that_is_none_is_an_error_in_the_template_too(theirs: Any) -> Non
 
     with pytest.raises(TemplateError, match="not root"):
         theirs.apply_chat_template([{"role": "root", "content": "x"}])
+
+
+def test_an_answer_does_not_depend_on_those_beside_it() -> None:
+    """A question has the room that it leaves in the window, whatever is asked beside it, and in whichever order."""
+    torch.manual_seed(0)
+    config = ModelConfig(model="qwen3", vocab_size=WORDS.vocab_size, block_size=24, n_layer=1, n_head=2, n_kv_head=1,
+                         n_embd=16, head_dim=8, n_inner=24, activation="silu")  # fmt: skip
+    model = Qwen3(config).eval()
+    asked = [chat.encode(WORDS, [{"role": "user", "content": "who " * n}], ask=True)[0] for n in (9, 1, 5, 2, 3)]
+    alone = [chat.answers(model, WORDS, [ids], temperature=1.0, seed=i)[0] for i, ids in enumerate(asked)]
+    assert chat.answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
+    assert chat.answers(model, WORDS, asked, temperature=1.0, seed=0, rows=2) == alone
+    assert not any(ended for _, ended in alone), "it has no time to end: the room is what ends these"

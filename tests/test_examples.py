@@ -62,3 +62,20 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             found(file)
     with pytest.raises(BardletError, match="nothing to learn from"):
         found()
+
+
+def test_all_stages_hold_out_the_same_questions_whatever_else_a_message_has(tmp_path: Path) -> None:
+    """Conversations, preferences and questions of one file; records that differ in what no model sees are one."""
+    asked = [[{"role": "user", "content": f"{n % 30}?", "id": n}] for n in range(60)]
+    records = [{"prompt": one, "chosen": "yes", "rejected": "no", "messages": [*one, HELLO["messages"][1]]}
+               for one in asked]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    found_in = found(tmp_path / "a.jsonl")
+    parts: list[tuple[set[str], set[str]]] = []
+    for both in ([[one[:1] for one in part] for part in found_in.conversations()],
+                 [[one.prompt for one in part] for part in found_in.preferences()],
+                 [[one.prompt for one in part] for part in found_in.questions()]):  # fmt: skip
+        learned, held = ({one[0]["content"] for one in part} for part in both)
+        assert len(held) == 3 and len(learned) == 27 and not learned & held
+        parts.append((learned, held))
+    assert parts[0] == parts[1] == parts[2]

@@ -123,7 +123,7 @@ def test_a_run_goes_on_bit_for_bit(words: list[str], base: Path, chats: Path, tm
              "8", "--dtype", "fp32", "--compile", "off", "--keep", "average"]  # fmt: skip
     bardlet(*words, "--out", tmp_path / "whole")
     power_cut([*words, "--out", tmp_path / "again"])
-    bardlet("resume", tmp_path / "again")
+    assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
     assert_same_run(tmp_path / "whole", tmp_path / "again", 10)
     assert hf.read_model_config(tmp_path / "whole") == hf.read_model_config(base)
 

@@ -153,3 +153,18 @@ def test_state_of_another_optimizer_or_none_is_refused() -> None:
         optim.load_state_tensors(muon, twin, saved, "here")
     with pytest.raises(BardletError, match="is not that of AdamW"):
         optim.load_state_tensors(adamw, module, {}, "here")
+
+
+def test_without_a_gradient_muon_stays() -> None:
+    """Whatever its momentum: a full step in the direction of an old gradient would be a step for no reason."""
+    torch.manual_seed(0)
+    moving, still = (torch.nn.Parameter(torch.randn(4, 6)) for _ in range(2))
+    muon = optim.Muon([moving, still], lr=0.1, weight_decay=0.0)
+    for p in (moving, still):
+        p.grad = torch.randn(4, 6)
+    muon.step()
+    before = still.detach().clone()
+    moving.grad, still.grad = torch.randn(4, 6), torch.zeros(4, 6)
+    other = moving.detach().clone()
+    muon.step()
+    assert torch.equal(still, before) and not torch.equal(moving, other)

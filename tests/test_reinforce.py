@@ -81,23 +81,24 @@ def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> Non
         assert (rows["idx"][:8, :n] == rows["idx"][0, :n]).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_the_first_update_nothing_has_moved(kind: str, model: Path, chats: Path) -> None:
-    """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient."""
-    t, _ = reinforce.new_trainer(config_of(kind, model, chats, beta=0.0), HERE, str(model.parent / "never"),
-                                 ("beta", "passes"))  # fmt: skip
+def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, model: Path, chats: Path) -> None:
+    """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient, at any temperature."""
+    config = config_of(kind, model, chats, beta=0.0, temperature=temperature)
+    t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
     batch = t.stage.batch(0)
     mask = batch["target"] != loss.IGNORE
     t.model.train()
     made = t.model(batch["idx"], mask) if kind == "ppo" else t.model(batch["idx"], where_BT=mask)
-    logp = loss.chosen(made[0] if kind == "ppo" else made, batch["target"])
+    logp = loss.chosen(made[0] if kind == "ppo" else made, batch["target"], temperature)
     torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
     assert abs(t.stage.facts()["kl"]) < 1e-4
     policy = t.model.policy if kind == "ppo" else t.model
     t.stage.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in policy.parameters()]
     t.model.zero_grad()
-    logp = loss.chosen(policy(batch["idx"], where_BT=mask), batch["target"])
+    logp = loss.chosen(policy(batch["idx"], where_BT=mask), batch["target"], temperature)
     (-(batch["advantage"].expand_as(logp) * logp)[mask].sum()).backward()
     for one, p in zip(found, policy.parameters(), strict=True):
         torch.testing.assert_close(one, p.grad, rtol=1e-4, atol=1e-5)
@@ -148,7 +149,12 @@ def test_the_distance_is_in_nats_of_an_answer(monkeypatch: pytest.MonkeyPatch) -
 def test_beta_follows_its_target() -> None:
     assert ppo.adapted(0.1, 5.0, None) == 0.1
     assert ppo.adapted(0.1, 6.0, 6.0) == pytest.approx(0.1)
-    assert ppo.adapted(0.1, 60.0, 6.0) == pytest.approx(0.102) and ppo.adapted(0.1, 0.0, 6.0) == pytest.approx(0.098)
+    assert ppo.adapted(0.1, 60.0, 6.0) == pytest.approx(0.11) and ppo.adapted(0.1, 0.0, 6.0) == pytest.approx(0.09)
+    beta, kl = 0.05, 0.0
+    for _ in range(100):  # a policy that goes a fifth of the way to where its reward and beta are in balance
+        kl += 0.2 * (1.5 / beta - kl)
+        beta = ppo.adapted(beta, kl, 6.0)
+    assert kl == pytest.approx(6.0, rel=0.1)
 
 
 def test_the_critic_is_no_part_of_what_the_run_makes() -> None:
@@ -265,6 +271,26 @@ def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path:
     assert isinstance(made, rollout.Rollout)
 
 
+def test_a_run_with_a_judge_goes_on_bit_for_bit_and_by_the_same_judge(
+        model: Path, chats: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],
+        capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        bardlet("reward", model, _preferences(tmp_path), "--dtype", "fp32", "--steps", 3 + number, "--compile", "off",
+                "--out", tmp_path / f"judge{number}")  # fmt: skip
+    judge = tmp_path / "judge0"
+    words = ["ppo", model, chats, *FINE, "--reward", judge, "--steps", "12", "--save-every", "5"]
+    bardlet(*words, "--out", tmp_path / "whole")
+    power_cut([*words, "--out", tmp_path / "again"])
+    judge.rename(tmp_path / "kept")
+    (tmp_path / "judge1").rename(judge)
+    assert main(["resume", str(tmp_path / "again")]) == 1
+    assert "is not the reward model any more" in capsys.readouterr().err
+    judge.rename(tmp_path / "judge1")
+    (tmp_path / "kept").rename(judge)
+    assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
+    assert_same_run(tmp_path / "whole", tmp_path / "again", 12)
+
+
 def _preferences(folder: Path) -> Path:
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"{n} odd?", "chosen": "yes", "rejected": "no"}) + "\n"
@@ -284,6 +310,11 @@ def test_answers_that_are_all_worth_the_same_are_told(model: Path, chats: Path, 
                                                   for n in range(60)))  # fmt: skip
     assert main(["grpo", str(model), str(tmp_path / "never.jsonl"), *FINE, "--steps", "1", "--plan"]) == 0
     assert "are worth the same, 0" in capsys.readouterr().err
+    judge = tmp_path / "judge.py"
+    judge.write_text("import sys\nfor line in sys.stdin: print(0.1)\n")  # no float32 is 0.1, and no mean of them is
+    words = [*FINE, "--steps", "1", "--plan", "--reward", f"{sys.executable} {judge}"]
+    assert main(["ppo", str(model), str(chats), *words]) == 0
+    assert "are worth the same, 0.1" in capsys.readouterr().err
 
 
 def test_a_program_is_not_run_because_a_file_names_it(model: Path, chats: Path, tmp_path: Path,

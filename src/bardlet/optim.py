@@ -77,6 +77,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
         updates = orthogonalize(torch.stack(list(ahead))).float()
+        # a matrix without any gradient stays where it is: what is left of its momentum, made orthogonal, would be a
+        # full step, and a policy whose answers are all worth the same would wander off
+        updates *= torch.stack([grad.any() for grad in grads]).view(-1, 1, 1)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, list(updates.unbind()), alpha=-group["lr"] * scale)
 
