@@ -15,7 +15,7 @@ stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --rollout 512 --ba
   --minutes "$(minutes 15)"
 stage dpo dpo "$out/sft" "$preferences" --minutes "$(minutes 6)"
 
-sums 3 100000 2000
+sums 3 100000 1000
 stage sums-base train "$out/sums.txt" --tokenizer bpe --vocab-size 262 --n-layer 6 --n-head 6 --n-embd 384 \
   --block-size 64 --batch-size 256 --minutes "$(minutes 5)"
 stage sums-sft sft "$out/sums-base" "$out/few.jsonl" --no-pack --batch-size 64 --steps 400

@@ -17,7 +17,7 @@ mkdir -p "$out"
 minutes() { awk -v m="$1" -v f="${FRACTION:-1}" 'BEGIN { printf "%.2f", m * f }'; }
 
 stage() {
-  local name=$1
+  local name=$1 begun=$SECONDS
   shift
   echo "== $name: bardlet $*"
   if [ -f "$out/$name/README.md" ]; then
@@ -27,6 +27,7 @@ stage() {
   else
     "$bardlet" "$@" --out "$out/$name"
   fi
+  echo "== $name: $((SECONDS - begun)) s in all"
 }
 
 sums() {
@@ -60,7 +61,7 @@ WHAT = {  # stage: (what is measured on what was held out, before, after)
     "sums-sft": ("loss of answers, nats per token", "val_loss_before", "val_loss"),
     "sums-grpo": ("sums that are right", "reward_before", "reward_after"),
 }
-print("\n| stage | on what was held out | before | after | minutes |\n| --- | --- | --- | --- | --- |")
+print("\n| stage | on what was held out | before | after | minutes of training |\n| --- | --- | --- | --- | --- |")
 for stage, (what, *names) in WHAT.items():
     record = tomllib.loads((Path(sys.argv[1]) / stage / "run.toml").read_text(encoding="utf-8"))["record"]
     before, after = (record[name] for name in names)
@@ -68,6 +69,5 @@ for stage, (what, *names) in WHAT.items():
         before *= record["nats_per_char"] / record["val_loss"]
     print(f"| {stage} | {what} | {before:.3f} | {after:.3f} | {record['seconds'] / 60:.1f} |")
 TABLE
-  echo
-  echo "talk to it: $bardlet chat $out/ppo"
+  printf '\n%d:%02d minutes in all. Talk to it: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$bardlet chat $out/ppo"
 }
