@@ -210,6 +210,8 @@ def reward_curve(run: Path, title: str) -> None:
 def policy_card(run: Path, config: TrainConfig, record: dict[str, Any], sample: str) -> None:
     """README.md of the run folder of a model that learned from rewards."""
     r = record
+    # answers of one word have no pairs
+    pairs = f"| different pairs of words | {r['distinct_before']:.1%} | {r['distinct']:.1%} |\n" * bool(r["distinct"])
     card = f"""# {title(run, r)}
 
 A {config.model} model with {r["parameters"]:,} parameters that learned by {config.stage.upper()}, by bardlet, to write
@@ -220,8 +222,7 @@ answers of greater reward (`{config.reward}`) to the questions of {r["text"]}. I
 | mean reward of the answers to held-out questions | {r["reward_before"]:.4f} | {r["reward_after"]:.4f} |
 | ... of answers drawn at temperature {config.temperature:g} | {r["sampled_before"]:.4f} | {r["sampled_after"]:.4f} |
 | different answers among them | {r["different_before"]:.1%} | {r["different"]:.1%} |
-| different pairs of words | {r["distinct_before"]:.1%} | {r["distinct"]:.1%} |
-
+{pairs}
 | | |
 | --- | --- |
 | nats of an answer between it and the model that it began as (KL) | {r["kl"]:.2f} |

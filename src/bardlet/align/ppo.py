@@ -19,9 +19,10 @@ from bardlet.models import heads
 
 VALUE_WEIGHT = 0.1
 """Of the values' loss beside the policy's: their gradients share one clipping."""
-SLOW, MOST = 0.5, 0.2
-"""By how much beta follows --target-kl: half of the relative error, of which a fifth counts at most. Ziegler et al.
-(section 2.2) take a tenth, and have thousands of rollouts for it; here are some hundred."""
+SLOW, MOST = 0.2, 0.2
+"""By how much beta follows --target-kl: a fifth of the relative error, of which a fifth counts at most. Ziegler et al.
+(section 2.2) take a tenth, and have thousands of rollouts for it; here are some hundred. With a half it swings: the
+policy comes after it."""
 
 
 def actor(policy: Any) -> heads.ActorCritic:

@@ -145,8 +145,8 @@ def _same_reward(run: Path, config: TrainConfig, command: Command) -> None:
         if config.reward is None:
             raise BardletError(f"--reward: a run of `bardlet {config.stage}` gets no rewards; leave it out")
         raise BardletError(f"{run}: what its answers are worth is said by `{config.reward}`; " + (
-            "a program is not run because a file names it: say --reward with it" if asked else
-            f"--reward {command.reward} would be another run"))
+            "there is no such folder: put the reward model back, or, if it is a program, say --reward with it" if asked
+            else f"--reward {command.reward} would be another run"))
 
 
 def _plan_again(t: Trainer, steps: int) -> None:
