@@ -55,7 +55,7 @@ REVIEWS = {
     "reward": ["--steps", "150", "--keep", "last"],
     "ppo": ["--rollout", "128", "--batch-size", "64", "--passes", "2", "--steps", "320", "--answer-tokens", "64",
             "--beta", "0.25", "--target-kl", "8"],
-    "dpo": ["--steps", "150", "--lr", "1e-4", "--muon-lr", "1e-3", "--keep", "last"],
+    "dpo": ["--steps", "230", "--lr", "1e-4", "--muon-lr", "1e-3", "--beta", "0.3", "--keep", "last"],
 }  # fmt: skip
 """Chosen on pairs of the training part, and by looking at samples of one seed. PPO: 80 rollouts."""
 
