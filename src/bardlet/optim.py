@@ -48,9 +48,10 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) for a list of matrices, all those of one shape at once.
 
-    It computes what torch.optim.Muon does: Nesterov's momentum, made orthogonal, times sqrt(rows / columns) where a
-    matrix is tall. There each matrix has its own small products, which keep two cores waiting for each other; here the
-    matrices of one shape are one batched product. State of a parameter: `momentum_buffer`, in its shape.
+    It computes what torch.optim.Muon does, but for a matrix without any gradient: Nesterov's momentum, made orthogonal,
+    times sqrt(rows / columns) where a matrix is tall. There each matrix has its own small products, which keep two
+    cores waiting for each other; here the matrices of one shape are one batched product. State of a parameter:
+    `momentum_buffer`, in its shape.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
