@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from safetensors.torch import save_file
 
-from bardlet import generate, hf
+from bardlet import files, generate, hf
 from bardlet.errors import BardletError
 
 transformers = pytest.importorskip("transformers")
@@ -142,3 +143,18 @@ def test_a_config_that_cannot_be_computed_is_named(change: dict[str, Any], words
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_weights_in_several_files_have_one_hash(tmp_path: Path) -> None:
+    """One file's hash is that of its bytes; of parts it changes with any of them, and all of them are read."""
+    parts = {"a.safetensors": {"x": torch.ones(2)}, "b.safetensors": {"y": torch.zeros(3)}}
+    for name, tensors in parts.items():
+        save_file(tensors, tmp_path / name)
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert hf.read_weights(tmp_path).keys() == {"x", "y"}
+    before = hf.weights_hash(tmp_path)
+    save_file({"y": torch.ones(3)}, tmp_path / "b.safetensors")
+    assert hf.weights_hash(tmp_path) != before
+    save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert hf.weights_hash(tmp_path) == files.sha256(tmp_path / "model.safetensors")
