@@ -7,11 +7,19 @@
 #   table                     each stage, before and after
 set -euo pipefail
 
-: "${BARDLET_DATA:?the folder with the texts: alpaca, alpaca-eval-preferences (bardlet data lists them)}"
 bardlet=${BARDLET:-bardlet}
 python=${PYTHON:-python3}
+BARDLET_DATA=${BARDLET_DATA:-}
 instructions=$BARDLET_DATA/alpaca/alpaca_data.json.xz
 preferences=$BARDLET_DATA/alpaca-eval-preferences/pairs.jsonl.xz
+for text in "$instructions" "$preferences" "$BARDLET_DATA"/{eltec-eng,tinystories-lower,factbook}; do
+  if [ ! -e "$text" ]; then
+    echo "${text#/}: is not there. This story reads eltec-eng, tinystories-lower, factbook, alpaca (alpaca_data.json.xz) and" \
+      "alpaca-eval-preferences (pairs.jsonl.xz), a folder each, in the folder that BARDLET_DATA names: set it, or put" \
+      "them there" >&2
+    exit 1
+  fi
+done
 mkdir -p "$out"
 
 minutes() { awk -v m="$1" -v f="${FRACTION:-1}" 'BEGIN { printf "%.2f", m * f }'; }
