@@ -79,3 +79,8 @@ def test_all_stages_hold_out_the_same_questions_whatever_else_a_message_has(tmp_
         assert len(held) == 3 and len(learned) == 27 and not learned & held
         parts.append((learned, held))
     assert parts[0] == parts[1] == parts[2]
+
+
+def test_a_misspelled_field_is_named() -> None:
+    with pytest.raises(BardletError, match=r"message 1: has no content, but 'role', 'contents'"):
+        examples.check([{"role": "user", "contents": "x"}])

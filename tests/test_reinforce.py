@@ -338,7 +338,7 @@ def test_what_people_get_wrong_is_one_line(model: Path, chats: Path, capsys: pyt
     silent.write_text("".join(json.dumps({"prompt": f"{n}?"}) + "\n" for n in range(30)))
     exact = ["--reward", "exact"]
     for kind, words, what in (
-        ("grpo", [], "name the model"), ("ppo", [str(model)], "nothing to learn from"),
+        ("grpo", [], "name the model"), ("ppo", [str(model), *exact], "nothing to learn from"),
         ("grpo", [str(model), str(chats)], "say what an answer is worth"),
         ("ppo", [str(model), str(silent), *exact, "--answer-tokens", "6"], "30 of 30 questions have no answer"),
         ("ppo", [str(model), str(chats), *exact, "--answer-tokens", "30"], "no question leaves room"),

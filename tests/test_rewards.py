@@ -97,10 +97,12 @@ def test_what_is_no_reward_is_one_line(tmp_path: Path, words: Tokenizer, scorer:
         return TrainConfig(stage="grpo", reward=reward, dtype="fp32")
 
     told = [Question(ASKED, "4")]
+    (tmp_path / "judge.py").write_text("print(1)")
     assert rewards.build(config("exact"), told, HERE) is rewards.exact
     for reward, questions, what in ((None, told, "say what an answer is worth"),
                                     ("exact", [*told, Question(ASKED, None)], "1 of 2 questions have no answer"),
                                     ("no-such-program -x", told, "no program no-such-program"),
+                                    (str(tmp_path / "judge.py"), told, "say --reward 'python "),
                                     ("", told, "no program named")):  # fmt: skip
         with pytest.raises(BardletError, match=what):
             rewards.build(config(reward), questions, HERE)

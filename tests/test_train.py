@@ -223,3 +223,16 @@ def test_what_was_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
         env.pop("TORCHINDUCTOR_CACHE_DIR", None)
         said = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=env, capture_output=True, text=True)
         assert (said.stdout.strip() == str(cache / "compiler")) == kept
+
+
+def test_a_run_that_was_never_measured_leaves_its_newest_weights(tmp_path: Path) -> None:
+    """--keep best without an evaluation yet: whoever stops it finds the weights of the last save, not of the first."""
+    t = trainer(tmp_path, keep="best", eval_every=0, save_every=2, steps=6)
+    for step in (2, 4):
+        with torch.no_grad():
+            next(iter(t.model.parameters())).add_(1.0)
+        t.state.step = step
+        training.save(t)
+        saved = hf.read_weights(t.run)
+        assert all(torch.equal(saved[name], x) for name, x in t.model.hf_state_dict().items() if name in saved)
+        assert t.record["selected_step"] == step

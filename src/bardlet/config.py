@@ -145,8 +145,9 @@ class TrainConfig:
     beta: float = 0.1
     """DPO, PPO, GRPO: how much it costs to leave the model that it began with; lower goes further."""
     reward: str | None = None
-    """PPO, GRPO: what an answer is worth: `exact` (1 for the answer that stands in the data, else 0), a run folder of
-    `bardlet reward`, or a command that reads records of JSON, a line each, and prints a number for each."""
+    """PPO, GRPO: what an answer is worth (has to be said): `exact` (1 for an answer that ended and is the one in the
+    data, else 0), a run folder of `bardlet reward`, or a command that reads a line of JSON for each answer (messages;
+    answer, what the model wrote; ended; reference, the answer in the data or null) and prints a number for each."""
     rollout: int = 128
     """PPO, GRPO: answers that the model writes before it learns from them, over all processes."""
     passes: int = 1

@@ -80,8 +80,8 @@ class Examples:
         known: dict[str, int] = {}
         numbers = [known.setdefault(prompt, len(known)) for prompt in prompts]
         if len(known) < MANY:
-            log.warning("%s: %d questions are too few to hold some of them out; every tenth of the %s is held out, "
-                        "to questions that are learned from, too", self.name, len(known), what)
+            log.warning("%s: of %d different questions none can be spared, so every tenth of the %s is held out, whose "
+                        "question may be among those that are learned from, too", self.name, len(known), what)
             numbers = list(range(len(found)))
         return ([one for one, number in zip(found, numbers, strict=True) if number % 10 != 9],
                 [one for one, number in zip(found, numbers, strict=True) if number % 10 == 9])
@@ -268,6 +268,8 @@ def check(messages: Sequence[Any]) -> Sequence[Message]:
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
             raise BardletError(f"message {number}: its role is {shown(role)}; it must be system, user or assistant")
+        if "content" not in message:
+            raise BardletError(f"message {number}: has no content, but {', '.join(map(shown, list(message)[:5]))}")
         if not isinstance(message.get("content"), str):
             raise BardletError(f"message {number}: its content is {_kind(message.get('content'))}, not a text")
     return messages

@@ -160,6 +160,9 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tup
 
     scores: it has to be a reward model; without that it must not be one.
     """
+    if folder.is_file():
+        raise BardletError(f"{folder}: is a file, where a model should be: name a run folder or a Hugging Face folder "
+                           "first, and files behind it")
     if not folder.is_dir():
         raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
     verify(folder)

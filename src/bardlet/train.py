@@ -383,7 +383,7 @@ def save(t: Trainer) -> None:
     if not _finite([*weights.values(), *state.values()]):
         raise BardletError(f"a number of the optimizer after step {t.state.step} is not finite; nothing was saved. "
                            f"`bardlet resume {t.run}` goes on from the last checkpoint")
-    if t.config.keep != "best" or not (t.run / "model.safetensors").exists():
+    if t.config.keep != "best" or math.isinf(t.best) or not (t.run / "model.safetensors").exists():
         # a run that is stopped here is a model, too: until --keep has something to choose from, the newest weights
         hf.write_weights(t.run, weights)
         t.record.update(selected_by="last", selected_step=t.state.step)

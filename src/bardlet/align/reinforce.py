@@ -218,6 +218,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         raise BardletError(f"--reward '{config.reward}': a program is not run because a file names it; say it again: "
                            f"`bardlet {config.stage} --config ... --reward ...`")
     model, words, config = base.begin(config, dist, out, given, in_file, run)
+    rewards.named(config)  # before the long part
     if run is None and "answer_tokens" not in {*given, *in_file}:  # the other half is for the question
         config = replace(config, answer_tokens=min(config.answer_tokens, config.block_size // 2))
     found = find(config)

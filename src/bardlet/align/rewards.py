@@ -28,6 +28,8 @@ from bardlet.generate import padded
 from bardlet.tokenizer import Tokenizer
 
 EXACT, RESULT = "exact", "####"
+LINES = 3
+"""Of what a program that failed has said, the last ones that are told."""
 AT_ONCE = 64
 """Answers that a reward model reads at once, at most."""
 
@@ -92,6 +94,7 @@ class Command:
 
     def __init__(self, command: str) -> None:
         self.command = command
+        self.again = f"; `bardlet resume RUN --reward '{command}'` goes on from the last checkpoint, if there is one"
 
     def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
         """The numbers. BardletError where the program fails, or prints something else."""
@@ -102,17 +105,17 @@ class Command:
         done = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
                               encoding="utf-8", errors="replace", start_new_session=True)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:200]
-            raise BardletError(f"--reward '{self.command}': ended with {done.returncode} and said: {said}")
+            said = " / ".join(done.stderr.strip().splitlines()[-LINES:])[-400:] or "nothing"
+            raise BardletError(f"--reward '{self.command}': ended with {done.returncode} and said: {said}{self.again}")
         words = done.stdout.split()
         try:
             made = np.array([float(word) for word in words], np.float32)
         except ValueError as error:
-            raise BardletError(f"--reward '{self.command}': printed what is no number ({error})") from None
+            raise BardletError(f"--reward '{self.command}': printed what is no number ({error}){self.again}") from None
         if len(made) != len(lines) or not np.isfinite(made).all():
             what = f"{len(made)} numbers" if len(made) != len(lines) else "a number that is not finite"
             raise BardletError(f"--reward '{self.command}': printed {what} for {len(lines)} answers; print one for "
-                               "each line that it reads")
+                               f"each line that it reads{self.again}")
         return made
 
 
@@ -121,23 +124,33 @@ def is_command(reward: str | None) -> bool:
     return reward is not None and reward != EXACT and not (reward and Path(reward).is_dir())
 
 
-def build(config: TrainConfig, questions: Sequence[Question], dist: Dist) -> Reward:
-    """The reward that --reward names. BardletError for one that is not there, or that these questions do not have."""
+def named(config: TrainConfig) -> str | None:
+    """The program that --reward names, if it names one. BardletError for a reward that is not there."""
     if config.reward is None:
-        raise BardletError(f"bardlet {config.stage}: say what an answer is worth: --reward exact, a run folder of "
-                           "`bardlet reward`, or a command")
-    if config.reward == EXACT:
-        if without := sum(question.answer is None for question in questions):
-            raise BardletError(f"--reward exact: {without:,} of {len(questions):,} questions have no answer to compare "
-                               "with; name another reward, or leave these questions out")
-        return exact
+        raise BardletError("say what an answer is worth: --reward exact, a run folder of `bardlet reward`, or a "
+                           "command")
     if not is_command(config.reward):
-        return Judge(*hf.read_folder(Path(config.reward), scores=True), dist, config.dtype)
+        return None
     try:
         program = (shlex.split(config.reward) or [""])[0]
     except ValueError as error:
         raise BardletError(f"--reward {config.reward}: {str(error).lower()}; close what was opened") from None
     if shutil.which(program) is None:
+        if Path(program).is_file():
+            raise BardletError(f"--reward {config.reward}: is a file, and no program; if it is one of Python, say "
+                               f"--reward 'python {config.reward}'")
         raise BardletError(f"--reward {config.reward}: there is no such folder, and no program {program or 'named'}; "
                            "say exact, a run folder of `bardlet reward`, or a command")
-    return Command(config.reward)
+    return config.reward
+
+
+def build(config: TrainConfig, questions: Sequence[Question], dist: Dist) -> Reward:
+    """The reward that --reward names. BardletError for one that is not there, or that these questions do not have."""
+    if program := named(config):
+        return Command(program)
+    if config.reward == EXACT:
+        if without := sum(question.answer is None for question in questions):
+            raise BardletError(f"--reward exact: {without:,} of {len(questions):,} questions have no answer to compare "
+                               "with; name another reward, or leave these questions out")
+        return exact
+    return Judge(*hf.read_folder(Path(str(config.reward)), scores=True), dist, config.dtype)

@@ -145,8 +145,9 @@ def _same_reward(run: Path, config: TrainConfig, command: Command) -> None:
         if config.reward is None:
             raise BardletError(f"--reward: a run of `bardlet {config.stage}` gets no rewards; leave it out")
         raise BardletError(f"{run}: what its answers are worth is said by `{config.reward}`; " + (
-            "there is no such folder: put the reward model back, or, if it is a program, say --reward with it" if asked
-            else f"--reward {command.reward} would be another run"))
+            f"if that is a program, `bardlet resume {run} --reward '{config.reward}'` runs it again (none is run "
+            "because a file names it); if a reward model, its folder is gone: put it back" if asked else
+            f"--reward {command.reward} would be another run"))
 
 
 def _plan_again(t: Trainer, steps: int) -> None:
