@@ -20,6 +20,9 @@ from bardlet.train import Trainer
 
 log = logging.getLogger("bardlet")
 
+SHORT = 50
+"""Steps of a plan that was not asked for; with fewer a notice says so."""
+
 
 def begin(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str], in_file: Collection[str],
           run: Path | None) -> tuple[Any, Tokenizer, TrainConfig]:
@@ -73,4 +76,7 @@ def plan(t: Trainer, times: int) -> None:
     """Plan to read what is learned so many times, where neither --steps nor --minutes says something else."""
     if t.config.steps is None and t.config.minutes is None:
         t.state.steps = times * t.record["batches"]
+        if t.state.steps < SHORT:
+            log.warning("%s is short: to read it %s makes %d steps, which teach little; --steps 200 makes more",
+                        t.record["text"], "once" if times == 1 else f"{times} times", t.state.steps)
         t.config = replace(t.config, steps=t.state.steps)

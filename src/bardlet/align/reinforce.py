@@ -294,9 +294,11 @@ def expect(t: Trainer, ready: PreparedPrompts) -> None:
 
 def results(facts: dict[str, Any]) -> list[str]:
     """What a finished run has come to, in lines."""
+    worse = "; less than before: a lower --lr and --muon-lr, more --steps or a larger --rollout may help"
     return [f"held-out questions: a mean reward of {facts['reward_before']:.4f} before, {facts['reward_after']:.4f} "
             f"after; answers are {facts['kl']:.2f} nats from the model that it began with, {facts['ended']:.0%} end by "
-            f"themselves, {facts['different']:.0%} are different ({facts['different_before']:.0%} before)"]
+            f"themselves, {facts['different']:.0%} are different ({facts['different_before']:.0%} before)"
+            + worse * (facts["reward_after"] < facts["reward_before"])]
 
 
 def conclude(t: Trainer, ready: PreparedPrompts) -> tuple[dict[str, Any], str]:
