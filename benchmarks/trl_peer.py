@@ -55,9 +55,10 @@ def trainer(job: Job, stage: str, records: list[dict[str, Any]], **settings: Any
                 self.counted = tuple(a + b for a, b in zip(self.counted, count(inputs), strict=True))
             return super().training_step(model, inputs, *rest, **named)
 
-        def _compute_loss(self, model: Any, inputs: Any) -> Any:  # GRPO's: where the answers are written
-            self.counted = tuple(a + b for a, b in zip(self.counted, count_answers(inputs), strict=True))
-            return super()._compute_loss(model, inputs)
+        def _compute_loss(self, model: Any, inputs: Any, *rest: Any) -> Any:
+            if stage == "grpo":  # where the answers are written
+                self.counted = tuple(a + b for a, b in zip(self.counted, count_answers(inputs), strict=True))
+            return super()._compute_loss(model, inputs, *rest)
 
     how = {**QUIET, "output_dir": job["scratch"], "bf16": job["dtype"] == "bf16", "weight_decay": 0.1,
            "max_grad_norm": 1.0, **({} if stage == "grpo" else {"max_length": job["block_size"]}), **settings}

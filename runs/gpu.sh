@@ -12,7 +12,7 @@ stage base train eltec-eng tinystories-lower factbook --tokenizer bpe --block-si
 stage sft sft "$out/base" "$instructions" --minutes "$(minutes 12)"
 stage judge reward "$out/sft" "$preferences" --minutes "$(minutes 6)"
 stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --rollout 512 --batch-size 128 --answer-tokens 256 \
-  --minutes "$(minutes 15)"
+  --passes 2 --beta 0.2 --minutes "$(minutes 15)"
 stage dpo dpo "$out/sft" "$preferences" --minutes "$(minutes 6)"
 
 sums 3 100000 1000

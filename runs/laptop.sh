@@ -13,7 +13,8 @@ source "$(dirname "$0")/stages.sh"
 stage base train eltec-eng tinystories-lower factbook --tokenizer bpe --block-size 256 --minutes "$(minutes 8)"
 stage sft sft "$out/base" "$instructions" --minutes "$(minutes 7)"
 stage judge reward "$out/sft" "$preferences" --minutes "$(minutes 2)"
-stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --minutes "$(minutes 2.5)"
+stage ppo ppo "$out/sft" "$preferences" --reward "$out/judge" --answer-tokens 128 --batch-size 64 \
+  --passes 2 --beta 0.2 --minutes "$(minutes 2.5)"
 stage dpo dpo "$out/sft" "$preferences" --minutes "$(minutes 2)"
 
 sums 2 10000 80
