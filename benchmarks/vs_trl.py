@@ -290,7 +290,7 @@ def count(batch: loss.Batch, pad: int) -> tuple[int, int, int, int]:
 def rates(passes: list[list[float]]) -> Record:
     """How many a second of each of COUNTS."""
     seconds, *counted = (sum(column) for column in zip(*passes, strict=True))
-    return {"seconds": round(seconds, 3)} | {name: round(n / seconds, 1)
+    return {"seconds": round(seconds, 6)} | {name: round(n / seconds, 3)
                                              for name, n in zip(COUNTS, counted, strict=True)}
 
 

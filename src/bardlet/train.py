@@ -300,11 +300,9 @@ def _add_to_average(t: Trainer) -> None:
         return
     t.state.averaged += 1
     for name, p in t.model.named_parameters():
-        if not p.requires_grad:
-            continue
         if name in t.average:
             t.average[name].lerp_(p.detach(), 1 / t.state.averaged)
-        else:
+        elif p.requires_grad:
             t.average[name] = p.detach().clone()
 
 
