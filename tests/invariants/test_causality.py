@@ -106,7 +106,10 @@ def test_a_ragged_batch_is_its_rows_one_by_one(family: str, seed: int, lengths: 
             torch.testing.assert_close(row, want[n + step - 1], **CLOSE)
         fed = torch.stack([row[n + step] for row, n in zip(rows, lengths, strict=True)])
         got = decode_step(model, fed, plain)
-        torch.testing.assert_close(decode(fed, lean), got, **CLOSE)
+        # the decoder adds in another order, and sums are rounded by the size of their terms: 1e-5 of the largest logit,
+        # which is up to 8 here (measured over 150 seeds: 1.2e-5 at most, and twice more than 1e-5 by itself)
+        size = got.abs().max().clamp_min(1)
+        torch.testing.assert_close(decode(fed, lean) / size, got / size, **CLOSE)
     assert plain.length_B.tolist() == lean.length_B.tolist() == [n + steps for n in lengths]
 
 
