@@ -3,8 +3,8 @@
 #
 #   runs/gpu.sh [FOLDER]            # by default runs/gpu; FRACTION=0.1 takes a tenth of the time, to look around
 #
-# How large the models are follows from the minutes, as everywhere. These settings are those of laptop.sh, scaled: that
-# they run has been seen, on a CPU; what they give on a GPU has not been measured.
+# How large the models are follows from the minutes, as everywhere. These settings are those of laptop.sh, scaled;
+# nobody has run or measured them on a GPU yet.
 out=${1:-runs/gpu}
 source "$(dirname "$0")/stages.sh"
 
