@@ -75,13 +75,12 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = [(templated(words, *pair), plain(words, *pair)) for pair in pairs]
     rows = [both for both in rows if max(len(ids) for ids, _ in both) <= room + 1 and any(both[0][1])]
     template, text = (list(side) for side in zip(*rows, strict=True))
-    asked = [(question, answer) for question, answer in pairs if len(question_ids(words, question)) <= room // 2]
-    asked = asked[: args.asked]  # those that leave an answer half of the window
+    asked = [(*pair, chat.encode(words, [{"role": "user", "content": pair[0]}], ask=True)[0]) for pair in pairs]
+    asked = [one for one in asked if len(one[2]) <= room // 2][: args.asked]  # those that leave an answer half of it
     dist.keep_freed_memory()
-    made = chat.answers(model, words, [question_ids(words, question) for question, _ in asked],
-                        temperature=args.temperature)  # fmt: skip
+    made = chat.answers(model, words, [question for *_, question in asked], temperature=args.temperature)
     ids = [words.encode(answer) for answer, _ in made]
-    written = [len(words.encode(answer)) for _, answer in asked]
+    written = [len(words.encode(answer)) for _, answer, _ in asked]
     return {
         "kind": "answers", "text": known["text"], "parameters": known["parameters"], "seconds": known["seconds"],
         "seed": config.seed, "conversations": len(rows),
@@ -90,7 +89,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "ended": round(sum(ended for _, ended in made) / len(made), 4),
         "median_tokens": statistics.median(map(len, ids)), "median_tokens_written": statistics.median(written),
         "distinct": round(len({answer for answer, _ in made}) / len(made), 4),
-        "examples": [[question, answer] for (question, _), (answer, _) in zip(asked, made, strict=True)][:5],
+        "examples": [[question, answer] for (question, *_), (answer, _) in zip(asked, made, strict=True)][:5],
     }
 
 
@@ -122,11 +121,6 @@ def mean(model: Any, rows: list[Row]) -> float:
     rows = sorted(rows, key=lambda row: len(row[0]))
     batches = (batch(rows[first : first + 16]) for first in range(0, len(rows), 16))
     return evaluate.mean_loss(model, batches, torch.device("cpu"), loss=loss.answers)
-
-
-def question_ids(words: Tokenizer, question: str) -> np.ndarray:
-    """A question by the template, up to where its answer begins."""
-    return chat.encode(words, [{"role": "user", "content": question}], ask=True)[0]
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list[dict[str, Any]]:
     """The lines of one seed: base and fine-tuned model, then GRPO and PPO."""
     every = [(a, b) for a in range(100) for b in range(100)]
-    random.Random(1).shuffle(every)  # the same for all seeds; the settings above were chosen with another order
+    random.Random(1).shuffle(every)  # the same for all seeds; the rates were chosen with another order
     records = [{"prompt": f"{a:02}+{b:02}=", "answer": str(a + b)} for a, b in every]
     learned = [one for i, one in enumerate(records) if i % 10 != 9]  # the stages hold out every tenth themselves
     text = folder / "sums.txt"
@@ -124,16 +124,13 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
     questions, few = write(folder / "sums.jsonl", records), write(folder / "few.jsonl", learned[:FEW])
     bardlet(folder, "base", "train", text, *SUMS["base"], "--seed", str(seed))
     bardlet(folder, "sft", "sft", folder / "base", few, *SUMS["sft"], "--seed", str(seed))
-    lines = []
+    lines, held = [], [pair for i, pair in enumerate(every) if i % 10 == 9]
+    before = right(folder / "sft", held, "before")
     for stage in ("grpo", "ppo"):
         if only in (None, stage):
             words = [*LEARNING, *SUMS[stage], "--seed", str(seed), *settings]
             bardlet(folder, stage, stage, folder / "sft", questions, *words)
-            held = [pair for i, pair in enumerate(every) if i % 10 == 9]
-            figures: dict[str, float] = {}
-            for when, run in (("before", "sft"), ("after", stage)):
-                figures |= right(folder / run, held, when)
-            lines.append({"kind": "sums", **figures, **learned_from_rewards(folder, stage, seed)})
+            lines.append({"kind": "sums", **before, **right(folder / stage, held, "after"), **learned_from_rewards(folder, stage, seed)})
     return lines
 
 
@@ -147,7 +144,8 @@ def right(run: Path, held: list[tuple[int, int]], when: str) -> dict[str, float]
     asked = [chat.encode(words, [{"role": "user", "content": f"{a:02}+{b:02}="}], ask=True)[0] for a, b in held]
     made = chat.answers(model, words, asked, tokens=8)
     found = [ended and text == str(a + b) for (text, ended), (a, b) in zip(made, held, strict=True)]
-    alone = [one for one, (a, b) in zip(found, held, strict=True) if (b, a) in {*held}]
+    known = {*held}
+    alone = [one for one, (a, b) in zip(found, held, strict=True) if (b, a) in known]
     return {f"right_{when}": sum(found) / len(found), f"right_twin_{when}": round(sum(alone) / len(alone), 4)}
 
 
@@ -171,15 +169,14 @@ def reviews(folder: Path, seed: int, only: str | None, settings: list[str]) -> l
     bardlet(folder, "base", "train", text, *REVIEWS["base"], "--seed", str(seed))
     bardlet(folder, "sft", "sft", folder / "base", written, *REVIEWS["sft"], "--seed", str(seed))
     bardlet(folder, "reward", "reward", folder / "sft", preferences, *REVIEWS["reward"], "--seed", str(seed))
-    lines = []
+    good, bad = (judge.predict(sentences[side][0]).mean() for side in ("pos", "neg"))  # it has never seen these
+    lines, known = [], {"judge_accuracy": round(float(good + 1 - bad) / 2, 4)}
     for stage in ("ppo", "dpo"):
         if only in (None, stage):
             words = [*REVIEWS[stage], *settings, "--seed", str(seed)]
             reward = ["--reward", folder / "reward"] if stage == "ppo" else []
             material = written if stage == "ppo" else preferences
             bardlet(folder, stage, stage, folder / "sft", material, *reward, *words)
-            alone = [judge.predict(sentences[side][0]).mean() for side in ("pos", "neg")]  # it has never seen these
-            known = {"judge_accuracy": round(float(alone[0] + 1 - alone[1]) / 2, 4)}
             lines.append({"kind": "reviews", "stage": stage, "seed": seed, **known, **judged(folder, stage, judge)})
     return lines
 
