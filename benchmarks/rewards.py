@@ -130,7 +130,8 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
         if only in (None, stage):
             words = [*LEARNING, *SUMS[stage], "--seed", str(seed), *settings]
             bardlet(folder, stage, stage, folder / "sft", questions, *words)
-            lines.append({"kind": "sums", **before, **right(folder / stage, held, "after"), **learned_from_rewards(folder, stage, seed)})
+            figures = {**before, **right(folder / stage, held, "after")}
+            lines.append({"kind": "sums", **figures, **learned_from_rewards(folder, stage, seed)})
     return lines
 
 
