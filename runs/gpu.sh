@@ -4,8 +4,8 @@
 #   runs/gpu.sh [FOLDER]            # by default runs/gpu; FRACTION=0.1 takes a tenth of the time, to look around
 #
 # How large the models are follows from the minutes, as everywhere. These settings are those of laptop.sh, scaled. On two
-# cores every stage has run, in a hundredth of the time (tests/acceptance/test_stories.py);
-# nobody has run or measured them on a GPU yet.
+# cores every stage has run, in a hundredth of the time (tests/acceptance/test_stories.py); nobody has run or measured
+# them on a GPU yet.
 out=${1:-runs/gpu}
 source "$(dirname "$0")/stages.sh"
 
