@@ -211,12 +211,13 @@ def as_planned(line: dict[str, Any]) -> bool:
     Not names, a sorted list (see `source`).
     """
     c, usual = TrainConfig(**line["settings"]), TrainConfig()
-    if line["text"] == "names" or (c.lr, c.muon_lr, c.weight_decay) != (usual.lr, usual.muon_lr, usual.weight_decay):
+    if line["text"] == "names" or (c.lr, c.muon_lr) != (usual.lr, usual.muon_lr):
         return False
     if "--minutes" in line["arguments"]:
         return True
     heart = budget.weights(c) * line["epochs"] ** 2 / line["characters"]
-    return (heart <= budget.MOST_HEART and c.dropout == budget.dropout_for(heart)
+    decay, dropout = budget.regularisation(heart)
+    return (heart <= budget.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
             and line["tokenizer"] == ("char" if line["text"] in ("tinyshakespeare", "names-shuffled") else "bpe"))
 
 

@@ -62,7 +62,8 @@ def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: 
     assert 2 * c.block_size <= tokens and c.block_size & (c.block_size - 1) == 0
     assert c.batch_size * c.block_size <= 2**19
     heart = plan.steps * c.batch_size * c.block_size / tokens * budget.weights(c) / tokens
-    assert (c.dropout > 0) == (heart > budget.DROPOUTS[0][0]) or 0.8 < heart / budget.DROPOUTS[0][0] < 1.3
+    low, high = budget.regularisation(0.8 * heart), budget.regularisation(1.3 * heart)  # steps are whole ones
+    assert low[0] <= c.weight_decay <= high[0] and low[1] <= c.dropout <= high[1]
     longer = chosen(seconds * more, tokens, documents=documents, vocab_size=vocab_size, speed=speed).config
     assert budget.weights(longer) >= budget.weights(c) and longer.block_size >= c.block_size
 
@@ -70,7 +71,7 @@ def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: 
 def test_what_somebody_chose_stays() -> None:
     """Each setting alone, and all of them."""
     by_hand = {"n_layer": 3, "n_head": 2, "n_embd": 80, "block_size": 48, "batch_size": 7, "grad_accum": 3,
-               "dropout": 0.25}
+               "dropout": 0.25, "weight_decay": 0.02}
     for names in [*((name,) for name in by_hand), tuple(by_hand)]:
         config = replace(TrainConfig(), **{name: by_hand[name] for name in names})
         if names == ("n_head",):
@@ -91,7 +92,8 @@ def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
     assert hour.config == night.config and hour.steps == night.steps
     mine = chosen(3_600, 40_000, TrainConfig(dropout=0.3), ("dropout",))
     assert mine.most_steps is None and mine.steps > hour.steps
-    assert chosen(60, 60_000_000).config.dropout == 0
+    fresh = chosen(60, 60_000_000).config
+    assert (fresh.weight_decay, fresh.dropout) == (0.1, 0.0) and night.config.weight_decay == 1.0
 
 
 def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:

@@ -156,8 +156,10 @@ MODELS = ("qwen3", "gpt2")
 CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (math.inf, 1024))
 """(most weights, context in tokens): a small model has no use for what is far away."""
 
-DROPOUTS = ((15, 0.0), (math.inf, 0.05))
-"""(most of what MOST_HEART counts, dropout): before a text is nearly known by heart, dropout only slows learning."""
+DECAY, HEART_PER_DECAY, DROPOUT = (0.1, 1.0), 75, (120, 0.1)
+"""(least, most) weight decay, and between them what MOST_HEART counts over HEART_PER_DECAY; (from where on, dropout).
+Against learning by heart weight decay costs no time and less of the loss than dropout: Tiny Shakespeare read 12.7
+times, 1.421 with 0.1, 1.400 with dropout 0.05 besides, 1.378 with 0.3 alone."""
 
 TOKENS_PER_WEIGHT = (1.4, 0.75, 20.0)
 """(a, b, most): the largest model is taken that learns from a * (millions of weights)^b tokens for each weight, or from
@@ -167,9 +169,9 @@ with 1.8 for each 1.8 M was worse than 0.8 M in the same three."""
 WEIGHTS_PER_CHARACTER = 10
 """No model has more weights than so many for each character of its text."""
 
-MOST_HEART = 75
+MOST_HEART = 330
 """How far a text is learned by heart, as its epochs times the weights for each of its characters: no run goes beyond
-this. (Names, 0.33 M weights: 1.76 after 10 epochs, which is 74; 2.13 after 20.)"""
+this. (Names, 0.33 M weights, weight decay 1: 2.355 after 10 epochs, which is 83; 2.323 after 40, with dropout.)"""
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
 """The settings of which a shape consists: who sets one of them chooses the shape himself."""
@@ -234,7 +236,7 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         config = replace(config, block_size=_context(config, tokens, documents))
     learned, most = seconds / speed.seconds(operations(config, vocab_size)), math.inf
     by_heart = weights(config) / characters  # for each epoch
-    if not {*SHAPE, "dropout"} & set(given):  # else somebody has a plan of his own, and --keep best sees to the rest
+    if not {*SHAPE, "dropout", "weight_decay"} & set(given):  # else he has a plan of his own; --keep best does the rest
         most = MOST_HEART / by_heart * tokens
     learned = min(learned, most)
     if not {"batch_size", "grad_accum"} & set(given):
@@ -242,13 +244,17 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         at_once = 2 ** round(math.log2(min(max(at_once, 256), 2**19)))
         rows = round(at_once / config.block_size / processes)
         config = replace(config, batch_size=max(1, rows) * processes)
+    decay, dropout = regularisation(learned / tokens * by_heart)
+    if "weight_decay" not in given:
+        config = replace(config, weight_decay=decay)
     if "dropout" not in given:
-        config = replace(config, dropout=dropout_for(learned / tokens * by_heart))
+        config = replace(config, dropout=dropout)
     steps = max(1, round(learned / config.tokens_per_step))
     reasons = (
         f"{_short(weights(config) / 1e6)} million weights in the blocks: about {_short(learned / 1e6)} million tokens "
         f"can be learned from, {_short(learned / weights(config))} for each",
-        f"the text is read {_short(learned / tokens)} times: dropout {config.dropout:g}"
+        f"the text is read {_short(learned / tokens)} times: weight decay {config.weight_decay:g}, dropout "
+        f"{config.dropout:g}"
         + (", and no more, or it would be known by heart" if learned == most else ""),
     )
     return Plan(config, reasons, steps, None if most == math.inf else max(1, math.ceil(most / config.tokens_per_step)))
@@ -290,9 +296,12 @@ def _context(config: TrainConfig, tokens: int, documents: int) -> int:
     return min(by_size, by_document, by_text)
 
 
-def dropout_for(heart: float) -> float:
-    """What keeps a text from being learned by heart, of which `heart` is epochs times weights for each character."""
-    return next(dropout for most, dropout in DROPOUTS if heart <= most)
+def regularisation(heart: float) -> tuple[float, float]:
+    """(weight decay, dropout) that keep a text from being learned by heart, of which `heart` is epochs times weights
+    for each character."""
+    least, most = DECAY
+    begins, dropout = DROPOUT
+    return round(min(max(least, heart / HEART_PER_DECAY), most), 2), dropout if heart > begins else 0.0
 
 
 # ---------------------------------------------------------------- the loss to expect
