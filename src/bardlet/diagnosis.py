@@ -144,5 +144,5 @@ def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, fl
     kept = {"best": f"the weights of step {at:,} are kept", "last": "--keep best would keep the weights of that step",
             "average": "--keep best would keep the weights of that step"}[config.keep]
     yield warning("fit", f"overfitting since step {at:,}: the validation loss was {best:.3f} there "
-                  f"and is {val[-1][1]:.3f} now, while the training loss falls; {kept}; more text, more --dropout or "
-                  "fewer --steps help")
+                  f"and is {val[-1][1]:.3f} now, while the training loss falls; {kept}; more text, more "
+                  "--weight-decay or --dropout, or fewer --steps help")
