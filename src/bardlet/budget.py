@@ -242,7 +242,7 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         most = MOST_HEART / by_heart * tokens
     learned = min(learned, most)
     if not {"batch_size", "grad_accum"} & set(given):
-        at_once = min(4096 * math.sqrt(learned / 6e6), tokens / 16)  # larger where there is more to average
+        at_once = min(4096 * math.sqrt(learned / 6e6), tokens / 48)  # larger where there is more to average
         at_once = 2 ** round(math.log2(min(max(at_once, 256), 2**19)))
         rows = round(at_once / config.block_size / processes)
         config = replace(config, batch_size=max(1, rows) * processes)
