@@ -215,7 +215,7 @@ def as_planned(line: dict[str, Any]) -> bool:
         return False
     if "--minutes" in line["arguments"]:
         return True
-    heart = budget.weights(c) * line["epochs"] / line["tokens_of_text"]
+    heart = budget.heart(c, line["epochs"], line["tokens_of_text"])
     decay, dropout = budget.regularisation(heart)
     return (heart <= budget.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
             and line["tokenizer"] == ("char" if line["text"] in ("tinyshakespeare", "names-shuffled") else "bpe"))

@@ -237,16 +237,15 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
     if "block_size" not in given:
         config = replace(config, block_size=_context(config, tokens, documents))
     learned, most = seconds / speed.seconds(operations(config, vocab_size)), math.inf
-    by_heart = weights(config) / tokens  # for each epoch
     if not {*SHAPE, "dropout", "weight_decay"} & set(given):  # else he has a plan of his own; --keep best does the rest
-        most = MOST_HEART / by_heart * tokens
+        most = _most_learned(config, tokens)
     learned = min(learned, most)
     if not {"batch_size", "grad_accum"} & set(given):
         at_once = min(4096 * math.sqrt(learned / 6e6), tokens / 48)  # larger where there is more to average
         at_once = 2 ** round(math.log2(min(max(at_once, 256), 2**19)))
         rows = round(at_once / config.block_size / processes)
         config = replace(config, batch_size=max(1, rows) * processes)
-    decay, dropout = regularisation(learned / tokens * by_heart)
+    decay, dropout = regularisation(heart(config, learned / tokens, tokens))
     if "weight_decay" not in given:
         config = replace(config, weight_decay=decay)
     if "dropout" not in given:
@@ -275,7 +274,7 @@ def _fitting(config: TrainConfig, given: Collection[str], tokens: int, character
     fitting = with_shape(config, SHAPES[0])
     for shape in SHAPES[1:]:
         larger = with_shape(config, shape)
-        learned = min(seconds / speed.seconds(operations(larger, vocab_size)), MOST_HEART * tokens**2 / weights(larger))
+        learned = min(seconds / speed.seconds(operations(larger, vocab_size)), _most_learned(larger, tokens))
         parameters = weights(larger) + (1 if larger.tie_embeddings else 2) * larger.n_embd * vocab_size
         if (learned >= _wanted(weights(larger)) and weights(larger) <= WEIGHTS_PER_CHARACTER * characters
                 and parameters <= most_parameters):
@@ -297,9 +296,18 @@ def _context(config: TrainConfig, tokens: int, documents: int) -> int:
     return min(by_size, by_document, by_text)
 
 
+def heart(config: TrainConfig, epochs: float, tokens: int) -> float:
+    """How far a text of so many tokens is learned by heart: what MOST_HEART counts."""
+    return weights(config) / tokens * epochs
+
+
+def _most_learned(config: TrainConfig, tokens: int) -> float:
+    """How many tokens, those read again counted again, a model learns from until MOST_HEART."""
+    return MOST_HEART / heart(config, 1, tokens) * tokens
+
+
 def regularisation(heart: float) -> tuple[float, float]:
-    """(weight decay, dropout) that keep a text from being learned by heart, of which `heart` is epochs times weights
-    for each token."""
+    """(weight decay, dropout) that keep a text from being learned by heart, from what `heart` says of the run."""
     least, most = DECAY
     begins, dropout = DROPOUT
     return round(min(max(least, heart / HEART_PER_DECAY), most), 2), dropout if heart > begins else 0.0
