@@ -89,3 +89,16 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert kept.read(tmp_path / "file", {"a": 1}) is None
     kept.write(tmp_path / "new", {"a": (1, 2)}, {"b": 2})
     assert kept.read(tmp_path / "new", {"a": [1, 2]}) == {"b": 2} and kept.read(tmp_path / "new", {"a": 1}) is None
+
+
+def test_more_of_a_sorted_list_helps_no_more_than_of_a_list_in_any_order(tmp_path: Path) -> None:
+    """Names that begin alike stand together there: every fourth piece of the list would lack most beginnings."""
+    random = np.random.default_rng(0)
+    stems = ["".join(random.choice(list("abcdefghij"), 4).tolist()) for _ in range(1_000)]
+    names = [stem + end for stem in stems for end in ("a", "ina", "ette", "o", "ino", "us", "ias", "y")]
+    helps = {}
+    for name, listed in (("sorted", sorted(names)), ("shuffled", random.permutation(names).tolist())):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{each}"}}\n' for each in listed))
+        best, fewer, *_ = look(tmp_path / f"{name}.jsonl", tmp_path / "cache").counting or pytest.fail("no counting")
+        helps[name] = fewer / best
+    assert helps["sorted"] == pytest.approx(helps["shuffled"], rel=0.05)
