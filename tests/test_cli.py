@@ -30,6 +30,18 @@ def test_help_imports_no_torch(argv: list[str]) -> None:
     assert not imported & {"torch", "numpy", "tokenizers", "matplotlib", "transformers"}
 
 
+def test_training_without_compilation_does_not_load_the_compiler(tmp_path: Path) -> None:
+    """It would take a second and 70 MB; torch's own optimizers load it."""
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 50)
+    for optimizer in ("muon", "adamw"):
+        words = ["train", str(tmp_path / "a.txt"), *TINY, "--optimizer", optimizer, "--steps", "3",
+                 "--out", str(tmp_path / optimizer)]
+        lines = ("import sys", "from bardlet.cli import main", f"assert main({words}) == 0",
+                 "print('torch._dynamo' in sys.modules)")
+        said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+        assert said.stdout.split()[-1] == "False"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_help_names_its_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """--help of a command lists --json, which each has, and ends with exit code 0."""

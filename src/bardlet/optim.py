@@ -7,6 +7,7 @@ are looked up one by one, and vectors stay with AdamW (Loshchilov and Hutter, 20
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -45,7 +46,29 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
     return groups
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer(torch.optim.Optimizer):
+    """torch.optim's own, which would load torch's compiler at its first use: a second and 70 MB of memory that a run
+    without it does not need. The compiler is told there to leave these methods alone; nobody compiles them here."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See torch.optim.Optimizer."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """See torch.optim.Optimizer."""
+        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    """torch.optim.AdamW (Loshchilov and Hutter, 2019)."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+
+
+class Muon(Optimizer):
     """Muon (Jordan et al., 2024) for a list of matrices, all those of one shape at once.
 
     It computes what torch.optim.Muon does, but for a matrix without any gradient: Nesterov's momentum, made orthogonal,
@@ -110,7 +133,7 @@ def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """
     groups = parameter_groups(model, config.optimizer == "muon")
     parameters = {name: [p for _, p in group] for name, group in groups.items()}
-    adamw = torch.optim.AdamW(
+    adamw = AdamW(
         [{"params": parameters["decay"], "weight_decay": config.weight_decay},
          {"params": parameters["no_decay"], "weight_decay": 0.0}],
         lr=config.lr, betas=(config.beta1, config.beta2), fused=True,
@@ -152,7 +175,7 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float)
             group["lr"] = group["peak_lr"] * share
 
 
-STATE: dict[type, set[str]] = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
+STATE: dict[type, set[str]] = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
 """What each optimizer remembers of a parameter."""
 
 

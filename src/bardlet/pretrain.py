@@ -242,7 +242,7 @@ def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
 def _keep_compiled() -> None:
     """Have the compiler keep its work in bardlet's cache; torch's own place for it is a temporary folder.
 
-    To be called before the first optimizer is made: torch.optim loads the compiler, which then chooses its folder.
+    To be called before the compiler is loaded, which then chooses its folder.
     """
     folder = _compiled_folder()
     with suppress(OSError):
