@@ -141,9 +141,9 @@ CONTEST = """## Contests
 
 Runs on development splits of about three minutes each (`python benchmarks/dial.py contest`; lines of
 `results/sweep.jsonl`), one seed; qwen3 keeps the average of the last fifth, gpt2 with nanoGPT's settings its last step.
-Unless it is the dial's, a run has as many steps as three minutes have at its speed, which was timed apart when the
-machine was fast, and was then computed by one thread. The dial's are real minutes, with calibration and a first
-compilation, when the machine was a third slower: compare the steps.
+The dial's, and those by the clock, were trained by `--minutes 3`, in one sitting, with what the calibration and the
+compiler had kept; the others have as many steps as three minutes have at their speed, which was timed apart when the
+machine was fast, and were then computed by one thread.
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

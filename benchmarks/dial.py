@@ -232,27 +232,30 @@ chosen from a score of evaluations."""
 def table(lines: list[dict[str, Any]]) -> str:
     """A row for each run of the dial, the newest of each text and minutes."""
     newest = {(line["text"], line["minutes"], line["settings"]["seed"]): line for line in lines}
-    rows = ["| text | minutes | wall, s | model | context | tokens | dropout | expected | came | off | commit |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    rows = ["| text | minutes | wall, s | model | context | epochs | weight decay | dropout | expected | came | off "
+            "| commit |", "| --- " * 12 + "|"]
     for (text, minutes, _), line in sorted(newest.items()):
         s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
         said, off = (f"{expected:.3f}", f"{100 * (expected / came - 1):+.1f} %") if expected else ("-", "-")
-        tokens = line["epochs"] * line["tokens_of_text"] / 1e6
         rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
-                    f"| {tokens:.1f} M | {s['dropout']:g} | {said} | {came:.3f} | {off} | {line['commit']} |")
+                    f"| {line['epochs']:.2g} | {s['weight_decay']:g} | {s['dropout']:g} | {said} | {came:.3f} | {off} "
+                    f"| {line['commit']} |")
     return "\n".join(rows)
 
 
 def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
-    """For each text its runs of about so many minutes, the lowest loss first."""
+    """For each text its runs of about so many minutes, the lowest loss first; of equal arguments the newest."""
     rows = ["| text | tokens | model | context | steps | tokens a step | rates | bits per byte | above the best |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    runs = [line for line in lines if line.get("minutes") == minutes]
+    newest = {(line["text"], *line["arguments"]): line for line in lines if line.get("minutes") == minutes}
+    runs = list(newest.values())
     for text in sorted({line["text"] for line in runs}):
         here = sorted((line for line in runs if line["text"] == text), key=lambda line: line["bits_per_byte"])
         for line in here:
             c = TrainConfig(**line["settings"])
-            who = "**the dial:** " if line["arguments"] == ["--minutes", f"{minutes:g}", *AVERAGE] else ""
+            who = "by the clock: " if "--minutes" in line["arguments"] else ""
+            if line["arguments"] == ["--minutes", f"{minutes:g}", *AVERAGE]:
+                who = "**the dial:** "
             pieces = line["tokenizer"] + (f" {c.vocab_size or 0:,}" if line["tokenizer"] == "bpe" else "")
             model = f"{who}{c.model} {c.n_layer} x {c.n_embd}"
             rates = f"{c.lr:g}" + (f", Muon {c.muon_lr:g}" if c.model != "gpt2" else "")
