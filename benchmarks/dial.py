@@ -238,7 +238,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
         said, off = (f"{expected:.3f}", f"{100 * (expected / came - 1):+.1f} %") if expected else ("-", "-")
         rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
-                    f"| {line['epochs']:.2g} | {s['weight_decay']:g} | {s['dropout']:g} | {said} | {came:.3f} | {off} "
+                    f"| {line['epochs']:.3g} | {s['weight_decay']:g} | {s['dropout']:g} | {said} | {came:.3f} | {off} "
                     f"| {line['commit']} |")
     return "\n".join(rows)
 

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
 LAYERS = [  # a file imports only from rows above its own; inside a package siblings may be imported
     ["errors"],
-    ["files", "heartbeat", "processes", "signals"],
+    ["files", "heartbeat", "signals"],
     ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "lock"],
     ["corpus", "loss", "models", "repeats", "toml"],
     ["survey", "parallel", "examples"],

@@ -90,6 +90,32 @@ def test_state_goes_out_and_comes_back(kind: str) -> None:
         assert torch.equal(p, q), name
 
 
+def test_adamw_is_that_of_torch() -> None:
+    """To the last bit, in two groups, with a parameter that has no gradient at first; hooks run once."""
+    torch.manual_seed(0)
+    sizes = ((8, 4), (4,), (3, 3))
+    mine = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
+
+    def groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, object]]:
+        return [{"params": parameters[:1], "weight_decay": 0.1}, {"params": parameters[1:], "weight_decay": 0.0}]
+
+    torchs = torch.optim.AdamW(groups(theirs), lr=0.1, fused=True)
+    ours, called = optim.AdamW(groups(mine), lr=0.1, fused=True), []
+    ours.register_step_post_hook(lambda *_: called.append(1))
+    for step in range(3):
+        for p, q in zip(mine, theirs, strict=True):
+            if step or p.ndim == 1:
+                p.grad = torch.randn_like(p)
+                q.grad = p.grad.clone()
+        ours.step()
+        torchs.step()
+        ours.zero_grad()
+        torchs.zero_grad()
+        assert all(torch.equal(p, q) and p.grad is None for p, q in zip(mine, theirs, strict=True))
+    assert called == [1, 1, 1]
+
+
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32)])
 def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
     """Three steps with momentum and decay, as torch.optim.Muon makes them one matrix at a time (in bf16: 3 digits)."""

@@ -102,3 +102,14 @@ def test_more_of_a_sorted_list_helps_no_more_than_of_a_list_in_any_order(tmp_pat
         best, fewer, *_ = look(tmp_path / f"{name}.jsonl", tmp_path / "cache").counting or pytest.fail("no counting")
         helps[name] = fewer / best
     assert helps["sorted"] == pytest.approx(helps["shuffled"], rel=0.05)
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_lines_that_take_turns_are_all_in_the_quarter(tmp_path: Path, period: int) -> None:
+    """Questions and answers, or the lines of a stanza, each in letters of its own."""
+    random = np.random.default_rng(0)
+    lines = ["".join(random.choice(list("abcdefghijklmnopqrst"[5 * (i % period):][:5]), 20).tolist())
+             for i in range(4_000)]
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    best, fewer, *_ = look(tmp_path / "a.txt", tmp_path / "cache").counting or pytest.fail("no counting")
+    assert fewer / best < 1.05

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bardlet import processes as side
 from bardlet.errors import BardletError
 from bardlet.models.decoding import Columns
 from bardlet.models.layers import KVCache
@@ -128,7 +125,6 @@ def generate(
     stop_ids: Sequence[int] = (),
     on_token: Callable[[list[int | None]], None] | None = None,
     dtype: torch.dtype | None = None,
-    processes: int | None = None,
 ) -> list[list[int]]:
     """The new ids of each prompt, up to max_new_tokens; a row ends with the first of stop_ids, which is kept.
 
@@ -137,7 +133,7 @@ def generate(
     new: list[list[int]] = [[] for _ in prompts]
     for ids in stream(
         model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop_ids=stop_ids, dtype=dtype, processes=processes,
+        stop_ids=stop_ids, dtype=dtype,
     ):  # fmt: skip
         for row, token in zip(new, ids, strict=True):
             if token is not None:
@@ -159,7 +155,6 @@ def stream(
     seed: int | Sequence[int] | None = None,
     stop_ids: Sequence[int] = (),
     dtype: torch.dtype | None = None,
-    processes: int | None = None,
 ) -> Iterator[list[int | None]]:
     """Yields the next id of every row, step by step; None for a row that has ended. Stops when all have.
 
@@ -174,9 +169,6 @@ def stream(
     `dtype`: compute with a copy of the model in that dtype. torch.int8 rounds the weights of what follows the prompts
     (`decoding.RoundedProduct`); the prompts are read by the model as it is. The model itself is left as it is.
 
-    `processes`: on Linux and a CPU the rows are shared by so many, of one thread each, until the iterator is done or
-    closed. None: by as many as pay off.
-
     Raises BardletError for settings and prompts that make no sense, and for weights that are not finite.
     """
     _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
@@ -185,43 +177,9 @@ def stream(
         raise BardletError("int8 is for gpt2 and qwen3 models, which read a token once: take fp32 or bf16")
     if dtype not in (None, torch.int8, next(model.parameters()).dtype):
         model = copy.deepcopy(model).to(dtype)
-    how, stops = (temperature, top_k, top_p), frozenset(stop_ids)
-    shares = _shares(len(prompts), _processes(model, len(prompts), max_new_tokens, processes))
-    seeds = row_seeds(seed, len(prompts)) if temperature else []
-
-    def part(rows: slice) -> Callable[[], Iterator[list[int | None]]]:
-        return lambda: _stream(model, prompts[rows], max_new_tokens, how, seeds[rows], stops, int8)
-
+    how = (temperature, top_k, top_p)
     with evaluating(model):
-        if len(shares) < 2:
-            yield from part(slice(None))()
-            return
-        for steps in side.together([part(rows) for rows in shares]):
-            yield [token for ids, rows in zip(steps, shares, strict=True)
-                   for token in (ids or [None] * (rows.stop - rows.start))]
-
-
-def _shares(rows: int, processes: int) -> list[slice]:
-    """The rows of each process, all but equally many."""
-    ends = [rows * i // processes for i in range(processes + 1)]
-    return [slice(*ends[i : i + 2]) for i in range(processes) if ends[i] < ends[i + 1]]
-
-
-SMALL, ROWS, LONG = 32e6, 4, 4096
-"""Processes share the rows of models of so many parameters at most, each ROWS or more, for LONG tokens or more in all:
-the weights of a larger one are read at the speed of memory, by each of them; what is short does not pay the fork."""
-
-
-def _processes(model: Any, rows: int, max_new_tokens: int, asked: int | None) -> int:
-    """How many processes write that many rows: as asked for where they can be, else in the least time."""
-    if sys.platform != "linux" or next(model.parameters()).device.type != "cpu":
-        return 1
-    most = min(torch.get_num_threads(), rows // ROWS)
-    if asked is not None or most < 2:
-        return asked or 1
-    small = sum(p.numel() for p in model.parameters()) <= SMALL
-    # a lock that another thread holds would stay closed in a child
-    return most if small and rows * max_new_tokens >= LONG and threading.active_count() == 1 else 1
+        yield from _stream(model, prompts, max_new_tokens, how, seed, frozenset(stop_ids), int8)
 
 
 def _stream(
@@ -229,14 +187,14 @@ def _stream(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     how: tuple[float, int | None, float | None],
-    seeds: Sequence[int],
+    seed: int | Sequence[int] | None,
     stop_ids: frozenset[int],
     int8: bool,
 ) -> Iterator[list[int | None]]:
     if not prompts or max_new_tokens == 0:
         return
     context = [list(prompt[-model.config.block_size :]) for prompt in prompts]
-    draws = _Draws(seeds) if how[0] else None
+    draws = None if how[0] == 0 else _Draws(row_seeds(seed, len(prompts)))
     reader = _Cached(model, max_new_tokens, int8) if hasattr(model, "new_cache") else _Uncached(model)
     logits_BV = reader.first(context)
     alive = list(range(len(prompts)))

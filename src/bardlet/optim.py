@@ -47,8 +47,8 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """torch.optim's own, which would load torch's compiler at its first use: a second and 70 MB of memory that a run
-    without it does not need. The compiler is told there to leave these methods alone; nobody compiles them here."""
+    """torch.optim.Optimizer without its guards against torch.compile, whose first use imports the compiler: a second and
+    70 MB that a run without it does not need. Nobody compiles an optimizer here."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See torch.optim.Optimizer."""
@@ -65,7 +65,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+        inspect.unwrap(torch.optim.AdamW.step)(self)
 
 
 class Muon(Optimizer):

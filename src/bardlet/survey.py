@@ -26,7 +26,7 @@ SAMPLE = 1 << 19
 """Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,11 @@ def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float
     if min(len(learned) // 4, len(held)) < 100:
         return (), ()
     piece = max(1, min(PIECE, len(learned) // 64))
-    # line by line: of a sorted list longer pieces would leave out most beginnings, and more text seem to help a lot
+    # line by line, by lot: of a sorted list longer pieces would leave out most beginnings, and more text seem to help a
+    # lot; every fourth line of questions and answers would be a question
     parts = [line[i:i + piece] for line in learned.splitlines(keepends=True) for i in range(0, len(line), piece)]
-    quarter = "".join(parts[::4])
+    drawn = np.random.default_rng(0).random(len(parts)) < 0.25
+    quarter = "".join(part for part, take in zip(parts, drawn, strict=True) if take)
     alphabet = len(set(learned)) + 1
     return _losses(learned, held, alphabet), _losses(quarter, held, alphabet)
 
