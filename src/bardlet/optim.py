@@ -47,8 +47,8 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """torch.optim.Optimizer without its guards against torch.compile, whose first use imports the compiler: a second and
-    70 MB that a run without it does not need. Nobody compiles an optimizer here."""
+    """torch.optim.Optimizer without its guards against torch.compile, whose first use imports the compiler: a second
+    and 70 MB that a run without it does not need. Nobody compiles an optimizer here."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See torch.optim.Optimizer."""
