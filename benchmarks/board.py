@@ -135,7 +135,8 @@ DIAL = """## The dial
 in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`). Wall: the command from start to exit. Losses
 in nats per character of the validation part; the weights are the best by validation, as `train` keeps them by default.
 Expected: what the run said before its first step, by the law of its commit, which is fitted to other runs on the
-development splits of most of these texts (`dial.py law`), and counts n-grams of the part that is validated on.
+development splits of most of these texts (`dial.py law`), and counts n-grams of the part that is validated on; how much
+repetition is worth, one of its constants, was chosen with runs of this table in sight.
 """
 CONTEST = """## Contests
 

@@ -15,7 +15,8 @@ TEXT-shuffled is a text's training part with its documents in random order: the 
 split, is not like the rest. Those of --about 3 are printed side by side by `contest`: their steps are to be as many as
 three minutes have.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
-to which it is not fitted (though to their texts' development splits), and for each text how far a law fitted to the
+to which it is not fitted (though to their texts' development splits, and `budget.REREAD` was chosen with them in
+sight), and for each text how far a law fitted to the
 other texts alone would be. `table` prints the runs of the dial as a table, with what they expected on their day.
 """
 
@@ -230,16 +231,16 @@ chosen from a score of evaluations."""
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """A row for each run of the dial, the newest of each text and minutes."""
+    """A row for each run of the dial, the newest of each text, minutes and seed."""
     newest = {(line["text"], line["minutes"], line["settings"]["seed"]): line for line in lines}
-    rows = ["| text | minutes | wall, s | model | context | epochs | weight decay | dropout | expected | came | off "
-            "| commit |", "| --- " * 12 + "|"]
-    for (text, minutes, _), line in sorted(newest.items()):
+    rows = ["| text | minutes | seed | wall, s | model | context | epochs | weight decay | dropout | expected | came "
+            "| off | commit |", "| --- " * 13 + "|"]
+    for (text, minutes, seed), line in sorted(newest.items()):
         s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
         said, off = (f"{expected:.3f}", f"{100 * (expected / came - 1):+.1f} %") if expected else ("-", "-")
-        rows.append(f"| {text} | {minutes:g} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} | {s['block_size']} "
-                    f"| {line['epochs']:.3g} | {s['weight_decay']:g} | {s['dropout']:g} | {said} | {came:.3f} | {off} "
-                    f"| {line['commit']} |")
+        rows.append(f"| {text} | {minutes:g} | {seed} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} "
+                    f"| {s['block_size']} | {line['epochs']:.3g} | {s['weight_decay']:g} | {s['dropout']:g} "
+                    f"| {said} | {came:.3f} | {off} | {line['commit']} |")
     return "\n".join(rows)
 
 
