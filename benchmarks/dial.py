@@ -16,8 +16,8 @@ split, is not like the rest. Those of --about 3 are printed side by side by `con
 three minutes have.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
 to which it is not fitted (though to their texts' development splits, and `budget.REREAD` was chosen with them in
-sight), and for each text how far a law fitted to the
-other texts alone would be. `table` prints the runs of the dial as a table, with what they expected on their day.
+sight), and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as
+a table, with what they expected on their day.
 """
 
 from __future__ import annotations
