@@ -126,8 +126,9 @@ Built by `python benchmarks/board.py build` from `results/board.jsonl`, a line f
 
 Loss: nats per token by protocol (b): every validation token but the first once, windows of min(256, context), fp32;
 mean and deviation over the seeds. A row with fewer than five seeds is no record yet. Seconds: of training steps, mean;
-whole: the command from start to exit, with compilation. Weights: of the last step, or the fixed average over the last
-fifth of the steps; never picked by validation.
+whole: the command from start to exit, with what the compiler kept of earlier runs (the first takes some 30 s more, so
+that a minute from an empty cache is for uncompiled steps: the dial's). Weights: of the last step, or the fixed average
+over the last fifth of the steps; never picked by validation.
 """
 DIAL = """## The dial
 
@@ -144,7 +145,8 @@ Runs on development splits of about three minutes each (`python benchmarks/dial.
 `results/sweep.jsonl`), one seed; qwen3 keeps the average of the last fifth, gpt2 with nanoGPT's settings its last step.
 The dial's, and those by the clock, were trained by `--minutes 3`, in one sitting, with what the calibration and the
 compiler had kept; the others have as many steps as three minutes have at their speed, which was timed apart when the
-machine was fast, and were then computed by one thread.
+machine was fast, and were then computed by one thread. How many tokens a weight wants and what a head may cost
+(`budget.py`) was found with earlier runs of these contests, so they are no blind test of the dial.
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

@@ -40,6 +40,7 @@ import numpy as np
 import record
 
 from bardlet import budget, checkpoint, corpus
+from bardlet import tokenizer as tokenizers
 from bardlet.config import TrainConfig
 from bardlet.survey import survey
 
@@ -207,19 +208,24 @@ def counting(text: str, held_out: str) -> tuple[float, ...]:
 
 
 def as_planned(line: dict[str, Any]) -> bool:
-    """Whether the dial chose these settings, or might have: neither too often read, nor regularised otherwise.
+    """Whether the dial might have chosen these settings: neither too often read, nor regularised or cut otherwise.
 
     Not names, a sorted list (see `source`).
     """
     c, usual = TrainConfig(**line["settings"]), TrainConfig()
     if line["text"] == "names" or (c.lr, c.muon_lr) != (usual.lr, usual.muon_lr):
         return False
-    if "--minutes" in line["arguments"]:
-        return True
     heart = budget.heart(c, line["epochs"], line["tokens_of_text"])
     decay, dropout = budget.regularisation(heart)
-    return (heart <= budget.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
-            and line["tokenizer"] == ("char" if line["text"] in ("tinyshakespeare", "names-shuffled") else "bpe"))
+    return (heart <= 1.1 * budget.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
+            and line["tokenizer"] == usual_tokenizer(line["text"]))
+
+
+@cache
+def usual_tokenizer(text: str) -> str:
+    """The kind of tokenizer that `--tokenizer auto` takes for a text."""
+    seen = survey(corpus.find((source(text),)))
+    return tokenizers.choose(seen.characters, len(seen.alphabet))[0]
 
 
 # ---------------------------------------------------------------- the table

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet import budget, memory, models
+from bardlet import budget, clock, memory, models
 from bardlet import dist as distributed
 from bardlet.budget import Speed
 from bardlet.config import TrainConfig
@@ -118,6 +118,40 @@ def test_a_model_is_chosen_that_fits_into_memory() -> None:
     assert sizes == sorted(set(sizes)) and sizes[1] <= 1e6 and sizes[2] <= 3e6
 
 
+@settings(max_examples=100, deadline=None)
+@given(seconds=st.floats(1, 1e5), asked=st.integers(1, 10**7), slow=st.floats(1e-2, 1e5))
+def test_an_evaluation_takes_no_more_than_its_share(seconds: float, asked: int, slow: float) -> None:
+    """Half of what was asked, or a quarter ..., and no less than is needed for that; 0 is all of it, and stays."""
+    speed = Speed(tuple((x, y * slow) for x, y in LAPTOP.points))
+    config = TrainConfig(eval_tokens=asked)
+    takes = speed.seconds(budget.operations(config, 65)) / 3
+    looks = budget.evaluation_tokens(config, 65, seconds, speed)
+    assert looks == 1 or looks * takes <= clock.EVALUATING * seconds * (1 + 1e-9)
+    halved = int(math.log2(asked / looks))
+    assert looks == 1 or (looks == asked >> halved and (looks == asked or asked / 2 ** (halved - 1) * takes
+                                                        > clock.EVALUATING * seconds * (1 - 1e-9)))
+    assert budget.evaluation_tokens(TrainConfig(eval_tokens=0), 65, seconds, speed) == 0
+
+
+def test_processes_on_two_machines_choose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has timed itself before, on the other the cache is empty: what the first knows counts."""
+    monkeypatch.setattr(budget, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
+    first = budget.calibrate(CPU, "fp32", 1, tmp_path)
+    said: list[int] = []
+
+    class First(Dist):
+        def from_main(self, value: int) -> int:
+            said.append(value)
+            return value
+
+    class Other(Dist):
+        def from_main(self, value: int) -> int:
+            return said.pop(0)
+
+    assert budget.calibrate(First(0, 1, CPU.device), "fp32", 1, tmp_path) == first
+    assert budget.calibrate(Other(1, 2, CPU.device), "fp32", 1, tmp_path / "empty") == first and not said
+
+
 def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And again where it is another, or as fast as another; what was measured in a hurry is not kept."""
     calls: list[tuple[int, int, int]] = []
@@ -146,13 +180,13 @@ def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert calls_of(seconds=0.0) == 1 and calls_of() == 3
 
 
-@pytest.mark.parametrize("damage", ['{"points": 3}', '{"points": []}', '{"points": [[1]]}', '{"points": [[0, 1]]}', ""])
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"points": [[1.0, 1.0]]}'])
 def test_a_damaged_calibration_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     monkeypatch.setattr(budget, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
     first = budget.calibrate(CPU, "fp32", 1, tmp_path)
     [file] = (tmp_path / "machines").iterdir()
-    key = json.loads(file.read_text(encoding="utf-8"))["key"]
-    file.write_text(json.dumps({"key": key, **json.loads(damage)}) if damage else "", encoding="utf-8")
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(entry | {"facts": json.loads(damage)}) if damage else "", encoding="utf-8")
     assert budget.calibrate(CPU, "fp32", 1, tmp_path) == first
 
 

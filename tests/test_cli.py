@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, power_cut
 
 from bardlet.cli import COMMANDS, main
 from bardlet.signals import Stopped
@@ -114,6 +114,49 @@ def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, bardlet: Call
     assert config.replans[0] == (0, config.steps) and config.replans[-1][1] == made["steps"]
 
 
+def test_a_machine_that_became_slow_makes_fewer_steps(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The first plan believes in steps of a quarter of their time: the clock, looked at on the way, knows better."""
+    from bardlet import clock
+    from bardlet.checkpoint import read_run
+
+    timed = clock.seconds_per_step
+    monkeypatch.setattr(clock, "seconds_per_step", lambda *args, **kwargs: timed(*args, **kwargs) / 4)
+    made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05", "--eval-tokens", "500")
+    config, _ = read_run(tmp_path / "run")
+    assert len(config.replans) > 1 and made["steps"] < 0.6 * config.replans[0][1]
+
+
+def test_a_timed_run_that_begins_again_keeps_its_clock(text: Path, tmp_path: Path,
+                                                       bardlet: Callable[..., dict[str, Any]]) -> None:
+    """Killed before its first checkpoint, it has its minutes again."""
+    from bardlet.checkpoint import read_run
+
+    run = tmp_path / "run"
+    power_cut(["train", text, "--out", run, *TINY, "--minutes", "0.05", "--save-every", "0"], step=9)
+    assert read_run(run)[1]["minutes"] == 0.05
+    made = bardlet("resume", run)
+    config, record = read_run(run)
+    assert record["minutes"] == 0.05 and config.replans[-1][1] == made["steps"]
+
+
+def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path: Path, slow_machine: None,
+                                                           bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The calibration thought the machine a thousand times as slow: the text would hardly be read."""
+    from bardlet import budget
+    from bardlet.checkpoint import read_run
+
+    for words in ([], ["--weight-decay", "0.2"]):
+        out = tmp_path / f"run{len(words)}"
+        bardlet("train", text, "--out", out, "--minutes", "0.05", "--compile", "off", *words)
+        config, record = read_run(out)
+        epochs = config.replans[0][1] * config.tokens_per_step / record["tokens"]
+        decay, _ = budget.regularisation(budget.heart(config, epochs, record["tokens"]))
+        assert decay > 0.2 and config.weight_decay == (0.2 if words else decay)
+        assert f"weight decay {config.weight_decay:g}" in record["reasons"][1]
+        assert f"read {epochs:,.0f} times" in record["reasons"][1] or epochs < 10
+
+
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that nobody has to wait for: what it was timed at is made up."""
@@ -127,6 +170,7 @@ def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Calla
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """More minutes, more steps; a loss to expect; what is set stays; nothing is written."""
     from bardlet import dist as distributed
+    from bardlet import kept
 
     monkeypatch.chdir(tmp_path)
     short = bardlet("train", text, "--minutes", "1", "--plan")
@@ -135,9 +179,17 @@ def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Calla
     assert any("weights" in reason for reason in short["reasons"]) and any("dropout" in r for r in short["reasons"])
     monkeypatch.setattr(distributed, "compiler_missing", lambda device: None)
     assert [bardlet("train", text, "--minutes", m, "--plan")["compiled"] for m in ("0.5", "60")] == [False, True]
+    with monkeypatch.context() as patch:  # a model that was compiled before takes less
+        read = kept.read
+        patch.setattr(kept, "read", lambda folder, key: {} if folder.name == "models" else read(folder, key))
+        warm = [bardlet("train", text, "--minutes", m, "--plan") for m in ("0.1", "0.5")]
+    assert [plan["compiled"] for plan in warm] == [False, True]
     mine = bardlet("train", text, "--minutes", "1", "--plan", "--n-embd", "32", "--n-layer", "1", "--block-size", "16",
                    "--batch-size", "5")
     assert mine["tokens_per_step"] == 80 and mine["parameters"] < 20_000
+    assert mine["expected"] is None, "the law knows the dial's own plans alone"
+    assert any("whatever the time" in reason and "--n-embd" in reason for reason in mine["reasons"])
+    assert bardlet("train", text, "--minutes", "1", "--plan", "--tokenizer", "auto") == short
     (tmp_path / "mine.toml").write_text("n_embd = 32\nn_layer = 1\nblock_size = 16\nbatch_size = 5\n")
     filed = bardlet("train", text, "--config", "mine.toml", "--minutes", "1", "--plan")
     assert (filed["tokens_per_step"], filed["parameters"]) == (80, mine["parameters"])
@@ -149,7 +201,7 @@ def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, 
     """In --json and run.toml, in nats per character; a run by --steps expects nothing."""
     from bardlet.checkpoint import read_run
 
-    made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05")
+    made = bardlet("train", text, "--out", tmp_path / "run", "--minutes", "0.05", "--compile", "off")
     _, record = read_run(tmp_path / "run")
     assert made["expected"] == record["expected"] > 0
     assert made["nats_per_char"] == pytest.approx(made["val_loss"], rel=0.01), "characters are its tokens"

@@ -36,7 +36,8 @@ def test_it_is_read_once_and_again_where_the_file_is_damaged(tmp_path: Path, mon
         patch.setattr(survey, "_read", lambda *_: pytest.fail("read again"))
         assert look(tmp_path / "a.txt", tmp_path / "cache") == first
     [file] = (tmp_path / "cache" / "surveys").iterdir()
-    for damage in ("", "[]", file.read_text(encoding="utf-8").replace('"losses"', '"lasses"')):
+    whole = file.read_text(encoding="utf-8")
+    for damage in ("", "[]", "{}", whole.replace('"losses"', '"lasses"'), whole.replace("1", "2", 1)):
         file.write_text(damage, encoding="utf-8")
         assert look(tmp_path / "a.txt", tmp_path / "cache") == first
 

@@ -141,6 +141,8 @@ def test_more_minutes_choose_a_larger_model(tmp_path: Path) -> None:
         sizes.append(budget.weights(chosen))
         assert 0.5 < budget.weights(alone) / sizes[-1] < 1.5
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 15 * ready.train[1].lengths.sum()
+    small, _, _ = translation.chosen(config, (), ready, 10_000, speed, most_parameters=sizes[0])
+    assert budget.weights(small) <= sizes[0], "what the memory can take"
     kept, _, _ = translation.chosen(replace(config, n_embd=64, dropout=0.4), ("n_embd", "dropout"), ready, 1000, speed)
     assert (kept.n_embd, kept.dropout) == (64, 0.4)
     deep, _, _ = translation.chosen(replace(config, n_encoder_layer=5), ("n_encoder_layer",), ready, 1000, speed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
     begun = time.monotonic()
     points, known = [_time_model(TIMED[0], dist, dtype)], _known(cache, key)
     if dist.from_main(len(known) > 0 and 1 / 1.5 < points[0][1] / known[0][1] < 1.5):
-        points = known
+        points = known or points  # of another machine's process the cache may be empty
     else:
         for shape in TIMED[1:]:
             # a machine that takes a second for a step is not asked for a larger model
@@ -113,11 +112,9 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
 
 
 def _known(cache: Path, key: dict[str, object]) -> list[tuple[float, float]]:
-    """What the cache has for this machine; nothing where it is damaged."""
-    with suppress(KeyError, TypeError, ValueError):
-        found = kept.read(cache / "machines", key)
-        return [(float(x), float(y)) for x, y in found["points"] if x > 0 and y > 0] if found else []
-    return []
+    """What the cache has for this machine."""
+    found = kept.read(cache / "machines", key)
+    return [(x, y) for x, y in found["points"]] if found else []
 
 
 def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
@@ -197,7 +194,9 @@ def choose_vocabulary(config: TrainConfig, given: Collection[str], seen: Survey,
                       most_parameters: float = math.inf) -> tuple[TrainConfig, str]:
     """`config` with the number of byte pairs for a text that wants them and the model that `seconds` will train.
 
-    The head multiplies each token by the whole vocabulary: a third more than the blocks is what it may cost.
+    The head multiplies each token by the whole vocabulary: a third more than the blocks is what it may cost, of the
+    model that the same time would train with 2,048 pieces. (With more, `choose` may take the next smaller model, whose
+    head then costs more than that.)
 
     Returns:
         (config, the reason as a sentence; empty where nothing was chosen).
@@ -234,8 +233,14 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
         most_parameters: how many the memory can take.
     """
     config = _fitting(config, given, tokens, characters, vocab_size, seconds, speed, most_parameters)
+    why = []
+    if by_hand := ["--" + name.replace("_", "-") for name in SHAPE if name in given]:
+        why.append(f"{config.n_layer} layers of {config.n_embd} channels, whatever the time: a shape is chosen where "
+                   f"{', '.join(by_hand)} is not set")
     if "block_size" not in given:
-        config = replace(config, block_size=_context(config, tokens, documents))
+        context, because = _context(config, tokens, documents)
+        config = replace(config, block_size=context)
+        why.append(f"context {context}: {because}")
     learned, most = seconds / speed.seconds(operations(config, vocab_size)), math.inf
     if not {*SHAPE, "dropout", "weight_decay"} & set(given):  # else he has a plan of his own; --keep best does the rest
         most = _most_learned(config, tokens)
@@ -251,14 +256,21 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
     if "dropout" not in given:
         config = replace(config, dropout=dropout)
     steps = max(1, round(learned / config.tokens_per_step))
-    reasons = (
+    return Plan(config, (*reasons(config, tokens, learned, learned == most), *why), steps,
+                None if most == math.inf else max(1, math.ceil(most / config.tokens_per_step)))
+
+
+def reasons(config: TrainConfig, tokens: int, learned: float, enough: bool) -> tuple[str, str]:
+    """What is said of a model that learns from so many tokens of a text of `tokens`: two lines.
+
+    enough: whether more would only learn the text by heart.
+    """
+    return (
         f"{_short(weights(config) / 1e6)} million weights in the blocks: about {_short(learned / 1e6)} million tokens "
         f"can be learned from, {_short(learned / weights(config))} for each",
         f"the text is read {_short(learned / tokens)} times: weight decay {config.weight_decay:g}, dropout "
-        f"{config.dropout:g}"
-        + (", and no more, or it would be known by heart" if learned == most else ""),
+        f"{config.dropout:g}" + (", and no more, or it would be known by heart" if enough else ""),
     )
-    return Plan(config, reasons, steps, None if most == math.inf else max(1, math.ceil(most / config.tokens_per_step)))
 
 
 def _short(x: float) -> str:
@@ -288,12 +300,24 @@ def _wanted(size: int) -> float:
     return size * min(a * (size / 1e6) ** b, most)
 
 
-def _context(config: TrainConfig, tokens: int, documents: int) -> int:
-    """A context that the model can make use of and the text can fill: a power of two."""
-    by_size = next(context for most, context in CONTEXTS if weights(config) <= most)
-    by_document = 2 ** math.ceil(math.log2(8 * tokens / documents))  # nothing is to be learned from other documents
-    by_text = 2 ** int(math.log2(max(8, tokens / 64)))
-    return min(by_size, by_document, by_text)
+def _context(config: TrainConfig, tokens: int, documents: int) -> tuple[int, str]:
+    """A context that the model can make use of and the text can fill, a power of two; and which of these it is."""
+    return min(
+        (next(context for most, context in CONTEXTS if weights(config) <= most), "what a model of this size can use"),
+        (2 ** math.ceil(math.log2(8 * tokens / documents)),
+         f"the documents are short, about {_short(tokens / documents)} tokens each"),
+        (2 ** int(math.log2(max(8, tokens / 64))), "the text is short"), key=lambda found: found[0])
+
+
+def evaluation_tokens(config: TrainConfig, vocab_size: int, seconds: float, speed: Speed) -> int:
+    """How many tokens an evaluation of `config` can look at in its share of a run of so many seconds.
+
+    As many as the settings say, or half of them, a quarter ... (so that runs that differ little look at the same).
+    speed: uncompiled, as evaluations are. A forward pass is a third of a training step.
+    """
+    fitting = 3 * clock.EVALUATING * seconds / speed.seconds(operations(config, vocab_size))
+    halvings = max(0, math.ceil(math.log2(config.eval_tokens / fitting))) if config.eval_tokens else 0
+    return max(1, config.eval_tokens >> halvings) if halvings else config.eval_tokens
 
 
 def heart(config: TrainConfig, epochs: float, tokens: int) -> float:
@@ -314,6 +338,11 @@ def regularisation(heart: float) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------- the loss to expect
+
+UNTOLD = {*SHAPE, "model", "tokenizer", "vocab_size", "block_size", "dropout", "batch_size", "grad_accum", "optimizer",
+          "lr", "muon_lr", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
+          "grad_clip"}
+"""No loss is foretold of a run for which one of these was set: LAW knows the plans of `choose` alone."""
 
 LAW = (-0.1132, 0.1893, -0.0952, 0.766, 1.3274)
 """Least squares over runs on development splits: `python benchmarks/dial.py law`."""

@@ -18,7 +18,7 @@ RESERVE = 0.03
 """Share of the time kept for the last evaluation, the last checkpoint and the sample."""
 
 EVALUATING = 0.05
-"""Share of the time for the evaluations on the way."""
+"""Share of the time for the evaluations on the way; there is at least one, which takes no more (`budget.py`)."""
 
 LOOKS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in the planned steps the clock is looked at again: a machine may be slower in its second half hour than in its

@@ -215,9 +215,13 @@ def _make_tokenizer(
     if progress:
         progress("train bpe", 0, None)
     trained = tokenizers.train_bpe(corpus.documents("train"), int(vocab_size or 0))
-    if trained.vocab_size < int(vocab_size or 0):
-        reason += f" (the text has only enough repetition for {trained.vocab_size:,})"
-    return trained, reason, characters
+    return trained, reason + too_few(trained, vocab_size), characters
+
+
+def too_few(trained: Tokenizer, wanted: int | None) -> str:
+    """What is added to the reason where a text has fewer pieces than were wanted; mostly nothing."""
+    few = trained.vocab_size < (wanted or 0)
+    return f" (the text has only enough repetition for {trained.vocab_size:,})" if few else ""
 
 
 def _cleaned(

@@ -14,21 +14,31 @@ from typing import Any
 
 def read(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was kept in `folder` under `key` (a mapping of plain values); None: nothing, or a file that is damaged."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         entry = json.loads(_path(folder, key).read_text(encoding="utf-8"))
-        if isinstance(entry, dict) and entry.get("key") == json.loads(json.dumps(key)):
-            return {name: value for name, value in entry.items() if name != "key"}
+        facts: dict[str, Any] = entry["facts"]
+        if entry["key"] == json.loads(json.dumps(key)) and entry["sha256"] == _digest(facts):
+            return facts
     return None
 
 
 def write(folder: Path, key: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Keep `facts` (plain values) in `folder` under `key`. A folder that cannot be written keeps nothing."""
+    text = json.dumps({"key": dict(key), "facts": dict(facts), "sha256": _digest(facts)}, indent=1)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".new", delete=False, encoding="utf-8") as file:
-            json.dump({"key": dict(key), **facts}, file, indent=1)
-        os.replace(file.name, _path(folder, key))
+            try:
+                file.write(text)
+                file.close()
+                os.replace(file.name, _path(folder, key))
+            except OSError:  # a full disk
+                os.unlink(file.name)
 
 
 def _path(folder: Path, key: Mapping[str, Any]) -> Path:
-    return folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
+    return folder / f"{_digest(key)[:24]}.json"
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -40,7 +40,7 @@ from bardlet import (
 )
 from bardlet import dist as distributed
 from bardlet import train as training
-from bardlet.budget import Plan
+from bardlet.budget import Plan, Speed
 from bardlet.config import FLAT, ModelConfig, TrainConfig
 from bardlet.data import Prepared
 from bardlet.dist import Dist
@@ -143,8 +143,9 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     config = settled(config, dist)
     found = find(config)
     plan = seen = None
+    by_hand = {*given, *in_file} - ({"tokenizer"} if config.tokenizer == "auto" else set())
     if config.minutes is not None and base is None and config.model in budget.MODELS:
-        ready, seen, plan = _choose(found, config, {*given, *in_file}, dist, begun, progress)
+        ready, seen, plan = _choose(found, config, by_hand, dist, begun, progress)
         config = plan.config
     else:
         ready = prepare(found, config, base[1] if base else None, dist, progress)
@@ -164,7 +165,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                               "minutes": config.minutes}
     if plan:
         record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
-    if seen and seen.counting:
+    if seen and seen.counting and not budget.UNTOLD & by_hand:
         record["counting"] = list(seen.counting)
     record.update(_facts(found, ready, config, dist))
     t = assemble(run, model, ready, config, dist, record)
@@ -190,21 +191,39 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     until = begun + 60 * (config.minutes or 0)
     with dist.main_first():
         seen = survey.survey(found, progress, held_out=config.val_part)
-    speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), left(until, dist))
-    compiled = config.compile != "off" and not distributed.compiler_missing(dist.device)
-    if config.compile != "on":
-        compiled = compiled and budget.worth_compiling(left(until, dist))
-    if compiled:
-        speed, until = speed.compiled(), until - budget.COLD
-    parameters = memory.most_parameters(dist)
-    config, reason = budget.choose_vocabulary(config, given, seen, clock.usable(left(until, dist)), speed, parameters)
+    eager = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), left(until, dist))
+    parameters, compiler = memory.most_parameters(dist), config.compile != "off" and not dist.most(
+        int(distributed.compiler_missing(dist.device) is not None))
+
+    def room(takes: float) -> tuple[bool, float, Speed]:
+        """(whether to compile, if that takes so long; seconds for training; the speed)."""
+        seconds = left(until, dist)
+        if compiler and (config.compile == "on" or budget.worth_compiling(seconds, takes)):
+            return True, clock.usable(max(1.0, seconds - takes)), eager.compiled()
+        return False, clock.usable(seconds), eager
+
+    config, reason = budget.choose_vocabulary(config, given, seen, *room(budget.COLD)[1:], parameters)
     ready = prepare(found, config, None, dist, progress)
-    ready = replace(ready, reason=reason or ready.reason)
-    tokens = len(parts(ready, config)[0])
+    if reason:
+        ready = replace(ready, reason=reason + data.too_few(ready.tokenizer, config.vocab_size))
+    tokens, vocabulary = len(parts(ready, config)[0]), ready.tokenizer.vocab_size
     characters = round(ready.train_chars * tokens / len(ready.train))
-    plan = budget.choose(config, given, tokens, characters, ready.documents, ready.tokenizer.vocab_size,
-                         clock.usable(left(until, dist)), speed, dist.world, parameters)
-    return ready, seen, replace(plan, compiled=compiled)
+    machine = distributed.machine(dist, config.dtype, config.threads or 1)
+
+    def choose(takes: float) -> Plan:
+        compiled, seconds, speed = room(takes)
+        plan = budget.choose(config, given, tokens, characters, ready.documents, vocabulary, seconds, speed, dist.world,
+                             parameters)
+        return replace(plan, compiled=compiled)
+
+    plan = choose(budget.WARM)  # if the compiler knows the model of this plan
+    if not dist.from_main(int(plan.compiled and kept.read(*_compiled_before(
+            plan.config, plan.config.model_config(vocabulary), machine, dist)) is not None)):
+        plan = choose(budget.COLD)
+    if "eval_tokens" not in given:
+        looks = budget.evaluation_tokens(plan.config, vocabulary, left(until, dist), eager)
+        plan = replace(plan, config=replace(plan.config, eval_tokens=looks))
+    return ready, seen, plan
 
 
 def left(until: float, dist: Dist) -> float:
@@ -351,25 +370,27 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
     if t.config.compile == "auto" and not missing and blocks:
         if seconds is None:
             seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
-        takes = budget.COLD if kept.read(*_compiled_before(t)) is None else budget.WARM
+        before = _compiled_before(t.config, t.model.config, t.machine, t.dist)
+        takes = budget.COLD if kept.read(*before) is None else budget.WARM
         gain = budget.COMPILED_PAIRS if t.config.parallel else budget.COMPILED
         on = bool(t.dist.from_main(int(budget.worth_compiling(seconds, takes, gain))))
     if on and (on := _compile(t)) and t.dist.main:
-        kept.write(*_compiled_before(t), {})
+        kept.write(*_compiled_before(t.config, t.model.config, t.machine, t.dist), {})
     t.config = replace(t.config, compile="on" if on else "off")
     t.machine.update(compiled=on, compiler=distributed.compiler(t.dist.device) if on else "")
 
 
-def _compiled_before(t: Trainer) -> tuple[Path, dict[str, Any]]:
+def _compiled_before(config: TrainConfig, shape: ModelConfig, machine: dict[str, Any],
+                     dist: Dist) -> tuple[Path, dict[str, Any]]:
     """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on.
 
     The folder lies in the compiler's own: who empties that empties both.
     """
-    rows = t.config.tokens_per_step if t.config.parallel else t.config.batch_size // t.dist.world
+    rows = config.tokens_per_step if config.parallel else config.batch_size // dist.world
     return _compiled_folder() / "models", {
-        "bardlet": __version__, "compiler": distributed.compiler(t.dist.device),
-        "machine": {name: t.machine[name] for name in ("processor", "torch", "dtype", "threads")},
-        "model": asdict(t.model.config), "rows": rows, "block_size": t.config.block_size}
+        "bardlet": __version__, "compiler": distributed.compiler(dist.device),
+        "machine": {name: machine[name] for name in ("processor", "torch", "dtype", "threads")},
+        "model": asdict(shape), "rows": rows, "block_size": config.block_size}
 
 
 def _compile(t: Trainer) -> bool:
@@ -386,11 +407,12 @@ def _compile(t: Trainer) -> bool:
     return True
 
 
-def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
-    """Decide the number of steps and whether to compile, from a few timed steps.
+def plan_steps(t: Trainer, seconds: float, begun: float, given: Collection[str] = ()) -> None:
+    """Decide the number of steps and whether to compile, from a few timed steps; and the weight decay for so many.
 
     Args:
         seconds: the time of the whole run, which began at `begun` (of time.monotonic).
+        given: the names of the settings that somebody set.
     """
     choose_compile(t, seconds - (time.monotonic() - begun))
     per_step = clock.seconds_per_step(t)
@@ -406,4 +428,17 @@ def plan_steps(t: Trainer, seconds: float, begun: float) -> None:
         log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "
                     "smaller model (--n-layer, --n-embd)", steps, per_step)
     if t.config.eval_every is None:
-        t.config = replace(t.config, eval_every=t.dist.from_main(max(1, steps // evaluations)))
+        t.config = replace(t.config, eval_every=t.dist.from_main(-(-steps // evaluations)))
+    if "most_steps" in t.record:  # the plan of `budget.choose`, made before anything of this run was timed
+        _regularise(t, given)
+
+
+def _regularise(t: Trainer, given: Collection[str]) -> None:
+    """Have weight decay, and what is said of it, fit the steps that were timed; dropout stays, it costs time itself."""
+    tokens, learned = t.record["tokens"], float(t.state.steps * t.config.tokens_per_step)
+    decay, _ = budget.regularisation(budget.heart(t.config, learned / tokens, tokens))
+    if "weight_decay" not in given and decay != t.config.weight_decay:
+        t.config = replace(t.config, weight_decay=decay)
+        t.optimizers = optim.build(t.model, t.config)
+    enough = t.state.steps == t.record["most_steps"]
+    t.record["reasons"][:2] = budget.reasons(t.config, tokens, learned, enough)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,12 +39,13 @@ class Survey:
     alphabet: str
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
-    """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the
-    held-out part, having counted the training part; empty for a text too short."""
+    """What n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the held-out part, having
+    counted the training part; empty for a text too short. In nats per character, the end of a document counted as one
+    (which the loss of a run does not do; LOG.md says why it is so here)."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
     counted: int = 0
-    """Characters that the first were counted on."""
+    """Characters that the first were counted on, ends of documents among them."""
 
     @property
     def counting(self) -> tuple[float, ...] | None:
@@ -67,11 +67,8 @@ def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None 
         held_out: the part that `losses` are of: "val", or "dev", the last tenth of the training part.
     """
     folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": held_out, "version": VERSION}
-    facts = kept.read(folder, key)
-    with suppress(KeyError, TypeError, ValueError):
-        if facts is not None:
-            losses, quarter = (tuple(map(float, facts.pop(name))) for name in ("losses", "quarter"))
-            return Survey(**facts, losses=losses, quarter=quarter)
+    if (facts := kept.read(folder, key)) is not None:
+        return Survey(**facts | {name: tuple(facts[name]) for name in ("losses", "quarter")})
     found = _read(corpus, progress, held_out)
     kept.write(folder, key, asdict(found))
     return found

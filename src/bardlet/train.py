@@ -188,6 +188,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
                     save(t)
                 t.dist.from_main(0)  # nobody leaves before rank 0 has saved
                 raise Stopped(t.run, state.step, stop)
+            state.elapsed = time.monotonic() - started
             _replan(t, replan)
             if state.step >= state.steps:
                 break

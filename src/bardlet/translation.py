@@ -137,7 +137,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
         left = pretrain.left(begun + 60 * config.minutes, dist)
         speed = budget.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(), left)
         left = clock.usable(pretrain.left(begun + 60 * config.minutes, dist))
-        config, epochs, reasons = chosen(config, {*given, *in_file}, ready, left, speed)
+        config, epochs, reasons = chosen(config, {*given, *in_file}, ready, left, speed, memory.most_parameters(dist))
     torch.manual_seed(config.seed)
     if base:
         model = base[0]
@@ -161,8 +161,11 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
 
 
 def chosen(config: TrainConfig, given: Collection[str], ready: PreparedPairs, seconds: float,
-           speed: Speed) -> tuple[TrainConfig, float, list[str]]:
-    """(config, epochs, reasons): model and dropout for so many seconds of training, but for what somebody set."""
+           speed: Speed, most_parameters: float = math.inf) -> tuple[TrainConfig, float, list[str]]:
+    """(config, epochs, reasons): model and dropout for so many seconds of training, but for what somebody set.
+
+    most_parameters: how many the memory can take.
+    """
     source, target = (float(side.lengths.sum()) for side in parts(ready, config)[0])
     vocabulary = ready.tokenizer.vocab_size
 
@@ -181,7 +184,8 @@ def chosen(config: TrainConfig, given: Collection[str], ready: PreparedPairs, se
         for shape in SHAPES[1:]:
             larger = _with_shape(config, shape)
             weights = budget.weights(larger)
-            if learned(larger) >= TOKENS_PER_WEIGHT * weights and weights <= WEIGHTS_PER_TOKEN * target:
+            if (learned(larger) >= TOKENS_PER_WEIGHT * weights and weights <= WEIGHTS_PER_TOKEN * target
+                    and weights + larger.n_embd * vocabulary <= most_parameters):
                 config = larger
     weights, epochs = budget.weights(config), learned(config) / target
     if "dropout" not in given:

@@ -60,9 +60,6 @@ def main(argv: Sequence[str]) -> int:
             trainer, data = go_on(run, config, record, dist, command, progress)
         if command.steps is not None:
             _plan_again(trainer, command.steps)
-        spent = time.monotonic() - begun
-        trainer.state.elapsed += spent
-        trainer.state.prepared += spent
         step = trainer.state.step
         if step >= trainer.state.steps and record.get("finished"):
             raise BardletError(f"{run}: all its {step:,} steps are done; --steps N --allow-change trains on, "
@@ -70,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         if dist.main:
             console.say(f"going on after step {step:,} of {trainer.state.steps:,}" if step
                         else "it ended before its first checkpoint, and begins again")
-        summary = train.run_to_end(trainer, data, resumed_from=step)
+        summary = train.run_to_end(trainer, data, resumed_from=step, begun=begun)
         if command.json and dist.main:
             console.say_json(summary)
     return 0
@@ -87,7 +84,7 @@ def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Di
         if record.get(name, trainer.record.get(name)) != trainer.record.get(name):
             what = config.init if name == "base_hash" else config.reward
             raise BardletError(f"{run}: {what} is not the model any more that the run began with; put it back")
-    trainer.record = {**record, **trainer.record}
+    trainer.record = {**record, **trainer.record, "minutes": record.get("minutes")}  # the clock goes on, too
     pretrain.choose_compile(trainer)
     return trainer, data
 

@@ -75,6 +75,7 @@ def start(command: Command, argv: Sequence[str]) -> int:
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
     if config.steps is None and config.minutes is None and config.stage == "pretrain":
         config = replace(config, minutes=5.0)
+    begun = time.monotonic()  # to load torch takes part of the minutes
     from bardlet import diagnosis, pretrain
     from bardlet import dist as distributed
     from bardlet.cli import resume
@@ -83,7 +84,6 @@ def start(command: Command, argv: Sequence[str]) -> int:
     if _started_again(command):
         typed = ["--reward", str(command.reward)] if any(word.startswith("--reward") for word in argv) else []
         return resume.main([str(command.out), *typed, *(["--json"] if command.json else [])])
-    begun = time.monotonic()
     with distributed.connect(config.device) as dist:
         console.show_notices(dist.main)
         given = {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -95,7 +95,7 @@ def start(command: Command, argv: Sequence[str]) -> int:
         if config.minutes is None:
             pretrain.choose_compile(trainer)
         elif not estimated:
-            pretrain.plan_steps(trainer, config.minutes * 60, begun)
+            pretrain.plan_steps(trainer, config.minutes * 60, begun, {*given, *in_file})
         stage.expect(trainer, data)
         for found in diagnosis.of_text(trainer.record):
             log.warning(found.said)
@@ -105,8 +105,7 @@ def start(command: Command, argv: Sequence[str]) -> int:
                 console.say_json(plan)
         if command.plan:
             return 0
-        trainer.state.elapsed = trainer.state.prepared = time.monotonic() - begun
-        summary = run_to_end(trainer, data, resumed_from=None)
+        summary = run_to_end(trainer, data, resumed_from=None, begun=begun)
         if command.json and dist.main:
             console.say_json(summary)
     return 0
@@ -185,6 +184,9 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
                 + (f", to end within {_minutes(t.record['minutes'])}" if t.record.get("minutes") else ""))
     if expected := t.record.get("expected"):
         console.say(f"expected: a validation loss of {_band(expected)} nats per character")
+    elif "most_steps" in t.record:
+        console.say("expected: nobody knows; a loss is foretold where the text is long enough and bardlet chose "
+                    "model, batch and rates")
     return {"steps": t.state.steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
             "tokenizer": data.tokenizer.kind, "compiled": t.machine["compiled"], "expected": t.record.get("expected"),
             "reasons": t.record.get("reasons", [])}
@@ -213,8 +215,11 @@ def _shape(model: ModelConfig) -> str:
 # ---------------------------------------------------------------- to the end
 
 
-def run_to_end(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
-    """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints."""
+def run_to_end(t: Trainer, data: Any, resumed_from: int | None, begun: float) -> dict[str, Any]:
+    """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints.
+
+    begun: when this command did (of time.monotonic): what was spent until the first step is part of the run's time.
+    """
     from bardlet import checkpoint, files, heartbeat, lock
     from bardlet.signals import Stopped
 
@@ -222,7 +227,7 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any
                        eval_every=max(1, t.state.steps // 20) if t.config.eval_every is None else t.config.eval_every,
                        save_every=max(1, t.state.steps // 10) if t.config.save_every is None else t.config.save_every)
     if not t.dist.main:
-        _fit(t, data, resumed_from)
+        _fit(t, data, begun)
         return {}
     if resumed_from is None:
         t.run.mkdir(parents=True, exist_ok=True)
@@ -235,7 +240,7 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any
             if t.dist.world > 1:
                 t.record["launch"] = heartbeat.launch()
         try:
-            _fit(t, data, resumed_from)
+            _fit(t, data, begun)
             return _summary(t, data, resumed_from)
         except BaseException as error:
             # nothing was saved yet: what lies there is of no use to anybody
@@ -246,7 +251,7 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any
             raise
 
 
-def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
+def _fit(t: Trainer, data: Any, begun: float) -> None:
     from bardlet import clock, diagnosis, hf, report
     from bardlet.train import fit, write_run
 
@@ -256,6 +261,7 @@ def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
     minutes = t.record.get("minutes")
     replan = clock.replanner(60 * minutes, t.record.get("most_steps")) if minutes else no_clock
     if not t.dist.main:
+        _time_spent(t.state, begun)
         fit(t, replan)
         return
     write_run(t)
@@ -276,11 +282,19 @@ def _fit(t: Trainer, data: Any, resumed_from: int | None) -> None:
                 for tracker in tell:
                     tracker(line["step"], values)
 
+        _time_spent(t.state, begun)
         try:
             fit(t, replan, see)
         except BardletError:  # why, perhaps
             _diagnose(t, told)
             raise
+
+
+def _time_spent(state: State, begun: float) -> None:
+    """What was spent since `begun`, none of it in a step, is time of the run."""
+    spent = time.monotonic() - begun
+    state.elapsed += spent
+    state.prepared += spent
 
 
 def _diagnose(t: Trainer, told: set[str]) -> None:
