@@ -200,11 +200,12 @@ def test_no_state_is_that_before_the_first_step(kind: str, caplog: pytest.LogCap
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), twin.parameters(), strict=True))
 
 
-def test_without_a_gradient_muon_stays() -> None:
-    """Whatever its momentum: a full step in the direction of an old gradient would be a step for no reason."""
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_without_a_gradient_muon_stays(decay: float) -> None:
+    """Whatever its momentum and decay: a full step in the direction of an old gradient would be one for no reason."""
     torch.manual_seed(0)
     moving, still = (torch.nn.Parameter(torch.randn(4, 6)) for _ in range(2))
-    muon = optim.Muon([moving, still], lr=0.1, weight_decay=0.0)
+    muon = optim.Muon([moving, still], lr=0.1, weight_decay=decay)
     for p in (moving, still):
         p.grad = torch.randn(4, 6)
     muon.step()
