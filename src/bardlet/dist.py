@@ -225,11 +225,14 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
 
 def compiler_missing(device: torch.device) -> str | None:
     """Why torch.compile cannot work here, in words; None when it can."""
-    if device.type == "cuda":
-        return None  # Triton brings what it needs
-    compiler = os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++")
-    if not (shutil.which(compiler) or shutil.which("clang++")):
-        return f"no C++ compiler ({compiler}) on this machine"
+    if device.type == "cuda" and os.name == "nt":
+        return None  # the Triton that there is for Windows brings a compiler
+    if device.type == "cuda":  # it builds a launcher in C for what it compiles, by $CC alone where that is set
+        language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    else:
+        language, names = "C++", [os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++"), "clang++"]
+    if not any(map(shutil.which, names)):
+        return f"no {language} compiler ({names[0]}) on this machine"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "the headers of Python (Python.h) are not installed"
     return None
