@@ -143,10 +143,13 @@ def connect(device: str) -> Iterator[Dist]:
         yield Dist(0, 1, pick_device(device))
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available():
+        # chosen before the first tensor: else each rank leaves a context on GPU 0, some hundred MB
+        local = int(os.environ["LOCAL_RANK"])
+        if local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        device = f"cuda:{local}"
     where = pick_device(device)
-    if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(where)
     backend = "nccl" if where.type == "cuda" else "gloo"
     try:
         _join(backend, rank, world)
