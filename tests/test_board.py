@@ -1,16 +1,21 @@
-"""Lines of results: the commit that they name."""
+"""Lines of results: the commit that they name, what is left out, and the board that is made of them."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import TINY
+
+from bardlet import dist
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import board
 import record
 
 # ---------------------------------------------------------------------------- commit
@@ -50,3 +55,48 @@ def test_results_do_not_make_a_commit_another(changed: str, mark: str, folder: P
 def test_without_a_checkout_there_is_no_commit(folder: Path) -> None:
     assert record.commit() is None
 
+
+# ---------------------------------------------------------------------------- the board
+
+
+def line(seed: int, loss: float, **more: Any) -> dict[str, Any]:
+    """A line of results/board.jsonl as they were first."""
+    return {"class": "2-core CPU, 1 minute", "text": "rhyme", "arguments": ["rhyme", "--steps", "9"], "commit": "c0ffe",
+            "machine": {"processor": "A CPU"}, "seed": seed, "loss": loss, "seconds": 1.0, "whole": 2.0,
+            "parameters": 10**6, "block_size": 64, "selected_by": "last", "dtype": "bf16", "compiled": False,
+            "threads": 2, **more}  # fmt: skip
+
+
+def rows(lines: list[dict[str, Any]]) -> list[list[str]]:
+    """The cells of the board's rows, without the heads of its tables."""
+    table = [text for text in board.page(lines).splitlines() if text.startswith("| ") and text[2].isdigit()]
+    return [[cell.strip() for cell in text.strip("|").split("|")] for text in table]
+
+
+def test_a_seed_counts_once() -> None:
+    """Its newest line; of other arguments, or on another machine, it is in another row. The lowest loss is first."""
+    lines = [line(1, 9.0), line(2, 2.0), line(1, 1.0), line(1, 3.0, arguments=["rhyme"]),
+             line(1, 0.5, machine={"processor": "Another CPU", "native": "bf16"})]
+    found = rows(lines)
+    assert [row[:2] for row in found] == [["0.5000", "1"], ["1.5000 ± 0.7071", "2"], ["3.0000", "1"]]
+    assert [row[-1] for row in found] == ["`bardlet train rhyme --steps 9`"] * 2 + ["`bardlet train rhyme`"]
+    assert [row[7] for row in found] == [f"{name}, 2 threads, bf16" for name in ("Another CPU", "A CPU", "A CPU")]
+
+
+def test_each_text_and_class_has_a_table() -> None:
+    page = board.page([line(1, 1.0), line(1, 1.0, text="verse"), line(1, 1.0, **{"class": "one GPU"})])
+    heads = [text for text in page.splitlines() if text.startswith("## ")]
+    assert heads == ["## 2-core CPU, 1 minute: rhyme", "## 2-core CPU, 1 minute: verse", "## one GPU: rhyme"]
+
+
+def test_a_gpu_has_its_name() -> None:
+    """The machine is what computed, not the CPU beside it."""
+    [row] = rows([line(1, 1.0, device="cuda", processor="NVIDIA H100 80GB HBM3", compiled=True)])
+    assert row[7] == "NVIDIA H100 80GB HBM3, bf16, compiled"
+
+
+def test_a_run_says_what_it_computed_on(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--device", "cpu")
+    facts = board.facts(tmp_path / "run")
+    assert (facts["device"], facts["processor"]) == ("cpu", dist.processor())
+    assert (facts["dtype"], facts["compiled"], facts["block_size"]) == ("fp32", False, 16)
