@@ -17,6 +17,7 @@ from bardlet import dist
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import board
 import record
+import vs_nanogpt
 
 # ---------------------------------------------------------------------------- commit
 
@@ -100,3 +101,35 @@ def test_a_run_says_what_it_computed_on(text: Path, tmp_path: Path, bardlet: Cal
     facts = board.facts(tmp_path / "run")
     assert (facts["device"], facts["processor"]) == ("cpu", dist.processor())
     assert (facts["dtype"], facts["compiled"], facts["block_size"]) == ("fp32", False, 16)
+
+
+# ---------------------------------------------------------------------------- beside nanoGPT
+
+
+def test_iterations_with_an_evaluation_are_not_counted() -> None:
+    """Of nanoGPT's log, every 2 steps: 0, 2 and 4 have one. Where no other is there, all are."""
+    log = "\n".join(["number of parameters: 0.80M", "step 0: train loss 4.2, val loss 4.2",
+                     *(f"iter {i}: loss 4.1, time {ms}ms, mfu -100.00%" for i, ms in
+                       enumerate((900.0, 10.5, 300.25, 11.5, 310.0)))])
+    assert vs_nanogpt.nanogpt_times(log, 2) == pytest.approx([0.0105, 0.0115])
+    assert vs_nanogpt.nanogpt_times(log, 1) == pytest.approx([0.9, 0.0105, 0.30025, 0.0115, 0.31])
+    figures = vs_nanogpt.figures(1.0, 2.0, vs_nanogpt.nanogpt_times(log, 2), 4, 22, None)
+    assert figures["tokens_per_second"] == pytest.approx(2000) and figures["training_seconds"] == pytest.approx(0.044)
+
+
+def test_both_sides_compute_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is a GPU."""
+    asked: list[list[str]] = []
+
+    def no_run(command: list[str], cwd: Path) -> tuple[str, float, float]:
+        asked.append(command)
+        raise InterruptedError
+
+    monkeypatch.setattr(vs_nanogpt, "timed", no_run)
+    recipe = vs_nanogpt.RECIPES["cpu"]
+    with pytest.raises(InterruptedError):
+        vs_nanogpt.run_nanogpt(tmp_path, recipe, 4, None)
+    with pytest.raises(InterruptedError):
+        vs_nanogpt.run_bardlet(tmp_path, recipe.bardlet(4), None)
+    theirs, ours = asked
+    assert "--device=cpu" in theirs and ours[ours.index("--device") + 1] == "cpu"
