@@ -53,8 +53,10 @@ from bardlet.evaluate import mean_loss
 from bardlet.loss import Batch
 from bardlet.train import Stage, seed_step, train_step
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-"""Dense bf16 flops per second from the makers' data sheets, by a part of the card's name."""
+PEAKS = {"MIG": None, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+         "A100": 312e12, "L40S": 362e12, "RTX 4090 Laptop": None, "RTX 4090 D": 147e12, "RTX 4090": 165e12}
+"""Dense bf16 flops per second from the makers' data sheets, by a part of the card's name: the first that fits counts.
+None: not known, as of a slice of a card."""
 TARGET = 1.4697
 """Validation loss of nanoGPT's GPU recipe (its README)."""
 PARTS = ("throughput", "loss", "generation")

@@ -177,6 +177,18 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == pytest.approx([200, 0.5, 0.25, 250])
 
 
+@pytest.mark.parametrize(("name", "flops"), [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12),
+    ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 D", 147e12),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA T4", None),
+])  # fmt: skip
+def test_the_peak_of_a_card_is_its_own(name: str, flops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of another whose name it begins with."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert gpu.peak(torch.device("cuda")) == flops
+
+
 PEER = """
 import json, sys
 from pathlib import Path
