@@ -77,12 +77,12 @@ def one_run(words: list[str], seed: int) -> dict[str, Any]:
 
 
 def facts(out: Path) -> dict[str, Any]:
-    """What run.toml knows of the run: model, context, precision, compiled or not."""
+    """What run.toml knows of the run: model, context, precision, compiled or not, and what it computed on."""
     from bardlet import checkpoint
 
     config, made = checkpoint.read_run(out)
-    return {"model": config.model, "block_size": config.block_size, "text": made["text"], "dtype": config.dtype,
-            "compiled": made["machine"]["compiled"], "threads": made["machine"]["threads"]}
+    on = {key: made["machine"][key] for key in ("device", "processor", "compiled", "threads")}
+    return {"model": config.model, "block_size": config.block_size, "text": made["text"], "dtype": config.dtype, **on}
 
 
 def protocol_b(out: Path) -> float:
@@ -108,14 +108,14 @@ def read() -> list[dict[str, Any]]:
 
 
 def page(lines: list[dict[str, Any]]) -> str:
-    """README.md: a table for each text and class, the lowest loss first."""
-    groups: dict[tuple[str, str], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
+    """README.md: a table for each text and class, the lowest loss first; a row for each command and machine."""
+    groups: dict[tuple[str, str], dict[tuple[str, str], dict[int, dict[str, Any]]]] = {}
     for line in lines:
-        groups.setdefault((line["text"], line["class"]), {}).setdefault(tuple(line["arguments"]), []).append(line)
+        rows = groups.setdefault((line["text"], line["class"]), {})
+        rows.setdefault((" ".join(line["arguments"]), machine(line)), {})[line["seed"]] = line  # the newest of a seed
     parts = [HEAD]
-    for (text, name), commands in groups.items():
-        rows = sorted(commands.items(), key=lambda item: statistics.mean(line["loss"] for line in item[1]))
-        table = "\n".join(row(words, runs) for words, runs in rows)
+    for (text, name), rows in groups.items():
+        table = "\n".join(row(list(runs.values())) for runs in sorted(rows.values(), key=mean_loss))
         parts.append(f"## {name}: {text}\n\n{COLUMNS}\n{table}\n")
     return "\n".join(parts)
 
@@ -125,10 +125,10 @@ HEAD = """# The record board
 Built by `python benchmarks/board.py build` from `results/board.jsonl`, a line for each finished run.
 
 Loss: nats per token by protocol (b): every validation token but the first once, windows of min(256, context), fp32;
-mean and deviation over the seeds. A row with fewer than five seeds is no record yet. Seconds: of training steps, mean;
-whole: the command from start to exit, with what the compiler kept of earlier runs (the first takes some 30 s more, so
-that a minute from an empty cache is for uncompiled steps: the dial's). Weights: of the last step, or the fixed average
-over the last fifth of the steps; never picked by validation.
+mean and deviation over the seeds, of each the newest run on that machine. A row with fewer than five seeds is no record
+yet. Seconds: of training steps, mean; whole: the command from start to exit, with what the compiler kept of earlier
+runs (the first takes some 30 s more, so that a minute from an empty cache is for uncompiled steps: the dial's).
+Weights: of the last step, or the fixed average over the last fifth of the steps; never picked by validation.
 """
 DIAL = """## The dial
 
@@ -152,18 +152,28 @@ COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def row(words: tuple[str, ...], runs: list[dict[str, Any]]) -> str:
-    """One command over its seeds."""
+def mean_loss(runs: dict[int, dict[str, Any]]) -> float:
+    """Over the seeds of a row."""
+    return statistics.mean(line["loss"] for line in runs.values())
+
+
+def machine(line: dict[str, Any]) -> str:
+    """What a run computed on and how, in words: a GPU by its name, a CPU with its threads."""
+    where = line.get("processor") or line["machine"]["processor"]  # older lines: they all ran on the machine's CPU
+    threads = f", {line['threads']} threads" if line.get("device", "cpu") == "cpu" else ""
+    return f"{where}{threads}, {line['dtype']}" + (", compiled" if line["compiled"] else "")
+
+
+def row(runs: list[dict[str, Any]]) -> str:
+    """One command on one machine, a run of each seed."""
     losses = [line["loss"] for line in runs]
     loss = f"{statistics.mean(losses):.4f}" + (f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
     last = runs[-1]
-    machine = f"{last['machine']['processor']}, {last['threads']} threads, {last['dtype']}" \
-        + (", compiled" if last["compiled"] else "")
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in runs))
     return (f"| {loss} | {len(runs)} | {statistics.mean(line['seconds'] for line in runs):.0f} "
             f"| {statistics.mean(line['whole'] for line in runs):.0f} | {last['parameters'] / 1e6:.2f} M "
-            f"| {last['block_size']} | {last['selected_by']} | {machine} | {commits} "
-            f"| `bardlet train {' '.join(words)}` |")
+            f"| {last['block_size']} | {last['selected_by']} | {machine(last)} | {commits} "
+            f"| `bardlet train {' '.join(last['arguments'])}` |")
 
 
 if __name__ == "__main__":

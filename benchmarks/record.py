@@ -19,16 +19,22 @@ HERE = Path(__file__).resolve().parent
 
 @cache
 def commit() -> str | None:
-    """The commit that was measured, `+` behind it where the tree was changed; None outside a git checkout.
+    """The commit that was measured, `+` behind it where a tracked file is not as it was there; None outside a checkout.
 
-    Asked once: the lines that a benchmark then writes change the tree, too.
+    What benchmarks write themselves, their results and the board, does not count. Asked once for all lines of a run.
     """
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
+    looked_at = (":/", ":(exclude)results", ":(exclude)README.md")  # all of the checkout but these
     try:
-        head = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        head = git("describe", "--always", "--abbrev=12")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *looked_at)
     except OSError:
         return None
-    return head.stdout.strip() or None
+    return head + "+" * bool(changed) if head else None
+
+
+def git(*words: str) -> str:
+    """What git says of this checkout; nothing where it fails."""
+    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
 def append(name: str, figures: dict[str, Any]) -> None:

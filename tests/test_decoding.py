@@ -43,6 +43,19 @@ def test_bf16_that_would_be_emulated_is_computed_in_fp32(bias: bool, monkeypatch
     torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)  # one rounding, at the end
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_build_without_onednn_multiplies_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none of oneDNN's operators, not even the one that tells what it knows."""
+    torch.manual_seed(0)
+    weight, b, x = torch.randn(30, 20).to(dtype), torch.randn(30).to(dtype), torch.randn(7, 20).to(dtype)
+    want = F.linear(x.double(), weight.double(), b.double())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    got = many_rows(weight, b)(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)
+
+
 @few
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12), st.booleans(), st.floats(1e-3, 1e3))
 def test_a_weight_rounded_to_int8_is_off_by_half_a_scale(

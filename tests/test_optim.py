@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -167,7 +168,7 @@ def test_state_that_does_not_fit_is_named() -> None:
         optim.load_state_tensors(optimizers, module, other, "here")
 
 
-def test_state_of_another_optimizer_or_none_is_refused() -> None:
+def test_state_of_another_optimizer_or_a_part_of_it_is_refused() -> None:
     """A run that had AdamW for a matrix does not go on with Muon from nothing, as if that were its momentum."""
     module, config = small("qwen3", optimizer="adamw")
     twin, other = small("qwen3", optimizer="muon")
@@ -177,15 +178,34 @@ def test_state_of_another_optimizer_or_none_is_refused() -> None:
     saved = optim.state_tensors(adamw, module)
     with pytest.raises(BardletError, match=r"here: .*self_attn\.q_proj\.weight is not that of Muon"):
         optim.load_state_tensors(muon, twin, saved, "here")
+    first = {name: tensor for name, tensor in saved.items() if name.startswith("model.embed_tokens.")}
     with pytest.raises(BardletError, match="is not that of AdamW"):
-        optim.load_state_tensors(adamw, module, {}, "here")
+        optim.load_state_tensors(adamw, module, first, "here")
 
 
-def test_without_a_gradient_muon_stays() -> None:
-    """Whatever its momentum: a full step in the direction of an old gradient would be a step for no reason."""
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_no_state_is_that_before_the_first_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What a run saves that has skipped all its steps so far: it goes on with its first, to the last bit."""
+    module, config = small("qwen3", optimizer=kind)
+    twin = copy.deepcopy(module)
+    first, second = optim.build(module, config), optim.build(twin, config)
+    saved = optim.state_tensors(first, module)
+    assert not saved
+    optim.load_state_tensors(second, twin, saved, "here")
+    assert "here: the optimizers had done no step" in caplog.text
+    for net, optimizers in ((module, first), (twin, second)):
+        net(torch.arange(8)[None]).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_without_a_gradient_muon_stays(decay: float) -> None:
+    """Whatever its momentum and decay: a full step in the direction of an old gradient would be one for no reason."""
     torch.manual_seed(0)
     moving, still = (torch.nn.Parameter(torch.randn(4, 6)) for _ in range(2))
-    muon = optim.Muon([moving, still], lr=0.1, weight_decay=0.0)
+    muon = optim.Muon([moving, still], lr=0.1, weight_decay=decay)
     for p in (moving, still):
         p.grad = torch.randn(4, 6)
     muon.step()

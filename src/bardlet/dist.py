@@ -143,10 +143,13 @@ def connect(device: str) -> Iterator[Dist]:
         yield Dist(0, 1, pick_device(device))
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available():
+        # chosen before the first tensor: else each rank leaves a context on GPU 0, some hundred MB
+        local = int(os.environ["LOCAL_RANK"])
+        if local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        device = f"cuda:{local}"
     where = pick_device(device)
-    if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(where)
     backend = "nccl" if where.type == "cuda" else "gloo"
     try:
         _join(backend, rank, world)
@@ -225,11 +228,14 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
 
 def compiler_missing(device: torch.device) -> str | None:
     """Why torch.compile cannot work here, in words; None when it can."""
-    if device.type == "cuda":
-        return None  # Triton brings what it needs
-    compiler = os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++")
-    if not (shutil.which(compiler) or shutil.which("clang++")):
-        return f"no C++ compiler ({compiler}) on this machine"
+    if device.type == "cuda" and os.name == "nt":
+        return None  # the Triton that there is for Windows brings a compiler
+    if device.type == "cuda":  # it builds a launcher in C for what it compiles, by $CC alone where that is set
+        language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    else:
+        language, names = "C++", [os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++"), "clang++"]
+    if not any(map(shutil.which, names)):
+        return f"no {language} compiler ({names[0]}) on this machine"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "the headers of Python (Python.h) are not installed"
     return None

@@ -63,7 +63,7 @@ def machine() -> Iterator[Finding]:
         yield warning("compiler", f"{missing}: runs go on without compilation, which is slower; install it (Debian, "
                       "Ubuntu: apt install g++ python3-dev)")
     else:
-        yield ok("compiler", distributed.compiler(device) or "Triton's own")
+        yield ok("compiler", distributed.compiler(device) or "Triton, with a C compiler")
     yield from _room(device)
     yield from _data()
 

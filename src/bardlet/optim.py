@@ -8,6 +8,7 @@ are looked up one by one, and vectors stay with AdamW (Loshchilov and Hutter, 20
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from bardlet.config import TrainConfig
 from bardlet.dist import pick_dtype
 from bardlet.errors import BardletError
 from bardlet.models.lora import HEADS
+
+log = logging.getLogger("bardlet")
 
 Groups = dict[str, list[tuple[str, nn.Parameter]]]
 
@@ -101,10 +104,12 @@ class Muon(Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
         updates = orthogonalize(torch.stack(list(ahead))).float()
-        # a matrix without any gradient stays where it is: what is left of its momentum, made orthogonal, would be a
-        # full step, and a policy whose answers are all worth the same would wander off
-        updates *= torch.stack([grad.any() for grad in grads]).view(-1, 1, 1)
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        # a matrix without any gradient stays where it is, undecayed: what is left of its momentum, made orthogonal,
+        # would be a full step, and a policy whose answers are all worth the same would wander off
+        moving_N = torch.stack([grad.any() for grad in grads])
+        updates *= moving_N.view(-1, 1, 1)
+        decay_N = torch.where(moving_N, 1 - group["lr"] * group["weight_decay"], 1.0)
+        torch._foreach_mul_(weights, list(decay_N.unbind()))
         torch._foreach_add_(weights, list(updates.unbind()), alpha=-group["lr"] * scale)
 
 
@@ -190,9 +195,15 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Mo
                        tensors: dict[str, torch.Tensor], where: str) -> None:
     """Put `tensors` (from `state_tensors`) back. Fewer, more or other tensors than the model has is an error.
 
+    None at all is what was saved where every step until then was skipped (--on-nan skip): the optimizers are left as
+    new ones, and a notice says so.
+
     Raises:
         BardletError: naming the first parameter of `where` that does not fit.
     """
+    if not tensors:
+        log.warning("%s: the optimizers had done no step when it was saved; they begin anew", where)
+        return
     names = {id(p): name for name, p in model.named_parameters()}
     left = dict(tensors)
     for optimizer in optimizers:

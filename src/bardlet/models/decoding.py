@@ -66,11 +66,12 @@ def many_rows(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], 
 
     In fp32, rounded to bf16, where a CPU has no product in bf16: to emulate it takes nine times as long (64 tokens).
     """
-    onednn = torch.ops.mkldnn
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not onednn._is_mkldnn_bf16_supported():
+    onednn = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None  # some builds have no such operators
+    half = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    if half and not (onednn and onednn._is_mkldnn_bf16_supported()):
         wide = many_rows(weight.float(), None if bias is None else bias.float())
         return lambda x_BI: wide(x_BI.float()).to(weight.dtype)
-    if not (sums_rows(weight.device, weight.dtype) and torch.backends.mkldnn.is_available()):
+    if not (onednn and sums_rows(weight.device, weight.dtype)):
         return lambda x_BI: F.linear(x_BI, weight, bias)
     packed = onednn._reorder_linear_weight(weight.contiguous(), None)
     return lambda x_BI: onednn._linear_pointwise(x_BI, packed, bias, "none", [], "")  # no function behind the sum

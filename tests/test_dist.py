@@ -1,0 +1,62 @@
+"""Where a model computes: what the compiler needs, and which GPU a process of several takes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bardlet import dist as distributed
+from bardlet.errors import BardletError
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there Triton brings a compiler")
+@pytest.mark.parametrize(("device", "here", "named", "said"), [
+    ("cuda", "gcc", {}, None), ("cuda", "clang", {}, None), ("cuda", "icx", {"CC": "icx"}, None),
+    ("cuda", "g++", {}, "no C compiler (gcc) on this machine"),
+    ("cuda", "gcc", {"CC": "icx"}, "no C compiler (icx) on this machine"),
+    ("cpu", "g++", {}, None), ("cpu", "clang++", {"CXX": "icpx"}, None),
+    ("cpu", "gcc", {}, "no C++ compiler (g++) on this machine"),
+])  # fmt: skip
+def test_what_the_compiler_needs(device: str, here: str, named: dict[str, str], said: str | None, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler and Python's headers: for Triton's launchers one of C, by $CC alone where that is set."""
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == here else None)
+    monkeypatch.setattr(distributed.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    headers = "the headers of Python (Python.h) are not installed"
+    assert distributed.compiler_missing(torch.device(device)) == (said or headers)
+    (tmp_path / "Python.h").touch()
+    assert distributed.compiler_missing(torch.device(device)) == said
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
+def test_a_rank_opens_its_own_gpu_only(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPU is set before anything is made on one; without the launcher's other processes it ends there."""
+    done: list[str] = []
+
+    def use(name: str) -> torch.device:
+        done.append(f"use {name}")
+        return torch.device(name)
+
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"set {number}"))
+    monkeypatch.setattr(distributed, "pick_device", use)
+
+    def alone(backend: str, rank: int, world: int) -> None:
+        done.append(backend)
+        raise RuntimeError("nobody is there")
+
+    monkeypatch.setattr(distributed, "_join", alone)
+    with pytest.raises(BardletError, match="process 1 of 2 cannot reach the others"), distributed.connect(device):
+        pass
+    assert done == (["use cpu", "gloo"] if device == "cpu" else ["set 1", "use cuda:1", "nccl"])
