@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,3 +231,20 @@ def test_too_little_for_a_single_window_is_one_line(text: Path, tmp_path: Path, 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bardlet:")]
     assert len(lines) == 1 and "MB or more, 50 MB are free; take a smaller --block-size, --n-embd or" in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_under_a_limit_of_the_system_itself_a_run_ends_well(text: Path, tmp_path: Path) -> None:
+    """400 MiB more than an empty process has, for a batch that wants twice as much: cut, and trained to its end."""
+    resource = pytest.importorskip("resource")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc")
+    begun = subprocess.run([sys.executable, "-c", "import bardlet.pretrain; print(open('/proc/self/statm').read())"],
+                           capture_output=True, text=True, check=True)
+    limit = int(begun.stdout.split()[0]) * resource.getpagesize() + 400 * 2**20
+    words = ["--n-layer", "2", "--n-head", "2", "--n-embd", "64", "--block-size", "64", "--batch-size", "1024", "--steps",
+             "2", "--compile", "off", "--dtype", "fp32", "--eval-tokens", "500"]
+    done = subprocess.run([sys.executable, "-m", "bardlet", "train", str(text), *words, "--out", str(tmp_path / "run")],
+                          capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert done.returncode == 0, done.stderr
+    assert "of memory are free, too little for --batch-size 1024" in done.stderr
