@@ -49,7 +49,7 @@ def main() -> None:
         pages = "\n".join((page(read()), DIAL, dial.table(dial.read("dial")) + "\n", CONTEST,
                            dial.contest(dial.read("sweep")) + "\n"))
         (record.HERE / "README.md").write_text(pages, encoding="utf-8")
-        print("README.md")
+        print("made benchmarks/README.md")
         return
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         figures = one_run(words, seed)

@@ -12,8 +12,8 @@ the validation part. With --replay the run is repeated from its run.toml, withou
 
 `sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
 TEXT-shuffled is a text's training part with its documents in random order: the end of a sorted list, its development
-split, is not like the rest. Those of --about 3 are printed side by side by `contest`: their steps are to be as many as
-three minutes have.
+split, is not like the rest. TEXT-short is the first 50,000 characters of a long document of a text's training part.
+Those of --about 3 are printed side by side by `contest`: their steps are to be as many as three minutes have.
 `law` fits what `budget.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
 to which it is not fitted (though to their texts' development splits, and `budget.REREAD` was chosen with them in
 sight), and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as
@@ -124,19 +124,27 @@ def by_hand(text: str, words: list[str], about: float | None) -> dict[str, Any]:
         return {"arguments": words, "minutes": about, **facts(out), "text": text}
 
 
-SHUFFLED = "-shuffled"
+SHUFFLED, SHORT = "-shuffled", "-short"
 
 
 def source(text: str) -> str:
-    """What `bardlet train` is to be given for `text`: its name, or the file that is made of a text TEXT-shuffled."""
-    if not text.endswith(SHUFFLED):
+    """What `bardlet train` is to be given for `text`: its name, or a file made of TEXT-shuffled or TEXT-short."""
+    name, dash, how = text.rpartition("-")
+    if dash + how not in (SHUFFLED, SHORT):
         return text
-    documents = list(corpus.find((text.removesuffix(SHUFFLED),)).documents("train"))
-    random.Random(1337).shuffle(documents)
+    documents = list(corpus.find((name,)).documents("train"))
+    if dash + how == SHUFFLED:
+        random.Random(1337).shuffle(documents)
+    else:
+        documents = [next(document for document in documents if len(document) >= SHORTEST)[:SHORTEST]]
     path = corpus.cache_folder() / f"{text}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
     return str(path)
+
+
+SHORTEST = 50_000
+"""Characters of a text TEXT-short."""
 
 
 def facts(out: Path) -> dict[str, Any]:

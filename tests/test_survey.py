@@ -42,6 +42,19 @@ def test_it_is_read_once_and_again_where_the_file_is_damaged(tmp_path: Path, mon
         assert look(tmp_path / "a.txt", tmp_path / "cache") == first
 
 
+def test_the_end_of_a_sorted_list_is_unlike_the_rest(tmp_path: Path) -> None:
+    """Its names begin with letters that none had before: counting is worse there than guessing, and says nothing."""
+    random = np.random.default_rng(0)
+    names = [first + "".join(random.choice(list("aeiou"), 4).tolist()) for first in "BCDFGHJKLMNPQRSTVWXZ"
+             for _ in range(200)]
+    found = {}
+    for name, listed in (("sorted", names), ("shuffled", random.permutation(names).tolist())):
+        (tmp_path / f"{name}.txt").write_text("\n".join(listed), encoding="utf-8")
+        found[name] = look(tmp_path / f"{name}.txt", tmp_path / "cache")
+    assert found["sorted"].unlike > 0.2 and found["sorted"].counting is None
+    assert abs(found["shuffled"].unlike) < 0.02 and found["shuffled"].counting is not None
+
+
 def test_what_is_held_out_was_not_counted(tmp_path: Path) -> None:
     """The end speaks another language: counting fails there alone, whether it is validation or the tenth before."""
     known, strange = words(8_000, 0), "".join(np.random.default_rng(1).choice(list("aeioubdgk"), 60_000).tolist())
@@ -59,8 +72,9 @@ def test_what_is_held_out_was_not_counted(tmp_path: Path) -> None:
 def test_texts_without_words_have_losses_of_characters(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     found = look(tmp_path / "a.txt", tmp_path / "cache")
-    assert found.counting is not None and all(0 <= x < 20 for x in (*found.losses, *found.quarter))
-    assert found.counting[2] == pytest.approx(0.9 * found.characters, rel=0.01)
+    assert found.losses and all(0 <= x < 20 for x in (*found.losses, *found.quarter))
+    assert found.counted == pytest.approx(0.9 * found.characters, rel=0.01)
+    assert (found.counting is None) == (found.unlike > 1) == (" and so on" in text), "an end in another language"
 
 
 def test_records_that_are_all_alike_have_no_difficulty(tmp_path: Path) -> None:

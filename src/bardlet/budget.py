@@ -266,14 +266,14 @@ def reasons(config: TrainConfig, tokens: int, learned: float, enough: bool) -> t
     enough: whether more would only learn the text by heart.
     """
     return (
-        f"{_short(weights(config) / 1e6)} million weights in the blocks: about {_short(learned / 1e6)} million tokens "
-        f"can be learned from, {_short(learned / weights(config))} for each",
-        f"the text is read {_short(learned / tokens)} times: weight decay {config.weight_decay:g}, dropout "
+        f"{short(weights(config) / 1e6)} million weights in the blocks: about {short(learned / 1e6)} million tokens "
+        f"can be learned from, {short(learned / weights(config))} for each",
+        f"the text is read {short(learned / tokens)} times, with weight decay {config.weight_decay:g} and dropout "
         f"{config.dropout:g}" + (", and no more, or it would be known by heart" if enough else ""),
     )
 
 
-def _short(x: float) -> str:
+def short(x: float) -> str:
     """A number by its two first digits, or as a whole one."""
     return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
@@ -305,7 +305,7 @@ def _context(config: TrainConfig, tokens: int, documents: int) -> tuple[int, str
     return min(
         (next(context for most, context in CONTEXTS if weights(config) <= most), "what a model of this size can use"),
         (2 ** math.ceil(math.log2(8 * tokens / documents)),
-         f"the documents are short, about {_short(tokens / documents)} tokens each"),
+         f"the documents are short, about {short(tokens / documents)} tokens each"),
         (2 ** int(math.log2(max(8, tokens / 64))), "the text is short"), key=lambda found: found[0])
 
 

@@ -141,8 +141,8 @@ def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, fl
     since = min(loss for _, loss in val[-3:])
     if at > val[-4][0] or since < WORSE * best or not before or train[-1][1] > before[-1]:
         return
-    kept = {"best": f"the weights of step {at:,} are kept", "last": "--keep best would keep the weights of that step",
-            "average": "--keep best would keep the weights of that step"}[config.keep]
+    would = "--keep best would keep the weights of that step"
+    kept = {"best": f"the weights of step {at:,} are kept so far", "last": would, "average": would}[config.keep]
     yield warning("fit", f"overfitting since step {at:,}: the validation loss was {best:.3f} there "
                   f"and is {val[-1][1]:.3f} now, while the training loss falls; {kept}; more text, more "
                   "--weight-decay or --dropout, or fewer --steps help")

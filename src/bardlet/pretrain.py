@@ -165,7 +165,9 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                               "minutes": config.minutes}
     if plan:
         record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
-    if seen and seen.counting and not budget.UNTOLD & by_hand:
+    if plan and (own := budget.UNTOLD & by_hand):
+        record["untold"] = sorted(own)
+    elif seen and seen.counting:
         record["counting"] = list(seen.counting)
     record.update(_facts(found, ready, config, dist))
     t = assemble(run, model, ready, config, dist, record)
@@ -223,6 +225,9 @@ def _choose(found: corpus.Corpus, config: TrainConfig, given: Collection[str], d
     if "eval_tokens" not in given:
         looks = budget.evaluation_tokens(plan.config, vocabulary, left(until, dist), eager)
         plan = replace(plan, config=replace(plan.config, eval_tokens=looks))
+    if plan.compiled:
+        of_compiler = f"compiled, which takes part of the time and makes steps about {budget.COMPILED:g} times as fast"
+        plan = replace(plan, reasons=(*plan.reasons, of_compiler))
     return ready, seen, plan
 
 

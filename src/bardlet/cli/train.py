@@ -164,8 +164,11 @@ def defaults(argv: Sequence[str], kind: type[Kind], pairs: bool = False) -> Kind
 
 def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     """Print text, tokenizer, model and plan, and return the plan's figures."""
+    from bardlet.budget import short
+
     c, tokens = t.config, t.config.tokens_per_step
     what, epochs = stage_of(c).said(t, data)
+    steps = c.replans[-1][1] if c.replans else t.state.steps  # a run that is repeated knows what its clock decided
     for line in what:
         console.say(line)
     console.say(f"model: {c.model}, {_shape(t.model.config)}, context {c.block_size}, "
@@ -177,17 +180,18 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     of_stage = {"sft": "conversations", "reward": "preferences", "dpo": "preferences", "ppo": "questions",
                 "grpo": "questions"}
     material = of_stage.get(c.stage, "pairs" if c.parallel else "text")
-    console.say(f"plan: {t.state.steps:,} steps of {'' if material == 'text' else 'up to '}{tokens:,} tokens "
-                f"({epochs:.1f} times the {material}), {optimizer}, "
+    console.say(f"plan: {steps:,} steps of {'' if material == 'text' else 'up to '}{tokens:,} tokens "
+                f"({short(epochs * steps / t.state.steps)} times the {material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
                 f"{console.count(t.machine['threads'], 'thread')}"
                 + (f", to end within {_minutes(t.record['minutes'])}" if t.record.get("minutes") else ""))
     if expected := t.record.get("expected"):
         console.say(f"expected: a validation loss of {_band(expected)} nats per character")
+    elif own := t.record.get("untold"):
+        console.say(f"expected: nobody knows; a loss is foretold where bardlet chooses {_options(own)}, too")
     elif "most_steps" in t.record:
-        console.say("expected: nobody knows; a loss is foretold where the text is long enough and bardlet chose "
-                    "model, batch and rates")
-    return {"steps": t.state.steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
+        console.say("expected: nobody knows; the text is too short to tell, or its end is unlike the rest")
+    return {"steps": steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
             "tokenizer": data.tokenizer.kind, "compiled": t.machine["compiled"], "expected": t.record.get("expected"),
             "reasons": t.record.get("reasons", [])}
 
@@ -197,6 +201,11 @@ def _band(expected: float) -> str:
     from bardlet.budget import BAND
 
     return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f})"
+
+
+def _options(names: Sequence[str]) -> str:
+    """Settings as they are typed."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _minutes(minutes: float) -> str:
@@ -311,13 +320,18 @@ def _diagnose(t: Trainer, told: set[str]) -> None:
 
 def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
     from bardlet import report
+    from bardlet.budget import BAND
 
     facts, sample = stage_of(t.config).conclude(t, data)
     console.say(f"\n{sample}\n")
+    mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
     console.say(f"validation loss {report.loss_in_words(facts)} ({facts['selected_by']} weights, "
-                f"step {facts['selected_step']:,}); {facts['steps']:,} steps in {console.clock_time(facts['seconds'])}")
+                f"step {facts['selected_step']:,}{mean}); {facts['steps']:,} steps in "
+                f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
-        console.say(f"expected: {_band(expected)} nats per character; came: {facts['nats_per_char']:.4f}")
+        came, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > BAND
+        console.say(f"expected: {_band(expected)} nats per character; came: {came:.4f}"
+                    + (", which few texts do" if outside else ""))
     if t.config.parallel:
         console.say(f"held-out pairs: BLEU {facts['bleu']:.1f}, chrF {facts['chrf']:.1f} ({facts['bleu_signature']})")
     for line in getattr(stage_of(t.config), "results", lambda facts: [])(facts):
