@@ -172,7 +172,7 @@ def law() -> None:
     Each text counts as much as another, however many runs it has. And for each text the error of a law that was fitted
     to the other texts alone.
     """
-    swept = [line for line in read("sweep") if as_planned(line)]
+    swept = [line for line in read("sweep") if as_planned(line) and counting(line["text"], "dev")]
     x, y = arguments(swept, "dev")
     texts = np.array([line["text"] for line in swept])
     weight = np.array([(texts == text).sum() ** -0.5 for text in texts])
@@ -191,7 +191,7 @@ def law() -> None:
         print(f"{text}: {here.sum()} runs, fitted without them off by "
               + ", ".join(f"{100 * e:+.1f}" for e in off) + " %")
     print(f"root mean square of these {100 * math.sqrt(np.mean(np.square(left_out))):.1f} %")
-    timed = read("dial")
+    timed = [line for line in read("dial") if counting(line["text"], "val")]
     x, y = arguments(timed, "val")
     off = np.expm1(x @ found - y)
     for line, e in zip(timed, off, strict=True):
@@ -201,18 +201,15 @@ def law() -> None:
 
 def arguments(lines: list[dict[str, Any]], held_out: str) -> tuple[np.ndarray, np.ndarray]:
     """What the law has to bring together: features, and the logarithm of the loss that came over counting's."""
-    countings = [counting(line["text"], held_out) for line in lines]
+    countings = [counting(line["text"], held_out) or () for line in lines]
     x = [budget.features(c, line["characters"], line["epochs"]) for c, line in zip(countings, lines, strict=True)]
     return np.array(x), np.log([line["nats_per_char"] / c[0] for c, line in zip(countings, lines, strict=True)])
 
 
 @cache
-def counting(text: str, held_out: str) -> tuple[float, ...]:
-    """What today's survey finds in a text; the lines of results have what that of their day found."""
-    found = survey(corpus.find((source(text),)), held_out=held_out).counting
-    if found is None:
-        sys.exit(f"{text}: nothing to count")
-    return found
+def counting(text: str, held_out: str) -> tuple[float, ...] | None:
+    """What today's survey finds in a text, if anything; the lines of results have what that of their day found."""
+    return survey(corpus.find((source(text),)), held_out=held_out).counting
 
 
 def as_planned(line: dict[str, Any]) -> bool:

@@ -117,14 +117,18 @@ def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, bardlet: Call
 def test_a_machine_that_became_slow_makes_fewer_steps(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                       bardlet: Callable[..., dict[str, Any]]) -> None:
     """The first plan believes in steps of a quarter of their time: the clock, looked at on the way, knows better."""
-    from bardlet import clock
+    from bardlet import clock, train
     from bardlet.checkpoint import read_run
 
+    said: list[str] = []
     timed = clock.seconds_per_step
+    monkeypatch.setattr(train.log, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setattr(clock, "seconds_per_step", lambda *args, **kwargs: timed(*args, **kwargs) / 4)
     made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05", "--eval-tokens", "500")
     config, _ = read_run(tmp_path / "run")
     assert len(config.replans) > 1 and made["steps"] < 0.6 * config.replans[0][1]
+    assert f"a step takes longer than when it was planned: {config.replans[1][1]} steps instead of {config.steps}" in (
+        "\n".join(said))
 
 
 def test_a_timed_run_that_begins_again_keeps_its_clock(text: Path, tmp_path: Path,

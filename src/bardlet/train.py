@@ -239,8 +239,12 @@ def _replan(t: Trainer, replan: Callable[[State], int | None]) -> None:
     """Take a new number of planned steps from the clock of rank 0, or from the record of the run that is repeated."""
     recorded = dict(t.config.replans).get(t.state.step)
     steps = recorded or t.dist.from_main(replan(t.state) or 0)
-    if steps and steps != t.state.steps:
+    before = t.state.steps
+    if steps and steps != before:
         t.state.steps = max(steps, t.state.step + 1)
+    if not recorded and not 0.8 < t.state.steps / before < 1.25:
+        log.warning("a step takes %s than when it was planned: %d steps instead of %d end on time",
+                    "longer" if t.state.steps < before else "less time", t.state.steps, before)
     if steps and (t.state.step, t.state.steps) not in t.state.replans:
         t.state.replans.append((t.state.step, t.state.steps))
         write_run(t)
