@@ -42,6 +42,15 @@ def test_it_is_read_once_and_again_where_the_file_is_damaged(tmp_path: Path, mon
         assert look(tmp_path / "a.txt", tmp_path / "cache") == first
 
 
+def test_the_end_of_a_document_costs_and_is_no_character(tmp_path: Path) -> None:
+    """Documents of one letter, a or b by lot: a letter is worth ln 2, whatever stands between two."""
+    letters = np.random.default_rng(0).choice(["a", "b"], 40_000).tolist()
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{letter}"}}\n' for letter in letters))
+    found = look(tmp_path / "a.jsonl", tmp_path / "cache")
+    assert found.counted == found.train_characters == pytest.approx(36_000, rel=0.05)
+    assert found.losses[1] == pytest.approx(np.log(2), rel=0.01)
+
+
 def test_the_end_of_a_sorted_list_is_unlike_the_rest(tmp_path: Path) -> None:
     """Its names begin with letters that none had before: counting is worse there than guessing, and says nothing."""
     random = np.random.default_rng(0)
@@ -94,7 +103,7 @@ def test_a_sample_is_spread_over_the_stream_and_bounded() -> None:
         sample.add(chr(0x1000 + i) * (survey.PIECE - 1))
     text = sample.text()
     assert 5 * survey.PIECE <= len(text) <= 11 * survey.PIECE
-    seen = sorted(set(map(ord, text)) - {ord("\n")})
+    seen = sorted(set(map(ord, text)) - {ord(survey.END)})
     assert seen[0] == 0x1000 and seen[-1] >= 0x1000 + 56 and np.ptp(np.diff(seen)) == 0
 
 

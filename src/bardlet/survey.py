@@ -28,6 +28,8 @@ LONGEST = 6
 UNLIKE = 0.07
 """From where on a held-out part is unlike the rest: by so much its letters alone cost more, as a share. (Of ten corpora
 it was 0.04 at most; of the ends of sorted lists of names 0.09 to 0.21, and there counting is worse than guessing.)"""
+END = "\uffff"
+"""Stands behind each document of the sample. No text has it: Unicode keeps it free for such use."""
 VERSION = 8
 
 
@@ -42,16 +44,16 @@ class Survey:
     alphabet: str
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
-    """What n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the held-out part, having
-    counted the training part; empty for a text too short. In nats per character, the end of a document counted as one
-    (which the loss of a run does not do; LOG.md says why it is so here)."""
+    """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the
+    held-out part, having counted the training part; empty for a text too short. The end of a document costs as well,
+    and is no character, as in the losses of a run."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
     unlike: float = 0.0
     """By how much the letters alone of the held-out part cost more than those of the training part, by the counts of
     the latter, as a share (of a nat at least): the end of a sorted list has others than its beginning."""
     counted: int = 0
-    """Characters that the first were counted on, ends of documents among them."""
+    """Characters that the first were counted on."""
 
     @property
     def counting(self) -> tuple[float, ...] | None:
@@ -97,11 +99,9 @@ def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> Survey:
     if held_out == "dev":
         cut = int(0.9 * len(learned))
         learned, held = learned[:cut], learned[cut:]
-    losses, quarter = _difficulty(learned, held)
-    own = _entropy(learned)
-    unlike = (losses[0] - own) / max(own, 1.0) if losses else 0.0
+    losses, quarter, unlike = _difficulty(learned, held)
     return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, unlike,
-                  len(learned))
+                  len(learned) - learned.count(END))
 
 
 def _entropy(text: str) -> float:
@@ -110,21 +110,27 @@ def _entropy(text: str) -> float:
     return float(-(counts / len(text) * np.log(counts / len(text))).sum())
 
 
-def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The losses of `Survey`, having counted all of `learned` and a quarter of it."""
-    if min(len(learned) // 4, len(held)) < 100:
-        return (), ()
+def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """The losses of `Survey`, having counted all of `learned` and a quarter of it, and how unlike it `held` is."""
+    characters = len(held) - held.count(END)
+    if min(len(learned) // 4, characters) < 100:
+        return (), (), 0.0
+    learned, held = (text.replace(END, "\n") for text in (learned, held))
     piece = max(1, min(PIECE, len(learned) // 64))
     # line by line, by lot: of a sorted list longer pieces would leave out most beginnings, and more text seem to help a
     # lot; every fourth line of questions and answers would be a question
     parts = [line[i:i + piece] for line in learned.splitlines(keepends=True) for i in range(0, len(line), piece)]
     drawn = np.random.default_rng(0).random(len(parts)) < 0.25
     quarter = "".join(part for part, take in zip(parts, drawn, strict=True) if take)
-    alphabet = len(set(learned)) + 1
-    return _losses(learned, held, alphabet), _losses(quarter, held, alphabet)
+    alphabet, own = len(set(learned)) + 1, _entropy(learned)
+    all_of_it, a_quarter = (_losses(text, held, alphabet) for text in (learned, quarter))
+    ends = len(held) / characters
+    return (tuple(ends * loss for loss in all_of_it), tuple(ends * loss for loss in a_quarter),
+            (all_of_it[0] - own) / max(own, 1.0))
 
 
 def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
+    """In nats per character of `held`, line breaks between documents among them."""
     nats = ngram.surprise(code_points(learned), code_points(held), LONGEST, alphabet)
     characters = nats.mean(1)
     best = nats[characters.argmin()]
@@ -142,8 +148,8 @@ class _Sample:
         self.rest = ""
 
     def add(self, document: str) -> None:
-        """The next document of the stream; a line break stands between two."""
-        text = self.rest + document + "\n"
+        """The next document of the stream."""
+        text = self.rest + document + END
         whole = len(text) // PIECE * PIECE
         self.rest = text[whole:]
         for start in range(0, whole, PIECE):
