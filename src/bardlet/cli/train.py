@@ -188,7 +188,8 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     if expected := t.record.get("expected"):
         console.say(f"expected: a validation loss of {_band(expected)} nats per character")
     elif own := t.record.get("untold"):
-        console.say(f"expected: nobody knows; a loss is foretold where bardlet chooses {_options(own)}, too")
+        what = "--" + ", --".join(own).replace("_", "-") if len(own) < 4 else "model, batch and rates"
+        console.say(f"expected: nobody knows; a loss is foretold where bardlet chooses {what}, too")
     elif "most_steps" in t.record:
         console.say("expected: nobody knows; the text is too short to tell, or its end is unlike the rest")
     return {"steps": steps, "tokens_per_step": tokens, "parameters": t.record["parameters"], "model": c.model,
@@ -201,11 +202,6 @@ def _band(expected: float) -> str:
     from bardlet.budget import BAND
 
     return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f})"
-
-
-def _options(names: Sequence[str]) -> str:
-    """Settings as they are typed."""
-    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _minutes(minutes: float) -> str:
