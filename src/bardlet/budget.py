@@ -18,7 +18,7 @@ import torch
 from bardlet import __version__, clock, kept, loss, memory, models
 from bardlet import dist as distributed
 from bardlet import tokenizer as tokenizers
-from bardlet.config import TrainConfig
+from bardlet.config import TrainConfig, option
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
 from bardlet.survey import Survey
@@ -234,7 +234,7 @@ def choose(config: TrainConfig, given: Collection[str], tokens: int, characters:
     """
     config = _fitting(config, given, tokens, characters, vocab_size, seconds, speed, most_parameters)
     why = []
-    if by_hand := ["--" + name.replace("_", "-") for name in SHAPE if name in given]:
+    if by_hand := [option(name) for name in SHAPE if name in given]:
         why.append(f"{config.n_layer} layers of {config.n_embd} channels, whatever the time: a shape is chosen where "
                    f"{', '.join(by_hand)} is not set")
     if "block_size" not in given:
@@ -301,7 +301,10 @@ def _wanted(size: int) -> float:
 
 
 def _context(config: TrainConfig, tokens: int, documents: int) -> tuple[int, str]:
-    """A context that the model can make use of and the text can fill, a power of two; and which of these it is."""
+    """A context that the model can make use of and the text can fill, a power of two; and which of these it is.
+
+    Nothing is to be learned from other documents: a context has room for some of their usual length, and for no more.
+    """
     return min(
         (next(context for most, context in CONTEXTS if weights(config) <= most), "what a model of this size can use"),
         (2 ** math.ceil(math.log2(8 * tokens / documents)),
@@ -315,9 +318,11 @@ def evaluation_tokens(config: TrainConfig, vocab_size: int, seconds: float, spee
     As many as the settings say, or half of them, a quarter ... (so that runs that differ little look at the same).
     speed: uncompiled, as evaluations are. A forward pass is a third of a training step.
     """
+    if config.eval_tokens == 0:  # all, and somebody asked for that
+        return 0
     fitting = 3 * clock.EVALUATING * seconds / speed.seconds(operations(config, vocab_size))
-    halvings = max(0, math.ceil(math.log2(config.eval_tokens / fitting))) if config.eval_tokens else 0
-    return max(1, config.eval_tokens >> halvings) if halvings else config.eval_tokens
+    halvings = math.ceil(math.log2(config.eval_tokens / fitting))
+    return max(1, config.eval_tokens >> max(0, halvings))
 
 
 def heart(config: TrainConfig, epochs: float, tokens: int) -> float:

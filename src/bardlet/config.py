@@ -364,7 +364,7 @@ class TrainConfig:
         found = []
         for name in self.others:
             if name in given:
-                raise BardletError(f"--{name.replace('_', '-')}: {self._why_not(name)}")
+                raise BardletError(f"{option(name)}: {self._why_not(name)}")
             if getattr(self, name) != getattr(TrainConfig, name):
                 found.append(name)
         for name, rungs in WITHOUT.items():
@@ -376,7 +376,7 @@ class TrainConfig:
                 continue
             if name in given:
                 *some, last = [model for model in (*RUNGS, "gpt2", "qwen3") if model not in rungs]
-                flag = "--" + name.replace("_", "-") + ("" if value is True else f" {value}")
+                flag = option(name) + ("" if value is True else f" {value}")
                 raise BardletError(f"{flag}: {self.model} does not have that; leave it out, or take --model "
                                    f"{', '.join(some)} or {last}")
             found.append(name)
@@ -428,6 +428,11 @@ class TrainConfig:
         )
 
 
+def option(name: str) -> str:
+    """A setting as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
 def _require(holds: bool, name: str, value: object, what: str) -> None:
     if not holds:
-        raise BardletError(f"--{name.replace('_', '-')} {value}: it must be {what}")
+        raise BardletError(f"{option(name)} {value}: it must be {what}")

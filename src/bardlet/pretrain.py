@@ -41,7 +41,7 @@ from bardlet import (
 from bardlet import dist as distributed
 from bardlet import train as training
 from bardlet.budget import Plan, Speed
-from bardlet.config import FLAT, ModelConfig, TrainConfig
+from bardlet.config import FLAT, ModelConfig, TrainConfig, option
 from bardlet.data import Prepared
 from bardlet.dist import Dist
 from bardlet.errors import BardletError
@@ -243,7 +243,7 @@ DECIDED = ("model", "n_layer", "n_encoder_layer", "n_head", "n_kv_head", "n_embd
 
 def as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
     """`config` with the shape of the weights that training starts from; its windows may be shorter than theirs."""
-    ignored = ["--" + name.replace("_", "-") for name in DECIDED if name in given]
+    ignored = [option(name) for name in DECIDED if name in given]
     if ignored:
         log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
     asked = "block_size" in given or config.block_size != TrainConfig.block_size

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from bardlet.config import option
 from bardlet.errors import BardletError
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None)
     """
     import tyro
 
-    hints = {"--" + name.replace("_", "-"): hint for name, hint in get_type_hints(kind).items()}
+    hints = {option(name): hint for name, hint in get_type_hints(kind).items()}
     for word in argv:  # tyro would take what follows = for the next word
         name, equals, _ = word.partition("=")
         if equals and hints.get(name) is bool:

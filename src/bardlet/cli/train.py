@@ -17,7 +17,7 @@ import tyro
 
 from bardlet.cli import console
 from bardlet.cli.options import parse
-from bardlet.config import OF_REWARDS, PARALLEL, ModelConfig, StageName, TrainConfig
+from bardlet.config import OF_REWARDS, PARALLEL, ModelConfig, StageName, TrainConfig, option
 from bardlet.errors import BardletError
 from bardlet.toml import read_toml, settings_in
 
@@ -188,7 +188,7 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     if expected := t.record.get("expected"):
         console.say(f"expected: a validation loss of {_band(expected)} nats per character")
     elif own := t.record.get("untold"):
-        what = "--" + ", --".join(own).replace("_", "-") if len(own) < 4 else "model, batch and rates"
+        what = ", ".join(map(option, own)) if len(own) < 4 else "model, batch and rates"
         console.say(f"expected: nobody knows; a loss is foretold where bardlet chooses {what}, too")
     elif "most_steps" in t.record:
         console.say("expected: nobody knows; the text is too short to tell, or its end is unlike the rest")
