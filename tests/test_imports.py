@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 LAYERS = [  # a file imports only from rows above its own; inside a package siblings may be imported
     ["errors"],
     ["files", "heartbeat", "signals"],
-    ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding", "ngram", "kept", "lock"],
+    ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding",
+     "models.cross_entropy", "ngram", "kept", "lock"],
     ["corpus", "loss", "models", "repeats", "toml"],
     ["survey", "parallel", "examples"],
     ["data", "optim", "hf", "checkpoint", "generate", "search"],

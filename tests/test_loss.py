@@ -13,6 +13,7 @@ from torch import nn
 from bardlet import loss, models
 from bardlet.config import ModelConfig
 from bardlet.loss import IGNORE, count_targets, next_token
+from bardlet.models import cross_entropy
 
 
 class Fixed(nn.Module):
@@ -45,6 +46,74 @@ def test_masked_targets_count_nothing() -> None:
     batch = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, IGNORE, IGNORE]])}
     torch.testing.assert_close(next_token(model, batch), torch.tensor(math.log(2)))
     assert count_targets(batch) == 1
+
+
+# ---------------------------------------------------------------- a head and its loss at once
+
+
+def head(n: int, c: int, v: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """States, a head, and targets of which every fifth is left out."""
+    torch.manual_seed(0)
+    target_N = torch.randint(v, (n,))
+    target_N[::5] = IGNORE
+    x_NC, weight_VC = (torch.randn(rows, c, dtype=dtype, requires_grad=True) for rows in (n, v))
+    return x_NC, weight_VC, target_N
+
+
+def by_logits(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """What `linear_cross_entropy` computes, by all logits."""
+    logits = nn.functional.linear(x, weight)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return nn.functional.cross_entropy(logits.to(wide), target, ignore_index=IGNORE, reduction="sum",
+                                       label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("logits", [1, 40, 10**6], ids=["a row", "some rows", "all rows"])
+def test_a_head_in_pieces_has_the_loss_and_the_gradients_of_the_whole(
+        monkeypatch: pytest.MonkeyPatch, logits: int, smoothing: float) -> None:  # fmt: skip
+    """In float64, so that the order of the sums is no excuse."""
+    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": logits})
+    monkeypatch.setattr(cross_entropy, "ROWS", 1)
+    x, weight, target = head(23, 5, 11, torch.float64)
+    computed = [f(x, weight, target, smoothing) for f in (cross_entropy.linear_cross_entropy, by_logits)]
+    torch.testing.assert_close(*computed)
+    grads = [torch.autograd.grad(3 * value, (x, weight)) for value in computed]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_head_in_bf16_is_as_exact_as_by_all_logits() -> None:
+    """Under autocast the loss is the same, and the gradients are as far from those in float64."""
+    x, weight, target = head(512, 64, 300)
+    exact = [g.float() for g in torch.autograd.grad(by_logits(x.double(), weight.double(), target), (x, weight))]
+    errors, losses = [], []
+    for compute in (cross_entropy.linear_cross_entropy, by_logits):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(compute(x, weight, target))
+        grads = torch.autograd.grad(losses[-1], (x, weight))
+        errors.append([float((g - e).norm() / e.norm()) for g, e in zip(grads, exact, strict=True)])
+    torch.testing.assert_close(*losses)
+    assert all(ours < 1.1 * theirs for ours, theirs in zip(*errors, strict=True)), errors
+
+
+def test_a_head_that_does_not_learn_gets_no_gradient() -> None:
+    """A frozen head (LoRA), states that nothing learns from, and an evaluation."""
+    x, weight, target = head(10, 4, 7)
+    for learns in ((True, False), (False, True), (False, False)):
+        a, b = x.detach().requires_grad_(learns[0]), weight.detach().requires_grad_(learns[1])
+        value = cross_entropy.linear_cross_entropy(a, b, target)
+        torch.testing.assert_close(value, by_logits(x, weight, target))
+        assert value.requires_grad == any(learns)
+        if any(learns):
+            value.backward()
+        assert [a.grad is not None, b.grad is not None] == list(learns)
+
+
+def test_no_target_at_all_costs_nothing() -> None:
+    x, weight, target = head(10, 4, 7)
+    value = cross_entropy.linear_cross_entropy(x, weight, torch.full_like(target, IGNORE))
+    value.backward()
+    assert value == 0 and not x.grad.any() and not weight.grad.any()
 
 
 # ---------------------------------------------------------------- preferences

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-IGNORE = -100
-"""A target that no loss is taken on (PyTorch's own number for it)."""
+from bardlet.models.cross_entropy import IGNORE
 
 PIECE = 1024
 """Tokens, about, that a processor computes at once of rows of many lengths."""
@@ -28,16 +27,19 @@ def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The cross-entropy of each next token, summed.
 
     Args:
-        model: maps idx_BT to logits_BTV.
+        model: maps idx_BT to logits_BTV, or with `takes_targets` to their loss.
         batch: `idx` (B, T) int64, and `target` (B, T) int64 with IGNORE where nothing is to be learned.
 
     Returns:
         A scalar in nats, float32: -sum of log p(target).
     """
+    own = getattr(model, "module", model)  # what a wrapper for several processes has inside
+    if getattr(own, "takes_targets", False):
+        total: torch.Tensor = model(batch["idx"], target_BT=batch["target"])
+        return total
     logits_BTV = model(batch["idx"])
     V = logits_BTV.size(-1)
     target = batch["target"].reshape(-1)  # (B, T) -> (B*T)
-    # in float32: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
     return F.cross_entropy(logits_BTV.reshape(-1, V).float(), target, ignore_index=IGNORE, reduction="sum")
 
 
@@ -54,13 +56,12 @@ def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: 
     Returns:
         A scalar in nats, float32. The head is computed only where there is a target.
     """
-    where_BT = batch["target"] != IGNORE
+    how = {"target_BT": batch["target"], "smoothing": smoothing}
     if "source" in batch:
-        logits_NV = model(batch["source"], batch["idx"], batch["source_length"], where_BT=where_BT)
+        total: torch.Tensor = model(batch["source"], batch["idx"], batch["source_length"], **how)
     else:
-        logits_NV = model(batch["idx"], prefix_B=batch["prefix"] if prefix else None, where_BT=where_BT)
-    target_N = batch["target"][where_BT]
-    return F.cross_entropy(logits_NV.float(), target_N, reduction="sum", label_smoothing=smoothing)
+        total = model(batch["idx"], prefix_B=batch["prefix"] if prefix else None, **how)
+    return total
 
 
 def answers(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -74,9 +75,8 @@ def answers(model: nn.Module, batch: Batch) -> torch.Tensor:
     Returns:
         A scalar in nats, float32. The head is computed only where there is a target.
     """
-    where_BT = batch["target"] != IGNORE
-    logits_NV = model(batch["idx"], segment_BT=batch.get("segment"), where_BT=where_BT)
-    return F.cross_entropy(logits_NV.float(), batch["target"][where_BT], reduction="sum")
+    total: torch.Tensor = model(batch["idx"], segment_BT=batch.get("segment"), target_BT=batch["target"])
+    return total
 
 
 def count_targets(batch: Batch) -> int:

@@ -22,6 +22,7 @@ from bardlet.config import ModelConfig
 from bardlet.dist import Dist, autocast
 from bardlet.errors import BardletError, is_memory
 from bardlet.loss import Batch
+from bardlet.models.cross_entropy import LOGITS, ROWS
 from bardlet.models.layers import sketching
 from bardlet.train import Trainer
 
@@ -40,6 +41,10 @@ at the end."""
 
 TRAINED = 16
 """Bytes that each parameter takes in training: itself, its gradient, and AdamW's two averages."""
+
+HEAD = 16
+"""Bytes of each of the logits that `linear_cross_entropy` has at once: as computed, in float32, their gradient, and as
+much again for the holes in the heap."""
 
 LITTLE = 0.2
 """A run that cannot take more than this part of what is free is not measured."""
@@ -116,12 +121,30 @@ def fixed(t: Trainer) -> int:
     """Bytes that a run comes to keep besides its weights, whatever the micro-batch.
 
     Gradients, the optimizers' state, a copy of the weights (while steps are timed, later their average), the buckets in
-    which gradients travel between processes, the weights in bf16, and on a CPU the windows of a step and LATER.
+    which gradients travel between processes, the weights in bf16, another gradient of the head while it is summed, and
+    on a CPU the windows of a step and LATER.
     """
     state = sum(p.numel() * len(optim.STATE[type(optimizer)] - {"step"})
                 for optimizer in t.optimizers for group in optimizer.param_groups for p in group["params"])
     copies = 2 + (t.dist.world > 1) + 0.5 * (t.machine["dtype"] == "bf16")
-    return int(4 * (copies * _parameters(t) + state)) + (_windows(t) + LATER if t.dist.device.type == "cpu" else 0)
+    head = _head(t)
+    second = 0 if head is None else 8 * head.numel()
+    here = _windows(t) + LATER if t.dist.device.type == "cpu" else 0
+    return int(4 * (copies * _parameters(t) + state)) + second + here
+
+
+def _head(t: Trainer) -> torch.Tensor | None:
+    """The head whose logits `linear_cross_entropy` makes some at a time; None for a rung, whose loss has them all."""
+    head: torch.Tensor | None = getattr(t.model, "head", None)
+    return head
+
+
+def _logits(t: Trainer, width: int) -> tuple[int, int]:
+    """(of a row of `width` tokens, at most): bytes of the logits that `linear_cross_entropy` has at once."""
+    if (head := _head(t)) is None:
+        return 0, 0
+    most = HEAD * max(ROWS * len(head), LOGITS[t.dist.device.type])
+    return min(HEAD * width * len(head), most), most
 
 
 def _parameters(t: Trainer) -> int:
@@ -145,7 +168,8 @@ def at_most(t: Trainer) -> int:
     """Bytes that a run takes at most besides its weights: a formula with room to spare, which costs nothing.
 
     `fixed`, UPDATE for each parameter, and for each token of a micro-batch
-    4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V): L layers, C channels, I inner ones, H heads, T positions, V vocabulary.
+    4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V): L layers, C channels, I inner ones, H heads, T positions, V vocabulary,
+    whose logits may all be there at once.
     """
     m, (rows, T) = t.model.config, _micro_batch(t)
     blocks = 2 * m.n_layer + m.n_encoder_layer if m.n_encoder_layer else m.n_layer  # with cross-attention nearly two
@@ -181,15 +205,17 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     """Bytes that each row of a micro-batch takes in a training step; more than `limit` as soon as that is known.
 
     One forward pass of one row and one of two: the difference is what a row saves, without what rows share (the weights
-    in bf16). The backward pass adds the gradients of the activations, of which the largest are those of the logits:
-    beside log p, which is saved, there are the logits as computed and in float32, and their gradient in both. And a
-    heap that keeps what is freed has holes: processes took 1.4 times what was in use, with large logits twice. So on a
-    CPU a row counts 1.8 times what it saves, and 6 times its largest tensor in float32. That was 1.0 to 1.9 times the
-    growth of the process (LOG.md). Compiled it grows by less, down to a third, but compiling may fail. Of a GPU's
-    allocator, which has few holes, 1.1 and 3 times are expected, not measured.
+    in bf16). The backward pass adds the gradients of the activations, of which the largest are those of the logits, in
+    a loss that has them all: beside log p, which is saved, the logits as computed and in float32, and their gradient in
+    both. And a heap that keeps what is freed has holes: processes took 1.4 times what was in use, with large logits
+    twice. So on a CPU a row counts 1.8 times what it saves, and 6 times its largest tensor in float32. That was 1.0 to
+    1.9 times the growth of the process (LOG.md). Compiled it grows by less, down to a third, but compiling may fail. Of
+    a GPU's allocator, which has few holes, 1.1 and 3 times are expected, not measured.
     """
     slack, transient = HEAP[t.dist.device.type]
     shared = 2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0  # `fixed` has counted them
+    if (head := _head(t)) is not None:
+        shared += 4 * head.numel()
     found: list[Counter[tuple[int, int]]] = [Counter()]
     first = {name: x[:1] for name, x in (t.stage.widest() if t.stage.widest else t.stage.batch(0)).items()}
     t.model.train()
@@ -226,12 +252,14 @@ def rows_that_fit(t: Trainer) -> tuple[int, int, int]:
     As many as `t.config` asks for where they fit or nobody knows; 0 where not even one does, or what the run keeps is
     too much already. needed: the bytes that have to be free for one row; free: those that this process may take.
     """
-    rows, needed, free = _micro_batch(t)[0], 0, free_here(t.dist)
+    (rows, width), needed, free = _micro_batch(t), 0, free_here(t.dist)
     if free is not None and at_most(t) > LITTLE * free:
         room, update = free - fixed(t), UPDATE * _parameters(t)
         row = per_row(t, SHARE * room) if room >= update else 0
-        rows = min(rows, int(SHARE * room) // row) if row else 0
-        needed = fixed(t) + max(update, int(row / SHARE))
+        each, most = _logits(t, width)
+        # as many as fit with all of their logits, or with the most logits that there are at once
+        rows = min(rows, max(int(SHARE * room) // (row + each), (int(SHARE * room) - most) // row)) if row else 0
+        needed = fixed(t) + max(update, int((row + each) / SHARE))
     return t.dist.least(rows), needed, free or 0
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bardlet.config import LONGEST_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models import load_strictly, refuse, take
+from bardlet.models.cross_entropy import linear_cross_entropy
 from bardlet.models.crossing import Decoder
 from bardlet.models.layers import (
     ACTIVATIONS,
@@ -194,21 +195,33 @@ class EncDec(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The head: states (..., C) -> logits (..., V)."""
-        return F.linear(x, self.model.shared.weight)
+        return F.linear(x, self.head)
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weights, which are the embeddings: (V, C)."""
+        return self.model.shared.weight
 
     def decode(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
         """Logits of the token after each of tgt_BT: (B, T, V); options as for `states`."""
         return self.logits(self.states(tgt_BT, memory, cache))
 
     def forward(
-        self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None, where_BT: Tensor | None = None
+        self,
+        src_BS: Tensor,
+        tgt_BT: Tensor,
+        length_B: Tensor | None = None,
+        target_BT: Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> Tensor:
         """Logits of the token after each of tgt_BT, given the sources: (B, T, V).
 
-        With where_BT (boolean) only where it is True, one after the other: (N, V).
+        With target_BT (int64) no logits, but their `linear_cross_entropy`.
         """
         x_BTC = self.states(tgt_BT, self.encode(src_BS, length_B))
-        return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
+        if target_BT is not None:
+            return linear_cross_entropy(x_BTC.flatten(0, 1), self.head, target_BT.flatten(), smoothing)
+        return self.logits(x_BTC)
 
     def new_cache(
         self,

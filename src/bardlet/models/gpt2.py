@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bardlet.config import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models import load_strictly, refuse, take
+from bardlet.models.cross_entropy import linear_cross_entropy
 from bardlet.models.decoding import Columns, Step, computing_dtype, product, sums_rows
 from bardlet.models.layers import (
     ACTIVATIONS,
@@ -104,6 +105,9 @@ class Body(nn.Module):
 class GPT2(nn.Module):
     """GPT-2 as a language model: token ids in, logits of the next token out."""
 
+    takes_targets = True
+    """Whether `forward` can be asked for the loss."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -134,7 +138,12 @@ class GPT2(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The head: states (..., C) -> logits (..., V)."""
-        return F.linear(x, self.transformer.wte.weight) if self.lm_head is None else self.lm_head(x)
+        return F.linear(x, self.head)
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weights: (V, C)."""
+        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(
         self,
@@ -143,12 +152,17 @@ class GPT2(nn.Module):
         segment_BT: Tensor | None = None,
         prefix_B: Tensor | None = None,
         where_BT: Tensor | None = None,
+        target_BT: Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> Tensor:
         """Logits of the token after each of idx_BT: (B, T, V); options as for `states`.
 
-        With where_BT (boolean) only where it is True, one after the other: (N, V).
+        With where_BT (boolean) only where it is True, one after the other: (N, V). With target_BT (int64) no logits,
+        but their `linear_cross_entropy`.
         """
         x_BTC = self.states(idx_BT, cache, segment_BT, prefix_B)
+        if target_BT is not None:
+            return linear_cross_entropy(x_BTC.flatten(0, 1), self.head, target_BT.flatten(), smoothing)
         return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
 
     def new_cache(

@@ -1,0 +1,87 @@
+"""A head and its loss in one: the logits of a whole batch are never there.
+
+Shape suffixes: N targets, R some of them, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""A target that no loss is taken on (PyTorch's own number for it)."""
+
+LOGITS = {"cpu": 2**22, "cuda": 2**27, "mps": 2**24}
+"""How many logits `linear_cross_entropy` has at once: on a CPU its cache holds them, on a GPU they keep it busy."""
+
+ROWS = 512
+"""States that it takes at least at once: after each such piece the gradient of the whole head is added to."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """`linear_cross_entropy` of targets none of which is IGNORE; the gradients are made along with the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, target_N: Tensor,
+                smoothing: float, dtype: torch.dtype) -> Tensor:  # fmt: skip
+        x, weight, target_N1 = x_NC.to(dtype), weight_VC.to(dtype), target_N[:, None]
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        grad_x = torch.empty_like(x) if for_x else None
+        grad_weight = torch.zeros_like(weight_VC) if for_weight else None
+        # in float32 at least: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
+        wide = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=x.device)
+        rows = max(ROWS, LOGITS[x.device.type] // len(weight))
+        for some in (slice(start, start + rows) for start in range(0, len(x), rows)):
+            logits_RV, target_R1 = (x[some] @ weight.T).to(wide), target_N1[some]
+            most_R1, wanted_R1 = logits_RV.amax(1, keepdim=True), logits_RV.gather(1, target_R1)
+            if smoothing:
+                wanted_R1 += smoothing * (logits_RV.mean(1, keepdim=True) - wanted_R1)
+            p_RV = logits_RV.sub_(most_R1).exp_()
+            sum_R1 = p_RV.sum(1, keepdim=True)
+            total += (sum_R1.log() + most_R1 - wanted_R1).sum()
+            if not (for_x or for_weight):
+                continue
+            p_RV /= sum_R1
+            # the gradient of the logits is p, less what it should be
+            grad_RV = p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))
+            grad_RV = (grad_RV - smoothing / len(weight) if smoothing else grad_RV).to(dtype)
+            if grad_x is not None:
+                torch.mm(grad_RV, weight, out=grad_x[some])
+            if grad_weight is not None:
+                grad_weight += grad_RV.T @ x[some]
+        ctx.save_for_backward(grad_x, grad_weight)
+        ctx.dtype = x_NC.dtype
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.saved_tensors
+        return (None if grad_x is None else grad_x.to(ctx.dtype) * grad,
+                None if grad_weight is None else grad_weight * grad, None, None, None)  # fmt: skip
+
+
+def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of a linear head, summed, without all of its logits ever being there at once.
+
+    F.cross_entropy(F.linear(x, weight).float(), target, reduction="sum", label_smoothing=smoothing), with products in
+    autocast's dtype. Of a vocabulary of thousands the logits, log p and their gradients are most of what a step keeps,
+    and of what it reads and writes. (Hsu et al. 2024, *Liger Kernel*, section 3.2, and Wijmans et al. 2024, *Cut Your
+    Losses in Large-Vocabulary Language Models*, do so in kernels of their own, on GPUs.)
+
+    Args:
+        x_NC: states. weight_VC: the head. target_N: int64, IGNORE where nothing is to be computed. smoothing: the part
+            of each target that is spread evenly over the vocabulary.
+
+    Returns:
+        A scalar in nats, float32, that can be differentiated once.
+    """
+    kind, where_N = x_NC.device.type, target_N != IGNORE
+    if not where_N.all():
+        x_NC, target_N = x_NC[where_N], target_N[where_N]
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
+    total: Tensor = _LinearCrossEntropy.apply(x_NC, weight_VC, target_N, smoothing, dtype)
+    return total
