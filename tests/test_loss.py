@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bardlet import loss, models
-from bardlet.config import ModelConfig
+from bardlet.config import ModelConfig, TrainConfig
 from bardlet.loss import IGNORE, count_targets, next_token
 from bardlet.models import cross_entropy
 
@@ -82,8 +84,10 @@ def test_a_head_in_pieces_has_the_loss_and_the_gradients_of_the_whole(
     torch.testing.assert_close(*grads)
 
 
-def test_a_head_in_bf16_is_as_exact_as_by_all_logits() -> None:
-    """Under autocast the loss is the same, and the gradients are as far from those in float64."""
+def test_a_head_in_bf16_is_as_exact_as_by_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast the loss is the same, and the gradients are as far from those in float64; in 13 pieces."""
+    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": 1})
+    monkeypatch.setattr(cross_entropy, "ROWS", 32)
     x, weight, target = head(512, 64, 300)
     exact = [g.float() for g in torch.autograd.grad(by_logits(x.double(), weight.double(), target), (x, weight))]
     errors, losses = [], []
@@ -96,17 +100,70 @@ def test_a_head_in_bf16_is_as_exact_as_by_all_logits() -> None:
     assert all(ours < 1.1 * theirs for ours, theirs in zip(*errors, strict=True)), errors
 
 
-def test_a_head_that_does_not_learn_gets_no_gradient() -> None:
-    """A frozen head (LoRA), states that nothing learns from, and an evaluation."""
+@pytest.mark.parametrize("learns", [(True, True), (True, False), (False, True), (False, False)])
+def test_no_gradient_is_made_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch, learns: tuple[bool, bool]) -> None:
+    """Of a frozen head (LoRA), of states that nothing learns from, in an evaluation."""
+    made: list[bool] = []
+    piece = cross_entropy._piece
+    monkeypatch.setattr(cross_entropy, "_piece", lambda *args: made.append(args[-1]) or piece(*args))
     x, weight, target = head(10, 4, 7)
-    for learns in ((True, False), (False, True), (False, False)):
-        a, b = x.detach().requires_grad_(learns[0]), weight.detach().requires_grad_(learns[1])
-        value = cross_entropy.linear_cross_entropy(a, b, target)
-        torch.testing.assert_close(value, by_logits(x, weight, target))
-        assert value.requires_grad == any(learns)
-        if any(learns):
-            value.backward()
-        assert [a.grad is not None, b.grad is not None] == list(learns)
+    want = by_logits(x, weight, target)
+    wanted = torch.autograd.grad(want, (x, weight))
+    leaves = [x.detach().requires_grad_(learns[0]), weight.detach().requires_grad_(learns[1])]
+    value = cross_entropy.linear_cross_entropy(*leaves, target)
+    torch.testing.assert_close(value, want)
+    assert value.requires_grad == any(learns)
+    for leaf, grad in zip(leaves, wanted, strict=True):
+        if leaf.requires_grad:
+            torch.testing.assert_close(torch.autograd.grad(value, leaf, retain_graph=True)[0], grad)
+    for silent in (torch.no_grad(), torch.inference_mode()):
+        with silent:
+            torch.testing.assert_close(cross_entropy.linear_cross_entropy(*leaves, target), want)
+    assert made == [any(learns), False, False]
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel has it: the model stands under `module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_a_model_that_is_asked_for_its_loss_has_no_logits(
+        monkeypatch: pytest.MonkeyPatch, family: str, tied: bool) -> None:  # fmt: skip
+    """The loss is that of its logits, which are not made, wrapped for several processes or not."""
+    torch.manual_seed(0)
+    config = TrainConfig(model=family, n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.0).model_config(13)
+    model = models.build(replace(config, tie_embeddings=tied))
+    idx, target = torch.randint(13, (2, 3, 8))
+    target[0, :3] = IGNORE
+    batch = {"idx": idx, "target": target}
+    want = nn.functional.cross_entropy(model(idx).flatten(0, 1), target.flatten(), reduction="sum")
+    smoothed = nn.functional.cross_entropy(model(idx).flatten(0, 1), target.flatten(), reduction="sum",
+                                           label_smoothing=0.1)
+    monkeypatch.setattr(model, "logits", lambda x: pytest.fail("logits"))
+    for compute in (next_token, loss.answers):
+        torch.testing.assert_close(compute(model, batch), want)
+    torch.testing.assert_close(next_token(Wrapper(model), batch), want)
+    torch.testing.assert_close(loss.translation(Wrapper(model), batch, 0.1), smoothed)
+
+
+def test_an_encoder_decoder_has_the_smoothed_loss_of_its_logits() -> None:
+    torch.manual_seed(0)
+    model = models.build(TrainConfig(model="encdec", n_layer=1, n_head=2, n_embd=16, block_size=8).model_config(13))
+    model.eval()
+    source, idx, target = torch.randint(13, (3, 4, 8))
+    target[1, 5:] = IGNORE
+    batch = {"source": source, "source_length": torch.tensor([8, 3, 5, 1]), "idx": idx, "target": target}
+    logits = model(source, idx, batch["source_length"])
+    want = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum", label_smoothing=0.2)
+    torch.testing.assert_close(loss.translation(model, batch, 0.2), want)
 
 
 def test_no_target_at_all_costs_nothing() -> None:

@@ -129,6 +129,28 @@ def test_what_rows_share_is_not_counted() -> None:
     assert six - one == 5 * (two - one), "each row takes the same"
 
 
+def test_the_gradient_of_the_head_is_no_row_s() -> None:
+    """It is saved once: also where one row fits and two do not, and not at all where the head does not learn."""
+    t = trainer(model="gpt2", vocab_size=3000)
+    one, two = (sum(size for size, _ in memory.saved(t, first(t, rows))) for rows in (1, 2))
+    assert one > 4 * 3000 * 16 > 5 * (two - one), "most of it is the head's"
+    row = memory.per_row(t)
+    assert row <= memory.per_row(t, two - 4 * 3000 * 16 - 1) < 2 * row
+    before = memory.fixed(t)
+    t.model.transformer.wte.weight.requires_grad_(False)
+    assert memory.fixed(t) == before - 2 * 4 * 3000 * 16
+    assert sum(size for size, _ in memory.saved(t, first(t, 1))) < 4 * 3000 * 16
+
+
+@pytest.mark.parametrize("stage", ["dpo", "grpo", "reward"])
+def test_stages_that_have_all_logits_count_them_as_their_own(stage: str) -> None:
+    """Their losses are not that of `linear_cross_entropy`."""
+    t = trainer(model="gpt2", vocab_size=3000)
+    assert memory._logits(t, 8)[0] > 0
+    t.config = replace(t.config, stage=stage, batch_size=16)
+    assert memory._logits(t, 8) == (0, 0)
+
+
 def test_measuring_ends_as_soon_as_it_is_too_much() -> None:
     """No more is computed than would fit; where one row fits and two do not, the answer says one."""
     t = trainer(n_layer=6)
@@ -147,17 +169,22 @@ def test_the_formula_is_above_the_measurement(model: str) -> None:
     """What is not measured because it cannot matter does not."""
     for sizes in ({}, {"n_embd": 64, "n_head": 4, "block_size": 64, "n_layer": 1}, {"vocab_size": 2000}):
         t = trainer(model=model, **sizes)
-        assert memory.at_most(t) - memory.fixed(t) > t.config.batch_size * memory.per_row(t)
+        each, most = memory._logits(t, t.config.block_size)
+        rows = t.config.batch_size
+        assert memory.at_most(t) - memory.fixed(t) > rows * memory.per_row(t) + min(rows * each, most)
 
 
 # ---------------------------------------------------------------- what is done about it
 
 
 @given(batch=st.integers(1, 200), accumulate=st.integers(1, 6), world=st.sampled_from([1, 2, 3]),
-       row=st.integers(1, 10**8), free=st.integers(10**8, 10**10))
-def test_what_is_chosen_fits_and_is_the_same_step(batch: int, accumulate: int, world: int, row: int, free: int) -> None:
-    """rows x bytes of a row is within what is allowed; the global batch and its division by processes stay."""
-    t = trainer(dist=Many(0, world, CPU), model="bigram", batch_size=batch * world, grad_accum=accumulate)
+       row=st.integers(1, 10**8), free=st.integers(10**8, 10**10), family=st.sampled_from(["bigram", "qwen3"]))
+def test_what_is_chosen_fits_and_is_the_same_step(batch: int, accumulate: int, world: int, row: int, free: int,
+                                                  family: str) -> None:  # fmt: skip
+    """What rows and their logits take is within what is allowed; the batch and its division by processes stay."""
+    t = trainer(3000 if family == "qwen3" else 11, Many(0, world, CPU), model=family, batch_size=batch * world,
+                grad_accum=accumulate)
+    each, most = memory._logits(t, t.config.block_size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "free_here", lambda dist: free)
         patch.setattr(memory, "per_row", lambda t, limit: row)
@@ -166,10 +193,10 @@ def test_what_is_chosen_fits_and_is_the_same_step(batch: int, accumulate: int, w
         try:
             memory.fit_micro_batches(t)
         except BardletError:
-            assert row > allowed
+            assert row + each > allowed
             return
     rows, odd = divmod(t.config.batch_size, world)
-    assert odd == 0 and 1 <= rows <= batch and rows * row <= allowed
+    assert odd == 0 and 1 <= rows <= batch and rows * row + min(rows * each, most) <= allowed
     assert t.config.batch_size * t.config.grad_accum == batch * world * accumulate
 
 

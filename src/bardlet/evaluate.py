@@ -33,7 +33,8 @@ LARGE = 128 * 2**20
 
 def rows_at_once(shape: ModelConfig, length: int, most: int = LARGE) -> int:
     """How many rows of `length` tokens an evaluation takes at once: ROWS, or as many as keep its widest tensor in
-    float32 (logits, inner layer, or attention's weights) under `most` bytes; at least 1."""
+    float32 (logits, inner layer, or attention's weights) under `most` bytes; at least 1. Logits count as if all of them
+    were there, as for a rung."""
     widest = 4 * length * max(shape.vocab_size, shape.n_inner, 3 * shape.n_embd, shape.n_head * length)
     return max(1, min(ROWS, most // widest))
 

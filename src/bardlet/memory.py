@@ -42,7 +42,7 @@ at the end."""
 TRAINED = 16
 """Bytes that each parameter takes in training: itself, its gradient, and AdamW's two averages."""
 
-HEAD = 16
+LOGIT = 16
 """Bytes of each of the logits that `linear_cross_entropy` has at once: as computed, in float32, their gradient, and as
 much again for the holes in the heap."""
 
@@ -121,30 +121,35 @@ def fixed(t: Trainer) -> int:
     """Bytes that a run comes to keep besides its weights, whatever the micro-batch.
 
     Gradients, the optimizers' state, a copy of the weights (while steps are timed, later their average), the buckets in
-    which gradients travel between processes, the weights in bf16, another gradient of the head while it is summed, and
-    on a CPU the windows of a step and LATER.
+    which gradients travel between processes, the weights in bf16, the gradient of the head while it is summed, and on
+    a CPU the windows of a step and LATER.
     """
     state = sum(p.numel() * len(optim.STATE[type(optimizer)] - {"step"})
                 for optimizer in t.optimizers for group in optimizer.param_groups for p in group["params"])
     copies = 2 + (t.dist.world > 1) + 0.5 * (t.machine["dtype"] == "bf16")
-    head = _head(t)
-    second = 0 if head is None else 8 * head.numel()
     here = _windows(t) + LATER if t.dist.device.type == "cpu" else 0
-    return int(4 * (copies * _parameters(t) + state)) + second + here
+    return int(4 * (copies * _parameters(t) + state)) + 2 * _head_gradient(t) + here
 
 
 def _head(t: Trainer) -> torch.Tensor | None:
-    """The head whose logits `linear_cross_entropy` makes some at a time; None for a rung, whose loss has them all."""
-    head: torch.Tensor | None = getattr(t.model, "head", None)
+    """The head whose logits `linear_cross_entropy` makes some at a time; None where a loss has them all: that of a rung
+    of the ladder, and those of the stages that learn from preferences and rewards."""
+    head: torch.Tensor | None = getattr(t.model, "head", None) if t.config.stage in ("pretrain", "sft") else None
     return head
+
+
+def _head_gradient(t: Trainer) -> int:
+    """Bytes of the gradient that `linear_cross_entropy` saves of a head; it has it twice."""
+    head = _head(t)
+    return 4 * head.numel() if head is not None and head.requires_grad else 0
 
 
 def _logits(t: Trainer, width: int) -> tuple[int, int]:
     """(of a row of `width` tokens, at most): bytes of the logits that `linear_cross_entropy` has at once."""
     if (head := _head(t)) is None:
         return 0, 0
-    most = HEAD * max(ROWS * len(head), LOGITS[t.dist.device.type])
-    return min(HEAD * width * len(head), most), most
+    most = LOGIT * max(ROWS * len(head), LOGITS[t.dist.device.type])
+    return min(LOGIT * width * len(head), most), most
 
 
 def _parameters(t: Trainer) -> int:
@@ -213,10 +218,9 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     a GPU's allocator, which has few holes, 1.1 and 3 times are expected, not measured.
     """
     slack, transient = HEAP[t.dist.device.type]
-    shared = 2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0  # `fixed` has counted them
-    if (head := _head(t)) is not None:
-        shared += 4 * head.numel()
-    found: list[Counter[tuple[int, int]]] = [Counter()]
+    once = _head_gradient(t)  # `fixed` has counted it, and the weights in bf16
+    shared = once + (2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0)
+    found: list[Counter[tuple[int, int]]] = [Counter({(once, once): 1})]
     first = {name: x[:1] for name, x in (t.stage.widest() if t.stage.widest else t.stage.batch(0)).items()}
     t.model.train()
     for rows in (1, 2):

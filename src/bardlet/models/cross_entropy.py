@@ -24,34 +24,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """`linear_cross_entropy` of targets none of which is IGNORE; the gradients are made along with the loss."""
 
     @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, target_N: Tensor,
-                smoothing: float, dtype: torch.dtype) -> Tensor:  # fmt: skip
-        x, weight, target_N1 = x_NC.to(dtype), weight_VC.to(dtype), target_N[:, None]
+    def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float,
+                dtype: torch.dtype) -> Tensor:  # fmt: skip
+        x, weight = x_NC.to(dtype), weight_VC.to(dtype)
         for_x, for_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if for_x else None
         grad_weight = torch.zeros_like(weight_VC) if for_weight else None
-        # in float32 at least: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
-        wide = torch.promote_types(dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=x.device)
+        total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         rows = max(ROWS, LOGITS[x.device.type] // len(weight))
         for some in (slice(start, start + rows) for start in range(0, len(x), rows)):
-            logits_RV, target_R1 = (x[some] @ weight.T).to(wide), target_N1[some]
-            most_R1, wanted_R1 = logits_RV.amax(1, keepdim=True), logits_RV.gather(1, target_R1)
-            if smoothing:
-                wanted_R1 += smoothing * (logits_RV.mean(1, keepdim=True) - wanted_R1)
-            p_RV = logits_RV.sub_(most_R1).exp_()
-            sum_R1 = p_RV.sum(1, keepdim=True)
-            total += (sum_R1.log() + most_R1 - wanted_R1).sum()
-            if not (for_x or for_weight):
-                continue
-            p_RV /= sum_R1
-            # the gradient of the logits is p, less what it should be
-            grad_RV = p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))
-            grad_RV = (grad_RV - smoothing / len(weight) if smoothing else grad_RV).to(dtype)
+            loss, grad_RV = _piece(x[some] @ weight.T, target_N[some, None], smoothing, for_x or for_weight)
+            total += loss
             if grad_x is not None:
                 torch.mm(grad_RV, weight, out=grad_x[some])
             if grad_weight is not None:
                 grad_weight += grad_RV.T @ x[some]
+            del grad_RV  # before the next logits come
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtype = x_NC.dtype
         return total
@@ -62,6 +50,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x, grad_weight = ctx.saved_tensors
         return (None if grad_x is None else grad_x.to(ctx.dtype) * grad,
                 None if grad_weight is None else grad_weight * grad, None, None, None)  # fmt: skip
+
+
+def _piece(logits_RV: Tensor, target_R1: Tensor, smoothing: float, learns: bool) -> tuple[Tensor, Tensor]:
+    """(summed cross-entropy, its gradient by the logits in their dtype, if it `learns`); the logits may be lost."""
+    # in float32 at least: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
+    wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+    most_R1, wanted_R1 = wide_RV.amax(1, keepdim=True), wide_RV.gather(1, target_R1)
+    if smoothing:
+        wanted_R1 += smoothing * (wide_RV.mean(1, keepdim=True) - wanted_R1)
+    p_RV = wide_RV.sub_(most_R1).exp_()
+    sum_R1 = p_RV.sum(1, keepdim=True)
+    loss = (sum_R1.log() + most_R1 - wanted_R1).sum()
+    if learns:  # the gradient is p, less what it should be
+        p_RV /= sum_R1
+        p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))
+        if smoothing:
+            p_RV -= smoothing / p_RV.shape[1]
+    return loss, p_RV.to(logits_RV.dtype)
 
 
 def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -82,6 +88,8 @@ def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoo
     kind, where_N = x_NC.device.type, target_N != IGNORE
     if not where_N.all():
         x_NC, target_N = x_NC[where_N], target_N[where_N]
+    if not torch.is_grad_enabled():  # a Function is not told, and would make gradients for an evaluation, too
+        x_NC, weight_VC = x_NC.detach(), weight_VC.detach()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
     total: Tensor = _LinearCrossEntropy.apply(x_NC, weight_VC, target_N, smoothing, dtype)
     return total

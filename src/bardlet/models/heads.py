@@ -25,6 +25,8 @@ from bardlet.models.qwen3 import Qwen3
 class Scalar(nn.Module):
     """What both families with a scalar head have in common: the head, and what is read from it."""
 
+    takes_targets = False
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(replace(config, tie_embeddings=True, scores=True))  # tied: no head over the vocabulary
         self.score = nn.Linear(config.n_embd, 1, bias=False)

@@ -169,7 +169,7 @@ class Qwen3(nn.Module):
         """Logits of the token after each of idx_BT: (B, T, V); options as for `states`.
 
         With where_BT (boolean) only where it is True, one after the other: (N, V). With target_BT (int64) no logits,
-        but their `linear_cross_entropy`.
+        whatever where_BT says, but their `linear_cross_entropy`.
         """
         x_BTC = self.states(idx_BT, cache, segment_BT, prefix_B)
         if target_BT is not None:
