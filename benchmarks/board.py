@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def page(lines: list[dict[str, Any]]) -> str:
         rows = groups.setdefault((line["text"], line["class"]), {})
         rows.setdefault((" ".join(line["arguments"]), machine(line)), {})[line["seed"]] = line  # the newest of a seed
     parts = [HEAD]
-    for (text, name), rows in groups.items():
+    for (text, name), rows in sorted(groups.items(), key=lambda group: (group[0][0], *numbers(group[0][1]))):
         table = "\n".join(row(list(runs.values())) for runs in sorted(rows.values(), key=mean_loss))
         parts.append(f"## {name}: {text}\n\n{COLUMNS}\n{table}\n")
     return "\n".join(parts)
@@ -137,7 +138,8 @@ in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`). Wall
 in nats per character of the validation part; the weights are the best by validation, as `train` keeps them by default.
 Expected: what the run said before its first step, by the law of its commit, which is fitted to other runs on the
 development splits of most of these texts (`dial.py law`), and counts n-grams of the part that is validated on; how much
-repetition is worth, one of its constants, was chosen with runs of this table in sight.
+repetition is worth, one of its constants, was chosen with runs of this table in sight. Off now: by the law that builds
+this page, which is told how much was read.
 """
 CONTEST = """## Contests
 
@@ -150,6 +152,11 @@ machine was fast, and were then computed by one thread. How many tokens a weight
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def numbers(name: str) -> tuple[str | int, ...]:
+    """A class as it is sorted: "2-core CPU, 10 minutes" after "2-core CPU, 3 minutes"."""
+    return tuple(int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name))
 
 
 def mean_loss(runs: dict[int, dict[str, Any]]) -> float:

@@ -42,6 +42,7 @@ import record
 from bardlet import budget, checkpoint, corpus
 from bardlet import tokenizer as tokenizers
 from bardlet.config import TrainConfig
+from bardlet.errors import BardletError
 from bardlet.survey import survey
 
 
@@ -245,14 +246,24 @@ def table(lines: list[dict[str, Any]]) -> str:
     """A row for each run of the dial, the newest of each text, minutes and seed."""
     newest = {(line["text"], line["minutes"], line["settings"]["seed"]): line for line in lines}
     rows = ["| text | minutes | seed | wall, s | model | context | epochs | weight decay | dropout | expected | came "
-            "| off | commit |", "| --- " * 13 + "|"]
+            "| off | off now | commit |", "| --- " * 14 + "|"]
     for (text, minutes, seed), line in sorted(newest.items()):
         s, came, expected = line["settings"], line["nats_per_char"], line["expected"]
-        said, off = (f"{expected:.3f}", f"{100 * (expected / came - 1):+.1f} %") if expected else ("-", "-")
+        said = f"{expected:.3f}" if expected else "-"
+        off, off_now = (f"{100 * (loss / came - 1):+.1f} %" if loss else "-" for loss in (expected, expected_now(line)))
         rows.append(f"| {text} | {minutes:g} | {seed} | {line['wall']:.0f} | {s['n_layer']} x {s['n_embd']} "
                     f"| {s['block_size']} | {line['epochs']:.3g} | {s['weight_decay']:g} | {s['dropout']:g} "
-                    f"| {said} | {came:.3f} | {off} | {line['commit']} |")
+                    f"| {said} | {came:.3f} | {off} | {off_now} | {line['commit']} |")
     return "\n".join(rows)
+
+
+def expected_now(line: dict[str, Any]) -> float | None:
+    """What the law of today expects of a run of the dial, knowing how much it read; None where the text is not here."""
+    try:
+        found = counting(line["text"], "val")
+    except BardletError:
+        return None
+    return budget.expected_loss(found, line["characters"], line["epochs"]) if found else None
 
 
 def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:

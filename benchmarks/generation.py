@@ -138,6 +138,7 @@ def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]
         "block": args.block,
         "batch": batch,
         "tokens": args.tokens,
+        "fewer_tokens": {name: number for name, (_, number) in sides.items() if number != args.tokens},
         "runs": args.runs,
         "temperature": args.temperature,
         "tokens_per_second": speed,

@@ -9,8 +9,8 @@ Each writes its figures into FILE (default: gpu.json in $OUT, or here) as soon a
 keeps them. What fails leaves its error there, the rest goes on, and the exit code is not 0 then. A run of which nothing
 has failed also appends a line to results/gpu.jsonl.
 
-All of it takes less than 10 minutes. --toy is the same code at a size that a CPU manages, to see that it works: nothing
-is compiled, and no line is appended.
+All of it is to take less than 10 minutes, which nobody has seen yet. --toy is the same code at a size that a CPU
+manages, to see that it works: nothing is compiled, and no line is appended.
 
 A step that does not fit into the card's memory is made in 2, 4, 8 ... micro-batches, nanoGPT's, too: `grad_accum`.
 Where torch.compile lacks what it needs, all sides are eager: `compiler_missing` says what.

@@ -33,14 +33,18 @@ def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
     Returns:
         A scalar in nats, float32: -sum of log p(target).
     """
-    own = getattr(model, "module", model)  # what a wrapper for several processes has inside
-    if getattr(own, "takes_targets", False):
+    if _takes_targets(model):
         total: torch.Tensor = model(batch["idx"], target_BT=batch["target"])
         return total
     logits_BTV = model(batch["idx"])
     V = logits_BTV.size(-1)
     target = batch["target"].reshape(-1)  # (B, T) -> (B*T)
     return F.cross_entropy(logits_BTV.reshape(-1, V).float(), target, ignore_index=IGNORE, reduction="sum")
+
+
+def _takes_targets(model: nn.Module) -> bool:
+    """Whether a model, or the one in the wrapper for several processes, computes the loss without all logits."""
+    return getattr(getattr(model, "module", model), "takes_targets", False)
 
 
 def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: bool = False) -> torch.Tensor:

@@ -214,8 +214,8 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     a loss that has them all: beside log p, which is saved, the logits as computed and in float32, and their gradient in
     both. And a heap that keeps what is freed has holes: processes took 1.4 times what was in use, with large logits
     twice. So on a CPU a row counts 1.8 times what it saves, and 6 times its largest tensor in float32. That was 1.0 to
-    1.9 times the growth of the process (LOG.md). Compiled it grows by less, down to a third, but compiling may fail. Of
-    a GPU's allocator, which has few holes, 1.1 and 3 times are expected, not measured.
+    1.9 times the growth of the process when all models had all logits (LOG.md). Compiled it grows by less, down to a
+    third, but compiling may fail. Of a GPU's allocator, which has few holes, 1.1 and 3 times are expected, unmeasured.
     """
     slack, transient = HEAP[t.dist.device.type]
     once = _head_gradient(t)  # `fixed` has counted it, and the weights in bf16

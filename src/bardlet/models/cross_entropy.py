@@ -14,7 +14,7 @@ IGNORE = -100
 """A target that no loss is taken on (PyTorch's own number for it)."""
 
 LOGITS = {"cpu": 2**22, "cuda": 2**27, "mps": 2**24}
-"""How many logits `linear_cross_entropy` has at once: on a CPU its cache holds them, on a GPU they keep it busy."""
+"""How many logits `linear_cross_entropy` has at once: on a CPU they fit into its cache. (GPUs: not measured yet.)"""
 
 ROWS = 512
 """States that it takes at least at once: after each such piece the gradient of the whole head is added to."""

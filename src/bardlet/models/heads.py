@@ -26,6 +26,7 @@ class Scalar(nn.Module):
     """What both families with a scalar head have in common: the head, and what is read from it."""
 
     takes_targets = False
+    """There is no next token to take the loss of."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(replace(config, tie_embeddings=True, scores=True))  # tied: no head over the vocabulary
