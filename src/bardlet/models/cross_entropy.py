@@ -53,7 +53,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _piece(logits_RV: Tensor, target_R1: Tensor, smoothing: float, learns: bool) -> tuple[Tensor, Tensor]:
-    """(summed cross-entropy, its gradient by the logits in their dtype, if it `learns`); the logits may be lost."""
+    """(summed cross-entropy, its gradient by the logits in their dtype); the logits may be overwritten.
+
+    learns: whether the second is asked for; it means nothing else.
+    """
     # in float32 at least: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
     wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     most_R1, wanted_R1 = wide_RV.amax(1, keepdim=True), wide_RV.gather(1, target_R1)
@@ -62,11 +65,12 @@ def _piece(logits_RV: Tensor, target_R1: Tensor, smoothing: float, learns: bool)
     p_RV = wide_RV.sub_(most_R1).exp_()
     sum_R1 = p_RV.sum(1, keepdim=True)
     loss = (sum_R1.log() + most_R1 - wanted_R1).sum()
-    if learns:  # the gradient is p, less what it should be
-        p_RV /= sum_R1
-        p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))
-        if smoothing:
-            p_RV -= smoothing / p_RV.shape[1]
+    if not learns:
+        return loss, p_RV
+    p_RV /= sum_R1
+    p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))  # p, less what it should be
+    if smoothing:
+        p_RV -= smoothing / p_RV.shape[1]
     return loss, p_RV.to(logits_RV.dtype)
 
 
