@@ -79,8 +79,8 @@ def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoo
 
     F.cross_entropy(F.linear(x, weight).float(), target, reduction="sum", label_smoothing=smoothing), with products in
     autocast's dtype. Of a vocabulary of thousands the logits, log p and their gradients are most of what a step keeps,
-    and of what it reads and writes. (Hsu et al. 2024, *Liger Kernel*, section 3.2, and Wijmans et al. 2024, *Cut Your
-    Losses in Large-Vocabulary Language Models*, do so in kernels of their own, on GPUs.)
+    and of what it reads and writes. (Hsu et al. 2024, *Liger Kernel*, and Wijmans et al. 2024, *Cut Your Losses in
+    Large-Vocabulary Language Models*, do so in kernels of their own, on GPUs.)
 
     Args:
         x_NC: states. weight_VC: the head. target_N: int64, IGNORE where nothing is to be computed. smoothing: the part
