@@ -10,6 +10,7 @@ MiB. Appends a line for each size to results/head.jsonl.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -55,13 +56,13 @@ def passes(size: tuple[int, int, int], dtype: str) -> Callable[[str], None]:
     return once
 
 
-def grown(side: str, size: tuple[int, int, int], dtype: str) -> float:
+def grown(side: str, size: tuple[int, int, int], dtype: str) -> int:
     """MiB that this process grows by in three passes."""
     once = passes(size, dtype)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         once(side)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def timed(size: tuple[int, int, int], dtype: str, runs: int) -> dict[str, float]:
@@ -82,18 +83,21 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9, help="timed passes of each side")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
-    processes = multiprocessing.get_context("spawn")
-    for size in SIZES:
-        for dtype in DTYPES:
-            memory = {}
-            for side in SIDES:
-                with processes.Pool(1) as pool:
-                    memory[side] = round(pool.apply(grown, (side, size, dtype)))
-            figures = {"tokens": size[0], "channels": size[1], "vocabulary": size[2], "dtype": dtype, "runs": args.runs,
-                       "milliseconds": timed(size, dtype, args.runs), "grown_mib": memory}
-            print(figures, flush=True)
-            if not args.no_save:
-                record.append("head", figures)
+    cases = list(itertools.product(SIZES, DTYPES))
+    # before anything is timed: a process begins with the peak of the one that made it
+    memory = [{side: fresh(grown, side, *case) for side in SIDES} for case in cases]
+    for (size, dtype), grown_mib in zip(cases, memory, strict=True):
+        figures = {"tokens": size[0], "channels": size[1], "vocabulary": size[2], "dtype": dtype, "runs": args.runs,
+                   "milliseconds": timed(size, dtype, args.runs), "grown_mib": grown_mib}
+        print(figures, flush=True)
+        if not args.no_save:
+            record.append("head", figures)
+
+
+def fresh(function: Callable[..., int], *given: object) -> int:
+    """What `function` returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, given)
 
 
 if __name__ == "__main__":
