@@ -115,7 +115,7 @@ def page(lines: list[dict[str, Any]]) -> str:
         rows = groups.setdefault((line["text"], line["class"]), {})
         rows.setdefault((" ".join(line["arguments"]), machine(line)), {})[line["seed"]] = line  # the newest of a seed
     parts = [HEAD]
-    for (text, name), rows in sorted(groups.items(), key=lambda group: (group[0][0], *numbers(group[0][1]))):
+    for (text, name), rows in sorted(groups.items(), key=lambda group: (numbers(group[0][1]), group[0][0])):
         table = "\n".join(row(list(runs.values())) for runs in sorted(rows.values(), key=mean_loss))
         parts.append(f"## {name}: {text}\n\n{COLUMNS}\n{table}\n")
     return "\n".join(parts)

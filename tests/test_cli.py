@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from conftest import TINY, power_cut
 
-from bardlet.cli import COMMANDS, main
+from bardlet import checkpoint
+from bardlet.cli import COMMANDS, console, main
 from bardlet.signals import Stopped
 
 HELPS = [[], ["--help"], ["--version"], *[[name, "--help"] for name in COMMANDS]]
@@ -266,6 +267,24 @@ def test_a_part_of_a_long_validation_text_is_said_to_be_a_part(text: Path, tmp_p
     bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--eval-tokens", "100")
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert re.search(r"over \d+ of [\d,]+ tokens", card)
+
+
+def test_looking_takes_no_longer_than_learning(tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    """20 evaluations in a run, but none but the last where each reads more than all steps."""
+    (tmp_path / "long.txt").write_text("never ending story, " * 10_000)
+    for tokens, evaluations in ((100, 20), (640, 5), (0, 1)):
+        out = tmp_path / str(tokens)
+        bardlet("train", tmp_path / "long.txt", *TINY, "--steps", "20", "--eval-tokens", str(tokens), "--out", out)
+        assert sum("val_loss" in line for line in checkpoint.read_metrics(out)) == evaluations
+
+
+def test_after_one_step_nobody_knows_the_speed() -> None:
+    """Three steps more take a quarter of a second each for 64 tokens, and so will the last two."""
+    line = {"train_loss": 1.0, "val_loss": None, "steps": 6}
+    first = {**line, "step": 1, "tokens": 64, "seconds": 7.0}
+    last = {**line, "step": 4, "tokens": 256, "seconds": 7.75}
+    assert console._facts(first, 1.0, first, 0.0, "tokens").endswith("      - tokens/s  ETA -")
+    assert console._facts(last, 1.0, first, 6.0, "tokens").endswith("    256 tokens/s  ETA 0:04")
 
 
 def test_a_single_document_does_not_begin_with_the_separator(text: Path, tmp_path: Path,

@@ -206,7 +206,8 @@ class TrainConfig:
     on_nan: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is not a number: stop, or skip the step (ten in a row stop)."""
     eval_every: int | None = None
-    """Steps between evaluations; none: about 20 in a run; 0: only at the end."""
+    """Steps between evaluations; none: about 20 in a run, or fewer than would take longer than training; 0: only at the
+    end."""
     eval_tokens: int = 131_072
     """Validation tokens of one evaluation, evenly spread; 0: all."""
     save_every: int | None = None

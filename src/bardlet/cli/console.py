@@ -118,15 +118,16 @@ class _Smooth:
 
 
 def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float, unit: str) -> str:
-    steps = line["step"] - first["step"]
-    left = (line["steps"] - line["step"]) * spent / steps if steps else 0.0
-    rate = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9) if steps else 0.0
+    speed, left = "-", "-"  # nobody knows after one step
+    if steps := line["step"] - first["step"]:
+        speed = f"{(line['tokens'] - first['tokens']) / max(line['seconds'] - first['seconds'], 1e-9):,.0f}"
+        left = clock_time((line["steps"] - line["step"]) * spent / steps)
     val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
     what = f"train {train_loss:.4f}  val {val}"
     if "reward" in line:
         held = "-" if line["val_loss"] is None else f"{-line['val_loss']:.4f}"
         what = f"reward {line['reward']:.4f}  held out {held}  KL {line['kl']:.2f}"
-    return f"step {line['step']:>5}/{line['steps']}  {what}  {rate:>7,.0f} {unit}/s  ETA {clock_time(left)}"
+    return f"step {line['step']:>5}/{line['steps']}  {what}  {speed:>7} {unit}/s  ETA {left}"
 
 
 def _lines(unit: str) -> Watch:

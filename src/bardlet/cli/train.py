@@ -229,7 +229,7 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None, begun: float) ->
     from bardlet.signals import Stopped
 
     t.config = replace(t.config,
-                       eval_every=max(1, t.state.steps // 20) if t.config.eval_every is None else t.config.eval_every,
+                       eval_every=_eval_every(t) if t.config.eval_every is None else t.config.eval_every,
                        save_every=max(1, t.state.steps // 10) if t.config.save_every is None else t.config.save_every)
     if not t.dist.main:
         _fit(t, data, begun)
@@ -254,6 +254,17 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None, begun: float) ->
             elif isinstance(error, KeyboardInterrupt):
                 raise Stopped(t.run, t.state.step, getattr(error, "number", signal.SIGINT)) from None
             raise
+
+
+def _eval_every(t: Trainer) -> int:
+    """Steps between evaluations: about 20 in a run, or so many that they do not take longer than the training.
+
+    A token that is looked at takes about a third of one that is learned from.
+    """
+    number, looked_at = 20, t.record.get("val_tokens")
+    if looked_at:
+        number = min(number, max(1, 3 * t.state.steps * t.config.tokens_per_step // looked_at))
+    return -(-t.state.steps // number)
 
 
 def _fit(t: Trainer, data: Any, begun: float) -> None:
