@@ -20,6 +20,9 @@ RESERVE = 0.03
 EVALUATING = 0.05
 """Share of the time for the evaluations on the way; there is at least one, which takes no more (`budget.py`)."""
 
+EVALUATIONS = 20
+"""Evaluations of a run, where they do not take too long."""
+
 LOOKS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in the planned steps the clock is looked at again: a machine may be slower in its second half hour than in its
 first. A new plan bends the decay by as much as the old one was wrong."""
@@ -55,9 +58,9 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
     return seconds + max(0.0, times[0] - seconds) / t.stage.period  # what the first of a period takes besides
 
 
-def evaluations_for(seconds: float, per_evaluation: float) -> int:
-    """How many evaluations a run of `seconds` can afford: 20, or what takes a twentieth of its time, at least 1."""
-    return max(1, min(20, int(EVALUATING * seconds / per_evaluation)))
+def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUATING) -> int:
+    """How many evaluations a run of `seconds` can afford: EVALUATIONS, or what takes a `share` of it, at least 1."""
+    return max(1, min(EVALUATIONS, int(share * seconds / per_evaluation)))
 
 
 def usable(seconds: float) -> float:

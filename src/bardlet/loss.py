@@ -39,6 +39,7 @@ def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
     logits_BTV = model(batch["idx"])
     V = logits_BTV.size(-1)
     target = batch["target"].reshape(-1)  # (B, T) -> (B*T)
+    # in float32: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
     return F.cross_entropy(logits_BTV.reshape(-1, V).float(), target, ignore_index=IGNORE, reduction="sum")
 
 

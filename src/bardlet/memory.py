@@ -22,7 +22,7 @@ from bardlet.config import ModelConfig
 from bardlet.dist import Dist, autocast
 from bardlet.errors import BardletError, is_memory
 from bardlet.loss import Batch
-from bardlet.models.cross_entropy import LOGITS, ROWS
+from bardlet.models.cross_entropy import rows_of_a_piece
 from bardlet.models.layers import sketching
 from bardlet.train import Trainer
 
@@ -148,8 +148,9 @@ def _logits(t: Trainer, width: int) -> tuple[int, int]:
     """(of a row of `width` tokens, at most): bytes of the logits that `linear_cross_entropy` has at once."""
     if (head := _head(t)) is None:
         return 0, 0
-    most = LOGIT * max(ROWS * len(head), LOGITS[t.dist.device.type])
-    return min(LOGIT * width * len(head), most), most
+    each = LOGIT * len(head)
+    most = each * rows_of_a_piece(len(head), t.dist.device)
+    return min(each * width, most), most
 
 
 def _parameters(t: Trainer) -> int:

@@ -261,9 +261,10 @@ def _eval_every(t: Trainer) -> int:
 
     A token that is looked at takes about a third of one that is learned from.
     """
-    number, looked_at = 20, t.record.get("val_tokens")
-    if looked_at:
-        number = min(number, max(1, 3 * t.state.steps * t.config.tokens_per_step // looked_at))
+    from bardlet import clock
+
+    learned, looked_at = t.state.steps * t.config.tokens_per_step, t.record.get("val_tokens")
+    number = clock.evaluations_for(3 * learned, looked_at, share=1) if looked_at else clock.EVALUATIONS
     return -(-t.state.steps // number)
 
 

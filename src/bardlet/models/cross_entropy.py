@@ -20,6 +20,11 @@ ROWS = 512
 """States that it takes at least at once: after each such piece the gradient of the whole head is added to."""
 
 
+def rows_of_a_piece(vocab_size: int, device: torch.device) -> int:
+    """How many states `linear_cross_entropy` makes logits of at once."""
+    return max(ROWS, LOGITS[device.type] // vocab_size)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """`linear_cross_entropy` of targets none of which is IGNORE; the gradients are made along with the loss."""
 
@@ -31,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if for_x else None
         grad_weight = torch.zeros_like(weight_VC) if for_weight else None
         total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
-        rows = max(ROWS, LOGITS[x.device.type] // len(weight))
+        rows = rows_of_a_piece(len(weight), x.device)
         for some in (slice(start, start + rows) for start in range(0, len(x), rows)):
             loss, grad_RV = _piece(x[some] @ weight.T, target_N[some, None], smoothing, for_x or for_weight)
             total += loss
@@ -74,7 +79,7 @@ def _piece(logits_RV: Tensor, target_R1: Tensor, smoothing: float, learns: bool)
     return loss, p_RV.to(logits_RV.dtype)
 
 
-def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float = 0.0) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight_VC: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
     """The cross-entropy of a linear head, summed, without all of its logits ever being there at once.
 
     F.cross_entropy(F.linear(x, weight).float(), target, reduction="sum", label_smoothing=smoothing), with products in
@@ -83,17 +88,18 @@ def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoo
     Large-Vocabulary Language Models*, do so in kernels of their own, on GPUs.)
 
     Args:
-        x_NC: states. weight_VC: the head. target_N: int64, IGNORE where nothing is to be computed. smoothing: the part
-            of each target that is spread evenly over the vocabulary.
+        x: states (..., C). weight_VC: the head. target: (...) int64, IGNORE where nothing is to be computed.
+        smoothing: the part of each target that is spread evenly over the vocabulary.
 
     Returns:
         A scalar in nats, float32, that can be differentiated once.
     """
-    kind, where_N = x_NC.device.type, target_N != IGNORE
+    x_NC, target_N, kind = x.flatten(0, -2), target.flatten(), x.device.type
+    where_N = target_N != IGNORE
     if not where_N.all():
         x_NC, target_N = x_NC[where_N], target_N[where_N]
     if not torch.is_grad_enabled():  # a Function is not told, and would make gradients for an evaluation, too
         x_NC, weight_VC = x_NC.detach(), weight_VC.detach()
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     total: Tensor = _LinearCrossEntropy.apply(x_NC, weight_VC, target_N, smoothing, dtype)
     return total

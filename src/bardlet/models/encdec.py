@@ -220,7 +220,7 @@ class EncDec(nn.Module):
         """
         x_BTC = self.states(tgt_BT, self.encode(src_BS, length_B))
         if target_BT is not None:
-            return linear_cross_entropy(x_BTC.flatten(0, 1), self.head, target_BT.flatten(), smoothing)
+            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
         return self.logits(x_BTC)
 
     def new_cache(

@@ -162,7 +162,7 @@ class GPT2(nn.Module):
         """
         x_BTC = self.states(idx_BT, cache, segment_BT, prefix_B)
         if target_BT is not None:
-            return linear_cross_entropy(x_BTC.flatten(0, 1), self.head, target_BT.flatten(), smoothing)
+            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
         return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
 
     def new_cache(
