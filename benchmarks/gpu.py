@@ -179,7 +179,7 @@ def throughput(device: torch.device, toy: bool, compiled: bool, nanogpt: Path | 
         size |= {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 2}
         vocabulary, warm, count = 256, 1, 2
     T, B = size["block_size"], size["batch_size"]
-    rate = matrix_rate(device, 1024 if toy else 8192)
+    rate = matrix_rate(device, 128 if toy else 8192)
     figures: dict[str, Any] = {"bf16_product_flops": rate, "peak_flops": peak(device), "size": size}
     tokens = torch.randint(vocabulary, (B, T + 1))
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}

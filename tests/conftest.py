@@ -1,22 +1,26 @@
-"""What the tests share: a cache of their own, the command line in this process, and a very small run."""
+"""What the tests share: a cache of their own, the command line in this process, a clock, and a very small run."""
 
 from __future__ import annotations
 
 import getpass
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from clocks import Clock, install
+from hypothesis import HealthCheck
 from safetensors.torch import load_file
 
 from bardlet.config import WITHOUT
+
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
         "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off"]
@@ -28,15 +32,6 @@ def settings_of(model: str, words: Sequence[str]) -> list[str]:
     pairs = zip(words[::2], words[1::2], strict=True)
     return [word for name, value in pairs if model not in WITHOUT.get(name[2:].replace("-", "_"), ())
             for word in (name, value)]
-
-
-def power_cut(words: Sequence[str | Path], step: int = 7) -> None:
-    """`bardlet WORDS` in a process that ends without a word in the update after so many."""
-    cut = ("import os, sys, bardlet.train as t; done, step = [], t.train_step\n"
-           f"def ending(*a):\n    os._exit(9) if len(done) == {step} else done.append(1)\n    return step(*a)\n"
-           "t.train_step = ending\nfrom bardlet.cli import main; main(sys.argv[1:])")  # fmt: skip
-    command = [sys.executable, "-c", cut, *map(str, words)]
-    assert subprocess.run(command, capture_output=True).returncode == 9
 
 
 def assert_same_run(whole: Path, again: Path, step: int) -> None:
@@ -75,6 +70,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def short_endings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end with a short sample, and figures are drawn without being laid out first: a third of the time."""
+    from matplotlib.figure import Figure
+
+    from bardlet import pretrain
+
+    save = Figure.savefig
+
+    def sketch(self: Figure, *args: Any, **kwargs: Any) -> None:
+        self.set_layout_engine("none")
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", sketch)
+    monkeypatch.setattr(pretrain, "SAMPLE_TOKENS", 40)
+
+
 @pytest.fixture
 def bardlet(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """`bardlet ARGV --json` in this process; returns the object it prints, and fails where it fails."""
@@ -88,6 +100,12 @@ def bardlet(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
         return json.loads(out.splitlines()[-1])
 
     return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of runs with --minutes in this process."""
+    return install(Clock(), monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -550,7 +550,7 @@ def test_no_space(here, capsys, monkeypatch, error):
 
 
 def run_cli(argv: str, here: Path, **options: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "bardlet", *shlex.split(argv)], cwd=here, timeout=100,
+    return subprocess.run([sys.executable, "-m", "bardlet", *shlex.split(argv)], cwd=here, timeout=600,
                           capture_output=True, check=False, **options)  # type: ignore[call-overload]
 
 
@@ -594,7 +594,7 @@ for argv in json.loads(sys.argv[1]):
     for name, mode in (("secret.txt", 0), ("closed", 0), ("run/config.json", 0), ("theirs", 0o555)):
         Path(name).chmod(mode)
     done = subprocess.run([sys.executable, "-c", script, json.dumps([shlex.split(argv) for argv, _ in cases])],
-                          cwd=here, preexec_fn=without_rights, capture_output=True, text=True, timeout=100, check=False)
+                          cwd=here, preexec_fn=without_rights, capture_output=True, text=True, timeout=600, check=False)
     for name in ("secret.txt", "closed", "run/config.json", "theirs"):
         Path(name).chmod(0o755)
     if done.returncode == 77:
@@ -627,7 +627,7 @@ def test_a_reader_that_leaves_early(here):
         assert len(sample.stdout.read(10)) == 10
         sample.stdout.close()
         assert sample.stderr.read() == b""
-        assert sample.wait(timeout=60) == 0
+        assert sample.wait(timeout=600) == 0
 
 
 def test_plan_only_prints(here, capsys):

@@ -224,7 +224,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft"])
 def test_the_benchmark_beside_trl_counts_the_same_on_both_sides(stage: str, base: Path, tmp_path: Path) -> None:
     """Every token but the first of each conversation, in a pass over records that fit; the rest is left out."""
     records: list[dict[str, str]] = []

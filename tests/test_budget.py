@@ -49,7 +49,7 @@ def test_weights_and_operations_are_those_of_the_model(settings: dict[str, Any])
         6 * (budget.weights(config) + 256 * config.n_embd + config.n_layer * config.n_embd * config.block_size))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seconds=st.floats(5, 1e6), more=st.floats(1, 100), tokens=st.integers(5_000, 10**9),
        documents=st.integers(1, 10_000), vocab_size=st.integers(2, 32_768), slow=st.floats(1e-4, 1e3))
 def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: float, tokens: int, documents: int,
@@ -118,7 +118,7 @@ def test_a_model_is_chosen_that_fits_into_memory() -> None:
     assert sizes == sorted(set(sizes)) and sizes[1] <= 1e6 and sizes[2] <= 3e6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seconds=st.floats(1, 1e5), asked=st.integers(1, 10**7), slow=st.floats(1e-2, 1e5))
 def test_an_evaluation_takes_no_more_than_its_share(seconds: float, asked: int, slow: float) -> None:
     """Half of what was asked, or a quarter ..., and no less than is needed for that; 0 is all of it, and stays."""

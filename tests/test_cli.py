@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, power_cut
+from clocks import Clock
+from conftest import TINY
+from processes import power_cut
 
 from bardlet import checkpoint
 from bardlet.cli import COMMANDS, console, main
@@ -105,52 +107,61 @@ def test_a_run_can_be_repeated_from_its_run_toml(text: Path, tmp_path: Path,
     assert other["steps"] == 5
 
 
-def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, clock: Clock,
+                                       bardlet: Callable[..., dict[str, Any]]) -> None:
     """A timed run plans steps, makes every one that it planned in the end, and records what the clock decided."""
     from bardlet.checkpoint import read_run
 
-    made = bardlet("train", text, "--out", tmp_path / "run", *TINY[:-4], "--minutes", "0.05", "--dtype", "fp32")
+    begun = clock.now
+    made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05")
     config, record = read_run(tmp_path / "run")
     assert record["minutes"] == 0.05 and config.minutes is None
     assert config.replans[0] == (0, config.steps) and config.replans[-1][1] == made["steps"]
+    assert 0.9 * 3 < clock.now - begun <= 3, "seconds"
 
 
 def test_a_machine_that_became_slow_makes_fewer_steps(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      bardlet: Callable[..., dict[str, Any]]) -> None:
+                                                      clock: Clock, bardlet: Callable[..., dict[str, Any]]) -> None:
     """The first plan believes in steps of a quarter of their time: the clock, looked at on the way, knows better."""
-    from bardlet import clock, train
+    from bardlet import clock as planning
+    from bardlet import train
     from bardlet.checkpoint import read_run
 
     said: list[str] = []
-    timed = clock.seconds_per_step
+    timed, begun = planning.seconds_per_step, clock.now
     monkeypatch.setattr(train.log, "warning", lambda text, *values: said.append(text % values))
-    monkeypatch.setattr(clock, "seconds_per_step", lambda *args, **kwargs: timed(*args, **kwargs) / 4)
+    monkeypatch.setattr(planning, "seconds_per_step", lambda *args, **kwargs: timed(*args, **kwargs) / 4)
     made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05", "--eval-tokens", "500")
     config, _ = read_run(tmp_path / "run")
     assert len(config.replans) > 1 and made["steps"] < 0.6 * config.replans[0][1]
     assert f"a step takes longer than when it was planned: {config.replans[1][1]} steps instead of {config.steps}" in (
         "\n".join(said))
+    assert clock.now - begun <= 3.3, "after a tenth of a plan four times too long, it is late by little"
 
 
-def test_a_timed_run_that_begins_again_keeps_its_clock(text: Path, tmp_path: Path,
+def test_a_timed_run_that_begins_again_keeps_its_clock(text: Path, tmp_path: Path, clock: Clock,
                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
     """Killed before its first checkpoint, it has its minutes again."""
     from bardlet.checkpoint import read_run
 
     run = tmp_path / "run"
-    power_cut(["train", text, "--out", run, *TINY, "--minutes", "0.05", "--save-every", "0"], step=9)
-    assert read_run(run)[1]["minutes"] == 0.05
+    power_cut(["train", text, "--out", run, *TINY, "--minutes", "0.05", "--save-every", "0"], step=9, own_clock=True)
+    planned, record = read_run(run)
+    assert record["minutes"] == 0.05 and planned.replans == ((0, planned.steps),)
+    begun = clock.now
     made = bardlet("resume", run)
     config, record = read_run(run)
     assert record["minutes"] == 0.05 and config.replans[-1][1] == made["steps"]
+    assert 0.9 * 3 < clock.now - begun <= 3
 
 
-def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path: Path, slow_machine: None,
+def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path: Path, clock: Clock,
                                                            bardlet: Callable[..., dict[str, Any]]) -> None:
     """The calibration thought the machine a thousand times as slow: the text would hardly be read."""
     from bardlet import budget
     from bardlet.checkpoint import read_run
 
+    clock.per_step = 0.05
     for words in ([], ["--weight-decay", "0.2"]):
         out = tmp_path / f"run{len(words)}"
         bardlet("train", text, "--out", out, "--minutes", "0.05", "--compile", "off", *words)
@@ -201,7 +212,7 @@ def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Calla
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, slow_machine: None,
+def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, clock: Clock,
                                                     bardlet: Callable[..., dict[str, Any]]) -> None:
     """In --json and run.toml, in nats per character; a run by --steps expects nothing."""
     from bardlet.checkpoint import read_run
@@ -215,7 +226,7 @@ def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, 
     assert untimed["expected"] is None
 
 
-def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path,
+def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path, clock: Clock,
                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
     """What the clock decided stands in run.toml: the same steps, the same weights."""
     from bardlet.files import sha256
@@ -227,7 +238,7 @@ def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("length", [["--steps", "6"], ["--minutes", "0.03"]], ids=["steps", "minutes"])
-def test_a_finished_run_goes_on_with_more_steps(length: list[str], text: Path, tmp_path: Path,
+def test_a_finished_run_goes_on_with_more_steps(length: list[str], text: Path, tmp_path: Path, clock: Clock,
                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
     """resume --steps N --allow-change makes exactly N, and run.toml repeats that history, too."""
     from bardlet.files import sha256

@@ -23,7 +23,7 @@ from bardlet.errors import BardletError
 
 DATA = os.environ.get("BARDLET_DATA")
 POEM = "Full many a glorious morning have I seen\nFlatter the mountain-tops with sovereign eye,\n" * 30
-MANY = settings(max_examples=200, deadline=None)
+MANY = settings(max_examples=200)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_processes_that_prepare_at_once_agree(text):
     workers = [context.Process(target=_prepare_at_once, args=(text, barrier, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=60) for _ in workers]
+    found = [results.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     assert found[0] == found[1] == found[2]

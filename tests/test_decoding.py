@@ -12,7 +12,7 @@ from bardlet.errors import BardletError
 from bardlet.models.decoding import Columns, Product, RoundedProduct, Step, many_rows, sums_rows
 from bardlet.models.layers import KVCache
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 @few

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bardlet import dist as distributed
+from bardlet import doctor
 from bardlet.errors import BardletError
 
 
@@ -34,6 +35,27 @@ def test_what_the_compiler_needs(device: str, here: str, named: dict[str, str], 
     assert distributed.compiler_missing(torch.device(device)) == (said or headers)
     (tmp_path / "Python.h").touch()
     assert distributed.compiler_missing(torch.device(device)) == said
+
+
+@pytest.mark.parametrize(("variable", "value", "native"), [
+    ("ATEN_CPU_CAPABILITY", "avx2", False), ("ATEN_CPU_CAPABILITY", "default", False),
+    ("ATEN_CPU_CAPABILITY", "avx512", True), ("ONEDNN_MAX_CPU_ISA", "AVX2", False),
+    ("ONEDNN_MAX_CPU_ISA", "avx512_core_vnni", False), ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", True),
+    ("ONEDNN_MAX_CPU_ISA", "ALL", True), ("MKL_ENABLE_INSTRUCTIONS", "AVX2", True),
+])  # fmt: skip
+def test_a_limit_on_the_instructions_is_a_limit_on_bf16(variable: str, value: str, native: bool,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has bf16 counts as one without where PyTorch or oneDNN may not use it; its name says why."""
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert distributed.pick_dtype("auto", torch.device("cpu")) == "bf16"
+    monkeypatch.setenv(variable, value)
+    assert distributed.pick_dtype("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
+    assert distributed.processor().endswith(f" with {variable}={value}") == (not native)
+    said = [one.said for one in doctor.machine() if one.about == "precision"]
+    assert said == (["bf16, which this processor multiplies natively"] if native else
+                    [f"fp32: {variable}={value} rules out native bf16"])
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])

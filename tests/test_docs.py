@@ -25,7 +25,7 @@ from bardlet.ladder.rungs import CPU, LADDER, SMALL
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.name != "where.md")
 HEADINGS = ["What", "Why", "The code", "The figure", "Is my loss normal?", "Exercise"]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_run, power_cut
+from conftest import assert_same_run
+from processes import power_cut
 
 from bardlet import checkpoint, examples, hf, loss
 from bardlet.align import chat, dpo, preferences

@@ -135,7 +135,7 @@ def test_the_encoder_sees_both_ways_and_the_decoder_never_ahead() -> None:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(0, 9), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_padding_changes_nothing_and_a_batch_is_its_rows(lengths: list[int], more: int, seed: int) -> None:
     model = lively()
     width = max(lengths) + more
@@ -148,7 +148,7 @@ def test_padding_changes_nothing_and_a_batch_is_its_rows(lengths: list[int], mor
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 2**31))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_cache_changes_nothing(pieces: list[int], seed: int) -> None:
     model, src, length = lively(), some(2, 9, seed), torch.tensor([9, 4])
     tgt = some(2, sum(pieces), seed + 1)
@@ -225,7 +225,7 @@ SOURCES = [[5, 9, 3, EOS], [7, EOS], [11, 12, 13, 14, 15, 16, EOS], [3, 3, EOS],
 
 @given(st.lists(st.lists(st.integers(2, 28), max_size=9), min_size=1, max_size=6), st.integers(1, 5),
        st.integers(0, 2**31))  # fmt: skip
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_beam_1_is_greedy_and_a_batch_is_one_by_one(lines: list[list[int]], beams: int, seed: int) -> None:
     from bardlet import search
 
@@ -272,7 +272,7 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 900), st.integers(1, 12), st.sampled_from([2, 1000]), st.integers(0, 2**31))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_largest_by_pieces_are_the_largest(rows: int, length: int, number: int, values: int, seed: int) -> None:
     """Of rows with few values, many of them equal, and of rows with -inf in them; each place is named once."""
     from bardlet import search

@@ -22,7 +22,7 @@ CONFIGS = [
     ModelConfig("qwen3", vocab_size=V, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, head_dim=4,
                 n_inner=24, activation="silu", norm_eps=1e-6),
 ]  # fmt: skip
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 logit_rows = st.lists(
     st.lists(st.floats(-2, 2, width=32) | st.floats(-20, 20, width=32) | st.just(1.5), min_size=V, max_size=V),
     min_size=1,

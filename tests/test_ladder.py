@@ -67,7 +67,7 @@ def test_a_bigram_learns_the_counts_of_its_text() -> None:
     torch.testing.assert_close(learned, counts / counts.sum(-1, keepdim=True), rtol=0, atol=0.01)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_three_averages_are_one(B: int, T: int, C: int, seed: int) -> None:
     x = torch.randn(B, T, C, generator=torch.Generator().manual_seed(seed))

@@ -25,7 +25,7 @@ from bardlet.models.layers import (
     rotate,
 )
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def test_rms_norm_is_its_formula_and_keeps_the_dtype() -> None:

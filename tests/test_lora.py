@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_same_run, power_cut
+from conftest import assert_same_run
+from processes import power_cut
 from safetensors.torch import load_file
 
 from bardlet import hf, models, optim

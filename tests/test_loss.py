@@ -246,7 +246,7 @@ def test_advantages_by_hand() -> None:
 
 
 @given(st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_advantages_with_lambda_1_are_what_came_less_what_was_expected(n: int, before: int, behind: int,
                                                                        seed: int) -> None:  # fmt: skip
     torch.manual_seed(seed)

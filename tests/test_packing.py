@@ -31,7 +31,7 @@ def chats(random: np.random.Generator, number: int, longest: int) -> Chats:
 
 
 @given(st.lists(st.integers(1, 30), max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_rows_hold_everything_once_and_nothing_overlaps(lengths: list[int]) -> None:
     length = -np.sort(-np.array(lengths, np.int64))
     row, place = pack(length, 30)
@@ -64,7 +64,7 @@ def test_a_thousand_mixes_lose_nothing_and_make_no_nan() -> None:
             assert sorted(learned(made)) == expected(held, fit)
             whole = [tuple(held.tokens[a : a + n]) for a, n in zip(held.starts[fit.which], fit.length, strict=True)]
             assert sorted(spoken(made, packed)) == sorted(whole)
-        if made:
+        if made and seed % 5 == 0:
             total = sum(loss.answers(model, batch) for batch in made)
             assert torch.isfinite(total)
             if seed % 10 == 0:

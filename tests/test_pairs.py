@@ -30,7 +30,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1
 
 
 @given(LENGTHS, st.integers(1, 300), st.integers(0, 5), st.integers(1, 3), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_has_every_pair_once(sizes: list[tuple[int, int]], tokens: int, seed: int, multiple: int,
                                       joined: bool) -> None:  # fmt: skip
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
@@ -50,7 +50,7 @@ def test_an_epoch_has_every_pair_once(sizes: list[tuple[int, int]], tokens: int,
 
 
 @given(LENGTHS, st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_batch_holds_its_pairs_whole(sizes: list[tuple[int, int]], seed: int) -> None:
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
     which = np.random.default_rng(seed).permutation(len(sizes))[:5]

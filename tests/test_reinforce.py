@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_same_run, power_cut
+from clocks import Clock
+from conftest import assert_same_run
+from processes import power_cut
 
 from bardlet import checkpoint, hf, loss, models
 from bardlet.align import grpo, ppo, reinforce
@@ -170,14 +172,19 @@ def test_the_critic_is_no_part_of_what_the_run_makes() -> None:
     assert torch.equal(other.critic.values(idx), both.critic.values(idx))
 
 
+LEARN = {"ppo": ["--rollout", "64", "--batch-size", "32", "--passes", "2", "--lr", "1e-3", "--steps", "96"],
+         "grpo": ["--rollout", "64", "--batch-size", "32", "--lr", "1e-3", "--steps", "60"]}
+"""With these, 21 seeds each on a processor with AVX-512 and on one held to AVX2 ended with 0.9 or more of the
+answers to 20 held-out questions right; 0.45 or fewer were right before."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_what_is_rewarded(kind: str, model: Path, chats: Path, bardlet: Callable[..., dict[str, Any]],
                                     tmp_path: Path) -> None:  # fmt: skip
     (tmp_path / "yes.jsonl").write_text("".join(json.dumps({"prompt": f"{n} odd?", "answer": "yes"}) + "\n"
                                                 for n in range(200)))  # fmt: skip
-    done = bardlet(kind, model, tmp_path / "yes.jsonl", *FINE, "--steps", 60 if kind == "grpo" else 160, "--lr", "2e-3",
-                   "--out", tmp_path / "run")  # fmt: skip
-    assert done["sampled_before"] < 0.75 and done["sampled_after"] > 0.95 and done["kl"] > 0
+    done = bardlet(kind, model, tmp_path / "yes.jsonl", *FINE, *LEARN[kind], "--out", tmp_path / "run")
+    assert done["sampled_before"] < 0.6 and done["sampled_after"] > 0.75 and done["kl"] > 0
     lines = checkpoint.read_metrics(tmp_path / "run")
     assert {"reward", "kl", "ended", "different", "answer_tokens"} <= lines[0].keys()
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
@@ -298,10 +305,12 @@ def _preferences(folder: Path) -> Path:
     return path
 
 
-def test_a_run_of_some_seconds_ends_within_them(model: Path, chats: Path, tmp_path: Path,
+def test_a_run_of_some_seconds_ends_within_them(model: Path, chats: Path, tmp_path: Path, clock: Clock,
                                                 bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
-    done = bardlet("grpo", model, chats, *FINE, "--minutes", "0.1", "--out", tmp_path / "run")
-    assert done["steps"] >= 1 and checkpoint.settings(tmp_path / "run")[0].replans
+    begun = clock.now
+    done = bardlet("grpo", model, chats, *FINE, "--minutes", "0.02", "--out", tmp_path / "run")
+    assert done["steps"] > 20 and checkpoint.settings(tmp_path / "run")[0].replans
+    assert 0.8 * 1.2 < clock.now - begun <= 1.2, "seconds"
 
 
 def test_answers_that_are_all_worth_the_same_are_told(model: Path, chats: Path, tmp_path: Path,

@@ -202,8 +202,26 @@ def pick_dtype(name: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in asked) else "fp32"
+    return "bf16" if has_native_bf16() else "fp32"
+
+
+def has_native_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices natively, and PyTorch and oneDNN are not told to do without.
+
+    `ATEN_CPU_CAPABILITY=avx2` and `ONEDNN_MAX_CPU_ISA=AVX2` make a processor compute as one with AVX2 alone, which has
+    to emulate bf16 (docs.pytorch.org, "ATen CPU capability"; oneDNN, "CPU Dispatcher Control").
+    """
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes) and not instruction_limit()
+
+
+def instruction_limit() -> str:
+    """The variable that keeps this process from native bf16, as NAME=VALUE; empty where none does."""
+    without_bf16 = {"ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
+                    "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE",
+                                           "AVX512_CORE_VNNI")}  # fmt: skip
+    set_here = ((name, os.environ.get(name, "")) for name in without_bf16)
+    return next((f"{name}={value}" for name, value in set_here if value.upper() in without_bf16[name]), "")
 
 
 def place(model: torch.nn.Module, device: str, dtype: str) -> torch.device:
@@ -337,7 +355,9 @@ def processor() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    limit = instruction_limit()
+    return f"{name} with {limit}" if limit else name
 
 
 def compiler(device: torch.device) -> str:

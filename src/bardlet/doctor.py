@@ -57,6 +57,8 @@ def machine() -> Iterator[Finding]:
     yield ok("device", names.get(device.type) or torch.cuda.get_device_name(device))
     if distributed.pick_dtype("auto", device) == "bf16":
         yield ok("precision", "bf16, which this processor multiplies natively")
+    elif limit := distributed.instruction_limit():
+        yield ok("precision", f"fp32: {limit} rules out native bf16")
     else:
         yield ok("precision", "fp32: this processor has no native bf16, which would be up to four times as fast")
     if missing := distributed.compiler_missing(device):

@@ -52,6 +52,9 @@ from bardlet.train import Stage, State, Trainer
 
 log = logging.getLogger("bardlet")
 
+SAMPLE_TOKENS = 400
+"""Length of the sample that a finished run prints and its model card shows."""
+
 
 # ---------------------------------------------------------------- the text
 
@@ -348,7 +351,8 @@ def conclude(t: Trainer, ready: Prepared) -> tuple[dict[str, Any], str]:
                     characters=round(learned(t, ready)[0]))
     report.loss_curve(t.run, report.title(t.run, t.record))
     model, words = hf.read_folder(t.run)
-    sample = writing.write(model, words, None, documents=ready.documents, tokens=400, temperature=0.8, top_k=50, seed=0)
+    sample = writing.write(model, words, None, documents=ready.documents, tokens=SAMPLE_TOKENS, temperature=0.8,
+                           top_k=50, seed=0)
     t.record["finished"] = True
     facts = training.write_run(t)
     report.model_card(t.run, t.config, facts, sample)

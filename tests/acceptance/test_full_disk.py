@@ -33,6 +33,12 @@ def resize(disk: Path, kilobytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(disk)], check=True)
 
 
+def bardlet(run: Path, text: Path) -> subprocess.CompletedProcess[str]:
+    """The command that begins the run, or goes on with it, at its end."""
+    words = [sys.executable, "-m", "bardlet", *map(str, command(run, text))]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
 def litter(run: Path) -> list[str]:
     """Files that are temporary by their names."""
     return [str(path) for path in run.rglob("*") if path.suffix == ".tmp" or path.name.startswith((".tmp", ".step"))]
@@ -44,7 +50,7 @@ def test_a_disk_of_so_many_kilobytes(size: int, small_disk: Path, text: Path,
     """The run ends with one line, or fits; on a larger disk it goes on from its last checkpoint."""
     run = small_disk / "run"
     resize(small_disk, size)
-    done = subprocess.run(command(run, text), capture_output=True, text=True, timeout=200)
+    done = bardlet(run, text)
     if done.returncode:
         line = done.stderr.splitlines()[-1]
         assert re.fullmatch(rf"bardlet: {run}\S*: cannot be written: no space left on device: [\d,]+ bytes are needed, "
@@ -53,12 +59,12 @@ def test_a_disk_of_so_many_kilobytes(size: int, small_disk: Path, text: Path,
     if checkpoint.steps_saved(run):
         checkpoint.load(checkpoint.newest_whole(run))
         assert hf.read_folder(run)
-        again = subprocess.run(command(run, text), capture_output=True, text=True, timeout=200)  # still as full
+        again = bardlet(run, text)  # still as full
         assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith(f"bardlet: {run}"), again.stderr
     begun = (run / "run.toml").exists()
     resize(small_disk, 4 * NEEDED)
     if done.returncode:
-        again = subprocess.run(command(run, text), capture_output=True, text=True, timeout=200)
+        again = bardlet(run, text)
         assert again.returncode == 0, again.stderr
         assert ("going on after step" in again.stdout) == begun, again.stdout
     assert litter(run) == []

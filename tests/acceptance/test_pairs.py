@@ -40,7 +40,7 @@ def test_a_pair(seed: int, text: Path, tmp_path: Path, whole: tuple[dict[str, ob
     while len(ended) < 2:
         ended += [process for process in pair if process not in ended and process.poll() is not None]
         time.sleep(0.005)
-    said = [process.communicate(timeout=100)[0] for process in pair]
+    said = [process.communicate(timeout=600)[0] for process in pair]
     assert sorted(process.returncode for process in pair) == [0, 1], said
     winner, loser = sorted(zip(pair, said, strict=True), key=lambda one: one[0].returncode)
     late = r"there is a run in it already|all its 60 steps are done"

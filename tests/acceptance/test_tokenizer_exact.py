@@ -15,7 +15,7 @@ from bardlet import tokenizer as tk
 
 DATA = os.environ.get("BARDLET_DATA")
 pytestmark = pytest.mark.skipif(not (DATA and Path(DATA).is_dir()), reason="BARDLET_DATA names no folder of data sets")
-TEN_THOUSAND = settings(max_examples=10_000, deadline=None)
+TEN_THOUSAND = settings(max_examples=10_000)
 
 # a real vocabulary of each kind, as `auto` or the user would have it
 MADE = {

@@ -10,9 +10,21 @@ import time
 from pathlib import Path
 
 import pytest
-from test_heartbeat import SETTINGS, Launch, outcome, resumed_from, whole  # noqa: F401 (a fixture)
+from test_heartbeat import SETTINGS as FEW_STEPS
+from test_heartbeat import Launch, outcome, resumed_from
 
 from bardlet import checkpoint
+
+SETTINGS = [*FEW_STEPS, "--steps", "400"]
+"""So many steps that a random time of four seconds lies among them."""
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The outcome of the run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("two")
+    Launch(folder / "log", "train", text, "--out", folder / "run", *SETTINGS).ends(0)
+    return outcome(folder / "run")
 
 
 def gone(pids: dict[int, int]) -> bool:
@@ -21,8 +33,8 @@ def gone(pids: dict[int, int]) -> bool:
 
 
 @pytest.mark.parametrize("point", range(20))
-def test_killed(point: int, text: Path, tmp_path: Path, whole: dict[str, object]) -> None:  # noqa: F811
-    """After 30 s nothing is left, and the one at fault was named; two that are started then go on exactly.
+def test_killed(point: int, text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
+    """Nothing is left, and the one at fault was named; two that are started then go on exactly.
 
     Half of the points lie where torchrun starts them again by itself.
     """
@@ -33,7 +45,7 @@ def test_killed(point: int, text: Path, tmp_path: Path, whole: dict[str, object]
     time.sleep(chance.uniform(0, 4))
     os.kill(pids[rank], signal.SIGKILL)
     saved = checkpoint.steps_saved(run)
-    said = launch.ends(0) if point % 2 else launch.ends(seconds=30)
+    said = launch.ends(0) if point % 2 else launch.ends()
     named = re.search(rf"bardlet: process {rank} of 2 \(pid {pids[rank]} on .*\) was killed", said)
     # one that had done its part already is named by torchrun, which asks the other, who is writing the end, to stop
     done = "stopped after step 400, and saved" in said and f"local_rank: {rank} (pid: {pids[rank]})" in said
@@ -48,14 +60,14 @@ def test_killed(point: int, text: Path, tmp_path: Path, whole: dict[str, object]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_stopped(rank: int, text: Path, tmp_path: Path, whole: dict[str, object]) -> None:  # noqa: F811
-    """One that was stopped (SIGSTOP) is named and ended, too: after 30 s nothing is left."""
+def test_stopped(rank: int, text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
+    """One that was stopped (SIGSTOP) is named and ended, too: nothing is left."""
     run = tmp_path / "run"
     launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS)
     launch.wait_for(run / "checkpoints" / "step-00000020")
     pids = launch.workers()
     os.kill(pids[rank], signal.SIGSTOP)
-    said = launch.ends(seconds=30)
+    said = launch.ends()
     assert re.search(rf"bardlet: process {rank} of 2 \(pid {pids[rank]} on .*\) was stopped", said), said
     assert gone(pids)
     Launch(tmp_path / "again", "resume", run).ends(0)
@@ -102,7 +114,7 @@ def test_a_bad_number_in_one_of_them(place: str, value: str, text: Path, tmp_pat
     run, program = tmp_path / "run", tmp_path / "broken.py"
     program.write_text(BROKEN)
     said = Launch(tmp_path / "log", place, value, "train", text, "--out", run, *SETTINGS,
-                  program=[str(program)]).ends(seconds=60)
+                  program=[str(program)]).ends()
     what = {"loss": "the loss", "gradient": "the gradient", "weight": "a weight"}[place]
     assert re.search(rf"bardlet: {what} of step 25 is not a finite number \(in process 1 of 2, windows ", said), said
     assert checkpoint.newest_whole(run).name == "step-00000020"
@@ -119,13 +131,13 @@ def test_processes_that_are_started_again_leave_the_run_of_another_launcher_alon
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_signal_to_any_of_them_stops_all_and_saves(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:  # noqa: F811
+def test_a_signal_to_any_of_them_stops_all_and_saves(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
     """SIGTERM to rank 1 alone: all finish the step, rank 0 saves, and resume ends with the same bits."""
     run = tmp_path / "run"
     launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS)
     launch.wait_for(run / "checkpoints" / "step-00000020")
     os.kill(launch.workers()[1], signal.SIGTERM)
-    stopped = re.search(r"stopped after step (\d+), and saved", launch.ends(seconds=30))
+    stopped = re.search(r"stopped after step (\d+), and saved", launch.ends())
     assert stopped and checkpoint.newest_whole(run).name == f"step-{int(stopped[1]):08}"
     assert resumed_from(Launch(tmp_path / "again", "resume", run).ends(0)) == int(stopped[1])
     assert outcome(run) == whole

@@ -27,7 +27,7 @@ CONFIGS = {
 }  # fmt: skip
 families = st.sampled_from(sorted(CONFIGS))
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def lively(config: ModelConfig, seed: int) -> Any:
@@ -175,7 +175,7 @@ def uncached(model: Any, prompt: list[int], count: int) -> tuple[list[int], floa
     return new, margin
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(families, seeds, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 70))
 def test_past_the_window_is_an_uncached_loop_with_the_same_rule(
     family: str, seed: int, lengths: list[int], count: int

@@ -77,14 +77,14 @@ def test_two_processes_translate_as_one(tmp_path: Path, bardlet: Callable[..., d
 def torchrun(*argv: str | Path) -> dict[str, Any]:
     """`bardlet ARGV --json` in two processes; the object that rank 0 prints, and nobody else."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bardlet"]
-    done = subprocess.run([*command, *map(str, argv), "--json"], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([*command, *map(str, argv), "--json"], capture_output=True, text=True, timeout=600,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count('"parameters"') == 1, "only rank 0 prints"
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+@pytest.mark.parametrize("kind", ["ppo"])
 def test_two_processes_learn_from_their_answers_as_one(kind: str, tmp_path: Path,
                                                        bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
     """Each writes its share of a rollout; a program is asked once; what is written after the training is written by one

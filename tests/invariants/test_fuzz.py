@@ -148,7 +148,7 @@ def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
         if path.is_file() and path.name != name:
             (folder / path.name).write_bytes(path.read_bytes())
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
+    @settings(max_examples=examples, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))
     @given(rubbish(name, (good / name).read_bytes()))
     def one(content: bytes) -> None:

@@ -1,0 +1,321 @@
+"""Run the same training cells with two versions of bardlet and compare the results bit for bit.
+
+    python tools/same_bits.py OLD NEW                       # commits, or folders that hold src/bardlet
+    python tools/same_bits.py HEAD . --cells gpt2 dpo       # some cells, against the working tree
+    python tools/same_bits.py --list                        # the cells
+
+Floating-point addition is not associative: a refactoring that reorders one operation shows in the last bit, and a few
+steps later everywhere. Each cell trains 40 steps with both versions on this machine, in fresh processes, with a
+checkpoint half-way. Then a copy of the run loses its last checkpoint and is resumed. Both runs must agree in
+
+- the tensors of every checkpoint (weights, optimizer, average, random state) and the weights at the root,
+- metrics.jsonl, run.toml and the `--json` output of every command, without times and paths,
+- config.json and the tokenizer, and the names of the files in the run folder,
+- what the model samples, translates or scores.
+
+Nothing is compared with a stored hash. The exit code is 1 when a cell differs or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STEPS, HALF = 40, 20
+EVERY = ["--steps", f"{STEPS}", "--save-every", f"{HALF}", "--keep-checkpoints", "9", "--eval-every", "10",
+         "--log-every", "5", "--warmup-steps", "4"]
+SIZE = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32"]
+BATCH = ["--block-size", "32", "--batch-size", "4"]
+EAGER = ["--dtype", "fp32", "--compile", "off", "--threads", "1"]
+COMPILED = ["--dtype", "fp32", "--compile", "on", "--threads", "1"]
+DROPOUT = ["--dropout", "0.1"]
+AVERAGE = ["--keep", "average"]
+
+TIMES = {"seconds", "tokens_per_second", "elapsed", "prepared", "machine", "launch", "run", "crc"}
+"""Keys that differ from one run to the next."""
+
+WRITE = (["sample", "RUN", "--prompt", "the", "--tokens", "70", "--seed", "3", "--num", "2"],
+         ["sample", "RUN", "--tokens", "70", "--temperature", "0"],
+         ["eval", "RUN"])
+"""Samples past the context window of 32 tokens, drawn and greedy, and the loss on the validation text."""
+
+ROUNDED = (["sample", "RUN", "--tokens", "40", "--temperature", "0", "--dtype", "int8"],
+           ["sample", "RUN", "--tokens", "40", "--temperature", "0", "--dtype", "bf16"],
+           ["eval", "RUN", "--protocol", "random", "--context", "16"])
+
+TRANSLATE = (["translate", "RUN", "new.de"], ["translate", "RUN", "new.de", "--beam", "3"], ["eval", "RUN"])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run and what it needs. RUN in a command is the run folder; other words name files and folders beside it."""
+
+    command: list[str]
+    after: tuple[list[str], ...] = WRITE
+    """Commands whose output belongs to the result."""
+    before: tuple[list[str], ...] = ()
+    """Commands that make the folders which the run starts from."""
+    processes: int = 1
+
+
+def text(*settings: str, mode: Sequence[str] = EAGER, after: tuple[list[str], ...] = WRITE,
+         processes: int = 1) -> Cell:
+    """Pretraining on rhyme.txt."""
+    return Cell(["train", "rhyme.txt", *settings, *BATCH, *EVERY, *mode], after, processes=processes)
+
+
+def pairs(*settings: str, mode: Sequence[str] = EAGER) -> Cell:
+    """Translation of a.de into a.en."""
+    return Cell(["train", "--source", "a.de", "--target", "a.en", *settings, *SIZE, "--batch-tokens", "128",
+                 "--block-size", "32", "--vocab-size", "300", *DROPOUT, *EVERY, *mode], TRANSLATE)  # fmt: skip
+
+
+BASE = ["train", "chat.txt", *SIZE, "--block-size", "48", "--batch-size", "4", "--tokenizer", "bpe", "--vocab-size",
+        "300", "--steps", "20", "--eval-every", "0", *EAGER, "--out", "base"]  # fmt: skip
+CHAT = ["sft", "base", "chats.jsonl", "--steps", "20", "--eval-every", "0", *EAGER, "--out", "chat"]
+JUDGE = ["reward", "chat", "preferences.jsonl", "--steps", "10", "--eval-every", "0", *EAGER, "--out", "judge"]
+ANSWERS = ["--answer-tokens", "6", "--rollout", "16", "--batch-size", "8"]
+
+
+def tuned(stage: str, *settings: str, before: tuple[list[str], ...] = (BASE, CHAT), start: str = "chat",
+          after: tuple[list[str], ...] = WRITE[:2]) -> Cell:
+    """A stage that starts from another run."""
+    return Cell([stage, start, *settings, *DROPOUT, *EVERY, *EAGER], after, before)
+
+
+CELLS: dict[str, Cell] = {
+    "qwen3": text(*SIZE, *DROPOUT, "--optimizer", "muon", *AVERAGE),
+    "qwen3-adamw": text(*SIZE, *DROPOUT, "--optimizer", "adamw", "--n-kv-head", "1", "--tokenizer", "bpe",
+                        "--vocab-size", "300", after=(*WRITE, *ROUNDED)),
+    "qwen3-compiled": text(*SIZE, *DROPOUT, *AVERAGE, mode=COMPILED),
+    "qwen3-bf16": text(*SIZE, *DROPOUT, "--grad-accum", "2", mode=["--dtype", "bf16", "--compile", "off", "--threads",
+                                                                 "1"]),
+    "qwen3-threads": text(*SIZE, *DROPOUT, *AVERAGE, mode=["--dtype", "fp32", "--compile", "off", "--threads", "2"]),
+    "gpt2": text("--model", "gpt2", *SIZE, *DROPOUT, "--optimizer", "adamw", *AVERAGE, after=(*WRITE, *ROUNDED)),
+    "gpt2-byte": text("--model", "gpt2", *SIZE, *DROPOUT, "--tokenizer", "byte", "--no-tie-embeddings", "--grad-accum",
+                      "2", "--schedule", "cosine", "--min-lr-ratio", "0.1", "--grad-clip", "0.5"),
+    "gpt2-compiled": text("--model", "gpt2", *SIZE, *DROPOUT, "--optimizer", "muon", mode=COMPILED),
+    "lora": Cell(["train", "chat.txt", "--init", "base", "--lora", "4", "--batch-size", "4", *DROPOUT, *EVERY, *EAGER],
+                 WRITE, (BASE,)),
+    "bigram": text("--model", "bigram", *AVERAGE),
+    "one-head": text("--model", "one-head", "--n-embd", "32", *AVERAGE),
+    "layer-norm": text("--model", "layer-norm", *SIZE, "--optimizer", "adamw"),
+    "dropout": text("--model", "dropout", *SIZE, *DROPOUT, *AVERAGE),
+    "qk-norm": text("--model", "qk-norm", *SIZE, *DROPOUT, mode=COMPILED),
+    "encdec": pairs("--model", "encdec", "--optimizer", "adamw", "--label-smoothing", "0.1", *AVERAGE),
+    "encdec-compiled": pairs("--model", "encdec", "--n-encoder-layer", "1", mode=COMPILED),
+    "prefix-lm": pairs("--model", "gpt2", "--prefix-lm"),
+    "sft": tuned("sft", "chats.jsonl", *AVERAGE, before=(BASE,), start="base"),
+    "sft-lora": tuned("sft", "chats.jsonl", "--no-pack", "--lora", "4", "--batch-size", "8", before=(BASE,),
+                      start="base"),
+    "reward": tuned("reward", "preferences.jsonl", "--batch-size", "4", after=()),
+    "dpo": tuned("dpo", "preferences.jsonl", "--batch-size", "4", *AVERAGE),
+    "ppo": tuned("ppo", "chats.jsonl", "--reward", "judge", *ANSWERS, "--target-kl", "1", *AVERAGE,
+                 before=(BASE, CHAT, JUDGE)),
+    "grpo": tuned("grpo", "chats.jsonl", "--reward", "exact", *ANSWERS, "--passes", "2", "--beta", "0.1"),
+    "two-processes": text(*SIZE, *DROPOUT, "--grad-accum", "2", *AVERAGE, processes=2),
+}
+
+
+def inputs(folder: Path) -> None:
+    """Write the texts, pairs, conversations and preferences that the cells learn from."""
+    def lines(name: str, *made: str) -> None:
+        (folder / name).write_text("".join(line + "\n" for line in made), encoding="utf-8")
+
+    lines("rhyme.txt", *(f"the {n} little bards sang {n * n % 97} songs" for n in range(240)))
+    lines("chat.txt", *(f"{n} odd? {'yes' if n % 2 else 'no'}" for n in range(300)))
+    lines("a.de", *(f"{'ein ' * (1 + n % 5)}Barde singt {n} Lieder" for n in range(300)))
+    lines("a.en", *(f"{'one ' * (1 + n % 5)}bard sings {n} songs" for n in range(300)))
+    lines("new.de", *(f"{'ein ' * (1 + n % 3)}Barde singt {n * 7} Lieder" for n in range(9)))
+    lines("chats.jsonl", *(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"})
+                           for n in range(160)))  # fmt: skip
+    lines("preferences.jsonl", *(json.dumps({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
+                                             "rejected": "no" if n % 2 else "yes"}) for n in range(80)))  # fmt: skip
+
+
+# ---------------------------------------------------------------- running a cell
+
+CALLS = """
+import json, sys
+from pathlib import Path
+import bardlet
+from bardlet.cli import main
+assert Path(bardlet.__file__).is_relative_to(Path(sys.argv[1]).resolve()), bardlet.__file__
+for words in json.loads(sys.argv[2]):
+    if code := main(words):
+        sys.exit(code)
+"""
+
+
+class Failed(Exception):
+    """A command of a cell ended with an error."""
+
+
+@dataclass
+class Version:
+    """The source tree of a version, and a folder for its runs."""
+
+    tree: Path
+    folder: Path
+    compiler_cache: Path
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+
+    def call(self, where: Path, *commands: Sequence[str], processes: int = 1) -> list[Any]:
+        """Run `bardlet COMMAND --json` in the folder `where`, all in one process; return what each printed."""
+        environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "BARDLET_CACHE": str(self.folder / "cache"),
+                       "TORCHINDUCTOR_CACHE_DIR": str(self.compiler_cache), "OMP_NUM_THREADS": "1"}
+        environment.pop("BARDLET_DATA", None)
+        words = [[*command, "--json"] for command in commands]
+        if processes == 1:
+            programs = [[sys.executable, "-c", CALLS, str(self.tree), json.dumps(words)]]
+        else:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}"]
+            programs = [[*launch, "-m", "bardlet", *command] for command in words]
+        printed = []
+        for program in programs:
+            done = subprocess.run(program, cwd=where, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
+            printed += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return printed
+
+
+def result(cell: Cell, version: Version, name: str) -> dict[str, str]:
+    """Train the cell, resume it from its first half, and return digests of all that came out, by name."""
+    where = version.folder / name
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir(parents=True)
+    inputs(where)
+    printed = version.call(where, *cell.before) if cell.before else []
+    train = [*cell.command, "--out", "whole"]
+    printed += version.call(where, train, processes=cell.processes)
+    cut_in_half(where / "whole", where / "again")
+    printed += version.call(where, ["resume", "again"], processes=cell.processes)
+    after = [[run if word == "RUN" else word for word in command]
+             for run in ("whole", "again") for command in cell.after]
+    printed += version.call(where, *after) if after else []
+    return {**digests(where / "whole", "whole"), **digests(where / "again", "again"),
+            **{f"output {i}": digest(without_times(line)) for i, line in enumerate(printed)}}
+
+
+def cut_in_half(whole: Path, again: Path) -> None:
+    """Copy a run as it was after half of its steps, as far as `resume` is concerned: without its last checkpoint."""
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints" / f"step-{STEPS:08}")
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def digests(run: Path, name: str) -> dict[str, str]:
+    """Digests of a run folder's files, by their content: a file is compared as tensors, TOML or lines of JSON."""
+    found = {f"{name} files": digest(sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.name != ".lock"))}
+    for path in sorted(run.rglob("*")):
+        key = f"{name}/{path.relative_to(run)}"
+        if path.suffix == ".safetensors":
+            found |= {f"{key} {tensor}": value for tensor, value in tensors(path)}
+        elif path.name == "metrics.jsonl":
+            lines = [json.loads(line[: line.rindex("}") + 1]) for line in path.read_text(encoding="utf-8").splitlines()]
+            found[key] = digest(without_times(lines))
+        elif path.name == "run.toml":
+            found[key] = digest(without_times(tomllib.loads(path.read_text(encoding="utf-8"))))
+        elif path.name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            found[key] = digest(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def tensors(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, digest of dtype, shape and bytes) of each tensor of a safetensors file."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    for name, entry in sorted(json.loads(raw[8:start]).items()):
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            data = hashlib.sha256(raw[start + begin : start + end]).hexdigest()
+            yield name, digest([entry["dtype"], entry["shape"], data])
+
+
+def without_times(value: Any) -> Any:
+    """A JSON value without the keys that differ from run to run."""
+    if isinstance(value, dict):
+        return {name: without_times(x) for name, x in value.items() if name not in TIMES}
+    return [without_times(x) for x in value] if isinstance(value, list) else value
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """The names whose digests differ, or that only one of the two has."""
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def tree_of(name: str, folder: Path) -> Path:
+    """The source tree of a commit, unpacked into `folder`; a folder that holds src/bardlet is taken as it is."""
+    if (Path(name) / "src" / "bardlet").is_dir():
+        return Path(name).resolve()
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(["git", "archive", name, "src"], cwd=root, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"same_bits: {name}: neither a commit nor a folder with src/bardlet "
+                         f"({done.stderr.decode().strip()})")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", nargs="?", default="HEAD", help="a commit, or a folder that holds src/bardlet")
+    parser.add_argument("new", nargs="?", default=".", help="the same")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--list", action="store_true", help="print the cells and stop")
+    options = parser.parse_args()
+    if options.list:
+        for name, cell in CELLS.items():
+            print(f"{name:16} {' '.join(cell.command)}")
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep.resolve() if options.keep else Path(temporary)
+        versions = [Version(tree_of(name, Path(temporary) / f"{side}-tree"), folder / side, folder / "compiler")
+                    for side, name in (("old", options.old), ("new", options.new))]
+
+        def compare(name: str) -> tuple[str, list[str]]:
+            try:
+                old, new = (result(CELLS[name], version, name) for version in versions)
+            except Failed as error:
+                return name, [f"failed: {error}"]
+            return name, differences(old, new)
+
+        equal = 0
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for name, differing in pool.map(compare, options.cells):
+                equal += not differing
+                more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+                print(f"{name:16} {'equal' if not differing else '; '.join(differing[:3]) + more}", flush=True)
+    print(f"equal: {equal} of {len(options.cells)}")
+    return 0 if equal == len(options.cells) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
