@@ -8,13 +8,22 @@ TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 # text for the tests: where there is none they skip, with a reason
 export BARDLET_DATA ?= $(wildcard $(abspath ../shared/data))
 
-.PHONY: demo test accept lint install lock docs clean
+# as if this processor had AVX2 alone, as a laptop of some years ago: no AVX-512, no native bf16
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-avx2 accept lint install lock docs clean
 
 demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes, and let it write
 	$(BIN)/bardlet train --config configs/demo.toml
 
 test: $(VENV)/ready-test     ## all quick tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-avx2: $(VENV)/ready-test ## the same tests, as if on a processor with AVX2 alone
+	@$(AVX2) $(BIN)/bardlet doctor | grep -E 'precision.*fp32: .*native bf16'
+	$(AVX2) $(BIN)/python -m pytest $(PARALLEL)
 
 accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests, on real text, and the course as a site
 	$(BIN)/python -m pytest --override-ini addopts= -q -x tests/acceptance

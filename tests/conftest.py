@@ -56,6 +56,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["BARDLET_CACHE"] = before
 
 
+LONG = ("test_translation", "test_cli", "test_ladder_run", "test_kills", "test_resume", "test_bad_input", "test_reinforce",
+        "test_heartbeat", "test_train", "test_benchmarks", "test_equivalence")
+"""Files that take longest, which several processes begin with: the last ones to end are then short."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 def pytest_configure() -> None:
     """One thread, here and in the processes that tests start: such small models lose time with a second."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ FORKS.set_forkserver_preload(["torch", "bardlet.pretrain", "bardlet.cli.train", 
 
 
 def start(words: Sequence[str | Path], log: Path | None = None, cut_after: int | None = None,
-          own_clock: bool = False) -> Any:
+          own_clock: bool = False, environment: Mapping[str, str] | None = None) -> Any:
     """Start `bardlet WORDS`, its output in the file `log`.
 
     Args:
@@ -26,11 +27,12 @@ def start(words: Sequence[str | Path], log: Path | None = None, cut_after: int |
         log: where standard output and standard error go; None: nowhere.
         cut_after: the process ends without a word in the update after that many steps, with exit code 9.
         own_clock: its time passes in steps alone (`clocks.Clock`).
+        environment: variables that it has besides those of this process.
 
     Returns:
         The `multiprocessing.Process`, started.
     """
-    process = FORKS.Process(target=_main, args=([*map(str, words)], dict(os.environ), os.getcwd(),
+    process = FORKS.Process(target=_main, args=([*map(str, words)], {**os.environ, **(environment or {})}, os.getcwd(),
                                                 str(log or os.devnull), cut_after, own_clock))
     process.start()
     return process
@@ -68,6 +70,20 @@ def _main(words: Sequence[str], environment: Mapping[str, str], folder: str, log
 
     train.train_step = ending  # type: ignore[assignment]
     raise SystemExit(main(words))
+
+
+def in_two_processes(words: Sequence[str | Path], log: Path) -> str:
+    """`bardlet WORDS` in two processes that find each other as those of torchrun do; what they have printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [start(words, log, environment={"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2",
+                                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}) for rank in range(2)]
+    for process in ranks:
+        process.join()
+    said = log.read_text(encoding="utf-8")
+    assert [process.exitcode for process in ranks] == [0, 0], said
+    return said
 
 
 def power_cut(words: Sequence[str | Path], step: int = 7, own_clock: bool = False) -> None:

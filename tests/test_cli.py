@@ -36,13 +36,12 @@ def test_help_imports_no_torch(argv: list[str]) -> None:
 def test_training_without_compilation_does_not_load_the_compiler(tmp_path: Path) -> None:
     """It would take a second and 70 MB; torch's own optimizers load it."""
     (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 50)
-    for optimizer in ("muon", "adamw"):
-        words = ["train", str(tmp_path / "a.txt"), *TINY, "--optimizer", optimizer, "--steps", "3",
-                 "--out", str(tmp_path / optimizer)]
-        lines = ("import sys", "from bardlet.cli import main", f"assert main({words}) == 0",
-                 "print('torch._dynamo' in sys.modules)")
-        said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-        assert said.stdout.split()[-1] == "False"
+    runs = [["train", str(tmp_path / "a.txt"), *TINY, "--optimizer", optimizer, "--steps", "3",
+             "--out", str(tmp_path / optimizer)] for optimizer in ("muon", "adamw")]
+    lines = ("import sys", "from bardlet.cli import main", f"assert [main(words) for words in {runs}] == [0, 0]",
+             "print('torch._dynamo' in sys.modules)")
+    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == "False"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -140,11 +140,12 @@ def test_what_a_model_has_memorised(tmp_path: Path, capsys: pytest.CaptureFixtur
     """One that has seen one sentence a thousand times writes it; one that has seen nothing does not."""
     path = tmp_path / "loop.txt"
     path.write_text("the sun is up, the sky is blue, it is beautiful and so are you, dear prudence\n" * 60)
-    settings = ["--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--block-size", "64", "--compile", "off"]
+    settings = ["--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--block-size", "64", "--batch-size", "8",
+                "--compile", "off"]
     shares = []
     for steps in ("1", "200"):
         assert main(["train", str(path), "--out", str(tmp_path / steps), *settings, "--steps", steps]) == 0
-        assert main(["doctor", str(tmp_path / steps), "--memorised", "--tokens", "2000", "--json"]) == 0
+        assert main(["doctor", str(tmp_path / steps), "--memorised", "--tokens", "1000", "--json"]) == 0
         shares.append(json.loads(capsys.readouterr().out.splitlines()[-1])["memorised"])
     assert shares[0]["copied"] < 0.01 and shares[1]["copied"] > 0.9
     assert shares[1]["copied_of_validation"] > 0.9

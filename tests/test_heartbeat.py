@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from processes import in_two_processes
 
 from bardlet import checkpoint, files
 
@@ -77,7 +78,7 @@ def outcome(run: Path) -> dict[str, object]:
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The outcome of the run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("two")
-    Launch(folder / "log", "train", text, "--out", folder / "run", *SETTINGS).ends(0)
+    in_two_processes(["train", text, "--out", folder / "run", *SETTINGS], folder / "log")
     return outcome(folder / "run")
 
 

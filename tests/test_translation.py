@@ -175,9 +175,9 @@ def test_a_decoder_alone_learns_it_too(how: list[str], numbers: list[str], bardl
 
 
 def test_minutes_work(numbers: list[str], bardlet: Callable[..., dict[str, Any]], tmp_path: Path, clock: Clock) -> None:
-    begun = clock.now
+    clock.per_step, begun = 0.06, clock.now
     done = bardlet("train", *numbers, "--minutes", "0.02", "--compile", "off", "--out", tmp_path / "run")
-    assert done["steps"] > 20 and "bleu" in done
+    assert done["steps"] > 10 and "bleu" in done
     assert 0.8 * 1.2 < clock.now - begun <= 1.2, "seconds"
 
 

@@ -2,6 +2,7 @@
 
     python tools/same_bits.py OLD NEW                       # commits, or folders that hold src/bardlet
     python tools/same_bits.py HEAD . --cells gpt2 dpo       # some cells, against the working tree
+    python tools/same_bits.py OLD NEW --handover            # NEW resumes, samples and evaluates the runs of OLD
     python tools/same_bits.py --list                        # the cells
 
 Floating-point addition is not associative: a refactoring that reorders one operation shows in the last bit, and a few
@@ -12,6 +13,9 @@ checkpoint half-way. Then a copy of the run loses its last checkpoint and is res
 - metrics.jsonl, run.toml and the `--json` output of every command, without times and paths,
 - config.json and the tokenizer, and the names of the files in the run folder,
 - what the model samples, translates or scores.
+
+With `--handover` only OLD trains. NEW takes over copies of its runs, checkpoints and cache, and must go on as OLD does
+without building the cache again: what the version before has written can still be read. `--keep DIR` keeps all of it.
 
 Nothing is compared with a stored hash. The exit code is 1 when a cell differs or fails.
 """
@@ -31,7 +35,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +169,17 @@ class Failed(Exception):
     """A command of a cell ended with an error."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Version:
     """The source tree of a version, and a folder for its runs."""
 
     tree: Path
     folder: Path
     compiler_cache: Path
-    outputs: dict[str, list[Any]] = field(default_factory=dict)
 
     def call(self, where: Path, *commands: Sequence[str], processes: int = 1) -> list[Any]:
         """Run `bardlet COMMAND --json` in the folder `where`, all in one process; return what each printed."""
-        environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "BARDLET_CACHE": str(self.folder / "cache"),
+        environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "BARDLET_CACHE": str(where / "cache"),
                        "TORCHINDUCTOR_CACHE_DIR": str(self.compiler_cache), "OMP_NUM_THREADS": "1"}
         environment.pop("BARDLET_DATA", None)
         words = [[*command, "--json"] for command in commands]
@@ -194,22 +197,41 @@ class Version:
         return printed
 
 
-def result(cell: Cell, version: Version, name: str) -> dict[str, str]:
-    """Train the cell, resume it from its first half, and return digests of all that came out, by name."""
+def trained(cell: Cell, version: Version, name: str) -> dict[str, str]:
+    """Train the cell from its inputs in a new folder. Return digests of the run and of what was printed, by name."""
     where = version.folder / name
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
     inputs(where)
     printed = version.call(where, *cell.before) if cell.before else []
-    train = [*cell.command, "--out", "whole"]
-    printed += version.call(where, train, processes=cell.processes)
+    printed += version.call(where, [*cell.command, "--out", "whole"], processes=cell.processes)
+    return {**digests(where / "whole", "whole"), **outputs("train", printed)}
+
+
+def resumed(cell: Cell, version: Version, name: str) -> dict[str, str]:
+    """Resume the cell's run from its first half, and use both runs. Return digests as `trained` does."""
+    where = version.folder / name
     cut_in_half(where / "whole", where / "again")
-    printed += version.call(where, ["resume", "again"], processes=cell.processes)
+    printed = version.call(where, ["resume", "again"], processes=cell.processes)
     after = [[run if word == "RUN" else word for word in command]
              for run in ("whole", "again") for command in cell.after]
     printed += version.call(where, *after) if after else []
-    return {**digests(where / "whole", "whole"), **digests(where / "again", "again"),
-            **{f"output {i}": digest(without_times(line)) for i, line in enumerate(printed)}}
+    cache = sorted(path.name for path in (where / "cache").glob("*/*"))
+    return {**digests(where / "again", "again"), **outputs("resume", printed), "names in the cache": digest(cache)}
+
+
+def both(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The results of the cell with each version."""
+    first, second = ({**trained(cell, version, name), **resumed(cell, version, name)} for version in (old, new))
+    return first, second
+
+
+def handover(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What each version makes of the run that `old` has trained."""
+    trained(cell, old, name)
+    shutil.rmtree(new.folder / name, ignore_errors=True)
+    shutil.copytree(old.folder / name, new.folder / name)
+    return resumed(cell, old, name), resumed(cell, new, name)
 
 
 def cut_in_half(whole: Path, again: Path) -> None:
@@ -256,7 +278,13 @@ def without_times(value: Any) -> Any:
     return [without_times(x) for x in value] if isinstance(value, list) else value
 
 
+def outputs(name: str, printed: Sequence[Any]) -> dict[str, str]:
+    """Digests of the `--json` output of some commands."""
+    return {f"output {i} of {name}": digest(without_times(line)) for i, line in enumerate(printed)}
+
+
 def digest(value: Any) -> str:
+    """sha256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -283,10 +311,12 @@ def tree_of(name: str, folder: Path) -> Path:
 
 
 def main() -> int:
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", nargs="?", default="HEAD", help="a commit, or a folder that holds src/bardlet")
     parser.add_argument("new", nargs="?", default=".", help="the same")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
+    parser.add_argument("--handover", action="store_true", help="NEW takes over the runs that OLD has trained")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
@@ -302,12 +332,11 @@ def main() -> int:
 
         def compare(name: str) -> tuple[str, list[str]]:
             try:
-                old, new = (result(CELLS[name], version, name) for version in versions)
+                return name, differences(*measure(CELLS[name], *versions, name))
             except Failed as error:
                 return name, [f"failed: {error}"]
-            return name, differences(old, new)
 
-        equal = 0
+        measure, equal = handover if options.handover else both, 0
         with ThreadPoolExecutor(options.jobs) as pool:
             for name, differing in pool.map(compare, options.cells):
                 equal += not differing

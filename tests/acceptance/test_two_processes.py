@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import in_two_processes
 from test_heartbeat import SETTINGS as FEW_STEPS
 from test_heartbeat import Launch, outcome, resumed_from
 
@@ -23,7 +24,7 @@ SETTINGS = [*FEW_STEPS, "--steps", "400"]
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The outcome of the run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("two")
-    Launch(folder / "log", "train", text, "--out", folder / "run", *SETTINGS).ends(0)
+    in_two_processes(["train", text, "--out", folder / "run", *SETTINGS], folder / "log")
     return outcome(folder / "run")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import settings_of
+from processes import in_two_processes
 
 from bardlet import checkpoint, files, hf
 
@@ -48,17 +47,17 @@ def test_eight_by_one_is_one_by_eight(model: str, optimizer: str, text: Path, tm
 
 
 def test_two_processes_are_one(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
-    """torchrun with two processes (gloo, DistributedDataParallel) does what one does, and can be resumed."""
+    """Two processes (gloo, DistributedDataParallel) do what one does, and can be resumed."""
     settings = ["--model", "qwen3", "--optimizer", "adamw", *SMALL, "--batch-size", "4", "--grad-accum", "2",
                 "--save-every", "5", "--keep-checkpoints", "9"]
     bardlet("train", text, "--out", tmp_path / "one", *settings)
-    assert torchrun("train", text, "--out", tmp_path / "two", *settings)["steps"] == 10
+    assert two(tmp_path / "log", "train", text, "--out", tmp_path / "two", *settings)["steps"] == 10
     same(tmp_path / "one", tmp_path / "two")
     # what was done after step 5 is taken away: two processes go on from there, and end with the same bits
     weights = tmp_path / "two" / "checkpoints" / "step-00000010"
     before = {name: files.sha256(weights / name) for name in ("model.safetensors", "trainer.safetensors")}
     shutil.rmtree(weights)
-    assert torchrun("resume", tmp_path / "two")["resumed_from"] == 5
+    assert two(tmp_path / "again", "resume", tmp_path / "two")["resumed_from"] == 5
     assert {name: files.sha256(weights / name) for name in before} == before
 
 
@@ -70,18 +69,15 @@ def test_two_processes_translate_as_one(tmp_path: Path, bardlet: Callable[..., d
     settings = ["--source", tmp_path / "a", "--target", tmp_path / "b", "--optimizer", "adamw", *SMALL,
                 "--batch-tokens", "96", "--label-smoothing", "0.1"]
     bardlet("train", "--out", tmp_path / "one", *settings)
-    assert torchrun("train", "--out", tmp_path / "two", *settings)["steps"] == 10
+    assert two(tmp_path / "log", "train", "--out", tmp_path / "two", *settings)["steps"] == 10
     same(tmp_path / "one", tmp_path / "two")
 
 
-def torchrun(*argv: str | Path) -> dict[str, Any]:
+def two(log: Path, *argv: str | Path) -> dict[str, Any]:
     """`bardlet ARGV --json` in two processes; the object that rank 0 prints, and nobody else."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bardlet"]
-    done = subprocess.run([*command, *map(str, argv), "--json"], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count('"parameters"') == 1, "only rank 0 prints"
-    return json.loads(done.stdout.splitlines()[-1])
+    said = in_two_processes([*argv, "--json"], log)
+    assert said.count('"parameters"') == 1, "only rank 0 prints"
+    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
 
 
 @pytest.mark.parametrize("kind", ["ppo"])
@@ -104,6 +100,6 @@ def test_two_processes_learn_from_their_answers_as_one(kind: str, tmp_path: Path
                 "--threads", "1", "--optimizer", "adamw", "--keep", "average", "--eval-every", "3"]  # fmt: skip
     bardlet(kind, *settings, "--out", tmp_path / "one")
     calls.unlink()
-    assert torchrun(kind, *settings, "--out", tmp_path / "two")["steps"] == 6
+    assert two(tmp_path / "log", kind, *settings, "--out", tmp_path / "two")["steps"] == 6
     assert set(calls.read_text()) == {"0"}
     same(tmp_path / "one", tmp_path / "two")
