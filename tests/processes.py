@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "bardlet.pretrain", "bardlet.cli.train", "bardlet.cli.resume",
+FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.pretrain", "bardlet.cli.train", "bardlet.cli.resume",
                               "matplotlib.pyplot"])  # fmt: skip
 
 

@@ -23,15 +23,18 @@ Nothing is compared with a stored hash. The exit code is 1 when a cell differs o
 from __future__ import annotations
 
 import argparse
+import getpass
 import hashlib
 import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,47 +156,86 @@ def inputs(folder: Path) -> None:
 
 # ---------------------------------------------------------------- running a cell
 
-CALLS = """
-import json, sys
+SERVER = """
+import importlib, json, os, pkgutil, sys
 from pathlib import Path
+import torch, torch._dynamo, torch._inductor.compile_fx, matplotlib.pyplot, sacrebleu
 import bardlet
 from bardlet.cli import main
-assert Path(bardlet.__file__).is_relative_to(Path(sys.argv[1]).resolve()), bardlet.__file__
-for words in json.loads(sys.argv[2]):
-    if code := main(words):
-        sys.exit(code)
+from bardlet.errors import BardletError
+
+assert Path(bardlet.__file__).is_relative_to(sys.argv[1]), bardlet.__file__
+for module in pkgutil.walk_packages(bardlet.__path__, "bardlet."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except (ImportError, BardletError):  # an extra that is not installed
+            pass
+
+def run(job, rank):
+    os.chdir(job["where"])
+    os.environ.update(job["environment"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    torch.set_num_threads(1)
+    sys.exit(max(map(main, job["commands"])))
+
+for line in sys.stdin:
+    job, children = json.loads(line), []
+    for rank in range(job["processes"]):
+        if (child := os.fork()) == 0:
+            run(job, rank)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(max(map(abs, codes)), flush=True)
 """
+"""Forks each command from a process that has imported a version and computed nothing: every command starts afresh."""
 
 
 class Failed(Exception):
     """A command of a cell ended with an error."""
 
 
-@dataclass(frozen=True)
 class Version:
-    """The source tree of a version, and a folder for its runs."""
+    """The source tree of a version, a folder for its runs, and a server for each thread that asks for one."""
 
-    tree: Path
-    folder: Path
-    compiler_cache: Path
+    def __init__(self, tree: Path, folder: Path) -> None:
+        self.tree, self.folder = tree, folder
+        self.own = threading.local()
 
-    def call(self, where: Path, *commands: Sequence[str], processes: int = 1) -> list[Any]:
-        """Run `bardlet COMMAND --json` in the folder `where`, all in one process; return what each printed."""
-        environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "BARDLET_CACHE": str(where / "cache"),
-                       "TORCHINDUCTOR_CACHE_DIR": str(self.compiler_cache), "OMP_NUM_THREADS": "1"}
-        environment.pop("BARDLET_DATA", None)
-        words = [[*command, "--json"] for command in commands]
-        if processes == 1:
-            programs = [[sys.executable, "-c", CALLS, str(self.tree), json.dumps(words)]]
-        else:
-            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}"]
-            programs = [[*launch, "-m", "bardlet", *command] for command in words]
+    def _server(self) -> subprocess.Popen[str]:
+        if not hasattr(self.own, "server"):
+            environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1",
+                           "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"}
+            environment.pop("BARDLET_DATA", None)
+            self.own.server = subprocess.Popen([sys.executable, "-c", SERVER, str(self.tree)], stdin=subprocess.PIPE,
+                                               stdout=subprocess.PIPE, text=True, env=environment)
+        return self.own.server
+
+    def call(self, where: Path, *commands: Sequence[Sequence[str]], processes: int = 1) -> list[Any]:
+        """Run `bardlet COMMAND --json` in the folder `where`; return what each printed.
+
+        Each of `commands` has the command lines that a process runs one after the other.
+        """
+        environment = {"BARDLET_CACHE": str(where / "cache"), "WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1"}
         printed = []
-        for program in programs:
-            done = subprocess.run(program, cwd=where, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
-            printed += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        for together in commands:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = {"MASTER_PORT": str(free.getsockname()[1])}
+            job = {"where": str(where), "commands": [[*words, "--json"] for words in together], "processes": processes,
+                   "environment": environment | port}
+            for name in ("stdout", "stderr"):
+                (where / name).write_text("", encoding="utf-8")
+            server = self._server()
+            assert server.stdin and server.stdout
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            if server.stdout.readline().strip() != "0":
+                said = (where / "stderr").read_text(encoding="utf-8").strip().splitlines()
+                raise Failed(f"bardlet {' '.join(together[0])}: {said[-1] if said else 'no message'}")
+            said = (where / "stdout").read_text(encoding="utf-8").splitlines()
+            printed += [json.loads(line) for line in said if line.startswith("{")]
         return printed
 
 
@@ -203,19 +245,19 @@ def trained(cell: Cell, version: Version, name: str) -> dict[str, str]:
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
     inputs(where)
-    printed = version.call(where, *cell.before) if cell.before else []
-    printed += version.call(where, [*cell.command, "--out", "whole"], processes=cell.processes)
+    printed = version.call(where, *([words] for words in cell.before))
+    printed += version.call(where, [[*cell.command, "--out", "whole"]], processes=cell.processes)
     return {**digests(where / "whole", "whole"), **outputs("train", printed)}
 
 
 def resumed(cell: Cell, version: Version, name: str) -> dict[str, str]:
-    """Resume the cell's run from its first half, and use both runs. Return digests as `trained` does."""
+    """Resume the cell's run from its first half, and use the whole one. Return digests as `trained` does."""
     where = version.folder / name
     cut_in_half(where / "whole", where / "again")
-    printed = version.call(where, ["resume", "again"], processes=cell.processes)
-    after = [[run if word == "RUN" else word for word in command]
-             for run in ("whole", "again") for command in cell.after]
-    printed += version.call(where, *after) if after else []
+    printed = version.call(where, [["resume", "again"]], processes=cell.processes)
+    if cell.after:
+        after = [["whole" if word == "RUN" else word for word in command] for command in cell.after]
+        printed += version.call(where, after)
     cache = sorted(path.name for path in (where / "cache").glob("*/*"))
     return {**digests(where / "again", "again"), **outputs("resume", printed), "names in the cache": digest(cache)}
 
@@ -327,7 +369,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep.resolve() if options.keep else Path(temporary)
-        versions = [Version(tree_of(name, Path(temporary) / f"{side}-tree"), folder / side, folder / "compiler")
+        versions = [Version(tree_of(name, Path(temporary) / f"{side}-tree"), folder / side)
                     for side, name in (("old", options.old), ("new", options.new))]
 
         def compare(name: str) -> tuple[str, list[str]]:
