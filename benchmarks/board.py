@@ -79,9 +79,9 @@ def one_run(words: list[str], seed: int) -> dict[str, Any]:
 
 def facts(out: Path) -> dict[str, Any]:
     """What run.toml knows of the run: model, context, precision, compiled or not, and what it computed on."""
-    from bardlet import checkpoint
+    from bardlet.run import folder
 
-    config, made = checkpoint.read_run(out)
+    config, made = folder.read_run(out)
     on = {key: made["machine"][key] for key in ("device", "processor", "compiled", "threads")}
     return {"model": config.model, "block_size": config.block_size, "text": made["text"], "dtype": config.dtype, **on}
 
@@ -90,14 +90,17 @@ def protocol_b(out: Path) -> float:
     """Nats per token over every validation token but the first, no context carried over from window to window."""
     import torch
 
-    from bardlet import checkpoint, corpus, data, evaluate, hf
+    from bardlet.data import corpus, shards
+    from bardlet.data import windows as data_windows
+    from bardlet.evaluation import metrics
+    from bardlet.run import folder, hf
 
-    config, _ = checkpoint.read_run(out)
+    config, _ = folder.read_run(out)
     model, words = hf.read_folder(out)
-    ready = data.prepare(corpus.find(config.text, config.field), words)
-    windows = data.validation_windows(ready.val, min(256, config.block_size))
+    ready = shards.prepare(corpus.find(config.text, config.field), words)
+    windows = data_windows.validation_windows(ready.val, min(256, config.block_size))
     batches = ({"idx": idx, "target": target} for idx, target in windows)
-    return evaluate.mean_loss(model, batches, torch.device("cpu"), "fp32")
+    return metrics.mean_loss(model, batches, torch.device("cpu"), "fp32")
 
 
 # ---------------------------------------------------------------- the table

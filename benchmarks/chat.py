@@ -22,9 +22,15 @@ import numpy as np
 import record
 import torch
 
-from bardlet import checkpoint, dist, evaluate, hf, loss
-from bardlet.align import chat, sft
+from bardlet.data import batch as data_batch
+from bardlet.data import chat_template
+from bardlet.evaluation import metrics
+from bardlet.inference import answers as inference_answers
+from bardlet.run import folder, hf
+from bardlet.runtime import device
+from bardlet.stages import sft
 from bardlet.tokenizer import Tokenizer
+from bardlet.training import losses
 
 Row = tuple[list[int], list[bool]]
 """Ids, and which of them the loss is taken on."""
@@ -53,7 +59,7 @@ def main() -> None:
 
 def preferred(run: Path) -> dict[str, Any]:
     """What a run says of the pairs that it held out, and beside it what taking the longer answer gets."""
-    config, known = checkpoint.settings(run, changed=True)
+    config, known = folder.settings(run, changed=True)
     names = ("text", "parameters", "seconds", "documents", "selected_by", "val_loss", "accuracy", "margin", "longer",
              "accuracy_longer", "accuracy_shorter", "likes_length", "calibration_error")  # fmt: skip
     return {"kind": "preferences", "stage": config.stage, "seed": config.seed, "steps": known["steps"],
@@ -65,7 +71,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     model, words = hf.read_folder(args.sft)
     base, base_words = hf.read_folder(args.base)
     assert base_words.hash == words.hash, "the two runs have another tokenizer each"
-    config, known = checkpoint.settings(args.sft, changed=True)
+    config, known = folder.settings(args.sft, changed=True)
     assert config.val_part == "val", "its held-out conversations are not those that are measured here"
     held = sft.find(config).conversations()[1]
     held = held[:: -(-len(held) // args.most)]
@@ -75,10 +81,11 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = [(templated(words, *pair), plain(words, *pair)) for pair in pairs]
     rows = [both for both in rows if max(len(ids) for ids, _ in both) <= room + 1 and any(both[0][1])]
     template, text = (list(side) for side in zip(*rows, strict=True))
-    asked = [(*pair, chat.encode(words, [{"role": "user", "content": pair[0]}], ask=True)[0]) for pair in pairs]
+    asked = [(*pair, chat_template.encode(words, [{"role": "user", "content": pair[0]}], ask=True)[0])
+             for pair in pairs]
     asked = [one for one in asked if len(one[2]) <= room // 2][: args.asked]  # those that leave an answer half of it
-    dist.keep_freed_memory()
-    made = chat.answers(model, words, [question for *_, question in asked], temperature=args.temperature)
+    device.keep_freed_memory()
+    made = inference_answers.answers(model, words, [question for *_, question in asked], temperature=args.temperature)
     ids = [words.encode(answer) for answer, _ in made]
     written = [len(words.encode(answer)) for _, answer, _ in asked]
     return {
@@ -95,32 +102,33 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def templated(words: Tokenizer, question: str, answer: str) -> Row:
     """A question and its answer by the template; the loss is on the answer's words."""
-    ids, learned = chat.encode(words, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    ids, learned = chat_template.encode(words, messages)
     learned[-1] = False  # the token that ends it
     return ids.tolist(), learned.tolist()
 
 
 def plain(words: Tokenizer, question: str, answer: str) -> Row:
     """The same as a plain text, with the same tokens of the answer."""
-    before = [int(words.eos_id or 0), *words.encode(chat.without_marks(question) + "\n\n").tolist()]
-    after = words.encode(chat.without_marks(answer)).tolist()
+    before = [int(words.eos_id or 0), *words.encode(chat_template.without_marks(question) + "\n\n").tolist()]
+    after = words.encode(chat_template.without_marks(answer)).tolist()
     return before + after, [False] * len(before) + [True] * len(after)
 
 
 def mean(model: Any, rows: list[Row]) -> float:
     """The mean loss in nats over the tokens that it is taken on."""
 
-    def batch(some: list[Row]) -> loss.Batch:
+    def batch(some: list[Row]) -> data_batch.Batch:
         T = max(len(ids) for ids, _ in some) - 1
-        idx, target = np.zeros((len(some), T), np.int64), np.full((len(some), T), loss.IGNORE, np.int64)
+        idx, target = np.zeros((len(some), T), np.int64), np.full((len(some), T), losses.IGNORE, np.int64)
         for row, (ids, learned) in enumerate(some):
             idx[row, : len(ids) - 1] = ids[:-1]
-            target[row, : len(ids) - 1] = np.where(learned[1:], ids[1:], loss.IGNORE)
+            target[row, : len(ids) - 1] = np.where(learned[1:], ids[1:], losses.IGNORE)
         return {"idx": torch.from_numpy(idx), "target": torch.from_numpy(target)}
 
     rows = sorted(rows, key=lambda row: len(row[0]))
     batches = (batch(rows[first : first + 16]) for first in range(0, len(rows), 16))
-    return evaluate.mean_loss(model, batches, torch.device("cpu"), loss=loss.answers)
+    return metrics.mean_loss(model, batches, torch.device("cpu"), loss=losses.answers)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,13 @@ from typing import Any
 import numpy as np
 import record
 
-from bardlet import budget, checkpoint, corpus
 from bardlet import tokenizer as tokenizers
-from bardlet.config import TrainConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import corpus
+from bardlet.data.statistics import survey
 from bardlet.errors import BardletError
-from bardlet.survey import survey
+from bardlet.planning import plan, scaling_law
+from bardlet.run import folder
 
 
 def main() -> None:
@@ -150,7 +152,7 @@ SHORTEST = 50_000
 
 def facts(out: Path) -> dict[str, Any]:
     """What a finished run says of itself."""
-    config, made = checkpoint.read_run(out)
+    config, made = folder.read_run(out)
     settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
     tokens = made["steps"] * config.tokens_per_step
     said = {name: made.get(name) for name in ("text", "tokenizer", "expected", "nats_per_char", "bits_per_byte",
@@ -203,7 +205,7 @@ def law() -> None:
 def arguments(lines: list[dict[str, Any]], held_out: str) -> tuple[np.ndarray, np.ndarray]:
     """What the law has to bring together: features, and the logarithm of the loss that came over counting's."""
     countings = [counting(line["text"], held_out) or () for line in lines]
-    x = [budget.features(c, line["characters"], line["epochs"]) for c, line in zip(countings, lines, strict=True)]
+    x = [scaling_law.features(c, line["characters"], line["epochs"]) for c, line in zip(countings, lines, strict=True)]
     return np.array(x), np.log([line["nats_per_char"] / c[0] for c, line in zip(countings, lines, strict=True)])
 
 
@@ -221,9 +223,9 @@ def as_planned(line: dict[str, Any]) -> bool:
     c, usual = TrainConfig(**line["settings"]), TrainConfig()
     if line["text"] == "names" or (c.lr, c.muon_lr) != (usual.lr, usual.muon_lr):
         return False
-    heart = budget.heart(c, line["epochs"], line["tokens_of_text"])
-    decay, dropout = budget.regularisation(heart)
-    return (heart <= 1.1 * budget.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
+    heart = plan.heart(c, line["epochs"], line["tokens_of_text"])
+    decay, dropout = plan.regularisation(heart)
+    return (heart <= 1.1 * plan.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
             and line["tokenizer"] == usual_tokenizer(line["text"]))
 
 
@@ -263,7 +265,7 @@ def expected_now(line: dict[str, Any]) -> float | None:
         found = counting(line["text"], "val")
     except BardletError:
         return None
-    return budget.expected_loss(found, line["characters"], line["epochs"]) if found else None
+    return scaling_law.expected_loss(found, line["characters"], line["epochs"]) if found else None
 
 
 def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:

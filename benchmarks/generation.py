@@ -27,7 +27,7 @@ from typing import Any
 
 import record
 
-from bardlet.dist import keep_freed_memory
+from bardlet.runtime.device import keep_freed_memory
 
 
 def arguments() -> argparse.Namespace:
@@ -55,7 +55,7 @@ def write_folder(family: str, args: argparse.Namespace, folder: str) -> Any:
     import torch
     from safetensors.torch import save_file
 
-    from bardlet.config import ModelConfig
+    from bardlet.config.model import ModelConfig
     from bardlet.models import build
 
     width, head_dim = args.width, args.width // args.heads
@@ -91,7 +91,7 @@ def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]
     import torch
     import transformers
 
-    from bardlet.generate import generate
+    from bardlet.inference.generate import generate
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -43,15 +43,19 @@ import record
 import torch
 from torch import nn
 
-from bardlet import dist as distributed
-from bardlet import generate, loss, models, optim
-from bardlet.config import TrainConfig
-from bardlet.data import Windows, validation_windows
-from bardlet.dist import Dist
+from bardlet import models
+from bardlet.config.settings import TrainConfig
+from bardlet.data.batch import Batch
+from bardlet.data.windows import Windows, validation_windows
 from bardlet.errors import brief, is_memory
-from bardlet.evaluate import mean_loss
-from bardlet.loss import Batch
-from bardlet.train import Stage, seed_step, train_step
+from bardlet.evaluation.metrics import mean_loss
+from bardlet.inference import generate
+from bardlet.runtime import compiler
+from bardlet.runtime import device as runtime_device
+from bardlet.runtime.distributed import Dist
+from bardlet.training import losses, optim
+from bardlet.training.state import Stage
+from bardlet.training.trainer import seed_step, train_step
 
 PEAKS = {"MIG": None, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
          "A100": 312e12, "L40S": 362e12, "RTX 4090 Laptop": None, "RTX 4090 D": 147e12, "RTX 4090": 165e12}
@@ -73,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--toy", action="store_true", help="tiny sizes, any device")
     options = parser.parse_args()
     options.part = options.part or PARTS
-    options.device = distributed.pick_device("auto")
+    options.device = runtime_device.pick_device("auto")
     if options.device.type != "cuda" and not options.toy:
         raise SystemExit("no GPU on this machine; --toy shows on a CPU that the benchmark works")
     if options.nanogpt and not (options.nanogpt / "model.py").exists():
@@ -129,7 +133,7 @@ def speed(times: list[float], tokens: int, flops_per_token: float, rate: float, 
 
 def next_token_stage() -> Stage:
     """Training alone: batches come from elsewhere, nothing is evaluated."""
-    return Stage(lambda step: {}, loss.next_token, loss.count_targets, lambda model: float("nan"))
+    return Stage(lambda step: {}, losses.next_token, losses.count_targets, lambda model: float("nan"))
 
 
 # ---------------------------------------------------------------- what fails
@@ -207,7 +211,7 @@ def our_step(name: str, size: dict[str, Any], vocabulary: int, batch: Batch, dev
     config = TrainConfig(model=name, optimizer="adamw", lr=6e-4, grad_accum=number, **{**size, "batch_size": rows})
     torch.manual_seed(0)
     model = models.build(config.model_config(vocabulary)).to(device)
-    distributed.compile_blocks(model, on=compiled)
+    compiler.compile_blocks(model, on=compiled)
     optimizers, stage, here = optim.build(model, config), next_token_stage(), Dist(0, 1, device)
     return (lambda: train_step(model, optimizers, batch, stage, config, here, "bf16"),
             sum(p.numel() for p in model.parameters()))
@@ -265,7 +269,7 @@ def to_loss(device: torch.device, toy: bool, compiled: bool, text: Path) -> dict
         steps, every = size["steps"], max(1, size["steps"] // 40)
         torch.manual_seed(config.seed)
         model = models.build(config.model_config(len(place))).to(device)
-        distributed.compile_blocks(model, on=compiled)
+        compiler.compile_blocks(model, on=compiled)
         optimizers, here, stage = optim.build(model, config), Dist(0, 1, device), next_token_stage()
         windows = Windows(tokens[:cut], config.block_size, size["batch_size"], config.seed)
         seconds, compiling, curve, reached = 0.0, 0.0, [], None
@@ -330,9 +334,9 @@ def main() -> None:
     """Run the parts, and write what each has found as soon as it is there."""
     args = arguments()
     device, toy = args.device, args.toy
-    distributed.settle(None, False, device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else distributed.processor()
-    missing = distributed.compiler_missing(device)
+    runtime_device.settle(None, False, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else runtime_device.processor()
+    missing = compiler.compiler_missing(device)
     if missing and not toy:
         print(f"{missing}: going on without torch.compile, which is slower", file=sys.stderr)
     compiled = not toy and not missing

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bardlet import dist
-from bardlet.models.cross_entropy import linear_cross_entropy
+from bardlet.ops.cross_entropy import linear_cross_entropy
+from bardlet.runtime import device
 
 SIZES = ((4096, 128, 8192), (4096, 192, 4096), (4096, 192, 65), (4096, 128, 50_257))
 """Tokens of a step, channels, vocabulary."""
@@ -42,14 +42,14 @@ SIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def passes(size: tuple[int, int, int], dtype: str) -> Callable[[str], None]:
     """A function that does one forward and backward pass of a side."""
     N, C, V = size
-    dist.settle(None, False, torch.device("cpu"))
+    device.settle(None, False, torch.device("cpu"))
     torch.manual_seed(0)
     x_NC, weight_VC = (torch.randn(rows, C).mul(C**-0.5).requires_grad_() for rows in (N, V))
     target_N = torch.randint(V, (N,))
 
     def once(side: str) -> None:
         x_NC.grad = weight_VC.grad = None
-        with dist.autocast(dtype, torch.device("cpu")):
+        with device.autocast(dtype, torch.device("cpu")):
             total = SIDES[side](x_NC, weight_VC, target_N)
         (total / N).backward()
 

@@ -27,10 +27,10 @@ from typing import Any
 
 import record
 
-from bardlet import checkpoint
 from bardlet.ladder import pictures
 from bardlet.ladder.run import Outcome
 from bardlet.ladder.rungs import LADDER, Rung
+from bardlet.run import folder as run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 BANDS = ROOT / "src" / "bardlet" / "ladder" / "bands.json"
@@ -52,7 +52,7 @@ def outcomes(ladders: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
 
 def _made(folder: Path) -> dict[str, Any]:
     """What the run folder of an older bardlet says of its making."""
-    machine = checkpoint.read_run(folder)[1]["machine"]
+    machine = run_folder.read_run(folder)[1]["machine"]
     return {name: machine[name] for name in ("torch", "threads", "dtype", "compiled", "processor", "device")}
 
 

@@ -41,7 +41,7 @@ def append(name: str, figures: dict[str, Any]) -> None:
     """One line at the end of results/NAME.jsonl, of what was measured just now: date, commit, machine, the figures."""
     import torch
 
-    from bardlet.dist import pick_dtype, processor
+    from bardlet.runtime.device import pick_dtype, processor
 
     # two types of processor may have one name: what the faster multiplies natively in sets them apart
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),

@@ -93,12 +93,13 @@ def bardlet(folder: Path, stage: str, *words: str | Path) -> None:
 
 def learned_from_rewards(folder: Path, stage: str, seed: int) -> dict[str, Any]:
     """The figures of a run of PPO or GRPO, with its curve: (step, held-out reward) of each evaluation."""
-    from bardlet import checkpoint
+    from bardlet.run import folder as run_folder
+    from bardlet.run import metrics
 
-    done = checkpoint.settings(folder / stage, changed=True)[1]
+    done = run_folder.settings(folder / stage, changed=True)[1]
     names = ("reward_before", "reward_after", "sampled_before", "sampled_after", "kl", "answer_length",
              "different_before", "different", "distinct_before", "distinct")  # fmt: skip
-    curve = [(line["step"], round(-line["val_loss"], 4)) for line in checkpoint.read_metrics(folder / stage)
+    curve = [(line["step"], round(-line["val_loss"], 4)) for line in metrics.read_metrics(folder / stage)
              if "val_loss" in line]  # fmt: skip
     return {"stage": stage, "seed": seed, "parameters": done["parameters"], "steps": done["steps"],
             "seconds": done["seconds"], **{name: done[name] for name in names}, "curve": curve}
@@ -138,12 +139,14 @@ def sums(folder: Path, seed: int, only: str | None, settings: list[str]) -> list
 def right(run: Path, held: list[tuple[int, int]], when: str) -> dict[str, float]:
     """The share of the held-out sums whose likeliest answer is right, and ends; and of those whose twin, b + a, is held
     out, too."""
-    from bardlet import hf
-    from bardlet.align import chat
+    from bardlet.data import chat_template
+    from bardlet.inference import answers
+    from bardlet.run import hf
 
     model, words = hf.read_folder(run)
-    asked = [chat.encode(words, [{"role": "user", "content": f"{a:02}+{b:02}="}], ask=True)[0] for a, b in held]
-    made = chat.answers(model, words, asked, tokens=8)
+    asked = [chat_template.encode(words, [{"role": "user", "content": f"{a:02}+{b:02}="}], ask=True)[0]
+             for a, b in held]
+    made = answers.answers(model, words, asked, tokens=8)
     found = [ended and text == str(a + b) for (text, ended), (a, b) in zip(made, held, strict=True)]
     known = {*held}
     alone = [one for one, (a, b) in zip(found, held, strict=True) if (b, a) in known]
@@ -206,20 +209,22 @@ def judged(folder: Path, stage: str, judge: Any, number: int = 1000) -> dict[str
     """The share of positive samples before and after, how far they are (KL, nats of a sample), what they are like."""
     import torch
 
-    from bardlet import checkpoint, hf
-    from bardlet.align import prompts, rollout
-    from bardlet.config import TrainConfig
-    from bardlet.dist import Dist
-    from bardlet.evaluate import distinct
-    from bardlet.examples import Question
+    from bardlet.config.settings import TrainConfig
+    from bardlet.data import prompts
+    from bardlet.data.records import Question
+    from bardlet.evaluation.metrics import distinct
+    from bardlet.run import folder as run_folder
+    from bardlet.run import hf
+    from bardlet.runtime.distributed import Dist
+    from bardlet.stages import rollout
 
     here = Dist(0, 1, torch.device("cpu"))
-    known, (reference, words) = checkpoint.settings(folder / stage, changed=True)[1], hf.read_folder(folder / "sft")
+    known, (reference, words) = run_folder.settings(folder / stage, changed=True)[1], hf.read_folder(folder / "sft")
     config = TrainConfig(stage="ppo", answer_tokens=64, dtype="fp32", rollout=32)
     question = Question([{"role": "user", "content": ASKED}], None)
     asked = prompts.Prompts([question], [prompts.chat.encode(words, question.prompt, ask=True)[0]])
     figures: dict[str, Any] = {"parameters": known["parameters"], "seconds": known["seconds"],
-                               "reward_accuracy": checkpoint.settings(folder / "reward", changed=True)[1]["accuracy"]}
+                               "reward_accuracy": run_folder.settings(folder / "reward", changed=True)[1]["accuracy"]}
     for when, model in (("before", reference), ("after", hf.read_folder(folder / stage)[0])):
         made = rollout.write(model, words, asked, [0] * number, range(number), config, here, 1.0)
         texts = [answer.text for answer in made.answers]

@@ -18,9 +18,11 @@ import gpu
 import record
 import torch
 
-from bardlet import dist, models, optim
-from bardlet.config import TrainConfig
-from bardlet.train import train_step
+from bardlet import models
+from bardlet.config.settings import TrainConfig
+from bardlet.runtime import compiler, device, distributed
+from bardlet.training import optim
+from bardlet.training.trainer import train_step
 
 SIZES = ({"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128, "batch_size": 32},
          {"n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256, "batch_size": 16},
@@ -35,8 +37,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="rounds of each size")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
-    dist.settle(None, False, torch.device("cpu"))
-    if missing := dist.compiler_missing(torch.device("cpu")):
+    device.settle(None, False, torch.device("cpu"))
+    if missing := compiler.compiler_missing(torch.device("cpu")):
         raise SystemExit(missing)
     for size in SIZES:
         figures = measure(TrainConfig(**size), args.runs)
@@ -52,10 +54,10 @@ def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
     torch.compiler.reset()  # the graphs of the size before
     torch.manual_seed(0)
     model = models.build(config.model_config(CHARACTERS))
-    dist.compile_blocks(model)
+    compiler.compile_blocks(model)
     tokens = torch.randint(CHARACTERS, (config.batch_size, config.block_size + 1))
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}
-    optimizers, stage, here = optim.build(model, config), gpu.next_token_stage(), dist.Dist(0, 1, cpu)
+    optimizers, stage, here = optim.build(model, config), gpu.next_token_stage(), distributed.Dist(0, 1, cpu)
     parameters = sum(p.numel() for p in model.parameters())
     attention = 6 * config.n_layer * config.n_embd * config.block_size
     flops = config.tokens_per_step * (6 * parameters + 2 * attention)

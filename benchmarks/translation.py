@@ -104,8 +104,8 @@ def lines(part: str, language: str) -> list[str]:
 
 def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -> dict[str, Any]:
     """Train by the command line, in the folder `keep` if one is given, and measure on the test files what it left."""
-    from bardlet import checkpoint
-    from bardlet.toml import changed
+    from bardlet.config.toml import changed
+    from bardlet.run import folder as run_folder
 
     with tempfile.TemporaryDirectory() as scratch:
         out = keep or Path(scratch) / "run"
@@ -116,7 +116,7 @@ def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -
         if done.returncode:
             sys.exit(f"{' '.join(command[2:])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         said = json.loads(done.stdout.splitlines()[-1])
-        config, facts = checkpoint.settings(out)
+        config, facts = run_folder.settings(out)
         figures = {"settings": changed(config), "seed": config.seed, "model": config.model,
                    "prefix_lm": config.prefix_lm, "parameters": said["parameters"],
                    "whole": round(whole, 1), "seconds": said["seconds"],
@@ -128,8 +128,9 @@ def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -
 
 def scores(folder: Path, pair: str, beams: int) -> dict[str, Any]:
     """BLEU and chrF of the test files, greedy and with `beams`."""
-    from bardlet import evaluate, translate
     from bardlet.cli.translate import load
+    from bardlet.evaluation import metrics
+    from bardlet.inference import translate
 
     source, target = pair.split("-")
     found: dict[str, Any] = {}
@@ -140,7 +141,7 @@ def scores(folder: Path, pair: str, beams: int) -> dict[str, Any]:
             continue
         for number in (1, beams):
             model, words, how = load(folder, number, 1.0, 64)
-            score = evaluate.translation_score(translate.lines(model, words, given, how), wanted, lowercase=True)
+            score = metrics.translation_score(translate.lines(model, words, given, how), wanted, lowercase=True)
             name = f"{part} {'greedy' if number == 1 else f'beam {number}'}"
             found[name] = {"bleu": round(score.bleu, 2), "chrf": round(score.chrf, 2)}
             found["signature"] = score.bleu_signature
@@ -159,9 +160,9 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
     import torch
     import transformers
 
-    from bardlet import translate
     from bardlet.cli.translate import load
-    from bardlet.dist import keep_freed_memory, pick_dtype
+    from bardlet.inference import translate
+    from bardlet.runtime.device import keep_freed_memory, pick_dtype
 
     keep_freed_memory()
     transformers.logging.set_verbosity_error()
@@ -301,8 +302,8 @@ SENTENCE = "zwei kinder spielen mit einem kleinen hund im garten ."
 
 def publish(folder: Path) -> None:
     """docs/translation.json and the pictures of the page, from the results and from one run."""
-    from bardlet import translate
     from bardlet.cli.translate import load
+    from bardlet.inference import translate
     from bardlet.ladder import pictures
 
     docs = record.HERE.parent / "docs"
@@ -321,7 +322,7 @@ def only(model: Any, words: Any, how: Any, place: int) -> str:
     """What SENTENCE becomes where the decoder sees one token of the source alone, the first (0) or the last (-1)."""
     from unittest.mock import patch
 
-    from bardlet import translate
+    from bardlet.inference import translate
     from bardlet.models.encdec import EncDec, Memory
 
     encode = EncDec.encode

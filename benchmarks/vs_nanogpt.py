@@ -126,7 +126,7 @@ def main() -> None:
 
 def prepare_nanogpt(source: Path, scratch: Path) -> Path:
     """A copy of nanoGPT with its data prepared by its own script."""
-    from bardlet import corpus
+    from bardlet.data import corpus
 
     copy = scratch / "nanoGPT"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git"))
@@ -142,10 +142,11 @@ def validation_windows(path: Path) -> Path:
     """The windows of protocol (a) as an array (200, 64, 65) of ids; both vocabularies are the sorted characters."""
     import numpy as np
 
-    from bardlet import corpus, data
+    from bardlet.data import corpus, shards
+    from bardlet.data import windows as data_windows
 
-    ready = data.prepare(corpus.find(["tinyshakespeare"]), "char")
-    batches = data.random_windows(ready.val, BLOCK, n_batches=200, batch_size=64, seed=0)
+    ready = shards.prepare(corpus.find(["tinyshakespeare"]), "char")
+    batches = data_windows.random_windows(ready.val, BLOCK, n_batches=200, batch_size=64, seed=0)
     np.save(path, np.stack([np.concatenate([i.numpy(), t.numpy()[:, -1:]], axis=1) for i, t in batches]))
     return path
 
@@ -202,20 +203,22 @@ def run_bardlet(scratch: Path, words: list[str], windows: Path | None) -> dict[s
     import numpy as np
     import torch
 
-    from bardlet import checkpoint, evaluate, hf
+    from bardlet.evaluation import metrics
+    from bardlet.run import folder, hf
+    from bardlet.run import metrics as run_metrics
 
     out = scratch / "run"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "bardlet", "train", *words, "--device", "cpu", "--out", str(out), "--json"]
     _, seconds, mib = timed(command, scratch)
-    lines = [(line["step"], line["seconds"]) for line in checkpoint.read_metrics(out) if "seconds" in line]
+    lines = [(line["step"], line["seconds"]) for line in run_metrics.read_metrics(out) if "seconds" in line]
     times = [(now - then) / (step - before) for (before, then), (step, now) in itertools.pairwise([(0, 0.0), *lines])]
     loss = None
     if windows:
         model, _ = hf.read_folder(out)
         batches = [{"idx": w[:, :-1], "target": w[:, 1:]} for w in torch.from_numpy(np.load(windows))]
-        loss = evaluate.mean_loss(model, batches, torch.device("cpu"))
-    config, made = checkpoint.read_run(out)
+        loss = metrics.mean_loss(model, batches, torch.device("cpu"))
+    config, made = folder.read_run(out)
     times = times[1:] or times  # the first is slow, as nanoGPT's is
     return figures(seconds, mib, times, made["steps"], config.tokens_per_step, loss)
 

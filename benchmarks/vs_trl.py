@@ -54,15 +54,20 @@ import record
 import torch
 from safetensors.torch import save_file
 
-from bardlet import dist as distributed
-from bardlet import examples, hf, loss, pretrain
-from bardlet import train as training
-from bardlet.align import base, chat, dpo, preferences, prompts, reinforce, sft
-from bardlet.align.packing import ChatBatches, Chats
-from bardlet.align.rewards import EXACT, Answer
-from bardlet.config import FINE, TrainConfig
-from bardlet.examples import Question
+from bardlet.config.settings import FINE, TrainConfig
+from bardlet.data import batch as data_batch
+from bardlet.data import chat_template, prompts
+from bardlet.data import preferences as data_preferences
+from bardlet.data import records as examples
+from bardlet.data.packing import ChatBatches, Chats
+from bardlet.data.records import Question
+from bardlet.planning import compilation
+from bardlet.run import hf
+from bardlet.runtime import distributed
+from bardlet.stages import base, dpo, rl, sft
+from bardlet.stages.rewards import EXACT, Answer
 from bardlet.tokenizer import Tokenizer
+from bardlet.training import logprobs, losses, trainer
 
 Record = dict[str, Any]
 OURS: dict[str, dict[str, Any]] = {
@@ -162,7 +167,7 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
     (scratch / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
     rows = [row for one in records for row in conversations(words, one)]
     job = {"stage": args.command, "model": str(args.model.resolve()), "records": str(scratch / "records.jsonl"),
-           "chat_template": chat.TEMPLATE, "scratch": str(scratch / "run"), "block_size": args.block_size,
+           "chat_template": chat_template.TEMPLATE, "scratch": str(scratch / "run"), "block_size": args.block_size,
            "rows": args.rows, "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes,
            **{name: getattr(args, name) for name in OF_GRPO if hasattr(args, name)}}
     own = [sys.executable, str(Path(__file__).resolve()), "ours"]
@@ -203,15 +208,15 @@ def fitting(args: argparse.Namespace, words: Tokenizer) -> Iterator[Record]:
         made = ({"prompt": list(said[:-1]), "completion": [said[-1]]} for said in found.conversations()[0])
     else:
         made = ({"prompt": one.prompt, **{side: [{"role": "assistant", "content": getattr(one, side)}]
-                                          for side in preferences.SIDES}} for one in found.preferences()[0])
+                                          for side in data_preferences.SIDES}} for one in found.preferences()[0])
     return (one for one in made if all(len(ids) <= room for ids, _ in conversations(words, one)))
 
 
 def conversations(words: Tokenizer, one: Record) -> list[tuple[Any, Any]]:
     """(ids, which are learned) of a record: one conversation, or both of a pair, or a question."""
-    ends = [one[name] for name in ("completion", *preferences.SIDES) if name in one]
-    asked = chat.encode(words, one["prompt"], ask=True)
-    made = [chat.encode(words, [*one["prompt"], *end]) for end in ends] or [asked]
+    ends = [one[name] for name in ("completion", *data_preferences.SIDES) if name in one]
+    asked = chat_template.encode(words, one["prompt"], ask=True)
+    made = [chat_template.encode(words, [*one["prompt"], *end]) for end in ends] or [asked]
     for _, learned in made:
         learned[: len(asked[0])] = False  # answers before the last are part of the question
     return made
@@ -244,22 +249,22 @@ def ours(job: Record) -> Record:
             t = sft.assemble(run, model, prepared, config, dist, facts)
         elif stage == "grpo":
             asked = prompts.Prompts([Question(one["prompt"], "") for one in records], [ids for ids, _ in rows])
-            t = reinforce.assemble(run, model, prompts.PreparedPrompts(asked, asked, words), config, dist, facts)
-            assert isinstance(t.stage.memory, reinforce.Rollouts)
+            t = rl.assemble(run, model, prompts.PreparedPrompts(asked, asked, words), config, dist, facts)
+            assert isinstance(t.stage.memory, rl.Rollouts)
             t.stage.memory.player.reward = share_of_e
         else:
-            pairs = preferences.Pairs(*(Chats.of(rows[side::2], words.dtype) for side in range(2)))
+            pairs = data_preferences.Pairs(*(Chats.of(rows[side::2], words.dtype) for side in range(2)))
             known = dpo.reference(model, pairs, config, dist)
-            ready = preferences.PreparedPairs(pairs, pairs.part(slice(1)), words)
+            ready = data_preferences.PreparedPairs(pairs, pairs.part(slice(1)), words)
             t = dpo.assemble(run, model, dpo.Prepared(ready, known, known[:1], ""), config, dist, facts)
         batches = facts["batches"]
         t.state.steps = job["passes"] * batches
         t.config = replace(t.config, steps=t.state.steps)
-        pretrain.choose_compile(t)
+        compilation.choose_compile(t)
         counted, passes = [0] * len(COUNTS), list[list[float]]()
         take, pad = t.stage.batch, int(words.pad_id or 0)
 
-        def counting(step: int) -> loss.Batch:
+        def counting(step: int) -> data_batch.Batch:
             batch = take(step)
             counted[:] = [a + b for a, b in zip(counted, count(batch, pad), strict=True)]
             return batch
@@ -270,7 +275,7 @@ def ours(job: Record) -> Record:
                 counted[:] = [0] * len(COUNTS)
 
         t.stage = replace(t.stage, batch=counting)
-        training.fit(t, watch=watch)
+        trainer.fit(t, watch=watch)
     return {"passes": passes, "learned": digest(rows), "versions": {}}
 
 
@@ -279,9 +284,9 @@ def share_of_e(questions: Any, answers: Sequence[Answer]) -> np.ndarray:
     return np.array([one.text.count("e") / max(1, len(one.text)) for one in answers], np.float32)
 
 
-def count(batch: loss.Batch, pad: int) -> tuple[int, int, int, int]:
+def count(batch: data_batch.Batch, pad: int) -> tuple[int, int, int, int]:
     """COUNTS of a batch: a position that is no padding predicts a token."""
-    answered = batch["target"] != loss.IGNORE
+    answered = batch["target"] != losses.IGNORE
     several = int(batch["segment"].amax(1).sum()) if "segment" in batch else int(answered.any(-1).sum())
     read = answered.flip(1).cumsum(1) > 0 if "advantage" in batch else batch["idx"] != pad
     return int(read.sum()), int(answered.sum()), several, batch["idx"].numel()
@@ -352,8 +357,8 @@ def parity(args: argparse.Namespace, scratch: Path) -> None:
     given = batch_for_both(model, min(256, model.config.block_size))
     save_file(given, scratch / "tensors.safetensors")
     job = {"what": "parity", "model": str(args.model.resolve()), "tensors": str(scratch / "tensors.safetensors"),
-           "chat_template": chat.TEMPLATE, "scratch": str(scratch / "run"), "block_size": model.config.block_size,
-           "dtype": "fp32", "threads": args.threads, "beta": BETA, "clip": CLIP}
+           "chat_template": chat_template.TEMPLATE, "scratch": str(scratch / "run"),
+           "block_size": model.config.block_size, "dtype": "fp32", "threads": args.threads, "beta": BETA, "clip": CLIP}
     answer = asked(peer(args), job, scratch)
     worst = 0.0
     print(f"{'':16} {'bardlet':>12} {'TRL':>12} {'apart':>9} {'gradients':>12} {'TRL':>12} {'apart':>9}")
@@ -374,9 +379,9 @@ def batch_for_both(model: Any, longest: int, pairs: int = 4) -> dict[str, torch.
     rows, at = 2 * pairs, torch.arange(longest)[None]
     length = torch.randint(longest // 4, longest + 1, (rows, 1))
     ids = torch.randint(8, model.config.vocab_size, (rows, longest)).where(at < length, PAD)
-    labels = ids.where((at >= length - 16) & (at < length), loss.IGNORE)
+    labels = ids.where((at >= length - 16) & (at < length), losses.IGNORE)
     with torch.no_grad():  # short answers, a reference that is near: DPO's loss is no difference of large numbers
-        reference = loss.pair_log_probability(model, as_pairs(ids, labels)) + 10 * torch.randn(pairs, 2)
+        reference = logprobs.pair_log_probability(model, as_pairs(ids, labels)) + 10 * torch.randn(pairs, 2)
     A, T = 8, 32
     logp = -torch.rand(A, T)
     return {"ids": ids, "labels": labels, "mask": (at < length).long(), "reference": reference,
@@ -385,7 +390,7 @@ def batch_for_both(model: Any, longest: int, pairs: int = 4) -> dict[str, torch.
             "answered": (torch.arange(T)[None] < torch.randint(1, T + 1, (A, 1))).long()}  # fmt: skip
 
 
-def as_pairs(ids: torch.Tensor, labels: torch.Tensor) -> loss.Batch:
+def as_pairs(ids: torch.Tensor, labels: torch.Tensor) -> data_batch.Batch:
     """Rows, all chosen answers before all rejected ones, as a batch of pairs."""
     ids, labels = (torch.stack(x.chunk(2), 1) for x in (ids, labels))
     return {"idx": ids[..., :-1], "target": labels[..., 1:]}
@@ -394,9 +399,9 @@ def as_pairs(ids: torch.Tensor, labels: torch.Tensor) -> loss.Batch:
 def our_losses(model: Any, given: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
     """(mean loss, norm of its gradient) of each of TRL's losses that bardlet has, too."""
     ids, labels, mask = given["ids"], given["labels"], given["mask"] == 1
-    targets = int((labels != loss.IGNORE).sum())
+    targets = int((labels != losses.IGNORE).sum())
     plain = {"idx": ids[:, :-1], "target": labels[:, 1:]}
-    chats = Chats.of([(i[m].numpy(), (w[m] != loss.IGNORE).numpy())
+    chats = Chats.of([(i[m].numpy(), (w[m] != losses.IGNORE).numpy())
                       for i, w, m in zip(ids, labels, mask, strict=True)], "int64")
     packed = ChatBatches(chats, ids.shape[1], len(ids), 0, PAD).batch(0)
 
@@ -411,16 +416,16 @@ def our_losses(model: Any, given: dict[str, torch.Tensor]) -> dict[str, tuple[fl
         value.backward()
         return value.item(), logp.grad.norm().item()
 
-    chosen, rejected = loss.pair_log_probability(model, as_pairs(ids, labels)).unbind(1)
-    preferred = loss.dpo(chosen, rejected, *given["reference"].unbind(1), BETA) / len(chosen)
+    chosen, rejected = logprobs.pair_log_probability(model, as_pairs(ids, labels)).unbind(1)
+    preferred = losses.dpo(chosen, rejected, *given["reference"].unbind(1), BETA) / len(chosen)
     old, advantage = given["old"], given["advantage"]
     return {
-        "SFT": of_model(loss.answers(model, plain) / targets),
-        "SFT, packed": of_model(loss.answers(model, packed) / targets),
+        "SFT": of_model(losses.answers(model, plain) / targets),
+        "SFT, packed": of_model(losses.answers(model, packed) / targets),
         "DPO": of_model(preferred),
-        "GRPO": of_logp(lambda logp, m: loss.grpo(logp, old, given["reference_logp"], advantage, m, CLIP, BETA)),
-        "clipped policy": of_logp(lambda logp, m: loss.clipped_policy(logp, old, advantage[:, None], m, CLIP)),
-        "divergence": of_logp(lambda logp, m: loss.divergence(logp, given["reference_logp"])[m].sum()),
+        "GRPO": of_logp(lambda logp, m: losses.grpo(logp, old, given["reference_logp"], advantage, m, CLIP, BETA)),
+        "clipped policy": of_logp(lambda logp, m: losses.clipped_policy(logp, old, advantage[:, None], m, CLIP)),
+        "divergence": of_logp(lambda logp, m: losses.divergence(logp, given["reference_logp"])[m].sum()),
     }
 
 

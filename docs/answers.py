@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet import corpus, optim
-from bardlet.config import ModelConfig, TrainConfig
-from bardlet.models import build, ladder
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import corpus
+from bardlet.models import build, lecture
 from bardlet.models.layers import RMSNorm, rotary, rotate
+from bardlet.training import optim
 
 Figures = dict[str, float]
 
@@ -109,7 +111,7 @@ def counted(text: Text, seed: int) -> Figures:
 def only_itself(text: Text, seed: int) -> Figures:
     """Rung 2: the same model without the average."""
     figures = {"average of the past": train(new("averaging", text, seed), text, seed)}
-    with mock.patch.object(ladder, "average_by_softmax", lambda x: x):  # in here, and not behind it
+    with mock.patch.object(lecture, "average_by_softmax", lambda x: x):  # in here, and not behind it
         figures["only the current token"] = train(new("averaging", text, seed), text, seed)
     return figures
 
@@ -151,7 +153,7 @@ def without_residual(text: Text, seed: int) -> Figures:
         return self.ffwd(self.sa(x))
 
     figures = {"x + block(x)": train(new("residual", text, seed), text, seed)}
-    with mock.patch.object(ladder.ResidualBlock, "forward", replaces):
+    with mock.patch.object(lecture.ResidualBlock, "forward", replaces):
         figures["block(x)"] = train(new("residual", text, seed), text, seed)
     return figures
 

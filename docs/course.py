@@ -91,7 +91,7 @@ def picture(page: str, stem: str, shows: str) -> str:
 
 
 def _file(where: str) -> tuple[Path, str]:
-    """(file, name) of "bardlet.loss.next_token", "docs/answers.py:train" or "docs/exercises/addition.py"."""
+    """(file, name) of "bardlet.training.losses.next_token", "docs/answers.py:train" or "docs/exercises/addition.py"."""
     if "/" in where:
         place, _, name = where.partition(":")
         path = ROOT / place

@@ -26,11 +26,15 @@ class Clock:
 
 def install(own: Clock, patch: pytest.MonkeyPatch) -> Clock:
     """Have bardlet look at `own` in this process. The speed of the machine counts as known: nothing is calibrated."""
-    from bardlet import budget, clock, train, translation  # noqa: F401
-    from bardlet.align import reinforce  # noqa: F401
     from bardlet.cli import resume  # noqa: F401
+    from bardlet.planning import calibrate, clock
+    from bardlet.stages import (
+        rl,  # noqa: F401
+        translation,  # noqa: F401
+    )
+    from bardlet.training import trainer
 
-    step, evaluate = train.train_step, train.evaluate
+    step, evaluate = trainer.train_step, trainer.evaluate
 
     def timed_step(*args: Any) -> tuple[float, float]:
         own.now += own.per_step
@@ -43,8 +47,8 @@ def install(own: Clock, patch: pytest.MonkeyPatch) -> Clock:
     for name, module in list(sys.modules.items()):
         if name.startswith("bardlet.") and getattr(module, "time", None) is time:
             patch.setattr(module, "time", own)
-    patch.setattr(train, "train_step", timed_step)
+    patch.setattr(trainer, "train_step", timed_step)
     patch.setattr(clock, "train_step", timed_step)
-    patch.setattr(train, "evaluate", timed_evaluation)
-    patch.setattr(budget, "calibrate", lambda *_: budget.Speed(((5e6, 1e-2), (3e7, 5e-2))))
+    patch.setattr(trainer, "evaluate", timed_evaluation)
+    patch.setattr(calibrate, "calibrate", lambda *_: calibrate.Speed(((5e6, 1e-2), (3e7, 5e-2))))
     return own

@@ -17,7 +17,7 @@ from clocks import Clock, install
 from hypothesis import HealthCheck
 from safetensors.torch import load_file
 
-from bardlet.config import WITHOUT
+from bardlet.config.settings import WITHOUT
 
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
@@ -85,7 +85,7 @@ def short_endings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end with a short sample, and figures are drawn without being laid out first: a third of the time."""
     from matplotlib.figure import Figure
 
-    from bardlet import pretrain
+    from bardlet.stages import pretrain
 
     save = Figure.savefig
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.pretrain", "bardlet.cli.train", "bardlet.cli.resume",
-                              "matplotlib.pyplot"])  # fmt: skip
+FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.stages.pretrain", "bardlet.cli.train",
+                              "bardlet.cli.resume", "matplotlib.pyplot"])  # fmt: skip
 
 
 def start(words: Sequence[str | Path], log: Path | None = None, cut_after: int | None = None,
@@ -50,8 +50,8 @@ def _main(words: Sequence[str], environment: Mapping[str, str], folder: str, log
 
     import torch
 
-    from bardlet import train
     from bardlet.cli import main
+    from bardlet.training import trainer
 
     torch.set_num_threads(1)
     if own_clock:
@@ -59,7 +59,7 @@ def _main(words: Sequence[str], environment: Mapping[str, str], folder: str, log
         from clocks import Clock, install
 
         install(Clock(), pytest.MonkeyPatch())
-    update, done = train.train_step, 0
+    update, done = trainer.train_step, 0
 
     def ending(*args: object) -> tuple[float, float]:
         nonlocal done
@@ -68,7 +68,7 @@ def _main(words: Sequence[str], environment: Mapping[str, str], folder: str, log
         done += 1
         return update(*args)  # type: ignore[arg-type]
 
-    train.train_step = ending  # type: ignore[assignment]
+    trainer.train_step = ending  # type: ignore[assignment]
     raise SystemExit(main(words))
 
 

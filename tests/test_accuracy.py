@@ -15,14 +15,16 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from bardlet import accuracy, hf, tasks
 from bardlet import tokenizer as tk
-from bardlet.align import chat
 from bardlet.cli import main
-from bardlet.config import ModelConfig, TrainConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import chat_template
 from bardlet.errors import BardletError
+from bardlet.evaluation import likelihood, tasks
+from bardlet.evaluation.tasks import Record
 from bardlet.models import build
-from bardlet.tasks import Record
+from bardlet.run import hf
 
 CPU = torch.device("cpu")
 LETTERS = tk.train_char("abcdefghijklmnopqrstuvwxyz .=+0123456789\n:", separator=False)
@@ -65,8 +67,8 @@ LENGTHS = [(1, 1), (3, 2), (8, 4), (1, BLOCK), (5, 7), (BLOCK, 1), (20, 3), (30,
 def test_log_likelihoods_are_those_by_hand(model: Any) -> None:
     """Short contexts and such as lose their beginning, in one batch and alone: 1e-5."""
     pairs = pairs_of(LENGTHS)
-    together = accuracy.log_likelihoods(model, pairs, CPU)
-    alone = [accuracy.log_likelihoods(model, [pair], CPU)[0] for pair in pairs]
+    together = likelihood.log_likelihoods(model, pairs, CPU)
+    alone = [likelihood.log_likelihoods(model, [pair], CPU)[0] for pair in pairs]
     want = [by_hand(model, *pair) for pair in pairs]
     for found in (together, alone):
         assert [logp for logp, _ in found] == pytest.approx([logp for logp, _ in want], abs=1e-5, rel=1e-5)
@@ -76,10 +78,10 @@ def test_log_likelihoods_are_those_by_hand(model: Any) -> None:
 def test_many_batches_are_one(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows at a time: the same figures in the order of the pairs, and progress up to all of them."""
     pairs, told = pairs_of(LENGTHS), []
-    whole = accuracy.log_likelihoods(model, pairs, CPU)
-    monkeypatch.setattr(accuracy, "rows_at_once", lambda *_: 2)
+    whole = likelihood.log_likelihoods(model, pairs, CPU)
+    monkeypatch.setattr(likelihood, "rows_at_once", lambda *_: 2)
     model.train()
-    pieces = accuracy.log_likelihoods(model, pairs, CPU, progress=lambda done, of: told.append((done, of)))
+    pieces = likelihood.log_likelihoods(model, pairs, CPU, progress=lambda done, of: told.append((done, of)))
     assert model.training, "the mode it was in"
     assert [logp for logp, _ in pieces] == pytest.approx([logp for logp, _ in whole], abs=1e-5)
     assert told == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]
@@ -92,7 +94,7 @@ def test_what_the_model_would_write_is_greedy(model: Any) -> None:
         second = int(model(torch.tensor([[*context, first]]))[0, -1].argmax())
     other = (second + 1) % V
     pairs = [(context, [first, second]), (context, [first, other]), (context, [(first + 1) % V, second])]
-    assert [greedy for _, greedy in accuracy.log_likelihoods(model, pairs, CPU)] == [True, False, False]
+    assert [greedy for _, greedy in likelihood.log_likelihoods(model, pairs, CPU)] == [True, False, False]
 
 
 def test_continuations_of_one_token_share_a_row() -> None:
@@ -111,7 +113,7 @@ def test_continuations_of_one_token_share_a_row() -> None:
             return torch.zeros(int(where_BT.sum()), V)
 
     pairs = [([1, 2, 3], [letter]) for letter in (5, 6, 7, 8)] + [([1, 2], [3, 5])]
-    found = accuracy.log_likelihoods(Looks(), pairs, CPU)
+    found = likelihood.log_likelihoods(Looks(), pairs, CPU)
     assert seen == [(1, 3, 2)]  # [1, 2, 3] once, for one token behind it, and for two
     assert [logp for logp, _ in found] == pytest.approx([-math.log(V)] * 4 + [-2 * math.log(V)])
 
@@ -119,7 +121,7 @@ def test_continuations_of_one_token_share_a_row() -> None:
 def test_a_pair_that_cannot_be_is_an_error(model: Any) -> None:
     for pair in (([], [1]), ([1], [1] * (BLOCK + 1))):
         with pytest.raises(ValueError, match="pair 0"):
-            accuracy.log_likelihoods(model, [pair], CPU)
+            likelihood.log_likelihoods(model, [pair], CPU)
 
 
 def test_a_context_and_its_continuation_are_encoded_together() -> None:
@@ -127,11 +129,11 @@ def test_a_context_and_its_continuation_are_encoded_together() -> None:
     words = tk.train_bpe(["what is the answer? the answer is no. " * 40], 330)
     for between in ("", " ", " \n"):
         context, continuation = f"what is{between}", " the answer"
-        before, behind = accuracy.encode_pair(words, context, continuation)
+        before, behind = likelihood.encode_pair(words, context, continuation)
         assert [*before, *behind] == words.encode(context + continuation).tolist()
         assert words.decode(before) == "what is" and words.decode(behind) == context[7:] + continuation
-    assert accuracy.encode_pair(words, "", " no") == ([words.eos_id], words.encode(" no").tolist())
-    assert accuracy.encode_pair(LETTERS, "", "no") == (LETTERS.encode("\n").tolist(), LETTERS.encode("no").tolist())
+    assert likelihood.encode_pair(words, "", " no") == ([words.eos_id], words.encode(" no").tolist())
+    assert likelihood.encode_pair(LETTERS, "", "no") == (LETTERS.encode("\n").tolist(), LETTERS.encode("no").tolist())
 
 
 # --------------------------------------------------------------------------------- a task
@@ -161,37 +163,37 @@ def test_a_choice_that_is_known_wins() -> None:
     """" abc" is likely after "it is", so a question is right where that is gold, wherever it stands."""
     model = Follows(" abcdefgh")
     asked = [choice("abc", "cba", gold=0), choice("cab", "bca", "abc", gold=2), choice("cba", "abc", gold=0)]
-    result = accuracy.measure("copa", asked, model, LETTERS, CPU)
+    result = likelihood.measure("copa", asked, model, LETTERS, CPU)
     assert (result.acc, result.acc_norm, result.records) == (2 / 3, 2 / 3, 3)
     assert result.stderr == pytest.approx(math.sqrt(2 / 9 / 2))
     assert result.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3) and result.always is None
     assert (result.cut, result.too_long, result.unseen) == (0, 0, 0)
-    single = accuracy.measure("copa", asked[:1], model, LETTERS, CPU)
+    single = likelihood.measure("copa", asked[:1], model, LETTERS, CPU)
     assert single.acc == 1 and single.stderr is None
 
 
 def test_a_long_choice_wins_by_its_length_only() -> None:
     """log p is a sum, so "zz" is likelier than "abcdefgh"; for each character the long one is."""
-    result = accuracy.measure("copa", [choice("zz", "abcdefgh", gold=1)], Follows("abcdefgh", 3.0), LETTERS, CPU)
+    result = likelihood.measure("copa", [choice("zz", "abcdefgh", gold=1)], Follows("abcdefgh", 3.0), LETTERS, CPU)
     assert (result.acc, result.acc_norm) == (0, 1)
 
 
 def test_of_two_contexts_the_one_that_explains_the_end() -> None:
     asked = [Record((("so a", "bc"), ("so z", "bc")), 0), Record((("so z", "bc"), ("so a", "bc")), 1)]
-    result = accuracy.measure("winogrande", asked, Follows("abc"), LETTERS, CPU)
+    result = likelihood.measure("winogrande", asked, Follows("abc"), LETTERS, CPU)
     assert result.acc == 1 and result.acc_norm is None and result.chance == 0.5
 
 
 def test_labels_have_the_most_frequent_answer_beside_them() -> None:
     asked = [choice("no", "yes", gold=gold) for gold in (1, 1, 1, 0)]
-    result = accuracy.measure("boolq", asked, Follows(" yes"), LETTERS, CPU)
+    result = likelihood.measure("boolq", asked, Follows(" yes"), LETTERS, CPU)
     assert (result.acc, result.always, result.chance, result.acc_norm) == (0.75, 0.75, 0.5, None)
 
 
 def test_the_last_word_must_be_what_the_model_writes() -> None:
     model = Follows("s abc.")
     asked = [Record((("it is", " abc"),)), Record((("it is", " abd"),))]
-    result = accuracy.measure("lambada", asked, model, LETTERS, CPU)
+    result = likelihood.measure("lambada", asked, model, LETTERS, CPU)
     with torch.no_grad():
         logp = [sum(model.table_VV.log_softmax(-1)[a, b].item() for a, b in itertools.pairwise(ids))
                 for ids in ([LETTERS.vocab["s"], *LETTERS.encode(text).tolist()] for text in (" abc", " abd"))]
@@ -205,12 +207,12 @@ def test_what_is_cut_and_left_out_is_counted() -> None:
     asked = [choice("a", "b", gold=0), choice("a", "b", gold=0, context="this is a long story, is it"),
              choice("abcdefgh", "b", gold=0), choice("a", "é", gold=0), choice("a", "b", gold=0, context="é")]
     known = [one for one in asked if "," not in one.options[0][0]]
-    result = accuracy.measure("copa", known, model, LETTERS, CPU)
+    result = likelihood.measure("copa", known, model, LETTERS, CPU)
     assert (result.records, result.cut, result.too_long, result.unseen) == (1, 0, 1, 2)
-    result = accuracy.measure("copa", [choice("a", "b", gold=0, context="this is a long story")], model, LETTERS, CPU)
+    result = likelihood.measure("copa", [choice("a", "b", gold=0, context="this is a long story")], model, LETTERS, CPU)
     assert (result.records, result.cut, result.acc) == (1, 1, 1)
     with pytest.raises(BardletError, match=r"no question is left: 2 .* never seen, 1 do not fit into its window of 8"):
-        accuracy.measure("copa", [*known[1:]], model, LETTERS, CPU)
+        likelihood.measure("copa", [*known[1:]], model, LETTERS, CPU)
 
 
 @pytest.mark.parametrize(("text", "mark", "number"), [
@@ -219,39 +221,39 @@ def test_what_is_cut_and_left_out_is_counted() -> None:
     ("#### 4 #### 5", "####", "4"), ("#### four", "####", None),
 ])  # fmt: skip
 def test_the_number_that_counts(text: str, mark: str, number: str | None) -> None:
-    assert accuracy.number_behind(text, mark) == number
+    assert likelihood.number_behind(text, mark) == number
 
 
 @pytest.mark.parametrize(("text", "number"), [("first 3, then 18.", "18"), ("$1,200 a year", "1200"), ("none", None),
                                               ("it is -5", "-5"), ("2.5%", "2.5")])  # fmt: skip
 def test_the_last_number(text: str, number: str | None) -> None:
-    assert accuracy.last_number(text) == number
+    assert likelihood.last_number(text) == number
 
 
 def test_sums_are_right_where_the_model_writes_them() -> None:
     """After "=" it writes 7 and a line end; the number is all digits of it, not the first of them."""
     asked = [Record((("3+4=", "7"),)), Record((("3+5=", "8"),)), Record((("35+36=", "71"),)), Record((("é=", "7"),))]
-    result = accuracy.measure("arithmetic", asked, Follows("=7\n\n"), LETTERS, CPU)
+    result = likelihood.measure("arithmetic", asked, Follows("=7\n\n"), LETTERS, CPU)
     assert (result.acc, result.records, result.unseen, result.acc_last) == (1 / 3, 3, 1, None)
-    other = accuracy.measure("arithmetic", asked[:1], Follows("=71\n\n"), LETTERS, CPU)
+    other = likelihood.measure("arithmetic", asked[:1], Follows("=71\n\n"), LETTERS, CPU)
     assert other.acc == 0, "71 begins with 7, and is another number"
 
 
 def test_each_prompt_gets_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Written two at a time, the short prompts first; one longer than the window leaves room for what is written."""
     model = Follows("abcdefgh", block_size=8)
-    monkeypatch.setattr(accuracy, "ROWS", 2)
+    monkeypatch.setattr(likelihood, "ROWS", 2)
     prompts = [LETTERS.encode(text).tolist() for text in ("xyzxyzxyzd", "a", "xxb", "xa", "c")]
-    assert accuracy.write(model, LETTERS, prompts, 3) == ["efg", "bcd", "cde", "bcd", "def"]
-    assert accuracy.write(model, LETTERS, prompts, 99, [LETTERS.vocab["e"]]) == ["e", "bcde", "cde", "bcde", "de"]
-    assert accuracy.write(model, LETTERS, prompts[1:2], 99) == ["bcde"], "half of the window"
+    assert likelihood.write(model, LETTERS, prompts, 3) == ["efg", "bcd", "cde", "bcd", "def"]
+    assert likelihood.write(model, LETTERS, prompts, 99, [LETTERS.vocab["e"]]) == ["e", "bcde", "cde", "bcde", "de"]
+    assert likelihood.write(model, LETTERS, prompts[1:2], 99) == ["bcde"], "half of the window"
 
 
 def test_word_problems_stop_before_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts stands behind ####; the last number is told beside it."""
     texts = [" 9 + 9 = 18\n#### 18\nQuestion: and 7?", " it is 18", " none"]
-    monkeypatch.setattr(accuracy, "write", lambda *_: texts)
-    result = accuracy.measure("gsm8k", [Record((("question:", "18"),))] * 3, Follows("ab"), LETTERS, CPU)
+    monkeypatch.setattr(likelihood, "write", lambda *_: texts)
+    result = likelihood.measure("gsm8k", [Record((("question:", "18"),))] * 3, Follows("ab"), LETTERS, CPU)
     assert result.acc == pytest.approx(1 / 3) and result.acc_last == pytest.approx(2 / 3)
 
 
@@ -285,7 +287,7 @@ def test_the_command_says_each_task(run: Path, data: Path, bardlet: Callable[...
     assert set(made) == {"run", "tasks"} and list(made["tasks"]) == ["copa", "arithmetic"]
     copa = made["tasks"]["copa"]
     assert copa["records"] == 19 and copa["unseen"] == 1 and copa["chance"] == 0.5 and copa["form"] == "plain text"
-    assert set(copa) == {*accuracy.Result.__dataclass_fields__, "form", "seconds"}
+    assert set(copa) == {*likelihood.Result.__dataclass_fields__, "form", "seconds"}
     assert bardlet("eval", run, "--task", "copa", "--limit", "4")["tasks"]["copa"]["records"] == 4
     assert main(["eval", str(run), "--task", "copa"]) == 0
     said = capsys.readouterr().out
@@ -298,7 +300,7 @@ def test_a_model_that_answers_is_asked_by_its_template(data: Path, tmp_path: Pat
                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
     """Numbers by the chat template, choices as plain text; a question without room for an answer is left out."""
     words = tk.train_bpe(["who sang the songs of the little bards, and how many? " * 40], 330)
-    words.chat_template = chat.TEMPLATE
+    words.chat_template = chat_template.TEMPLATE
     torch.manual_seed(0)
     model = build(TrainConfig(model="qwen3", n_layer=1, n_head=2, n_embd=32, block_size=48).model_config(330))
     (tmp_path / "chat").mkdir()
@@ -309,9 +311,9 @@ def test_a_model_that_answers_is_asked_by_its_template(data: Path, tmp_path: Pat
     assert made["arithmetic"]["acc_last"] is not None and made["arithmetic"]["records"] == 8
 
     seen: list[list[int]] = []
-    talker = accuracy.Talker(lambda text: seen.append(text) or [1] * len(text), [0])  # type: ignore[arg-type,func-returns-value]
+    talker = likelihood.Talker(lambda text: seen.append(text) or [1] * len(text), [0])  # type: ignore[arg-type,func-returns-value]
     asked = [Record((("1+1=", "2"),), question=question) for question in ("1+1=", "1" * 40)]
-    result = accuracy.measure("arithmetic", asked, model, words, CPU, talker=talker)
+    result = likelihood.measure("arithmetic", asked, model, words, CPU, talker=talker)
     assert seen == ["1+1=", "1" * 40] and (result.records, result.too_long) == (1, 1)
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from bardlet import files, hf, lock
 from bardlet.cli import main
+from bardlet.run import hf, lock
+from bardlet.runtime import manifest
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 12
 SMALL = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --batch-size 2 --compile off --dtype fp32 --threads 1"
@@ -324,7 +325,7 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
      ("run/model.safetensors", "no such file")),
     ("a bit of the manifest", flip("run/manifest.json", 99), "sample run", ("run/manifest.json: damaged",)),
     ("half a manifest", cut("run/manifest.json"), "sample run", ("run/manifest.json: damaged",)),
-    ("a manifest of elsewhere", lambda: files.seal(Path("run"), ["../text.txt"]), "sample run",
+    ("a manifest of elsewhere", lambda: manifest.seal(Path("run"), ["../text.txt"]), "sample run",
      ("run: a file in it names '../text.txt'", "not a file of this folder")),
     ("a damaged tokenizer_config.json without a manifest",
      both(edit("run/tokenizer_config.json", lambda raw: raw[1:]), remove("run/manifest.json"), remove("run/run.toml")),
@@ -464,7 +465,7 @@ ODD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("resume: the manifest at the root is lost", remove("run/manifest.json"), "resume run --steps 3 --allow-change",
      ("note: run/manifest.json: there is no such file", "the files beside it count as whole")),
     ("resume: the weights at the root lost, and that known",
-     both(remove("run/model.safetensors"), lambda: files.seal(Path("run"), hf.WORDS_AND_SHAPE)), "resume run",
+     both(remove("run/model.safetensors"), lambda: manifest.seal(Path("run"), hf.WORDS_AND_SHAPE)), "resume run",
      ("note: run/model.safetensors: missing; the weights at the root are lost", "(last weights, step 2)")),
     ("sample: the manifest is another tool's",
      both(write("run/manifest.json", '{"name": "a web page"}'), remove("run/run.toml")), "sample run --tokens 5", ()),

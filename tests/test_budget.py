@@ -13,13 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet import budget, clock, memory, models
-from bardlet import dist as distributed
-from bardlet.budget import Speed
-from bardlet.config import TrainConfig
-from bardlet.dist import Dist
+from bardlet import models
+from bardlet.config.settings import TrainConfig
+from bardlet.data.statistics import Survey
 from bardlet.errors import BardletError
-from bardlet.survey import Survey
+from bardlet.planning import calibrate, clock, memory, scaling_law
+from bardlet.planning import plan as budget
+from bardlet.planning.calibrate import Speed
+from bardlet.runtime import device as runtime_device
+from bardlet.runtime.distributed import Dist
 
 LAPTOP = Speed(((5e6, 2e-5), (3e7, 6e-5), (1.5e8, 3e-4)))
 CPU = Dist(0, 1, torch.device("cpu"))
@@ -35,7 +37,7 @@ def test_a_speed_is_what_was_timed_and_in_proportion_beyond() -> None:
         assert LAPTOP.seconds(operations) == pytest.approx(seconds)
     assert 2e-5 < LAPTOP.seconds(1e7) < 6e-5
     assert LAPTOP.seconds(3e8) == pytest.approx(6e-4) and LAPTOP.seconds(1e6) == pytest.approx(2e-5)
-    assert LAPTOP.compiled().seconds(3e7) == pytest.approx(6e-5 / budget.COMPILED)
+    assert LAPTOP.compiled().seconds(3e7) == pytest.approx(6e-5 / calibrate.COMPILED)
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_kv_head": 2}, {"n_inner": 100}, {"model": "gpt2"}])
@@ -44,9 +46,9 @@ def test_weights_and_operations_are_those_of_the_model(settings: dict[str, Any])
     model = models.build(config.model_config(256))
     real = sum(p.numel() for name, p in model.named_parameters()
                if p.ndim == 2 and "embed" not in name and ".wte" not in name and ".wpe" not in name)
-    assert budget.weights(config) == real
-    assert budget.operations(config, 256) == pytest.approx(
-        6 * (budget.weights(config) + 256 * config.n_embd + config.n_layer * config.n_embd * config.block_size))
+    assert calibrate.weights(config) == real
+    assert calibrate.operations(config, 256) == pytest.approx(
+        6 * (calibrate.weights(config) + 256 * config.n_embd + config.n_layer * config.n_embd * config.block_size))
 
 
 @settings(max_examples=200)
@@ -61,11 +63,11 @@ def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: 
     assert plan.most_steps and 1 <= plan.steps <= plan.most_steps
     assert 2 * c.block_size <= tokens and c.block_size & (c.block_size - 1) == 0
     assert c.batch_size * c.block_size <= 2**19
-    heart = plan.steps * c.batch_size * c.block_size / tokens * budget.weights(c) / tokens
+    heart = plan.steps * c.batch_size * c.block_size / tokens * calibrate.weights(c) / tokens
     low, high = budget.regularisation(0.8 * heart), budget.regularisation(1.3 * heart)  # steps are whole ones
     assert low[0] <= c.weight_decay <= high[0] and low[1] <= c.dropout <= high[1]
     longer = chosen(seconds * more, tokens, documents=documents, vocab_size=vocab_size, speed=speed).config
-    assert budget.weights(longer) >= budget.weights(c) and longer.block_size >= c.block_size
+    assert calibrate.weights(longer) >= calibrate.weights(c) and longer.block_size >= c.block_size
 
 
 def test_what_somebody_chose_stays() -> None:
@@ -83,11 +85,11 @@ def test_what_somebody_chose_stays() -> None:
 
 def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
     night = chosen(36_000, 40_000, documents=8_000)
-    assert budget.weights(night.config) <= 400_000 and night.config.block_size <= 64 and night.config.dropout > 0
+    assert calibrate.weights(night.config) <= 400_000 and night.config.block_size <= 64 and night.config.dropout > 0
     tokens = night.config.batch_size * night.config.block_size
     epochs = night.steps * tokens / 40_000
     assert night.most_steps and night.steps <= night.most_steps
-    assert epochs * budget.weights(night.config) / 40_000 <= budget.MOST_HEART * 1.1
+    assert epochs * calibrate.weights(night.config) / 40_000 <= budget.MOST_HEART * 1.1
     hour = chosen(3_600, 40_000, documents=8_000)
     assert hour.config == night.config and hour.steps == night.steps
     mine = chosen(3_600, 40_000, TrainConfig(dropout=0.3), ("dropout",))
@@ -112,7 +114,7 @@ def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:
 def test_a_model_is_chosen_that_fits_into_memory() -> None:
     def parameters(most: float) -> float:
         plan = budget.choose(TrainConfig(), (), 50_000_000, 60_000_000, 1, 1024, 3_600, LAPTOP, most_parameters=most)
-        return budget.weights(plan.config) + plan.config.n_embd * 1024
+        return calibrate.weights(plan.config) + plan.config.n_embd * 1024
 
     sizes = [parameters(most) for most in (1e5, 1e6, 3e6, math.inf)]
     assert sizes == sorted(set(sizes)) and sizes[1] <= 1e6 and sizes[2] <= 3e6
@@ -124,7 +126,7 @@ def test_an_evaluation_takes_no_more_than_its_share(seconds: float, asked: int, 
     """Half of what was asked, or a quarter ..., and no less than is needed for that; 0 is all of it, and stays."""
     speed = Speed(tuple((x, y * slow) for x, y in LAPTOP.points))
     config = TrainConfig(eval_tokens=asked)
-    takes = speed.seconds(budget.operations(config, 65)) / 3
+    takes = speed.seconds(calibrate.operations(config, 65)) / 3
     looks = budget.evaluation_tokens(config, 65, seconds, speed)
     assert looks == 1 or looks * takes <= clock.EVALUATING * seconds * (1 + 1e-9)
     halved = int(math.log2(asked / looks))
@@ -135,8 +137,8 @@ def test_an_evaluation_takes_no_more_than_its_share(seconds: float, asked: int, 
 
 def test_processes_on_two_machines_choose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first has timed itself before, on the other the cache is empty: what the first knows counts."""
-    monkeypatch.setattr(budget, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
-    first = budget.calibrate(CPU, "fp32", 1, tmp_path)
+    monkeypatch.setattr(calibrate, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
+    first = calibrate.calibrate(CPU, "fp32", 1, tmp_path)
     said: list[int] = []
 
     class First(Dist):
@@ -148,8 +150,8 @@ def test_processes_on_two_machines_choose_alike(tmp_path: Path, monkeypatch: pyt
         def from_main(self, value: int) -> int:
             return said.pop(0)
 
-    assert budget.calibrate(First(0, 1, CPU.device), "fp32", 1, tmp_path) == first
-    assert budget.calibrate(Other(1, 2, CPU.device), "fp32", 1, tmp_path / "empty") == first and not said
+    assert calibrate.calibrate(First(0, 1, CPU.device), "fp32", 1, tmp_path) == first
+    assert calibrate.calibrate(Other(1, 2, CPU.device), "fp32", 1, tmp_path / "empty") == first and not said
 
 
 def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,33 +163,33 @@ def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         calls.append(shape)
         return shape[2] * 1e5, shape[2] * 1e-7 * factor
 
-    monkeypatch.setattr(budget, "_time_model", timed)
+    monkeypatch.setattr(calibrate, "_time_model", timed)
 
     def calls_of(dtype: str = "fp32", threads: int = 1, seconds: float = 1e9) -> int:
         calls.clear()
-        budget.calibrate(CPU, dtype, threads, tmp_path, seconds)
+        calibrate.calibrate(CPU, dtype, threads, tmp_path, seconds)
         return len(calls)
 
-    first = budget.calibrate(CPU, "fp32", 1, tmp_path)
-    assert [round(x) for x, _ in first.points] == [round(shape[2] * 1e5) for shape in budget.TIMED]
-    assert calls_of() == 1 and budget.calibrate(CPU, "fp32", 1, tmp_path) == first
+    first = calibrate.calibrate(CPU, "fp32", 1, tmp_path)
+    assert [round(x) for x, _ in first.points] == [round(shape[2] * 1e5) for shape in calibrate.TIMED]
+    assert calls_of() == 1 and calibrate.calibrate(CPU, "fp32", 1, tmp_path) == first
     assert calls_of(threads=2) == calls_of(dtype="bf16") == 3 and calls_of(threads=2) == 1
     factor = 1.3
-    assert calls_of() == 1 and budget.calibrate(CPU, "fp32", 1, tmp_path) == first
+    assert calls_of() == 1 and calibrate.calibrate(CPU, "fp32", 1, tmp_path) == first
     factor = 2.0
     assert calls_of() == 3 and calls_of() == 1
-    monkeypatch.setattr(distributed, "processor", lambda: "another")
+    monkeypatch.setattr(runtime_device, "processor", lambda: "another")
     assert calls_of(seconds=0.0) == 1 and calls_of() == 3
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"points": [[1.0, 1.0]]}'])
 def test_a_damaged_calibration_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    monkeypatch.setattr(budget, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
-    first = budget.calibrate(CPU, "fp32", 1, tmp_path)
+    monkeypatch.setattr(calibrate, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 1e-7))
+    first = calibrate.calibrate(CPU, "fp32", 1, tmp_path)
     [file] = (tmp_path / "machines").iterdir()
     entry = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(entry | {"facts": json.loads(damage)}) if damage else "", encoding="utf-8")
-    assert budget.calibrate(CPU, "fp32", 1, tmp_path) == first
+    assert calibrate.calibrate(CPU, "fp32", 1, tmp_path) == first
 
 
 def test_processes_share_the_windows_of_a_batch() -> None:
@@ -200,33 +202,33 @@ def test_processes_share_the_windows_of_a_batch() -> None:
 def test_the_expected_loss_falls_with_what_is_learned() -> None:
     """More fresh characters, a lower loss; what is read again is worth less than what is new."""
     counting = (1.6, 1.8, 500_000.0, 0.0, 0.0)
-    once, more, again = (budget.expected_loss(counting, *seen)
+    once, more, again = (scaling_law.expected_loss(counting, *seen)
                          for seen in ((1e6, 0.5), (4e6, 0.5), (4e6, 40.0)))
     assert more < again < 1.6 and more < once
-    twenty, forty = (budget.expected_loss(counting, 1e6 * n, float(n)) for n in (20, 40))
+    twenty, forty = (scaling_law.expected_loss(counting, 1e6 * n, float(n)) for n in (20, 40))
     assert abs(twenty / forty - 1) < 0.02, "a text that is known teaches nothing"
 
 
 def test_a_slow_machine_is_not_asked_for_large_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 3e-6))
-    assert len(budget.calibrate(CPU, "fp32", 1, tmp_path).points) == 2
-    assert len(budget.calibrate(CPU, "fp32", 1, tmp_path).points) == 2, "this is kept, too"
+    monkeypatch.setattr(calibrate, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 3e-6))
+    assert len(calibrate.calibrate(CPU, "fp32", 1, tmp_path).points) == 2
+    assert len(calibrate.calibrate(CPU, "fp32", 1, tmp_path).points) == 2, "this is kept, too"
 
 
 def test_a_model_is_timed_by_its_steps() -> None:
-    operations, seconds = budget._time_model((1, 1, 8), CPU, "fp32")
-    assert operations == budget.operations(TrainConfig(n_layer=1, n_head=1, n_embd=8), 256) and 0 < seconds < 1
+    operations, seconds = calibrate._time_model((1, 1, 8), CPU, "fp32")
+    assert operations == calibrate.operations(TrainConfig(n_layer=1, n_head=1, n_embd=8), 256) and 0 < seconds < 1
 
 
 def test_no_model_is_timed_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fits is enough, and not kept: there may be more memory another time. Nothing fits: one line."""
-    time_model = budget._time_model
+    time_model = calibrate._time_model
 
     def timed(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
-        return (5e6, 1e-5) if shape == budget.TIMED[0] else time_model(shape, dist, dtype)
+        return (5e6, 1e-5) if shape == calibrate.TIMED[0] else time_model(shape, dist, dtype)
 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**8)
     with pytest.raises(BardletError, match="100 MB of memory are free, too little to find out"):
-        budget.calibrate(CPU, "fp32", 1, tmp_path)
-    monkeypatch.setattr(budget, "_time_model", timed)
-    assert len(budget.calibrate(CPU, "fp32", 1, tmp_path).points) == 1 and not (tmp_path / "machines").exists()
+        calibrate.calibrate(CPU, "fp32", 1, tmp_path)
+    monkeypatch.setattr(calibrate, "_time_model", timed)
+    assert len(calibrate.calibrate(CPU, "fp32", 1, tmp_path).points) == 1 and not (tmp_path / "machines").exists()

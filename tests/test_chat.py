@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bardlet import tokenizer as tk
-from bardlet.align import chat
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
+from bardlet.data import chat_template
 from bardlet.errors import BardletError
+from bardlet.inference import answers
 from bardlet.models.qwen3 import Qwen3
 
 WORDS = tk.train_bpe(["who says what, as tokens: the user asks and the assistant answers | < > end " * 20], 330)
@@ -23,7 +24,8 @@ PIECES = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>",
 
 
 def conversation(random_: random.Random) -> list[dict[str, str]]:
-    return [{"role": random_.choice(chat.ROLES), "content": "".join(random_.choices(PIECES, k=random_.randint(0, 9)))}
+    return [{"role": random_.choice(chat_template.ROLES),
+             "content": "".join(random_.choices(PIECES, k=random_.randint(0, 9)))}
             for _ in range(random_.randint(1, 4))]
 
 
@@ -34,7 +36,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "tokenizer.json").write_text(WORDS.json, encoding="utf-8")
-    config = WORDS.hf_config() | {"chat_template": chat.TEMPLATE}
+    config = WORDS.hf_config() | {"chat_template": chat_template.TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return AutoTokenizer.from_pretrained(folder)
 
@@ -44,7 +46,7 @@ def test_ten_thousand_messages_have_transformers_ids_and_no_forged_token(theirs:
     while said < 10_000:
         messages, ask = conversation(random_), random_.random() < 0.5
         said += len(messages)
-        ids, answer = chat.encode(WORDS, messages, ask)
+        ids, answer = chat_template.encode(WORDS, messages, ask)
         assert ids.tolist() == theirs.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
         assert len(answer) == len(ids)
         assert np.isin(ids, list(WORDS.special)).sum() == 2 * len(messages) + ask  # a role and an end for each
@@ -54,11 +56,11 @@ def test_what_the_assistant_wrote_is_learned_with_its_end() -> None:
     messages = [{"role": "system", "content": "as tokens"}, {"role": "user", "content": "who"},
                 {"role": "assistant", "content": "the user"}, {"role": "user", "content": "what"},
                 {"role": "assistant", "content": ""}]  # fmt: skip
-    ids, answer = chat.encode(WORDS, messages)
+    ids, answer = chat_template.encode(WORDS, messages)
     assert WORDS.decode(ids[answer]) == "the user<|end|><|end|>"
     assert WORDS.decode(ids) == ("<|system|>as tokens<|end|><|user|>who<|end|><|assistant|>the user<|end|>"
                                  "<|user|>what<|end|><|assistant|><|end|>")  # fmt: skip
-    asked, learned = chat.encode(WORDS, messages[:2], ask=True)
+    asked, learned = chat_template.encode(WORDS, messages[:2], ask=True)
     assert asked.tolist() == ids[: len(asked)].tolist() and not learned.any()
 
 
@@ -69,12 +71,12 @@ def test_what_the_assistant_wrote_is_learned_with_its_end() -> None:
 ])  # fmt: skip
 def test_what_is_no_message_is_named(messages: Any, what: str) -> None:
     with pytest.raises(BardletError, match=what):
-        chat.encode(WORDS, messages)
+        chat_template.encode(WORDS, messages)
 
 
 def test_a_tokenizer_without_roles_is_named() -> None:
     with pytest.raises(BardletError, match=r"no token <\|system\|>"):
-        chat.encode(tk.train_char("abc", False), [{"role": "user", "content": "abc"}])
+        chat_template.encode(tk.train_char("abc", False), [{"role": "user", "content": "abc"}])
 
 
 def test_a_role_that_is_none_is_an_error_in_the_template_too(theirs: Any) -> None:
@@ -90,8 +92,9 @@ def test_an_answer_does_not_depend_on_those_beside_it() -> None:
     config = ModelConfig(model="qwen3", vocab_size=WORDS.vocab_size, block_size=24, n_layer=1, n_head=2, n_kv_head=1,
                          n_embd=16, head_dim=8, n_inner=24, activation="silu")  # fmt: skip
     model = Qwen3(config).eval()
-    asked = [chat.encode(WORDS, [{"role": "user", "content": "who " * n}], ask=True)[0] for n in (9, 1, 5, 2, 3)]
-    alone = [chat.answers(model, WORDS, [ids], temperature=1.0, seed=i)[0] for i, ids in enumerate(asked)]
-    assert chat.answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
-    assert chat.answers(model, WORDS, asked, temperature=1.0, seed=0, rows=2) == alone
+    asked = [chat_template.encode(WORDS, [{"role": "user", "content": "who " * n}], ask=True)[0]
+             for n in (9, 1, 5, 2, 3)]
+    alone = [answers.answers(model, WORDS, [ids], temperature=1.0, seed=i)[0] for i, ids in enumerate(asked)]
+    assert answers.answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
+    assert answers.answers(model, WORDS, asked, temperature=1.0, seed=0, rows=2) == alone
     assert not any(ended for _, ended in alone), "it has no time to end: the room is what ends these"

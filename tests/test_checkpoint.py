@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bardlet import checkpoint, files, lock
 from bardlet.errors import BardletError
+from bardlet.run import checkpoint, lock, metrics
+from bardlet.run import folder as run_folder
+from bardlet.runtime import manifest
 
 
 def saved(run: Path, step: int, keep: int = 9) -> Path:
@@ -20,8 +22,8 @@ def saved(run: Path, step: int, keep: int = 9) -> Path:
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     """Weights, state and facts, and the checkpoint is whole."""
     folder = saved(tmp_path, 7)
-    assert files.wrong(folder) is None
-    (weights, state), facts = checkpoint.load(folder), files.read_json(folder / "trainer.json")
+    assert manifest.wrong(folder) is None
+    (weights, state), facts = checkpoint.load(folder), manifest.read_json(folder / "trainer.json")
     assert torch.equal(weights["w"], torch.full((3, 2), 7.0)) and torch.equal(state["rng"], torch.arange(7))
     assert facts == {"step": 7, "seconds": 1.5}
     assert sorted(p.name for p in folder.parent.iterdir()) == ["step-00000007"], "nothing temporary is left"
@@ -52,7 +54,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".run.toml.77.tmp").write_text("half")
     (tmp_path / ".tmpmine").mkdir()
     (tmp_path / "run.toml").write_text("")
-    checkpoint.sweep(tmp_path)
+    run_folder.sweep(tmp_path)
     assert [p.name for p in kept.parent.iterdir()] == [kept.name]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".tmpmine", "checkpoints", "run.toml"]
 
@@ -90,7 +92,7 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     def full(*args: object, **facts: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "seal", full)
+    monkeypatch.setattr(manifest, "seal", full)
     with pytest.raises(BardletError, match=r"no space left on device: [\d,]+ bytes are needed, [\d,]+ are free"):
         saved(tmp_path, 6)
     assert checkpoint.newest_whole(tmp_path) == good
@@ -100,24 +102,24 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
 def test_a_damaged_line_of_metrics_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A CRC a line: half a line at the end is what a kill leaves, one before it is named."""
     for step in (1, 2, 3):
-        checkpoint.append_metrics(tmp_path, {"step": step, "train_loss": 1 / step})
+        metrics.append_metrics(tmp_path, {"step": step, "train_loss": 1 / step})
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text()
-    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 2, 3]
     path.write_text(whole[:-10])
-    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 2]
+    assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 2]
     assert not caplog.messages
     path.write_text(whole.replace("0.5", "0.4"))
-    assert [line["step"] for line in checkpoint.read_metrics(tmp_path)] == [1, 3]
+    assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 3]
     assert caplog.messages == [f"{path}: line 2 is damaged, and left out"]
 
 
 def test_metrics_are_cut_to_a_step(tmp_path: Path) -> None:
     """Lines after the step go, those before keep every byte."""
     for step in (1, 2, 3):
-        checkpoint.append_metrics(tmp_path, {"step": step, "train_loss": 0.1 * step})
+        metrics.append_metrics(tmp_path, {"step": step, "train_loss": 0.1 * step})
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [line["step"] for line in checkpoint.cut_metrics(tmp_path, 2)] == [1, 2]
+    assert [line["step"] for line in metrics.cut_metrics(tmp_path, 2)] == [1, 2]
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before[:2]
 
 

@@ -15,9 +15,10 @@ from clocks import Clock
 from conftest import TINY
 from processes import power_cut
 
-from bardlet import checkpoint
-from bardlet.cli import COMMANDS, console, main
-from bardlet.signals import Stopped
+from bardlet import console
+from bardlet.cli import COMMANDS, main
+from bardlet.run import metrics
+from bardlet.runtime.signals import Stopped
 
 HELPS = [[], ["--help"], ["--version"], *[[name, "--help"] for name in COMMANDS]]
 
@@ -97,7 +98,7 @@ def test_a_stream_writes_what_a_batch_writes(text: Path, tmp_path: Path, bardlet
 def test_a_run_can_be_repeated_from_its_run_toml(text: Path, tmp_path: Path,
                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
     """--config run.toml gives the same weights; what is given beside it goes before it."""
-    from bardlet.files import sha256
+    from bardlet.runtime.manifest import sha256
 
     bardlet("train", text, "--out", tmp_path / "one", *TINY, "--steps", "4", "--dropout", "0.1")
     bardlet("train", "--config", tmp_path / "one" / "run.toml", "--out", tmp_path / "two")
@@ -109,7 +110,7 @@ def test_a_run_can_be_repeated_from_its_run_toml(text: Path, tmp_path: Path,
 def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, clock: Clock,
                                        bardlet: Callable[..., dict[str, Any]]) -> None:
     """A timed run plans steps, makes every one that it planned in the end, and records what the clock decided."""
-    from bardlet.checkpoint import read_run
+    from bardlet.run.folder import read_run
 
     begun = clock.now
     made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05")
@@ -122,13 +123,13 @@ def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, clock: Clock,
 def test_a_machine_that_became_slow_makes_fewer_steps(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                       clock: Clock, bardlet: Callable[..., dict[str, Any]]) -> None:
     """The first plan believes in steps of a quarter of their time: the clock, looked at on the way, knows better."""
-    from bardlet import clock as planning
-    from bardlet import train
-    from bardlet.checkpoint import read_run
+    from bardlet.planning import clock as planning
+    from bardlet.run.folder import read_run
+    from bardlet.training import trainer
 
     said: list[str] = []
     timed, begun = planning.seconds_per_step, clock.now
-    monkeypatch.setattr(train.log, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(trainer.log, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setattr(planning, "seconds_per_step", lambda *args, **kwargs: timed(*args, **kwargs) / 4)
     made = bardlet("train", text, "--out", tmp_path / "run", *TINY, "--minutes", "0.05", "--eval-tokens", "500")
     config, _ = read_run(tmp_path / "run")
@@ -141,7 +142,7 @@ def test_a_machine_that_became_slow_makes_fewer_steps(text: Path, tmp_path: Path
 def test_a_timed_run_that_begins_again_keeps_its_clock(text: Path, tmp_path: Path, clock: Clock,
                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
     """Killed before its first checkpoint, it has its minutes again."""
-    from bardlet.checkpoint import read_run
+    from bardlet.run.folder import read_run
 
     run = tmp_path / "run"
     power_cut(["train", text, "--out", run, *TINY, "--minutes", "0.05", "--save-every", "0"], step=9, own_clock=True)
@@ -157,8 +158,8 @@ def test_a_timed_run_that_begins_again_keeps_its_clock(text: Path, tmp_path: Pat
 def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path: Path, clock: Clock,
                                                            bardlet: Callable[..., dict[str, Any]]) -> None:
     """The calibration thought the machine a thousand times as slow: the text would hardly be read."""
-    from bardlet import budget
-    from bardlet.checkpoint import read_run
+    from bardlet.planning import plan as budget
+    from bardlet.run.folder import read_run
 
     clock.per_step = 0.05
     for words in ([], ["--weight-decay", "0.2"]):
@@ -175,28 +176,27 @@ def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path:
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that nobody has to wait for: what it was timed at is made up."""
-    from bardlet import budget
+    from bardlet.planning import calibrate
 
-    monkeypatch.setattr(budget, "calibrate", lambda *_: budget.Speed(((5e6, 1e-2), (3e7, 5e-2))))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_: calibrate.Speed(((5e6, 1e-2), (3e7, 5e-2))))
 
 
 def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Callable[..., dict[str, Any]],
                                                       slow_machine: None, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """More minutes, more steps; a loss to expect; what is set stays; nothing is written."""
-    from bardlet import dist as distributed
-    from bardlet import kept
+    from bardlet.runtime import cache, compiler
 
     monkeypatch.chdir(tmp_path)
     short = bardlet("train", text, "--minutes", "1", "--plan")
     longer = bardlet("train", text, "--minutes", "3", "--plan")
     assert short["steps"] < longer["steps"] and longer["expected"] < short["expected"] < 4
     assert any("weights" in reason for reason in short["reasons"]) and any("dropout" in r for r in short["reasons"])
-    monkeypatch.setattr(distributed, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(compiler, "compiler_missing", lambda device: None)
     assert [bardlet("train", text, "--minutes", m, "--plan")["compiled"] for m in ("0.5", "60")] == [False, True]
     with monkeypatch.context() as patch:  # a model that was compiled before takes less
-        read = kept.read
-        patch.setattr(kept, "read", lambda folder, key: {} if folder.name == "models" else read(folder, key))
+        read = cache.read
+        patch.setattr(cache, "read", lambda folder, key: {} if folder.name == "models" else read(folder, key))
         warm = [bardlet("train", text, "--minutes", m, "--plan") for m in ("0.1", "0.5")]
     assert [plan["compiled"] for plan in warm] == [False, True]
     mine = bardlet("train", text, "--minutes", "1", "--plan", "--n-embd", "32", "--n-layer", "1", "--block-size", "16",
@@ -214,7 +214,7 @@ def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Calla
 def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, clock: Clock,
                                                     bardlet: Callable[..., dict[str, Any]]) -> None:
     """In --json and run.toml, in nats per character; a run by --steps expects nothing."""
-    from bardlet.checkpoint import read_run
+    from bardlet.run.folder import read_run
 
     made = bardlet("train", text, "--out", tmp_path / "run", "--minutes", "0.05", "--compile", "off")
     _, record = read_run(tmp_path / "run")
@@ -228,7 +228,7 @@ def test_what_came_is_said_beside_what_was_expected(text: Path, tmp_path: Path, 
 def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path, clock: Clock,
                                                  bardlet: Callable[..., dict[str, Any]]) -> None:
     """What the clock decided stands in run.toml: the same steps, the same weights."""
-    from bardlet.files import sha256
+    from bardlet.runtime.manifest import sha256
 
     timed = bardlet("train", text, "--out", tmp_path / "timed", *TINY, "--minutes", "0.04", "--keep", "last")
     again = bardlet("train", "--config", tmp_path / "timed" / "run.toml", "--out", tmp_path / "again")
@@ -240,7 +240,7 @@ def test_a_timed_run_is_repeated_without_a_clock(text: Path, tmp_path: Path, clo
 def test_a_finished_run_goes_on_with_more_steps(length: list[str], text: Path, tmp_path: Path, clock: Clock,
                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
     """resume --steps N --allow-change makes exactly N, and run.toml repeats that history, too."""
-    from bardlet.files import sha256
+    from bardlet.runtime.manifest import sha256
 
     first = bardlet("train", text, "--out", tmp_path / "one", *TINY, *length, "--keep", "last", "--eval-every", "0")
     more = bardlet("resume", tmp_path / "one", "--steps", str(first["steps"] + 9), "--allow-change")
@@ -255,13 +255,13 @@ def test_a_kill_after_the_last_step_is_mended_by_resume(keep: str, text: Path, t
                                                         monkeypatch: pytest.MonkeyPatch,
                                                         bardlet: Callable[..., dict[str, Any]]) -> None:
     """All steps are done and saved, the result is not: resume leaves at the root what an unbroken run leaves."""
-    from bardlet import train as training
-    from bardlet.files import sha256
+    from bardlet.runtime.manifest import sha256
+    from bardlet.training import trainer
 
     settings = [text, *TINY, "--steps", "10", "--keep", keep, "--eval-every", "5"]
     whole = bardlet("train", *settings, "--out", tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "finish", lambda t: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(trainer, "finish", lambda t: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Stopped, match="stopped after step 10, and saved"):
             bardlet("train", *settings, "--out", tmp_path / "broken")
     mended = bardlet("resume", tmp_path / "broken")
@@ -285,7 +285,7 @@ def test_looking_takes_no_longer_than_learning(tmp_path: Path, bardlet: Callable
     for tokens, evaluations in ((100, 20), (640, 5), (0, 1)):
         out = tmp_path / str(tokens)
         bardlet("train", tmp_path / "long.txt", *TINY, "--steps", "20", "--eval-tokens", str(tokens), "--out", out)
-        assert sum("val_loss" in line for line in checkpoint.read_metrics(out)) == evaluations
+        assert sum("val_loss" in line for line in metrics.read_metrics(out)) == evaluations
 
 
 def test_after_one_step_nobody_knows_the_speed() -> None:
@@ -300,8 +300,8 @@ def test_after_one_step_nobody_knows_the_speed() -> None:
 def test_a_single_document_does_not_begin_with_the_separator(text: Path, tmp_path: Path,
                                                              bardlet: Callable[..., dict[str, Any]]) -> None:
     """A BPE tokenizer has <|endoftext|>, but a model of one document has never seen it: sampling starts elsewhere."""
-    from bardlet import hf
-    from bardlet.writing import prompt_ids
+    from bardlet.inference.text_generation import prompt_ids
+    from bardlet.run import hf
 
     bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--tokenizer", "bpe", "--vocab-size",
             "300")
@@ -332,7 +332,7 @@ def test_tensorboard_and_a_missing_wandb(text: Path, tmp_path: Path, bardlet: Ca
 
 def test_every_config_of_the_repository_is_read() -> None:
     """configs/*.toml are complete and current."""
-    from bardlet.toml import read_toml
+    from bardlet.config.toml import read_toml
 
     paths = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
     assert paths

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bardlet import clock
-from bardlet.train import State
+from bardlet.planning import clock
+from bardlet.training.state import State
 
 
 @given(seconds=st.floats(1, 1e5), per_step=st.floats(1e-3, 100), per_evaluation=st.floats(1e-3, 100))

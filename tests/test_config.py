@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bardlet.config import ModelConfig, TrainConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.config.toml import changed, from_mapping, read_toml, to_toml
 from bardlet.errors import BardletError
-from bardlet.toml import changed, from_mapping, read_toml, to_toml
 
 
 def test_toml_brings_back_every_setting(tmp_path: Path) -> None:

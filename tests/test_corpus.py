@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bardlet import corpus as cp
-from bardlet import parallel
 from bardlet.cli import data as cli
+from bardlet.data import bitext
+from bardlet.data import corpus as cp
 from bardlet.errors import BardletError
 
 DATA = os.environ.get("BARDLET_DATA")
@@ -183,7 +183,7 @@ def test_an_unreadable_file(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("bardlet.reading.open", refuse, raising=False)  # taking rights away does not stop root
+    monkeypatch.setattr("bardlet.data.text.open", refuse, raising=False)  # taking rights away does not stop root
     assert error_of(path).startswith(f"{path}: may not be read: change its permissions")
 
 
@@ -317,7 +317,7 @@ def test_real_corpora_have_their_documents(name, count):
 def test_the_table_lists_every_corpus(capsys):
     assert cli.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*cp.NAMED, *parallel.NAMED]
+    assert [line.split()[0] for line in lines] == [*cp.NAMED, *bitext.NAMED]
     assert lines[0].endswith("not here: bardlet data get tinyshakespeare")
     assert cli.main(["--json"]) == 0
     assert {c["name"]: c["found"] for c in json.loads(capsys.readouterr().out)["corpora"]}["names"] is None

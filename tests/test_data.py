@@ -16,9 +16,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bardlet import corpus as cp
-from bardlet import data
 from bardlet import tokenizer as tk
+from bardlet.data import corpus as cp
+from bardlet.data import shards, windows
 from bardlet.errors import BardletError
 
 DATA = os.environ.get("BARDLET_DATA")
@@ -33,8 +33,8 @@ def text(tmp_path) -> Path:
     return path
 
 
-def prepare(path: Path, *arguments: object, **named: object) -> data.Prepared:
-    return data.prepare(cp.find([str(path)]), *arguments, cache=path.parent / "cache", **named)  # type: ignore[arg-type]
+def prepare(path: Path, *arguments: object, **named: object) -> shards.Prepared:
+    return shards.prepare(cp.find([str(path)]), *arguments, cache=path.parent / "cache", **named)  # type: ignore[arg-type]
 
 
 def jsonl(path: Path, texts: list[str]) -> Path:
@@ -110,7 +110,7 @@ def test_a_given_tokenizer_is_used_as_it_is(text, tmp_path):
 
 def test_the_second_time_nothing_is_read_or_built(text, monkeypatch):
     first = prepare(text)
-    monkeypatch.setattr(data, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("built again"))
     again = prepare(text)
     assert again.folder == first.folder and np.array_equal(again.train, first.train)
     assert (again.reason, again.val_bytes) == (first.reason, first.val_bytes)
@@ -127,7 +127,7 @@ def test_another_text_or_tokenizer_is_built_anew(text):
 
 def _cut_short(folder: Path) -> None:
     with open(folder / "train.bin", "r+b") as file:
-        file.truncate(data.HEADER_BYTES + 100)
+        file.truncate(shards.HEADER_BYTES + 100)
 
 
 def _too_long(folder: Path) -> None:
@@ -198,16 +198,16 @@ def test_processes_that_prepare_at_once_agree(text):
 
 
 def test_who_comes_second_uses_what_is_there(text, monkeypatch):
-    build = data._build
+    build = shards._build
 
     def overtaken(*arguments: object) -> None:
-        monkeypatch.setattr(data, "_build", build)
+        monkeypatch.setattr(shards, "_build", build)
         winner.append(prepare(text))
         os.utime(winner[0].folder / "train.bin", (1, 1))
         build(*arguments)  # type: ignore[arg-type]
 
-    winner: list[data.Prepared] = []
-    monkeypatch.setattr(data, "_build", overtaken)
+    winner: list[shards.Prepared] = []
+    monkeypatch.setattr(shards, "_build", overtaken)
     loser = prepare(text)
     assert loser.folder == winner[0].folder and (loser.folder / "train.bin").stat().st_mtime == 1
 
@@ -221,9 +221,9 @@ def test_a_failure_leaves_nothing_behind(text):
 def test_a_cache_that_cannot_be_written_is_one_line(text, monkeypatch):
     (text.parent / "file").write_text("")
     with pytest.raises(BardletError, match=r"cannot be written there.*BARDLET_CACHE"):
-        data.prepare(cp.find([str(text)]), cache=text.parent / "file")
+        shards.prepare(cp.find([str(text)]), cache=text.parent / "file")
     if Path("/dev/full").exists():
-        monkeypatch.setattr(data.os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        monkeypatch.setattr(shards.os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
         with pytest.raises(BardletError, match=r"No space left.*make room"):
             prepare(text)
         assert list((text.parent / "cache" / "tokens").iterdir()) == []
@@ -258,7 +258,7 @@ def test_progress_is_told_and_ends_at_the_whole(text):
 
 @pytest.mark.skipif(not DATA, reason="BARDLET_DATA names no folder of data sets")
 def test_real_shakespeare_has_the_lecture_s_numbers(tmp_path):
-    p = data.prepare(cp.find(["tinyshakespeare"]), cache=tmp_path)
+    p = shards.prepare(cp.find(["tinyshakespeare"]), cache=tmp_path)
     assert (p.tokenizer.vocab_size, len(p.train), len(p.val)) == (65, 1_003_854, 111_540)
 
 
@@ -272,7 +272,7 @@ sizes = st.tuples(st.integers(2, 400), st.integers(1, 20), st.integers(1, 9), st
 def test_each_window_of_an_epoch_comes_once(size, epoch):
     count, block, batch, seed = size
     assume(count >= 2 * block)
-    w = data.Windows(np.arange(count, dtype=np.uint16), block, batch, seed)
+    w = windows.Windows(np.arange(count, dtype=np.uint16), block, batch, seed)
     per = w.windows_per_epoch
     assert per == (count - block) // block
     steps = range(epoch * per // batch, ((epoch + 1) * per - 1) // batch + 1)
@@ -288,7 +288,7 @@ def test_a_batch_is_a_function_of_seed_and_step(size, steps):
     count, block, batch, seed = size
     assume(count >= 2 * block)
     tokens = np.random.default_rng(0).integers(0, 65_536, count).astype(np.uint16)
-    straight, anyhow = (data.Windows(tokens, block, batch, seed) for _ in range(2))
+    straight, anyhow = (windows.Windows(tokens, block, batch, seed) for _ in range(2))
     ordered = {step: straight.batch(step) for step in sorted(steps)}
     for step in steps:
         idx, target = anyhow.batch(step)
@@ -299,10 +299,10 @@ def test_a_batch_is_a_function_of_seed_and_step(size, steps):
 
 def test_targets_are_the_next_tokens_and_seeds_and_epochs_differ():
     tokens = np.arange(10_000, dtype=np.uint16)
-    w = data.Windows(tokens, 16, 8, seed=1)
+    w = windows.Windows(tokens, 16, 8, seed=1)
     idx, target = w.batch(3)
     assert torch.equal(target, idx + 1)
-    assert not torch.equal(idx, data.Windows(tokens, 16, 8, seed=2).batch(3)[0])
+    assert not torch.equal(idx, windows.Windows(tokens, 16, 8, seed=2).batch(3)[0])
     assert not np.array_equal(w.starts(0), w.starts(1))
     assert len({int(w.starts(epoch).min()) for epoch in range(40)}) > 8, "the offset changes with the epoch"
 
@@ -310,23 +310,23 @@ def test_targets_are_the_next_tokens_and_seeds_and_epochs_differ():
 def test_batches_leave_the_global_generators_alone():
     tokens = np.arange(1000, dtype=np.uint16)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    data.Windows(tokens, 16, 8, seed=1).batch(0)
-    data.random_windows(tokens, 16, 2, 4)
+    windows.Windows(tokens, 16, 8, seed=1).batch(0)
+    windows.random_windows(tokens, 16, 2, 4)
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
 
 
 def test_a_text_shorter_than_two_windows_says_what_fits():
     tokens = np.arange(63, dtype=np.uint16)
     with pytest.raises(BardletError, match=r"63 tokens.*--block-size 31 or less"):
-        data.Windows(tokens, 32, 4, seed=0)
-    assert data.Windows(tokens, 31, 4, seed=0).batch(0)[0].shape == (4, 31)
+        windows.Windows(tokens, 32, 4, seed=0)
+    assert windows.Windows(tokens, 31, 4, seed=0).batch(0)[0].shape == (4, 31)
 
 
 @MANY
 @given(st.integers(2, 500), st.integers(1, 40), st.integers(1, 7))
 def test_validation_predicts_every_token_but_the_first_once(count, block, batch):
     tokens = np.arange(count, dtype=np.uint16)
-    batches = data.validation_windows(tokens, block, batch)
+    batches = windows.validation_windows(tokens, block, batch)
     assert torch.cat([target.flatten() for _, target in batches]).tolist() == list(range(1, count))
     assert all(torch.equal(target, idx + 1) for idx, target in batches)
     assert all(idx.shape[1] == block and len(idx) <= batch for idx, _ in batches[:-1])
@@ -335,19 +335,19 @@ def test_validation_predicts_every_token_but_the_first_once(count, block, batch)
 
 def test_random_windows_are_seeded_and_reach_both_ends():
     tokens = np.arange(20, dtype=np.uint16)
-    batches = data.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
+    batches = windows.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
     assert len(batches) == 50 and batches[0][0].shape == (4, 8)
     starts = torch.cat([idx[:, 0] for idx, _ in batches])
     assert (int(starts.min()), int(starts.max())) == (0, 11)
     assert all(torch.equal(target, idx + 1) for idx, target in batches)
-    again = data.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
+    again = windows.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
-    other = data.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=4)
+    other = windows.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=4)
     assert not torch.equal(starts, torch.cat([idx[:, 0] for idx, _ in other]))
 
 
 def test_too_short_a_validation_part_is_one_line():
     with pytest.raises(BardletError, match="1 tokens and 2 are needed"):
-        data.validation_windows(np.zeros(1, np.uint16), 8)
+        windows.validation_windows(np.zeros(1, np.uint16), 8)
     with pytest.raises(BardletError, match="--block-size 7 or less"):
-        data.random_windows(np.zeros(8, np.uint16), 8)
+        windows.random_windows(np.zeros(8, np.uint16), 8)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet.errors import BardletError
-from bardlet.models.decoding import Columns, Product, RoundedProduct, Step, many_rows, sums_rows
+from bardlet.inference.decoders.cache import Columns, Step
 from bardlet.models.layers import KVCache
+from bardlet.ops.linear import Product, RoundedProduct, many_rows, sums_rows
 
 few = settings(max_examples=30)
 

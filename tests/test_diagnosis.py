@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from bardlet import diagnosis
 from bardlet.cli import main
-from bardlet.config import TrainConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.run import diagnosis
 
 CONFIG = TrainConfig(warmup_steps=50)
 RECORD = {"bigram": 2.5, "characters_per_token": 1.0}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bardlet import dist as distributed
 from bardlet import doctor
 from bardlet.errors import BardletError
+from bardlet.runtime import compiler, distributed
+from bardlet.runtime import device as runtime_device
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there Triton brings a compiler")
@@ -32,9 +33,9 @@ def test_what_the_compiler_needs(device: str, here: str, named: dict[str, str], 
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == here else None)
     monkeypatch.setattr(distributed.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     headers = "the headers of Python (Python.h) are not installed"
-    assert distributed.compiler_missing(torch.device(device)) == (said or headers)
+    assert compiler.compiler_missing(torch.device(device)) == (said or headers)
     (tmp_path / "Python.h").touch()
-    assert distributed.compiler_missing(torch.device(device)) == said
+    assert compiler.compiler_missing(torch.device(device)) == said
 
 
 @pytest.mark.parametrize(("variable", "value", "native"), [
@@ -49,10 +50,10 @@ def test_a_limit_on_the_instructions_is_a_limit_on_bf16(variable: str, value: st
     for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert distributed.pick_dtype("auto", torch.device("cpu")) == "bf16"
+    assert runtime_device.pick_dtype("auto", torch.device("cpu")) == "bf16"
     monkeypatch.setenv(variable, value)
-    assert distributed.pick_dtype("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
-    assert distributed.processor().endswith(f" with {variable}={value}") == (not native)
+    assert runtime_device.pick_dtype("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
+    assert runtime_device.processor().endswith(f" with {variable}={value}") == (not native)
     said = [one.said for one in doctor.machine() if one.about == "precision"]
     assert said == (["bf16, which this processor multiplies natively"] if native else
                     [f"fp32: {variable}={value} rules out native bf16"])
@@ -72,7 +73,7 @@ def test_a_rank_opens_its_own_gpu_only(device: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"set {number}"))
-    monkeypatch.setattr(distributed, "pick_device", use)
+    monkeypatch.setattr(runtime_device, "pick_device", use)
 
     def alone(backend: str, rank: int, world: int) -> None:
         done.append(backend)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from bardlet.config import TrainConfig
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.ladder.rungs import CPU, LADDER, SMALL
 
@@ -139,7 +139,7 @@ def runs_of(text: str) -> list[tuple[str, ...]]:
     ("{{ curve: rung 3 }}", "there is no such directive; choose one of answer, beside, changes"),
     ("{{ code: rung 99 }}", "there is no rung 99"),
     ("{{ changes: rung 1 }}", "nothing stands before the first rung"),
-    ("{{ source: bardlet.loss.nothing }}", "loss.py defines no 'nothing'"),
+    ("{{ source: bardlet.training.losses.nothing }}", "losses.py defines no 'nothing'"),
     ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
     ("{{ experiment: nothing }}", "there is no such experiment"),
     ("{{ figure: nothing }}", "docs/figures/nothing.png is missing"),

@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from bardlet import checkpoint, doctor, files, hf
-from bardlet import dist as distributed
+from bardlet import doctor
 from bardlet.cli import main
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
+from bardlet.runtime import compiler, manifest
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_machine_without_a_compiler_with_one_thread_and_no_data(monkeypatch: pytest.MonkeyPatch,
                                                                   tmp_path: Path) -> None:
     """Each has its remedy."""
-    monkeypatch.setattr(distributed, "compiler_missing", lambda device: "no C++ compiler (g++) on this machine")
+    monkeypatch.setattr(compiler, "compiler_missing", lambda device: "no C++ compiler (g++) on this machine")
     monkeypatch.setattr(doctor.memory, "free_bytes", lambda device: 2**29)
     monkeypatch.setattr(doctor.torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
@@ -102,8 +104,8 @@ def test_weights_that_are_no_numbers(run: Path) -> None:
 
 def test_what_is_not_damaged_but_in_the_way(run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another text, another machine, no room, a killed process's files, a run that is not finished."""
-    config, record = checkpoint.read_run(run)
-    checkpoint.write_run(run, config, {**record, "text_hash": "0" * 64, "finished": False, "steps": 2,
+    config, record = run_folder.read_run(run)
+    run_folder.write_run(run, config, {**record, "text_hash": "0" * 64, "finished": False, "steps": 2,
                                        "machine": {**record["machine"], "processor": "a better one"}})
     (run / "checkpoints" / ".step-00000006.77.tmp").mkdir()
     monkeypatch.setattr(doctor.files, "free", lambda path: 100)
@@ -159,7 +161,7 @@ def test_looking_at_damaged_tokens_in_the_cache(trained: Path, monkeypatch: pyte
     cache = shutil.copytree(os.environ["BARDLET_CACHE"], tmp_path / "cache")
     monkeypatch.setenv("BARDLET_CACHE", str(cache))
     shard = next((cache / "tokens").glob("*/train.bin"))
-    assert files.wrong(shard.parent) is None
+    assert manifest.wrong(shard.parent) is None
     bit(shard)
     said = [one.said for one in doctor.machine() if one.about == "cache" and one.verdict == "warning"]
     assert len(said) == 1 and str(shard) in said[0] and "built again" in said[0]

@@ -15,12 +15,16 @@ import torch
 from conftest import assert_same_run
 from processes import power_cut
 
-from bardlet import checkpoint, examples, hf, loss
-from bardlet.align import chat, dpo, preferences
 from bardlet.cli import main
-from bardlet.config import TrainConfig
-from bardlet.dist import Dist
+from bardlet.config.settings import TrainConfig
+from bardlet.data import chat_template, records
+from bardlet.data import preferences as data_preferences
 from bardlet.errors import BardletError
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
+from bardlet.runtime.distributed import Dist
+from bardlet.stages import dpo
+from bardlet.training import logprobs
 
 HERE = Dist(0, 1, torch.device("cpu"))
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "48", "--dtype", "fp32", "--compile",
@@ -70,7 +74,7 @@ def config_of(model: Path, pairs: Path, **changes: Any) -> TrainConfig:
 
 
 def test_no_prompt_is_in_both_parts_and_no_pair_is_lost(pairs: Path) -> None:
-    learned, held = examples.find(config_of(pairs, pairs)).preferences()
+    learned, held = records.find(config_of(pairs, pairs)).preferences()
     asked = [{json.dumps(one.prompt) for one in part} for part in (learned, held)]
     assert not asked[0] & asked[1] and len(learned) + len(held) == 125
     assert len(asked[1]) == (len(asked[0]) + len(asked[1])) // 10
@@ -79,22 +83,22 @@ def test_no_prompt_is_in_both_parts_and_no_pair_is_lost(pairs: Path) -> None:
 
 def test_both_answers_are_what_the_template_writes(model: Path, pairs: Path) -> None:
     words = hf.read_folder(model)[1]
-    [one] = [examples.preference({"prompt": "red <|end|>", "chosen": "good", "rejected": "bad"}, "here")]
-    for side in preferences.SIDES:
-        chats = preferences.encoded(words, [one], side)
+    [one] = [records.preference({"prompt": "red <|end|>", "chosen": "good", "rejected": "bad"}, "here")]
+    for side in data_preferences.SIDES:
+        chats = data_preferences.encoded(words, [one], side)
         messages = [*one.prompt, {"role": "assistant", "content": getattr(one, side)}]
-        ids, answer = chat.encode(words, messages)
+        ids, answer = chat_template.encode(words, messages)
         assert chats.tokens.tolist() == ids.tolist() and chats.answer.tolist() == answer.tolist()
 
 
 def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) -> None:
     """By hand, one answer at a time and without padding; and 0 for a pair that fills a batch up."""
     gpt, words = hf.read_folder(model)
-    ready = preferences.prepare(examples.find(config_of(model, pairs)), words, HERE)
-    batches = preferences.PairBatches(ready.train, 48, 3, 0, 1, multiple=2)
+    ready = data_preferences.prepare(records.find(config_of(model, pairs)), words, HERE)
+    batches = data_preferences.PairBatches(ready.train, 48, 3, 0, 1, multiple=2)
     batch = batches.of(batches.kept[:3])
-    found = loss.pair_log_probability(gpt, batch)
-    assert found.shape == (4, 2) and found[3].tolist() == [0, 0] and preferences.count(batch) == 3
+    found = logprobs.pair_log_probability(gpt, batch)
+    assert found.shape == (4, 2) and found[3].tolist() == [0, 0] and data_preferences.count(batch) == 3
     for b, i in enumerate(batches.kept[:3]):
         for s, side in enumerate(ready.train.sides):
             here = slice(int(side.starts[i]), int(side.ends[i]))
@@ -115,7 +119,7 @@ def test_at_the_reference_the_loss_is_log_2(model: Path, pairs: Path) -> None:
 
 
 def test_it_learns_what_is_preferred(run: Path) -> None:
-    record = checkpoint.settings(run)[1]
+    record = run_folder.settings(run)[1]
     assert record["val_loss"] < 0.5 and record["accuracy"] > 0.9 and record["margin"] > 0.3
     assert record["longer"] == 0.5  # both are as many tokens
     assert ", better than" in dpo.results(record)[0]
@@ -157,7 +161,7 @@ def test_a_run_goes_on_bit_for_bit(model: Path, pairs: Path, bardlet: Callable[.
 ])  # fmt: skip
 def test_what_is_no_preference_is_one_line(record: dict[str, Any], what: str) -> None:
     with pytest.raises(BardletError) as error:
-        examples.preference(record, "a.jsonl, line 7")
+        records.preference(record, "a.jsonl, line 7")
     assert what in str(error.value) and str(error.value).startswith("a.jsonl, line 7") and "\n" not in str(error.value)
 
 

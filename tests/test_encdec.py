@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bardlet import translate
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
+from bardlet.inference import translate
+from bardlet.inference.translate import How
 from bardlet.models.encdec import EncDec, sinusoids
-from bardlet.translate import How
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PAD, EOS = 1, 0
@@ -227,14 +227,14 @@ SOURCES = [[5, 9, 3, EOS], [7, EOS], [11, 12, 13, 14, 15, 16, EOS], [3, 3, EOS],
        st.integers(0, 2**31))  # fmt: skip
 @settings(max_examples=15)
 def test_beam_1_is_greedy_and_a_batch_is_one_by_one(lines: list[list[int]], beams: int, seed: int) -> None:
-    from bardlet import search
+    from bardlet.inference import beam_search
 
     model, sources = lively(seed=seed), [[*line, EOS] for line in lines]
     with torch.no_grad():  # the end is likelier than elsewhere: of some lines at once, of some never
         end = model.model.shared.weight[EOS]
         model.model.decoder.layer_norm.bias.add_(end / end.norm())
     most = [2 * len(source) + 20 for source in sources]
-    one = search.beam(translate.Crossing(model, model.decoder(), sources, PAD, max(most)), EOS, most, 1)
+    one = beam_search.beam(translate.Crossing(model, model.decoder(), sources, PAD, max(most)), EOS, most, 1)
     assert one == translate.translate(model, sources, EOS, PAD, How())
     batched = translate.translate(model, sources, EOS, PAD, How(beams=beams))
     for source, made in zip(sources, batched, strict=True):
@@ -246,7 +246,7 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
     """With as many beams as there are prefixes nothing is lost: the result is the argmax over every translation."""
     from itertools import product
 
-    from bardlet import search
+    from bardlet.inference import beam_search
 
     config = replace(CONFIG, vocab_size=5)
     torch.manual_seed(3)
@@ -268,20 +268,20 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
         score = probable(model, source, best) / (len(best) + 1) ** penalty
         wanted = best if score >= unended(best_cut) else best_cut
         wide = _Wide(translate.Crossing(model, model.decoder(), [source], PAD, most), 200)
-        assert search.beam(wide, EOS, [most], 100, penalty) == [wanted]
+        assert beam_search.beam(wide, EOS, [most], 100, penalty) == [wanted]
 
 
 @given(st.integers(1, 4), st.integers(1, 900), st.integers(1, 12), st.sampled_from([2, 1000]), st.integers(0, 2**31))
 @settings(max_examples=200)
 def test_the_largest_by_pieces_are_the_largest(rows: int, length: int, number: int, values: int, seed: int) -> None:
     """Of rows with few values, many of them equal, and of rows with -inf in them; each place is named once."""
-    from bardlet import search
+    from bardlet.inference import beam_search
 
     for wide in (length, 16 * length):
         random = torch.Generator().manual_seed(seed)
         x = torch.randint(values, (rows, max(wide, number)), generator=random).float()
         x[x < values // 4] = -math.inf
-        value, place = search.largest(x, number)
+        value, place = beam_search.largest(x, number)
         assert torch.equal(value, x.topk(number, dim=1)[0]) and torch.equal(x.gather(1, place), value)
         assert all(len(set(row)) == number for row in place.tolist())
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from bardlet import evaluate, models
-from bardlet.config import TrainConfig
-from bardlet.loss import IGNORE
+from bardlet import models
+from bardlet.config.settings import TrainConfig
+from bardlet.evaluation import metrics
+from bardlet.training.losses import IGNORE
 
 
 class Uniform(nn.Module):
@@ -22,7 +23,7 @@ class Uniform(nn.Module):
 
 def test_units_worked_by_hand() -> None:
     """5 tokens for "aéb" in UTF-8 and a separator: 4 predictions of log 4 nats over 2 characters, 3 bytes."""
-    result = evaluate.score(math.log(4), tokens=5, characters=3, size=4, first="a")
+    result = metrics.score(math.log(4), tokens=5, characters=3, size=4, first="a")
     assert result.tokens == 4
     assert result.nats_per_char == pytest.approx(4 * math.log(4) / 2)
     assert result.bits_per_byte == pytest.approx(4 * 2 / 3)
@@ -40,7 +41,7 @@ def test_the_mean_is_over_targets_not_batches() -> None:
                 logits[..., 2:] = -math.inf  # log 2 instead of log 4
             return logits
 
-    mean = evaluate.mean_loss(Better(), [long, short], torch.device("cpu"))
+    mean = metrics.mean_loss(Better(), [long, short], torch.device("cpu"))
     assert mean == pytest.approx((8 * math.log(4) + 2 * math.log(2)) / 10, rel=1e-6)
 
 
@@ -48,13 +49,13 @@ def test_a_large_vocabulary_is_evaluated_in_pieces() -> None:
     """The widest tensor stays under 128 MiB; pieces of two rows give the mean of the whole batch."""
     config = TrainConfig(model="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8)
     shape = config.model_config(50_000)
-    assert evaluate.rows_at_once(shape, 256) == 128 * 2**20 // (4 * 256 * 50_000) == 2
-    assert evaluate.rows_at_once(shape, 8) == 64 and evaluate.rows_at_once(shape, 10**6) == 1
+    assert metrics.rows_at_once(shape, 256) == 128 * 2**20 // (4 * 256 * 50_000) == 2
+    assert metrics.rows_at_once(shape, 8) == 64 and metrics.rows_at_once(shape, 10**6) == 1
 
     torch.manual_seed(0)
     model = models.build(config.model_config(11)).eval()
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     batch = {"idx": torch.randint(11, (5, 8)), "target": torch.randint(11, (5, 8))}
-    whole, pieces = (evaluate.mean_loss(model, [batch], torch.device("cpu"), rows=rows) for rows in (64, 2))
+    whole, pieces = (metrics.mean_loss(model, [batch], torch.device("cpu"), rows=rows) for rows in (64, 2))
     assert seen == [5, 2, 2, 1] and pieces == pytest.approx(whole, rel=1e-6)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bardlet import examples
-from bardlet.config import TrainConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import records as examples
 from bardlet.errors import BardletError
 
 HELLO = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

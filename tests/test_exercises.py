@@ -17,9 +17,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from bardlet import loss
-from bardlet.dist import Dist
+from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
+from bardlet.runtime.distributed import Dist
+from bardlet.training import losses
 
 EXERCISES = Path(__file__).parents[1] / "docs" / "exercises"
 HERE = Dist(0, 1, torch.device("cpu"))
@@ -71,9 +72,9 @@ def test_the_loss_is_taken_on_the_answer(task: Any) -> None:
         ids = addition.encode(task.write(a, b))
         assert idx == ids[:-1]
         ignored = task.question - 1 if task.mask else 0
-        assert target == [loss.IGNORE] * ignored + ids[1 + ignored :]
+        assert target == [losses.IGNORE] * ignored + ids[1 + ignored :]
         assert addition.decode(target[-task.answer :]) == task.write(a, b)[task.question :]
-    assert loss.count_targets(batch) == 50 * (task.answer if task.mask else task.question + task.answer - 1)
+    assert losses.count_targets(batch) == 50 * (task.answer if task.mask else task.question + task.answer - 1)
 
 
 # ---------------------------------------------------------------- addition: which sums
@@ -84,7 +85,7 @@ def codes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.minimum(first, second) * 1000 + np.maximum(first, second)
 
 
-def asked(batch: loss.Batch) -> tuple[np.ndarray, np.ndarray]:
+def asked(batch: data_batch.Batch) -> tuple[np.ndarray, np.ndarray]:
     """(a, b) as they stand in the text of a batch; the id of a digit is the digit."""
     ids, ten = batch["idx"].numpy(), np.array([100, 10, 1])
     return ids[:, 0:3] @ ten, ids[:, 4:7] @ ten

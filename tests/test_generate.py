@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.generate import generate, probabilities, row_seeds, sample_next, stream
+from bardlet.inference.generate import generate, stream
+from bardlet.inference.sampling import probabilities, row_seeds, sample_next
 from bardlet.models import build
 
 V = 19

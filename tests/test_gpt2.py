@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.generate import generate
+from bardlet.inference.generate import generate
 from bardlet.models.gpt2 import GPT2, Block
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -55,7 +55,7 @@ def test_it_gives_what_the_model_for_transformers_gives(runs: dict[str, Path]) -
     """log p and greedy of pairs, one longer than the window, and of whole texts; what is written, up to a text."""
     from lm_eval.models.huggingface import HFLM
 
-    from bardlet.harness import Bardlet
+    from bardlet.evaluation.harness import Bardlet
 
     ours = Bardlet(str(runs["gpt2"]), batch_size=1, device="cpu")
     theirs = HFLM(pretrained=str(runs["gpt2"]), dtype="float32", device="cpu", batch_size=2, max_length=32)
@@ -75,7 +75,7 @@ def test_it_gives_what_the_model_for_transformers_gives(runs: dict[str, Path]) -
 
 def test_a_rung_is_a_model_too(runs: dict[str, Path]) -> None:
     """Characters that it has never seen: left out of a context; a continuation with one has probability 0."""
-    from bardlet.harness import Bardlet
+    from bardlet.evaluation.harness import Bardlet
 
     ours = Bardlet(str(runs["one-head"]))
     seen, unseen, context = ours.loglikelihood(requests("loglikelihood", ("the", " songs"), ("the", " söngs"),

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from processes import in_two_processes
 
-from bardlet import checkpoint, files
+from bardlet.run import checkpoint, metrics
+from bardlet.runtime import manifest
 
 SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4",
             "--steps", "60", "--save-every", "20", "--eval-every", "0", "--warmup-steps", "2", "--dtype", "fp32",
@@ -69,9 +70,9 @@ class Launch:
 def outcome(run: Path) -> dict[str, object]:
     """The bits with which a run has ended."""
     last = checkpoint.newest_whole(run)
-    values = [(line["step"], line.get("train_loss"), line.get("val_loss")) for line in checkpoint.read_metrics(run)]
-    return {"step": last.name, "metrics": values, "root": files.sha256(run / "model.safetensors"),
-            **{name: files.sha256(last / name) for name in ("model.safetensors", "trainer.safetensors")}}
+    values = [(line["step"], line.get("train_loss"), line.get("val_loss")) for line in metrics.read_metrics(run)]
+    return {"step": last.name, "metrics": values, "root": manifest.sha256(run / "model.safetensors"),
+            **{name: manifest.sha256(last / name) for name in ("model.safetensors", "trainer.safetensors")}}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,10 @@ import torch
 from conftest import TINY
 from safetensors.torch import save_file
 
-from bardlet import files, generate, hf
 from bardlet.errors import BardletError
+from bardlet.inference import generate
+from bardlet.run import hf
+from bardlet.runtime import manifest
 
 transformers = pytest.importorskip("transformers")
 
@@ -114,8 +116,8 @@ def test_a_vocabulary_with_rows_to_spare_is_trained_on(model: str, runs: dict[st
 def test_init_decides_the_shape_and_says_so(runs: dict[str, Path], text: Path, tmp_path: Path,
                                             capsys: pytest.CaptureFixture[str]) -> None:
     """Settings that the weights decide are named, also where they equal a default; windows may be shorter."""
-    from bardlet.checkpoint import read_run
     from bardlet.cli import main
+    from bardlet.run.folder import read_run
 
     assert main(["train", str(text), "--init", str(runs["gpt2-char"]), "--out", str(tmp_path / "run"), "--steps", "2",
                  "--model", "qwen3", "--n-embd", "192", "--block-size", "32", *TINY[-4:]]) == 0
@@ -157,4 +159,4 @@ def test_weights_in_several_files_have_one_hash(tmp_path: Path) -> None:
     save_file({"y": torch.ones(3)}, tmp_path / "b.safetensors")
     assert hf.weights_hash(tmp_path) != before
     save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert hf.weights_hash(tmp_path) == files.sha256(tmp_path / "model.safetensors")
+    assert hf.weights_hash(tmp_path) == manifest.sha256(tmp_path / "model.safetensors")

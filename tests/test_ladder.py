@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bardlet import generate, hf, tokenizer
-from bardlet.config import RUNGS, ModelConfig, TrainConfig
+from bardlet import tokenizer
+from bardlet.config.model import RUNGS, ModelConfig
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
+from bardlet.inference import generate
 from bardlet.models import FAMILIES, build, load_class
-from bardlet.models.ladder import (
+from bardlet.models.lecture import (
     BigramModel,
     DropoutAttention,
     Head,
@@ -25,6 +27,7 @@ from bardlet.models.ladder import (
     average_by_matrix,
     average_by_softmax,
 )
+from bardlet.run import hf
 
 V, BLOCK = 23, 12
 SETTINGS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": BLOCK}

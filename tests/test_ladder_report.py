@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from bardlet import checkpoint, hf, models, tokenizer
-from bardlet.config import ModelConfig
+from bardlet import models, tokenizer
+from bardlet.config.model import ModelConfig
 from bardlet.ladder import pictures, report, rungs, sources
 from bardlet.ladder.pictures import DARK, LIGHT, Palette
 from bardlet.ladder.report import picture, sentence_for
 from bardlet.ladder.run import Outcome
 from bardlet.ladder.rungs import LADDER
+from bardlet.run import hf, metrics
 
 WORDS = tokenizer.train_char("\n !,.:Tabehinoqrstu$", False)
 SENTENCE = "To be, or not to be: that is the question"
@@ -56,8 +57,8 @@ def tiny_outcomes(folder: Path, numbers: Sequence[int], seeds: int = 1, sample: 
             hf.write_folder(run, model, WORDS)
             hf.write_weights(run, model.hf_state_dict())
             for step in range(0, 101, 20):
-                checkpoint.append_metrics(run, {"step": step, "val_loss": 2 + 2 / (step + 1) + seed / 50})
-                checkpoint.append_metrics(run, {"step": step, "train_loss": 2.0, "seconds": step / (10 + seed)})
+                metrics.append_metrics(run, {"step": step, "val_loss": 2 + 2 / (step + 1) + seed / 50})
+                metrics.append_metrics(run, {"step": step, "train_loss": 2.0, "seconds": step / (10 + seed)})
             made.append(Outcome(rung, seed, run, 12_345, 5000, 61.5, 2.0, 2.1 + seed / 10, 2.2 + seed / 10, sample))
     return made
 

@@ -18,14 +18,18 @@ import pytest
 import torch
 from torch import nn
 
-from bardlet import __version__, checkpoint, files, hf, models
-from bardlet.cli import console, main
-from bardlet.config import TrainConfig
-from bardlet.dist import Dist, compile_blocks
+from bardlet import __version__, console, models
+from bardlet.cli import main
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.ladder import run
 from bardlet.ladder.run import Ladder, Plan
 from bardlet.ladder.rungs import LADDER, bands, select
+from bardlet.run import folder as run_folder
+from bardlet.run import hf, metrics
+from bardlet.runtime import atomic
+from bardlet.runtime.compiler import compile_blocks
+from bardlet.runtime.distributed import Dist
 
 HERE = Dist(0, 1, torch.device("cpu"))
 
@@ -169,7 +173,7 @@ def test_the_command_ends_with_its_report(bardlet: Callable[..., dict[str, Any]]
         assert {"outcome.json", "metrics.jsonl", "run.toml", "README.md", "loss.png"} <= left
         assert (folder / "README.md").read_text(encoding="utf-8").startswith(f"# {rung.name}\n")
         made = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))["made"]
-        machine = checkpoint.read_run(folder)[1]["machine"]
+        machine = run_folder.read_run(folder)[1]["machine"]
         assert made == {"date": time.strftime("%Y-%m-%d"), "bardlet": __version__,
                         **{name: machine[name] for name in made.keys() - {"date", "bardlet"}}}
         assert made.keys() == {"date", "bardlet", "torch", "threads", "dtype", "compiled", "processor", "device"}
@@ -234,7 +238,7 @@ def test_an_outcome_of_other_settings_is_trained_again(recorded: bool, text: Pat
     if not recorded:  # outcomes of an older bardlet
         for path in (tmp_path / "l").glob("*/*/outcome.json"):
             old = json.loads(path.read_text(encoding="utf-8"))
-            files.write_json(path, {name: value for name, value in old.items() if name not in ("settings", "made")})
+            atomic.write_json(path, {name: value for name, value in old.items() if name not in ("settings", "made")})
     with heard() as said:
         assert [o.val_loss for o in all_outcomes(Ladder(plan, HERE))] == [o.val_loss for o in first]
         assert not said
@@ -256,7 +260,7 @@ def test_other_threads_than_the_timed_ones_are_said(text: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))["threads"] == 1
     planned = json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))
     older = {name: planned[name] for name in ("asked", "steps")}
-    files.write_json(tmp_path / "l" / "ladder.json", older)
+    atomic.write_json(tmp_path / "l" / "ladder.json", older)
     with heard() as said:
         Ladder(replace(plan, threads=2, seeds=2), HERE).plan_steps(nothing)
     assert not said and "threads" not in json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))
@@ -397,7 +401,7 @@ def test_seeds_of_a_scaled_rung_make_the_same_steps(text: Path, tmp_path: Path) 
     outcomes = all_outcomes(ladder)
     planned = json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))["steps"]
     assert [o.steps for o in outcomes] == [planned["dropout"], planned["qk-norm"]] * 2
-    lines = checkpoint.read_metrics(outcomes[0].folder)
+    lines = metrics.read_metrics(outcomes[0].folder)
     assert lines[-1]["step"] == outcomes[0].steps
 
 

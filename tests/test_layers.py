@@ -10,20 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet import models
-from bardlet.config import TrainConfig
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.models.decoding import Step
-from bardlet.models.layers import (
-    Dropout,
-    KVCache,
-    RMSNorm,
-    attention,
-    attention_by_hand,
-    drop,
-    place,
-    rotary,
-    rotate,
-)
+from bardlet.inference.decoders.cache import Step
+from bardlet.models.layers import KVCache, RMSNorm, place, rotary, rotate
+from bardlet.ops.attention import attention, attention_by_hand
+from bardlet.ops.dropout import Dropout, drop
 
 few = settings(max_examples=30)
 
@@ -251,7 +243,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_sketch_does_not_load_the_compiler() -> None:
     """It would take a second and 100 MB before the first word."""
-    lines = ("import sys", "from bardlet import models", "from bardlet.config import TrainConfig",
+    lines = ("import sys", "from bardlet import models", "from bardlet.config.settings import TrainConfig",
              "from bardlet.models.layers import sketching",
              "with sketching(): sizes = [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",
              "assert sizes == [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",

@@ -13,11 +13,14 @@ from conftest import assert_same_run
 from processes import power_cut
 from safetensors.torch import load_file
 
-from bardlet import hf, models, optim
+from bardlet import models
 from bardlet.cli import main
-from bardlet.config import ModelConfig, TrainConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
 from bardlet.models import lora
-from bardlet.models.heads import on_top_of
+from bardlet.models.reward import on_top_of
+from bardlet.run import hf
+from bardlet.training import optim
 
 QWEN3 = ModelConfig("qwen3", vocab_size=30, block_size=16, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, head_dim=8,
                     n_inner=32, activation="silu")  # fmt: skip

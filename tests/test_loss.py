@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bardlet import loss, models
-from bardlet.config import ModelConfig, TrainConfig
-from bardlet.loss import IGNORE, count_targets, next_token
-from bardlet.models import cross_entropy
+from bardlet import models
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.ops import cross_entropy
+from bardlet.training import logprobs
+from bardlet.training import losses as loss
+from bardlet.training.losses import IGNORE, count_targets, next_token
 
 
 class Fixed(nn.Module):
@@ -180,7 +183,7 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(2, 3, 7), torch.tensor([[0, 6, IGNORE], [3, IGNORE, 1]])
     where = target != IGNORE
-    got = loss.chosen(logits.bfloat16()[where], target)
+    got = logprobs.chosen(logits.bfloat16()[where], target)
     want = logits.bfloat16().float().log_softmax(-1).gather(2, target.clamp_min(0)[..., None])[..., 0]
     torch.testing.assert_close(got, torch.where(where, want, 0.0))
 
@@ -194,17 +197,17 @@ def test_rows_of_many_lengths_in_pieces_are_the_same_rows(piece: int, monkeypatc
     idx, length = torch.randint(11, (9, 16)), torch.tensor([16, 3, 9, 1, 0, 12, 7, 3, 5])
     at = torch.arange(16)
     target = torch.randint(11, (9, 16)).where((at < length[:, None]) & (at >= length[:, None] - 4), IGNORE)
-    want = loss.chosen(model(idx, where_BT=target != IGNORE), target, 0.7)
+    want = logprobs.chosen(model(idx, where_BT=target != IGNORE), target, 0.7)
     want.pow(2).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    monkeypatch.setattr(loss, "PIECE", piece)
-    got = loss.log_probability(model, idx, target, 0.7)
+    monkeypatch.setattr(logprobs, "PIECE", piece)
+    got = logprobs.log_probability(model, idx, target, 0.7)
     got.pow(2).sum().backward()
     torch.testing.assert_close(got, want)
     assert not got[4].any()
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
-    rows = loss.pieces(target != IGNORE)
+    rows = logprobs.pieces(target != IGNORE)
     assert sorted(torch.cat([some for some, _ in rows]).tolist()) == list(range(9))
     assert max(len(some) for some, _ in rows) - min(len(some) for some, _ in rows) <= 1
     assert len(rows) == {1: 9, 20: 3, 1024: 1}[piece]

@@ -15,13 +15,18 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bardlet import loss, memory, models, optim
+from bardlet import models
 from bardlet.cli import main
-from bardlet.config import RUNGS, TrainConfig
-from bardlet.dist import Dist
+from bardlet.config.model import RUNGS
+from bardlet.config.settings import TrainConfig
+from bardlet.config.toml import read_toml
+from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
-from bardlet.toml import read_toml
-from bardlet.train import Stage, Trainer, train_step
+from bardlet.planning import memory
+from bardlet.runtime.distributed import Dist
+from bardlet.training import losses, optim
+from bardlet.training.state import Stage, Trainer
+from bardlet.training.trainer import train_step
 
 CPU = torch.device("cpu")
 ALONE = Dist(0, 1, CPU)
@@ -43,11 +48,11 @@ def trainer(vocab_size: int = 11, dist: Dist = ALONE, dtype: str = "fp32", **set
     net = models.build(config.model_config(vocab_size))
     tokens = torch.randint(vocab_size, (config.batch_size * config.grad_accum, config.block_size + 1))
     batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
-    stage = Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
+    stage = Stage(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
     return Trainer(Path(), net, optim.build(net, config), stage, config, dist, {"dtype": dtype}, {})
 
 
-def first(t: Trainer, rows: int) -> loss.Batch:
+def first(t: Trainer, rows: int) -> data_batch.Batch:
     """The first rows of a batch, which own their memory."""
     return {name: x[:rows].clone() for name, x in t.stage.batch(0).items()}
 
@@ -265,8 +270,8 @@ def test_under_a_limit_of_the_system_itself_a_run_ends_well(text: Path, tmp_path
     resource = pytest.importorskip("resource")
     if not Path("/proc/self/statm").exists():
         pytest.skip("no /proc")
-    begun = subprocess.run([sys.executable, "-c", "import bardlet.pretrain; print(open('/proc/self/statm').read())"],
-                           capture_output=True, text=True, check=True)
+    code = "import bardlet.stages.pretrain; print(open('/proc/self/statm').read())"
+    begun = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     limit = int(begun.stdout.split()[0]) * resource.getpagesize() + 400 * 2**20
     words = ["--n-layer", "2", "--n-head", "2", "--n-embd", "64", "--block-size", "64", "--batch-size", "1024",
              "--steps", "2", "--compile", "off", "--dtype", "fp32", "--eval-tokens", "500"]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bardlet import ngram
+from bardlet.data import ngram
 
 
 def by_hand(train: list[int], held: list[int], longest: int, alphabet: int) -> list[float]:

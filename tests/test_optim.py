@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bardlet import models, optim
-from bardlet.config import RUNGS, TrainConfig
+from bardlet import models
+from bardlet.config.model import RUNGS
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
+from bardlet.training import optim
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
 

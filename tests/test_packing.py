@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet import loss
-from bardlet.align.packing import ChatBatches, Chats, Fitted, fitted, pack
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
+from bardlet.data import batch as data_batch
+from bardlet.data.packing import ChatBatches, Chats, Fitted, fitted, pack
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
+from bardlet.training import losses
 
 PAD = 1
 CONFIG = ModelConfig(model="qwen3", vocab_size=23, block_size=24, n_layer=2, n_head=2, n_kv_head=1, n_embd=16,
@@ -65,7 +66,7 @@ def test_a_thousand_mixes_lose_nothing_and_make_no_nan() -> None:
             whole = [tuple(held.tokens[a : a + n]) for a, n in zip(held.starts[fit.which], fit.length, strict=True)]
             assert sorted(spoken(made, packed)) == sorted(whole)
         if made and seed % 5 == 0:
-            total = sum(loss.answers(model, batch) for batch in made)
+            total = sum(losses.answers(model, batch) for batch in made)
             assert torch.isfinite(total)
             if seed % 10 == 0:
                 total.backward()
@@ -79,16 +80,16 @@ def expected(held: Chats, fit: Fitted) -> list[tuple[int, int]]:
     return sorted((int(held.tokens[t]), int(held.tokens[t + 1])) for t in places)
 
 
-def learned(made: list[loss.Batch]) -> list[tuple[int, int]]:
+def learned(made: list[data_batch.Batch]) -> list[tuple[int, int]]:
     """(what is read, what is to be predicted) wherever there is a target."""
     found: list[tuple[int, int]] = []
     for batch in made:
-        where = batch["target"] != loss.IGNORE
+        where = batch["target"] != losses.IGNORE
         found += zip(batch["idx"][where].tolist(), batch["target"][where].tolist(), strict=True)
     return found
 
 
-def spoken(made: list[loss.Batch], packed: bool) -> list[tuple[int, ...]]:
+def spoken(made: list[data_batch.Batch], packed: bool) -> list[tuple[int, ...]]:
     """What each conversation of the batches reads, by its segment; of a row of its own all that is no padding."""
     found = []
     for batch in made:
@@ -113,7 +114,7 @@ def test_packed_is_unpacked(kind: type) -> None:
         batches = ChatBatches(held, 24, 8, 3, PAD, packed=packed)
         made = list(batches.all())
         model.zero_grad()
-        total = sum(loss.answers(model, batch) for batch in made)
+        total = sum(losses.answers(model, batch) for batch in made)
         total.backward()
         results.append((total.item(), [p.grad.clone() for p in model.parameters()], len(made)))
     assert results[0][2] < results[1][2], "several in a row"

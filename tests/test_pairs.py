@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet import pairs, parallel
-from bardlet.config import PARALLEL, TrainConfig
+from bardlet.config.settings import PARALLEL, TrainConfig
+from bardlet.data import bitext, bitext_batches
+from bardlet.data.bitext_batches import Format, Lines, PairBatches
 from bardlet.errors import BardletError
-from bardlet.loss import IGNORE
-from bardlet.pairs import Format, Lines, PairBatches
+from bardlet.training.losses import IGNORE
 
 PAD, EOS = 1, 0
 
@@ -100,7 +100,7 @@ def test_the_widest_batch_is_as_large_as_any() -> None:
 def test_held_out_pairs_are_there_once() -> None:
     sizes = [(int(n), int(m)) for n, m in np.random.default_rng(0).integers(1, 40, (50, 2))]
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
-    made = pairs.held_out(lines, Format(PAD, 64), 200)
+    made = bitext_batches.held_out(lines, Format(PAD, 64), 200)
     assert sum(len(batch["target"]) for batch in made) == 50
     assert sum(int((batch["target"] != IGNORE).sum()) for batch in made) == sum(m for _, m in sizes)
 
@@ -117,38 +117,38 @@ def write(folder: Path, source: str, target: str) -> TrainConfig:
 
 def test_lines_belong_together_by_number(tmp_path: Path) -> None:
     config = write(tmp_path, "".join(f"eins {i}\n" for i in range(30)), "".join(f"One {i}\r\n" for i in range(30)))
-    found = parallel.find(config)
+    found = bitext.find(config)
     train, val = list(found.pairs("train")), list(found.pairs("val"))
     assert len(train) == 27 and val == [(f"eins {i}", f"One {i}") for i in (9, 19, 29)]
-    ready = pairs.prepare(found, cache=tmp_path)
+    ready = bitext_batches.prepare(found, cache=tmp_path)
     words = ready.tokenizer
     assert [words.decode(ready.val[1].line(i), skip_special=True) for i in range(3)] == ["One 9", "One 19", "One 29"]
     assert len(ready.train[0]) + len(ready.val[0]) == 30 and ready.leaked == 0
-    again = pairs.prepare(parallel.find(config), cache=tmp_path)
+    again = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
     assert again.folder == ready.folder and np.array_equal(again.train[0].tokens, ready.train[0].tokens)
 
 
 def test_what_is_wrong_with_files_is_said(tmp_path: Path) -> None:
     config = write(tmp_path, "eins\nzwei\n", "one\n")
     with pytest.raises(BardletError, match=r"a\.de has 2 lines and .*a\.en 1: "):
-        list(parallel.find(config).pairs("train"))
+        list(bitext.find(config).pairs("train"))
     config = write(tmp_path, "eins\n" * 19, "one\n" * 19)
     with pytest.raises(BardletError, match="19 pairs are too few"):
-        list(parallel.find(config).pairs("train"))
+        list(bitext.find(config).pairs("train"))
     (tmp_path / "a.en").write_bytes(b"one\n\xff\n")
     with pytest.raises(BardletError, match=r"a\.en: byte 4 \(line 2\)"):
-        list(parallel.find(config).pairs("train"))
+        list(bitext.find(config).pairs("train"))
     with pytest.raises(BardletError, match="no such file"):
-        list(parallel.find(TrainConfig(source="nowhere", target="nowhere", model="encdec")).pairs("train"))
+        list(bitext.find(TrainConfig(source="nowhere", target="nowhere", model="encdec")).pairs("train"))
     for settings_ in ({"source": "a"}, {"source": "a", "target": "b", "pair": "de-en"}, {"pair": "de"},
                       {"pair": "de-xx"}, {"text": ("names",), "pair": "de-en"}):  # fmt: skip
         with pytest.raises(BardletError):
-            parallel.find(TrainConfig(model="encdec", **settings_))
+            bitext.find(TrainConfig(model="encdec", **settings_))
 
 
 def test_empty_lines_are_left_out_on_both_sides(tmp_path: Path) -> None:
     config = write(tmp_path, "eins\n\n" * 30, "one\ntwo\n" * 29 + "\n\n")
-    assert sum(len(list(parallel.find(config).pairs(part))) for part in ("train", "val")) == 29
+    assert sum(len(list(bitext.find(config).pairs(part))) for part in ("train", "val")) == 29
 
 
 def test_lowercase_is_in_the_tokenizer_that_transformers_reads(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_lowercase_is_in_the_tokenizer_that_transformers_reads(tmp_path: Path) -
 
     config = write(tmp_path, "".join(f"Größe ÄÖÜ {i}\n" for i in range(40)), "".join(f"Size {i}\n" for i in range(40)))
     for lowercase in (True, False):
-        ready = pairs.prepare(parallel.find(replace(config, lowercase=lowercase)), cache=tmp_path)
+        ready = bitext_batches.prepare(bitext.find(replace(config, lowercase=lowercase)), cache=tmp_path)
         words = ready.tokenizer
         assert words.kind == "bpe" and words.lowercase == lowercase
         theirs = AutoTokenizer.from_pretrained(ready.folder)
@@ -170,20 +170,20 @@ def test_lowercase_is_in_the_tokenizer_that_transformers_reads(tmp_path: Path) -
 
 def test_damaged_tokens_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = write(tmp_path, "".join(f"eins {i}\n" for i in range(30)), "".join(f"one {i}\n" for i in range(30)))
-    ready = pairs.prepare(parallel.find(config), cache=tmp_path)
+    ready = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
     whole = (ready.folder / "train.target.bin").read_bytes()
     (ready.folder / "train.target.bin").write_bytes(whole[:-1])
-    pairs.prepare(parallel.find(config), cache=tmp_path)
+    bitext_batches.prepare(bitext.find(config), cache=tmp_path)
     assert "built again" in caplog.text and (ready.folder / "train.target.bin").read_bytes() == whole
 
 
 def test_named_corpora_are_those_of_the_settings() -> None:
-    assert tuple(parallel.NAMED) == PARALLEL and parallel.DEFAULT in PARALLEL
+    assert tuple(bitext.NAMED) == PARALLEL and bitext.DEFAULT in PARALLEL
 
 
 @pytest.mark.skipif(not (Path(os.environ.get("BARDLET_DATA", "")) / "multi30k").is_dir(), reason="no multi30k here")
 def test_multi30k() -> None:
-    found = parallel.find(TrainConfig(pair="de-en", model="encdec"))
+    found = bitext.find(TrainConfig(pair="de-en", model="encdec"))
     assert found.lowercase and found.name == "multi30k-de-en"
     train, val = list(found.pairs("train")), list(found.pairs("val"))
     assert (len(train), len(val)) == (29_000, 1_014)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.generate import generate
+from bardlet.inference.generate import generate
 from bardlet.models.layers import rotary
 from bardlet.models.qwen3 import Block, Qwen3
 

@@ -16,14 +16,18 @@ from clocks import Clock
 from conftest import assert_same_run
 from processes import power_cut
 
-from bardlet import checkpoint, hf, loss, models
-from bardlet.align import grpo, ppo, reinforce
+from bardlet import models
 from bardlet.cli import main
-from bardlet.config import ModelConfig, TrainConfig
-from bardlet.dist import Dist
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.models.heads import ActorCritic
-from bardlet.train import train_step
+from bardlet.models.reward import ActorCritic
+from bardlet.run import folder as run_folder
+from bardlet.run import hf, metrics
+from bardlet.runtime.distributed import Dist
+from bardlet.stages import grpo, ppo, rl
+from bardlet.training import logprobs, losses
+from bardlet.training.trainer import train_step
 
 HERE = Dist(0, 1, torch.device("cpu"))
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--dtype", "fp32", "--compile",
@@ -68,7 +72,7 @@ def config_of(kind: str, model: Path, chats: Path, **changes: Any) -> TrainConfi
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> None:
-    t, _ = reinforce.new_trainer(config_of(kind, model, chats), HERE, str(model.parent / "never"), ("beta", "passes"))
+    t, _ = rl.new_trainer(config_of(kind, model, chats), HERE, str(model.parent / "never"), ("beta", "passes"))
     assert t.stage.period == 8
     batches = [t.stage.batch(step) for step in range(8)]
     rows = t.stage.memory.rows  # type: ignore[union-attr]
@@ -79,7 +83,7 @@ def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> Non
     assert all(torch.equal(one[name], other[name]) for one, other in zip(batches, again, strict=True) for name in one)
     if kind == "grpo":  # the answers to one question stand together, and their advantages have mean 0
         assert rows["advantage"].view(-1, 8).mean(1).abs().max() < 1e-5
-        n = int((rows["target"][0] != loss.IGNORE).nonzero()[0]) + 1  # tokens of the question
+        n = int((rows["target"][0] != losses.IGNORE).nonzero()[0]) + 1  # tokens of the question
         assert (rows["idx"][:8, :n] == rows["idx"][0, :n]).all()
 
 
@@ -88,33 +92,33 @@ def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> Non
 def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, model: Path, chats: Path) -> None:
     """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient, at any temperature."""
     config = config_of(kind, model, chats, beta=0.0, temperature=temperature)
-    t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
+    t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
     batch = t.stage.batch(0)
-    mask = batch["target"] != loss.IGNORE
+    mask = batch["target"] != losses.IGNORE
     t.model.train()
     made = t.model(batch["idx"], mask) if kind == "ppo" else t.model(batch["idx"], where_BT=mask)
-    logp = loss.chosen(made[0] if kind == "ppo" else made, batch["target"], temperature)
+    logp = logprobs.chosen(made[0] if kind == "ppo" else made, batch["target"], temperature)
     torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
     assert abs(t.stage.facts()["kl"]) < 1e-4
     policy = t.model.policy if kind == "ppo" else t.model
     t.stage.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in policy.parameters()]
     t.model.zero_grad()
-    logp = loss.chosen(policy(batch["idx"], where_BT=mask), batch["target"], temperature)
+    logp = logprobs.chosen(policy(batch["idx"], where_BT=mask), batch["target"], temperature)
     (-(batch["advantage"].expand_as(logp) * logp)[mask].sum()).backward()
     for one, p in zip(found, policy.parameters(), strict=True):
         torch.testing.assert_close(one, p.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_who_learns_once_from_a_rollout_need_not_be_told_what_it_thought(model: Path, chats: Path) -> None:
-    t, _ = reinforce.new_trainer(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), HERE,
+    t, _ = rl.new_trainer(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), HERE,
                                  str(model.parent / "never"), ("beta", "passes"))  # fmt: skip
     batch = t.stage.batch(0)
     assert "old" not in batch and "reference" not in batch
     t.stage.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in t.model.parameters()]
     t.model.zero_grad()
-    told = batch | {"old": loss.log_probability(t.model, batch["idx"], batch["target"]).detach()}
+    told = batch | {"old": logprobs.log_probability(t.model, batch["idx"], batch["target"]).detach()}
     t.stage.loss(t.model, told).backward()
     torch.testing.assert_close([p.grad for p in t.model.parameters()], found)
 
@@ -123,10 +127,10 @@ def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs
     """By hand, with a critic that expects nothing: what an answer's token is worth is what comes from there on."""
     torch.manual_seed(0)
     actor = ppo.actor(models.build(SHAPE))
-    target = torch.full((2, 5), loss.IGNORE)
+    target = torch.full((2, 5), losses.IGNORE)
     target[0, 1:4], target[1, 2:3] = 7, 8
     old, reference = -torch.rand(2, 5), -torch.rand(2, 5)
-    old, reference = (torch.where(target != loss.IGNORE, x, 0.0) for x in (old, reference))
+    old, reference = (torch.where(target != losses.IGNORE, x, 0.0) for x in (old, reference))
     batch = {"idx": torch.randint(30, (2, 5)), "target": target, "old": old, "reference": reference}
     made = ppo.learnable(actor, batch, torch.tensor([2.0, -1.0]), 0.5, TrainConfig(stage="ppo", dtype="fp32"))
     assert not made["value"].any()
@@ -137,15 +141,15 @@ def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs
         for t in places:  # with a value of 0 everywhere an advantage is the sum of what comes, 0.95 for each token
             by_hand = sum(0.95 ** (u - t) * earned[a, u] for u in places if u >= t)
             assert made["return"][a, t].item() == pytest.approx(float(by_hand), abs=1e-6)
-    mask = target != loss.IGNORE
+    mask = target != losses.IGNORE
     assert made["advantage"][mask].mean().abs() < 1e-6 and not made["advantage"][~mask].any()
 
 
 def test_the_distance_is_in_nats_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = torch.tensor([[-1.0, -1, 0], [-1, 0, 0]]), torch.tensor([[-2.0, -3, 0], [-1.5, 0, 0]])
-    monkeypatch.setattr(reinforce.rollout, "log_probability", lambda model, *_: model)
+    monkeypatch.setattr(rl.rollout, "log_probability", lambda model, *_: model)
     nothing: Any = None
-    assert reinforce.Player(one, other, nothing, nothing, nothing, HERE, {}).kl(nothing) == 1.75
+    assert rl.Player(one, other, nothing, nothing, nothing, HERE, {}).kl(nothing) == 1.75
 
 
 def test_beta_follows_its_target() -> None:
@@ -185,7 +189,7 @@ def test_it_learns_what_is_rewarded(kind: str, model: Path, chats: Path, bardlet
                                                 for n in range(200)))  # fmt: skip
     done = bardlet(kind, model, tmp_path / "yes.jsonl", *FINE, *LEARN[kind], "--out", tmp_path / "run")
     assert done["sampled_before"] < 0.6 and done["sampled_after"] > 0.75 and done["kl"] > 0
-    lines = checkpoint.read_metrics(tmp_path / "run")
+    lines = metrics.read_metrics(tmp_path / "run")
     assert {"reward", "kl", "ended", "different", "answer_tokens"} <= lines[0].keys()
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert kind.upper() in card and "odd?" in card
@@ -223,7 +227,7 @@ def test_a_run_goes_on_bit_for_bit(settings: list[str], model: Path, chats: Path
     (base / "model.safetensors").write_bytes(weights)
     assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
     assert_same_run(tmp_path / "whole", tmp_path / "again", 12)
-    rewards, again = ([(line["step"], line["reward"], line["kl"]) for line in checkpoint.read_metrics(tmp_path / name)
+    rewards, again = ([(line["step"], line["reward"], line["kl"]) for line in metrics.read_metrics(tmp_path / name)
                        if "reward" in line] for name in ("whole", "again"))  # fmt: skip
     assert rewards == again and len(rewards) == 12
 
@@ -234,7 +238,7 @@ def test_micro_batches_change_nothing(kind: str, model: Path, chats: Path) -> No
     found = []
     for size, pieces in ((8, 1), (4, 2), (2, 4)):
         config = config_of(kind, model, chats, batch_size=size, grad_accum=pieces, optimizer="adamw")
-        t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
+        t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
         by_gradient = [torch.optim.SGD(t.model.parameters(), 1.0)]  # what it adds to the weights is the gradient
         done = train_step(t.model, by_gradient, t.stage.batch(0), t.stage, t.config, HERE, "fp32")
         found.append((done, [p.detach().clone() for p in t.model.parameters()]))
@@ -252,7 +256,7 @@ def test_a_judge_counts_in_deviations_of_the_reference(model: Path, chats: Path,
         judge.write_text("import sys, json\nfor line in sys.stdin: print("
                          f"{slope} * len(json.loads(line)['answer']) + {zero})\n")  # fmt: skip
         config = config_of("ppo", model, chats, reward=f"{sys.executable} {judge}")
-        t, _ = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("reward", "passes"))
+        t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("reward", "passes"))
         told.append((t.stage.batch(0), t.stage.facts(), t.record))
     for name, x in told[0][0].items():
         torch.testing.assert_close(x, told[1][0][name], rtol=1e-4, atol=1e-4)
@@ -261,12 +265,12 @@ def test_a_judge_counts_in_deviations_of_the_reference(model: Path, chats: Path,
 
 
 def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path: Path) -> None:
-    from bardlet.align import rollout
+    from bardlet.stages import rollout
 
     main(["reward", str(model), str(_preferences(tmp_path)), "--dtype", "fp32", "--steps", "2", "--out",
           str(tmp_path / "judge")])  # fmt: skip
     config = config_of("ppo", model, chats, reward=str(tmp_path / "judge"), answer_tokens=2, temperature=3.0)
-    t, ready = reinforce.new_trainer(config, HERE, str(model.parent / "never"), ("answer_tokens",))
+    t, ready = rl.new_trainer(config, HERE, str(model.parent / "never"), ("answer_tokens",))
     player = t.stage.memory.player  # type: ignore[union-attr]
     made, worth = player.look(ready.train, 3.0)
     ended = [answer.ended for answer in made.answers]
@@ -309,7 +313,7 @@ def test_a_run_of_some_seconds_ends_within_them(model: Path, chats: Path, tmp_pa
                                                 bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
     begun = clock.now
     done = bardlet("grpo", model, chats, *FINE, "--minutes", "0.02", "--out", tmp_path / "run")
-    assert done["steps"] > 20 and checkpoint.settings(tmp_path / "run")[0].replans
+    assert done["steps"] > 20 and run_folder.settings(tmp_path / "run")[0].replans
     assert 0.8 * 1.2 < clock.now - begun <= 1.2, "seconds"
 
 

@@ -14,12 +14,17 @@ import torch
 from conftest import assert_same_run
 from processes import power_cut
 
-from bardlet import checkpoint, hf, loss, models, optim
-from bardlet.align import chat, preferences, reward
+from bardlet import models
 from bardlet.cli import main
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
+from bardlet.data import chat_template
+from bardlet.data import preferences as data_preferences
 from bardlet.errors import BardletError
-from bardlet.models import heads
+from bardlet.models import reward as heads
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
+from bardlet.stages import reward_model
+from bardlet.training import logprobs, optim
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "48", "--dtype", "fp32", "--compile",
         "off"]  # fmt: skip
@@ -122,16 +127,16 @@ def test_rows_that_fill_up_a_batch_do_not_count() -> None:
     torch.manual_seed(0)
     scorer = heads.on_top_of(models.build(SHAPE)).eval()
     batch = {"idx": torch.randint(50, (4, 2, 24)), "length": torch.tensor([[24, 5], [9, 9], [1, 12], [0, 0]])}
-    reward_B2 = loss.pair_rewards(scorer, batch)
+    reward_B2 = logprobs.pair_rewards(scorer, batch)
     by_hand = -sum((reward_B2[i, 0] - reward_B2[i, 1]).sigmoid().log() for i in range(3))
-    torch.testing.assert_close(loss.preferred(scorer, batch), by_hand)
-    assert preferences.count(batch) == 3
+    torch.testing.assert_close(logprobs.preferred(scorer, batch), by_hand)
+    assert data_preferences.count(batch) == 3
 
 
 def test_certainty_is_measured_as_it_was_by_hand() -> None:
     """Two pairs at p = 3/4, one of them right; two at p = 1/2 + a little, ties; one at nearly 1, right."""
     sure = np.log(3)
-    found = reward.Judged(np.array([sure, -sure, 0.0, 0.0, 50.0]), np.array([2, 0, 0, -1, 5]))
+    found = reward_model.Judged(np.array([sure, -sure, 0.0, 0.0, 50.0]), np.array([2, 0, 0, -1, 5]))
     p, right, number = found.calibration()
     assert p == pytest.approx([0.5, 0.75, 1.0]) and right == pytest.approx([0.5, 0.5, 1.0])
     assert number.tolist() == [2, 2, 1]
@@ -139,16 +144,16 @@ def test_certainty_is_measured_as_it_was_by_hand() -> None:
     assert found.accuracy_where(found.longer > 0) == 1 and found.accuracy_where(found.longer < 0) == 0.5
     assert found.accuracy_where(found.longer > 9) is None
     assert found.likes_length() == pytest.approx(np.corrcoef(found.margins, found.longer)[0, 1])
-    assert reward.Judged(np.ones(3), np.arange(3)).likes_length() == 0
+    assert reward_model.Judged(np.ones(3), np.arange(3)).likes_length() == 0
 
 
 def test_it_learns_what_is_preferred(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = checkpoint.settings(run)[1]
+    record = run_folder.settings(run)[1]
     assert record["accuracy"] > 0.95 and record["val_loss"] < 0.3 and record["longer"] < 0.5
     assert record["accuracy_shorter"] > 0.9 and "accuracy_longer" not in record
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "AutoModelForSequenceClassification" in card and "is good." in card and (run / "margins.png").exists()
-    assert any("where it is the shorter one" in line for line in reward.results(record))
+    assert any("where it is the shorter one" in line for line in reward_model.results(record))
     assert main(["doctor", str(run)]) == 0
     for command in ("sample", "chat", "eval"):
         assert main([command, str(run)]) == 1 and "is a reward model" in capsys.readouterr().err
@@ -162,7 +167,7 @@ def test_transformers_read_the_reward_that_the_card_promises(run: Path) -> None:
     for said in ("Number 3 is good.", "Number 3 is bad."):
         talk = [{"role": "user", "content": "What is number 3?"}, {"role": "assistant", "content": said}]
         their = theirs(**tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)).logits.item()
-        ids = torch.from_numpy(chat.encode(words, talk)[0])[None]
+        ids = torch.from_numpy(chat_template.encode(words, talk)[0])[None]
         assert their == pytest.approx(ours(ids, torch.tensor([ids.shape[1]])).item(), abs=1e-5)
 
 

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from bardlet import hf, models
-from bardlet.align import chat, rewards
-from bardlet.align.rewards import Answer
-from bardlet.config import ModelConfig, TrainConfig
-from bardlet.dist import Dist
+from bardlet import models
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import chat_template
+from bardlet.data.records import Question, question
 from bardlet.errors import BardletError
-from bardlet.examples import Question, question
-from bardlet.models import heads
+from bardlet.models import reward as heads
+from bardlet.run import hf
+from bardlet.runtime.distributed import Dist
+from bardlet.stages import rewards
+from bardlet.stages.rewards import Answer
 from bardlet.tokenizer import Tokenizer, train_bpe
 
 HERE = Dist(0, 1, torch.device("cpu"))
@@ -26,7 +29,7 @@ ASKED = [{"role": "user", "content": "2+2="}]
 @pytest.fixture(scope="module")
 def words() -> Tokenizer:
     made = train_bpe(iter(["two and two is four"] * 20), 270)
-    made.chat_template = chat.TEMPLATE
+    made.chat_template = chat_template.TEMPLATE
     return made
 
 
@@ -54,7 +57,7 @@ def test_a_judge_reads_the_whole_conversation(words: Tokenizer, scorer: torch.nn
     answers = [Answer("4", True), Answer("four and two is four", True), Answer("x" * 40, True)]
     worth = judge([Question(ASKED, None)] * 3, answers)
     for answer, found in zip(answers, worth, strict=True):
-        ids = chat.encode(words, [*ASKED, {"role": "assistant", "content": answer.text}])[0][-16:]
+        ids = chat_template.encode(words, [*ASKED, {"role": "assistant", "content": answer.text}])[0][-16:]
         with torch.no_grad():
             alone = scorer(torch.from_numpy(ids)[None], torch.tensor([len(ids)])).item()
         assert found == pytest.approx(alone, abs=1e-6)

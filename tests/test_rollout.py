@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from bardlet import loss, models
-from bardlet.align import chat, prompts, rollout
-from bardlet.align.prompts import Prompts
-from bardlet.align.rewards import Answer
-from bardlet.config import ModelConfig, TrainConfig
-from bardlet.dist import Dist
-from bardlet.evaluate import distinct
-from bardlet.examples import Question
+from bardlet import models
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import chat_template, prompts
+from bardlet.data.prompts import Prompts
+from bardlet.data.records import Question
+from bardlet.evaluation.metrics import distinct
+from bardlet.runtime.distributed import Dist
+from bardlet.stages import rollout
+from bardlet.stages.rewards import Answer
 from bardlet.tokenizer import Tokenizer, train_bpe
+from bardlet.training import losses
 
 HERE = Dist(0, 1, torch.device("cpu"))
 SHAPE = ModelConfig("qwen3", vocab_size=270, block_size=48, n_layer=2, n_head=2, n_kv_head=2, n_embd=16, head_dim=8,
@@ -43,7 +46,7 @@ def policy(request: pytest.FixtureRequest, words: Tokenizer) -> torch.nn.Module:
 @pytest.fixture
 def asked(words: Tokenizer) -> Prompts:
     questions = [Question([{"role": "user", "content": "one " * n}], str(n)) for n in range(1, 9)]
-    return Prompts(questions, [chat.encode(words, one.prompt, ask=True)[0] for one in questions])
+    return Prompts(questions, [chat_template.encode(words, one.prompt, ask=True)[0] for one in questions])
 
 
 def write(policy: torch.nn.Module, words: Tokenizer, asked: Prompts, which: list[int],
@@ -69,7 +72,7 @@ def test_the_targets_are_what_was_written_behind_the_question(policy: torch.nn.M
     made = write(policy, words, asked, [3, 0, 6], [1, 2, 3])
     ends = {words.vocab["<|end|>"], words.eos_id}
     for i, (which, answer) in enumerate(zip([3, 0, 6], made.answers, strict=True)):
-        mask = made.target_AT[i] != loss.IGNORE
+        mask = made.target_AT[i] != losses.IGNORE
         places, asked_T = mask.nonzero().flatten(), asked.ids[which]
         assert places.tolist() == list(range(len(asked_T) - 1, len(asked_T) - 1 + int(made.lengths[i])))
         assert made.idx_AT[i, : len(asked_T)].tolist() == asked_T.tolist()
@@ -86,17 +89,17 @@ def test_log_p_is_that_of_the_distribution_it_was_drawn_from(policy: torch.nn.Mo
     found = rollout.log_probability(policy, made, CONFIG, HERE)
     policy.eval()
     for i in range(3):
-        n = int((made.target_AT[i] != loss.IGNORE).nonzero().max()) + 1
+        n = int((made.target_AT[i] != losses.IGNORE).nonzero().max()) + 1
         with torch.no_grad():
             logp = (policy(made.idx_AT[i : i + 1, :n])[0] / CONFIG.temperature).log_softmax(-1)
         for t in range(made.idx_AT.shape[1]):
             target = int(made.target_AT[i, t])
-            by_hand = logp[t, target].item() if target != loss.IGNORE else 0.0
+            by_hand = logp[t, target].item() if target != losses.IGNORE else 0.0
             assert found[i, t].item() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_what_answers_show() -> None:
-    target = torch.tensor([[5, 6, loss.IGNORE], [5, loss.IGNORE, loss.IGNORE]])
+    target = torch.tensor([[5, 6, losses.IGNORE], [5, losses.IGNORE, losses.IGNORE]])
     made = rollout.Rollout([], [Answer("a b a b", True), Answer("a b", False)], torch.zeros_like(target), target)
     found = rollout.shown(made, np.array([1.0, 0.0]))
     assert (found.reward, found.tokens, found.ended, found.different) == (0.5, 1.5, 0.5, 1.0)

@@ -13,9 +13,11 @@ from conftest import assert_same_run
 from processes import power_cut
 from safetensors.torch import load_file
 
-from bardlet import checkpoint, hf
-from bardlet.align import chat
 from bardlet.cli import main
+from bardlet.data import chat_template
+from bardlet.inference import answers as inference_answers
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "48", "--dtype", "fp32", "--warmup-steps",
         "2", "--compile", "off"]  # fmt: skip
@@ -58,13 +60,13 @@ def run(base: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_it_learns_to_answer_and_to_end(run: Path) -> None:
-    record = checkpoint.settings(run)[1]
+    record = run_folder.settings(run)[1]
     assert record["val_loss"] < 0.5 * record["val_loss_before"]
     assert (record["cut"], record["left_out"], record["unanswered"]) == (0, 1, 1)
     assert record["ended"] == 1.0
     model, words = hf.read_folder(run)
-    asked = [chat.encode(words, [{"role": "user", "content": name}], ask=True)[0] for name in NAMES]
-    answers = chat.answers(model, words, asked, 10)
+    asked = [chat_template.encode(words, [{"role": "user", "content": name}], ask=True)[0] for name in NAMES]
+    answers = inference_answers.answers(model, words, asked, 10)
     assert all(ended for _, ended in answers)
     assert sum(text == str(n) for n, (text, _) in enumerate(answers)) >= 8
 
@@ -76,19 +78,19 @@ def test_the_folder_is_a_chat_model_of_transformers(run: Path) -> None:
     ours, own_words = hf.read_folder(run)
     messages = [{"role": "user", "content": "sieben"}]
     ids = words.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    own = chat.encode(own_words, messages, ask=True)[0]
+    own = chat_template.encode(own_words, messages, ask=True)[0]
     assert ids["input_ids"][0].tolist() == own.tolist()
     torch.testing.assert_close(model(**ids).logits, ours(torch.from_numpy(own)[None]), rtol=1e-5, atol=1e-5)
     written = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, len(own) :]
-    [(text, ended)] = chat.answers(ours, own_words, [own], 12)
-    assert ended and int(written[-1]) == chat.special(own_words, "end")  # it stops by itself there, too
+    [(text, ended)] = inference_answers.answers(ours, own_words, [own], 12)
+    assert ended and int(written[-1]) == chat_template.special(own_words, "end")  # it stops by itself there, too
     assert words.decode(written, skip_special_tokens=True).strip() == text
     assert (run / "README.md").read_text(encoding="utf-8").count("held-out") >= 3
 
 
 def test_eval_and_doctor_know_the_run(run: Path, bardlet: Callable[..., dict[str, Any]],
                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    record = checkpoint.settings(run)[1]
+    record = run_folder.settings(run)[1]
     measured = bardlet("eval", run)
     assert measured["loss"] == pytest.approx(record["val_loss"], abs=1e-5)
     assert measured["tokens"] == record["val_tokens_of"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bardlet import corpus, kept, survey
+from bardlet.data import corpus, statistics
+from bardlet.runtime import cache as kept
 
 
 def words(n: int, seed: int) -> str:
@@ -15,8 +16,8 @@ def words(n: int, seed: int) -> str:
     return " ".join(random.choice(["to", "be", "or", "not", "that", "is", "the", "question"], n).tolist())
 
 
-def look(path: Path, cache: Path) -> survey.Survey:
-    return survey.survey(corpus.find((str(path),)), cache=cache)
+def look(path: Path, cache: Path) -> statistics.Survey:
+    return statistics.survey(corpus.find((str(path),)), cache=cache)
 
 
 def test_what_it_counts(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_what_it_counts(tmp_path: Path) -> None:
     found = look(tmp_path / "a.txt", tmp_path / "cache")
     assert found.characters == len(text) and found.train_characters == int(0.9 * len(text))
     assert found.alphabet == "".join(sorted(set(text)))
-    assert len(found.losses) == len(found.quarter) == survey.LONGEST + 1 + 3
+    assert len(found.losses) == len(found.quarter) == statistics.LONGEST + 1 + 3
     assert found.losses[0] > found.losses[3] > 0 and min(found.quarter) >= min(found.losses)
 
 
@@ -33,7 +34,7 @@ def test_it_is_read_once_and_again_where_the_file_is_damaged(tmp_path: Path, mon
     (tmp_path / "a.txt").write_text(words(2_000, 0), encoding="utf-8")
     first = look(tmp_path / "a.txt", tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(survey, "_read", lambda *_: pytest.fail("read again"))
+        patch.setattr(statistics, "_read", lambda *_: pytest.fail("read again"))
         assert look(tmp_path / "a.txt", tmp_path / "cache") == first
     [file] = (tmp_path / "cache" / "surveys").iterdir()
     whole = file.read_text(encoding="utf-8")
@@ -70,7 +71,7 @@ def test_what_is_held_out_was_not_counted(tmp_path: Path) -> None:
     for name, text in (("plain", known), ("end", known + strange[:len(known) // 9]),
                        ("before", known + strange[:len(known) // 7] + words(700, 2))):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    hard = {(name, part): min(survey.survey(corpus.find((str(tmp_path / f"{name}.txt"),)), cache=tmp_path / "cache",
+    hard = {(name, part): min(statistics.survey(corpus.find((str(tmp_path / f"{name}.txt"),)), cache=tmp_path / "cache",
                                             held_out=part).losses)
             for name in ("plain", "end", "before") for part in ("val", "dev")}
     assert {at for at, loss in hard.items() if loss > 1.5} == {("end", "val"), ("before", "dev")}
@@ -98,12 +99,12 @@ def test_a_text_too_short_for_counting_has_no_losses(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_spread_over_the_stream_and_bounded() -> None:
-    sample = survey._Sample(10 * survey.PIECE)
+    sample = statistics._Sample(10 * statistics.PIECE)
     for i in range(64):
-        sample.add(chr(0x1000 + i) * (survey.PIECE - 1))
+        sample.add(chr(0x1000 + i) * (statistics.PIECE - 1))
     text = sample.text()
-    assert 5 * survey.PIECE <= len(text) <= 11 * survey.PIECE
-    seen = sorted(set(map(ord, text)) - {ord(survey.END)})
+    assert 5 * statistics.PIECE <= len(text) <= 11 * statistics.PIECE
+    seen = sorted(set(map(ord, text)) - {ord(statistics.END)})
     assert seen[0] == 0x1000 and seen[-1] >= 0x1000 + 56 and np.ptp(np.diff(seen)) == 0
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from bardlet import hf
 from bardlet import tokenizer as tk
-from bardlet.align import chat
-from bardlet.align.talk import Talk
 from bardlet.cli import chat as command
 from bardlet.cli import main
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
+from bardlet.data import chat_template
 from bardlet.errors import BardletError
+from bardlet.inference.chat_session import Talk
 from bardlet.models.qwen3 import Qwen3
+from bardlet.run import hf
 
 WORDS = tk.train_bpe(["the user asks and the assistant answers, as it may be " * 20], 330)
 CONFIG = ModelConfig(model="qwen3", vocab_size=330, block_size=48, n_layer=1, n_head=2, n_kv_head=1, n_embd=16,
@@ -29,7 +29,7 @@ CONFIG = ModelConfig(model="qwen3", vocab_size=330, block_size=48, n_layer=1, n_
 def talker(answers: bool = True, **options: Any) -> Talk:
     torch.manual_seed(0)
     words = tk.Tokenizer(WORDS.json)
-    words.chat_template = chat.TEMPLATE if answers else None
+    words.chat_template = chat_template.TEMPLATE if answers else None
     return Talk(Qwen3(CONFIG).eval(), words, tokens=12, **options)
 
 
@@ -38,7 +38,7 @@ def roles(talk: Talk) -> str:
 
 
 def test_the_model_sees_the_conversation_as_the_template_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bardlet import generate
+    from bardlet.inference import generate
 
     seen: list[list[int]] = []
     stream = generate.stream
@@ -48,10 +48,10 @@ def test_the_model_sees_the_conversation_as_the_template_writes_it(monkeypatch: 
     answer = "".join(talk.ask("the user <|end|>"))
     assert talk.messages[1]["content"] == answer
     system = {"role": "system", "content": "be kind"}
-    assert seen[0] == chat.encode(WORDS, [system, talk.messages[0]], ask=True)[0].tolist()
+    assert seen[0] == chat_template.encode(WORDS, [system, talk.messages[0]], ask=True)[0].tolist()
     "".join(talk.ask("asks"))
     assert roles(talk) == "uaua" and talk.forgotten == 2  # it is long by now: the system's message stays
-    assert seen[1] == chat.encode(WORDS, [system, talk.messages[2]], ask=True)[0].tolist()
+    assert seen[1] == chat_template.encode(WORDS, [system, talk.messages[2]], ask=True)[0].tolist()
     assert all(len(prompt) <= 48 - 12 for prompt in seen)
 
 
@@ -85,7 +85,7 @@ def test_what_does_not_fit_any_more_is_said(folder: Path, monkeypatch: pytest.Mo
 
 def test_somebody_elses_words_end_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer in which a role's token comes ends there: what follows would be another's words."""
-    from bardlet import generate
+    from bardlet.inference import generate
 
     asked: list[Any] = []
     stream = generate.stream
@@ -95,7 +95,7 @@ def test_somebody_elses_words_end_an_answer(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_base_begins_anew_behind_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bardlet import generate
+    from bardlet.inference import generate
 
     seen: list[list[int]] = []
 
@@ -126,7 +126,7 @@ def test_a_base_goes_on_with_the_text() -> None:
     talk = talker(answers=False, temperature=0.0)
     first = "".join(talk.ask("the user"))
     ids = [WORDS.eos_id, *WORDS.encode("the user").tolist()]
-    from bardlet import generate
+    from bardlet.inference import generate
 
     [made] = generate.generate(talk.model, [ids], 12, temperature=0.0, stop_ids=[WORDS.eos_id])
     assert WORDS.decode([*ids, *made], skip_special=True) == "the user" + first
@@ -135,7 +135,7 @@ def test_a_base_goes_on_with_the_text() -> None:
 
 
 def test_a_saved_conversation_is_read_by_sft(tmp_path: Path) -> None:
-    from bardlet import examples
+    from bardlet.data import records
 
     talk = talker(system="be kind")
     with pytest.raises(BardletError, match="nothing to save"):
@@ -143,7 +143,7 @@ def test_a_saved_conversation_is_read_by_sft(tmp_path: Path) -> None:
     for _ in range(2):
         "".join(talk.ask("ü"))
         talk.save(tmp_path / "a.jsonl")
-    read = [examples.conversation(record, place) for place, record in examples.records(tmp_path / "a.jsonl")]
+    read = [records.conversation(record, place) for place, record in records.records(tmp_path / "a.jsonl")]
     assert [len(messages) for messages in read] == [3, 5] and read[1][1:] == talk.messages
     with pytest.raises(BardletError, match="cannot be written"):
         talk.save(tmp_path / "no" / "a.jsonl")
@@ -182,7 +182,7 @@ def test_what_cannot_be_done_is_one_line(line: str, what: str, folder: Path, mon
 
 def test_control_c_ends_the_answer_and_not_the_conversation(capsys: pytest.CaptureFixture[str],
                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from bardlet import generate
+    from bardlet.inference import generate
 
     talk, stream = talker(), generate.stream
 

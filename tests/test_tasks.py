@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bardlet import tasks
 from bardlet.errors import BardletError
-from bardlet.tasks import Record
+from bardlet.evaluation import tasks
+from bardlet.evaluation.tasks import Record
 
 Put = Callable[..., None]
 

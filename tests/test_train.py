@@ -14,19 +14,25 @@ import pytest
 import torch
 from conftest import TINY, settings_of
 
-from bardlet import checkpoint, hf, loss, models, optim
-from bardlet import train as training
-from bardlet.config import FLAT, RUNGS, TrainConfig
-from bardlet.dist import Dist
+from bardlet import models
+from bardlet.config.model import FLAT, RUNGS
+from bardlet.config.settings import TrainConfig
+from bardlet.config.toml import read_toml
+from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
-from bardlet.signals import Stopped
-from bardlet.toml import read_toml
+from bardlet.run import checkpoint, hf
+from bardlet.runtime.distributed import Dist
+from bardlet.runtime.signals import Stopped
+from bardlet.training import checkpointing, optim
+from bardlet.training import losses as loss
+from bardlet.training import state as training_state
+from bardlet.training import trainer as training
 
 ALONE = Dist(0, 1, torch.device("cpu"))
 
 
-def stage(batch: loss.Batch) -> training.Stage:
-    return training.Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
+def stage(batch: data_batch.Batch) -> training_state.Stage:
+    return training_state.Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
@@ -56,7 +62,7 @@ def test_micro_batches_add_up_when_targets_are_masked(model: str) -> None:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-7)
 
 
-def trainer(tmp_path: Path, **settings: Any) -> training.Trainer:
+def trainer(tmp_path: Path, **settings: Any) -> training_state.Trainer:
     """A tiny run on a fixed batch, not begun."""
     values: dict[str, Any] = {"model": "qwen3", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8,
                               "batch_size": 2, "log_every": 1, "eval_every": 0, "save_every": 0, "steps": 5}
@@ -65,11 +71,11 @@ def trainer(tmp_path: Path, **settings: Any) -> training.Trainer:
     net = models.build(config.model_config(11))
     idx = torch.randint(11, (2, 9))
     batch = {"idx": idx[:, :-1].contiguous(), "target": idx[:, 1:].contiguous()}
-    evaluation = training.Stage(lambda step: batch, loss.next_token, loss.count_targets,
+    evaluation = training_state.Stage(lambda step: batch, loss.next_token, loss.count_targets,
                                 lambda model: loss.next_token(model, batch).item() / 16)
     machine = {"dtype": "fp32", "compiled": False}
-    return training.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, {},
-                            training.State(steps=config.steps or 0))
+    return training_state.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, {},
+                            training_state.State(steps=config.steps or 0))
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +101,7 @@ def test_a_bad_number_anywhere_stops_in_its_step(place: str, number: int, value:
     p = parameters[number * (len(parameters) - 1) // 3]
     real, hooks = t.stage.loss, []
 
-    def spoil(model: torch.nn.Module, batch: loss.Batch) -> torch.Tensor:
+    def spoil(model: torch.nn.Module, batch: data_batch.Batch) -> torch.Tensor:
         if t.state.step == 3 and place == "weight":
             p.data.view(-1)[-1] = value
         if t.state.step == 3 and place == "gradient":
@@ -122,7 +128,7 @@ def test_skip_leaves_out_a_step_and_stops_at_ten(tmp_path: Path) -> None:
     t = trainer(tmp_path, on_nan="skip", steps=30)
     bad = {3, *range(12, 30)}
 
-    def sometimes(model: torch.nn.Module, batch: loss.Batch) -> torch.Tensor:
+    def sometimes(model: torch.nn.Module, batch: data_batch.Batch) -> torch.Tensor:
         return loss.next_token(model, batch) * (math.inf if t.state.step in bad else 1.0)
 
     object.__setattr__(t.stage, "loss", sometimes)
@@ -145,7 +151,7 @@ def test_the_average_is_the_mean_over_the_last_fifth(tmp_path: Path) -> None:
         assert torch.equal(p, after[9][name]), "the model itself goes on from its own weights"
 
 
-def fit_with_losses(t: training.Trainer, losses: list[float]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+def fit_with_losses(t: training_state.Trainer, losses: list[float]) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Train with these validation losses: (the first parameter after each step, the record in run.toml)."""
     values, after = iter(losses), []
     object.__setattr__(t.stage, "evaluate", lambda model: next(values))
@@ -212,9 +218,9 @@ def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callab
 
 def test_what_was_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
     """torch's own folder, chosen when its compiler is loaded, is a temporary one; without ours it stays."""
-    lines = ("import torch", "from bardlet import pretrain", "from bardlet.config import TrainConfig",
-             "from bardlet.dist import Dist",
-             "config = pretrain.settled(TrainConfig(), Dist(0, 1, torch.device('cpu')))",
+    lines = ("import torch", "from bardlet.config.settings import TrainConfig",
+             "from bardlet.runtime.distributed import Dist", "from bardlet.stages import base",
+             "config = base.settled(TrainConfig(), Dist(0, 1, torch.device('cpu')))",
              "from torch._inductor.runtime.cache_dir_utils import cache_dir", "print(cache_dir())")
     (tmp_path / "file").write_text("")
     for cache, kept in ((tmp_path / "cache", True), (tmp_path / "file", False)):
@@ -231,7 +237,7 @@ def test_a_run_that_was_never_measured_leaves_its_newest_weights(tmp_path: Path)
         with torch.no_grad():
             next(iter(t.model.parameters())).add_(1.0)
         t.state.step = step
-        training.save(t)
+        checkpointing.save(t)
         saved = hf.read_weights(t.run)
         assert all(torch.equal(saved[name], x) for name, x in t.model.hf_state_dict().items() if name in saved)
         assert t.record["selected_step"] == step

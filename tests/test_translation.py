@@ -17,15 +17,22 @@ from clocks import Clock
 from processes import power_cut
 from safetensors.torch import load_file
 
-from bardlet import budget, dist, generate, hf, loss, memory, pairs, parallel, report, translate, translation
 from bardlet.cli import main
-from bardlet.config import ModelConfig, TrainConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.config.toml import read_toml
+from bardlet.data import bitext, bitext_batches
 from bardlet.errors import BardletError
-from bardlet.evaluate import translation_score
+from bardlet.evaluation.metrics import translation_score
+from bardlet.inference import generate, translate
+from bardlet.inference.translate import How
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
-from bardlet.toml import read_toml
-from bardlet.translate import How
+from bardlet.planning import calibrate, memory
+from bardlet.run import hf, plots
+from bardlet.runtime import threads as runtime_threads
+from bardlet.stages import translation
+from bardlet.training import losses as loss
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-tokens", "128",
         "--log-every", "1", "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off", "--vocab-size",
@@ -133,17 +140,17 @@ def test_more_minutes_choose_a_larger_model(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("ein hund rennt durch den wald .\n" * 20_000, encoding="utf-8")
     (tmp_path / "b").write_text("a dog runs through the woods .\n" * 20_000, encoding="utf-8")
     config = TrainConfig(source=str(tmp_path / "a"), target=str(tmp_path / "b"), model="encdec")
-    ready = pairs.prepare(parallel.find(config), cache=tmp_path)
-    speed = budget.Speed(((1e6, 1e-5), (1e8, 1e-3)))
+    ready = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
+    speed = calibrate.Speed(((1e6, 1e-5), (1e8, 1e-3)))
     sizes = []
     for seconds in (10, 100, 1000, 10_000):
         chosen, epochs, _ = translation.chosen(config, (), ready, seconds, speed)
         alone, _, _ = translation.chosen(replace(config, model="gpt2"), (), ready, seconds, speed)
-        sizes.append(budget.weights(chosen))
-        assert 0.5 < budget.weights(alone) / sizes[-1] < 1.5
+        sizes.append(calibrate.weights(chosen))
+        assert 0.5 < calibrate.weights(alone) / sizes[-1] < 1.5
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 15 * ready.train[1].lengths.sum()
     small, _, _ = translation.chosen(config, (), ready, 10_000, speed, most_parameters=sizes[0])
-    assert budget.weights(small) <= sizes[0], "what the memory can take"
+    assert calibrate.weights(small) <= sizes[0], "what the memory can take"
     kept, _, _ = translation.chosen(replace(config, n_embd=64, dropout=0.4), ("n_embd", "dropout"), ready, 1000, speed)
     assert (kept.n_embd, kept.dropout) == (64, 0.4)
     deep, _, _ = translation.chosen(replace(config, n_encoder_layer=5), ("n_encoder_layer",), ready, 1000, speed)
@@ -217,7 +224,7 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
 @pytest.mark.parametrize("prefix_lm", [False, True])
 @torch.no_grad()
 def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> None:
-    from bardlet import search
+    from bardlet.inference import beam_search
 
     torch.manual_seed(0)
     model = family(ModelConfig("any", vocab_size=29, block_size=96, n_layer=2, n_head=2, n_kv_head=2, n_embd=32,
@@ -233,7 +240,7 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
             assert int(logits.argmax()) == token
     most = [2 * len(source) + 20 for source in sources]
     reader = translate.Prompted(model, model.decoder(), sources, max(most), prefix_lm)
-    assert search.beam(reader, 0, most, 1) == made
+    assert beam_search.beam(reader, 0, most, 1) == made
     together = translate.translate(model, sources, 0, 1, How(beams=3, prefix_lm=prefix_lm))
     for source, tokens in zip(sources, together, strict=True):
         assert translate.translate(model, [source], 0, 1, How(beams=3, prefix_lm=prefix_lm)) == [tokens]
@@ -304,13 +311,13 @@ def test_work_side_by_side_shares_the_cores() -> None:
 
     try:
         torch.set_num_threads(4)
-        assert list(dist.side_by_side(work, [5, 6], cpu)) == [(5, 2), (6, 2)]
+        assert list(runtime_threads.side_by_side(work, [5, 6], cpu)) == [(5, 2), (6, 2)]
         torch.set_num_threads(3)
-        assert sorted(n for _, n in dist.side_by_side(work, [5, 6], cpu)) == [1, 2]
+        assert sorted(n for _, n in runtime_threads.side_by_side(work, [5, 6], cpu)) == [1, 2]
         torch.set_num_threads(4)
         with pytest.raises(BardletError, match="item 5"):
-            list(dist.side_by_side(fails, [5, 6, 7], cpu))
-        for _ in dist.side_by_side(lambda item: item, range(9), cpu):
+            list(runtime_threads.side_by_side(fails, [5, 6, 7], cpu))
+        for _ in runtime_threads.side_by_side(lambda item: item, range(9), cpu):
             break
         made: list[int] = []
         later = threading.Thread(target=lambda: made.append(torch.get_num_threads()))
@@ -407,7 +414,7 @@ def test_the_attention_of_a_sentence_is_drawn(run: Path, tmp_path: Path, capsys:
         piped(monkeypatch, b"eins\n")
         code, _, err = translated(capsys, run, "--attention", tmp_path / name)
         assert code == 1 and what in err.splitlines()[-1]
-    monkeypatch.setattr(report, "MOST_PIXELS", 10_000)
+    monkeypatch.setattr(plots, "MOST_PIXELS", 10_000)
     piped(monkeypatch, b"eins\n")
     code, out, err = translated(capsys, run, "--attention", tmp_path / "map.png")
     assert code == 1 and len(out) == 1 and "shorter first line" in err.splitlines()[-1]
@@ -426,7 +433,7 @@ def test_a_person_is_answered_line_by_line(run: Path, monkeypatch: pytest.Monkey
             return super().__next__()
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Terminal(b"eins\nzwei\n")))
-    monkeypatch.setattr("bardlet.cli.console.say", lambda text: asked.append(text))
+    monkeypatch.setattr("bardlet.console.say", lambda text: asked.append(text))
     assert main(["translate", str(run)]) == 0
     assert [said == "line" for said in asked] == [True, False, True, False, True]
 

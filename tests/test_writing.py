@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bardlet import tokenizer, writing
-from bardlet.config import ModelConfig
+from bardlet import tokenizer
+from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
+from bardlet.inference import text_generation as writing
 from bardlet.tokenizer import Tokenizer
 
 LETTERS = tokenizer.train_char("\n abcdé", separator=False)

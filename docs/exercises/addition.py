@@ -24,10 +24,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bardlet import clock, dist, evaluate, generate, loss, models, optim
-from bardlet.config import TrainConfig
-from bardlet.dist import Dist
-from bardlet.train import Stage, Trainer, train_step
+from bardlet import models
+from bardlet.config.settings import TrainConfig
+from bardlet.data import batch as data_batch
+from bardlet.evaluation import metrics
+from bardlet.inference import generate
+from bardlet.planning import clock
+from bardlet.runtime import device as runtime_device
+from bardlet.runtime.distributed import Dist
+from bardlet.training import losses, optim
+from bardlet.training.state import Stage, Trainer
+from bardlet.training.trainer import train_step
 
 ALPHABET = "0123456789+="
 """The vocabulary: a token is a character, its id the place here."""
@@ -94,13 +101,13 @@ def split(digits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pairs[:n], pairs[n : 2 * n], pairs[2 * n :]
 
 
-def to_batch(pairs: np.ndarray, task: Task) -> loss.Batch:
+def to_batch(pairs: np.ndarray, task: Task) -> data_batch.Batch:
     """`idx` and `target`, both (B, T) int64: target is idx one character later, IGNORE where nothing is learned."""
     ids_BL = torch.tensor([encode(task.write(a, b)) for a, b in pairs.tolist()])
     idx_BT, target_BT = ids_BL[:, :-1], ids_BL[:, 1:].clone()
     if task.mask:
         # the last character of the question predicts the first of the answer: that target stays
-        target_BT[:, : task.question - 1] = loss.IGNORE
+        target_BT[:, : task.question - 1] = losses.IGNORE
     return {"idx": idx_BT, "target": target_BT}
 
 
@@ -109,15 +116,15 @@ def addition_stage(task: Task, seed: int, batch_size: int, device: torch.device)
     _, development, training = split(task.digits)
     held_out = to_batch(development, task)
 
-    def batch(step: int) -> loss.Batch:
+    def batch(step: int) -> data_batch.Batch:
         random = np.random.default_rng([seed, step])
         pairs = training[random.integers(len(training), size=batch_size)]
         return to_batch(random.permuted(pairs, axis=1), task)  # a+b or b+a
 
     def development_loss(model: torch.nn.Module) -> float:
-        return evaluate.mean_loss(model, [held_out], device)
+        return metrics.mean_loss(model, [held_out], device)
 
-    return Stage(batch, loss.next_token, loss.count_targets, development_loss)
+    return Stage(batch, losses.next_token, losses.count_targets, development_loss)
 
 
 # ---------------------------------------------------------------- training
@@ -181,9 +188,9 @@ def show(said: Sequence[int | None], pairs: np.ndarray, task: Task, most: int = 
 
 def run(task: Task, config: TrainConfig, minutes: float | None = None) -> dict[str, Any]:
     """Train, print how it goes, take the test. Returns the figures that --json prints."""
-    where = Dist(0, 1, dist.pick_device("auto"))
-    config = replace(config, dtype=cast(Any, dist.pick_dtype("auto", where.device)),
-                     threads=dist.settle(None, False, where.device))
+    where = Dist(0, 1, runtime_device.pick_device("auto"))
+    config = replace(config, dtype=cast(Any, runtime_device.pick_dtype("auto", where.device)),
+                     threads=runtime_device.settle(None, False, where.device))
     stage, model = addition_stage(task, config.seed, config.batch_size, where.device), new_model(config, where)
     if minutes is not None:
         config = replace(config, steps=steps_in(60 * minutes, model, stage, config, where))

@@ -31,8 +31,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bardlet import checkpoint, corpus
+from bardlet.data import corpus
 from bardlet.errors import BardletError
+from bardlet.run import checkpoint, folder
 
 BIG, SMALL = "eltec-eng", "tinyshakespeare"
 
@@ -78,7 +79,7 @@ def bardlet(*argv: str) -> dict[str, Any]:
 
 def train(run: Path, text: str, steps: int, seed: int, settings: Sequence[str]) -> None:
     """Make the run folder `run`: nothing where it is finished, resume where it was stopped."""
-    if (run / "run.toml").exists() and checkpoint.read_run(run)[1].get("finished"):
+    if (run / "run.toml").exists() and folder.read_run(run)[1].get("finished"):
         print(f"\n{run} is there already", flush=True)
     elif checkpoint.steps_saved(run):
         bardlet("resume", str(run))
@@ -90,7 +91,7 @@ def train(run: Path, text: str, steps: int, seed: int, settings: Sequence[str]) 
 
 def seconds_of(run: Path) -> float:
     """Time of the run's training steps, as its run.toml says."""
-    return float(checkpoint.read_run(run)[1]["seconds"])
+    return float(folder.read_run(run)[1]["seconds"])
 
 
 def loss_of(run: Path, text: Path) -> float:

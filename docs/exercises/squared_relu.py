@@ -1,6 +1,6 @@
 """A feature from a paper as a rung: the squared ReLU of *Primer* (So et al. 2021, section 4). One change to rung 9.
 
-To make it a rung of the ladder, append the three classes to src/bardlet/models/ladder.py; docs/exercises/paper.md says
+To make it a rung of the ladder, append the three classes to src/bardlet/models/lecture.py; docs/exercises/paper.md says
 what goes with it elsewhere.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.config import ModelConfig
-from bardlet.models.ladder import RotaryAttention
+from bardlet.config.model import ModelConfig
+from bardlet.models.base import Rung
 from bardlet.models.layers import RMSNorm, init_weights
-from bardlet.models.rung import Rung
+from bardlet.models.lecture import RotaryAttention
 
 # ============================================================================ 14: squared ReLU
 

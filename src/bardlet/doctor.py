@@ -16,29 +16,23 @@ from pathlib import Path
 
 import torch
 
-from bardlet import (
-    __version__,
-    checkpoint,
-    corpus,
-    diagnosis,
-    examples,
-    files,
-    hf,
-    lock,
-    memory,
-    parallel,
-    repeats,
-    writing,
-)
-from bardlet import dist as distributed
-from bardlet.config import TrainConfig
-from bardlet.corpus import Corpus
-from bardlet.diagnosis import Finding, damaged, ok, warning
+from bardlet import __version__
+from bardlet.config.settings import TrainConfig
+from bardlet.config.toml import sealed
+from bardlet.data import bitext, corpus, duplicates, records
+from bardlet.data.bitext import Parallel
+from bardlet.data.corpus import Corpus
+from bardlet.data.duplicates import Copied
+from bardlet.data.records import Examples
 from bardlet.errors import BardletError
-from bardlet.examples import Examples
-from bardlet.parallel import Parallel
-from bardlet.repeats import Copied
-from bardlet.toml import sealed
+from bardlet.inference import text_generation
+from bardlet.planning import memory
+from bardlet.run import checkpoint, diagnosis, hf, lock, metrics
+from bardlet.run import folder as run_folder
+from bardlet.run.diagnosis import Finding, damaged, ok, warning
+from bardlet.runtime import atomic, compiler, distributed
+from bardlet.runtime import device as runtime_device
+from bardlet.runtime import manifest as files
 
 LITTLE = 2**30
 """Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
@@ -52,20 +46,20 @@ def machine() -> Iterator[Finding]:
     yield ok("versions", f"bardlet {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
              f"{platform.system()} {platform.machine()}")
     yield from _processor()
-    device = distributed.pick_device("auto")
+    device = runtime_device.pick_device("auto")
     names = {"cpu": "no GPU that torch can use: the CPU computes", "mps": "the GPU of an Apple processor"}
     yield ok("device", names.get(device.type) or torch.cuda.get_device_name(device))
-    if distributed.pick_dtype("auto", device) == "bf16":
+    if runtime_device.pick_dtype("auto", device) == "bf16":
         yield ok("precision", "bf16, which this processor multiplies natively")
-    elif limit := distributed.instruction_limit():
+    elif limit := runtime_device.instruction_limit():
         yield ok("precision", f"fp32: {limit} rules out native bf16")
     else:
         yield ok("precision", "fp32: this processor has no native bf16, which would be up to four times as fast")
-    if missing := distributed.compiler_missing(device):
+    if missing := compiler.compiler_missing(device):
         yield warning("compiler", f"{missing}: runs go on without compilation, which is slower; install it (Debian, "
                       "Ubuntu: apt install g++ python3-dev)")
     else:
-        yield ok("compiler", distributed.compiler(device) or "Triton, with a C compiler")
+        yield ok("compiler", compiler.compiler(device) or "Triton, with a C compiler")
     yield from _room(device)
     yield from _data()
 
@@ -73,7 +67,7 @@ def machine() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     """Its name, and whether torch uses all of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, said = torch.get_num_threads(), distributed.processor()
+    threads, said = torch.get_num_threads(), runtime_device.processor()
     if threads < cores // 2:  # two threads of a core count as two cores
         yield warning("processor", f"{said}: torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS, or give "
                       "--threads")
@@ -92,7 +86,7 @@ def _room(device: torch.device) -> Iterator[Finding]:
         yield ok("memory", f"{left / 1e9:.1f} GB are free")
     for about, place, setting in (("disk", Path.cwd(), "--out"), ("cache", corpus.cache_folder(), "$BARDLET_CACHE")):
         here = next(path for path in (place, *place.parents) if path.exists())
-        room = files.free(here)
+        room = atomic.free(here)
         if not os.access(here, os.W_OK):
             yield warning(about, f"{place}: may not be written to; choose another place with {setting}")
         elif room < LITTLE:
@@ -136,7 +130,7 @@ def health(run: Path) -> Iterator[Finding]:
     whole = [folder for folder, wrong in found.items() if not wrong]
     yield from _checkpoints(run, whole, [wrong for wrong in found.values() if wrong])
     try:
-        config, record = checkpoint.settings(run)
+        config, record = run_folder.settings(run)
     except BardletError as error:
         yield damaged("settings", str(error))
         return
@@ -150,7 +144,7 @@ def health(run: Path) -> Iterator[Finding]:
     yield from diagnosis.of_text(record)
     steps = config.replans[-1][1] if config.replans else config.steps or 0
     try:
-        lines = checkpoint.read_metrics(run)
+        lines = metrics.read_metrics(run)
         yield from _lines(run / "metrics.jsonl", len(lines))
         yield from diagnosis.of_run(lines, config, steps, record)
     except BardletError as error:
@@ -194,9 +188,9 @@ def _checkpoints(run: Path, whole: list[Path], damages: list[str]) -> Iterator[F
         return
     yield ok("checkpoint", f"{', '.join(folder.name for folder in whole)}: whole")
     size = sum(path.stat().st_size for path in whole[-1].iterdir())
-    if files.free(run) < 2 * size:
-        yield warning("disk", f"{run}: {files.free(run):,} bytes are free, and a save takes {size:,}; free some space")
-    if left := checkpoint.left_over(run):
+    if atomic.free(run) < 2 * size:
+        yield warning("disk", f"{run}: {atomic.free(run):,} bytes are free, and a save takes {size:,}; free some space")
+    if left := run_folder.left_over(run):
         yield warning("left over", f"{', '.join(path.name for path in left)}: of a process that was killed, or that is "
                       "writing now; the next start removes it")
 
@@ -231,14 +225,14 @@ def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
 def _material(config: TrainConfig) -> Corpus | Parallel | Examples:
     """What a run learns from."""
     if config.stage != "pretrain":
-        return examples.find(config)
-    return parallel.find(config) if config.parallel else corpus.find(config.text, config.field)
+        return records.find(config)
+    return bitext.find(config) if config.parallel else corpus.find(config.text, config.field)
 
 
 def _machine_of(known: dict[str, object], config: TrainConfig) -> Iterator[Finding]:
     """Whether the run would go on bit for bit here."""
     try:
-        device = distributed.pick_device(config.device)
+        device = runtime_device.pick_device(config.device)
     except BardletError as error:
         yield warning("machine", f"{error}; the run would not go on bit for bit")
         return
@@ -262,7 +256,7 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
     Args:
         tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
     """
-    config, record = checkpoint.settings(run)
+    config, record = run_folder.settings(run)
     if config.parallel or config.stage != "pretrain":
         does = "translates" if config.parallel else "answers"
         raise BardletError(f"{run}: it {does}, and writes no text of its own; "
@@ -270,14 +264,14 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
     found, several = corpus.find(config.text, config.field), record.get("documents", 2)
     model, words = hf.read_folder(run)
     # a text of less than some hundred tokens has no room for a copy of 32 characters
-    prompts = [writing.prompt_ids(words, None, several)] * max(1, min(20, tokens // 500))
+    prompts = [text_generation.prompt_ids(words, None, several)] * max(1, min(20, tokens // 500))
     texts: list[str] = []
     count = 0
     while count < tokens:
-        made = writing.complete(model, words, prompts, min(500, tokens), temperature=temperature, top_k=50,
+        made = text_generation.complete(model, words, prompts, min(500, tokens), temperature=temperature, top_k=50,
                                 seed=seed + len(texts))
         texts += [words.decode(ids, skip_special=True) for ids in made]
         count += max(len(made), sum(map(len, made)))  # a model may end each text before it has begun
     held = list(itertools.islice(found.documents("val"), 10_000))
-    own, chance = (repeats.copied(some, found.documents("train")) for some in (texts, held))
+    own, chance = (duplicates.copied(some, found.documents("train")) for some in (texts, held))
     return texts, held, own, chance

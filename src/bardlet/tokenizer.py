@@ -28,8 +28,8 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bardlet import files
 from bardlet.errors import BardletError, brief
+from bardlet.runtime import manifest
 
 log = logging.getLogger("bardlet")
 
@@ -311,7 +311,7 @@ LARGEST = 1 << 25
 
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model folder. BardletError when tokenizer.json is missing or damaged."""
-    path = files.inside(Path(folder), "tokenizer.json")
+    path = manifest.inside(Path(folder), "tokenizer.json")
     if (size := path.stat().st_size) > LARGEST:
         raise BardletError(f"{path}: damaged: {size:,} bytes are too many for a tokenizer; copy it again")
     try:
@@ -321,7 +321,7 @@ def load(folder: str | Path) -> Tokenizer:
         raise BardletError(f"{path}: cannot be read ({reason}); a model folder needs its tokenizer.json") from None
     names = {"eos": SEPARATOR, "pad": PAD}
     beside = path.with_name("tokenizer_config.json")
-    config = files.read_json(beside) if os.path.lexists(beside) else {}
+    config = manifest.read_json(beside) if os.path.lexists(beside) else {}
     for key in names:
         token = config.get(f"{key}_token")
         token = token.get("content") if isinstance(token, dict) else token

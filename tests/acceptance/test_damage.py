@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from invariants.test_damage import Damage, cut, finished, flipped, said, unseen, zeroed  # noqa: F401 (fixtures)
 
-from bardlet import checkpoint, hf
+from bardlet.run import checkpoint, hf
 
 
 @pytest.mark.parametrize(("kind", "times"), [(flipped, 1000), (cut, 100), (zeroed, 100)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from invariants.test_kills import JOB, command, outcome, whole  # noqa: F401 (a fixture)
 
-from bardlet import checkpoint, hf
+from bardlet.run import checkpoint, hf
 
 NEEDED = 5_000
 """Kilobytes that the run of JOB takes on a disk at most: three checkpoints, one of them in the making, and the root."""

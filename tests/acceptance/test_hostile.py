@@ -23,7 +23,9 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from bardlet import files, hf, tokenizer
+from bardlet import tokenizer
+from bardlet.run import hf
+from bardlet.runtime import manifest
 
 STRACE = shutil.which("strace")
 SECONDS, MEGABYTES = 5, 200
@@ -186,7 +188,7 @@ def wide_vocabulary(n: int) -> Change:
 
 
 def sealed_with(name: str) -> Change:
-    return lambda folder, outside: files.seal(folder, [name.replace("OUTSIDE", str(outside))])
+    return lambda folder, outside: manifest.seal(folder, [name.replace("OUTSIDE", str(outside))])
 
 
 EVIL_TEMPLATE = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for x in range(10**12) %}{% endfor %}"

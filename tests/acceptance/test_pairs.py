@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from invariants.test_kills import JOB, outcome, whole  # noqa: F401 (a fixture)
 
-from bardlet.toml import read_toml
+from bardlet.config.toml import read_toml
 
 
 def begin(*words: str | Path) -> subprocess.Popen[str]:

@@ -47,12 +47,12 @@ KINDS = {"chinese-poetry": is_chinese_poem, "eltec-fra": is_french, "names": is_
 def test_it_trains_and_writes_its_kind(name: str, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],
                                        record_property: Callable[[str, object], None]) -> None:
     """Two minutes of training: far below what frequencies alone give, and samples that look like the text."""
-    from bardlet import corpus, data
+    from bardlet.data import corpus, shards
 
     run = tmp_path / "run"
     bardlet("train", name, "--out", run, "--minutes", "2")
     measured = bardlet("eval", run)
-    ready = data.prepare(corpus.find([name]))
+    ready = shards.prepare(corpus.find([name]))
     counts = Counter(ready.train[:2_000_000].tolist())
     total, vocabulary = sum(counts.values()), ready.tokenizer.vocab_size
     unigram = -sum(math.log((counts[t] + 1) / (total + vocabulary)) for t in ready.val.tolist()) / len(ready.val)

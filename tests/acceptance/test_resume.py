@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from invariants.test_resume import EXTRAS, MODES, fingerprint, settings, without_times
 
-from bardlet import files
+from bardlet.runtime import manifest
 
 CELLS = list(itertools.product(["gpt2", "qwen3", "bigram"], ["adamw", "muon"], MODES, EXTRAS))
 
@@ -43,4 +43,4 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
     assert json.loads(done.stdout.splitlines()[-1])["resumed_from"] == 5
     assert fingerprint(broken, 10) == fingerprint(whole, 10)
     assert without_times(broken) == without_times(whole)
-    assert files.sha256(broken / "model.safetensors") == files.sha256(whole / "model.safetensors")
+    assert manifest.sha256(broken / "model.safetensors") == manifest.sha256(whole / "model.safetensors")

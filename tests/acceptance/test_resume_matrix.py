@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from invariants.test_resume import Broken, break_off_after, fingerprint, without_times
 
-from bardlet import checkpoint, files
+from bardlet.run import folder as run_folder
+from bardlet.runtime import manifest
 
 STEPS, BATCH, CONTEXT, EVERY = 16, 4, 16, 4
 PLAIN = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", f"{CONTEXT}", "--batch-size", f"{BATCH}",
@@ -68,7 +69,7 @@ def test_resume_is_exact(place: str, kind: str, short: Path, whole: Callable[[st
                          bardlet: Command) -> None:
     """The same bits, and no step that a checkpoint holds was computed again."""
     expected, run = whole(kind), tmp_path / "run"
-    for number, step in enumerate(steps_of(place, kind, checkpoint.read_run(expected)[1]["tokens"])):
+    for number, step in enumerate(steps_of(place, kind, run_folder.read_run(expected)[1]["tokens"])):
         command = ["resume", run] if number else ["train", short, "--out", run, *settings(kind)]
         with pytest.MonkeyPatch.context() as patch:
             break_off_after(step + 1, patch)
@@ -77,5 +78,5 @@ def test_resume_is_exact(place: str, kind: str, short: Path, whole: Callable[[st
     assert bardlet("resume", run)["resumed_from"] == step
     assert fingerprint(run, STEPS) == fingerprint(expected, STEPS)
     assert without_times(run) == without_times(expected)
-    assert files.sha256(run / "model.safetensors") == files.sha256(expected / "model.safetensors")
-    assert checkpoint.read_run(run)[1]["machine"]["compiled"] == (kind == "compile")
+    assert manifest.sha256(run / "model.safetensors") == manifest.sha256(expected / "model.safetensors")
+    assert run_folder.read_run(run)[1]["machine"]["compiled"] == (kind == "compile")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from invariants.test_kills import BEGINS, command, newest, outcome, whole  # noqa: F401 (a fixture)
 
-from bardlet import checkpoint
-from bardlet.toml import read_toml
+from bardlet.config.toml import read_toml
+from bardlet.run import checkpoint
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

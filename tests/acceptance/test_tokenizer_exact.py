@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet import corpus, data
 from bardlet import tokenizer as tk
+from bardlet.data import corpus, shards
 
 DATA = os.environ.get("BARDLET_DATA")
 pytestmark = pytest.mark.skipif(not (DATA and Path(DATA).is_dir()), reason="BARDLET_DATA names no folder of data sets")
@@ -30,7 +30,7 @@ MADE = {
 @pytest.fixture(scope="module", params=MADE)
 def tokenizer(request, tmp_path_factory) -> tk.Tokenizer:
     name, kind, vocab_size = MADE[request.param]
-    return data.prepare(corpus.find([name]), kind, vocab_size, cache=tmp_path_factory.mktemp("cache")).tokenizer
+    return shards.prepare(corpus.find([name]), kind, vocab_size, cache=tmp_path_factory.mktemp("cache")).tokenizer
 
 
 def test_ten_thousand_texts_come_back(tokenizer):

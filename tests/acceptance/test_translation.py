@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from invariants.test_resume import fingerprint, without_times
 
-from bardlet import files, hf, translate
 from bardlet.cli import main
+from bardlet.inference import translate
+from bardlet.run import hf
+from bardlet.runtime import manifest
 
 DATA = Path(os.environ.get("BARDLET_DATA", "nowhere")) / "multi30k"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs multi30k in $BARDLET_DATA")
@@ -78,7 +80,7 @@ def test_a_run_goes_on_bit_for_bit(model: str, mode: list[str], tmp_path: Path) 
     assert json.loads(done.stdout.splitlines()[-1])["resumed_from"] == 7
     assert fingerprint(tmp_path / "broken", 12) == fingerprint(tmp_path / "whole", 12)
     assert without_times(tmp_path / "broken") == without_times(tmp_path / "whole")
-    assert files.sha256(tmp_path / "broken" / "model.safetensors") == files.sha256(
+    assert manifest.sha256(tmp_path / "broken" / "model.safetensors") == manifest.sha256(
         tmp_path / "whole" / "model.safetensors")  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from processes import in_two_processes
 from test_heartbeat import SETTINGS as FEW_STEPS
 from test_heartbeat import Launch, outcome, resumed_from
 
-from bardlet import checkpoint
+from bardlet.run import checkpoint, metrics
 
 SETTINGS = [*FEW_STEPS, "--steps", "400"]
 """So many steps that a random time of four seconds lies among them."""
@@ -119,7 +119,7 @@ def test_a_bad_number_in_one_of_them(place: str, value: str, text: Path, tmp_pat
     what = {"loss": "the loss", "gradient": "the gradient", "weight": "a weight"}[place]
     assert re.search(rf"bardlet: {what} of step 25 is not a finite number \(in process 1 of 2, windows ", said), said
     assert checkpoint.newest_whole(run).name == "step-00000020"
-    assert max(line["step"] for line in checkpoint.read_metrics(run)) < 25
+    assert max(line["step"] for line in metrics.read_metrics(run)) < 25
 
 
 def test_processes_that_are_started_again_leave_the_run_of_another_launcher_alone(text: Path, tmp_path: Path) -> None:

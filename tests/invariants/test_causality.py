@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet.config import ModelConfig
-from bardlet.generate import decode_step, generate, prefill
+from bardlet.config.model import ModelConfig
+from bardlet.inference.generate import decode_step, generate, prefill
 from bardlet.models import build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from conftest import TINY
 
-from bardlet import checkpoint, files, hf
 from bardlet.errors import BardletError
+from bardlet.run import checkpoint, hf
+from bardlet.runtime import manifest
 
 Damage = Callable[[bytes, random.Random], bytes]
 
@@ -51,7 +52,8 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def covered(run: Path) -> list[Path]:
     """Every file that a manifest knows, and the manifests; of the checkpoints the newest's."""
     folders = run, checkpoint.steps_saved(run)[-1]
-    return [folder / name for folder in folders for name in (*files.read_manifest(folder)["files"], files.MANIFEST)]
+    return [folder / name for folder in folders
+            for name in (*manifest.read_manifest(folder)["files"], manifest.MANIFEST)]
 
 
 def seen(run: Path, path: Path, said: list[str]) -> bool:
@@ -65,7 +67,7 @@ def seen(run: Path, path: Path, said: list[str]) -> bool:
         return any(path.name in line for line in said)  # a manifest that is gone
     gone_round = checkpoint.newest_whole(run) != path.parent
     # another folder's manifest is whole itself: it is the files it knows that are not there
-    return gone_round and any(str(path if path.name != files.MANIFEST else path.parent) in line for line in said)
+    return gone_round and any(str(path if path.name != manifest.MANIFEST else path.parent) in line for line in said)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import torch
 from conftest import settings_of
 from processes import in_two_processes
 
-from bardlet import checkpoint, files, hf
+from bardlet.run import hf, metrics
+from bardlet.runtime import manifest
 
 SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--log-every", "1",
          "--warmup-steps", "2", "--dtype", "fp32", "--compile", "off", "--threads", "1", "--steps", "10",
@@ -31,7 +32,7 @@ def same(one: Path, two: Path) -> None:
     assert a.keys() == b.keys()
     for name in (name for name in a if not name.endswith("k_proj.bias")):
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-    losses = [[line["train_loss"] for line in checkpoint.read_metrics(run) if "train_loss" in line]
+    losses = [[line["train_loss"] for line in metrics.read_metrics(run) if "train_loss" in line]
               for run in (one, two)]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=1e-5)
 
@@ -55,10 +56,10 @@ def test_two_processes_are_one(text: Path, tmp_path: Path, bardlet: Callable[...
     same(tmp_path / "one", tmp_path / "two")
     # what was done after step 5 is taken away: two processes go on from there, and end with the same bits
     weights = tmp_path / "two" / "checkpoints" / "step-00000010"
-    before = {name: files.sha256(weights / name) for name in ("model.safetensors", "trainer.safetensors")}
+    before = {name: manifest.sha256(weights / name) for name in ("model.safetensors", "trainer.safetensors")}
     shutil.rmtree(weights)
     assert two(tmp_path / "again", "resume", tmp_path / "two")["resumed_from"] == 5
-    assert {name: files.sha256(weights / name) for name in before} == before
+    assert {name: manifest.sha256(weights / name) for name in before} == before
 
 
 def test_two_processes_translate_as_one(tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:

@@ -18,9 +18,14 @@ from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bardlet import checkpoint, data, files, hf, tokenizer
+from bardlet import tokenizer
+from bardlet.config.toml import read_toml
+from bardlet.data import shards
 from bardlet.errors import BardletError
-from bardlet.toml import read_toml
+from bardlet.run import checkpoint, hf, metrics
+from bardlet.run import folder as run_folder
+from bardlet.run import record as run_record
+from bardlet.runtime import manifest
 
 Reader = Callable[[Path], object]
 
@@ -43,7 +48,7 @@ def sealed_line(path: Path) -> None:
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = path.with_name("metrics.jsonl")
     lines.write_text(f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n', encoding="utf-8")
-    for line in checkpoint.read_metrics(path.parent):
+    for line in metrics.read_metrics(path.parent):
         assert isinstance(line["step"], int)
 
 
@@ -53,14 +58,14 @@ READERS: dict[str, tuple[str, Reader]] = {
     "index": ("model.safetensors.index.json", index),
     "tokenizer": ("tokenizer.json", words),
     "tokenizer's settings": ("tokenizer_config.json", words),
-    "manifest": ("manifest.json", lambda path: files.read_manifest(path.parent)),
+    "manifest": ("manifest.json", lambda path: manifest.read_manifest(path.parent)),
     "run.toml": ("run.toml", read_toml),
-    "metrics": ("metrics.jsonl", lambda path: checkpoint.read_metrics(path.parent)),
+    "metrics": ("metrics.jsonl", lambda path: metrics.read_metrics(path.parent)),
     # what a manifest, a seal or a checksum would have refused, if whoever made it had not made that, too
     "line": ("line.json", sealed_line),
     "facts": ("trainer.json", lambda path: checkpoint.read_facts(path.parent)),
-    "record": ("record.json", lambda path: checkpoint.checked(files.read_json(path), str(path))),
-    "shard": ("train.bin", lambda path: data.open_shard(path, "00" * 32)),
+    "record": ("record.json", lambda path: run_record.checked(manifest.read_json(path), str(path))),
+    "shard": ("train.bin", lambda path: shards.open_shard(path, "00" * 32)),
 }
 """The file of each reader, and how it is called."""
 
@@ -129,14 +134,14 @@ def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["train", str(text), "--out", str(folder), *TINY, "--steps", "2"]) == 0
     names = hf.read_tensors(folder / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "a-of-b")}))
-    record = checkpoint.read_run(folder)[1]
+    record = run_folder.read_run(folder)[1]
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "line.json").write_text('{"step": 2, "train_loss": 3.5, "lr": 0.01}')
     (folder / "trainer.json").write_bytes((checkpoint.newest_whole(folder) / "trainer.json").read_bytes())
     ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
-    head = data.HEADER.pack(data.MAGIC, data.VERSION, 2, len(ids), bytes(32)).ljust(data.HEADER_BYTES, b"\0")
+    head = shards.HEADER.pack(shards.MAGIC, shards.VERSION, 2, len(ids), bytes(32)).ljust(shards.HEADER_BYTES, b"\0")
     (folder / "train.bin").write_bytes(head + ids.tobytes())
-    assert len(data.open_shard(folder / "train.bin", "00" * 32)) == len(ids)
+    assert len(shards.open_shard(folder / "train.bin", "00" * 32)) == len(ids)
     return folder
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from processes import start
 
-from bardlet import checkpoint, files
-from bardlet.toml import read_toml
+from bardlet.config.toml import read_toml
+from bardlet.run import checkpoint, metrics
+from bardlet.runtime import manifest
 
 JOB = ["--n-layer", "2", "--n-head", "2", "--n-embd", "64", "--block-size", "32", "--batch-size", "4",
        "--grad-accum", "2", "--steps", "60", "--save-every", "10", "--eval-every", "7", "--dropout", "0.1",
@@ -33,11 +34,11 @@ def outcome(run: Path) -> dict[str, object]:
     """Everything that must be the same: weights, optimizer, random state, step, metrics without times."""
     last = checkpoint.newest_whole(run)
     lines = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")}
-             for line in checkpoint.read_metrics(run)]
+             for line in metrics.read_metrics(run)]
     record = read_toml(run / "run.toml")[1]
-    return {"step": last.name, "weights": files.sha256(last / "model.safetensors"),
-            "state": files.sha256(last / "trainer.safetensors"), "metrics": lines,
-            "root": files.sha256(run / "model.safetensors"), "selected": record["selected_step"]}
+    return {"step": last.name, "weights": manifest.sha256(last / "model.safetensors"),
+            "state": manifest.sha256(last / "trainer.safetensors"), "metrics": lines,
+            "root": manifest.sha256(run / "model.safetensors"), "selected": record["selected_step"]}
 
 
 def begin(run: Path, text: Path) -> tuple[Any, str]:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from conftest import settings_of
 
-from bardlet import checkpoint, files
-from bardlet import train as training
-from bardlet.cli import console
+from bardlet import console
+from bardlet.run import checkpoint, metrics
+from bardlet.run import folder as run_folder
+from bardlet.runtime import manifest
+from bardlet.training import trainer
 
 SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
          "2", "--warmup-steps", "2", "--threads", "1", "--steps", "10", "--save-every", "5", "--keep-checkpoints", "9"]
@@ -67,14 +69,14 @@ def break_off_after(step: int, patch: pytest.MonkeyPatch) -> None:
 
 def without_times(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl, without what the clock says."""
-    lines = checkpoint.read_metrics(run)
+    lines = metrics.read_metrics(run)
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
 
 def fingerprint(run: Path, step: int) -> dict[str, str]:
     """sha256 of weights, optimizer, average and random state of a checkpoint."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    return {name: files.sha256(folder / name) for name in ("model.safetensors", "trainer.safetensors")}
+    return {name: manifest.sha256(folder / name) for name in ("model.safetensors", "trainer.safetensors")}
 
 
 @pytest.mark.parametrize("cell", PAIRWISE, ids=" ".join)
@@ -88,19 +90,19 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
         with pytest.raises(Broken):
             bardlet("train", text, "--out", broken, *settings(*cell))
     assert [folder.name for folder in checkpoint.steps_saved(broken)] == ["step-00000005"]
-    compiled = checkpoint.read_run(whole)[1]["machine"]["compiled"]
+    compiled = run_folder.read_run(whole)[1]["machine"]["compiled"]
     assert compiled == (cell[2] == "compiled bf16" and cell[0] != "bigram"), "a table has nothing to compile"
 
     with pytest.MonkeyPatch.context() as patch:
         steps: list[int] = []
-        real = training.seed_step
-        patch.setattr(training, "seed_step", lambda seed, step, rank: (steps.append(step), real(seed, step, rank)))
+        real = trainer.seed_step
+        patch.setattr(trainer, "seed_step", lambda seed, step, rank: (steps.append(step), real(seed, step, rank)))
         summary = bardlet("resume", broken)
     assert summary["resumed_from"] == 5
     assert steps == [5, 6, 7, 8, 9], "steps before the checkpoint were not computed again"
     assert fingerprint(broken, 10) == fingerprint(whole, 10)
     assert without_times(broken) == without_times(whole)
-    assert files.sha256(broken / "model.safetensors") == files.sha256(whole / "model.safetensors")
+    assert manifest.sha256(broken / "model.safetensors") == manifest.sha256(whole / "model.safetensors")
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])

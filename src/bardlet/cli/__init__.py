@@ -15,7 +15,7 @@ from difflib import get_close_matches
 
 from bardlet import __version__
 from bardlet.errors import BardletError, is_memory
-from bardlet.files import REMEDIES
+from bardlet.runtime.atomic import REMEDIES
 
 COMMANDS = {
     "train": "train a model on a text",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import Sampling, parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.align.talk import Talk
+    from bardlet.inference.chat_session import Talk
 
 log = logging.getLogger("bardlet")
 
@@ -50,17 +50,19 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "chat")
     console.show_notices()
-    from bardlet import checkpoint, dist, hf
-    from bardlet.align.talk import Talk
+    from bardlet.inference.chat_session import Talk
+    from bardlet.run import folder as run_folder
+    from bardlet.run import hf
+    from bardlet.runtime import device
 
-    dist.keep_freed_memory()
+    device.keep_freed_memory()
     folder = Path(command.run)
     model, words = hf.read_folder(folder)
     if model.config.model == "encdec":
         raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
     documents = 2
     if (folder / "run.toml").exists():
-        documents = checkpoint.settings(folder, changed=True)[1].get("documents", 2)
+        documents = run_folder.settings(folder, changed=True)[1].get("documents", 2)
     talk = Talk(model, words, command.system, command.tokens, documents=documents, **command.prepared(model))
     if not talk.answers:
         why = "answers by another template than bardlet's" if words.chat_template else "has not learned to answer"
@@ -85,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 def lines() -> Iterator[str]:
     """What a person writes, line by line; from a pipe the lines that are in it."""
-    from bardlet.reading import decoded_lines
+    from bardlet.data.text import decoded_lines
 
     if not sys.stdin.isatty():
         yield from decoded_lines(sys.stdin.buffer, "standard input")

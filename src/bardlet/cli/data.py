@@ -29,28 +29,28 @@ def main(argv: list[str]) -> int:
 
 
 def _table(as_json: bool) -> int:
-    from bardlet import parallel
-    from bardlet.corpus import EMBEDDED, NAMED, locate
+    from bardlet.data import bitext
+    from bardlet.data.corpus import EMBEDDED, NAMED, locate
 
     found = {name: str(locate(name) or "") for name in NAMED}
-    translated = {name: str(parallel.locate(name) or "") for name in parallel.NAMED}
+    translated = {name: str(bitext.locate(name) or "") for name in bitext.NAMED}
     found[EMBEDDED] = "in Python itself"
     if as_json:
         rows = [{"name": n, "what": c.what, "found": found[n] or None, "url": c.url} for n, c in NAMED.items()]
         rows += [{"name": n, "what": c.what, "found": translated[n] or None, "url": None}
-                 for n, c in parallel.NAMED.items()]
+                 for n, c in bitext.NAMED.items()]
         print(json.dumps({"corpora": rows}))
         return 0
     for name, named in NAMED.items():
         missing = f"not here: bardlet data get {name}" if named.url else "not here: put it into $BARDLET_DATA"
         print(f"{name:18} {named.what:58} {found[name] or missing}")
-    for name, pairs in parallel.NAMED.items():
+    for name, pairs in bitext.NAMED.items():
         print(f"{name:18} {pairs.what:58} {translated[name] or 'not here: put it into $BARDLET_DATA'}")
     return 0
 
 
 def _get(name: str, as_json: bool) -> int:
-    from bardlet.corpus import EMBEDDED, get
+    from bardlet.data.corpus import EMBEDDED, get
 
     shown = -1
 

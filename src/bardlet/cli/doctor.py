@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import parse
 from bardlet.errors import BardletError
 

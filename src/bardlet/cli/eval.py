@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bardlet.config import TrainConfig
-    from bardlet.corpus import Corpus
-    from bardlet.evaluate import Score
+    from bardlet.config.settings import TrainConfig
+    from bardlet.data.corpus import Corpus
+    from bardlet.evaluation.metrics import Score
     from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "eval")
     console.show_notices()
-    from bardlet import dist, hf
+    from bardlet.run import hf
+    from bardlet.runtime import device as runtime_device
 
     folder = Path(command.run)
     if command.task:
@@ -92,8 +93,8 @@ def main(argv: Sequence[str]) -> int:
         return translated(command, folder)
     refuse(command, "beam", why="is for a model that translates")
     model, words = hf.read_folder(folder)
-    device = dist.pick_device(command.device)
-    dist.settle(None, False, device)
+    device = runtime_device.pick_device(command.device)
+    runtime_device.settle(None, False, device)
     model.to(device)
     result, skipped, what = measure(command, folder, model, words, device)
     if skipped:
@@ -114,17 +115,23 @@ def refuse(command: Command, *names: str, why: str) -> None:
 
 def _translates(folder: Path) -> bool:
     """Whether a folder holds a model that was trained on pairs."""
-    from bardlet import checkpoint, hf
+    from bardlet.run import folder as run_folder
+    from bardlet.run import hf
 
     if (folder / "run.toml").exists():
-        return checkpoint.settings(folder, changed=True)[0].parallel
+        return run_folder.settings(folder, changed=True)[0].parallel
     return folder.is_dir() and hf.read_model_config(folder).model == "encdec"
 
 
 def translated(command: Command, folder: Path) -> int:
     """BLEU and chrF of a model that translates; returns the exit code."""
-    from bardlet import checkpoint, dist, evaluate, pairs, parallel, translate, translation
     from bardlet.cli.translate import load
+    from bardlet.data import bitext, bitext_batches
+    from bardlet.evaluation import metrics
+    from bardlet.inference import translate
+    from bardlet.run import folder as run_folder
+    from bardlet.runtime import device as runtime_device
+    from bardlet.stages import translation
 
     refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this model translates")
     if command.text:
@@ -132,27 +139,27 @@ def translated(command: Command, folder: Path) -> int:
     if bool(command.source) != bool(command.target):
         raise BardletError("--source and --target belong together: name both files")
     model, words, how = load(folder, command.beam, 1.0, 64)
-    dist.settle(None, False, dist.place(model, command.device, command.dtype))
+    runtime_device.settle(None, False, runtime_device.place(model, command.device, command.dtype))
     if command.source and command.target:
-        read = parallel.read_pairs(Path(command.source), Path(command.target))
+        read = bitext.read_pairs(Path(command.source), Path(command.target))
         source, reference, what = [a for a, _ in read], [b for _, b in read], f"{command.source} to {command.target}"
     else:
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its pairs are not known; name some with --source F "
                                "--target F")
-        config, record = checkpoint.settings(folder, changed=True)
+        config, record = run_folder.settings(folder, changed=True)
         found = translation.find(config)
         if found.hash != record.get("text_hash"):
             log.warning("the pairs of %s are not those that the run trained on any more; what is held out of them may "
                         "have been learned from", found.name)
-        source, reference = translation.held_out_lines(pairs.prepare(found, words), config)
+        source, reference = translation.held_out_lines(bitext_batches.prepare(found, words), config)
         what = f"pairs of {found.name} that were held out"
     if not source:
         raise BardletError(f"{what}: there is no line in it")
     begun = time.monotonic()
     made = translate.lines(model, words, source, how)
     seconds = time.monotonic() - begun
-    score = evaluate.translation_score(made, reference, words.lowercase)
+    score = metrics.translation_score(made, reference, words.lowercase)
     console.say(f"{what}: BLEU {score.bleu:.2f}, chrF {score.chrf:.2f}, over {score.lines:,} lines "
                 f"({score.lines / seconds:.0f} a second, {'greedy' if command.beam == 1 else f'beam {command.beam}'})")
     console.say(f"sacreBLEU: {score.bleu_signature}; {score.chrf_signature}")
@@ -163,7 +170,11 @@ def translated(command: Command, folder: Path) -> int:
 
 def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int, str]:
     """(score, characters left out, what was measured)."""
-    from bardlet import checkpoint, corpus, data, dist, evaluate, pretrain
+    from bardlet.data import corpus, shards, windows
+    from bardlet.evaluation import metrics
+    from bardlet.run import folder as run_folder
+    from bardlet.runtime import device as runtime_device
+    from bardlet.stages import pretrain
 
     skipped, window = 0, min(256, model.config.block_size)
     if command.text:
@@ -173,7 +184,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     else:
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
-        config, record = checkpoint.settings(folder, changed=True)
+        config, record = run_folder.settings(folder, changed=True)
         if config.stage not in ("pretrain", "sft"):
             raise BardletError(f"{folder}: it learned by {config.stage}, and its README.md says how well; name a text "
                                "to measure on, or a --task")
@@ -185,7 +196,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
                         "learned from", found.name)
-        ready = data.prepare(found, words, skip_unseen=True)
+        ready = shards.prepare(found, words, skip_unseen=True)
         tokens, characters, size = pretrain.held_out(ready, config)
         skipped, window = ready.skipped, min(256, config.block_size)  # as the run itself evaluates
         what = f"{'validation part' if config.val_part == 'val' else 'development split'} of {found.name}"
@@ -196,28 +207,32 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         raise BardletError(f"--context {block} is more than the model's window of {model.config.block_size}: "
                            f"take --context {model.config.block_size} or less")
     full = command.protocol == "full"
-    batches = data.validation_windows(tokens, block) if full else data.random_windows(tokens, block, seed=0)
+    batches = windows.validation_windows(tokens, block) if full else windows.random_windows(tokens, block, seed=0)
     named = ({"idx": i, "target": t} for i, t in batches)
-    dtype = dist.pick_dtype(command.dtype, device)
-    loss = evaluate.mean_loss(model, named, device, dtype, evaluate.rows_at_once(model.config, block))
-    result = evaluate.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
+    dtype = runtime_device.pick_dtype(command.dtype, device)
+    loss = metrics.mean_loss(model, named, device, dtype, metrics.rows_at_once(model.config, block))
+    result = metrics.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
     return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
 
 
 def answered(command: Command, config: TrainConfig, record: dict[str, Any], model: Any, words: Tokenizer,
              device: Any) -> Score:  # fmt: skip
     """The loss on the answers that a run of `bardlet sft` did not learn from."""
-    from bardlet import dist, evaluate, loss
-    from bardlet.align import sft
+    from bardlet.evaluation import metrics
+    from bardlet.runtime import device as runtime_device
+    from bardlet.runtime import distributed
+    from bardlet.stages import sft
+    from bardlet.training import losses
 
     found = sft.find(config)
     if found.hash != record.get("text_hash"):
         log.warning("%s is not what the run trained on any more; what is held out of it may have been learned from",
                     found.name)
-    held = sft.parts(sft.prepare(found, config, words, dist.Dist(0, 1, device)), config)[1]
+    held = sft.parts(sft.prepare(found, config, words, distributed.Dist(0, 1, device)), config)[1]
     batches = sft.held_out(held, replace(config, eval_tokens=0), int(words.pad_id or 0))
-    rows = evaluate.rows_at_once(model.config, config.block_size)
-    mean = evaluate.mean_loss(model, batches, device, dist.pick_dtype(command.dtype, device), rows, loss.answers)
+    rows = metrics.rows_at_once(model.config, config.block_size)
+    dtype = runtime_device.pick_dtype(command.dtype, device)
+    mean = metrics.mean_loss(model, batches, device, dtype, rows, losses.answers)
     return sft.score(held, words, mean)
 
 

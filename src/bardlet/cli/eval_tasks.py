@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bardlet.cli import console
+from bardlet import console
 
 if TYPE_CHECKING:
-    from bardlet.accuracy import Result, Talker
     from bardlet.cli.eval import Command
+    from bardlet.evaluation.likelihood import Result, Talker
     from bardlet.tokenizer import Tokenizer
 
 TEXT, TEMPLATE = "plain text", "chat template"
@@ -21,15 +21,17 @@ TEXT, TEMPLATE = "plain text", "chat template"
 
 def run(command: Command, folder: Path) -> int:
     """Ask a model the questions of `command.task`, print a line for each task; returns the exit code."""
-    from bardlet import accuracy, dist, hf, tasks
+    from bardlet.evaluation import likelihood, tasks
+    from bardlet.run import hf
+    from bardlet.runtime import device as runtime_device
 
     names = tuple(dict.fromkeys(command.task))
     asked = {name: tasks.records(name, command.limit) for name in names}  # what is missing is said before any work
     model, words = hf.read_folder(folder)
-    device = dist.pick_device(command.device)
-    dist.settle(None, False, device)
+    device = runtime_device.pick_device(command.device)
+    runtime_device.settle(None, False, device)
     model.to(device)
-    talker, dtype = talker_of(words), dist.pick_dtype(command.dtype, device)
+    talker, dtype = talker_of(words), runtime_device.pick_dtype(command.dtype, device)
     figures: dict[str, dict[str, Any]] = {}
     for name, questions in asked.items():
         by_template = talker is not None and tasks.find(name).kind == "number"
@@ -37,7 +39,7 @@ def run(command: Command, folder: Path) -> int:
         with console.preparing() as progress:
             assert progress is not None
             tell = partial(progress, f"{name}: {console.count(len(questions), 'question')}")
-            result = accuracy.measure(name, questions, model, words, device, dtype, talker, tell)
+            result = likelihood.measure(name, questions, model, words, device, dtype, talker, tell)
         seconds, form = time.monotonic() - begun, TEMPLATE if by_template else TEXT
         say(name, result, form, seconds, model.config.block_size)
         figures[name] = {**asdict(result), "form": form, "seconds": round(seconds, 3)}
@@ -49,13 +51,14 @@ def run(command: Command, folder: Path) -> int:
 
 def talker_of(words: Tokenizer) -> Talker | None:
     """How a model with bardlet's chat template is asked; None for every other tokenizer."""
-    from bardlet.accuracy import Talker
-    from bardlet.align import chat
+    from bardlet.data import chat_template
+    from bardlet.evaluation.likelihood import Talker
+    from bardlet.inference import answers
 
-    if words.chat_template != chat.TEMPLATE:
+    if words.chat_template != chat_template.TEMPLATE:
         return None
-    return Talker(lambda text: chat.encode(words, [{"role": "user", "content": text}], ask=True)[0].tolist(),
-                  chat.stop_ids(words))
+    return Talker(lambda text: chat_template.encode(words, [{"role": "user", "content": text}], ask=True)[0].tolist(),
+                  answers.stop_ids(words))
 
 
 def say(name: str, result: Result, form: str, seconds: float, window: int) -> None:

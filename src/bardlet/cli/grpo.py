@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import tyro
 
 from bardlet.cli import on_policy, stage
-from bardlet.config import FINE, StageName
+from bardlet.config.settings import FINE, StageName
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import parse
 from bardlet.errors import BardletError
 
@@ -73,9 +73,9 @@ def main(argv: Sequence[str]) -> int:
     rungs = select(command.rungs)
     if command.explain:
         return explain(command)
-    from bardlet import dist as distributed
-    from bardlet import lock
     from bardlet.ladder import report, run
+    from bardlet.run import lock
+    from bardlet.runtime import distributed
 
     plan = run.Plan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
                     command.seeds, command.minutes, command.device, command.threads)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bardlet.cli import stage
-from bardlet.config import FINE
+from bardlet.config.settings import FINE
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from bardlet.config import option
+from bardlet.config.settings import option
 from bardlet.errors import BardletError
 
 T = TypeVar("T")
@@ -80,9 +80,9 @@ class Sampling:
         """Put `model` on its device; returns the options that `generate.stream` wants."""
         import torch
 
-        from bardlet import dist
+        from bardlet.runtime import device as runtime_device
 
-        dist.place(model, self.device, self.dtype)
+        runtime_device.place(model, self.device, self.dtype)
         seed = int(torch.seed() % 2**31) if self.seed is None else self.seed
         options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": seed}
         return {**options, "dtype": torch.int8} if self.dtype == "int8" else options

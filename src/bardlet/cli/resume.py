@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bardlet.cli import console, train
+from bardlet import console
+from bardlet.cli import train
 from bardlet.cli.options import parse
-from bardlet.config import TrainConfig
+from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.data import Progress
-    from bardlet.dist import Dist
-    from bardlet.train import Trainer
+    from bardlet.data.shards import Progress
+    from bardlet.runtime.distributed import Dist
+    from bardlet.training.state import Trainer
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,20 @@ class Command:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "resume")
-    from bardlet import checkpoint, lock
-    from bardlet import dist as distributed
+    from bardlet.run import checkpoint, lock
+    from bardlet.run import folder as run_folder
+    from bardlet.runtime import distributed
 
     run = Path(command.run)
     if command.steps is not None and not command.allow_change:
         raise BardletError(f"--steps {command.steps} changes the schedule of the run: add --allow-change")
     console.show_notices(os.environ.get("RANK", "0") == "0")
-    config, record = checkpoint.settings(run, command.allow_change)
+    config, record = run_folder.settings(run, command.allow_change)
     _same_reward(run, config, command)
     begun = time.monotonic()
     with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
-            checkpoint.sweep(run)
+            run_folder.sweep(run)
         with console.preparing(dist.main) as progress:
             go_on = continued if checkpoint.steps_saved(run) or record.get("saved") else begun_again
             trainer, data = go_on(run, config, record, dist, command, progress)
@@ -76,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
                 progress: Progress | None) -> tuple[Trainer, Any]:
     """The run as it began: it has no checkpoint yet, so nothing is lost; its settings and their plan stay."""
-    from bardlet import pretrain
+    from bardlet.planning import compilation
 
     trainer, data = train.stage_of(config).new_trainer(config, dist, None, progress=progress, run=run)
     _same_text(run, record, trainer.record["text"], trainer.record["text_hash"], command)
@@ -85,22 +87,25 @@ def begun_again(run: Path, config: TrainConfig, record: dict[str, Any], dist: Di
             what = config.init if name == "base_hash" else config.reward
             raise BardletError(f"{run}: {what} is not the model any more that the run began with; put it back")
     trainer.record = {**record, **trainer.record, "minutes": record.get("minutes")}  # the clock goes on, too
-    pretrain.choose_compile(trainer)
+    compilation.choose_compile(trainer)
     return trainer, data
 
 
 def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist, command: Command,
               progress: Progress | None) -> tuple[Trainer, Any]:
     """The run as its newest whole checkpoint left it; with other --steps when that was asked for."""
-    from bardlet import checkpoint, hf, pretrain, tokenizer
-    from bardlet.train import restore
+    from bardlet import tokenizer
+    from bardlet.planning import compilation
+    from bardlet.run import checkpoint, hf
+    from bardlet.run import folder as run_folder
+    from bardlet.training.checkpointing import restore
 
     stage = train.stage_of(config)
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
     folder = checkpoint.newest_whole(run)
-    checkpoint.verify_root(run, folder)
+    run_folder.verify_root(run, folder)
     words = tokenizer.load(run)
     try:
         found = stage.find(config)
@@ -113,13 +118,13 @@ def continued(run: Path, config: TrainConfig, record: dict[str, Any], dist: Dist
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
     trainer = stage.assemble(run, model, data, config, dist, record, resumed=True)
     if config.compile == "on":
-        pretrain.choose_compile(trainer)
+        compilation.choose_compile(trainer)
     before = checkpoint.read_facts(folder)["machine"]
     odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if odd and not command.allow_change:
         raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "
                            "would not go on bit for bit; --allow-change goes on all the same")
-    if lost := bool(dist.from_main(int(dist.main and checkpoint.mend_root(run)))):
+    if lost := bool(dist.from_main(int(dist.main and run_folder.mend_root(run)))):
         for name in ("finished", "selected_by", "selected_step", "val_loss", "averaged"):
             record.pop(name, None)
     restore(trainer, folder, best_is_lost=lost)
@@ -135,7 +140,7 @@ def _same_text(run: Path, record: dict[str, Any], name: str, digest: str, comman
 
 def _same_reward(run: Path, config: TrainConfig, command: Command) -> None:
     """BardletError where a run gets its rewards from a program and nobody typed which, or another reward was typed."""
-    from bardlet.align import rewards
+    from bardlet.stages import rewards
 
     asked = rewards.is_command(config.reward) and command.reward is None
     if asked or command.reward not in (None, config.reward):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import Sampling, parse
 from bardlet.errors import BardletError
 
@@ -41,9 +41,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "sample")
     console.show_notices()
-    from bardlet import checkpoint, dist, hf, writing
+    from bardlet.inference import text_generation
+    from bardlet.run import folder as run_folder
+    from bardlet.run import hf
+    from bardlet.runtime import device
 
-    dist.keep_freed_memory()
+    device.keep_freed_memory()
     folder = Path(command.run)
     model, words = hf.read_folder(folder)
     if model.config.model == "encdec":
@@ -51,17 +54,17 @@ def main(argv: Sequence[str]) -> int:
     documents = 2
     if (folder / "run.toml").exists():
         try:
-            documents = checkpoint.settings(folder, changed=True)[1].get("documents", 2)
+            documents = run_folder.settings(folder, changed=True)[1].get("documents", 2)
         except BardletError as error:
             log.warning("%s", error)
     try:  # before anything is printed
-        prompt = writing.prompt_ids(words, command.prompt, documents)
+        prompt = text_generation.prompt_ids(words, command.prompt, documents)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
     options = command.prepared(model)
     begun = time.monotonic()
     if command.json or command.num > 1:
-        made = writing.complete(model, words, [prompt] * command.num, command.tokens, **options)
+        made = text_generation.complete(model, words, [prompt] * command.num, command.tokens, **options)
         count = sum(len(ids) for ids in made)
         texts = [words.decode(ids, skip_special=True) for ids in made]
         if not command.json:
@@ -69,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
                 console.say(f"--- {number} ---\n{command.prompt}{text}\n")
     else:
         print(command.prompt, end="", flush=True)
-        count = writing.stream(model, words, prompt, command.tokens, lambda text: print(text, end="", flush=True),
-                               **options)
+        count = text_generation.stream(model, words, prompt, command.tokens,
+                                       lambda text: print(text, end="", flush=True), **options)
         print(flush=True)
     if command.json:
         console.say_json({"prompt": command.prompt, "completions": texts,

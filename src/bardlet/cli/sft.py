@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from bardlet.cli import stage
-from bardlet.config import FINE, StageName
+from bardlet.config.settings import FINE, StageName
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import tyro
 
 from bardlet.cli import train
 from bardlet.cli.options import parse
-from bardlet.config import Activation, Model, StageName
+from bardlet.config.model import Activation
+from bardlet.config.settings import Model, StageName
+from bardlet.config.toml import settings_in
 from bardlet.errors import BardletError
-from bardlet.toml import settings_in
 
 
 @dataclass(frozen=True)

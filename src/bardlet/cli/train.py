@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import parse
-from bardlet.config import OF_REWARDS, PARALLEL, ModelConfig, StageName, TrainConfig, option
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import OF_REWARDS, PARALLEL, StageName, TrainConfig, option
+from bardlet.config.toml import read_toml, settings_in
 from bardlet.errors import BardletError
-from bardlet.toml import read_toml, settings_in
 
 if TYPE_CHECKING:
-    from bardlet.train import State, Trainer
+    from bardlet.training.state import State, Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -76,9 +77,11 @@ def start(command: Command, argv: Sequence[str]) -> int:
     if config.steps is None and config.minutes is None and config.stage == "pretrain":
         config = replace(config, minutes=5.0)
     begun = time.monotonic()  # to load torch takes part of the minutes
-    from bardlet import diagnosis, pretrain
-    from bardlet import dist as distributed
     from bardlet.cli import resume
+    from bardlet.planning import compilation
+    from bardlet.run import diagnosis
+    from bardlet.runtime import distributed
+    from bardlet.stages import pretrain
 
     stage = stage_of(config)
     if _started_again(command):
@@ -93,7 +96,7 @@ def start(command: Command, argv: Sequence[str]) -> int:
             trainer, data = stage.new_trainer(config, dist, command.out, given, progress, begun, in_file)
         estimated = command.plan and "reasons" in trainer.record  # by the machine's speed, not by this model's steps
         if config.minutes is None:
-            pretrain.choose_compile(trainer)
+            compilation.choose_compile(trainer)
         elif not estimated:
             pretrain.plan_steps(trainer, config.minutes * 60, begun, {*given, *in_file})
         stage.expect(trainer, data)
@@ -112,25 +115,26 @@ def start(command: Command, argv: Sequence[str]) -> int:
 
 
 def stage_of(config: TrainConfig) -> Any:
-    """What these settings train: a file with the names of pretrain.py."""
-    from bardlet import pretrain, translation
+    """What these settings train: a file with the names of stages/pretrain.py."""
+    from bardlet.stages import pretrain, translation
 
     if config.stage != "pretrain":
-        from bardlet.align import dpo, reinforce, reward, sft
+        from bardlet.stages import dpo, reward_model, rl, sft
 
-        return {"sft": sft, "reward": reward, "dpo": dpo, "ppo": reinforce, "grpo": reinforce}[config.stage]
+        return {"sft": sft, "reward": reward_model, "dpo": dpo, "ppo": rl, "grpo": rl}[config.stage]
     return translation if config.parallel else pretrain
 
 
 def _started_again(command: Command) -> bool:
     """Whether torchrun starts this command again (--max-restarts), and it had begun its run."""
-    from bardlet import checkpoint, heartbeat
+    from bardlet.run import folder
+    from bardlet.runtime import heartbeat
 
     if command.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
         raise BardletError("--max-restarts: processes that are started again must find their run; name it with --out")
     if heartbeat.attempt() == "0" or command.out is None or not (Path(command.out) / "run.toml").exists():
         return False
-    return checkpoint.settings(Path(command.out))[1].get("launch") == heartbeat.launch()
+    return folder.settings(Path(command.out))[1].get("launch") == heartbeat.launch()
 
 
 def _read(argv: Sequence[str]) -> Command:
@@ -164,7 +168,7 @@ def defaults(argv: Sequence[str], kind: type[Kind], pairs: bool = False) -> Kind
 
 def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
     """Print text, tokenizer, model and plan, and return the plan's figures."""
-    from bardlet.budget import short
+    from bardlet.planning.plan import short
 
     c, tokens = t.config, t.config.tokens_per_step
     what, epochs = stage_of(c).said(t, data)
@@ -199,7 +203,7 @@ def _say_plan(t: Trainer, data: Any) -> dict[str, Any]:
 
 def _band(expected: float) -> str:
     """An expected loss with the band that nearly all runs fall into."""
-    from bardlet.budget import BAND
+    from bardlet.planning.scaling_law import BAND
 
     return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f})"
 
@@ -225,8 +229,9 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None, begun: float) ->
 
     begun: when this command did (of time.monotonic): what was spent until the first step is part of the run's time.
     """
-    from bardlet import checkpoint, files, heartbeat, lock
-    from bardlet.signals import Stopped
+    from bardlet.run import checkpoint, folder, lock
+    from bardlet.runtime import atomic, heartbeat
+    from bardlet.runtime.signals import Stopped
 
     t.config = replace(t.config,
                        eval_every=_eval_every(t) if t.config.eval_every is None else t.config.eval_every,
@@ -236,12 +241,12 @@ def run_to_end(t: Trainer, data: Any, resumed_from: int | None, begun: float) ->
         return {}
     if resumed_from is None:
         t.run.mkdir(parents=True, exist_ok=True)
-        files.sync_folder(t.run.parent)
+        atomic.sync_folder(t.run.parent)
     # a run that goes on is locked already, since before its checkpoint was read
     with lock.locked(t.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
-            checkpoint.new_folder(t.run, "", held=True)  # another process may have been first, and be done
-            checkpoint.sweep(t.run)
+            folder.new_folder(t.run, "", held=True)  # another process may have been first, and be done
+            folder.sweep(t.run)
             if t.dist.world > 1:
                 t.record["launch"] = heartbeat.launch()
         try:
@@ -261,7 +266,7 @@ def _eval_every(t: Trainer) -> int:
 
     A token that is looked at takes about a third of one that is learned from.
     """
-    from bardlet import clock
+    from bardlet.planning import clock
 
     learned, looked_at = t.state.steps * t.config.tokens_per_step, t.record.get("val_tokens")
     number = clock.evaluations_for(3 * learned, looked_at, share=1) if looked_at else clock.EVALUATIONS
@@ -269,8 +274,10 @@ def _eval_every(t: Trainer) -> int:
 
 
 def _fit(t: Trainer, data: Any, begun: float) -> None:
-    from bardlet import clock, diagnosis, hf, report
-    from bardlet.train import fit, write_run
+    from bardlet.planning import clock
+    from bardlet.run import diagnosis, hf, trackers
+    from bardlet.training.checkpointing import write_run
+    from bardlet.training.trainer import fit
 
     def no_clock(state: State) -> None:
         return None
@@ -286,7 +293,7 @@ def _fit(t: Trainer, data: Any, begun: float) -> None:
         for name in ("metrics.jsonl", "model.safetensors"):  # of a process that ended before its first checkpoint
             (t.run / name).unlink(missing_ok=True)
         hf.write_folder(t.run, t.model, data.tokenizer)
-    tell = report.trackers(t.config, t.run)
+    tell = trackers.trackers(t.config, t.run)
     told: set[str] = set()
     with console.training(UNITS.get(t.config.stage, "tokens")) as watch:
 
@@ -318,22 +325,22 @@ def _diagnose(t: Trainer, told: set[str]) -> None:
     """Say what the losses tell, each thing once; those of answers that a model wrote itself tell nothing."""
     if t.config.stage in OF_REWARDS:
         return
-    from bardlet import checkpoint, diagnosis
+    from bardlet.run import diagnosis, metrics
 
-    for found in diagnosis.of_losses(checkpoint.read_metrics(t.run), t.config, t.state.steps, t.record):
+    for found in diagnosis.of_losses(metrics.read_metrics(t.run), t.config, t.state.steps, t.record):
         if found.about not in told:
             told.add(found.about)
             log.warning(found.said)
 
 
 def _summary(t: Trainer, data: Any, resumed_from: int | None) -> dict[str, Any]:
-    from bardlet import report
-    from bardlet.budget import BAND
+    from bardlet.planning.scaling_law import BAND
+    from bardlet.run import card
 
     facts, sample = stage_of(t.config).conclude(t, data)
     console.say(f"\n{sample}\n")
     mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
-    console.say(f"validation loss {report.loss_in_words(facts)} ({facts['selected_by']} weights, "
+    console.say(f"validation loss {card.loss_in_words(facts)} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}{mean}); {facts['steps']:,} steps in "
                 f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from bardlet.cli import console
+from bardlet import console
 from bardlet.cli.options import parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
+    from bardlet.inference.translate import How
     from bardlet.tokenizer import Tokenizer
-    from bardlet.translate import How
 
 log = logging.getLogger("bardlet")
 
@@ -62,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "translate")
     console.show_notices()
-    from bardlet import dist
+    from bardlet.runtime import device as runtime_device
 
-    dist.keep_freed_memory()
+    runtime_device.keep_freed_memory()
     model, words, how = load(Path(command.run), command.beam, command.length_penalty, command.batch_size)
-    dist.place(model, command.device, command.dtype)
+    runtime_device.place(model, command.device, command.dtype)
     if command.attention and not hasattr(model, "cross_attention"):
         raise BardletError(f"--attention: {model.config.model} has no cross-attention to draw; leave it out")
     if command.attention and not command.attention.lower().endswith(".png"):
@@ -90,12 +90,14 @@ def main(argv: Sequence[str]) -> int:
 
 def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tuple[Any, Tokenizer, How]:
     """(model, tokenizer, how to translate) of a folder. BardletError for a model that does not translate."""
-    from bardlet import checkpoint, hf, translate
+    from bardlet.inference import translate
+    from bardlet.run import folder as run_folder
+    from bardlet.run import hf
 
     model, words = hf.read_folder(folder)
     prefix_lm = False
     if model.config.model != "encdec":
-        config = checkpoint.settings(folder, changed=True)[0] if (folder / "run.toml").exists() else None
+        config = run_folder.settings(folder, changed=True)[0] if (folder / "run.toml").exists() else None
         if config is None or not config.parallel:
             raise BardletError(f"{folder}: this {model.config.model} model was not trained to translate; train one "
                                "with `bardlet train --pair de-en`, or with --source F --target F")
@@ -107,17 +109,17 @@ def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tu
 
 def read(files: Sequence[str]) -> Iterator[str]:
     """The lines of files, or of standard input. BardletError where they are no UTF-8 text."""
-    from bardlet import parallel
-    from bardlet.reading import decoded_lines
+    from bardlet.data import bitext
+    from bardlet.data.text import decoded_lines
 
     if not files:
         return decoded_lines(sys.stdin.buffer, "standard input")
-    return iter([line for file in files for line in parallel.read_lines(Path(file))])
+    return iter([line for file in files for line in bitext.read_lines(Path(file))])
 
 
 def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, before: int, say: Any) -> list[str]:
     """The translations of some lines, before which there were others; `say` hears each as soon as its turn has come."""
-    from bardlet import translate
+    from bardlet.inference import translate
 
     done: dict[int, str] = {}
     said = 0
@@ -131,10 +133,11 @@ def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, befor
 
 def draw(path: Path, model: Any, words: Tokenizer, line: str | None, how: How) -> None:
     """The cross-attention of one sentence and its translation as a picture."""
-    from bardlet import report, translate
+    from bardlet.inference import translate
+    from bardlet.run import plots
 
     if line is None:
         raise BardletError("--attention: no line with a translation to draw; give one that has words")
     maps, source, target = translate.attended(model, words, line, how)
-    report.attention_maps(path, maps.numpy(), source, target)
+    plots.attention_maps(path, maps.numpy(), source, target)
     log.info("the attention of the first line is drawn in %s", path)

@@ -16,7 +16,14 @@ from pathlib import Path
 from bardlet.errors import BardletError
 from bardlet.ladder import pictures as drawing
 from bardlet.ladder.experiment import Experiment
-from bardlet.ladder.experiments_attention import averages, heads, mask, masks, rotary_positions, variance
+from bardlet.ladder.experiments_attention import (
+    averages,
+    heads,
+    mask,
+    masks,
+    rotary_positions,
+    variance,
+)
 from bardlet.ladder.experiments_training import dropout, first_loss, layernorm, residual_gradients
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bardlet.ladder.experiment import SMALL, Experiment, largest, seeded
 from bardlet.ladder.experiments_paint import bars, curves, matrix, side_by_side
-from bardlet.models.ladder import (
+from bardlet.models.layers import place, rotary, rotate
+from bardlet.models.lecture import (
     DropoutAttention,
     Head,
     OneHeadModel,
@@ -24,7 +25,6 @@ from bardlet.models.ladder import (
     average_by_matrix,
     average_by_softmax,
 )
-from bardlet.models.layers import place, rotary, rotate
 
 
 def averages() -> Experiment:

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 from bardlet.ladder.experiment import SMALL, Experiment, largest, seeded
 from bardlet.ladder.experiments_paint import curves, histogram, matrix, side_by_side
-from bardlet.models.ladder import BigramModel, DropoutModel, FeedForward, LayerNormBlock, LayerNormModel, ResidualBlock
 from bardlet.models.layers import RMSNorm
+from bardlet.models.lecture import (
+    BigramModel,
+    DropoutModel,
+    FeedForward,
+    LayerNormBlock,
+    LayerNormModel,
+    ResidualBlock,
+)
 
 
 def residual_gradients() -> Experiment:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bardlet import checkpoint
-from bardlet.generate import evaluating
+from bardlet.inference.generate import evaluating
+from bardlet.run import metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,7 +170,7 @@ def _loss_panel(axes: Axes, palette: Palette, outcomes: Sequence[Outcome]) -> No
 
 def _loss_curve(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(steps, validation losses) of a run folder's metrics.jsonl."""
-    lines = checkpoint.read_metrics(folder)
+    lines = metrics.read_metrics(folder)
     steps, loss = np.array([(line["step"], line["val_loss"]) for line in lines if "val_loss" in line],
                            dtype=np.float64).reshape(-1, 2).T  # fmt: skip
     return steps, loss

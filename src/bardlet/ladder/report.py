@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bardlet import files, hf
 from bardlet.ladder import pictures, rungs, sources
 from bardlet.ladder.rungs import Rung
+from bardlet.run import hf
+from bardlet.runtime import atomic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,7 +122,7 @@ def write(out: Path, outcomes: Sequence[Outcome], sentence: str, facts: Mapping[
     page = _template().render(sections=parts, curves=curves, facts=facts, lines=list(lines.values()),
                               time=duration(sum(o.seconds for o in outcomes)), css=_file("page.css"))
     path = out / "report.html"
-    files.write_text(path, page)
+    atomic.write_text(path, page)
     return path
 
 

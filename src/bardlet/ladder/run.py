@@ -18,16 +18,24 @@ from typing import Any
 
 import torch
 
-from bardlet import __version__, checkpoint, clock, corpus, data, evaluate, files, hf, models, pretrain
-from bardlet import train as training
-from bardlet.config import TrainConfig
-from bardlet.data import Prepared
-from bardlet.dist import Dist, processor
+from bardlet import __version__, models
+from bardlet.config.settings import TrainConfig
+from bardlet.config.toml import read_toml
+from bardlet.data import corpus, shards, windows
+from bardlet.data.shards import Prepared
 from bardlet.errors import BardletError
+from bardlet.evaluation import metrics
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
-from bardlet.signals import Stopped, signals
-from bardlet.toml import read_toml
-from bardlet.train import Trainer
+from bardlet.planning import clock, compilation
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
+from bardlet.runtime import atomic, manifest
+from bardlet.runtime.device import processor
+from bardlet.runtime.distributed import Dist
+from bardlet.runtime.signals import Stopped, signals
+from bardlet.stages import pretrain
+from bardlet.training import checkpointing, trainer
+from bardlet.training.state import Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -92,7 +100,7 @@ Watch = Callable[[Rung, int, dict[str, Any]], None]
 class Ladder:
     """A text, made ready once, and the rungs to be trained on it."""
 
-    def __init__(self, plan: Plan, dist: Dist, progress: data.Progress | None = None) -> None:
+    def __init__(self, plan: Plan, dist: Dist, progress: shards.Progress | None = None) -> None:
         if dist.world > 1:
             raise BardletError("bardlet ladder trains in one process: start it without torchrun")
         self.plan, self.dist = plan, dist
@@ -137,7 +145,7 @@ class Ladder:
     def _check_folder(self) -> None:
         """Raises BardletError where the folder cannot be made, or holds something else than a ladder."""
         if not self.out.is_dir():
-            checkpoint.new_folder(self.out, "")
+            run_folder.new_folder(self.out, "")
         elif not (self.out / "ladder.json").exists() and any(path.name != ".lock" for path in self.out.iterdir()):
             raise BardletError(f"{self.out}: is not empty and holds no ladder; name another --out")
 
@@ -146,7 +154,7 @@ class Ladder:
         path = self.out / "ladder.json"
         if not path.exists():
             return
-        before = files.read_json(path)
+        before = manifest.read_json(path)
         odd = [name for name, value in self.asked.items() if before.get("asked", {}).get(name) != value]
         if odd:
             raise BardletError(f"{path}: this ladder was begun with another {odd[0]} "
@@ -212,7 +220,7 @@ class Ladder:
                     f"{self.steps[rung.name]:,} steps in {self.minutes:g} minutes")
         self.out.mkdir(parents=True, exist_ok=True)
         timed = {"threads": self.timed_with} if self.timed_with else {}
-        files.write_json(self.out / "ladder.json", {"asked": self.asked, **timed, "steps": self.steps})
+        atomic.write_json(self.out / "ladder.json", {"asked": self.asked, **timed, "steps": self.steps})
         left = any(rung.scaled and self.outcome(rung, seed) is None for rung, seed in self.jobs())
         if left and self.timed_with not in (None, self.threads):
             log.warning("%s: its scaled rungs were timed with %d threads, not with %d: a minute is another amount of "
@@ -224,7 +232,7 @@ class Ladder:
         t = self.trainer(rung, seed, steps)
         if (known := self.compiled.get(_kind(rung))) is not None:
             t.config = replace(t.config, compile="on" if known else "off")
-        pretrain.choose_compile(t, 60 * self.minutes if self.minutes is not None else None)
+        compilation.choose_compile(t, 60 * self.minutes if self.minutes is not None else None)
         self.compiled[_kind(rung)] = t.machine["compiled"]
         return t
 
@@ -246,12 +254,12 @@ class Ladder:
             t = self.trainer(rung, seed)
         folder.mkdir(parents=True)
         hf.write_folder(folder, t.model, self.ready.tokenizer)
-        training.write_run(t)
+        checkpointing.write_run(t)
         with signals() as box:
-            training.fit(t, watch=lambda line: watch(rung, seed, line), asked=box)
+            trainer.fit(t, watch=lambda line: watch(rung, seed, line), asked=box)
             outcome = self._measure(t, rung, seed)
             shutil.rmtree(folder / "checkpoints")  # the result is the folder; to go on means to begin again
-            files.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
+            atomic.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
         late[:] = [box.number]
         return outcome
 
@@ -259,21 +267,21 @@ class Ladder:
         """The losses of the weights at the root, by the lecture's way and by protocol (b)."""
         model = hf.read_folder(t.run)[0].to(self.dist.device)
         block, rows = t.config.block_size, t.config.batch_size * t.config.grad_accum
-        at_once = evaluate.rows_at_once(t.model.config, block)
+        at_once = metrics.rows_at_once(t.model.config, block)
 
-        def loss(batches: Sequence[data.Batch]) -> float:
+        def loss(batches: Sequence[windows.Batch]) -> float:
             named = ({"idx": idx, "target": target} for idx, target in batches)
             # as `bardlet eval` does: 400 batches of a scaled rung on a CPU take 19 s of a core, 7 in bf16, which is off
             # by 2e-5
-            return evaluate.mean_loss(model, named, self.dist.device, "fp32", at_once)
+            return metrics.mean_loss(model, named, self.dist.device, "fp32", at_once)
 
         train, val = pretrain.parts(self.ready, t.config)
-        full = data.validation_windows(val, min(256, block))
+        full = windows.validation_windows(val, min(256, block))
         t.record.update(val_loss=loss(full), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
         facts, sample = pretrain.conclude(t, self.ready)
         return Outcome(rung, seed, t.run, facts["parameters"], t.state.step, round(t.state.seconds, 3),
-                       loss(data.random_windows(train, block, 200, rows, seed=1)),
-                       loss(data.random_windows(val, block, 200, rows, seed=2)), facts["val_loss"], sample,
+                       loss(windows.random_windows(train, block, 200, rows, seed=1)),
+                       loss(windows.random_windows(val, block, 200, rows, seed=2)), facts["val_loss"], sample,
                        self._decisive(t.config), self._made(t))
 
     def _decisive(self, config: TrainConfig) -> dict[str, Any]:

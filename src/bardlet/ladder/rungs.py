@@ -1,4 +1,4 @@
-"""What the rungs are: a model of `models/ladder.py`, how it is trained, and what the lecture saw."""
+"""What the rungs are: a model of `models/lecture.py`, how it is trained, and what the lecture saw."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LECTURE = {"optimizer": "adamw", "schedule": "constant", "warmup_steps": 0, "bet
            "grad_clip": 0.0, "keep": "last"}
 """How the lecture trains: AdamW with PyTorch's defaults, at a constant learning rate, and the last weights count.
 
-One thing differs: the lecture's AdamW decays biases and the weights of norms, too, ours does not (optim.py). At a
-learning rate of 1e-3 such a decay takes a hundred-thousandth of a weight a step.
+One thing differs: the lecture's AdamW decays biases and the weights of norms, too, ours does not
+(training/optim.py). At a learning rate of 1e-3 such a decay takes a hundred-thousandth of a weight a step.
 """
 
 
@@ -40,7 +40,7 @@ class Rung:
     lecture: float | None
     """The validation loss that the lecture quotes (Tiny Shakespeare, characters)."""
     parts: tuple[str, ...]
-    """Its classes and functions, in reading order: names in models/ladder.py, models/layers.py or other.py:name."""
+    """Its classes and functions, in reading order: names in models/lecture.py, models/layers.py or other.py:name."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What it trains with that the others do not."""
     after: str = ""
@@ -81,9 +81,9 @@ LADDER = (
     _rung(11, "qk-norm", "QK-norm", "a norm on queries and keys", None,
           "QKNormAttention SwiGLU QKNormBlock QKNormModel"),
     _rung(12, "muon", "Muon", "Muon in place of AdamW for the matrices of the blocks", None,
-          "optim.py:parameter_groups optim.py:build", "qk-norm", optimizer="muon", muon_lr=1e-2),
+          "training/optim.py:parameter_groups training/optim.py:build", "qk-norm", optimizer="muon", muon_lr=1e-2),
     _rung(13, "average", "An average of weights", "the mean of the weights over the last fifth of the steps", None,
-          "train.py:_add_to_average", "qk-norm", optimizer="muon", muon_lr=1e-2, keep="average"),
+          "training/averaging.py:_add_to_average", "qk-norm", optimizer="muon", muon_lr=1e-2, keep="average"),
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bardlet.ladder import rungs
 from bardlet.ladder.rungs import Rung
 
-MODEL_FILES = ("models/ladder.py", "models/layers.py")
+MODEL_FILES = ("models/lecture.py", "models/layers.py", "ops/attention.py", "ops/dropout.py")
 """Where a part is looked for whose name says no file."""
 ALIKE = 0.5
 """The share of words that two lines have in common when one is shown as the other's new form."""
@@ -65,7 +65,7 @@ def _definitions(file: str) -> dict[str, tuple[int, str]]:
 
 
 def part(name: str) -> Part:
-    """One part of a rung: a name in models/ladder.py or models/layers.py, or "file.py:name" below src/bardlet.
+    """One part of a rung: a name in models/lecture.py or models/layers.py, or "file.py:name" below src/bardlet.
 
     Raises LookupError where there is no such class, function or constant.
     """

@@ -6,33 +6,30 @@ Importing this file imports no torch: `bardlet --help` lists the families in a f
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bardlet.errors import BardletError, shown
+from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from bardlet.config import ModelConfig
+    from bardlet.config.model import ModelConfig
 
 FAMILIES = {
-    "bigram": "bardlet.models.ladder:BigramModel",
-    "averaging": "bardlet.models.ladder:AveragingModel",
-    "one-head": "bardlet.models.ladder:OneHeadModel",
-    "multi-head": "bardlet.models.ladder:MultiHeadModel",
-    "feed-forward": "bardlet.models.ladder:FeedForwardModel",
-    "residual": "bardlet.models.ladder:ResidualModel",
-    "layer-norm": "bardlet.models.ladder:LayerNormModel",
-    "dropout": "bardlet.models.ladder:DropoutModel",
-    "rotary": "bardlet.models.ladder:RotaryModel",
-    "swiglu": "bardlet.models.ladder:SwiGLUModel",
-    "qk-norm": "bardlet.models.ladder:QKNormModel",
+    "bigram": "bardlet.models.lecture:BigramModel",
+    "averaging": "bardlet.models.lecture:AveragingModel",
+    "one-head": "bardlet.models.lecture:OneHeadModel",
+    "multi-head": "bardlet.models.lecture:MultiHeadModel",
+    "feed-forward": "bardlet.models.lecture:FeedForwardModel",
+    "residual": "bardlet.models.lecture:ResidualModel",
+    "layer-norm": "bardlet.models.lecture:LayerNormModel",
+    "dropout": "bardlet.models.lecture:DropoutModel",
+    "rotary": "bardlet.models.lecture:RotaryModel",
+    "swiglu": "bardlet.models.lecture:SwiGLUModel",
+    "qk-norm": "bardlet.models.lecture:QKNormModel",
     "gpt2": "bardlet.models.gpt2:GPT2",
     "qwen3": "bardlet.models.qwen3:Qwen3",
     "encdec": "bardlet.models.encdec:EncDec",
 }
-SCALAR = {"gpt2": "bardlet.models.heads:ScalarGPT2", "qwen3": "bardlet.models.heads:ScalarQwen3"}
+SCALAR = {"gpt2": "bardlet.models.reward:ScalarGPT2", "qwen3": "bardlet.models.reward:ScalarQwen3"}
 """The families that can have a scalar head, with it."""
 MODEL_TYPES = {"pegasus": "encdec"}
 """Families whose Hugging Face layout has another name."""
@@ -56,56 +53,3 @@ def build(config: ModelConfig) -> Any:
     return (_imported(SCALAR[config.model]) if config.scores else load_class(config.model))(config)
 
 
-_required: Any = object()
-
-
-def take(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) -> Any:
-    """`hf[key]` as a `kind` (int: at least 1; float: at least 0). A missing or null entry gives `default`.
-
-    Raises BardletError where the entry is required and missing, or is not of that kind.
-    """
-    value = hf.get(key)
-    if value is None:
-        if default is _required:
-            raise BardletError(f"config.json has no '{key}': the file is damaged or of another model family")
-        return default
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    good, words = {
-        int: (isinstance(value, int) and number and value >= 1, "a whole number of at least 1"),
-        float: (number and value >= 0, "a number of at least 0"),
-        bool: (isinstance(value, bool), "true or false"),
-        str: (isinstance(value, str), "a text"),
-    }[kind]
-    if not good:
-        raise BardletError(f"config.json: '{key}' is {shown(value)}, but {words} is needed there")
-    return kind(value)
-
-
-def refuse(hf: Mapping[str, Any], key: str, *computed: Any) -> None:
-    """Raises BardletError where `hf` sets `key` to something else than the values that bardlet computes."""
-    if key in hf and hf[key] not in computed:
-        raise BardletError(
-            f"config.json: '{key}' is {shown(hf[key])}, which bardlet does not compute "
-            f"(only {' or '.join(map(repr, computed))}): use transformers for this model"
-        )
-
-
-def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies `tensors` into the model's parameters (each to the parameter's own dtype and device).
-
-    Raises BardletError, before anything is copied, that names the first tensor that is missing, not expected
-    or of another shape.
-    """
-    expected = model.state_dict()
-    for name, parameter in expected.items():
-        if name not in tensors:
-            raise BardletError(f"the weights have no '{name}': config.json and the weights do not belong together")
-        if tensors[name].shape != parameter.shape:
-            raise BardletError(
-                f"the weights have '{name}' of shape {list(tensors[name].shape)}, but config.json asks for "
-                f"{list(parameter.shape)}: they do not belong together"
-            )
-    for name in tensors:
-        if name not in expected:
-            raise BardletError(f"the weights have '{name}', which this model has no place for")
-    model.load_state_dict(dict(tensors))

@@ -18,23 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.config import LONGEST_SINUSOIDS, ModelConfig
+from bardlet.config.model import LONGEST_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models import load_strictly, refuse, take
-from bardlet.models.cross_entropy import linear_cross_entropy
-from bardlet.models.crossing import Decoder
+from bardlet.inference.decoders.encdec import Decoder
+from bardlet.models.base import load_strictly
+from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
-    Dropout,
     KVCache,
     Store,
-    attention,
     init_weights,
     layer_store,
     new_cache,
     place,
     remember,
 )
+from bardlet.ops.attention import attention
+from bardlet.ops.cross_entropy import linear_cross_entropy
+from bardlet.ops.dropout import Dropout
 
 Keys = tuple[Tensor, Tensor]  # k_BHSD, v_BHSD: what a sequence offers to those who ask it
 

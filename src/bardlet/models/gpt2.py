@@ -14,23 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.config import ModelConfig
+from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models import load_strictly, refuse, take
-from bardlet.models.cross_entropy import linear_cross_entropy
-from bardlet.models.decoding import Columns, Step, computing_dtype, product, sums_rows
+from bardlet.inference.decoders.cache import Columns, Step
+from bardlet.models.base import load_strictly
+from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
-    Dropout,
     KVCache,
     Store,
-    attention,
     init_weights,
     layer_store,
     new_cache,
     place,
     remember,
 )
+from bardlet.ops.attention import attention
+from bardlet.ops.cross_entropy import linear_cross_entropy
+from bardlet.ops.dropout import Dropout
+from bardlet.ops.linear import computing_dtype, product, sums_rows
 
 log = logging.getLogger("bardlet")
 

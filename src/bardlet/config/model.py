@@ -1,0 +1,54 @@
+"""The shape of a model: what its weights and a tokenizer's size need to compute logits. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FLAT = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
+"""Rungs of the ladder that have one layer and no blocks."""
+
+ROTARY = ("rotary", "swiglu", "qk-norm")
+"""Rungs of the ladder with rotary positions, RMSNorm and no biases."""
+
+RUNGS = (*FLAT, "residual", "layer-norm", "dropout", *ROTARY)
+"""The models of the ladder, in its order."""
+
+UNDIVIDED = ("bigram", "averaging", "one-head")
+"""Rungs of the ladder that divide their channels among no heads."""
+
+LONGEST_SINUSOIDS = 2**16
+"""Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
+
+Activation = Literal["gelu_new", "gelu", "relu"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model: with the weights, all that is needed to compute its logits."""
+
+    model: str
+    """gpt2, qwen3, encdec or a rung of the ladder."""
+    vocab_size: int
+    block_size: int = 256
+    """The context window, in tokens."""
+    n_layer: int = 6
+    n_encoder_layer: int = 0
+    """Blocks of the encoder (encdec only; n_layer are then those of the decoder)."""
+    n_head: int = 6
+    n_kv_head: int = 6
+    """Key and value heads; fewer than n_head is grouped-query attention (qwen3 only)."""
+    n_embd: int = 384
+    head_dim: int = 64
+    """Channels of one head: n_embd // n_head unless a Hugging Face folder says otherwise (qwen3 only)."""
+    n_inner: int = 1536
+    """Width of the feed-forward layer."""
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+    """The head reads the token embedding's table instead of one of its own."""
+    activation: str = "gelu_new"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies (qwen3, and the ladder from `rotary` on)."""
+    scores: bool = False
+    """A scalar head in place of that over the vocabulary: a reward model (gpt2, qwen3)."""

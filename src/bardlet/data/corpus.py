@@ -1,0 +1,388 @@
+"""Where text comes from: named corpora, files, folders and globs, read as documents of clean Unicode.
+
+A corpus is a list of sources, in the order in which they are read. What one file holds is read in data/text.py; here
+stands which files there are, what they are called, and which documents train and which validate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import logging
+import os
+import re
+import stat
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+
+from bardlet.data.text import (
+    OPENERS,
+    TEXT_SUFFIXES,
+    Source,
+    digest_of,
+    inner_suffix,
+    open_raw,
+    read_jsonl,
+    read_text,
+)
+from bardlet.errors import BardletError
+
+log = logging.getLogger("bardlet")
+
+Progress = Callable[[str, int, int | None], None]
+
+MANY = 20  # from so many documents on, whole documents are held out
+
+
+# ------------------------------------------------------------------------------------ named corpora
+
+
+@dataclass(frozen=True)
+class Named:
+    """A corpus that has a name. Files lie in the folder of that name under $BARDLET_DATA or the cache.
+
+    val: files that are the validation part; empty: the rule of Corpus.documents. between: a regular
+    expression, what lies between two documents of a text file. url, sha256: where one plain file is from.
+    """
+
+    what: str
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    between: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+
+
+NAMED = {
+    "tinyshakespeare": Named(
+        "40,000 lines of Shakespeare, 1.1 MB",
+        ("input.txt",),
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    # A name is a document: the files are sorted, so the last tenth of each would be names from T to Z,
+    # and a model that knows where a name ends can be asked for one name
+    "names": Named("7,944 English first names, 56 kB", ("female.txt", "male.txt"), between=r"\n"),
+    "tinystories-lower": Named(
+        "5,500 short stories for children, lower case, 4.2 MB",
+        ("tinystories_lower.txt.xz",),
+        between=r"(?<!\n)\n(?!\n)",  # an empty line separates paragraphs, a single line end two stories
+    ),
+    # WikiText-2's own training file is not in the collection: its test half trains, its validation half judges
+    "wikitext-2": Named("Wikipedia articles, tokenised, 2.4 MB", ("test.txt.gz",), ("valid.txt.gz",)),
+    "eltec-eng": Named("99 English novels 1840-1920, 64 MB", ("core.jsonl.xz", "rest.jsonl.xz"), ("val.jsonl.xz",)),
+    "eltec-fra": Named("14 French novels, 11 MB", ("train.jsonl.xz",), ("val.jsonl.xz",)),
+    # tang300, the third file of the set, is an anthology of poems that are in tang_all too
+    "chinese-poetry": Named("57,883 Chinese poems, 12 MB", ("song300.jsonl", "tang_all.jsonl.xz")),
+    "factbook": Named("261 countries of the CIA World Factbook, 7 MB", ("factbook.jsonl.xz",)),
+    "python-docs": Named("the prose of Python's own documentation, embedded in every Python"),
+}
+DEFAULT, EMBEDDED = "tinyshakespeare", "python-docs"
+
+
+def cache_folder() -> Path:
+    """$BARDLET_CACHE, or the user's cache folder as the operating system names it."""
+    if os.environ.get("BARDLET_CACHE"):
+        return Path(os.environ["BARDLET_CACHE"])
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("bardlet"))
+
+
+def locate(name: str) -> Path | None:
+    """The folder that holds every file of a named corpus; None: nowhere."""
+    named = NAMED[name]
+    return folder_with(name, named.train + named.val) if named.train else None
+
+
+def folder_with(name: str, wanted: Sequence[str]) -> Path | None:
+    """The folder NAME that has all the files `wanted`, $BARDLET_DATA before the cache; None: nowhere."""
+    roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
+    folders = (root / name for root in [*roots, cache_folder() / "data"])
+    return next((folder for folder in folders if all((folder / file).is_file() for file in wanted)), None)
+
+
+def get(name: str, progress: Progress | None = None) -> Path:
+    """The folder of a named corpus, downloaded into the cache when it is nowhere else.
+
+    BardletError with the remedy when it cannot be had. Atomic: a broken download leaves nothing behind.
+    """
+    if name not in NAMED:
+        raise BardletError(f'there is no corpus called "{name}"{_did_you_mean(name)}; `bardlet data` lists them')
+    named, folder = NAMED[name], locate(name)
+    if folder is not None:
+        return folder
+    where = f"put {', '.join(named.train + named.val)} into the folder {name} of $BARDLET_DATA"
+    if named.url is None:
+        raise BardletError(f"the corpus {name} is not on this machine and has no download: {where}")
+    target = cache_folder() / "data" / name / named.train[0]
+    try:
+        _download(named.url, target, named.sha256 or "", progress)
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
+        raise BardletError(f"{name} could not be downloaded from {named.url} ({reason}): {where}") from None
+    return target.parent
+
+
+def _download(url: str, target: Path, sha256: str, progress: Progress | None) -> None:
+    """Fetches url into target: OSError when it fails, ValueError when the sha256 (hex) differs."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".download-")
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=15) as answer:
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            while block := answer.read(1 << 16):
+                file.write(block)
+                digest.update(block)
+                if progress:
+                    progress(f"download {target.parent.name}", file.tell(), total)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"its sha256 is {digest.hexdigest()[:12]}..., not {sha256[:12]}...")
+        os.replace(partial, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+# ------------------------------------------------------------------------------------------- corpus
+
+
+@dataclass
+class Corpus:
+    """Documents from files. field: the key of a .jsonl line that holds the text."""
+
+    name: str
+    sources: tuple[Source, ...]
+    field: str = "text"
+    _told: set[str] = dataclasses.field(default_factory=set, repr=False)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, in reading order; none for the embedded corpus."""
+        return tuple(source.path for source in self.sources)
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 (hex) over the labels, parts, fields and raw bytes of the files; not over where they lie."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            digest.update(repr((source.label, source.part, source.field, source.between)).encode())
+            digest.update(digest_of(source.path))
+        if not self.sources:
+            digest.update(python_docs().encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def several(self) -> bool:
+        """Whether the training part has more than one document, so that something must separate them."""
+        return len(list(itertools.islice(self.labelled("train"), 2))) > 1
+
+    @cached_property
+    def count(self) -> int:
+        """How many documents there are; reads the whole text."""
+        return sum(1 for _ in self.documents())
+
+    @cached_property
+    def many(self) -> bool:
+        """Whether there are 20 documents or more, so that validation can have whole ones."""
+        return len(list(itertools.islice(self._read("both"), MANY))) == MANY
+
+    def documents(self, part: str = "all") -> Iterator[str]:
+        """The documents of a part ("all", "train" or "val"), one at a time, never empty.
+
+        A file of its own for validation is validation. Of everything else, with 20 documents or more every
+        tenth is validation; with fewer, the last tenth of the characters of each: of n characters the first
+        int(0.9 * n) train.
+        """
+        return (text for _, text in self.labelled(part))
+
+    def labelled(self, part: str = "all") -> Iterator[tuple[str, str]]:
+        """documents() with the place of each: (file and line, text)."""
+        if part not in ("all", "train", "val"):
+            raise ValueError(part)
+        count = 0
+        for source, place, text in self._read("any"):
+            if part == "all" or source.part == part:
+                yield place, text
+            elif source.part == "both":
+                if self.many:
+                    kept = text if (count % 10 == 9) == (part == "val") else ""
+                else:
+                    cut = int(0.9 * len(text))
+                    kept = text[:cut] if part == "train" else text[cut:]
+                count += 1
+                if kept:
+                    yield place, kept
+
+    def _read(self, part: str) -> Iterator[tuple[Source, str, str]]:
+        if not self.sources:
+            yield Source(Path(self.name), self.name), self.name, python_docs()
+        for source in self.sources:
+            if part in ("any", source.part):
+                read = read_jsonl if source.is_jsonl else read_text
+                for place, text in read(source, self._notice):
+                    if text:
+                        yield source, place, text
+
+    def _notice(self, source: Source, what: str) -> None:
+        """Says once per file what was mended."""
+        line = f"{source.path}: {what}"
+        if line not in self._told:
+            self._told.add(line)
+            log.warning(line)
+
+
+def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None) -> Corpus:
+    """The corpus of the command line's TEXT arguments: names, files, folders (recursive, sorted) and globs.
+
+    Without any: Tiny Shakespeare, or where it cannot be had the embedded python-docs, said in one line.
+    field: the key of .jsonl lines. BardletError for anything that is not there, not readable or empty.
+    """
+    if not text:
+        try:
+            return find([DEFAULT], field, progress)
+        except BardletError as error:
+            log.warning("%s; training on the embedded corpus %s instead", error, EMBEDDED)
+            return find([EMBEDDED], field)
+    sources: list[Source] = []
+    for argument in text:
+        sources += _sources(argument, field, progress)
+    seen: set[Path] = set()
+    unique = [s for s in sources if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
+    if EMBEDDED in text:
+        if set(text) != {EMBEDDED}:
+            raise BardletError(f"{EMBEDDED} is embedded and cannot be mixed with other texts: name it alone")
+        return Corpus(EMBEDDED, (), "text")
+    names = [a if a in NAMED else _stem(Path(a)) for a in dict.fromkeys(text)]
+    name = "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
+    corpus = Corpus(name, tuple(unique), field)
+    if next(corpus.documents(), None) is None:
+        raise BardletError(f"{', '.join(text)}: there is no text in it: name a file that has some")
+    return corpus
+
+
+def _sources(argument: str, field: str, progress: Progress | None) -> list[Source]:
+    """What one TEXT argument stands for."""
+    if not argument.strip():
+        raise BardletError("TEXT is an empty name (an unset variable?): name a file, a folder or a corpus")
+    if argument in NAMED:
+        if Path(argument).exists():
+            log.warning('"%s" is the named corpus; for the file or folder here write ./%s', argument, argument)
+        if argument == EMBEDDED:
+            return []
+        folder, named = get(argument, progress), NAMED[argument]
+        part = "train" if named.val else "both"
+        own = [Source(folder / f, f"{argument}/{f}", part, between=named.between) for f in named.train]
+        return own + [Source(folder / f, f"{argument}/{f}", "val") for f in named.val]
+    path = Path(argument)
+    if os.path.lexists(path):
+        return _walk(path, field) if path.is_dir() else [_one(path, path.name, field)]
+    if re.search(r"[*?\[]", argument):
+        found = sorted(Path(p) for p in glob(argument, recursive=True))
+        files = [_one(p, str(p), field) for p in found if not p.is_dir()]
+        if not files:
+            raise BardletError(f"{argument}: no file matches this pattern: check it with ls")
+        common = os.path.commonpath([s.path.parent for s in files])
+        return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix()) for s in files]
+    raise BardletError(
+        f"{argument}: there is no such file or folder, and no corpus of that name{_did_you_mean(argument)}; "
+        "`bardlet data` lists the corpora"
+    )
+
+
+def _one(path: Path, label: str, field: str) -> Source:
+    """A file that was named: read whatever its suffix, but it must be an ordinary file with something in it."""
+    mode = _stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "not an ordinary file"
+        raise BardletError(f"{path}: is {kind}, which cannot be read twice: write its content to a file first")
+    with open_raw(path) as file:
+        if not file.read(1):
+            raise BardletError(f"{path}: the file is empty: name a file that has some text")
+    return Source(path, label, field=field)
+
+
+def _walk(folder: Path, field: str) -> list[Source]:
+    """The text files of a folder and the folders in it, sorted by path; hidden ones are left out."""
+    found: list[Source] = []
+
+    def fail(error: OSError) -> None:
+        raise BardletError(f"{error.filename}: cannot be read ({error.strerror}): change its permissions") from None
+
+    for here, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        for file in files:
+            path = Path(here) / file
+            known = inner_suffix(path) in (*TEXT_SUFFIXES, *([""] if path.suffix in OPENERS else []))
+            if known and not file.startswith(".") and stat.S_ISREG(_stat(path).st_mode):
+                label = path.relative_to(folder).as_posix()
+                if path.stat().st_size:
+                    found.append(Source(path, label, field=field))
+                else:
+                    log.warning("%s: the file is empty and left out", path)
+    if not found:
+        raise BardletError(
+            f"{folder}: the folder has no text in it (.txt .md .jsonl, also .gz or .xz): name a file to read it "
+            "whatever its suffix"
+        )
+    return sorted(found, key=lambda source: source.label)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise BardletError(f"{path}: cannot be read ({error.strerror}): check that it is still there") from None
+
+
+def _stem(path: Path) -> str:
+    path = Path(path.resolve().name)
+    while path.suffix.lower() in (*OPENERS, *TEXT_SUFFIXES):
+        path = Path(path.stem)
+    return re.sub(r"[^\w.-]+", "_", path.name).strip("_.") or "text"
+
+
+def _did_you_mean(name: str) -> str:
+    close = difflib.get_close_matches(name, NAMED, n=1)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+# ------------------------------------------------------------------------------------- embedded one
+
+
+def python_docs() -> str:
+    """The prose of Python's reference (pydoc_data.topics), one document; differs between versions of Python.
+
+    Headings and paragraphs stay, one a line, each once (topics quote each other); code, grammar and tables go.
+    """
+    from pydoc_data.topics import topics
+
+    kept: dict[str, None] = {}
+    for _, topic in sorted(topics.items()):
+        for block in re.split(r"\n\s*\n", topic.strip("\n")):
+            lines = [line.rstrip() for line in block.split("\n")]
+            if len(lines) == 2 and re.fullmatch(r"([*=\-~^#])\1+", lines[1]):
+                del lines[1]  # the line under a heading
+            elif not _is_prose(lines):
+                continue
+            kept[" ".join(" ".join(lines).split())] = None
+    return "\n\n".join(kept) + "\n"
+
+
+def _is_prose(lines: list[str]) -> bool:
+    """Whether a block of the reference is a sentence rather than code, grammar or a table."""
+    text = " ".join(line.strip() for line in lines)
+    text = re.sub(r"^(\* |\d+\. |\[\d+\] )", "", text)
+    table = any(re.search(r"^\s*[+|>]|\S {3,}\S", line) for line in lines)
+    sentence = len(text) > 40 and text[0].isalpha() and text[-1] in ".:)" and " " in text[:25]
+    body = lines[0].startswith("   ") and text[0].islower()  # code that reads like a sentence
+    return sentence and "::=" not in text and not table and not body

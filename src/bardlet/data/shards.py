@@ -1,0 +1,342 @@
+"""Documents to token shards on disk, and shards to batches.
+
+A shard is a header of 128 bytes and then the ids, 16 or 32 bits each, little-endian: it says itself what it
+is, and is memory-mapped, so that a text may be larger than memory. Shards are built once for each text and
+tokenizer, in a temporary folder that is renamed when it is whole. A batch is a function of seed and step:
+there is no loader whose state could be lost.
+
+B: windows in a batch. T: tokens in a window. N: tokens in the shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bardlet import tokenizer as tokenizers
+from bardlet.data import duplicates
+from bardlet.data.corpus import Corpus, cache_folder
+from bardlet.data.statistics import survey
+from bardlet.errors import BardletError
+from bardlet.runtime import manifest
+from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
+
+Progress = Callable[[str, int, int | None], None]
+Made = TypeVar("Made")
+
+MAGIC, VERSION, HEADER_BYTES = b"bardlet\0", 1, 128
+WINDOW = {"char": 64, "byte": 64, "bpe": 16}
+"""Tokens of a passage long enough that it is a copy where it occurs twice: some dozen words."""
+HEADER = struct.Struct("<8sIIQ32s")  # magic, version, bytes per token, number of tokens, hash of the tokenizer
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A text as tokens. train, val: (N,) uint16 or uint32, memory-mapped and read-only.
+
+    reason: why this tokenizer, a sentence. *_chars, *_bytes: length of the parts of the text, in characters
+    and in bytes of UTF-8. documents: how many there are. skipped: characters left out since the tokenizer
+    has never seen them (skip_unseen only). duplicated: the share of the training part that repeats what
+    stands before it; leaked: the share of the validation part that stands in the training part; both in
+    passages of WINDOW tokens. folder: where the shards and tokenizer.json lie.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    tokenizer: Tokenizer
+    reason: str
+    train_chars: int
+    val_chars: int
+    train_bytes: int
+    val_bytes: int
+    documents: int
+    skipped: int
+    folder: Path
+    duplicated: float = 0.0
+    leaked: float = 0.0
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer: str | Tokenizer = "auto",
+    vocab_size: int | None = None,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    skip_unseen: bool = False,
+) -> Prepared:
+    """The token shards of a corpus: from the cache when they are there and whole, else built.
+
+    tokenizer: "auto", "char", "byte", "bpe", or a Tokenizer from elsewhere, which then is used as it is.
+    vocab_size: for bpe; None sizes it to the text. cache: where shards are kept, by default below
+    $BARDLET_CACHE or the user's cache folder. skip_unseen: leave out and count characters that a given
+    char tokenizer has never seen, instead of stopping at the first. Never more than one document and some
+    pieces of it are in memory. BardletError when the text is too short, or the cache cannot be written.
+    """
+    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    if given and (known := _made_before(corpus, given, cache)):
+        return known
+    spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
+    key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
+    root = (cache or cache_folder()) / "tokens"
+    folder = root / f"{corpus.name[:60]}-{key[:16]}"
+
+    def build(whole: Path) -> None:
+        _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen, cache)
+
+    return cached(folder, build, _open)
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, BardletError)
+"""What is raised where a folder of tokens cannot be used."""
+
+
+def cached(folder: Path, build: Callable[[Path], None], read: Callable[[Path], Made]) -> Made:
+    """What `read` finds in `folder`; where it is not there, or damaged, `build` makes it in an empty folder first.
+
+    BardletError where it cannot be written. A kill leaves no half of it, and a process that was faster is believed.
+    """
+    if folder.exists():
+        try:
+            return read(folder)
+        except DAMAGE as error:
+            log.warning("%s; the tokens are built again", error)
+    root = folder.parent
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".making-", ignore_cleanup_errors=True) as made:
+            whole = Path(made) / "whole"
+            whole.mkdir()
+            build(whole)
+            return _place(whole, folder, read)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BardletError(
+            f"{root}: tokens cannot be written there ({reason}): make room, or name another place with BARDLET_CACHE"
+        ) from None
+
+
+def _made_before(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Prepared | None:
+    """The shards of this text by this very tokenizer, whatever it was called when they were made."""
+    for path in sorted(((cache or cache_folder()) / "tokens").glob(f"{glob.escape(corpus.name[:60])}-*/prepared.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, BardletError):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if facts["text"] == corpus.hash and not facts["skipped"]:
+                ready = _open(path.parent)
+                if ready.tokenizer.hash == tokenizer.hash:
+                    return ready
+    return None
+
+
+def _checked(kind: str | Tokenizer, vocab_size: int | None) -> str:
+    if kind not in tokenizers.KINDS:
+        raise BardletError(f"--tokenizer {kind}: there is no such tokenizer; choose {', '.join(tokenizers.KINDS)}")
+    if vocab_size is not None and kind in ("char", "byte"):
+        raise BardletError(f"--vocab-size belongs to bpe; the text itself decides it for --tokenizer {kind}")
+    return str(kind)
+
+
+def _build(
+    corpus: Corpus,
+    spec: str | Tokenizer,
+    vocab_size: int | None,
+    folder: Path,
+    progress: Progress | None,
+    skip_unseen: bool,
+    cache: Path | None,
+) -> None:
+    """Writes tokenizer, both shards and prepared.json into an empty folder."""
+    total: int | None = None
+    if isinstance(spec, Tokenizer):
+        chosen, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
+    else:
+        chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress, cache)
+    facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
+    for part in ("train", "val"):
+        before = facts.get("train_chars", 0)
+        tell = (lambda done, start=before: progress("tokens", start + done, total)) if progress else None
+        documents = _cleaned(corpus, part, chosen, skip_unseen, facts)
+        counts = write_shard(folder / f"{part}.bin", documents, chosen, corpus.several, tell)
+        facts[f"{part}_chars"], facts[f"{part}_bytes"], tokens = counts
+        if tokens < 2:
+            raise BardletError(
+                f"{corpus.name}: its {'training' if part == 'train' else 'validation'} part has {tokens} tokens, "
+                "and a model needs 2 to learn from one: give it a longer text (some 10,000 characters or more)"
+            )
+    # fewer than 20 documents are in both parts, more in one of them
+    facts["documents"] = corpus.count
+    chosen.save(folder)
+    train, val = (open_shard(folder / f"{part}.bin", chosen.hash) for part in ("train", "val"))
+    shares = duplicates.compare(train, val, WINDOW["bpe" if chosen.kind == "other" else chosen.kind])
+    facts["duplicated"], facts["leaked"] = (round(share, 4) for share in shares)
+    (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    manifest.seal(folder, ["train.bin", "val.bin", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
+
+
+def _make_tokenizer(
+    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None
+) -> tuple[Tokenizer, str, int | None]:
+    """(tokenizer, reason, characters of the text or None where nobody counted them)."""
+    if kind == "byte":
+        return tokenizers.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
+    seen = survey(corpus, progress, cache)
+    characters, alphabet = seen.characters, set(seen.alphabet)
+    if kind == "auto" and vocab_size is None:
+        kind, vocab_size, reason = tokenizers.choose(characters, len(alphabet))
+    else:
+        kind = "bpe" if kind == "auto" else kind
+        vocab_size = vocab_size or tokenizers.suggest_vocab_size(characters, len(alphabet))
+        size = f"{len(alphabet)} different characters" if kind == "char" else f"{vocab_size:,} tokens"
+        reason = f"{kind}: as asked for, {size}"
+    if kind == "char":
+        return tokenizers.train_char(alphabet, corpus.several), reason, characters
+    if kind == "byte":
+        return tokenizers.train_byte(corpus.several), reason, characters
+    if progress:
+        progress("train bpe", 0, None)
+    trained = tokenizers.train_bpe(corpus.documents("train"), int(vocab_size or 0))
+    return trained, reason + too_few(trained, vocab_size), characters
+
+
+def too_few(trained: Tokenizer, wanted: int | None) -> str:
+    """What is added to the reason where a text has fewer pieces than were wanted; mostly nothing."""
+    few = trained.vocab_size < (wanted or 0)
+    return f" (the text has only enough repetition for {trained.vocab_size:,})" if few else ""
+
+
+def _cleaned(
+    corpus: Corpus, part: str, tokenizer: Tokenizer, skip_unseen: bool, facts: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """(place, text) of the documents; unseen characters are dropped and counted when that is wanted."""
+    for place, text in corpus.labelled(part):
+        if skip_unseen:
+            text, skipped = tokenizer.drop_unseen(text)
+            facts["skipped"] += skipped
+        yield place, text
+
+
+def write_shard(
+    path: Path,
+    documents: Iterator[tuple[str, str]],
+    tokenizer: Tokenizer,
+    several: bool,
+    tell: Callable[[int], None] | None = None,
+) -> tuple[int, int, int]:
+    """Writes (place, text) as one shard, a separator after each where there are several: (chars, bytes, tokens)."""
+    separator = None
+    if several and tokenizer.eos_id is not None:
+        separator = np.array([tokenizer.eos_id], tokenizer.dtype).tobytes()
+    characters = text_bytes = tokens = 0
+    with open(path, "wb") as file:
+        file.write(bytes(HEADER_BYTES))
+        for place, text in documents:
+            try:
+                for number, ids in enumerate(tokenizer.encode_pieces(text), 1):
+                    file.write(ids.tobytes())
+                    tokens += len(ids)
+                    if tell:  # about so many characters make one part
+                        tell(characters + min(number * tokenizers.PIECE * tokenizers.BATCH, len(text)))
+            except BardletError as error:
+                raise BardletError(f"{place}: {error}") from None
+            if separator:
+                file.write(separator)
+                tokens += 1
+            characters += len(text)
+            text_bytes += _utf8_length(text)
+        header = HEADER.pack(MAGIC, VERSION, tokenizer.dtype.itemsize, tokens, bytes.fromhex(tokenizer.hash))
+        file.seek(0)
+        file.write(header.ljust(HEADER_BYTES, b"\0"))
+        file.flush()
+        os.fsync(file.fileno())
+    return characters, text_bytes, tokens
+
+
+def _utf8_length(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(len(text[i : i + (1 << 20)].encode()) for i in range(0, len(text), 1 << 20))
+
+
+def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
+    """The ids of a shard, (N,), memory-mapped and read-only; BardletError says what is wrong with the file.
+
+    tokenizer_hash: sha256 (hex) of the tokenizer.json that it must have been made with.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    if len(head) < HEADER_BYTES:
+        raise BardletError(f"{path}: ends in its header")
+    magic, version, width, count, made_with = HEADER.unpack(head[: HEADER.size])
+    if magic != MAGIC or version != VERSION or width not in (2, 4):
+        raise BardletError(f"{path}: is no shard of version {VERSION}")
+    if made_with.hex() != tokenizer_hash:
+        raise BardletError(f"{path}: was made with another tokenizer")
+    if size != HEADER_BYTES + width * count:
+        raise BardletError(f"{path}: has {size} bytes, not {HEADER_BYTES + width * count}")
+    if count == 0:
+        return np.zeros(0, f"<u{width}")
+    return np.memmap(path, f"<u{width}", "r", HEADER_BYTES, (count,))
+
+
+def check(folder: Path) -> None:
+    """BardletError where a folder of tokens is not what was written: it would train another model, and nobody knew."""
+    if not (folder / manifest.MANIFEST).exists():
+        raise BardletError(f"{folder}: made by an earlier version, or not whole")
+    if damage := manifest.wrong(folder):
+        raise BardletError(damage)
+
+
+def _open(folder: Path) -> Prepared:
+    check(folder)
+    tokenizer = tokenizers.load(folder)
+    facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    facts.pop("text")
+    train, val = (open_shard(folder / f"{part}.bin", tokenizer.hash) for part in ("train", "val"))
+    return Prepared(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
+
+
+def _place(whole: Path, folder: Path, read: Callable[[Path], Made]) -> Made:
+    """Renames a finished folder to its place. When another process was first, its work is used."""
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            os.rename(whole, folder)
+            return read(folder)
+        try:
+            return read(folder)
+        except DAMAGE:  # what is there is damaged: out of the way
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder, whole.parent / f"damaged-{time.time_ns()}")
+    raise BardletError(f"{folder}: cannot be replaced: remove it by hand")
+
+
+def _sweep(root: Path) -> None:
+    """Removes what processes that were killed a day ago or earlier left behind."""
+    for left in root.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+

@@ -1,0 +1,1 @@
+"""Metrics, benchmark tasks and lm-evaluation-harness."""

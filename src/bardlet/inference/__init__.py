@@ -1,0 +1,1 @@
+"""Generation, translation and chat."""

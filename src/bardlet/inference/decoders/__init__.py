@@ -1,0 +1,1 @@
+"""Fast decoders and their caches."""

@@ -1,0 +1,93 @@
+"""Whether to compile a run's blocks, and what the compiler has done on this machine before."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bardlet import __version__
+from bardlet.config.model import FLAT, ModelConfig
+from bardlet.config.settings import TrainConfig
+from bardlet.data import corpus
+from bardlet.planning import calibrate, clock
+from bardlet.runtime import cache, compiler
+from bardlet.runtime.distributed import Dist
+from bardlet.training.state import Trainer
+
+log = logging.getLogger("bardlet")
+
+
+
+
+def _keep_compiled() -> None:
+    """Have the compiler keep its work in bardlet's cache; torch's own place for it is a temporary folder.
+
+    To be called before the compiler is loaded, which then chooses its folder.
+    """
+    folder = _compiled_folder()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _compiled_folder() -> Path:
+    return corpus.cache_folder() / "compiler"
+
+
+def choose_compile(t: Trainer, seconds: float | None = None) -> None:
+    """Resolve --compile: auto compiles where a compiler is found and the run is long enough to win the time back.
+
+    The compiler takes less time where this machine has compiled the same model before.
+
+    Args:
+        seconds: how long the run will be; None: measure a few eager steps to find out.
+    """
+    missing = compiler.compiler_missing(t.dist.device)
+    blocks = t.config.model not in FLAT  # a table has nothing to compile
+    on = t.config.compile == "on" and blocks
+    if on and missing:
+        log.warning("--compile on: %s; going on without compilation, which is slower", missing)
+        on = False
+    if t.config.compile == "auto" and not missing and blocks:
+        if seconds is None:
+            seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
+        before = _compiled_before(t.config, t.model.config, t.machine, t.dist)
+        takes = calibrate.COLD if cache.read(*before) is None else calibrate.WARM
+        gain = calibrate.COMPILED_PAIRS if t.config.parallel else calibrate.COMPILED
+        on = bool(t.dist.from_main(int(calibrate.worth_compiling(seconds, takes, gain))))
+    if on and (on := _compile(t)) and t.dist.main:
+        cache.write(*_compiled_before(t.config, t.model.config, t.machine, t.dist), {})
+    t.config = replace(t.config, compile="on" if on else "off")
+    t.machine.update(compiled=on, compiler=compiler.compiler(t.dist.device) if on else "")
+
+
+def _compiled_before(config: TrainConfig, shape: ModelConfig, machine: dict[str, Any],
+                     dist: Dist) -> tuple[Path, dict[str, Any]]:
+    """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on.
+
+    The folder lies in the compiler's own: who empties that empties both.
+    """
+    rows = config.tokens_per_step if config.parallel else config.batch_size // dist.world
+    return _compiled_folder() / "models", {
+        "bardlet": __version__, "compiler": compiler.compiler(dist.device),
+        "machine": {name: machine[name] for name in ("processor", "torch", "dtype", "threads")},
+        "model": asdict(shape), "rows": rows, "block_size": config.block_size}
+
+
+def _compile(t: Trainer) -> bool:
+    """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
+    log.info("compiling (the first time on a machine takes up to a minute)")
+    compiler.compile_blocks(t.model, widths=t.config.varying)
+    try:
+        clock.seconds_per_step(t, 1)
+    except Exception as error:
+        compiler.compile_blocks(t.model, on=False)
+        what = (str(error).strip().splitlines() or ["no message"])[0][:150]
+        log.warning("torch.compile failed here (%s: %s); going on without compilation", type(error).__name__, what)
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What a run learns: pretraining, translation, and the stages of a chat model."""

@@ -1,0 +1,222 @@
+"""Which parameters are trained how: groups, AdamW, Muon, and the learning rate as a function of the step.
+
+Muon (Jordan et al., 2024) replaces the update of a matrix by the nearest matrix with orthonormal rows or columns,
+found by five Newton-Schulz steps. It is made for the matrices between the embeddings and the head; these, whose rows
+are looked up one by one, and vectors stay with AdamW (Loshchilov and Hutter, 2019).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bardlet.config.settings import TrainConfig
+from bardlet.errors import BardletError
+from bardlet.models.lora import HEADS
+from bardlet.runtime.device import pick_dtype
+
+log = logging.getLogger("bardlet")
+
+Groups = dict[str, list[tuple[str, nn.Parameter]]]
+
+
+def parameter_groups(model: nn.Module, muon: bool) -> Groups:
+    """What learns of `model` in three groups: "muon", "decay" and "no_decay", each a list of (name, parameter).
+
+    Matrices that are neither an embedding nor a head (HEADS) go to Muon when `muon`: those of the blocks, or of
+    the one layer of a rung that has none. Other matrices are decayed; norms and biases are not. A tied parameter
+    appears once. The groups are asserted to partition the parameters that are not frozen.
+    """
+    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith(HEADS)}
+    groups: Groups = {"muon": [], "decay": [], "no_decay": []}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        if p.ndim < 2:
+            groups["no_decay"].append((name, p))
+        elif muon and p.ndim == 2 and id(p) not in tables:
+            groups["muon"].append((name, p))
+        else:
+            groups["decay"].append((name, p))
+    placed = [id(p) for group in groups.values() for _, p in group]
+    assert len(placed) == len(set(placed)) and set(placed) == {id(p) for p in model.parameters() if p.requires_grad}
+    return groups
+
+
+class Optimizer(torch.optim.Optimizer):
+    """torch.optim.Optimizer without its guards against torch.compile, whose first use imports the compiler: a second
+    and 70 MB that a run without it does not need. Nobody compiles an optimizer here."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See torch.optim.Optimizer."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """See torch.optim.Optimizer."""
+        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    """torch.optim.AdamW (Loshchilov and Hutter, 2019)."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        inspect.unwrap(torch.optim.AdamW.step)(self)
+
+
+class Muon(Optimizer):
+    """Muon (Jordan et al., 2024) for a list of matrices, all those of one shape at once.
+
+    It computes what torch.optim.Muon does, but for a matrix without any gradient: Nesterov's momentum, made orthogonal,
+    times sqrt(rows / columns) where a matrix is tall. There each matrix has its own small products, which keep two
+    cores waiting for each other; here the matrices of one shape are one batched product. State of a parameter:
+    `momentum_buffer`, in its shape.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[torch.Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, weights in shapes.items():
+                self._update(weights, group, math.sqrt(max(1, shape[0] / shape[1])))
+
+    def _update(self, weights: list[torch.Tensor], group: dict[str, Any], scale: float) -> None:
+        """One update of matrices that have the same shape."""
+        grads = [p.grad for p in weights if p.grad is not None]
+        for p in weights:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum_buffer"] for p in weights]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
+        updates = orthogonalize(torch.stack(list(ahead))).float()
+        # a matrix without any gradient stays where it is, undecayed: what is left of its momentum, made orthogonal,
+        # would be a full step, and a policy whose answers are all worth the same would wander off
+        moving_N = torch.stack([grad.any() for grad in grads])
+        updates *= moving_N.view(-1, 1, 1)
+        decay_N = torch.where(moving_N, 1 - group["lr"] * group["weight_decay"], 1.0)
+        torch._foreach_mul_(weights, list(decay_N.unbind()))
+        torch._foreach_add_(weights, list(updates.unbind()), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(g_NRC: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C), in `dtype`.
+
+    dtype: None: bf16 where the processor multiplies so, else fp32: to emulate bf16 would take longer than everything
+    else in a step. Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al. (2024), which
+    bring singular values from a few thousandths of the largest upwards to between 0.7 and 1.2: near enough, and only
+    matrix products.
+    """
+    tall = g_NRC.shape[1] > g_NRC.shape[2]
+    native = torch.bfloat16 if pick_dtype("auto", g_NRC.device) == "bf16" else torch.float32
+    x = (g_NRC.mT if tall else g_NRC).to(dtype or native)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(5):  # X <- 3.4445 X + (-4.7750 A + 2.0315 A A) X,  A = X X^T
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
+def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run: AdamW alone, or Muon for the matrices of the layers beside it.
+
+    Each parameter group carries its peak learning rate as `peak_lr`; `set_learning_rate` scales it.
+    """
+    groups = parameter_groups(model, config.optimizer == "muon")
+    parameters = {name: [p for _, p in group] for name, group in groups.items()}
+    adamw = AdamW(
+        [{"params": parameters["decay"], "weight_decay": config.weight_decay},
+         {"params": parameters["no_decay"], "weight_decay": 0.0}],
+        lr=config.lr, betas=(config.beta1, config.beta2), fused=True,
+    )
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if parameters["muon"]:
+        optimizers.append(Muon(parameters["muon"], config.muon_lr, config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The learning rate of step `step` (0 .. steps-1) as a share of the peak: a pure function.
+
+    A linear warm-up, then one of: constant and a linear decay over the last `decay_share` (stable-decay, also known
+    as WSD: Hu et al., 2024), half a cosine (Loshchilov and Hutter, 2017), a straight line, or nothing.
+    """
+    warmup = min(config.warmup_steps, steps // 5)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    low = config.min_lr_ratio
+    done = (step - warmup) / max(1, steps - warmup)  # 0 .. 1 over what follows the warm-up
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "cosine":
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if config.schedule == "linear":
+        return low + (1 - low) * (1 - min(done, 1.0))
+    left = (steps - step) / max(1.0, config.decay_share * steps)  # more than 1 on the plateau
+    return low + (1 - low) * max(0.0, min(1.0, left))
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
+    """Put every parameter group at `share` of its peak learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+
+
+STATE: dict[type, set[str]] = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
+"""What each optimizer remembers of a parameter."""
+
+
+def state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The optimizers' state as tensors named `PARAMETER/KEY` (model.norm.weight/exp_avg): what safetensors can hold."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {f"{names[id(p)]}/{key}": value
+            for optimizer in optimizers for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module,
+                       tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Put `tensors` (from `state_tensors`) back. Fewer, more or other tensors than the model has is an error.
+
+    None at all is what was saved where every step until then was skipped (--on-nan skip): the optimizers are left as
+    new ones, and a notice says so.
+
+    Raises:
+        BardletError: naming the first parameter of `where` that does not fit.
+    """
+    if not tensors:
+        log.warning("%s: the optimizers had done no step when it was saved; they begin anew", where)
+        return
+    names = {id(p): name for name, p in model.named_parameters()}
+    left = dict(tensors)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                prefix = names[id(p)] + "/"
+                mine = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
+                odd = [key for key, t in mine.items() if t.ndim and t.shape != p.shape]
+                if odd:
+                    raise BardletError(f"{where}: the optimizer's {prefix}{odd[0]} has another shape than the weights")
+                if mine.keys() != STATE[type(optimizer)]:
+                    raise BardletError(f"{where}: the optimizer's state of {prefix[:-1]} is not that of "
+                                       f"{type(optimizer).__name__}: other settings made it, or it is damaged")
+                optimizer.state[p] = {k: t.to(p.device).clone() for k, t in mine.items()}
+    if left:
+        raise BardletError(f"{where}: the optimizer's {next(iter(left))} belongs to no parameter of this model")
