@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.inference import translate
+from bardlet.inference import decoders, translate
 from bardlet.inference.translate import How
 from bardlet.models.encdec import EncDec, sinusoids
 
@@ -166,7 +166,7 @@ def test_a_cache_changes_nothing(pieces: list[int], seed: int) -> None:
 def test_the_fast_decoder_is_the_decoder() -> None:
     model, src, length, tgt = lively(), some(3, 9), torch.tensor([9, 4, 1]), some(3, 40, seed=1)
     memory = model.encode(src, length)
-    decode, whole = model.decoder(), model.decode(tgt, memory)
+    decode, whole = decoders.decoder(model), model.decode(tgt, memory)
     written = decode.begin(memory, 40)
     for t in range(40):
         torch.testing.assert_close(decode(tgt[:, t], written), whole[:, t], **CLOSE)
@@ -178,7 +178,7 @@ def test_the_fast_decoder_is_the_decoder() -> None:
 def test_beams_of_the_fast_decoder_move_with_their_history() -> None:
     model, src, length, tgt = lively(), some(2, 9), torch.tensor([9, 4]), some(2, 6, seed=1)
     memory = model.encode(src, length)
-    decode = model.decoder()
+    decode = decoders.decoder(model)
     written = decode.begin(memory, 40)
     for t in range(3):
         decode(tgt[:, t], written)
@@ -234,7 +234,7 @@ def test_beam_1_is_greedy_and_a_batch_is_one_by_one(lines: list[list[int]], beam
         end = model.model.shared.weight[EOS]
         model.model.decoder.layer_norm.bias.add_(end / end.norm())
     most = [2 * len(source) + 20 for source in sources]
-    one = beam_search.beam(translate.Crossing(model, model.decoder(), sources, PAD, max(most)), EOS, most, 1)
+    one = beam_search.beam(translate.Crossing(model, decoders.decoder(model), sources, PAD, max(most)), EOS, most, 1)
     assert one == translate.translate(model, sources, EOS, PAD, How())
     batched = translate.translate(model, sources, EOS, PAD, How(beams=beams))
     for source, made in zip(sources, batched, strict=True):
@@ -267,7 +267,7 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
         best_cut = max(cut, key=unended)
         score = probable(model, source, best) / (len(best) + 1) ** penalty
         wanted = best if score >= unended(best_cut) else best_cut
-        wide = _Wide(translate.Crossing(model, model.decoder(), [source], PAD, most), 200)
+        wide = _Wide(translate.Crossing(model, decoders.decoder(model), [source], PAD, most), 200)
         assert beam_search.beam(wide, EOS, [most], 100, penalty) == [wanted]
 
 

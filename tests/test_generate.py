@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
+from bardlet.inference import decoders
 from bardlet.inference.generate import generate, stream
 from bardlet.inference.sampling import probabilities, row_seeds, sample_next
 from bardlet.models import build
@@ -206,7 +207,7 @@ def test_bf16_is_near_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
         half.load_state_dict(model.state_dict())
         half.bfloat16()
         cache = half.new_cache(1, dtype=cache_dtype)
-        decode = half.decoder()
+        decode = decoders.decoder(half)
         half(idx[:, :3], cache=cache)
         for token in idx[0, 3:]:
             got = decode(token[None], cache)
@@ -257,7 +258,7 @@ def test_int8_is_near_fp32(model: Any) -> None:
     with torch.inference_mode():
         want = model(idx)[0, -1]
         for rows in (1, 6):
-            cache, decode = model.new_cache(rows), model.decoder(torch.int8)
+            cache, decode = model.new_cache(rows), decoders.decoder(model, torch.int8)
             model(idx[:rows, :3], cache=cache)
             cache = decode.cache(cache)
             for token in idx[:rows, 3:].T:

@@ -17,6 +17,7 @@ from bardlet import models
 from bardlet.cli import main
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import TrainConfig
+from bardlet.inference import decoders
 from bardlet.models import lora
 from bardlet.models.reward import on_top_of
 from bardlet.run import hf
@@ -77,7 +78,7 @@ def test_the_decoder_reads_the_sum(shape: ModelConfig) -> None:
     lora.adapt(model, 4)
     moved(model)
     with torch.inference_mode():
-        decoder, cache = model.decoder(), model.new_cache(2)
+        decoder, cache = decoders.decoder(model), model.new_cache(2)
         read = decoder.cache(cache)
         logits = [decoder(column, read) for column in IDX.T]
         torch.testing.assert_close(torch.stack(logits, 1), model(IDX), atol=1e-4, rtol=1e-4)

@@ -24,7 +24,7 @@ from bardlet.config.toml import read_toml
 from bardlet.data import bitext, bitext_batches
 from bardlet.errors import BardletError
 from bardlet.evaluation.metrics import translation_score
-from bardlet.inference import generate, translate
+from bardlet.inference import decoders, generate, translate
 from bardlet.inference.translate import How
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
@@ -239,7 +239,7 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
             logits = model(torch.tensor([source + tokens[:n]]), prefix_B=prefix)[0, -1]
             assert int(logits.argmax()) == token
     most = [2 * len(source) + 20 for source in sources]
-    reader = translate.Prompted(model, model.decoder(), sources, max(most), prefix_lm)
+    reader = translate.Prompted(model, decoders.decoder(model), sources, max(most), prefix_lm)
     assert beam_search.beam(reader, 0, most, 1) == made
     together = translate.translate(model, sources, 0, 1, How(beams=3, prefix_lm=prefix_lm))
     for source, tokens in zip(sources, together, strict=True):

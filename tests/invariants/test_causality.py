@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet.config.model import ModelConfig
+from bardlet.inference import decoders
 from bardlet.inference.generate import decode_step, generate, prefill
 from bardlet.models import build
 
@@ -97,7 +98,7 @@ def test_a_ragged_batch_is_its_rows_one_by_one(family: str, seed: int, lengths: 
     for row, n, whole in zip(padded, lengths, rows, strict=True):
         row[:n] = whole[:n]
     plain, lean = model.new_cache(len(rows)), model.new_cache(len(rows))
-    decode = model.decoder()
+    decode = decoders.decoder(model)
     got = prefill(model, padded, torch.tensor(lengths), plain)
     torch.testing.assert_close(prefill(model, padded, torch.tensor(lengths), lean), got)
     whole_logits = [model(row[None])[0] for row in rows]

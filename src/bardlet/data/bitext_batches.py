@@ -27,9 +27,9 @@ from bardlet.data.bitext import Parallel
 from bardlet.data.corpus import cache_folder
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
+from bardlet.ops.cross_entropy import IGNORE
 from bardlet.runtime import manifest
 from bardlet.tokenizer import Tokenizer
-from bardlet.training.losses import IGNORE
 
 log = logging.getLogger("bardlet")
 

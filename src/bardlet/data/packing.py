@@ -22,7 +22,7 @@ import torch
 
 from bardlet.data import windows
 from bardlet.data.batch import Batch
-from bardlet.training.losses import IGNORE
+from bardlet.ops.cross_entropy import IGNORE
 
 PARTS = ("train", "val")
 ARRAYS = ("tokens", "answer", "ends")

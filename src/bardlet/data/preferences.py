@@ -16,10 +16,10 @@ from bardlet.data.corpus import cache_folder
 from bardlet.data.packing import PARTS, Chats
 from bardlet.data.records import Examples, Preference
 from bardlet.data.shards import Progress
+from bardlet.ops.cross_entropy import IGNORE
 from bardlet.runtime import manifest
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
-from bardlet.training.losses import IGNORE
 
 VERSION = 3
 

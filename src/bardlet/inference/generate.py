@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bardlet.errors import BardletError
+from bardlet.inference import decoders
 from bardlet.inference.decoders.cache import Columns
 from bardlet.inference.sampling import _drawn, _Draws, row_seeds
 from bardlet.models.layers import KVCache
@@ -48,7 +49,7 @@ def prefill(model: Any, idx_BT: Tensor, length_B: Tensor, cache: KVCache, prefix
 def decode_step(model: Any, idx_B: Tensor, cache: KVCache) -> Tensor:
     """Feeds one more token (int64) to each row of the cache: logits of the one after it (B, V).
 
-    The plain way, by the model itself; `model.decoder()` is the same in fewer operations.
+    The plain way, by the model itself; `decoders.decoder(model)` is the same in fewer operations.
     """
     return model.logits(model.states(idx_B[:, None], cache)[:, 0])
 
@@ -187,7 +188,7 @@ class _Cached:
         longest = max(map(len, context))
         cache = self.model.new_cache(len(context), min(self.window, longest + self.new), self.kept)
         logits_BV = prefill(self.model, *padded(context, self.device), cache)
-        self.decode = self.model.decoder(torch.int8 if self.int8 else None)
+        self.decode = decoders.decoder(self.model, torch.int8 if self.int8 else None)
         self.cache = self.decode.cache(cache)
         self.places = list(range(len(context)))
         return logits_BV

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bardlet.errors import BardletError
-from bardlet.inference import beam_search
+from bardlet.inference import beam_search, decoders
 from bardlet.inference.generate import evaluating, padded, prefill
 from bardlet.models.layers import KVCache
 from bardlet.runtime.threads import SIDE_BY_SIDE, side_by_side
@@ -70,7 +70,7 @@ def stream(model: Any, words: Tokenizer, sources: Sequence[str], how: How = How(
     batches = [order[first : first + how.batch_size] for first in range(0, len(order), how.batch_size)][::-1]
     device, weights = next(model.parameters()).device, sum(p.numel() for p in model.parameters())
     with torch.inference_mode():
-        decoder = model.decoder()
+        decoder = decoders.decoder(model)
 
     def one(these: list[int]) -> list[list[int]]:
         return _translate(model, [source_ids(model, ids[i], stop) for i in these], stop, start, how, decoder)
@@ -113,7 +113,7 @@ def translate(model: Any, sources: Sequence[Sequence[int]], stop: int, start: in
     20 more, or what fits into the model's window.
     """
     with evaluating(model), torch.inference_mode():
-        return _translate(model, sources, stop, start, how, model.decoder())
+        return _translate(model, sources, stop, start, how, decoders.decoder(model))
 
 
 @torch.inference_mode()

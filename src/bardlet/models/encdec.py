@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from bardlet.config.model import LONGEST_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
-from bardlet.inference.decoders.encdec import Decoder
 from bardlet.models.base import load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
@@ -235,13 +234,6 @@ class EncDec(nn.Module):
         c = self.config
         shape = (c.n_layer, batch_size, c.n_head, max_length or c.block_size, c.n_embd // c.n_head)
         return new_cache(self, shape, dtype, device)
-
-    def decoder(self, dtype: torch.dtype | None = None) -> Decoder:
-        """The decoder for one token at a time; call it inside `torch.inference_mode`, weights as they are now.
-
-        `dtype`: of its weights; by default as they are.
-        """
-        return Decoder(self, dtype)
 
     @torch.no_grad()
     def cross_attention(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None) -> Tensor:

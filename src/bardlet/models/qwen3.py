@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError, shown
-from bardlet.inference.decoders.cache import Columns, Step
 from bardlet.models.base import load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
@@ -33,7 +32,6 @@ from bardlet.models.layers import (
 from bardlet.ops.attention import attention
 from bardlet.ops.cross_entropy import linear_cross_entropy
 from bardlet.ops.dropout import Dropout
-from bardlet.ops.linear import Product, RoundedProduct, computing_dtype, product, sums_rows
 
 
 class Attention(nn.Module):
@@ -191,13 +189,6 @@ class Qwen3(nn.Module):
             self, (c.n_layer, batch_size, c.n_kv_head, max_length or c.block_size, c.head_dim), dtype, device
         )
 
-    def decoder(self, dtype: torch.dtype | None = None) -> Decoder:
-        """The same model for one token at a time; call it inside `torch.inference_mode`, weights as they are now.
-
-        `dtype`: of the decoder's weights, torch.int8 rounds them; by default as they are.
-        """
-        return Decoder(self, dtype)
-
     # ------------------------------------------------------------------------ Hugging Face's files
 
     @staticmethod
@@ -278,83 +269,3 @@ class Qwen3(nn.Module):
         if self.lm_head is None:
             known.pop("lm_head.weight", None)
         load_strictly(self, known)
-
-
-class Decoder:
-    """Qwen3 for one more token a row, with as few operations as torch allows; a test holds it to Qwen3.forward.
-
-    Query, key and value are one product, gate and up another; the queries and keys are normed and turned together. The
-    weights of the norms, and the square root of the width, are in the product that follows, or in the cosines, so that
-    a norm is a length and a division. The stream between the layers is at least fp32, whatever the weights are.
-
-    int8 weights, measured on a qwen3 of 1.8 M parameters trained on Tiny Shakespeare, over the last 12,600 tokens of
-    its validation part: a loss of 1.4632 for 1.4633 in fp32 (bf16: 1.4635).
-    """
-
-    def __init__(self, model: Qwen3, dtype: torch.dtype | None = None) -> None:
-        c, layers = model.config, model.model.layers
-        weight = model.model.embed_tokens.weight.detach()
-        self.heads, self.kv_heads, self.head_dim = c.n_head, c.n_kv_head, c.head_dim
-        self.dtype = computing_dtype(weight, dtype)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        dtype = dtype or weight.dtype
-
-        def after(norm: RMSNorm, *weights: Tensor) -> Product | RoundedProduct:
-            """The product with what `self.rms` leaves of a norm."""
-            return product(torch.cat(weights).to(wide) * (norm.weight.to(wide) * c.n_embd**0.5), None, dtype)
-
-        self.blocks, both = [], []
-        for block in layers:
-            assert isinstance(block, Block)
-            a, m = block.self_attn, block.mlp
-            # queries come divided by sqrt(D), which is what the norm leaves out of them
-            both += [a.q_norm.weight.expand(c.n_head, -1), a.k_norm.weight.expand(c.n_kv_head, -1) * c.head_dim**0.5]
-            self.blocks.append(
-                (
-                    after(block.input_layernorm, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight),
-                    product(a.o_proj.weight, None, dtype),
-                    after(block.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight),
-                    product(m.down_proj.weight, None, dtype),
-                )
-            )
-        self.embedding = weight.to(wide)
-        self.head = after(model.model.norm, weight if model.lm_head is None else model.lm_head.weight)
-        position_1T = torch.arange(c.block_size, device=weight.device)[None]
-        cos, sin = (x[0].to(wide) for x in rotary(position_1T, c.head_dim, c.rope_theta))
-        left, right = sin.chunk(2, dim=-1)
-        self.cos_T1D, self.sin_T1D = cos, torch.cat((-left, right), dim=-1)  # the minus of `rotate`
-        # a channel's weight turns with it: the cosine's factor is its own, the sine's that of its pair
-        self.norm_L1HD = torch.cat(both).detach().to(wide).view(len(layers), 1, -1, c.head_dim)
-        self.pair_L1HD = self.norm_L1HD.roll(c.head_dim // 2, dims=-1)
-        # hypot(length, sqrt(n eps)) is the root of the sum of squares + n eps
-        self.eps_C, self.eps_D = (torch.tensor((n * c.norm_eps) ** 0.5, dtype=wide, device=weight.device)
-                                  for n in (c.n_embd, c.head_dim))  # fmt: skip
-
-    def cache(self, cache: KVCache) -> KVCache | Columns:
-        """The same keys and values as this decoder reads them fastest."""
-        fast = sums_rows(self.embedding.device, self.dtype)
-        return Columns(cache, self.heads, self.dtype) if fast else cache
-
-    def __call__(self, idx_B: Tensor, cache: KVCache | Columns) -> Tensor:
-        """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
-        step, B = Step(cache) if isinstance(cache, KVCache) else cache.step(), len(idx_B)
-        cos_BD, sin_BD = self.cos_T1D[step.position], self.sin_T1D[step.position]  # (B, 1, D), or (1, D) for all rows
-        cos, sin = (cos_BD * self.norm_L1HD).unbind(0), (sin_BD * self.pair_L1HD).unbind(0)
-        x_BC = torch.embedding(self.embedding, idx_B)
-        for layer, (qkv_proj, o_proj, gate_up, down) in enumerate(self.blocks):
-            qkv = qkv_proj(self.rms(x_BC)).view(B, -1, self.head_dim)  # (B, (H + 2K) D) -> (B, H + 2K, D)
-            qk, v_BKD = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-            qk = qk.to(x_BC.dtype)
-            length = torch.hypot(torch.linalg.vector_norm(qk, dim=-1, keepdim=True), self.eps_D)
-            turned = torch.addcmul(qk * cos[layer], qk.roll(self.head_dim // 2, dims=-1), sin[layer])
-            q_BHD, k_BKD = turned.div_(length).split((self.heads, self.kv_heads), dim=1)
-            x_BC.add_(o_proj(step.attend(layer, q_BHD, k_BKD, v_BKD)))
-            gate, up = gate_up(self.rms(x_BC)).chunk(2, dim=-1)
-            x_BC.add_(down(F.silu(gate).mul_(up)))
-        if isinstance(cache, KVCache):
-            cache.length_B += 1
-        return self.head(self.rms(x_BC))
-
-    def rms(self, x_BC: Tensor) -> Tensor:
-        """RMSNorm of the rows, but for its weight and sqrt(C)."""
-        return (x_BC / torch.hypot(torch.linalg.vector_norm(x_BC, dim=-1, keepdim=True), self.eps_C)).to(self.dtype)

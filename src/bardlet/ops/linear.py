@@ -1,4 +1,7 @@
-"""Linear layers for a few rows: packed, summed by rows, or rounded to int8."""
+"""Linear layers for a few rows: packed, summed by rows, or rounded to int8.
+
+Shape suffixes: `models/layers.py`; I inputs and O outputs of a product, P slices of its weight.
+"""
 
 from __future__ import annotations
 

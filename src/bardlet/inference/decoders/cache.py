@@ -1,7 +1,6 @@
-"""One token at a time: products with few rows, int8 weights, and a cache that is read at the speed of memory.
+"""The cache of the decoders of gpt2 and qwen3, read at the speed of memory, and one step of decoding on it.
 
-What the decoders of gpt2 and qwen3 are made of. Nothing here is trained. Shape suffixes: `layers.py`; I inputs and
-O outputs of a product, P slices of its weight, R positions that a cache has room for.
+Nothing here is trained. Shape suffixes: `models/layers.py`; R positions that a cache has room for.
 """
 
 from __future__ import annotations
@@ -12,11 +11,6 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.models.layers import KVCache
-
-# ---------------------------------------------------------------------------- products
-
-
-# ---------------------------------------------------------------------------- the cache
 
 
 class Step:

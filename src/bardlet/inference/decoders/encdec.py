@@ -1,23 +1,21 @@
 """An encoder-decoder writes one token at a time: its weights packed once, and what it has read and written so far.
 
-What `EncDec.decoder` makes. Nothing here is trained. Shape suffixes: `layers.py`; R rows, the K beams of B sources.
+Nothing here is trained. Shape suffixes: `layers.py`; R rows, the K beams of B sources.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.errors import BardletError
+from bardlet.models.encdec import EncDec, Memory
 from bardlet.models.layers import ACTIVATIONS
 from bardlet.ops.linear import product
-
-if TYPE_CHECKING:
-    from bardlet.models.encdec import EncDec, Memory
 
 
 class Decoder:

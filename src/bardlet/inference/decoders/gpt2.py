@@ -1,0 +1,71 @@
+"""The decoder of GPT-2: one more token a row, from packed weights and a cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bardlet.inference.decoders.cache import Columns, Step
+from bardlet.models.gpt2 import GPT2, Block
+from bardlet.models.layers import KVCache
+from bardlet.ops.linear import computing_dtype, product, sums_rows
+
+
+class Decoder:
+    """GPT2 for one more token a row, with as few operations as torch allows; a test holds it to GPT2.forward.
+
+    The stream between the layers is at least fp32, whatever the weights are.
+    """
+
+    def __init__(self, model: GPT2, dtype: torch.dtype | None = None) -> None:
+        gpt, c = model.transformer, model.config
+        weight = gpt.wte.weight.detach()
+        self.heads, self.eps, self.dtype = c.n_head, c.norm_eps, computing_dtype(weight, dtype)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        dtype = dtype or weight.dtype
+        # queries come divided by sqrt(D)
+        scale = torch.ones(3 * c.n_embd, dtype=wide, device=weight.device)
+        scale[: c.n_embd] = c.head_dim**-0.5
+        self.blocks = []
+        for block in gpt.h:
+            assert isinstance(block, Block)
+            attn, mlp = block.attn, block.mlp
+            qkv_bias = None if attn.c_attn.bias is None else attn.c_attn.bias * scale
+            self.blocks.append(
+                (
+                    self.wide(block.ln_1, wide),
+                    product(attn.c_attn.weight * scale[:, None], qkv_bias, dtype),
+                    product(attn.c_proj.weight, attn.c_proj.bias, dtype),
+                    self.wide(block.ln_2, wide),
+                    product(mlp.c_fc.weight, mlp.c_fc.bias, dtype),
+                    mlp.act,
+                    product(mlp.c_proj.weight, mlp.c_proj.bias, dtype),
+                )
+            )
+        self.wte, self.wpe, self.ln_f = weight.to(wide), gpt.wpe.weight.detach().to(wide), self.wide(gpt.ln_f, wide)
+        self.head = product(weight if model.lm_head is None else model.lm_head.weight, None, dtype)
+
+    def cache(self, cache: KVCache) -> KVCache | Columns:
+        """The same keys and values as this decoder reads them fastest."""
+        return Columns(cache, self.heads, self.dtype) if sums_rows(self.wte.device, self.dtype) else cache
+
+    def __call__(self, idx_B: Tensor, cache: KVCache | Columns) -> Tensor:
+        """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
+        step, B = Step(cache) if isinstance(cache, KVCache) else cache.step(), len(idx_B)
+        x_BC = torch.embedding(self.wte, idx_B) + self.wpe[step.position]
+        for layer, (ln_1, c_attn, c_proj, ln_2, c_fc, act, c_out) in enumerate(self.blocks):
+            qkv = c_attn(self.norm(ln_1, x_BC)).view(B, 3, self.heads, -1)  # (B, 3C) -> (B, 3, H, D)
+            x_BC.add_(c_proj(step.attend(layer, *qkv.unbind(1))))
+            x_BC.add_(c_out(act(c_fc(self.norm(ln_2, x_BC)))))
+        if isinstance(cache, KVCache):
+            cache.length_B += 1
+        return self.head(self.norm(self.ln_f, x_BC))
+
+    @staticmethod
+    def wide(ln: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of `ln`, in the stream's dtype."""
+        return ln.weight.detach().to(dtype), None if ln.bias is None else ln.bias.detach().to(dtype)
+
+    def norm(self, ln: tuple[Tensor, Tensor | None], x_BC: Tensor) -> Tensor:
+        """LayerNorm of the rows of x by weight and bias: (B, C)."""
+        return torch.layer_norm(x_BC, x_BC.shape[-1:], *ln, self.eps).to(self.dtype)
