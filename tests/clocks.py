@@ -26,12 +26,8 @@ class Clock:
 
 def install(own: Clock, patch: pytest.MonkeyPatch) -> Clock:
     """Have bardlet look at `own` in this process. The speed of the machine counts as known: nothing is calibrated."""
-    from bardlet.cli import resume  # noqa: F401
+    import bardlet.runner  # noqa: F401 (loads every module that looks at the clock)
     from bardlet.planning import calibrate, clock
-    from bardlet.stages import (
-        rl,  # noqa: F401
-        translation,  # noqa: F401
-    )
     from bardlet.training import trainer
 
     step, evaluate = trainer.train_step, trainer.evaluate

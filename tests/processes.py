@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.stages.pretrain", "bardlet.cli.train",
-                              "bardlet.cli.resume", "matplotlib.pyplot"])  # fmt: skip
+FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.runner", "bardlet.cli.train", "bardlet.cli.resume",
+                              "matplotlib.pyplot"])  # fmt: skip
 
 
 def start(words: Sequence[str | Path], log: Path | None = None, cut_after: int | None = None,

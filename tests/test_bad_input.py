@@ -519,15 +519,15 @@ def test_a_run_that_another_process_holds(here, capsys):
 
 def test_two_runs_that_chose_the_same_folder(here, capsys, monkeypatch):
     """Both saw that the folder is free; the one that is later must not write into the other's run."""
-    from bardlet.cli import train
+    from bardlet import runner
 
-    before, run_to_end = on_disk(here), train.run_to_end
+    before, run_to_end = on_disk(here), runner.run_to_end
 
     def late(t, *args, **kwargs):
         t.run = Path("run")
         return run_to_end(t, *args, **kwargs)
 
-    monkeypatch.setattr(train, "run_to_end", late)
+    monkeypatch.setattr(runner, "run_to_end", late)
     assert main(shlex.split(GOOD)) == 1
     assert "run: there is a run in it already" in complaint(capsys.readouterr().err)
     assert on_disk(here) == before

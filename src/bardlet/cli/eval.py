@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         if _translates(folder):
             raise BardletError(f"{folder}: this model translates, and --task is for models that go on with a text; "
                                "name pairs with --source F --target F")
-        return eval_tasks.run(command, folder)
+        return eval_tasks.run(folder, command.task, command.limit, command.device, command.dtype, command.json)
     if "--task" in argv:  # the parser takes no name for none asked
         raise BardletError("--task needs a value: a name, as in --task arc-easy; `bardlet eval --help` has them")
     refuse(command, "limit", why="is for --task")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from bardlet import console
 
 if TYPE_CHECKING:
-    from bardlet.cli.eval import Command
     from bardlet.evaluation.likelihood import Result, Talker
     from bardlet.tokenizer import Tokenizer
 
@@ -19,19 +19,19 @@ TEXT, TEMPLATE = "plain text", "chat template"
 """How a question is put."""
 
 
-def run(command: Command, folder: Path) -> int:
-    """Ask a model the questions of `command.task`, print a line for each task; returns the exit code."""
+def run(folder: Path, asked_for: Sequence[str], limit: int | None, device: str, dtype: str, json: bool) -> int:
+    """Ask a model `limit` questions (None: all) of each task, print a line for each; returns the exit code."""
     from bardlet.evaluation import likelihood, tasks
     from bardlet.run import hf
     from bardlet.runtime import device as runtime_device
 
-    names = tuple(dict.fromkeys(command.task))
-    asked = {name: tasks.records(name, command.limit) for name in names}  # what is missing is said before any work
+    names = tuple(dict.fromkeys(asked_for))
+    asked = {name: tasks.records(name, limit) for name in names}  # what is missing is said before any work
     model, words = hf.read_folder(folder)
-    device = runtime_device.pick_device(command.device)
-    runtime_device.settle(None, False, device)
-    model.to(device)
-    talker, dtype = talker_of(words), runtime_device.pick_dtype(command.dtype, device)
+    where = runtime_device.pick_device(device)
+    runtime_device.settle(None, False, where)
+    model.to(where)
+    talker, dtype = talker_of(words), runtime_device.pick_dtype(dtype, where)
     figures: dict[str, dict[str, Any]] = {}
     for name, questions in asked.items():
         by_template = talker is not None and tasks.find(name).kind == "number"
@@ -39,12 +39,12 @@ def run(command: Command, folder: Path) -> int:
         with console.preparing() as progress:
             assert progress is not None
             tell = partial(progress, f"{name}: {console.count(len(questions), 'question')}")
-            result = likelihood.measure(name, questions, model, words, device, dtype, talker, tell)
+            result = likelihood.measure(name, questions, model, words, where, dtype, talker, tell)
         seconds, form = time.monotonic() - begun, TEMPLATE if by_template else TEXT
         say(name, result, form, seconds, model.config.block_size)
         figures[name] = {**asdict(result), "form": form, "seconds": round(seconds, 3)}
     console.say("± is one standard error")
-    if command.json:
+    if json:
         console.say_json({"run": str(folder), "tasks": figures})
     return 0
 
