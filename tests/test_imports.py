@@ -1,4 +1,4 @@
-"""Who may import whom: the layers of the design, read from the sources."""
+"""The order of the rooms: who may import whom, read from the sources."""
 
 from __future__ import annotations
 
@@ -9,43 +9,16 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
-LAYERS = [  # a file imports only from rows above its own; inside a package siblings may be imported
-    ["errors"],
-    ["files", "heartbeat", "signals"],
-    ["config", "dist", "reading", "tokenizer", "models.layers", "models.decoding",
-     "models.cross_entropy", "ngram", "kept", "lock"],
-    ["corpus", "loss", "models", "repeats", "toml"],
-    ["survey", "parallel", "examples"],
-    ["data", "optim", "hf", "checkpoint", "generate", "search"],
-    ["evaluate", "report", "writing", "diagnosis", "pairs", "translate", "tasks"],
-    ["train"],
-    ["clock", "memory"],
-    ["budget", "doctor", "accuracy"],
-    ["pretrain", "harness"],
-    ["translation"],
-    ["ladder"],
-    ["align"],
-    ["cli"],
-]
-# checkpoint.py is the run folder around the Hugging Face folder of hf.py; decoding.py reads the cache of layers.py
-SAME_ROW = {("checkpoint", "hf"), ("models.decoding", "models.layers")}
-FORBIDDEN = {"models": {"dist", "data", "optim", "checkpoint", "hf"},
-             "generate": {"checkpoint", "data", "tokenizer", "hf"},
-             "search": {"checkpoint", "data", "tokenizer", "hf"}}
+ROOMS = ("cli", "runner", "ladder", "doctor", "stages", "planning", "evaluation", "training", "run", "inference", "data",
+         "tokenizer", "runtime", "models", "ops", "config", "console", "errors")
+"""From top to bottom: a room imports from the rooms below it, and its files from each other without a circle."""
+ENTRANCES = ("__init__", "__main__", "harness")
+"""Files at the root that belong to no room: they only call what is inside."""
 
 
 def name_of(path: Path) -> str:
     """The dotted name below bardlet of a source file."""
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
-
-
-def row_of(name: str) -> int:
-    """The row of LAYERS that `name` stands in, the longest match first."""
-    for key in (name, name.split(".")[0]):
-        for row, members in enumerate(LAYERS):
-            if key in members:
-                return row
-    raise AssertionError(f"{name} stands in no layer: add it to the table of the design and of this test")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -63,24 +36,41 @@ def imports_of(path: Path) -> set[str]:
 
 
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem not in ("__init__", "__main__"))
+INSIDE = [path for path in FILES if name_of(path) not in ENTRANCES]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_only_from_rows_above(path: Path) -> None:
-    """No file imports from its own row or from below, except siblings in a package."""
+def room_of(name: str) -> int:
+    """The place of a module's room, from the top."""
+    assert name.split(".")[0] in ROOMS, f"{name} stands in no room: add it to the order of this test"
+    return ROOMS.index(name.split(".")[0])
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    """No file imports from a room above its own."""
     me = name_of(path)
-    package = me.split(".")[0]
     for other in imports_of(path):
-        if other.split(".")[0] == package and (SOURCE / package).is_dir():
-            continue
-        assert row_of(other) < row_of(me) or (me, other) in SAME_ROW, f"{me} imports {other}"
-        assert other.split(".")[0] not in FORBIDDEN.get(package, set()), f"{me} imports {other}"
+        assert room_of(other) >= room_of(me), f"{me} imports {other}"
+
+
+def test_there_is_no_circle() -> None:
+    """No file imports itself by way of others, be it inside a function."""
+    below = {name_of(path): imports_of(path) for path in INSIDE}
+    while below:
+        ends = {name for name, others in below.items() if not others & (below.keys() - {name})}
+        assert ends, f"a circle among {', '.join(sorted(below))}"
+        below = {name: others for name, others in below.items() if name not in ends}
+
+
+def test_the_root_is_small() -> None:
+    """A room is a folder; what stands at the root is few."""
+    assert len(list(SOURCE.glob("*.py"))) <= 8
 
 
 def test_the_test_sees_imports() -> None:
     """The reader of imports finds those that are known to be there, also inside functions."""
-    assert {"hf", "config", "errors"} <= imports_of(SOURCE / "checkpoint.py")
-    assert "writing" in imports_of(SOURCE / "cli" / "sample.py")
+    assert {"run.lock", "config.settings", "errors"} <= imports_of(SOURCE / "run" / "folder.py")
+    assert "inference.text_generation" in imports_of(SOURCE / "cli" / "sample.py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From text to a chat model on two cores in less than half an hour, by the stages of ChatGPT:
 #
-#   runs/laptop.sh [FOLDER]         # by default runs/laptop; FRACTION=0.1 takes a tenth of the time, to look around
+#   recipes/laptop.sh [FOLDER]      # by default runs/laptop; FRACTION=0.1 takes a tenth of the time, to look around
 #
 # Pretraining on novels, stories and facts; fine-tuning on instructions; a reward model from people's (here GPT-4's)
 # preferences; PPO with that reward model, DPO on the same preferences; and beside it a small model that learns sums by

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The story of laptop.sh for one GPU and about an hour and a half: a longer window, more answers, sums of three digits.
 #
-#   runs/gpu.sh [FOLDER]            # by default runs/gpu; FRACTION=0.1 takes a tenth of the time, to look around
+#   recipes/gpu.sh [FOLDER]         # by default runs/gpu; FRACTION=0.1 takes a tenth of the time, to look around
 #
 # How large the models are follows from the minutes, as everywhere. These settings are those of laptop.sh, scaled. On two
 # cores every stage has run, in a hundredth of the time (tests/acceptance/test_stories.py); nobody has run or measured
