@@ -56,8 +56,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["BARDLET_CACHE"] = before
 
 
-LONG = ("test_translation", "test_cli", "test_ladder_run", "test_kills", "test_resume", "test_bad_input",
-        "test_reinforce", "test_heartbeat", "test_train", "test_benchmarks", "test_equivalence")
+LONG = ("test_translation", "test_cli", "test_run", "test_kills", "test_resume", "test_bad_input", "test_rl",
+        "test_heartbeat", "test_trainer", "test_benchmarks", "test_equivalence")
 """Files that take longest, which several processes begin with: the last ones to end are then short."""
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import test_benchmarks
+from benchmarks.test_benchmarks import base  # noqa: F401 (a fixture)
 from invariants import test_equivalence
-from test_benchmarks import base  # noqa: F401 (a fixture)
+
+from benchmarks import test_benchmarks
 
 
 def test_two_processes_learn_by_grpo_as_one(tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:

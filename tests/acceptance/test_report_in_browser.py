@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ladder_report import FACTS, SENTENCE, tiny_outcomes
+from ladder.test_report import FACTS, SENTENCE, tiny_outcomes
 
 from bardlet.ladder import report
 

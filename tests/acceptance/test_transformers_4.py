@@ -15,7 +15,7 @@ PACKAGES = ["transformers>=4.57,<5", "tokenizers<0.23", "huggingface_hub<1", "re
 
 
 def test_parity_with_transformers_4(tmp_path: Path) -> None:
-    """tests/test_hf.py, test_gpt2.py and test_qwen3.py pass with it."""
+    """tests/run/test_hf.py, test_gpt2.py and test_qwen3.py pass with it."""
     site = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), *PACKAGES],
                    check=True)

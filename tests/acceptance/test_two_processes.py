@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from processes import in_two_processes
-from test_heartbeat import SETTINGS as FEW_STEPS
-from test_heartbeat import Launch, outcome, resumed_from
+from runtime.test_heartbeat import SETTINGS as FEW_STEPS
+from runtime.test_heartbeat import Launch, outcome, resumed_from
 
 from bardlet.run import checkpoint, metrics
 

@@ -14,7 +14,7 @@ from conftest import TINY
 
 from bardlet.runtime import device
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import board
 import record
 import vs_nanogpt

@@ -22,7 +22,7 @@ from bardlet.errors import BardletError
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
 
-EXERCISES = Path(__file__).parents[1] / "docs" / "exercises"
+EXERCISES = Path(__file__).parents[2] / "docs" / "exercises"
 HERE = Dist(0, 1, torch.device("cpu"))
 
 

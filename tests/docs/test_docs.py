@@ -23,7 +23,7 @@ from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.ladder.rungs import CPU, LADDER, SMALL
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.name != "where.md")
 HEADINGS = ["What", "Why", "The code", "The figure", "Is my loss normal?", "Exercise"]

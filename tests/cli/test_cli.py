@@ -334,7 +334,7 @@ def test_every_config_of_the_repository_is_read() -> None:
     """configs/*.toml are complete and current."""
     from bardlet.config.toml import read_toml
 
-    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    paths = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
     assert paths
     for path in paths:
         read_toml(path)
