@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet.errors import BardletError
-from bardlet.inference.decoders.cache import Columns, Step
+from bardlet.inference.decoders.cache import DecodeStep, TransposedCache
 from bardlet.models.layers import KVCache
 from bardlet.ops.linear import Product, RoundedProduct, many_rows, sums_rows
 
@@ -95,10 +95,10 @@ def test_columns_hold_what_the_cache_holds(heads: int, kv_heads: int, lengths: l
     torch.manual_seed(0)
     L, B, D, S = 2, len(lengths), 8, 160
     cache = KVCache(torch.randn(L, B, kv_heads, S, D), torch.randn(L, B, kv_heads, S, D), torch.tensor(lengths))
-    columns = Columns(cache, heads, torch.float32)
+    columns = TransposedCache(cache, heads, torch.float32)
 
     def same(rows: int) -> None:
-        plain, fast = Step(cache), columns.step()
+        plain, fast = DecodeStep(cache), columns.step()
         for layer in range(L):
             q, k, v = torch.randn(rows, heads, D), torch.randn(rows, kv_heads, D), torch.randn(rows, kv_heads, D)
             torch.testing.assert_close(fast.attend(layer, q, k, v), plain.attend(layer, q, k, v), rtol=1e-4, atol=1e-5)
@@ -107,11 +107,15 @@ def test_columns_hold_what_the_cache_holds(heads: int, kv_heads: int, lengths: l
     for _ in range(4):
         same(B)
     cache = KVCache(cache.k[:, [0, 2]], cache.v[:, [0, 2]], cache.length_B[[0, 2]])
-    columns.keep([0, 2])
+    columns.select([0, 2])
     for _ in range(3):
         same(2)
     row = KVCache(torch.randn(L, 1, kv_heads, 2, D), torch.randn(L, 1, kv_heads, 2, D), torch.tensor([2]))
-    columns.put(1, row)
+
+    def fill(one: KVCache) -> None:
+        one.k[:], one.v[:], one.length_B[0] = row.k, row.v, 2
+
+    columns.refill(1, 2, fill)
     cache.k[:, 1, :, :2], cache.v[:, 1, :, :2], cache.length_B[1] = row.k[:, 0], row.v[:, 0], 2
     for _ in range(20):
         same(2)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import decoders
-from bardlet.inference.decoders.cache import Columns
 from bardlet.inference.sampling import _drawn, _Draws, row_seeds
 from bardlet.models.layers import KVCache
 
@@ -52,9 +51,6 @@ def decode_step(model: Any, idx_B: Tensor, cache: KVCache) -> Tensor:
     The plain way, by the model itself; `decoders.decoder(model)` is the same in fewer operations.
     """
     return model.logits(model.states(idx_B[:, None], cache)[:, 0])
-
-
-# ---------------------------------------------------------------------------- sampling
 
 
 # ---------------------------------------------------------------------------- generation
@@ -173,14 +169,14 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
 class _Cached:
     """Logits of each row's next token, from a cache of what was read before.
 
-    To take rows out of `Columns` copies all that is kept. So rows that have ended stay there, and are computed in vain,
-    until they are a quarter: `places` has those of the rows that go on.
+    To take rows out of a `TransposedCache` copies all that is kept. So rows that have ended stay there, and are computed
+    in vain, until they are a quarter: `places` has those of the rows that go on.
     """
 
     def __init__(self, model: Any, max_new_tokens: int, int8: bool) -> None:
         self.model, self.new, self.int8 = model, max_new_tokens, int8
         self.window, self.device = model.config.block_size, next(model.parameters()).device
-        # where a CPU keeps no Columns, attention to one token is eight times faster in fp32 (measured: 95 for 795 us)
+        # with a PlainCache on a CPU attention to one token is eight times faster in fp32 (measured: 95 for 795 us)
         self.kept = torch.float32 if self.device.type == "cpu" else None
 
     def first(self, context: list[list[int]]) -> Tensor:
@@ -196,17 +192,13 @@ class _Cached:
     def keep(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
         self.places = [self.places[row] for row in rows]
-        if not isinstance(self.cache, Columns) or 4 * len(self.places) <= 3 * len(self.cache.length):
+        if not self.cache.copies or 4 * len(self.places) <= 3 * self.cache.rows:
             self.clear()
 
     def clear(self) -> None:
         """Takes the rows that have ended out of the cache."""
-        cache, places = self.cache, self.places
-        if isinstance(cache, Columns):
-            cache.keep(places)
-        else:
-            self.cache = KVCache(cache.k[:, places], cache.v[:, places], cache.length_B[places])
-        self.places = list(range(len(places)))
+        self.cache.select(self.places)
+        self.places = list(range(len(self.places)))
 
     def next(self, idx_B: Tensor, context: list[list[int]]) -> Tensor:
         """Reads one more token a row, which stands at the end of its context, too."""
@@ -214,27 +206,22 @@ class _Cached:
             if len(row) > self.window:
                 del row[: -max(1, self.window // 2)]
                 self.refill(row[:-1], place)
-        if not isinstance(self.cache, Columns) or len(self.places) == len(self.cache.length):
-            return self.decode(idx_B, self.cache)
-        if max(self.cache.length) == self.cache.room:  # one that has ended would need another place
+        ended = len(self.places) < self.cache.rows
+        if ended and self.cache.full:  # one that has ended would need another place
             self.clear()
+        if len(self.places) == self.cache.rows:
             return self.decode(idx_B, self.cache)
-        all_B = idx_B.new_zeros(len(self.cache.length))
+        all_B = idx_B.new_zeros(self.cache.rows)
         all_B[self.places] = idx_B
         return self.decode(all_B, self.cache)[self.places]
 
     def refill(self, ids: list[int], place: int) -> None:
         """Starts row `place` of the cache again with `ids` alone."""
-        if isinstance(self.cache, Columns):
-            row = self.model.new_cache(1, max(1, len(ids)), self.kept)
-        else:  # views: what is written there is in the cache
-            at = slice(place, place + 1)
-            row = KVCache(self.cache.k[:, at], self.cache.v[:, at], self.cache.length_B[at])
-            row.length_B.zero_()
-        if ids:
-            self.model.states(torch.tensor([ids], device=self.device), row)
-        if isinstance(self.cache, Columns):
-            self.cache.put(place, row)
+        def fill(row: KVCache) -> None:
+            if ids:
+                self.model.states(torch.tensor([ids], device=self.device), row)
+
+        self.cache.refill(place, len(ids), fill)
 
 
 class _Uncached:

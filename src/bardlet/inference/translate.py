@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import beam_search, decoders
+from bardlet.inference.decoders.cache import PlainCache
 from bardlet.inference.generate import evaluating, padded, prefill
-from bardlet.models.layers import KVCache
 from bardlet.runtime.threads import SIDE_BY_SIDE, side_by_side
 from bardlet.tokenizer import Tokenizer
 
@@ -185,9 +185,11 @@ class Prompted:
 
     def first(self) -> Tensor:
         """Reads the sources."""
-        self.cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.most)
+        cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.most)
         seen = self.length_B if self.prefix_lm else None
-        return prefill(self.model, self.src_BS, self.length_B, self.cache, seen)
+        logits_BV = prefill(self.model, self.src_BS, self.length_B, cache, seen)
+        self.cache = PlainCache(cache)
+        return logits_BV
 
     def branch(self, beams: int) -> None:
         """See `search.Reader`."""
@@ -199,8 +201,7 @@ class Prompted:
 
     def pick(self, row_R: Tensor) -> None:
         """See `search.Reader`."""
-        c = self.cache
-        self.cache = KVCache(c.k[:, row_R], c.v[:, row_R], c.length_B[row_R])
+        self.cache.select(row_R)
 
     def keep(self, source_B: Tensor, beams: int) -> None:
         """See `search.Reader`."""

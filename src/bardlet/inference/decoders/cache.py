@@ -5,6 +5,9 @@ Nothing here is trained. Shape suffixes: `models/layers.py`; R positions that a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +16,68 @@ from bardlet.errors import BardletError
 from bardlet.models.layers import KVCache
 
 
-class Step:
+class DecoderCache(Protocol):
+    """The keys and values of some rows, as a decoder extends and reads them."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+
+    @property
+    def full(self) -> bool:
+        """Whether some row has no room for one more token."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether `select` copies all that is kept, so that rows that have ended had better stay for a while."""
+
+    def step(self) -> Any:
+        """Make room for one more token of every row: an object with `position` and `attend`, as `DecodeStep`."""
+
+    def select(self, rows: Sequence[int] | Tensor) -> None:
+        """Go on with these rows only, in this order; a row may come twice."""
+
+    def refill(self, row: int, length: int, fill: Callable[[KVCache], object]) -> None:
+        """Start `row` again with what `fill` writes into an empty cache of one row, which has room for `length`."""
+
+
+class PlainCache:
+    """A model's own cache, read by scaled dot-product attention."""
+
+    copies = False
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+
+    @property
+    def rows(self) -> int:
+        """See `DecoderCache`."""
+        return len(self.cache.length_B)
+
+    @property
+    def full(self) -> bool:
+        """See `DecoderCache`."""
+        return int(self.cache.length_B.max()) >= self.cache.k.shape[3]
+
+    def step(self) -> DecodeStep:
+        """See `DecoderCache`."""
+        step = DecodeStep(self.cache)
+        self.cache.length_B += 1
+        return step
+
+    def select(self, rows: Sequence[int] | Tensor) -> None:
+        """See `DecoderCache`."""
+        self.cache = KVCache(self.cache.k[:, rows], self.cache.v[:, rows], self.cache.length_B[rows])
+
+    def refill(self, row: int, length: int, fill: Callable[[KVCache], object]) -> None:
+        """See `DecoderCache`. Views: what `fill` writes is in the cache."""
+        at = slice(row, row + 1)
+        one = KVCache(self.cache.k[:, at], self.cache.v[:, at], self.cache.length_B[at])
+        one.length_B.zero_()
+        fill(one)
+
+
+class DecodeStep:
     """One more token for every row of a cache: where it goes, and whom it sees. Reads length_B once."""
 
     def __init__(self, cache: KVCache) -> None:
@@ -48,7 +112,7 @@ class Step:
         return y_BH1D.reshape(len(q_BHD), -1).to(v_BKD.dtype)  # (B, H, 1, D) -> (B, HD)
 
 
-class Columns:
+class TransposedCache:
     """A cache for decoding where `sums_rows` holds: a value is a row, a key is a column.
 
     One query's attention is then two sums of weighted rows, as in `Product`: its scores are the sum of the D rows of
@@ -60,10 +124,12 @@ class Columns:
     """
 
     PART = 128
+    copies = True
 
     def __init__(self, cache: KVCache, heads: int, dtype: torch.dtype) -> None:
         self.length, self.room, self.heads = [int(n) for n in cache.length_B], cache.k.shape[3], heads
         L, B, K, _, D = cache.k.shape
+        self.layers, self.kv_heads, self.head_dim, self.like = L, K, D, cache.k.new_empty(0)
         reach = max(self.length, default=0)
         self._make(cache.k.new_zeros((L, B, K, D, 0), dtype=dtype), cache.v.new_zeros((L, B, K, 0, D), dtype=dtype),
                    reach + 1)  # fmt: skip
@@ -84,7 +150,17 @@ class Columns:
         seen_BR = torch.arange(R) < torch.tensor(self.length)[:, None]
         self.mask = torch.zeros(B, 1, R, dtype=k_LBKDR.dtype).masked_fill_(~seen_BR[:, None], float("-inf"))
 
-    def step(self) -> Columns:
+    @property
+    def rows(self) -> int:
+        """See `DecoderCache`."""
+        return len(self.length)
+
+    @property
+    def full(self) -> bool:
+        """See `DecoderCache`."""
+        return max(self.length) >= self.room
+
+    def step(self) -> TransposedCache:
         """Makes room for one more token of every row; `position` is then where it stands."""
         place, last = self.length, max(self.length)
         if last >= self.room:
@@ -103,7 +179,7 @@ class Columns:
         return self
 
     def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
-        """As `Step.attend`."""
+        """As `DecodeStep.attend`."""
         if self.even:
             self.new_k[layer].copy_(k_BKD)
             self.new_v[layer].copy_(v_BKD)
@@ -118,13 +194,16 @@ class Columns:
         y = torch.embedding_bag(self.v_rows[layer], self.v_index, self.v_start, False, 0, False, weight)[0]
         return y.view(B, -1)  # (BH, D) -> (B, HD)
 
-    def keep(self, rows: list[int]) -> None:
-        """Goes on with these rows only."""
-        self.length = [self.length[row] for row in rows]
+    def select(self, rows: Sequence[int] | Tensor) -> None:
+        """See `DecoderCache`."""
+        self.length = [self.length[int(row)] for row in rows]
         self._make(self.k_LBKDR[:, rows], self.v_LBKRD[:, rows], max(self.length) + 1)
 
-    def put(self, row: int, cache: KVCache) -> None:
-        """Starts `row` again with what is in the one row of `cache`."""
+    def refill(self, row: int, length: int, fill: Callable[[KVCache], object]) -> None:
+        """See `DecoderCache`."""
+        shape, like = (self.layers, 1, self.kv_heads, max(1, length), self.head_dim), self.like
+        cache = KVCache(like.new_zeros(shape), like.new_zeros(shape), torch.zeros(1, dtype=torch.int64))
+        fill(cache)
         length = self.length[row] = int(cache.length_B)
         if length > self.mask.shape[-1]:
             self._make(self.k_LBKDR, self.v_LBKRD, length)

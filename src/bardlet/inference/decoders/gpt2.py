@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bardlet.inference.decoders.cache import Columns, Step
+from bardlet.inference.decoders.cache import DecoderCache, PlainCache, TransposedCache
 from bardlet.models.gpt2 import GPT2, Block
 from bardlet.models.layers import KVCache
 from bardlet.ops.linear import computing_dtype, product, sums_rows
@@ -45,20 +45,19 @@ class Decoder:
         self.wte, self.wpe, self.ln_f = weight.to(wide), gpt.wpe.weight.detach().to(wide), self.wide(gpt.ln_f, wide)
         self.head = product(weight if model.lm_head is None else model.lm_head.weight, None, dtype)
 
-    def cache(self, cache: KVCache) -> KVCache | Columns:
+    def cache(self, cache: KVCache) -> DecoderCache:
         """The same keys and values as this decoder reads them fastest."""
-        return Columns(cache, self.heads, self.dtype) if sums_rows(self.wte.device, self.dtype) else cache
+        fast = sums_rows(self.wte.device, self.dtype)
+        return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
 
-    def __call__(self, idx_B: Tensor, cache: KVCache | Columns) -> Tensor:
+    def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:
         """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
-        step, B = Step(cache) if isinstance(cache, KVCache) else cache.step(), len(idx_B)
+        step, B = cache.step(), len(idx_B)
         x_BC = torch.embedding(self.wte, idx_B) + self.wpe[step.position]
         for layer, (ln_1, c_attn, c_proj, ln_2, c_fc, act, c_out) in enumerate(self.blocks):
             qkv = c_attn(self.norm(ln_1, x_BC)).view(B, 3, self.heads, -1)  # (B, 3C) -> (B, 3, H, D)
             x_BC.add_(c_proj(step.attend(layer, *qkv.unbind(1))))
             x_BC.add_(c_out(act(c_fc(self.norm(ln_2, x_BC)))))
-        if isinstance(cache, KVCache):
-            cache.length_B += 1
         return self.head(self.norm(self.ln_f, x_BC))
 
     @staticmethod

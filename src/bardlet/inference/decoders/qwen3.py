@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bardlet.inference.decoders.cache import Columns, Step
+from bardlet.inference.decoders.cache import DecoderCache, PlainCache, TransposedCache
 from bardlet.models.layers import KVCache, RMSNorm, rotary
 from bardlet.models.qwen3 import Block, Qwen3
 from bardlet.ops.linear import Product, RoundedProduct, computing_dtype, product, sums_rows
@@ -62,14 +62,14 @@ class Decoder:
         self.eps_C, self.eps_D = (torch.tensor((n * c.norm_eps) ** 0.5, dtype=wide, device=weight.device)
                                   for n in (c.n_embd, c.head_dim))  # fmt: skip
 
-    def cache(self, cache: KVCache) -> KVCache | Columns:
+    def cache(self, cache: KVCache) -> DecoderCache:
         """The same keys and values as this decoder reads them fastest."""
         fast = sums_rows(self.embedding.device, self.dtype)
-        return Columns(cache, self.heads, self.dtype) if fast else cache
+        return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
 
-    def __call__(self, idx_B: Tensor, cache: KVCache | Columns) -> Tensor:
+    def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:
         """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
-        step, B = Step(cache) if isinstance(cache, KVCache) else cache.step(), len(idx_B)
+        step, B = cache.step(), len(idx_B)
         cos_BD, sin_BD = self.cos_T1D[step.position], self.sin_T1D[step.position]  # (B, 1, D), or (1, D) for all rows
         cos, sin = (cos_BD * self.norm_L1HD).unbind(0), (sin_BD * self.pair_L1HD).unbind(0)
         x_BC = torch.embedding(self.embedding, idx_B)
@@ -83,8 +83,6 @@ class Decoder:
             x_BC.add_(o_proj(step.attend(layer, q_BHD, k_BKD, v_BKD)))
             gate, up = gate_up(self.rms(x_BC)).chunk(2, dim=-1)
             x_BC.add_(down(F.silu(gate).mul_(up)))
-        if isinstance(cache, KVCache):
-            cache.length_B += 1
         return self.head(self.rms(x_BC))
 
     def rms(self, x_BC: Tensor) -> Tensor:
