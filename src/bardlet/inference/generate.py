@@ -169,8 +169,8 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
 class _Cached:
     """Logits of each row's next token, from a cache of what was read before.
 
-    To take rows out of a `TransposedCache` copies all that is kept. So rows that have ended stay there, and are computed
-    in vain, until they are a quarter: `places` has those of the rows that go on.
+    To take rows out of a `TransposedCache` copies all that is kept. So rows that have ended stay there, and are
+    computed in vain, until they are a quarter: `places` has those of the rows that go on.
     """
 
     def __init__(self, model: Any, max_new_tokens: int, int8: bool) -> None:
