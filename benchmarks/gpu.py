@@ -54,7 +54,7 @@ from bardlet.runtime import compiler
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
-from bardlet.training.state import Stage
+from bardlet.training.state import Objective
 from bardlet.training.trainer import seed_step, train_step
 
 PEAKS = {"MIG": None, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
@@ -131,9 +131,9 @@ def speed(times: list[float], tokens: int, flops_per_token: float, rate: float, 
             "steps": len(times), "tokens_per_step": tokens, "memory_gib": memory}
 
 
-def next_token_stage() -> Stage:
+def next_token_objective() -> Objective:
     """Training alone: batches come from elsewhere, nothing is evaluated."""
-    return Stage(lambda step: {}, losses.next_token, losses.count_targets, lambda model: float("nan"))
+    return Objective(lambda step: {}, losses.next_token, losses.count_targets, lambda model: float("nan"))
 
 
 # ---------------------------------------------------------------- what fails
@@ -212,8 +212,8 @@ def our_step(name: str, size: dict[str, Any], vocabulary: int, batch: Batch, dev
     torch.manual_seed(0)
     model = models.build(config.model_config(vocabulary)).to(device)
     compiler.compile_blocks(model, on=compiled)
-    optimizers, stage, here = optim.build(model, config), next_token_stage(), Dist(0, 1, device)
-    return (lambda: train_step(model, optimizers, batch, stage, config, here, "bf16"),
+    optimizers, objective, here = optim.build(model, config), next_token_objective(), Dist(0, 1, device)
+    return (lambda: train_step(model, optimizers, batch, objective, config, here, "bf16"),
             sum(p.numel() for p in model.parameters()))
 
 
@@ -270,7 +270,7 @@ def to_loss(device: torch.device, toy: bool, compiled: bool, text: Path) -> dict
         torch.manual_seed(config.seed)
         model = models.build(config.model_config(len(place))).to(device)
         compiler.compile_blocks(model, on=compiled)
-        optimizers, here, stage = optim.build(model, config), Dist(0, 1, device), next_token_stage()
+        optimizers, here, objective = optim.build(model, config), Dist(0, 1, device), next_token_objective()
         windows = Windows(tokens[:cut], config.block_size, size["batch_size"], config.seed)
         seconds, compiling, curve, reached = 0.0, 0.0, [], None
         for step in range(steps):
@@ -279,7 +279,7 @@ def to_loss(device: torch.device, toy: bool, compiled: bool, text: Path) -> dict
             optim.set_learning_rate(optimizers, optim.learning_rate(step, steps, config))
             seed_step(config.seed, step, 0)
             idx, target = windows.batch(step)
-            train_step(model, optimizers, {"idx": idx, "target": target}, stage, config, here, "bf16")
+            train_step(model, optimizers, {"idx": idx, "target": target}, objective, config, here, "bf16")
             wait(device)
             spent = time.perf_counter() - begun
             if step < 2:  # forwards and backwards of the first step, and what the second finds changed

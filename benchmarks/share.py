@@ -57,7 +57,7 @@ def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
     compiler.compile_blocks(model)
     tokens = torch.randint(CHARACTERS, (config.batch_size, config.block_size + 1))
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}
-    optimizers, stage, here = optim.build(model, config), gpu.next_token_stage(), distributed.Dist(0, 1, cpu)
+    optimizers, stage, here = optim.build(model, config), gpu.next_token_objective(), distributed.Dist(0, 1, cpu)
     parameters = sum(p.numel() for p in model.parameters())
     attention = 6 * config.n_layer * config.n_embd * config.block_size
     flops = config.tokens_per_step * (6 * parameters + 2 * attention)

@@ -250,8 +250,8 @@ def ours(job: Record) -> Record:
         elif stage == "grpo":
             asked = prompts.Prompts([Question(one["prompt"], "") for one in records], [ids for ids, _ in rows])
             t = rl.assemble(run, model, prompts.PreparedPrompts(asked, asked, words), config, dist, facts)
-            assert isinstance(t.stage.memory, rl.Rollouts)
-            t.stage.memory.player.reward = share_of_e
+            assert isinstance(t.objective.memory, rl.Rollouts)
+            t.objective.memory.player.reward = share_of_e
         else:
             pairs = data_preferences.Pairs(*(Chats.of(rows[side::2], words.dtype) for side in range(2)))
             known = dpo.reference(model, pairs, config, dist)
@@ -262,7 +262,7 @@ def ours(job: Record) -> Record:
         t.config = replace(t.config, steps=t.state.steps)
         compilation.choose_compile(t)
         counted, passes = [0] * len(COUNTS), list[list[float]]()
-        take, pad = t.stage.batch, int(words.pad_id or 0)
+        take, pad = t.objective.batch, int(words.pad_id or 0)
 
         def counting(step: int) -> data_batch.Batch:
             batch = take(step)
@@ -274,7 +274,7 @@ def ours(job: Record) -> Record:
                 passes.append([line["seconds"] - sum(seconds for seconds, *_ in passes), *counted])
                 counted[:] = [0] * len(COUNTS)
 
-        t.stage = replace(t.stage, batch=counting)
+        t.objective = replace(t.objective, batch=counting)
         trainer.fit(t, watch=watch)
     return {"passes": passes, "learned": digest(rows), "versions": {}}
 

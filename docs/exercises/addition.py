@@ -1,4 +1,4 @@
-"""The lecture's exercise: a GPT that adds two numbers. A stage is batches + a loss, and here is a new one.
+"""The lecture's exercise: a GPT that adds two numbers. An objective is batches + a loss, and here is a new one.
 
     python docs/exercises/addition.py [--steps N | --minutes M] [--seed S] [--digits 3] [--no-mask] [--forward] [--json]
 
@@ -33,7 +33,7 @@ from bardlet.planning import clock
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 from bardlet.training.trainer import train_step
 
 ALPHABET = "0123456789+="
@@ -111,7 +111,7 @@ def to_batch(pairs: np.ndarray, task: Task) -> data_batch.Batch:
     return {"idx": idx_BT, "target": target_BT}
 
 
-def addition_stage(task: Task, seed: int, batch_size: int, device: torch.device) -> Stage:
+def addition_objective(task: Task, seed: int, batch_size: int, device: torch.device) -> Objective:
     """All that training must know of addition. The batch is a pure function of (seed, step)."""
     _, development, training = split(task.digits)
     held_out = to_batch(development, task)
@@ -124,7 +124,7 @@ def addition_stage(task: Task, seed: int, batch_size: int, device: torch.device)
     def development_loss(model: torch.nn.Module) -> float:
         return metrics.mean_loss(model, [held_out], device)
 
-    return Stage(batch, losses.next_token, losses.count_targets, development_loss)
+    return Objective(batch, losses.next_token, losses.count_targets, development_loss)
 
 
 # ---------------------------------------------------------------- training
@@ -142,7 +142,7 @@ def new_model(config: TrainConfig, where: Dist) -> Any:
     return models.build(config.model_config(len(ALPHABET))).to(where.device)
 
 
-def learn(model: Any, stage: Stage, config: TrainConfig, where: Dist,
+def learn(model: Any, objective: Objective, config: TrainConfig, where: Dist,
           watch: Callable[[int, float], None] = lambda step, value: None) -> None:
     """`config.steps` updates, each by bardlet's own `train_step`. `watch` gets (steps done, loss) after each."""
     assert config.steps is not None
@@ -150,13 +150,13 @@ def learn(model: Any, stage: Stage, config: TrainConfig, where: Dist,
     for step in range(config.steps):
         model.train()
         optim.set_learning_rate(optimizers, optim.learning_rate(step, config.steps, config))
-        value, _ = train_step(model, optimizers, stage.batch(step), stage, config, where, config.dtype)
+        value, _ = train_step(model, optimizers, objective.batch(step), objective, config, where, config.dtype)
         watch(step + 1, value)
 
 
-def steps_in(seconds: float, model: Any, stage: Stage, config: TrainConfig, where: Dist) -> int:
+def steps_in(seconds: float, model: Any, objective: Objective, config: TrainConfig, where: Dist) -> int:
     """How many steps fit into `seconds`, by timing a few; the weights are put back."""
-    trial = Trainer(Path(), model, [], stage, config, where, machine={"dtype": config.dtype}, record={})
+    trial = Trainer(Path(), model, [], objective, config, where, machine={"dtype": config.dtype}, record={})
     return clock.steps_for(seconds, clock.seconds_per_step(trial), evaluating=0.1 * seconds)
 
 
@@ -191,9 +191,9 @@ def run(task: Task, config: TrainConfig, minutes: float | None = None) -> dict[s
     where = Dist(0, 1, runtime_device.pick_device("auto"))
     config = replace(config, dtype=cast(Any, runtime_device.pick_dtype("auto", where.device)),
                      threads=runtime_device.settle(None, False, where.device))
-    stage, model = addition_stage(task, config.seed, config.batch_size, where.device), new_model(config, where)
+    objective, model = addition_objective(task, config.seed, config.batch_size, where.device), new_model(config, where)
     if minutes is not None:
-        config = replace(config, steps=steps_in(60 * minutes, model, stage, config, where))
+        config = replace(config, steps=steps_in(60 * minutes, model, objective, config, where))
     assert config.steps is not None
     test, development, training = split(task.digits)
     parameters = sum(p.numel() for p in model.parameters())
@@ -207,11 +207,11 @@ def run(task: Task, config: TrainConfig, minutes: float | None = None) -> dict[s
             right = exact(answers(model, development, task), development)
             model.eval()
             with torch.no_grad():
-                held_out = stage.evaluate(model)
+                held_out = objective.evaluate(model)
             print(f"step {step:5,}: loss {value:.4f}, development {held_out:.4f}, {right / len(development):6.1%} "
                   f"of {len(development):,} sums exact, {time.monotonic() - begun:.0f} s", flush=True)
 
-    learn(model, stage, config, where, watch)
+    learn(model, objective, config, where, watch)
     seconds = time.monotonic() - begun
     said = answers(model, test, task)
     right = exact(said, test)

@@ -105,7 +105,7 @@ def test_every_pair_is_in_one_part(digits: int) -> None:
 def test_training_never_sees_a_test_sum() -> None:
     """1,000 batches have no pair of the test or the development set in either order, and do have both orders."""
     test, development, _ = addition.split(3)
-    stage = addition.addition_stage(addition.Task(), 5, 128, HERE.device)
+    stage = addition.addition_objective(addition.Task(), 5, 128, HERE.device)
     seen = [asked(stage.batch(step)) for step in range(1000)]
     a, b = np.concatenate([s[0] for s in seen]), np.concatenate([s[1] for s in seen])
     assert not np.isin(codes(a, b), np.concatenate([codes(*test.T), codes(*development.T)])).any()
@@ -117,7 +117,7 @@ def test_training_never_sees_a_test_sum() -> None:
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     """The same in another stage and in another order of asking; another seed or step gives another."""
     def make(seed: int) -> Any:
-        return addition.addition_stage(addition.Task(), seed, 64, HERE.device)
+        return addition.addition_objective(addition.Task(), seed, 64, HERE.device)
 
     one, two = make(1), make(1)
     two.batch(0)
@@ -133,7 +133,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 def test_thirty_steps_lower_the_loss() -> None:
     """A smaller model, thirty updates by train_step: better than the guess that every character is as likely."""
     config = replace(addition.settings(seed=3, steps=30), n_embd=64, batch_size=64, dtype="fp32")
-    stage, model = addition.addition_stage(addition.Task(), 3, 64, HERE.device), addition.new_model(config, HERE)
+    stage, model = addition.addition_objective(addition.Task(), 3, 64, HERE.device), addition.new_model(config, HERE)
     values: list[float] = []
     addition.learn(model, stage, config, HERE, lambda step, value: values.append(value))
     assert len(values) == 30

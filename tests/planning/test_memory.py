@@ -25,7 +25,7 @@ from bardlet.errors import BardletError
 from bardlet.planning import memory
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 from bardlet.training.trainer import train_step
 
 CPU = torch.device("cpu")
@@ -48,13 +48,13 @@ def trainer(vocab_size: int = 11, dist: Dist = ALONE, dtype: str = "fp32", **set
     net = models.build(config.model_config(vocab_size))
     tokens = torch.randint(vocab_size, (config.batch_size * config.grad_accum, config.block_size + 1))
     batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
-    stage = Stage(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
-    return Trainer(Path(), net, optim.build(net, config), stage, config, dist, {"dtype": dtype}, {})
+    objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
+    return Trainer(Path(), net, optim.build(net, config), objective, config, dist, {"dtype": dtype}, {})
 
 
 def first(t: Trainer, rows: int) -> data_batch.Batch:
     """The first rows of a batch, which own their memory."""
-    return {name: x[:rows].clone() for name, x in t.stage.batch(0).items()}
+    return {name: x[:rows].clone() for name, x in t.objective.batch(0).items()}
 
 
 # ---------------------------------------------------------------- what there is
@@ -208,7 +208,7 @@ def test_what_is_chosen_fits_and_is_the_same_step(batch: int, accumulate: int, w
 def test_a_cut_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradient of 12 rows at once, and of as many as fit."""
     t = trainer()
-    whole = train_step(t.model, [], t.stage.batch(0), t.stage, t.config, ALONE, "fp32")
+    whole = train_step(t.model, [], t.objective.batch(0), t.objective, t.config, ALONE, "fp32")
     t.model.zero_grad()
     free = memory.fixed(t) + int(5.5 * memory.per_row(t) / memory.SHARE)
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
@@ -216,7 +216,8 @@ def test_a_cut_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "LITTLE", 0)
     memory.fit_micro_batches(t)
     assert (t.config.batch_size, t.config.grad_accum) == (4, 3)
-    assert train_step(t.model, [], t.stage.batch(0), t.stage, t.config, ALONE, "fp32") == pytest.approx(whole, rel=1e-5)
+    done = train_step(t.model, [], t.objective.batch(0), t.objective, t.config, ALONE, "fp32")
+    assert done == pytest.approx(whole, rel=1e-5)
 
 
 def test_where_memory_is_no_question_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,9 +111,9 @@ def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) ->
 def test_at_the_reference_the_loss_is_log_2(model: Path, pairs: Path) -> None:
     config = config_of(model, pairs, steps=1, grad_accum=2)
     t, ready = dpo.new_trainer(config, HERE, str(model.parent / "never"), ("lr",))
-    assert t.stage.evaluate(t.model) == pytest.approx(math.log(2), abs=1e-6)
-    total = sum(t.stage.loss(t.model, t.stage.batch(step)).item() for step in range(t.record["batches"]))
-    count = sum(t.stage.count(t.stage.batch(step)) for step in range(t.record["batches"]))
+    assert t.objective.evaluate(t.model) == pytest.approx(math.log(2), abs=1e-6)
+    total = sum(t.objective.loss(t.model, t.objective.batch(step)).item() for step in range(t.record["batches"]))
+    count = sum(t.objective.count(t.objective.batch(step)) for step in range(t.record["batches"]))
     assert total / count == pytest.approx(math.log(2), abs=1e-6)
     assert count + t.record["left_out"] == len(ready.pairs.train) and t.record["left_out"] > 0
 

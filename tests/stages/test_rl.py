@@ -73,13 +73,13 @@ def config_of(kind: str, model: Path, chats: Path, **changes: Any) -> TrainConfi
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> None:
     t, _ = rl.new_trainer(config_of(kind, model, chats), HERE, str(model.parent / "never"), ("beta", "passes"))
-    assert t.stage.period == 8
-    batches = [t.stage.batch(step) for step in range(8)]
-    rows = t.stage.memory.rows  # type: ignore[union-attr]
+    assert t.objective.period == 8
+    batches = [t.objective.batch(step) for step in range(8)]
+    rows = t.objective.memory.rows  # type: ignore[union-attr]
     for a_pass in (batches[:4], batches[4:]):
         seen = torch.cat([batch["idx"] for batch in a_pass])
         assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, rows["idx"].tolist()))
-    again = [t.stage.batch(step) for step in range(8)]
+    again = [t.objective.batch(step) for step in range(8)]
     assert all(torch.equal(one[name], other[name]) for one, other in zip(batches, again, strict=True) for name in one)
     if kind == "grpo":  # the answers to one question stand together, and their advantages have mean 0
         assert rows["advantage"].view(-1, 8).mean(1).abs().max() < 1e-5
@@ -93,15 +93,15 @@ def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, mo
     """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient, at any temperature."""
     config = config_of(kind, model, chats, beta=0.0, temperature=temperature)
     t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
-    batch = t.stage.batch(0)
+    batch = t.objective.batch(0)
     mask = batch["target"] != losses.IGNORE
     t.model.train()
     made = t.model(batch["idx"], mask) if kind == "ppo" else t.model(batch["idx"], where_BT=mask)
     logp = logprobs.chosen(made[0] if kind == "ppo" else made, batch["target"], temperature)
     torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
-    assert abs(t.stage.facts()["kl"]) < 1e-4
+    assert abs(t.objective.facts()["kl"]) < 1e-4
     policy = t.model.policy if kind == "ppo" else t.model
-    t.stage.loss(t.model, batch).backward()
+    t.objective.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in policy.parameters()]
     t.model.zero_grad()
     logp = logprobs.chosen(policy(batch["idx"], where_BT=mask), batch["target"], temperature)
@@ -113,13 +113,13 @@ def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, mo
 def test_who_learns_once_from_a_rollout_need_not_be_told_what_it_thought(model: Path, chats: Path) -> None:
     t, _ = rl.new_trainer(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), HERE,
                                  str(model.parent / "never"), ("beta", "passes"))  # fmt: skip
-    batch = t.stage.batch(0)
+    batch = t.objective.batch(0)
     assert "old" not in batch and "reference" not in batch
-    t.stage.loss(t.model, batch).backward()
+    t.objective.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in t.model.parameters()]
     t.model.zero_grad()
     told = batch | {"old": logprobs.log_probability(t.model, batch["idx"], batch["target"]).detach()}
-    t.stage.loss(t.model, told).backward()
+    t.objective.loss(t.model, told).backward()
     torch.testing.assert_close([p.grad for p in t.model.parameters()], found)
 
 
@@ -240,7 +240,7 @@ def test_micro_batches_change_nothing(kind: str, model: Path, chats: Path) -> No
         config = config_of(kind, model, chats, batch_size=size, grad_accum=pieces, optimizer="adamw")
         t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
         by_gradient = [torch.optim.SGD(t.model.parameters(), 1.0)]  # what it adds to the weights is the gradient
-        done = train_step(t.model, by_gradient, t.stage.batch(0), t.stage, t.config, HERE, "fp32")
+        done = train_step(t.model, by_gradient, t.objective.batch(0), t.objective, t.config, HERE, "fp32")
         found.append((done, [p.detach().clone() for p in t.model.parameters()]))
     for loss_and_norm, weights in found[1:]:
         assert loss_and_norm == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
@@ -257,7 +257,7 @@ def test_a_judge_counts_in_deviations_of_the_reference(model: Path, chats: Path,
                          f"{slope} * len(json.loads(line)['answer']) + {zero})\n")  # fmt: skip
         config = config_of("ppo", model, chats, reward=f"{sys.executable} {judge}")
         t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("reward", "passes"))
-        told.append((t.stage.batch(0), t.stage.facts(), t.record))
+        told.append((t.objective.batch(0), t.objective.facts(), t.record))
     for name, x in told[0][0].items():
         torch.testing.assert_close(x, told[1][0][name], rtol=1e-4, atol=1e-4)
     assert told[1][1]["reward"] == pytest.approx(100 * told[0][1]["reward"] - 7, rel=1e-5)
@@ -271,7 +271,7 @@ def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path:
           str(tmp_path / "judge")])  # fmt: skip
     config = config_of("ppo", model, chats, reward=str(tmp_path / "judge"), answer_tokens=2, temperature=3.0)
     t, ready = rl.new_trainer(config, HERE, str(model.parent / "never"), ("answer_tokens",))
-    player = t.stage.memory.player  # type: ignore[union-attr]
+    player = t.objective.memory.player  # type: ignore[union-attr]
     made, worth = player.look(ready.train, 3.0)
     ended = [answer.ended for answer in made.answers]
     assert 0 < sum(ended) < len(ended)

@@ -31,8 +31,8 @@ from bardlet.training import trainer as training
 ALONE = Dist(0, 1, torch.device("cpu"))
 
 
-def stage(batch: data_batch.Batch) -> training_state.Stage:
-    return training_state.Stage(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
+def objective(batch: data_batch.Batch) -> training_state.Objective:
+    return training_state.Objective(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
@@ -54,7 +54,7 @@ def test_micro_batches_add_up_when_targets_are_masked(model: str) -> None:
             lambda *_, net=net, gradients=gradients: gradients.update({n: p.grad.clone() for n, p in
                                                                        net.named_parameters()}))
         value, norm = training.train_step(net, [optimizer], {"idx": idx, "target": target},
-                                          stage({}), config, ALONE, "fp32")
+                                          objective({}), config, ALONE, "fp32")
         results.append((value, norm, gradients))
     (loss_1, norm_1, whole), (loss_8, norm_8, parts) = results
     assert math.isclose(loss_1, loss_8, rel_tol=1e-6) and math.isclose(norm_1, norm_8, rel_tol=1e-5)
@@ -71,7 +71,7 @@ def trainer(tmp_path: Path, **settings: Any) -> training_state.Trainer:
     net = models.build(config.model_config(11))
     idx = torch.randint(11, (2, 9))
     batch = {"idx": idx[:, :-1].contiguous(), "target": idx[:, 1:].contiguous()}
-    evaluation = training_state.Stage(lambda step: batch, loss.next_token, loss.count_targets,
+    evaluation = training_state.Objective(lambda step: batch, loss.next_token, loss.count_targets,
                                 lambda model: loss.next_token(model, batch).item() / 16)
     machine = {"dtype": "fp32", "compiled": False}
     return training_state.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, {},
@@ -82,7 +82,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path, monkey
     """--on-nan stop: the weights are those of before, and the line says which step."""
     t = trainer(tmp_path)
     before = {name: p.detach().clone() for name, p in t.model.named_parameters()}
-    object.__setattr__(t.stage, "loss", lambda model, batch: loss.next_token(model, batch) * math.nan)
+    object.__setattr__(t.objective, "loss", lambda model, batch: loss.next_token(model, batch) * math.nan)
     with pytest.raises(BardletError, match="the loss of step 1 is not a finite number"):
         training.fit(t)
     assert all(torch.equal(before[name], p) for name, p in t.model.named_parameters())
@@ -99,7 +99,7 @@ def test_a_bad_number_anywhere_stops_in_its_step(place: str, number: int, value:
     t = trainer(tmp_path, steps=8, save_every=1, keep_checkpoints=9)
     parameters = list(t.model.parameters())
     p = parameters[number * (len(parameters) - 1) // 3]
-    real, hooks = t.stage.loss, []
+    real, hooks = t.objective.loss, []
 
     def spoil(model: torch.nn.Module, batch: data_batch.Batch) -> torch.Tensor:
         if t.state.step == 3 and place == "weight":
@@ -114,7 +114,7 @@ def test_a_bad_number_anywhere_stops_in_its_step(place: str, number: int, value:
                             tensor.view(-1)[number] = value
         return real(model, batch) * (value if t.state.step == 3 and place == "loss" else 1.0)
 
-    object.__setattr__(t.stage, "loss", spoil)
+    object.__setattr__(t.objective, "loss", spoil)
     with pytest.raises(BardletError, match=r"of step 4 is not a finite number \(batch 4\)"):
         training.fit(t)
     newest = checkpoint.newest_whole(tmp_path)
@@ -131,7 +131,7 @@ def test_skip_leaves_out_a_step_and_stops_at_ten(tmp_path: Path) -> None:
     def sometimes(model: torch.nn.Module, batch: data_batch.Batch) -> torch.Tensor:
         return loss.next_token(model, batch) * (math.inf if t.state.step in bad else 1.0)
 
-    object.__setattr__(t.stage, "loss", sometimes)
+    object.__setattr__(t.objective, "loss", sometimes)
     seen: dict[int, torch.Tensor] = {}
     with pytest.raises(BardletError, match="step 22 is not"):
         training.fit(t, watch=lambda line: seen.update({line["step"]: next(t.model.parameters()).detach().clone()}))
@@ -154,7 +154,7 @@ def test_the_average_is_the_mean_over_the_last_fifth(tmp_path: Path) -> None:
 def fit_with_losses(t: training_state.Trainer, losses: list[float]) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Train with these validation losses: (the first parameter after each step, the record in run.toml)."""
     values, after = iter(losses), []
-    object.__setattr__(t.stage, "evaluate", lambda model: next(values))
+    object.__setattr__(t.objective, "evaluate", lambda model: next(values))
     training.fit(t, watch=lambda line: after.append(next(t.model.parameters()).detach().clone()))
     return after, read_toml(t.run / "run.toml")[1]
 

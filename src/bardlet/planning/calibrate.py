@@ -19,7 +19,7 @@ from bardlet.runtime import cache as kept
 from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 TIMED = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
 """Those whose steps are timed to know a machine."""
@@ -117,8 +117,8 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
     batch: data_batch.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
-    stage = Stage(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
-    t = Trainer(Path(), model, [], stage, config, dist, {"dtype": dtype}, {})
+    objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
+    t = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, {})
     rows, _, free = memory.rows_that_fit(t)
     if rows < config.batch_size // dist.world:
         raise BardletError(f"{free / 1e6:,.0f} MB of memory are free, too little to find out how fast this machine is; "

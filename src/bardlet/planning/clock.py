@@ -48,16 +48,16 @@ def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float
             break
         seed_step(t.config.seed, step, t.dist.rank)
         begun = time.monotonic()
-        train_step(wrapped, optimizers, t.stage.batch(step), t.stage, t.config, t.dist, t.machine["dtype"])
+        train_step(wrapped, optimizers, t.objective.batch(step), t.objective, t.config, t.dist, t.machine["dtype"])
         times.append(time.monotonic() - begun)
     with torch.no_grad():
         for name, p in t.model.named_parameters():
             p.copy_(weights[name])
-    timed = times[1 : t.stage.period] or times[1:] or times
+    timed = times[1 : t.objective.period] or times[1:] or times
     seconds = sorted(timed)[len(timed) // 2]
-    if t.stage.period == 1:
+    if t.objective.period == 1:
         return seconds
-    return seconds + max(0.0, times[0] - seconds) / t.stage.period  # what the first of a period takes besides
+    return seconds + max(0.0, times[0] - seconds) / t.objective.period  # what the first of a period takes besides
 
 
 def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUATING) -> int:

@@ -167,9 +167,9 @@ def _windows(t: Trainer) -> int:
 
 def _micro_batch(t: Trainer) -> tuple[int, int]:
     """(rows, width): the largest micro-batch of a process, in rows and in tokens of a row."""
-    if t.stage.widest is None:
+    if t.objective.widest is None:
         return t.config.batch_size // t.dist.world, t.config.block_size
-    rows, *width = t.stage.widest()["target"].shape  # of preferences two answers, side by side
+    rows, *width = t.objective.widest()["target"].shape  # of preferences two answers, side by side
     return rows // (t.config.grad_accum * t.dist.world), math.prod(width)
 
 
@@ -206,7 +206,7 @@ def saved(t: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, 
 
     here = {name: t.dist.put(x) for name, x in batch.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(t.machine["dtype"], t.dist.device):
-        t.stage.loss(t.model, here)
+        t.objective.loss(t.model, here)
     return [sizes for sizes in seen.values() if sizes[0]]
 
 
@@ -225,7 +225,7 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     once = _head_gradient(t)  # `fixed` has counted it, and the weights in bf16
     shared = once + (2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0)
     found: list[Counter[tuple[int, int]]] = [Counter({(once, once): 1})]
-    first = {name: x[:1] for name, x in (t.stage.widest() if t.stage.widest else t.stage.batch(0)).items()}
+    first = {name: x[:1] for name, x in (t.objective.widest() if t.objective.widest else t.objective.batch(0)).items()}
     t.model.train()
     for rows in (1, 2):
         try:

@@ -24,7 +24,7 @@ from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import optim
-from bardlet.training.state import Stage, State, Trainer
+from bardlet.training.state import Objective, State, Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -122,11 +122,11 @@ def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
     return replace(config, dtype=cast(Any, dtype), device=device, threads=threads)
 
 
-def trainer(run: Path, model: Any, stage: Callable[[TrainConfig], Stage], config: TrainConfig, dist: Dist,
+def trainer(run: Path, model: Any, objective: Callable[[TrainConfig], Objective], config: TrainConfig, dist: Dist,
             record: dict[str, Any], resumed: bool) -> Trainer:
-    """A `Trainer` at step 0 of the stage that `stage` makes of settings. The other arguments are those of `assemble`.
+    """A `Trainer` at step 0 of the objective that `objective` makes of settings; other arguments as for `assemble`.
 
-    The stage is made once more where its batches have to be computed in smaller pieces than the settings say.
+    The objective is made once more where its batches have to be computed in smaller pieces than the settings say.
     """
     config = settled(config, dist)
     if config.batch_size % dist.world and not config.parallel:
@@ -138,10 +138,10 @@ def trainer(run: Path, model: Any, stage: Callable[[TrainConfig], Stage], config
         lora.adapt(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
         record["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     machine = distributed.machine(dist, config.dtype, config.threads or 1)
-    t = Trainer(run, model, optim.build(model, config), stage(config), config, dist, machine, record,
+    t = Trainer(run, model, optim.build(model, config), objective(config), config, dist, machine, record,
                 State(steps=config.steps or 0, replans=list(config.replans[:1])))
     if not resumed:
         memory.fit_micro_batches(t)
         if t.config != config:  # rows are then filled up to another multiple
-            t.stage = stage(t.config)
+            t.objective = objective(t.config)
     return t

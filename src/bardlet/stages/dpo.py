@@ -36,7 +36,7 @@ from bardlet.runtime.distributed import Dist
 from bardlet.stages import base, preference
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, logprobs, losses
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -121,7 +121,7 @@ def rewards(model: Any, pairs: Pairs, reference_N2: np.ndarray, config: TrainCon
     return config.beta * (policy_N2 - torch.from_numpy(reference_N2[which]))
 
 
-def preference_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+def preference_objective(ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
     """Batches of pairs, DPO's loss, and that of the held-out pairs as evaluation."""
     (learned, known), (held, held_known) = parts(ready, config)
     batches = preference.batches(learned, held, int(ready.tokenizer.pad_id or 0), config, dist, record)
@@ -138,7 +138,7 @@ def preference_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
     def evaluate(model: Any) -> float:
         return preference.figures(rewards(model, held, held_known, config, dist, most)).loss
 
-    return Stage(batches.batch, learn, data_preferences.count, evaluate, batches.place, batches.widest)
+    return Objective(batches.batch, learn, data_preferences.count, evaluate, batches.place, batches.widest)
 
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
@@ -159,7 +159,7 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
              resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the preferences, settings resolved. Arguments: `pretrain`'s."""
     base.same(config, record, ready.base_hash)
-    make = partial(preference_stage, ready, dist=dist, record=record)
+    make = partial(preference_objective, ready, dist=dist, record=record)
     return base.trainer(run, model, make, config, dist, record, resumed)
 
 

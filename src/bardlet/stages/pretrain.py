@@ -43,7 +43,7 @@ from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, optim
 from bardlet.training import losses as loss
 from bardlet.training import trainer as training
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -87,7 +87,7 @@ def held_out(ready: Prepared, config: TrainConfig) -> tuple[np.ndarray, int, int
     return tokens, len(text), len(text.encode())
 
 
-def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+def next_token_objective(ready: Prepared, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
     """Windows of the text, next-token loss, and the loss on the held-out text as evaluation.
 
     A held-out text of more than --eval-tokens is looked at in every k-th window; `record` gets `val_tokens`, how many
@@ -110,7 +110,7 @@ def next_token_stage(ready: Prepared, config: TrainConfig, dist: Dist, record: d
         named = ({"idx": i, "target": t} for i, t in look_at)
         return metrics.mean_loss(model, named, dist.device, config.dtype, rows)
 
-    return Stage(batch, loss.next_token, loss.count_targets, validation_loss, windows.place)
+    return Objective(batch, loss.next_token, loss.count_targets, validation_loss, windows.place)
 
 
 # ---------------------------------------------------------------- the run
@@ -238,7 +238,7 @@ def assemble(run: Path, model: Any, ready: Prepared, config: TrainConfig, dist: 
         record: what run.toml says happened, to which more is added.
         resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
     """
-    return trainer(run, model, lambda c: next_token_stage(ready, c, dist, record), config, dist, record, resumed)
+    return trainer(run, model, lambda c: next_token_objective(ready, c, dist, record), config, dist, record, resumed)
 
 
 def said(t: Trainer, ready: Prepared) -> tuple[list[str], float]:

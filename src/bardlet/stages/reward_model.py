@@ -29,7 +29,7 @@ from bardlet.runtime.distributed import Dist
 from bardlet.stages import base, preference
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, logprobs
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 BINS = 10
 """Of the predicted probabilities, to compare with what came."""
@@ -48,7 +48,7 @@ def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist:
     return data_preferences.prepare(found, words, dist, progress)
 
 
-def reward_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+def reward_objective(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
     """Batches of pairs, the loss of Bradley and Terry, and that of the held-out pairs as evaluation."""
     learned, held = preference.parts(ready, config)
     batches = preference.batches(learned, held, int(ready.tokenizer.pad_id or 0), config, dist, record)
@@ -58,7 +58,7 @@ def reward_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: 
         found = preference.measured(partial(logprobs.pair_rewards, model), held, config, dist, most)[1]
         return preference.figures(found).loss
 
-    return Stage(batches.batch, logprobs.preferred, data_preferences.count, evaluate, batches.place, batches.widest)
+    return Objective(batches.batch, logprobs.preferred, data_preferences.count, evaluate, batches.place, batches.widest)
 
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
@@ -78,7 +78,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
 def assemble(run: Path, model: Any, ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any],
              resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the preferences. Arguments: `pretrain`'s."""
-    make = partial(reward_stage, ready, dist=dist, record=record)
+    make = partial(reward_objective, ready, dist=dist, record=record)
     return base.trainer(run, model, make, config, dist, record, resumed)
 
 

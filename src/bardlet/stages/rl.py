@@ -31,7 +31,7 @@ from bardlet.stages.rewards import EXACT, Reward
 from bardlet.stages.rollout import Rollout
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, losses
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -193,8 +193,8 @@ class Rollouts:
         return f"update {within + 1} of rollout {number + 1}"
 
 
-def reward_stage(model: Any, policy: Any, reference: Any, reward: Reward, ready: PreparedPrompts, config: TrainConfig,
-                 dist: Dist, record: dict[str, Any]) -> Stage:
+def reward_objective(model: Any, policy: Any, reference: Any, reward: Reward, ready: PreparedPrompts,
+                     config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
     """Batches of the policy's own answers, what the algorithm makes of them, and minus the held-out reward.
 
     model: what is trained, as `actor` made it of the policy.
@@ -208,7 +208,7 @@ def reward_stage(model: Any, policy: Any, reference: Any, reward: Reward, ready:
     def evaluate(_: Any) -> float:
         return -float(player.look(looked_at)[1].mean()) if dist.main else 0.0  # only rank 0 makes use of it
 
-    return Stage(batches.batch, partial(batches.algorithm.learn, config=config), losses.count_targets, evaluate,
+    return Objective(batches.batch, partial(batches.algorithm.learn, config=config), losses.count_targets, evaluate,
                  batches.place, batches.widest, lambda: batches.facts, batches, batches.period)
 
 
@@ -249,7 +249,7 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
                     "fine-tune it first, or give it more --answer-tokens", config.init, mean)
     record |= {"reward_mean": mean, "reward_deviation": deviation or 1.0, "reward_before": round(held_mean, 4)}
     if config.steps is None and config.minutes is None:
-        t.state.steps = ROLLOUTS * t.stage.period
+        t.state.steps = ROLLOUTS * t.objective.period
         t.config = replace(t.config, steps=t.state.steps)
     return t, ready
 
@@ -268,14 +268,14 @@ def assemble(run: Path, model: Any, ready: PreparedPrompts, config: TrainConfig,
             raise BardletError(f"{config.reward}: is not the reward model any more that the run began with; "
                                "put it back")
     actor = ALGORITHMS[config.stage].actor(model)
-    make = partial(reward_stage, actor, model, reference, reward, ready, dist=dist, record=record)
+    make = partial(reward_objective, actor, model, reference, reward, ready, dist=dist, record=record)
     return base.trainer(run, actor, make, config, dist, record, resumed)
 
 
 def _player(t: Trainer) -> Player:
     """Who writes the answers of a run."""
-    assert isinstance(t.stage.memory, Rollouts)
-    return t.stage.memory.player
+    assert isinstance(t.objective.memory, Rollouts)
+    return t.objective.memory.player
 
 
 def said(t: Trainer, ready: PreparedPrompts) -> tuple[list[str], float]:
@@ -284,7 +284,8 @@ def said(t: Trainer, ready: PreparedPrompts) -> tuple[list[str], float]:
     each = f"{c.group} answers to each question, " if c.stage == "grpo" else ""
     lines = [f"questions: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
              f"reward: {c.reward}; {r['reward_before']:.4f} on average for held-out answers of {c.init}",
-             f"rollouts: of {c.rollout} answers of up to {c.answer_tokens} tokens, {each}{t.stage.period} steps each"]
+             f"rollouts: of {c.rollout} answers of up to {c.answer_tokens} tokens, {each}{t.objective.period} steps "
+             "each"]
     if r["left_out"]:
         lines.append(f"left out, too long for the window of {c.block_size} tokens with an answer: {r['left_out']:,}")
     return lines, t.state.steps / r["batches"]

@@ -32,7 +32,7 @@ from bardlet.runtime.distributed import Dist
 from bardlet.stages import base
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, losses
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 EPOCHS = 3
 """How often the conversations are read where neither --steps nor --minutes says it."""
@@ -99,7 +99,7 @@ def parts(ready: PreparedChats, config: TrainConfig) -> tuple[Chats, Chats]:
     return ready.train.part(slice(cut)), ready.train.part(slice(cut, None))
 
 
-def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+def chat_objective(ready: PreparedChats, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
     """Rows of conversations, the loss on their answers, and that of the held-out ones as evaluation."""
     learned, held = parts(ready, config)
     pad = int(ready.tokenizer.pad_id or 0)
@@ -121,7 +121,8 @@ def chat_stage(ready: PreparedChats, config: TrainConfig, dist: Dist, record: di
         rows = record.get("evaluation_rows") or metrics.rows_at_once(model.config, config.block_size)
         return metrics.mean_loss(model, look_at, dist.device, config.dtype, rows, losses.answers)
 
-    return Stage(batches.batch, losses.answers, losses.count_targets, validation_loss, batches.place, batches.widest)
+    return Objective(batches.batch, losses.answers, losses.count_targets, validation_loss, batches.place,
+                     batches.widest)
 
 
 def held_out(held: Chats, config: TrainConfig, pad: int) -> list[batch.Batch]:
@@ -153,14 +154,14 @@ def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collect
     t = assemble(run, model, ready, config, dist, record)
     base.plan(t, EPOCHS)
     with evaluating(t.model):
-        record["val_loss_before"] = round(t.stage.evaluate(t.model), 4)
+        record["val_loss_before"] = round(t.objective.evaluate(t.model), 4)
     return t, ready
 
 
 def assemble(run: Path, model: Any, ready: PreparedChats, config: TrainConfig, dist: Dist,
              record: dict[str, Any], resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the answers, settings resolved. Arguments: `pretrain`'s."""
-    return base.trainer(run, model, lambda c: chat_stage(ready, c, dist, record), config, dist, record, resumed)
+    return base.trainer(run, model, lambda c: chat_objective(ready, c, dist, record), config, dist, record, resumed)
 
 
 def said(t: Trainer, ready: PreparedChats) -> tuple[list[str], float]:

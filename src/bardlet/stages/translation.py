@@ -33,7 +33,7 @@ from bardlet.runtime.distributed import Dist
 from bardlet.stages import base as stages_base
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, losses
-from bardlet.training.state import Stage, Trainer
+from bardlet.training.state import Objective, Trainer
 
 log = logging.getLogger("bardlet")
 
@@ -79,7 +79,7 @@ def format_of(config: TrainConfig, words: Tokenizer) -> Format:
     return Format(int(words.pad_id or 0), config.block_size, joined=config.model != "encdec")
 
 
-def pair_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Stage:
+def pair_objective(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
     """Batches of pairs of similar lengths, the loss on their targets, and that of the held-out pairs as evaluation."""
     learned, held = parts(ready, config)
     how = format_of(config, ready.tokenizer)
@@ -104,7 +104,7 @@ def pair_stage(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: di
         rows = record.get("evaluation_rows") or metrics.ROWS
         return metrics.mean_loss(model, look_at, dist.device, config.dtype, rows, plain)
 
-    return Stage(batches.batch, learn, losses.count_targets, validation_loss, batches.place, batches.widest)
+    return Objective(batches.batch, learn, losses.count_targets, validation_loss, batches.place, batches.widest)
 
 
 def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
@@ -195,7 +195,8 @@ def _with_shape(config: TrainConfig, shape: tuple[int, int, int]) -> TrainConfig
 def assemble(run: Path, model: Any, ready: PreparedPairs, config: TrainConfig, dist: Dist,
              record: dict[str, Any], resumed: bool = False) -> Trainer:
     """A `Trainer` at step 0 that learns the pairs, settings resolved. Arguments: `pretrain`'s."""
-    return stages_base.trainer(run, model, lambda c: pair_stage(ready, c, dist, record), config, dist, record, resumed)
+    return stages_base.trainer(run, model, lambda c: pair_objective(ready, c, dist, record), config, dist, record,
+                               resumed)
 
 
 def held_out_text(ready: PreparedPairs, config: TrainConfig) -> tuple[int, int]:

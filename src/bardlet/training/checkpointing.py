@@ -33,7 +33,7 @@ def save(t: Trainer) -> None:
     state = {f"optimizer/{name}": v for name, v in optim.state_tensors(t.optimizers, t.model).items()}
     state |= {f"average/{name}": v for name, v in t.average.items()}
     state |= {f"beside/{name}": v for name, v in _beside(t.model).items()}
-    state |= {f"stage/{name}": v for name, v in (t.stage.memory.tensors() if t.stage.memory else {}).items()}
+    state |= {f"stage/{name}": v for name, v in (t.objective.memory.tensors() if t.objective.memory else {}).items()}
     state["rng"] = torch.get_rng_state()
     if not _finite([*weights.values(), *state.values()]):
         raise BardletError(f"a number of the optimizer after step {t.state.step} is not finite; nothing was saved. "
@@ -81,8 +81,8 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
                            "beside the model's own; take another checkpoint")
     for name, part in _with_beside(t.model):
         part.load_beside({key: rest["beside"][f"{name}/{key}"] for key in part.beside()})
-    if t.stage.memory:
-        t.stage.memory.load(rest["stage"])
+    if t.objective.memory:
+        t.objective.memory.load(rest["stage"])
     t.average = {name: v.to(t.dist.device) for name, v in rest["average"].items()}
     torch.set_rng_state(tensors["rng"].byte())
     known = {name: facts[name] for name in asdict(t.state) if name in facts}

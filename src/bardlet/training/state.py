@@ -17,8 +17,8 @@ from bardlet.runtime.distributed import Dist
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a kind of training consists of."""
+class Objective:
+    """Batches, a loss and an evaluation: all that the loop knows of what is learned."""
 
     batch: Callable[[int], Batch]
     """The global batch of a step: the same on every process."""
@@ -34,13 +34,13 @@ class Stage:
     """A batch that takes as much memory as any; None: they all take the same."""
     facts: Callable[[], dict[str, float]] = dict
     """What else there is to log of the batch that was made last."""
-    memory: Memory | None = None
+    memory: StageState | None = None
     """What the batches depend on besides the step, where they do."""
     period: int = 1
     """Steps after which the time that a step takes comes again."""
 
 
-class Memory(Protocol):
+class StageState(Protocol):
     """What the batches of a run depend on besides settings and step: a checkpoint keeps it."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -86,7 +86,7 @@ class Trainer:
     model: Any
     """One of bardlet.models, raw: neither compiled as a whole nor wrapped."""
     optimizers: list[torch.optim.Optimizer]
-    stage: Stage
+    objective: Objective
     config: TrainConfig
     dist: Dist
     machine: dict[str, Any]

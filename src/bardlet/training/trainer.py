@@ -1,6 +1,6 @@
 """The training step and the loop around it. Nothing here knows a model, a tokenizer or a stage.
 
-A stage is *batches + a loss function*: `fit` asks for the global batch of a step, has `train_step` turn it into an
+An objective is *batches + a loss function*: `fit` asks for the global batch of a step, has `train_step` turn it into an
 update, and writes what a run folder holds. The batch, the dropout masks and the learning rate of a step are functions
 of the settings and the step's number, so going on from a checkpoint is the same as never having stopped.
 """
@@ -29,12 +29,12 @@ from bardlet.runtime.signals import Asked, BrokenOff, Stopped, breakable, signal
 from bardlet.training import optim
 from bardlet.training.averaging import _add_to_average, averaged
 from bardlet.training.checkpointing import _finite, save, write_run
-from bardlet.training.state import Stage, State, Trainer
+from bardlet.training.state import Objective, State, Trainer
 
 log = logging.getLogger("bardlet")
 
 
-def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, stage: Stage,
+def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, objective: Objective,
                config: TrainConfig, dist: Dist, dtype: str) -> tuple[float, float]:
     """One update from one global batch.
 
@@ -47,12 +47,12 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         (loss, norm): the mean loss in nats over all unmasked targets of the global batch, and the norm of its
         gradient before clipping. When one of them is not finite the weights have not been touched.
     """
-    targets = stage.count(batch)
+    targets = objective.count(batch)
     total = torch.zeros((), device=dist.device)
     for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist)):
         with dist.last_micro_batch(model, i == config.grad_accum - 1):
             with autocast(dtype, dist.device):
-                loss_sum = stage.loss(model, micro)
+                loss_sum = objective.loss(model, micro)
             # a sum over all processes divided by the global count; the wrapper averages over processes: undo that
             (loss_sum * (dist.world / targets)).backward()
         total += loss_sum.detach()
@@ -98,8 +98,8 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
     state, config = t.state, t.config
     started = time.monotonic() - state.elapsed
     t.model.train()
-    if state.step == 0 and t.stage.memory:
-        t.stage.memory.load({})  # steps may have been timed before
+    if state.step == 0 and t.objective.memory:
+        t.objective.memory.load({})  # steps may have been timed before
     with signals() if asked is None else nullcontext(asked) as box:
         saved = state.step
         val_loss = _evaluate(t, box, asked is None) if _evaluation_due(t) else None  # a signal had broken it off
@@ -118,11 +118,11 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             share = optim.learning_rate(state.step, state.steps, config)
             optim.set_learning_rate(t.optimizers, share)
             seed_step(config.seed, state.step, t.dist.rank)
-            batch = t.stage.batch(state.step)
-            loss, norm = train_step(wrapped, t.optimizers, batch, t.stage, config, t.dist, t.machine["dtype"])
+            batch = t.objective.batch(state.step)
+            loss, norm = train_step(wrapped, t.optimizers, batch, t.objective, config, t.dist, t.machine["dtype"])
             _check_numbers(t, wrapped, batch, loss, norm)
             state.step += 1
-            state.tokens += t.stage.count(batch)
+            state.tokens += t.objective.count(batch)
             if math.isfinite(loss):
                 state.loss_sum += loss
                 state.loss_steps += 1
@@ -133,7 +133,7 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
 
             last = state.step == state.steps
             line = {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
-                    "tokens": state.tokens, **t.stage.facts()}
+                    "tokens": state.tokens, **t.objective.facts()}
             if t.dist.main and (last or _due(state.step, config.log_every)):
                 _log(t, line)
             if _evaluation_due(t):
@@ -182,7 +182,7 @@ def _check_numbers(t: Trainer, wrapped: nn.Module, batch: Batch, loss: float, no
     t.state.skipped += 1
     what = "a weight" if not whole else "the loss" if not math.isfinite(loss) else "the gradient"
     where = (f"{what} of step {t.state.step + 1} is not a finite number ({_at_fault(t, wrapped, batch)}"
-             f"{t.stage.place(t.state.step)})")
+             f"{t.objective.place(t.state.step)})")
     lower = (f"Take a lower --lr and --muon-lr, or --dtype fp32, in a new run (`bardlet train --config "
              f"{t.run / 'run.toml'} --out NEW --lr ...`)")
     if not whole:
@@ -202,7 +202,7 @@ def _at_fault(t: Trainer, wrapped: nn.Module, batch: Batch) -> str:
     losses: list[torch.Tensor] = []
     for micro in micro_batches(batch, t.config.grad_accum, t.dist):
         with t.dist.last_micro_batch(wrapped, False), autocast(t.machine["dtype"], t.dist.device):
-            loss = t.stage.loss(wrapped, micro)
+            loss = t.objective.loss(wrapped, micro)
         loss.backward()
         losses.append(loss.detach())
     gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
@@ -218,7 +218,7 @@ def evaluate(t: Trainer) -> float:
     t.model.eval()
     try:
         with torch.no_grad(), eager(t.model):
-            return t.stage.evaluate(t.model)
+            return t.objective.evaluate(t.model)
     finally:
         t.model.train()
 
