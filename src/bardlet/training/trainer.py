@@ -114,26 +114,9 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
             _replan(t, replan)
             if state.step >= state.steps:
                 break
-            begun = time.monotonic()
-            share = optim.learning_rate(state.step, state.steps, config)
-            optim.set_learning_rate(t.optimizers, share)
-            seed_step(config.seed, state.step, t.dist.rank)
-            batch = t.objective.batch(state.step)
-            loss, norm = train_step(wrapped, t.optimizers, batch, t.objective, config, t.dist, t.machine["dtype"])
-            _check_numbers(t, wrapped, batch, loss, norm)
-            state.step += 1
-            state.tokens += t.objective.count(batch)
-            if math.isfinite(loss):
-                state.loss_sum += loss
-                state.loss_steps += 1
-            if config.keep != "last":
-                _add_to_average(t)
-            state.seconds += time.monotonic() - begun
+            line = _advance(t, wrapped)
             state.elapsed = time.monotonic() - started
-
             last = state.step == state.steps
-            line = {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
-                    "tokens": state.tokens, **t.objective.facts()}
             if t.dist.main and (last or _due(state.step, config.log_every)):
                 _log(t, line)
             if _evaluation_due(t):
@@ -151,6 +134,27 @@ def fit(t: Trainer, replan: Callable[[State], int | None] = lambda state: None,
                     finish(t)
             except BrokenOff:
                 raise Stopped(t.run, state.step, box.number) from None
+
+
+def _advance(t: Trainer, wrapped: nn.Module) -> dict[str, Any]:
+    """Make the next step, check its numbers and add it to the average. Return its line for the log."""
+    state, config, begun = t.state, t.config, time.monotonic()
+    share = optim.learning_rate(state.step, state.steps, config)
+    optim.set_learning_rate(t.optimizers, share)
+    seed_step(config.seed, state.step, t.dist.rank)
+    batch = t.objective.batch(state.step)
+    loss, norm = train_step(wrapped, t.optimizers, batch, t.objective, config, t.dist, t.machine["dtype"])
+    _check_numbers(t, wrapped, batch, loss, norm)
+    state.step += 1
+    state.tokens += t.objective.count(batch)
+    if math.isfinite(loss):
+        state.loss_sum += loss
+        state.loss_steps += 1
+    if config.keep != "last":
+        _add_to_average(t)
+    state.seconds += time.monotonic() - begun
+    return {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
+            "tokens": state.tokens, **t.objective.facts()}
 
 
 def _due(step: int, every: int | None) -> bool:
