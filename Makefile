@@ -9,7 +9,7 @@ TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 export BARDLET_DATA ?= $(wildcard $(abspath ../shared/data))
 
 # as if this processor had AVX2 alone, as a laptop of some years ago: no AVX-512, no native bf16
-AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+AVX2 := CUDA_VISIBLE_DEVICES= ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

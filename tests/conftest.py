@@ -1,8 +1,9 @@
-"""What the tests share: a cache of their own, the command line in this process, a clock, and a very small run."""
+"""Shared by the tests: a cache of their own, the command line in this process, a clock, and a very small run."""
 
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import os
 import tempfile
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck
 from safetensors.torch import load_file
 
 from bardlet.config.settings import WITHOUT
+from bardlet.runtime.device import processor
 
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
@@ -45,7 +47,8 @@ def assert_same_run(whole: Path, again: Path, step: int) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Token shards of the tests go to a folder of theirs, made once for the session; what was compiled stays."""
-    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # where torch keeps it by itself
+    kind = hashlib.sha256(processor().encode()).hexdigest()[:12]  # what was compiled for another processor aborts
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / kind
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     before = os.environ.get("BARDLET_CACHE")
     os.environ["BARDLET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -81,8 +84,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def short_endings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end with a short sample, and figures are drawn without being laid out first: a third of the time."""
+def short_endings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the sample at the end of a run, and draw figures without laying them out first: a third of the time.
+
+    Not in tests/acceptance, and not in a test that is marked `laid_out`.
+    """
+    if "acceptance" in request.path.parts or request.node.get_closest_marker("laid_out"):
+        return
     from matplotlib.figure import Figure
 
     from bardlet.stages import pretrain

@@ -143,7 +143,7 @@ def test_what_a_model_has_memorised(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = tmp_path / "loop.txt"
     path.write_text("the sun is up, the sky is blue, it is beautiful and so are you, dear prudence\n" * 60)
     settings = ["--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--block-size", "64", "--batch-size", "8",
-                "--compile", "off"]
+                "--compile", "off", "--dtype", "fp32"]
     shares = []
     for steps in ("1", "200"):
         assert main(["train", str(path), "--out", str(tmp_path / steps), *settings, "--steps", steps]) == 0

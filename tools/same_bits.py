@@ -7,12 +7,13 @@
 
 Floating-point addition is not associative: a refactoring that reorders one operation shows in the last bit, and a few
 steps later everywhere. Each cell trains 40 steps with both versions on this machine, in fresh processes, with a
-checkpoint half-way. Then a copy of the run loses its last checkpoint and is resumed. Both runs must agree in
+checkpoint every seven. Then two copies of the run lose their last checkpoints, one after step 21 and one after 35,
+within the average, and are resumed. All runs must agree in
 
 - the tensors of every checkpoint (weights, optimizer, average, random state) and the weights at the root,
 - metrics.jsonl, run.toml and the `--json` output of every command, without times and paths,
 - config.json and the tokenizer, and the names of the files in the run folder,
-- what the model samples, translates or scores.
+- what the model samples or translates, and its loss on the validation text.
 
 With `--handover` only OLD trains. NEW takes over copies of its runs, checkpoints and cache, and must go on as OLD does
 without building the cache again: what the version before has written can still be read. `--keep DIR` keeps all of it.
@@ -42,8 +43,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STEPS, HALF = 40, 20
-EVERY = ["--steps", f"{STEPS}", "--save-every", f"{HALF}", "--keep-checkpoints", "9", "--eval-every", "10",
+STEPS, CUTS = 40, (21, 35)
+EVERY = ["--steps", f"{STEPS}", "--save-every", "7", "--keep-checkpoints", "9", "--eval-every", "10",
          "--log-every", "5", "--warmup-steps", "4"]
 SIZE = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32"]
 BATCH = ["--block-size", "32", "--batch-size", "4"]
@@ -52,7 +53,7 @@ COMPILED = ["--dtype", "fp32", "--compile", "on", "--threads", "1"]
 DROPOUT = ["--dropout", "0.1"]
 AVERAGE = ["--keep", "average"]
 
-TIMES = {"seconds", "tokens_per_second", "elapsed", "prepared", "machine", "launch", "run", "crc"}
+TIMES = {"seconds", "tokens_per_second", "elapsed", "prepared", "bardlet", "launch", "run", "crc"}
 """Keys that differ from one run to the next."""
 
 WRITE = (["sample", "RUN", "--prompt", "the", "--tokens", "70", "--seed", "3", "--num", "2"],
@@ -133,7 +134,8 @@ CELLS: dict[str, Cell] = {
     "dpo": tuned("dpo", "preferences.jsonl", "--batch-size", "4", *AVERAGE),
     "ppo": tuned("ppo", "chats.jsonl", "--reward", "judge", *ANSWERS, "--target-kl", "1", *AVERAGE,
                  before=(BASE, CHAT, JUDGE)),
-    "grpo": tuned("grpo", "chats.jsonl", "--reward", "exact", *ANSWERS, "--passes", "2", "--beta", "0.1"),
+    "grpo": tuned("grpo", "chats.jsonl", "--reward", "exact", *ANSWERS, "--passes", "2", "--beta", "0.1",
+                  *AVERAGE),
     "two-processes": text(*SIZE, *DROPOUT, "--grad-accum", "2", *AVERAGE, processes=2),
 }
 
@@ -192,6 +194,12 @@ for line in sys.stdin:
 """Forks each command from a process that has imported a version and computed nothing: every command starts afresh."""
 
 
+def limits() -> str:
+    """The instructions that variables allow, as a name: compiled code for another processor aborts."""
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    return "-".join(filter(None, map(os.environ.get, names))) or "all"
+
+
 class Failed(Exception):
     """A command of a cell ended with an error."""
 
@@ -205,8 +213,9 @@ class Version:
 
     def _server(self) -> subprocess.Popen[str]:
         if not hasattr(self.own, "server"):
+            compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / limits()
             environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1",
-                           "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"}
+                           "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
             environment.pop("BARDLET_DATA", None)
             self.own.server = subprocess.Popen([sys.executable, "-c", SERVER, str(self.tree)], stdin=subprocess.PIPE,
                                                stdout=subprocess.PIPE, text=True, env=environment)
@@ -235,7 +244,10 @@ class Version:
                 said = (where / "stderr").read_text(encoding="utf-8").strip().splitlines()
                 raise Failed(f"bardlet {' '.join(together[0])}: {said[-1] if said else 'no message'}")
             said = (where / "stdout").read_text(encoding="utf-8").splitlines()
-            printed += [json.loads(line) for line in said if line.startswith("{")]
+            found = [json.loads(line) for line in said if line.startswith("{")]
+            if len(found) != len(together):
+                raise Failed(f"bardlet {' '.join(together[0])}: {len(found)} JSON objects of {len(together)} commands")
+            printed += found
         return printed
 
 
@@ -247,19 +259,24 @@ def trained(cell: Cell, version: Version, name: str) -> dict[str, str]:
     inputs(where)
     printed = version.call(where, *([words] for words in cell.before))
     printed += version.call(where, [[*cell.command, "--out", "whole"]], processes=cell.processes)
+    settings = tomllib.loads((where / "whole" / "run.toml").read_text(encoding="utf-8"))
+    if COMPILED[3] in cell.command[cell.command.index("--compile") :][:2] and settings["compile"] != "on":
+        raise Failed("nothing was compiled: is a C++ compiler installed?")
     return {**digests(where / "whole", "whole"), **outputs("train", printed)}
 
 
 def resumed(cell: Cell, version: Version, name: str) -> dict[str, str]:
-    """Resume the cell's run from its first half, and use the whole one. Return digests as `trained` does."""
-    where = version.folder / name
-    cut_in_half(where / "whole", where / "again")
-    printed = version.call(where, [["resume", "again"]], processes=cell.processes)
+    """Resume the cell's run after each of CUTS, and use the whole one. Return digests as `trained` does."""
+    where, printed, found = version.folder / name, [], {}
+    for step in CUTS:
+        cut_short(where / "whole", where / f"after-{step}", step)
+        printed += version.call(where, [["resume", f"after-{step}"]], processes=cell.processes)
+        found |= digests(where / f"after-{step}", f"after-{step}")
     if cell.after:
         after = [["whole" if word == "RUN" else word for word in command] for command in cell.after]
         printed += version.call(where, after)
     cache = sorted(path.name for path in (where / "cache").glob("*/*"))
-    return {**digests(where / "again", "again"), **outputs("resume", printed), "names in the cache": digest(cache)}
+    return {**found, **outputs("resume", printed), "names in the cache": digest(cache)}
 
 
 def both(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -269,17 +286,19 @@ def both(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, s
 
 
 def handover(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """What each version makes of the run that `old` has trained."""
+    """The results of each version for the run that `old` has trained."""
     trained(cell, old, name)
     shutil.rmtree(new.folder / name, ignore_errors=True)
     shutil.copytree(old.folder / name, new.folder / name)
     return resumed(cell, old, name), resumed(cell, new, name)
 
 
-def cut_in_half(whole: Path, again: Path) -> None:
-    """Copy a run as it was after half of its steps, as far as `resume` is concerned: without its last checkpoint."""
+def cut_short(whole: Path, again: Path, step: int) -> None:
+    """Copy a run as `resume` finds it when it ended after `step`: without its later checkpoints."""
     shutil.copytree(whole, again)
-    shutil.rmtree(again / "checkpoints" / f"step-{STEPS:08}")
+    for checkpoint in (again / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
 
 
 # ---------------------------------------------------------------- comparing
@@ -297,6 +316,9 @@ def digests(run: Path, name: str) -> dict[str, str]:
             found[key] = digest(without_times(lines))
         elif path.name == "run.toml":
             found[key] = digest(without_times(tomllib.loads(path.read_text(encoding="utf-8"))))
+        elif path.name == "manifest.json":
+            listed = json.loads(path.read_text(encoding="utf-8"))
+            found[key] = digest([sorted(listed), sorted(listed["files"]), listed.get("step")])
         elif path.name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
             found[key] = digest(json.loads(path.read_text(encoding="utf-8")))
     return found
@@ -307,7 +329,9 @@ def tensors(path: Path) -> Iterator[tuple[str, str]]:
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     for name, entry in sorted(json.loads(raw[8:start]).items()):
-        if name != "__metadata__":
+        if name == "__metadata__":
+            yield name, digest(entry)
+        else:
             begin, end = entry["data_offsets"]
             data = hashlib.sha256(raw[start + begin : start + end]).hexdigest()
             yield name, digest([entry["dtype"], entry["shape"], data])
@@ -375,8 +399,8 @@ def main() -> int:
         def compare(name: str) -> tuple[str, list[str]]:
             try:
                 return name, differences(*measure(CELLS[name], *versions, name))
-            except Failed as error:
-                return name, [f"failed: {error}"]
+            except Exception as error:  # a version may lack a file or a command: the other cells go on
+                return name, [f"failed: {error!r}"]
 
         measure, equal = handover if options.handover else both, 0
         with ThreadPoolExecutor(options.jobs) as pool:

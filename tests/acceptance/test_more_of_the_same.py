@@ -1,4 +1,4 @@
-"""What the quick tests show for one stage, for the others: two processes are one, and a benchmark counts alike."""
+"""Two processes are one, and the benchmark beside TRL counts alike, for the stages that the quick tests leave out."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BEFORE = "ab50cc5"
-"""The last commit of the first edition: its runs, checkpoints and caches are those that people have."""
+"""The last commit of the first edition, which made the runs, checkpoints and caches that people have."""
 
 
 def same_bits(*words: str | Path) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from runtime.test_heartbeat import Launch, outcome, resumed_from
 from bardlet.run import checkpoint, metrics
 
 SETTINGS = [*FEW_STEPS, "--steps", "400"]
-"""So many steps that a random time of four seconds lies among them."""
+"""Long enough that a random time of up to four seconds lies within the run."""
 
 
 @pytest.fixture(scope="module")

@@ -173,16 +173,8 @@ def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path:
         assert f"read {epochs:,.0f} times" in record["reasons"][1] or epochs < 10
 
 
-@pytest.fixture
-def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that nobody has to wait for: what it was timed at is made up."""
-    from bardlet.planning import calibrate
-
-    monkeypatch.setattr(calibrate, "calibrate", lambda *_: calibrate.Speed(((5e6, 1e-2), (3e7, 5e-2))))
-
-
 def test_the_plan_of_minutes_is_made_without_training(text: Path, bardlet: Callable[..., dict[str, Any]],
-                                                      slow_machine: None, tmp_path: Path,
+                                                      clock: Clock, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """More minutes, more steps; a loss to expect; what is set stays; nothing is written."""
     from bardlet.runtime import cache, compiler

@@ -47,7 +47,7 @@ def test_rows_hold_everything_once_and_nothing_overlaps(lengths: list[int]) -> N
         assert (full[:-1] > 20).all()
 
 
-def test_a_thousand_mixes_lose_nothing_and_make_no_nan() -> None:
+def test_a_thousand_mixes_lose_nothing_and_two_hundred_make_no_nan() -> None:
     """Every epoch ends, each conversation with an answer that fits is in it once, and the counts add up."""
     torch.manual_seed(0)
     model = Qwen3(CONFIG)

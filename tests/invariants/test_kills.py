@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import start
+from processes import end_of, start
 
 from bardlet.config.toml import read_toml
 from bardlet.run import checkpoint, metrics
@@ -77,7 +77,7 @@ def run_to_the_end(run: Path, text: Path, kills: int, chance: random.Random, sec
             reach(run, chance.randrange(newest(run), 61, 10), process)
             time.sleep(chance.uniform(0, seconds))
             process.kill()
-        process.join()
+        end_of(process)
         assert process.exitcode in (0, -signal.SIGKILL), run.with_name(f"{run.name}.log").read_text(encoding="utf-8")
         killed += process.exitcode == -signal.SIGKILL
         saved = saved or newest(run) > 0
@@ -106,8 +106,7 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
         begun = time.monotonic()
         reach(folder / name, 60, process)
         seconds = (time.monotonic() - begun) / 5
-        process.join()
-        assert process.exitcode == 0
+        assert end_of(process) == 0
     assert outcome(folder / "first") == outcome(folder / "again")
     return outcome(folder / "again"), seconds
 

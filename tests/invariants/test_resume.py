@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import settings_of
 
 from bardlet import console
 from bardlet.run import checkpoint, metrics
 from bardlet.run import folder as run_folder
 from bardlet.runtime import manifest
+from bardlet.runtime.compiler import compiler_missing
 from bardlet.training import trainer
 
 SMALL = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--log-every",
@@ -27,12 +29,12 @@ EXTRAS = {
     "evaluation off": ["--eval-every", "0"],
 }
 
-# every pair of (model, extra), (optimizer, mode) and (mode, extra); a compilation takes as long as all other cells, so
-# that three blocks are compiled; tests/acceptance/test_resume.py has all 48 cells
+# every pair of (model, extra), (optimizer, mode) and (optimizer, extra); a compilation takes as long as all other
+# cells, so that blocks are compiled in three; tests/acceptance/test_resume.py has all 48 cells
 PAIRWISE = [
     ("gpt2", "adamw", "eager fp32", "dropout"), ("gpt2", "adamw", "compiled bf16", "accumulation"),
     ("gpt2", "adamw", "eager fp32", "average"), ("gpt2", "muon", "eager fp32", "evaluation off"),
-    ("qwen3", "muon", "compiled bf16", "dropout"), ("qwen3", "adamw", "eager fp32", "accumulation"),
+    ("qwen3", "adamw", "compiled bf16", "dropout"), ("qwen3", "muon", "eager fp32", "accumulation"),
     ("qwen3", "muon", "eager fp32", "average"), ("qwen3", "adamw", "eager fp32", "evaluation off"),
     ("bigram", "muon", "eager fp32", "dropout"), ("bigram", "adamw", "compiled bf16", "accumulation"),
     ("bigram", "muon", "eager fp32", "average"), ("bigram", "adamw", "compiled bf16", "evaluation off"),
@@ -91,7 +93,8 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
             bardlet("train", text, "--out", broken, *settings(*cell))
     assert [folder.name for folder in checkpoint.steps_saved(broken)] == ["step-00000005"]
     compiled = run_folder.read_run(whole)[1]["machine"]["compiled"]
-    assert compiled == (cell[2] == "compiled bf16" and cell[0] != "bigram"), "a table has nothing to compile"
+    possible = compiler_missing(torch.device("cpu")) is None and cell[0] != "bigram"  # a table has nothing to compile
+    assert compiled == (cell[2] == "compiled bf16" and possible)
 
     with pytest.MonkeyPatch.context() as patch:
         steps: list[int] = []

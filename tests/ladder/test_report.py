@@ -152,6 +152,7 @@ def size_of(png: Path) -> tuple[int, int]:
     return width, height
 
 
+@pytest.mark.laid_out
 def test_a_picture_is_drawn_for_both_themes_and_the_same_each_time(tmp_path: Path) -> None:
     def paint(palette: Palette) -> Any:
         import matplotlib.pyplot as plt

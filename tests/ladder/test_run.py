@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import Clock
 from torch import nn
 
 from bardlet import __version__, console, models
@@ -35,8 +35,9 @@ HERE = Dist(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rungs of a few steps."""
+def little(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Rungs of a few steps; the scaled ones are timed by a clock of their own, and ladders are made on one day."""
+    monkeypatch.setattr(clock, "strftime", lambda form: "2026-01-01", raising=False)
     monkeypatch.setattr(run, "SMALL", {**run.SMALL, "steps": 12})
     monkeypatch.setattr(run, "CPU", {**run.CPU, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16,
                                      "batch_size": 4})
@@ -174,7 +175,7 @@ def test_the_command_ends_with_its_report(bardlet: Callable[..., dict[str, Any]]
         assert (folder / "README.md").read_text(encoding="utf-8").startswith(f"# {rung.name}\n")
         made = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))["made"]
         machine = run_folder.read_run(folder)[1]["machine"]
-        assert made == {"date": time.strftime("%Y-%m-%d"), "bardlet": __version__,
+        assert made == {"date": "2026-01-01", "bardlet": __version__,
                         **{name: machine[name] for name in made.keys() - {"date", "bardlet"}}}
         assert made.keys() == {"date", "bardlet", "torch", "threads", "dtype", "compiled", "processor", "device"}
     weights = [hf.read_weights(tmp_path / "l" / f"{n}" / "seed-1337") for n in ("11-qk-norm", "12-muon")]

@@ -275,7 +275,7 @@ def test_under_a_limit_of_the_system_itself_a_run_ends_well(text: Path, tmp_path
     begun = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     limit = int(begun.stdout.split()[0]) * resource.getpagesize() + 400 * 2**20
     words = ["--n-layer", "2", "--n-head", "2", "--n-embd", "64", "--block-size", "64", "--batch-size", "1024",
-             "--steps", "2", "--compile", "off", "--dtype", "fp32", "--eval-tokens", "500"]
+             "--steps", "2", "--compile", "off", "--dtype", "fp32", "--eval-tokens", "500", "--threads", "1"]
     done = subprocess.run([sys.executable, "-m", "bardlet", "train", str(text), *words, "--out", str(tmp_path / "run")],
                           capture_output=True, text=True,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))

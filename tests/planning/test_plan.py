@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,9 +216,10 @@ def test_a_slow_machine_is_not_asked_for_large_models(tmp_path: Path, monkeypatc
     assert len(calibrate.calibrate(CPU, "fp32", 1, tmp_path).points) == 2, "this is kept, too"
 
 
-def test_a_model_is_timed_by_its_steps() -> None:
+def test_a_model_is_timed_by_its_steps(clock: Clock) -> None:
     operations, seconds = calibrate._time_model((1, 1, 8), CPU, "fp32")
-    assert operations == calibrate.operations(TrainConfig(n_layer=1, n_head=1, n_embd=8), 256) and 0 < seconds < 1
+    assert operations == calibrate.operations(TrainConfig(n_layer=1, n_head=1, n_embd=8), 256)
+    assert seconds == pytest.approx(clock.per_step / 256)
 
 
 def test_no_model_is_timed_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

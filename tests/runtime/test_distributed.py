@@ -40,16 +40,18 @@ def test_what_the_compiler_needs(device: str, here: str, named: dict[str, str], 
 
 @pytest.mark.parametrize(("variable", "value", "native"), [
     ("ATEN_CPU_CAPABILITY", "avx2", False), ("ATEN_CPU_CAPABILITY", "default", False),
-    ("ATEN_CPU_CAPABILITY", "avx512", True), ("ONEDNN_MAX_CPU_ISA", "AVX2", False),
+    ("ATEN_CPU_CAPABILITY", "avx512", True), ("ATEN_CPU_CAPABILITY", "AVX2", True),
+    ("DNNL_MAX_CPU_ISA", "avx2", False), ("ONEDNN_MAX_CPU_ISA", "AVX2", False),
     ("ONEDNN_MAX_CPU_ISA", "avx512_core_vnni", False), ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", True),
     ("ONEDNN_MAX_CPU_ISA", "ALL", True), ("MKL_ENABLE_INSTRUCTIONS", "AVX2", True),
 ])  # fmt: skip
 def test_a_limit_on_the_instructions_is_a_limit_on_bf16(variable: str, value: str, native: bool,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that has bf16 counts as one without where PyTorch or oneDNN may not use it; its name says why."""
-    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"):
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runtime_device.pick_dtype("auto", torch.device("cpu")) == "bf16"
     monkeypatch.setenv(variable, value)
     assert runtime_device.pick_dtype("auto", torch.device("cpu")) == ("bf16" if native else "fp32")

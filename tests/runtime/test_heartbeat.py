@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from processes import in_two_processes
+from processes import HANGS, in_two_processes
 
 from bardlet.run import checkpoint, metrics
 from bardlet.runtime import manifest
@@ -23,10 +23,6 @@ from bardlet.runtime import manifest
 SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4",
             "--steps", "60", "--save-every", "20", "--eval-every", "0", "--warmup-steps", "2", "--dtype", "fp32",
             "--compile", "off", "--dropout", "0.1", "--keep-checkpoints", "9"]
-
-
-HANGS = 600
-"""Seconds after which a test gives up: no machine is as slow, and a run that hangs never ends."""
 
 
 class Launch:

@@ -446,4 +446,4 @@ def test_a_reader_that_leaves_is_no_complaint(run: Path) -> None:
         process.stdout.close()
         process.stdin.write(b"eins zwei\n" * 10)
         process.stdin.close()
-        assert process.wait(60) == 141 and process.stderr.read() == b""  # as of a process that SIGPIPE ended
+        assert process.wait(600) == 141 and process.stderr.read() == b""  # as of a process that SIGPIPE ended

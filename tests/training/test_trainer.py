@@ -227,7 +227,7 @@ def test_what_was_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
         env = {**os.environ, "BARDLET_CACHE": str(cache)}
         env.pop("TORCHINDUCTOR_CACHE_DIR", None)
         said = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=env, capture_output=True, text=True)
-        assert (said.stdout.strip() == str(cache / "compiler")) == kept
+        assert said.stdout.startswith(str(cache / "compiler")) == kept
 
 
 def test_a_run_that_was_never_measured_leaves_its_newest_weights(tmp_path: Path) -> None:

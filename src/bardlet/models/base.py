@@ -59,10 +59,6 @@ class Rung(nn.Module):
         load_strictly(self, tensors)
 
 
-
-
-
-
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copies `tensors` into the model's parameters (each to the parameter's own dtype and device).
 

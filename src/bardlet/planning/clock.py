@@ -102,10 +102,6 @@ def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State]
     return replan
 
 
-
-
-
-
 def left(until: float, dist: Dist) -> float:
     """Seconds until then, by the watch of rank 0; at least 1."""
     return max(1.0, dist.from_main(int(1000 * (until - time.monotonic()))) / 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from contextlib import suppress
@@ -14,13 +15,11 @@ from bardlet.config.model import FLAT, ModelConfig
 from bardlet.config.settings import TrainConfig
 from bardlet.data import corpus
 from bardlet.planning import calibrate, clock
-from bardlet.runtime import cache, compiler
+from bardlet.runtime import cache, compiler, device
 from bardlet.runtime.distributed import Dist
 from bardlet.training.state import Trainer
 
 log = logging.getLogger("bardlet")
-
-
 
 
 def _keep_compiled() -> None:
@@ -36,7 +35,12 @@ def _keep_compiled() -> None:
 
 
 def _compiled_folder() -> Path:
-    return corpus.cache_folder() / "compiler"
+    """The compiler's folder for this type of processor.
+
+    What is compiled holds weights packed for the instructions of one processor, and the compiler's own key does not
+    name them: on another processor that shares the cache the process aborts (torch 2.13).
+    """
+    return corpus.cache_folder() / "compiler" / hashlib.sha256(device.processor().encode()).hexdigest()[:12]
 
 
 def choose_compile(t: Trainer, seconds: float | None = None) -> None:

@@ -21,8 +21,6 @@ from bardlet.runtime import atomic, manifest
 log = logging.getLogger("bardlet")
 
 
-
-
 def sweep(run: Path) -> None:
     """Remove what a killed process was writing or removing when it was killed; the caller holds the lock."""
     for left in left_over(run):

@@ -14,8 +14,6 @@ from bardlet.runtime import atomic, manifest
 log = logging.getLogger("bardlet")
 
 
-
-
 def _sealed(line: dict[str, Any]) -> str:
     """`line` as JSON whose last key is the CRC-32 of the text before it."""
     text = json.dumps(line)

@@ -18,8 +18,6 @@ from bardlet.errors import BardletError
 log = logging.getLogger("bardlet")
 
 
-
-
 def pick_device(name: str) -> torch.device:
     """The device called `name`; auto is the first GPU, else the CPU. A device that is not there is an error."""
     if name == "auto":
@@ -52,22 +50,29 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def has_native_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices natively, and PyTorch and oneDNN are not told to do without.
+    """Return whether this CPU multiplies bf16 matrices natively and no variable forbids it.
 
     `ATEN_CPU_CAPABILITY=avx2` and `ONEDNN_MAX_CPU_ISA=AVX2` make a processor compute as one with AVX2 alone, which has
     to emulate bf16 (docs.pytorch.org, "ATen CPU capability"; oneDNN, "CPU Dispatcher Control").
     """
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes) and not instruction_limit()
+    return _supports_bf16() and not instruction_limit()
 
 
 def instruction_limit() -> str:
-    """The variable that keeps this process from native bf16, as NAME=VALUE; empty where none does."""
-    without_bf16 = {"ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
-                    "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE",
-                                           "AVX512_CORE_VNNI")}  # fmt: skip
-    set_here = ((name, os.environ.get(name, "")) for name in without_bf16)
-    return next((f"{name}={value}" for name, value in set_here if value.upper() in without_bf16[name]), "")
+    """Return the variable that keeps this process from the native bf16 of its CPU, as NAME=VALUE; empty: none does."""
+    onednn = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+    limits = {"ATEN_CPU_CAPABILITY": ("default", "avx2"), "ONEDNN_MAX_CPU_ISA": onednn, "DNNL_MAX_CPU_ISA": onednn}
+    for name, without in limits.items():
+        value = os.environ.get(name, "")
+        known = value if name.startswith("ATEN") else value.lower()  # PyTorch knows its values in lower case alone
+        if known in without and _supports_bf16():
+            return f"{name}={value}"
+    return ""
+
+
+def _supports_bf16() -> bool:
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def place(model: torch.nn.Module, device: str, dtype: str) -> torch.device:

@@ -90,9 +90,7 @@ def plan(t: Trainer, times: int) -> None:
         t.config = replace(t.config, steps=t.state.steps)
 
 
-
 log = logging.getLogger("bardlet")
-
 
 
 DECIDED = ("model", "n_layer", "n_encoder_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings",
