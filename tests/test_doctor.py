@@ -57,7 +57,7 @@ def test_a_machine_without_a_compiler_with_one_thread_and_no_data(monkeypatch: p
     monkeypatch.setattr(doctor.memory, "free_bytes", lambda device: 2**29)
     monkeypatch.setattr(doctor.torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(doctor.files, "free", lambda path: 10**8)
+    monkeypatch.setattr(doctor.atomic, "free", lambda path: 10**8)
     monkeypatch.setenv("BARDLET_DATA", str(tmp_path / "gone"))
     said = {one.about: one.said for one in doctor.machine() if one.verdict == "warning"}
     assert "apt install g++ python3-dev" in said["compiler"] and "--threads" in said["processor"]
@@ -108,7 +108,7 @@ def test_what_is_not_damaged_but_in_the_way(run: Path, trained: Path, monkeypatc
     run_folder.write_run(run, config, {**record, "text_hash": "0" * 64, "finished": False, "steps": 2,
                                        "machine": {**record["machine"], "processor": "a better one"}})
     (run / "checkpoints" / ".step-00000006.77.tmp").mkdir()
-    monkeypatch.setattr(doctor.files, "free", lambda path: 100)
+    monkeypatch.setattr(doctor.atomic, "free", lambda path: 100)
     found = verdicts(run)
     assert found["damaged"] == []
     for words in ("text: ", "machine: processor was a better one", "disk: ", "left over: .step-00000006.77.tmp",

@@ -1,6 +1,6 @@
 """`python -m bardlet.harness`: lm-evaluation-harness on run folders, see evaluation/harness.py."""
 
-from bardlet.evaluation.harness import main
+import runpy
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("bardlet.evaluation.harness", run_name="__main__", alter_sys=True)

@@ -123,14 +123,14 @@ def test_a_whole_run_is_a_line_of_the_results(tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "gpu.json"
     asked = argparse.Namespace(device=CPU, toy=False, part=gpu.PARTS, out=out, nanogpt=None, text=None)
     monkeypatch.setattr(gpu, "arguments", lambda: asked)
-    monkeypatch.setattr(gpu.distributed, "compiler_missing", lambda device: "no C compiler (gcc) on this machine")
+    monkeypatch.setattr(gpu.compiler, "compiler_missing", lambda device: "no C compiler (gcc) on this machine")
     monkeypatch.setattr(gpu, "throughput", lambda device, toy, compiled, nanogpt: {"qwen3": {"compiled": compiled}})
     monkeypatch.setattr(gpu, "to_loss", lambda *_: {"last": 1.4, "curve": [[1, 0.1, 1.4]]})
     monkeypatch.setattr(gpu, "generation", lambda *_: {"fp32 batch 1": 700.0})
     monkeypatch.setattr(gpu.record, "append", lambda *line: lines.append(line))
     gpu.main()
     [(name, line)] = lines
-    assert name == "gpu" and line["device"] == gpu.distributed.processor()
+    assert name == "gpu" and line["device"] == gpu.runtime_device.processor()
     assert line["throughput"] == {"qwen3": {"compiled": False}} and line["loss"] == {"last": 1.4}
     assert line["compiler_missing"] == "no C compiler (gcc) on this machine"
     assert json.loads(out.read_text(encoding="utf-8"))["loss"]["curve"] == [[1, 0.1, 1.4]]

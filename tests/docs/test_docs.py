@@ -334,10 +334,10 @@ def test_choices_are_made_without_the_validation_part(monkeypatch: pytest.Monkey
 
 def test_what_an_answer_changes_in_a_rung_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where its training fails."""
-    average, forward = answers.ladder.average_by_softmax, answers.ladder.ResidualBlock.forward
+    average, forward = answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward
 
     def fails(model: Any, text: Any, seed: int) -> float:
-        if (answers.ladder.average_by_softmax, answers.ladder.ResidualBlock.forward) != (average, forward):
+        if (answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward) != (average, forward):
             raise KeyboardInterrupt
         return 0.0
 
@@ -345,7 +345,7 @@ def test_what_an_answer_changes_in_a_rung_is_put_back(monkeypatch: pytest.Monkey
     for name in ("only itself", "without residual"):
         with pytest.raises(KeyboardInterrupt):
             answers.ANSWERS[name][0](some_text(), 1337)
-        assert (answers.ladder.average_by_softmax, answers.ladder.ResidualBlock.forward) == (average, forward)
+        assert (answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward) == (average, forward)
 
 
 def test_the_feature_from_a_paper_is_a_rung() -> None:

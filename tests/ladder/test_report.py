@@ -78,15 +78,16 @@ def test_every_rungs_source_is_found_and_is_python(rung: rungs.Rung) -> None:
 
 
 def test_parts_come_with_their_decorators_and_unknown_ones_are_named() -> None:
-    for name, file, start in (("evaluate.py:mean_loss", "evaluate.py", "@torch.no_grad()\ndef mean_loss("),
-                              ("Head", "models/ladder.py", "class Head("),
+    for name, file, start in (("evaluation/metrics.py:mean_loss", "evaluation/metrics.py",
+                               "@torch.no_grad()\ndef mean_loss("),
+                              ("Head", "models/lecture.py", "class Head("),
                               ("rotary", "models/layers.py", "def rotary("),
                               ("ladder/rungs.py:SMALL", "ladder/rungs.py", "SMALL = {")):
         found = sources.part(name)
         assert (found.name, found.file) == (name.rpartition(":")[2], file) and found.code.startswith(start)
         lines = (Path(report.__file__).parents[1] / file).read_text(encoding="utf-8").splitlines()[found.line - 1 :]
         assert "\n".join(lines).startswith(found.code)
-    for wrong in ("NoSuchModel", "optim.py:nothing"):
+    for wrong in ("NoSuchModel", "training/optim.py:nothing"):
         with pytest.raises(LookupError, match=wrong):
             sources.part(wrong)
 

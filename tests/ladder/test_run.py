@@ -135,7 +135,7 @@ def test_whether_to_compile_is_decided_once(text: Path, tmp_path: Path, monkeypa
         told.append((t.config.model, t.config.compile))
         t.machine.update(compiled=len(told) == 1)
 
-    monkeypatch.setattr(run.pretrain, "choose_compile", choose)
+    monkeypatch.setattr(run.compilation, "choose_compile", choose)
     ladder = Ladder(Plan(select("8,12,13"), tmp_path / "l", (str(text),), seeds=2), HERE)
     for rung, seed in ladder.jobs():
         ladder._compiled(rung, seed, 5)
@@ -366,7 +366,7 @@ def test_signals_act_at_once_while_a_rung_is_compiled(text: Path, tmp_path: Path
         assert {number: signal.getsignal(number) for number in handlers} == handlers
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(run.pretrain, "choose_compile", compiling)
+    monkeypatch.setattr(run.compilation, "choose_compile", compiling)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bardlet import models
 from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.inference.decoders.cache import Step
+from bardlet.inference.decoders.cache import DecodeStep
 from bardlet.models.layers import KVCache, RMSNorm, place, rotary, rotate
 from bardlet.ops.attention import attention, attention_by_hand
 from bardlet.ops.dropout import Dropout, drop
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="segment_BT or cache"):
         place(idx[:, :1], 8, cache, segment_BT=idx[:, :1])
     with pytest.raises(BardletError, match="cache is full"):
-        Step(KVCache(empty, empty, torch.tensor([6])))
+        DecodeStep(KVCache(empty, empty, torch.tensor([6])))
 
 
 def test_a_sketch_does_not_load_the_compiler() -> None:

@@ -21,7 +21,7 @@ from bardlet.errors import BardletError
 from bardlet.planning import calibrate, clock, memory, scaling_law
 from bardlet.planning import plan as budget
 from bardlet.planning.calibrate import Speed
-from bardlet.runtime import device as runtime_device
+from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 
 LAPTOP = Speed(((5e6, 2e-5), (3e7, 6e-5), (1.5e8, 3e-4)))
@@ -179,7 +179,7 @@ def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert calls_of() == 1 and calibrate.calibrate(CPU, "fp32", 1, tmp_path) == first
     factor = 2.0
     assert calls_of() == 3 and calls_of() == 1
-    monkeypatch.setattr(runtime_device, "processor", lambda: "another")
+    monkeypatch.setattr(distributed, "processor", lambda: "another")
     assert calls_of(seconds=0.0) == 1 and calls_of() == 3
 
 
@@ -219,7 +219,7 @@ def test_a_slow_machine_is_not_asked_for_large_models(tmp_path: Path, monkeypatc
 def test_a_model_is_timed_by_its_steps(clock: Clock) -> None:
     operations, seconds = calibrate._time_model((1, 1, 8), CPU, "fp32")
     assert operations == calibrate.operations(TrainConfig(n_layer=1, n_head=1, n_embd=8), 256)
-    assert seconds == pytest.approx(clock.per_step / 256)
+    assert seconds == pytest.approx(clock.per_step / (16 * 128))
 
 
 def test_no_model_is_timed_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_what_the_compiler_needs(device: str, here: str, named: dict[str, str], 
     for name, value in named.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == here else None)
-    monkeypatch.setattr(distributed.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(compiler.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     headers = "the headers of Python (Python.h) are not installed"
     assert compiler.compiler_missing(torch.device(device)) == (said or headers)
     (tmp_path / "Python.h").touch()
@@ -75,7 +75,7 @@ def test_a_rank_opens_its_own_gpu_only(device: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"set {number}"))
-    monkeypatch.setattr(runtime_device, "pick_device", use)
+    monkeypatch.setattr(distributed, "pick_device", use)
 
     def alone(backend: str, rank: int, world: int) -> None:
         done.append(backend)

@@ -87,10 +87,10 @@ def resumed_from(said: str) -> int | None:
 
 KILLED = """
 import os, signal, sys
-from bardlet import train
 from bardlet.cli import main
+from bardlet.training import trainer
 
-update, done = train.train_step, []
+update, done = trainer.train_step, []
 
 def once(*args):
     done.append(1)
@@ -98,7 +98,7 @@ def once(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return update(*args)
 
-train.train_step = once
+trainer.train_step = once
 sys.exit(main(sys.argv[1:]))
 """
 """Rank 1 is killed in its thirtieth update, but not when it is started again."""

@@ -227,7 +227,8 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
     from bardlet.inference import beam_search
 
     torch.manual_seed(0)
-    model = family(ModelConfig("any", vocab_size=29, block_size=96, n_layer=2, n_head=2, n_kv_head=2, n_embd=32,
+    name = "gpt2" if family is GPT2 else "qwen3"
+    model = family(ModelConfig(name, vocab_size=29, block_size=96, n_layer=2, n_head=2, n_kv_head=2, n_embd=32,
                                head_dim=16, n_inner=48, activation="gelu" if family is GPT2 else "silu")).eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
