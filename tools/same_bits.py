@@ -275,7 +275,7 @@ def resumed(cell: Cell, version: Version, name: str) -> dict[str, str]:
     if cell.after:
         after = [["whole" if word == "RUN" else word for word in command] for command in cell.after]
         printed += version.call(where, after)
-    cache = sorted(path.name for path in (where / "cache").glob("*/*"))
+    cache = sorted(path.name for path in (where / "cache").glob("*/*") if path.parent.name != "compiler")
     return {**found, **outputs("resume", printed), "names in the cache": digest(cache)}
 
 
