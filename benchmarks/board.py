@@ -151,7 +151,7 @@ Runs on development splits of about three minutes each (`python benchmarks/dial.
 The dial's, and those by the clock, were trained by `--minutes 3`, in one sitting, with what the calibration and the
 compiler had kept; the others have as many steps as three minutes have at their speed, which was timed apart when the
 machine was fast, and were then computed by one thread. How many tokens a weight wants and what a head may cost
-(`budget.py`) was found with earlier runs of these contests, so they are no blind test of the dial.
+(`planning/plan.py`) was found with earlier runs of these contests, so they are no blind test of the dial.
 """
 COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

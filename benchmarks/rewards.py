@@ -210,7 +210,7 @@ def judged(folder: Path, stage: str, judge: Any, number: int = 1000) -> dict[str
     import torch
 
     from bardlet.config.settings import TrainConfig
-    from bardlet.data import prompts
+    from bardlet.data import chat_template, prompts
     from bardlet.data.records import Question
     from bardlet.evaluation.metrics import distinct
     from bardlet.run import folder as run_folder
@@ -222,7 +222,7 @@ def judged(folder: Path, stage: str, judge: Any, number: int = 1000) -> dict[str
     known, (reference, words) = run_folder.settings(folder / stage, changed=True)[1], hf.read_folder(folder / "sft")
     config = TrainConfig(stage="ppo", answer_tokens=64, dtype="fp32", rollout=32)
     question = Question([{"role": "user", "content": ASKED}], None)
-    asked = prompts.Prompts([question], [prompts.chat.encode(words, question.prompt, ask=True)[0]])
+    asked = prompts.Prompts([question], [chat_template.encode(words, question.prompt, ask=True)[0]])
     figures: dict[str, Any] = {"parameters": known["parameters"], "seconds": known["seconds"],
                                "reward_accuracy": run_folder.settings(folder / "reward", changed=True)[1]["accuracy"]}
     for when, model in (("before", reference), ("after", hf.read_folder(folder / stage)[0])):

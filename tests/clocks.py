@@ -27,7 +27,8 @@ class Clock:
 
 def install(own: Clock, patch: pytest.MonkeyPatch) -> Clock:
     """Have bardlet look at `own` in this process. The speed of the machine counts as known: nothing is calibrated."""
-    import bardlet.runner  # noqa: F401 (loads every module that looks at the clock)
+    import bardlet.cli.train
+    import bardlet.runner  # noqa: F401 (with the command, every module that looks at the clock of a run)
     from bardlet.planning import calibrate, clock
     from bardlet.training import trainer
 

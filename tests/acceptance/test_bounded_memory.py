@@ -19,14 +19,14 @@ DATA = os.environ.get("BARDLET_DATA")
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from bardlet import corpus, data
+from bardlet.data import corpus, shards
 
 def peak():
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 before, start = peak(), time.monotonic()
-made = data.prepare(corpus.find([sys.argv[1]]), sys.argv[2], cache=Path(sys.argv[3]))
+made = shards.prepare(corpus.find([sys.argv[1]]), sys.argv[2], cache=Path(sys.argv[3]))
 seconds, tokens, documents = time.monotonic() - start, len(made.train) + len(made.val), made.documents
 print(json.dumps({"grown_mib": peak() - before, "seconds": seconds, "tokens": tokens, "documents": documents,
                   "chars": made.train_chars + made.val_chars, "kind": made.tokenizer.kind}))

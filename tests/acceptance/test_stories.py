@@ -1,4 +1,4 @@
-"""The stories of runs/, from text to a chat model, in a small part of their time."""
+"""The stories of recipes/, from text to a chat model, in a small part of their time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_story_runs_to_its_table_and_is_not_told_twice(story: str, tmp_path: P
     environment = {**os.environ, "BARDLET": str(command), "PYTHON": sys.executable, "FRACTION": "0.01"}
 
     def told() -> str:
-        done = subprocess.run(["bash", str(ROOT / "runs" / f"{story}.sh"), str(tmp_path / "runs")], cwd=tmp_path,
+        done = subprocess.run(["bash", str(ROOT / "recipes" / f"{story}.sh"), str(tmp_path / "runs")], cwd=tmp_path,
                               env=environment, capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout

@@ -77,11 +77,11 @@ def test_stopped(rank: int, text: Path, tmp_path: Path, whole: dict[str, object]
 
 BROKEN = """
 import os, sys
-from bardlet import loss, train
 from bardlet.cli import main
+from bardlet.training import losses, trainer
 
 place, value, now = sys.argv.pop(1), float(sys.argv.pop(1)), [0]
-seed_step, train_step, next_token = train.seed_step, train.train_step, loss.next_token
+seed_step, train_step, next_token = trainer.seed_step, trainer.train_step, losses.next_token
 
 
 def noted(seed, step, rank):
@@ -103,7 +103,7 @@ def bad_weight(model, *args):
 
 
 if os.environ["RANK"] == "1":
-    train.seed_step, train.train_step, loss.next_token = noted, bad_weight, bad_loss
+    trainer.seed_step, trainer.train_step, losses.next_token = noted, bad_weight, bad_loss
 sys.exit(main(sys.argv[1:]))
 """
 

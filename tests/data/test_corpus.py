@@ -1,4 +1,4 @@
-"""corpus.py: every kind of file a person may have; what is mended is said, what is not is one line."""
+"""data/corpus.py: every kind of file a person may have; what is mended is said, what is not is one line."""
 
 from __future__ import annotations
 

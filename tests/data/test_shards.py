@@ -1,4 +1,4 @@
-"""data.py: shards that say what they are, built once; batches that are functions of seed and step."""
+"""data/shards.py: shards that say what they are, built once; batches that are functions of seed and step."""
 
 from __future__ import annotations
 

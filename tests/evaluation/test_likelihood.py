@@ -1,4 +1,4 @@
-"""Accuracy: likelihoods against those by hand, known answers that must win, and what is cut, left out and said."""
+"""Questions with a known answer: likelihoods by hand, answers that must win, and what is cut, left out and said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bardlet train`: a text goes in, a run folder comes out. `bardlet resume` starts from the same parts."""
+"""`bardlet train`: a text goes in, a run folder comes out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The settings of a run: frozen dataclasses, checked as they are made. Nothing here imports torch.
 
-`ModelConfig` is the shape of a model, `TrainConfig` everything that `bardlet train` can be told. A field's
-docstring is its help text on the command line. `run.toml` in a run folder is a `TrainConfig` as resolved,
+`ModelConfig` (config/model.py) is the shape of a model, `TrainConfig` everything that `bardlet train` can be told. A
+field's docstring is its help text on the command line. `run.toml` in a run folder is a `TrainConfig` as resolved,
 followed by a `[record]` of what happened; `bardlet train --config run.toml` repeats the run.
 """
 

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from bardlet import tokenizer as tokenizers
-from bardlet.data import shards as data
-from bardlet.data import windows
+from bardlet.data import shards, windows
 from bardlet.data.batch import Batch
 from bardlet.data.bitext import Parallel
 from bardlet.data.corpus import cache_folder
@@ -111,7 +110,7 @@ def prepare(found: Parallel, tokenizer: str | Tokenizer = "auto", vocab_size: in
     def build(whole: Path) -> None:
         _build(found, tokenizer, vocab_size, whole, progress)
 
-    return data.cached(folder, build, _open)
+    return shards.cached(folder, build, _open)
 
 
 def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folder: Path,
@@ -138,22 +137,22 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
     for part, pairs in parts.items():
         for side, name in enumerate(SIDES):
             documents = ((f"{found.name}, {part}, {name}", pair[side]) for pair in pairs)
-            data.write_shard(folder / f"{part}.{name}.bin", documents, words, several=True)
+            shards.write_shard(folder / f"{part}.{name}.bin", documents, words, several=True)
     known = {source for source, _ in parts["train"]}
     leaked = sum(source in known for source, _ in parts["val"]) / len(parts["val"])
     facts = {"reason": reason, "leaked": round(leaked, 4)}
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    shards = [f"{part}.{name}.bin" for part in parts for name in SIDES]
-    manifest.seal(folder, [*shards, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
+    names = [f"{part}.{name}.bin" for part in parts for name in SIDES]
+    manifest.seal(folder, [*names, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
 
 def _open(folder: Path) -> PreparedPairs:
-    data.check(folder)
+    shards.check(folder)
     words = tokenizers.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
 
     def lines(part: str, name: str) -> Lines:
-        tokens = data.open_shard(folder / f"{part}.{name}.bin", words.hash)
+        tokens = shards.open_shard(folder / f"{part}.{name}.bin", words.hash)
         return Lines(tokens, np.flatnonzero(tokens == words.eos_id) + 1)
 
     train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))

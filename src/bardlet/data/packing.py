@@ -49,7 +49,7 @@ class Chats:
 
     @staticmethod
     def of(rows: Sequence[tuple[np.ndarray, np.ndarray]], dtype: Any) -> Chats:
-        """From (ids, answer) of each, as `chat.encode` gives them; the tokens get `dtype`."""
+        """From (ids, answer) of each, as `chat_template.encode` gives them; the tokens get `dtype`."""
         ids, answers = zip(*rows, strict=True)
         return Chats(np.concatenate(ids).astype(dtype), np.concatenate(answers), np.cumsum([len(row) for row in ids]))
 

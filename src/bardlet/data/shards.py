@@ -1,11 +1,8 @@
-"""Documents to token shards on disk, and shards to batches.
+"""Documents to token shards on disk.
 
 A shard is a header of 128 bytes and then the ids, 16 or 32 bits each, little-endian: it says itself what it
 is, and is memory-mapped, so that a text may be larger than memory. Shards are built once for each text and
-tokenizer, in a temporary folder that is renamed when it is whole. A batch is a function of seed and step:
-there is no loader whose state could be lost.
-
-B: windows in a batch. T: tokens in a window. N: tokens in the shard.
+tokenizer, in a temporary folder that is renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -335,8 +332,3 @@ def _sweep(root: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 86_400:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-# ------------------------------------------------------------------------------------------ batches
-
-

@@ -90,7 +90,7 @@ class Bardlet(LM):
         return [sum(next(found)[0] for _ in several) for several in windows]
 
     def likelihoods(self, pairs: Sequence[tuple[likelihood.Ids, likelihood.Ids]]) -> list[tuple[float, bool]]:
-        """`accuracy.log_likelihoods` by this model."""
+        """`likelihood.log_likelihoods` by this model."""
         return likelihood.log_likelihoods(self.model, pairs, self._device, self.dtype)
 
     def known(self, text: str) -> str:
@@ -102,7 +102,7 @@ class Bardlet(LM):
         return kept
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes behind each context, up to the first text of `until`; see `accuracy.write`."""
+        """What the model writes behind each context, up to the first text of `until`; see `likelihood.write`."""
         made = [""] * len(requests)
         alike: dict[str, list[int]] = {}  # the requests that want the same are written together
         for number, request in enumerate(requests):

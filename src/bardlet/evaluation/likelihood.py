@@ -82,7 +82,7 @@ def encode_pair(words: Tokenizer, context: str, continuation: str) -> tuple[Ids,
     """The ids of a context and of what follows it, both lists, the first never empty.
 
     White space at the context's end belongs to what follows: in most tokenizers it is part of a word's token. Where no
-    context is left, it is what a text begins with (`writing.prompt_ids`). BardletError for an unseen character.
+    context is left, it is what a text begins with (`text_generation.prompt_ids`). BardletError for an unseen character.
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation

@@ -110,7 +110,7 @@ def stream(
     in eval mode until the iterator is done or closed.
 
     `dtype`: compute with a copy of the model in that dtype. torch.int8 rounds the weights of what follows the prompts
-    (`decoding.RoundedProduct`); the prompts are read by the model as it is. The model itself is left as it is.
+    (`ops/linear.py: RoundedProduct`); the prompts are read by the model as it is. The model itself is left as it is.
 
     Raises BardletError for settings and prompts that make no sense, and for weights that are not finite.
     """

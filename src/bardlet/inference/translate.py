@@ -159,20 +159,20 @@ class Crossing:
         return self.next(torch.full_like(self.length_B, self.start))
 
     def branch(self, beams: int) -> None:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         rows = torch.arange(len(self.length_B), device=self.length_B.device)
         self.written.pick(rows.repeat_interleave(beams))
 
     def next(self, idx_R: Tensor) -> Tensor:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         return self.decode(idx_R, self.written)
 
     def pick(self, row_R: Tensor) -> None:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         self.written.pick(row_R)
 
     def keep(self, source_B: Tensor, beams: int) -> None:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         self.written.keep(source_B, beams)
 
 
@@ -192,17 +192,17 @@ class Prompted:
         return logits_BV
 
     def branch(self, beams: int) -> None:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         self.pick(torch.arange(len(self.length_B), device=self.length_B.device).repeat_interleave(beams))
 
     def next(self, idx_R: Tensor) -> Tensor:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         return self.decode(idx_R, self.cache)
 
     def pick(self, row_R: Tensor) -> None:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         self.cache.select(row_R)
 
     def keep(self, source_B: Tensor, beams: int) -> None:
-        """See `search.Reader`."""
+        """See `beam_search.Reader`."""
         self.pick((source_B[:, None] * beams + torch.arange(beams, device=source_B.device)).flatten())

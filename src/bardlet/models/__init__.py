@@ -1,4 +1,4 @@
-"""The model families by name, and what they share in reading and writing Hugging Face's files.
+"""The model families by name.
 
 Importing this file imports no torch: `bardlet --help` lists the families in a few milliseconds.
 """
@@ -51,5 +51,3 @@ def _imported(place: str) -> Any:
 def build(config: ModelConfig) -> Any:
     """A model of the family `config.model` in fp32 on the CPU, initialised from torch's global generator."""
     return (_imported(SCALAR[config.model]) if config.scores else load_class(config.model))(config)
-
-

@@ -1,4 +1,4 @@
-"""What every rung of `ladder.py` has besides its idea: a configuration, and files of its own.
+"""What every rung of `lecture.py` has besides its idea: a configuration, and files of its own.
 
 A rung maps token ids to logits and nothing else. It keeps no cache of keys and values: `inference/generate.py` asks it
 for the whole window again at every token, as the lecture does. (`_BT` behind a name is the tensor's shape.)

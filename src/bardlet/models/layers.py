@@ -1,4 +1,4 @@
-"""What the families share: norms, rotary positions, attention, and the cache of keys and values.
+"""Shared by the families: RMSNorm, rotary positions, the cache of keys and values, masks, and initialisation.
 
 Shape suffixes: B rows of a batch, T positions of the input, S positions that are attended to, C channels
 (n_embd), H query heads, K key-value heads (H is a multiple of K), D channels of a head, L layers, V vocabulary.
@@ -34,9 +34,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
-
-
-# ---------------------------------------------------------------------------- dropout
 
 
 # ---------------------------------------------------------------------------- rotary positions
@@ -150,9 +147,6 @@ def place(
     if segment_BT is not None:
         mask_BTS = mask_BTS & (start_BT[:, :, None] == start_BT[:, None, :])
     return slot_BT - start_BT, mask_BTS[:, None]
-
-
-# ---------------------------------------------------------------------------- attention
 
 
 # ---------------------------------------------------------------------------- initialisation

@@ -1,4 +1,4 @@
-"""Minutes, a machine and a text become a plan: tokenizer, model, batch, regularisation, and the loss to expect.
+"""Minutes, a machine and a text become a plan: tokenizer, model, batch, and regularisation.
 
 Each choice is a rule with its reason, taken from measured runs (LOG.md has the table). What somebody sets himself
 stays as it is. How many steps fit in the end is decided by the run's own first steps (`planning/clock.py`).
@@ -218,8 +218,3 @@ def regularisation(heart: float) -> tuple[float, float]:
     least, most = DECAY
     begins, dropout = DROPOUT
     return round(min(max(least, heart / HEART_PER_DECAY), most), 2), dropout if heart > begins else 0.0
-
-
-# ---------------------------------------------------------------- the loss to expect
-
-

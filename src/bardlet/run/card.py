@@ -1,4 +1,4 @@
-"""What a run says about itself: the loss curve, the model card, and lines for TensorBoard or Weights & Biases."""
+"""The model card of a run: README.md of its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: what is written while a model trains, and how a run is found again.
+"""Checkpoints of a run: written whole, verified, found again.
 
 A checkpoint is a folder that is whole or not there: its files are written into a temporary folder and flushed, the
 manifest with the sha256 of each comes last, and a rename gives it its name. Reading verifies the manifest, and goes
@@ -127,9 +127,6 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     return hf.read_tensors(folder / "model.safetensors"), hf.read_tensors(folder / "trainer.safetensors")
 
 
-# ---------------------------------------------------------------- the folder
-
-
 def read_facts(folder: Path) -> dict[str, Any]:
     """trainer.json of a checkpoint. BardletError where it is not what `save` was given by a run."""
     path = folder / "trainer.json"
@@ -145,8 +142,3 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise BardletError(f"{path}: damaged: it is not what a run saves; take another checkpoint")
     checked(facts["record"], str(path))
     return facts
-
-
-# ---------------------------------------------------------------- metrics.jsonl
-
-

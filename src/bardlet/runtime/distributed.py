@@ -1,4 +1,4 @@
-"""Where a model computes: device, precision, threads, compiler, and one process or many.
+"""One process or many: how a model is wrapped, and what processes tell each other.
 
 A model knows nothing of this file. `wrap` puts it into DistributedDataParallel from outside, and the training
 step takes its slice of a global batch that every rank can compute, so that two processes do what one does.

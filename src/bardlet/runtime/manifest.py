@@ -1,7 +1,6 @@
-"""Files that are whole or not there, and a manifest that knows every byte of them.
+"""A manifest that knows every byte of a folder's files.
 
-A file is written beside its place, flushed to the disk, and then renamed: whoever looks finds the old one or the new
-one, whatever happens in between. A manifest holds the sha256 of each file of a folder, and its own. Where a file is
+A manifest holds the sha256 of each file of a folder, and its own. Where a file is
 to be replaced in a folder that has one, the manifest first allows both the old content and the new, so that there is
 no moment at which a kill would leave a folder that contradicts itself.
 """
@@ -19,9 +18,6 @@ from bardlet.errors import BardletError, shown
 from bardlet.runtime.atomic import write_atomically, writing
 
 MANIFEST = "manifest.json"
-
-
-# ---------------------------------------------------------------- writing
 
 
 # ---------------------------------------------------------------- reading

@@ -1,4 +1,4 @@
-"""The model that a stage of a chat model begins with."""
+"""Shared by the stages: the model of --init, settings as this machine has them, and the `Trainer`."""
 
 from __future__ import annotations
 
@@ -88,9 +88,6 @@ def plan(t: Trainer, times: int) -> None:
             log.warning("%s is short: to read it %s makes %d steps, which teach little; --steps 200 makes more",
                         t.record["text"], "once" if times == 1 else f"{times} times", t.state.steps)
         t.config = replace(t.config, steps=t.state.steps)
-
-
-log = logging.getLogger("bardlet")
 
 
 DECIDED = ("model", "n_layer", "n_encoder_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings",

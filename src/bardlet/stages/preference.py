@@ -1,6 +1,6 @@
-"""Preferences as tokens and as batches: two answers to the same question beside each other.
+"""Shared by the stages that learn from preferences.
 
-And what a reward model and direct preference optimization have in common: the loop over the pairs that are held out,
+What a reward model and direct preference optimization have in common: the loop over the pairs that are held out,
 and what is said of them. B pairs of a batch, 2 answers of a pair, the chosen one first, T positions.
 """
 
@@ -24,8 +24,6 @@ from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Trainer
-
-# ---------------------------------------------------------------- what the stages of preferences share
 
 
 def parts(ready: PreparedPairs, config: TrainConfig) -> tuple[Pairs, Pairs]:

@@ -1,8 +1,9 @@
 """Pretraining as a stage: settings and a text become a `Trainer`, with its steps planned and its blocks compiled.
 
-Other stages start from the same parts: `trainer` makes a run of any batches and any loss, `choose_compile` and
-`plan_steps` decide what the clock and the compiler decide. The commands call a stage by the names of this file: `find`,
-`prepare`, `new_trainer`, `assemble`, `said`, `expect`, `conclude`; `stages/translation.py` has the same ones.
+Other stages start from the same parts: `trainer` (stages/base.py) makes a run of any batches and any loss,
+`choose_compile` (planning/compilation.py) and `plan_steps` decide what the clock and the compiler decide. The
+runner calls a stage by the names of this file: `find`, `prepare`, `new_trainer`, `assemble`, `said`, `expect`,
+`conclude`; `stages/translation.py` has the same ones.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ from bardlet.runtime import compiler as runtime_compiler
 from bardlet.runtime.distributed import Dist
 from bardlet.stages.base import DECIDED, as_model, settled, trainer
 from bardlet.tokenizer import Tokenizer
-from bardlet.training import checkpointing, optim
-from bardlet.training import losses as loss
+from bardlet.training import checkpointing, losses, optim
 from bardlet.training import trainer as training
 from bardlet.training.state import Objective, Trainer
 
@@ -110,7 +110,7 @@ def next_token_objective(ready: Prepared, config: TrainConfig, dist: Dist, recor
         named = ({"idx": i, "target": t} for i, t in look_at)
         return metrics.mean_loss(model, named, dist.device, config.dtype, rows)
 
-    return Objective(batch, loss.next_token, loss.count_targets, validation_loss, windows.place)
+    return Objective(batch, losses.next_token, losses.count_targets, validation_loss, windows.place)
 
 
 # ---------------------------------------------------------------- the run
@@ -307,7 +307,7 @@ def plan_steps(t: Trainer, seconds: float, begun: float, given: Collection[str] 
                     "smaller model (--n-layer, --n-embd)", steps, per_step)
     if t.config.eval_every is None:
         t.config = replace(t.config, eval_every=t.dist.from_main(-(-steps // evaluations)))
-    if "most_steps" in t.record:  # the plan of `budget.choose`, made before anything of this run was timed
+    if "most_steps" in t.record:  # the plan of `plan.choose`, made before anything of this run was timed
         _regularise(t, given)
 
 

@@ -122,7 +122,7 @@ def from_main(dist: Dist, what: Callable[[], np.ndarray], size: int) -> np.ndarr
 
 
 class Rollouts:
-    """The rollouts of a run as batches, one after the other; what a checkpoint keeps of them (`train.Memory`)."""
+    """The rollouts of a run as batches, one after the other; a checkpoint keeps what `StageState` asks for."""
 
     def __init__(self, model: Any, player: Player, learned: Prompts, config: TrainConfig) -> None:
         """model: what is trained, as `actor` made it of the player's policy."""

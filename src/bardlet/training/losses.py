@@ -46,7 +46,7 @@ def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: 
 
     Args:
         model: an encoder-decoder where `batch` has a `source` beside the target, else a decoder-only model.
-        batch: as `pairs.Format` makes it.
+        batch: as `bitext_batches.Format` makes it.
         smoothing: the part of each target that is spread evenly over the vocabulary (Szegedy et al. 2016, *Rethinking
             the Inception Architecture*, section 7).
         prefix: a decoder-only model sees the source both ways.

@@ -1,6 +1,6 @@
 """An encoder-decoder writes one token at a time: its weights packed once, and what it has read and written so far.
 
-Nothing here is trained. Shape suffixes: `layers.py`; R rows, the K beams of B sources.
+Nothing here is trained. Shape suffixes: `models/layers.py`; R rows, the K beams of B sources.
 """
 
 from __future__ import annotations
