@@ -13,12 +13,11 @@ the validation part. With --replay the run is repeated from its run.toml, withou
 `sweep` trains on the development split, by --minutes or with settings chosen by hand: a line in results/sweep.jsonl.
 TEXT-shuffled is a text's training part with its documents in random order: the end of a sorted list, its development
 split, is not like the rest. TEXT-short is the first 50,000 characters of a long document of a text's training part.
-Those of --about 3 are printed side by side by `contest`: their steps are to be as many as three minutes have.
-`law` fits what `scaling_law.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the
-dial, to which it is not fitted (though to their texts' development splits, and `scaling_law.REREAD` was chosen with
-them in sight), and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as
-a table, with what they expected on their day.
-"""
+Those of --about 3 are printed side by side by `contest`: their steps are to be as many as three minutes have. `law`
+fits what `scaling_law.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
+to which it is not fitted (though to their texts' development splits, and `scaling_law.REREAD` was chosen with them in
+sight), and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as
+a table, with what they expected on their day. """
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ greedy and with beams, and of test_2017_flickr where it is there; no choice was 
 DIR/PAIR-SEED. `compare` does so with three models of as many parameters and the same minutes: the encoder-decoder, a
 decoder-only one, and one that sees its source both ways (--prefix-lm). `speed` translates the test lines by
 `bardlet.inference.translate` and by `generate` of transformers, both in fp32 and bf16, from the same folder, with the
-same batches, in turn (A B C D A ...), and says how many translations agree; bf16 only where the processor
-multiplies so. Each appends lines to results/translation.jsonl; `tables` prints them, and `publish` writes them into the course
+same batches, in turn (A B C D A ...), and says how many translations agree; bf16 only where the processor multiplies
+so. Each appends lines to results/translation.jsonl; `tables` prints them, and `publish` writes them into the course
 (docs/), with pictures of the three masks and of the cross-attention of the run DIR. $BARDLET_DATA has to hold multi30k.
 """
 
