@@ -17,7 +17,8 @@ Those of --about 3 are printed side by side by `contest`: their steps are to be 
 fits what `scaling_law.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
 to which it is not fitted (though to their texts' development splits, and `scaling_law.REREAD` was chosen with them in
 sight), and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as
-a table, with what they expected on their day. """
+a table, with what they expected on their day.
+"""
 
 from __future__ import annotations
 
