@@ -1,0 +1,1 @@
+"""Tests of the ladder. A package, since benchmarks/ has a module of this name."""
