@@ -139,13 +139,16 @@ def test_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_model_has_memorised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that has seen one sentence a thousand times writes it; one that has seen nothing does not."""
+    """One that has seen one sentence a thousand times writes it; one that has seen nothing does not.
+
+    After 300 steps 3 of 8 seeds copied less than 0.9 (0.81 at least); after 600 four of four more, on two classes.
+    """
     path = tmp_path / "loop.txt"
     path.write_text("the sun is up, the sky is blue, it is beautiful and so are you, dear prudence\n" * 60)
-    settings = ["--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--block-size", "64", "--batch-size", "8",
+    settings = ["--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--block-size", "64", "--batch-size", "16",
                 "--compile", "off", "--dtype", "fp32"]
     shares = []
-    for steps in ("1", "200"):
+    for steps in ("1", "600"):
         assert main(["train", str(path), "--out", str(tmp_path / steps), *settings, "--steps", steps]) == 0
         assert main(["doctor", str(tmp_path / steps), "--memorised", "--tokens", "1000", "--json"]) == 0
         shares.append(json.loads(capsys.readouterr().out.splitlines()[-1])["memorised"])

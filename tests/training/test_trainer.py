@@ -207,10 +207,13 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3", *RUNGS])
 def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
-    """The same loop trains each model well below what knowing nothing costs."""
+    """The same loop trains each model well below what knowing nothing costs, 2.38 here.
+
+    Four seeds on each of two classes: averaging 2.00 at most, bigram 1.83, all others 1.72.
+    """
     rate = ["--lr", "0.05"] if model == "bigram" else ["--lr", "0.01"] if model in FLAT else []
     summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model,
-                      *settings_of(model, TINY), "--steps", "60", *rate)
+                      *settings_of(model, TINY), "--steps", "120" if model == "averaging" else "60", *rate)
     assert summary["val_loss"] < 0.7 * math.log(30)
     assert set(summary) == {"run", "steps", "resumed_from", "seconds", "train_loss", "val_loss", "nats_per_char",
                             "expected", "selected_by", "tokens_per_second", "parameters"}
