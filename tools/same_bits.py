@@ -260,8 +260,8 @@ def trained(cell: Cell, version: Version, name: str) -> dict[str, str]:
     printed = version.call(where, *([words] for words in cell.before))
     printed += version.call(where, [[*cell.command, "--out", "whole"]], processes=cell.processes)
     settings = tomllib.loads((where / "whole" / "run.toml").read_text(encoding="utf-8"))
-    if COMPILED[3] in cell.command[cell.command.index("--compile") :][:2] and settings["compile"] != "on":
-        raise Failed("nothing was compiled: is a C++ compiler installed?")
+    if (asked := cell.command[cell.command.index("--compile") + 1]) != settings["compile"]:
+        raise Failed(f"--compile {asked} became {settings['compile']}: is a C++ compiler installed?")
     return {**digests(where / "whole", "whole"), **outputs("train", printed)}
 
 
