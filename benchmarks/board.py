@@ -99,8 +99,7 @@ def protocol_b(out: Path) -> float:
     model, words = hf.read_folder(out)
     ready = shards.prepare(corpus.find(config.text, config.field), words)
     windows = data_windows.validation_windows(ready.val, min(256, config.block_size))
-    batches = ({"idx": idx, "target": target} for idx, target in windows)
-    return metrics.mean_loss(model, batches, torch.device("cpu"), "fp32")
+    return metrics.mean_loss(model, windows, torch.device("cpu"), "fp32")
 
 
 # ---------------------------------------------------------------- the table

@@ -23,12 +23,11 @@ import record
 import torch
 
 from bardlet.data import batch as data_batch
-from bardlet.data import chat_template
+from bardlet.data import chat_template, records
 from bardlet.evaluation import metrics
 from bardlet.inference import answers as inference_answers
 from bardlet.run import folder, hf
 from bardlet.runtime import device
-from bardlet.stages import sft
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 
@@ -73,7 +72,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     assert base_words.hash == words.hash, "the two runs have another tokenizer each"
     config, known = folder.settings(args.sft, changed=True)
     assert config.val_part == "val", "its held-out conversations are not those that are measured here"
-    held = sft.find(config).conversations()[1]
+    held = records.find(config.text).conversations()[1]
     held = held[:: -(-len(held) // args.most)]
     room = model.config.block_size
     pairs = [(said[-2]["content"], said[-1]["content"]) for said in held

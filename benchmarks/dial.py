@@ -40,7 +40,8 @@ import numpy as np
 import record
 
 from bardlet import tokenizer as tokenizers
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
+from bardlet.config.toml import from_mapping
 from bardlet.data import corpus
 from bardlet.data.statistics import survey
 from bardlet.errors import BardletError
@@ -220,7 +221,7 @@ def as_planned(line: dict[str, Any]) -> bool:
 
     Not names, a sorted list (see `source`).
     """
-    c, usual = TrainConfig(**line["settings"]), TrainConfig()
+    c, usual = from_mapping(line["settings"], "results", TrainConfig), TrainConfig()
     if line["text"] == "names" or (c.lr, c.muon_lr) != (usual.lr, usual.muon_lr):
         return False
     heart = plan.heart(c, line["epochs"], line["tokens_of_text"])
@@ -277,7 +278,7 @@ def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:
     for text in sorted({line["text"] for line in runs}):
         here = sorted((line for line in runs if line["text"] == text), key=lambda line: line["bits_per_byte"])
         for line in here:
-            c = TrainConfig(**line["settings"])
+            c = from_mapping(line["settings"], "results", TrainConfig)
             who = "by the clock: " if "--minutes" in line["arguments"] else ""
             if line["arguments"] == ["--minutes", f"{minutes:g}", *AVERAGE]:
                 who = "**the dial:** "

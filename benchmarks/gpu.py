@@ -44,7 +44,7 @@ import torch
 from torch import nn
 
 from bardlet import models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.data.batch import Batch
 from bardlet.data.windows import Windows, validation_windows
 from bardlet.errors import brief, is_memory
@@ -208,7 +208,8 @@ def our_step(name: str, size: dict[str, Any], vocabulary: int, batch: Batch, dev
              number: int) -> tuple[Callable[[], Any], int]:
     """(a training step of bardlet with AdamW, as nanoGPT has it, in so many micro-batches; the model's parameters)."""
     rows = size["batch_size"] // number
-    config = TrainConfig(model=name, optimizer="adamw", lr=6e-4, grad_accum=number, **{**size, "batch_size": rows})
+    sizes = {**size, "batch_size": rows}
+    config = TrainConfig(model=name, optimizer="adamw", lr=6e-4, grad_accum=number, **sizes).resolved()
     torch.manual_seed(0)
     model = models.build(config.model_config(vocabulary)).to(device)
     compiler.compile_blocks(model, on=compiled)
@@ -265,7 +266,7 @@ def to_loss(device: torch.device, toy: bool, compiled: bool, text: Path) -> dict
 
     def learn(number: int) -> dict[str, Any]:
         config = TrainConfig(dropout=0.2, lr=2e-3, muon_lr=2e-2, weight_decay=0.1, grad_accum=number,
-                             **{**size, "batch_size": size["batch_size"] // number})
+                             **{**size, "batch_size": size["batch_size"] // number}).resolved()
         steps, every = size["steps"], max(1, size["steps"] // 40)
         torch.manual_seed(config.seed)
         model = models.build(config.model_config(len(place))).to(device)
@@ -278,8 +279,7 @@ def to_loss(device: torch.device, toy: bool, compiled: bool, text: Path) -> dict
             begun = time.perf_counter()
             optim.set_learning_rate(optimizers, optim.learning_rate(step, steps, config))
             seed_step(config.seed, step, 0)
-            idx, target = windows.batch(step)
-            train_step(model, optimizers, {"idx": idx, "target": target}, objective, config, here, "bf16")
+            train_step(model, optimizers, windows.batch(step), objective, config, here, "bf16")
             wait(device)
             spent = time.perf_counter() - begun
             if step < 2:  # forwards and backwards of the first step, and what the second finds changed
@@ -301,7 +301,7 @@ def validation(model: Any, windows: Any, device: torch.device) -> float:
     """Nats per character over every window once, protocol (b), in fp32, uncompiled."""
     model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        value = mean_loss(model, ({"idx": i, "target": t} for i, t in windows), device, "fp32")
+        value = mean_loss(model, windows, device, "fp32")
     model.train()
     return value
 

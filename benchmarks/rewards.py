@@ -209,7 +209,7 @@ def judged(folder: Path, stage: str, judge: Any, number: int = 1000) -> dict[str
     """The share of positive samples before and after, how far they are (KL, nats of a sample), what they are like."""
     import torch
 
-    from bardlet.config.settings import TrainConfig
+    from bardlet.config.finetuning import PPOConfig
     from bardlet.data import chat_template, prompts
     from bardlet.data.records import Question
     from bardlet.evaluation.metrics import distinct
@@ -220,7 +220,7 @@ def judged(folder: Path, stage: str, judge: Any, number: int = 1000) -> dict[str
 
     here = Dist(0, 1, torch.device("cpu"))
     known, (reference, words) = run_folder.settings(folder / stage, changed=True)[1], hf.read_folder(folder / "sft")
-    config = TrainConfig(stage="ppo", answer_tokens=64, dtype="fp32", rollout=32)
+    config = PPOConfig(answer_tokens=64, dtype="fp32", rollout=32)
     question = Question([{"role": "user", "content": ASKED}], None)
     asked = prompts.Prompts([question], [chat_template.encode(words, question.prompt, ask=True)[0]])
     figures: dict[str, Any] = {"parameters": known["parameters"], "seconds": known["seconds"],

@@ -19,7 +19,7 @@ import record
 import torch
 
 from bardlet import models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.runtime import compiler, device, distributed
 from bardlet.training import optim
 from bardlet.training.trainer import train_step
@@ -41,7 +41,7 @@ def main() -> None:
     if missing := compiler.compiler_missing(torch.device("cpu")):
         raise SystemExit(missing)
     for size in SIZES:
-        figures = measure(TrainConfig(**size), args.runs)
+        figures = measure(TrainConfig(**size).resolved(), args.runs)
         print(" ".join(f"{name} {value:,.3f}" if isinstance(value, float) else f"{name} {value}"
                        for name, value in figures.items()), flush=True)
         if not args.no_save:

@@ -147,7 +147,8 @@ def validation_windows(path: Path) -> Path:
 
     ready = shards.prepare(corpus.find(["tinyshakespeare"]), "char")
     batches = data_windows.random_windows(ready.val, BLOCK, n_batches=200, batch_size=64, seed=0)
-    np.save(path, np.stack([np.concatenate([i.numpy(), t.numpy()[:, -1:]], axis=1) for i, t in batches]))
+    rows = [np.concatenate([batch["idx"].numpy(), batch["target"].numpy()[:, -1:]], axis=1) for batch in batches]
+    np.save(path, np.stack(rows))
     return path
 
 

@@ -54,7 +54,7 @@ import record
 import torch
 from safetensors.torch import save_file
 
-from bardlet.config.settings import FINE, TrainConfig
+from bardlet.config.finetuning import EXACT, DPOConfig, FineTuneConfig, GRPOConfig, SFTConfig
 from bardlet.data import batch as data_batch
 from bardlet.data import chat_template, prompts
 from bardlet.data import preferences as data_preferences
@@ -64,8 +64,8 @@ from bardlet.data.records import Question
 from bardlet.planning import compilation
 from bardlet.run import hf
 from bardlet.runtime import distributed
-from bardlet.stages import base, dpo, rl, sft
-from bardlet.stages.rewards import EXACT, Answer
+from bardlet.stages import dpo, rl, sft, stage_of
+from bardlet.stages.rewards import Answer
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs, losses, trainer
 
@@ -76,6 +76,7 @@ OURS: dict[str, dict[str, Any]] = {
     "bardlet AdamW, eager": {"compile": "off", "optimizer": "adamw"}}  # fmt: skip
 OF_GRPO = ("group", "answer_tokens")
 STILL = 1e-8
+CONFIGS: dict[str, type[FineTuneConfig]] = {"sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
 """The rate of `grpo`: answers stay as they are."""
 FAST = {"sft": "TRL packed, 1 at a time", "dpo": "TRL, 4 at a time", "grpo": "TRL"}
 """What --peer-compile compiles: the fastest without it, as measured when this was written."""
@@ -94,7 +95,7 @@ def peers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         made = {"TRL padded": at_once(rows), "TRL padded, 4 at a time": at_once(few),
                 "TRL packed": at_once(rows, packing=True), "TRL packed, 1 at a time": at_once(1, packing=True)}
     elif stage == "dpo":
-        known = {"precompute_ref_log_probs": True, "beta": TrainConfig.beta}
+        known = {"precompute_ref_log_probs": True, "beta": DPOConfig.beta}
         made = {"TRL": at_once(rows, **known), "TRL, 4 at a time": at_once(few, **known)}
     else:
         known = {"num_generations": args.group, "max_completion_length": args.answer_tokens, "beta": 0.0}
@@ -171,7 +172,7 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
            "rows": args.rows, "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes,
            **{name: getattr(args, name) for name in OF_GRPO if hasattr(args, name)}}
     own = [sys.executable, str(Path(__file__).resolve()), "ours"]
-    rate = STILL if args.command == "grpo" else FINE[args.command]["lr"]
+    rate = STILL if args.command == "grpo" else CONFIGS[args.command].lr
     sides = {**{name: (own, settings) for name, settings in OURS.items()},
              **{name: (peer(args), {**settings, "learning_rate": rate}) for name, settings in peers(args).items()}}
     if unknown := set(args.only or ()) - set(sides):
@@ -230,34 +231,35 @@ def digest(rows: list[tuple[Any, Any]]) -> str:
 
 def ours(job: Record) -> Record:
     """bardlet's side: (seconds, *count) of each pass, and a digest of what was learned from."""
-    stage, run = job["stage"], Path(job["scratch"])
+    name, run = job["stage"], Path(job["scratch"])
     run.mkdir(exist_ok=True)
     records = [json.loads(line) for line in Path(job["records"]).read_text(encoding="utf-8").splitlines()]
     own = {name: job[name] for name in OF_GRPO if name in job}
     if own:
         own |= {"reward": EXACT, "rollout": job["rows"], "beta": 0.0, "lr": STILL, "muon_lr": STILL}
-    config = TrainConfig(stage=stage, init=job["model"], block_size=job["block_size"], batch_size=job["rows"], steps=1,
+    config = CONFIGS[name](init=job["model"], block_size=job["block_size"], batch_size=job["rows"], steps=1,
                          dtype=job["dtype"], device="cpu", threads=job["threads"], keep="last", eval_every=0,
                          save_every=0, log_every=10**6, **own, **job["settings"])
     with distributed.connect("cpu") as dist:
-        model, words, config = base.begin(config, dist, None, {"block_size"}, tuple(own), None)
+        stage = stage_of(config)(config, dist)
+        model, words = stage.read_base(None)
         rows = [row for one in records for row in conversations(words, one)]
-        facts: Record = {"text": "records"}
-        if stage == "sft":
+        if isinstance(stage, sft.SFT):
             chats = Chats.of(rows, words.dtype)
-            prepared = sft.PreparedChats(chats, chats.part(slice(1)), words, leaked=0.0)
-            t = sft.assemble(run, model, prepared, config, dist, facts)
-        elif stage == "grpo":
+            stage.data = sft.PreparedChats(chats, chats.part(slice(1)), words, leaked=0.0)
+        elif isinstance(stage, rl.RL):
             asked = prompts.Prompts([Question(one["prompt"], "") for one in records], [ids for ids, _ in rows])
-            t = rl.assemble(run, model, prompts.PreparedPrompts(asked, asked, words), config, dist, facts)
-            assert isinstance(t.objective.memory, rl.Rollouts)
-            t.objective.memory.player.reward = share_of_e
+            stage.data = prompts.PreparedPrompts(asked, asked, words)
         else:
             pairs = data_preferences.Pairs(*(Chats.of(rows[side::2], words.dtype) for side in range(2)))
-            known = dpo.reference(model, pairs, config, dist)
+            known = dpo.reference(model, pairs, stage.config, dist)
             ready = data_preferences.PreparedPairs(pairs, pairs.part(slice(1)), words)
-            t = dpo.assemble(run, model, dpo.Prepared(ready, known, known[:1], ""), config, dist, facts)
-        batches = facts["batches"]
+            stage.data = dpo.Prepared(ready, known, known[:1], "")
+        stage.record = stage.record_class(text="records")
+        t = stage.assemble(run, model)
+        if isinstance(memory := t.objective.memory, rl.Rollouts):
+            memory.player = replace(memory.player, reward=share_of_e)
+        batches = t.record.batches
         t.state.steps = job["passes"] * batches
         t.config = replace(t.config, steps=t.state.steps)
         compilation.choose_compile(t)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.data import corpus
 from bardlet.models import build, lecture
 from bardlet.models.layers import RMSNorm, rotary, rotate

@@ -163,7 +163,7 @@ def test_looking_at_damaged_tokens_in_the_cache(trained: Path, monkeypatch: pyte
 
     cache = shutil.copytree(os.environ["BARDLET_CACHE"], tmp_path / "cache")
     monkeypatch.setenv("BARDLET_CACHE", str(cache))
-    shard = next((cache / "tokens").glob("*/train.bin"))
+    shard = next((cache / "tokens").glob("*/train.npy"))
     assert manifest.wrong(shard.parent) is None
     bit(shard)
     said = [one.said for one in doctor.machine() if one.about == "cache" and one.verdict == "warning"]

@@ -79,8 +79,8 @@ def test_pieces_join_to_the_text_and_keep_its_tokens(text, size):
 def test_a_long_text_has_the_tokens_of_the_whole(monkeypatch):
     text = PROSE * 20
     whole = BPE.inner.encode(text, add_special_tokens=False).ids
-    monkeypatch.setattr(tk, "BATCH", 3)
-    monkeypatch.setattr(tk, "PIECE", 100)
+    monkeypatch.setattr(tk.base, "BATCH", 3)
+    monkeypatch.setattr(tk.base, "PIECE", 100)
     monkeypatch.setattr(tk.pieces, "__defaults__", (100,))
     parts = list(BPE.encode_pieces(text))
     assert len(parts) > 10 and {p.dtype for p in parts} == {np.dtype("<u2")}
@@ -247,7 +247,7 @@ def test_training_stops_where_its_memory_would(monkeypatch):
             read.append(number)
             yield f"word{number} and\n"
 
-    monkeypatch.setattr(tk, "DISTINCT", 1000)
+    monkeypatch.setattr(tk.training, "DISTINCT", 1000)
     tk.train_bpe(endless(), 300)
     assert 50 < len(read) < 1000
 

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from bardlet import models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.data import batch as data_batch
 from bardlet.evaluation import metrics
 from bardlet.inference import generate
 from bardlet.planning import clock
+from bardlet.run.record import Record
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
@@ -132,8 +133,10 @@ def addition_objective(task: Task, seed: int, batch_size: int, device: torch.dev
 
 def settings(seed: int, steps: int = 500) -> TrainConfig:
     """A small GPT-2 and how it is trained; chosen on the development set."""
-    return TrainConfig(model="gpt2", n_layer=2, n_head=4, n_embd=128, block_size=16, activation="relu", batch_size=256,
-                       steps=steps, optimizer="muon", lr=2e-3, muon_lr=2e-2, schedule="stable-decay", seed=seed)
+    config = TrainConfig(model="gpt2", n_layer=2, n_head=4, n_embd=128, block_size=16, activation="relu",
+                         batch_size=256, steps=steps, optimizer="muon", lr=2e-3, muon_lr=2e-2,
+                         schedule="stable-decay", seed=seed)
+    return config.resolved()
 
 
 def new_model(config: TrainConfig, where: Dist) -> Any:
@@ -156,7 +159,7 @@ def learn(model: Any, objective: Objective, config: TrainConfig, where: Dist,
 
 def steps_in(seconds: float, model: Any, objective: Objective, config: TrainConfig, where: Dist) -> int:
     """How many steps fit into `seconds`, by timing a few; the weights are put back."""
-    trial = Trainer(Path(), model, [], objective, config, where, machine={"dtype": config.dtype}, record={})
+    trial = Trainer(Path(), model, [], objective, config, where, machine={"dtype": config.dtype}, record=Record())
     return clock.steps_for(seconds, clock.seconds_per_step(trial), evaluating=0.1 * seconds)
 
 

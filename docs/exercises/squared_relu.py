@@ -58,7 +58,7 @@ class SquaredModel(Rung):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("proj", "down"), n_layer=config.n_layer)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
         x = self.dropout(x)
         for block in self.blocks:

@@ -17,13 +17,11 @@ from pathlib import Path
 import torch
 
 from bardlet import __version__
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings
 from bardlet.config.toml import sealed
-from bardlet.data import bitext, corpus, duplicates, records
-from bardlet.data.bitext import Parallel
-from bardlet.data.corpus import Corpus
+from bardlet.data import corpus, duplicates
 from bardlet.data.duplicates import Copied
-from bardlet.data.records import Examples
 from bardlet.errors import BardletError
 from bardlet.inference import text_generation
 from bardlet.planning import memory
@@ -33,6 +31,7 @@ from bardlet.run.diagnosis import Finding, damaged, ok, warning
 from bardlet.runtime import atomic, compiler, distributed
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime import manifest as files
+from bardlet.stages import stage_of
 
 LITTLE = 2**30
 """Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
@@ -208,11 +207,12 @@ def _lines(path: Path, good: int) -> Iterator[Finding]:
         yield ok("metrics", f"{path}: {good} lines, each with its checksum")
 
 
-def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
+def _text(config: Settings, known: str | None) -> Iterator[Finding]:
     """Whether the text is still the one that the run learns from."""
-    name = ", ".join(filter(None, (*config.text, config.pair, config.source, config.target)))
+    named = (getattr(config, name, None) for name in ("pair", "source", "target"))
+    name = ", ".join(filter(None, (*config.text, *named)))
     try:
-        same = _material(config).hash == known
+        same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == known
     except BardletError as error:
         yield warning("text", f"{error}; the run cannot go on without its text")
         return
@@ -222,14 +222,7 @@ def _text(config: TrainConfig, known: str | None) -> Iterator[Finding]:
         yield warning("text", f"{name}: not the one that the run began with; put it back, or go on with --allow-change")
 
 
-def _material(config: TrainConfig) -> Corpus | Parallel | Examples:
-    """What a run learns from."""
-    if config.stage != "pretrain":
-        return records.find(config)
-    return bitext.find(config) if config.parallel else corpus.find(config.text, config.field)
-
-
-def _machine_of(known: dict[str, object], config: TrainConfig) -> Iterator[Finding]:
+def _machine_of(known: dict[str, object], config: Settings) -> Iterator[Finding]:
     """Whether the run would go on bit for bit here."""
     try:
         device = runtime_device.pick_device(config.device)
@@ -257,8 +250,8 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
         tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
     """
     config, record = run_folder.settings(run)
-    if config.parallel or config.stage != "pretrain":
-        does = "translates" if config.parallel else "answers"
+    if not isinstance(config, TrainConfig):
+        does = "translates" if isinstance(config, TranslationConfig) else "answers"
         raise BardletError(f"{run}: it {does}, and writes no text of its own; "
                            "leave --memorised out")
     found, several = corpus.find(config.text, config.field), record.get("documents", 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import changed, from_mapping, read_toml, to_toml
 from bardlet.errors import BardletError
 
@@ -59,7 +59,7 @@ def test_an_int_serves_as_a_float() -> None:
 
 def test_changed_lists_what_differs() -> None:
     """The model card names the settings that somebody chose."""
-    assert changed(replace(TrainConfig(), n_layer=9)) == {"n_layer": 9}
+    assert changed(replace(TrainConfig(), n_layer=9).resolved()) == {"n_layer": 9}
 
 
 def test_widths_of_the_feed_forward_layer() -> None:

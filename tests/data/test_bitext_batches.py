@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardlet.config.settings import PARALLEL, TrainConfig
+from bardlet.config.pretraining import TranslationConfig
+from bardlet.config.stages import PARALLEL
 from bardlet.data import bitext, bitext_batches
 from bardlet.data.bitext_batches import Format, Lines, PairBatches
 from bardlet.errors import BardletError
@@ -108,11 +109,11 @@ def test_held_out_pairs_are_there_once() -> None:
 # ---------------------------------------------------------------- files
 
 
-def write(folder: Path, source: str, target: str) -> TrainConfig:
+def write(folder: Path, source: str, target: str) -> TranslationConfig:
     """Settings of two files with such content."""
     (folder / "a.de").write_text(source, encoding="utf-8")
     (folder / "a.en").write_text(target, encoding="utf-8")
-    return TrainConfig(source=str(folder / "a.de"), target=str(folder / "a.en"), model="encdec")
+    return TranslationConfig(source=str(folder / "a.de"), target=str(folder / "a.en"))
 
 
 def test_lines_belong_together_by_number(tmp_path: Path) -> None:
@@ -139,11 +140,11 @@ def test_what_is_wrong_with_files_is_said(tmp_path: Path) -> None:
     with pytest.raises(BardletError, match=r"a\.en: byte 4 \(line 2\)"):
         list(bitext.find(config).pairs("train"))
     with pytest.raises(BardletError, match="no such file"):
-        list(bitext.find(TrainConfig(source="nowhere", target="nowhere", model="encdec")).pairs("train"))
+        list(bitext.find(TranslationConfig(source="nowhere", target="nowhere")).pairs("train"))
     for settings_ in ({"source": "a"}, {"source": "a", "target": "b", "pair": "de-en"}, {"pair": "de"},
                       {"pair": "de-xx"}, {"text": ("names",), "pair": "de-en"}):  # fmt: skip
         with pytest.raises(BardletError):
-            bitext.find(TrainConfig(model="encdec", **settings_))
+            bitext.find(TranslationConfig(**settings_))
 
 
 def test_empty_lines_are_left_out_on_both_sides(tmp_path: Path) -> None:
@@ -171,10 +172,10 @@ def test_lowercase_is_in_the_tokenizer_that_transformers_reads(tmp_path: Path) -
 def test_damaged_tokens_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = write(tmp_path, "".join(f"eins {i}\n" for i in range(30)), "".join(f"one {i}\n" for i in range(30)))
     ready = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
-    whole = (ready.folder / "train.target.bin").read_bytes()
-    (ready.folder / "train.target.bin").write_bytes(whole[:-1])
+    whole = (ready.folder / "train.target.npy").read_bytes()
+    (ready.folder / "train.target.npy").write_bytes(whole[:-1])
     bitext_batches.prepare(bitext.find(config), cache=tmp_path)
-    assert "built again" in caplog.text and (ready.folder / "train.target.bin").read_bytes() == whole
+    assert "built again" in caplog.text and (ready.folder / "train.target.npy").read_bytes() == whole
 
 
 def test_named_corpora_are_those_of_the_settings() -> None:
@@ -183,7 +184,7 @@ def test_named_corpora_are_those_of_the_settings() -> None:
 
 @pytest.mark.skipif(not (Path(os.environ.get("BARDLET_DATA", "")) / "multi30k").is_dir(), reason="no multi30k here")
 def test_multi30k() -> None:
-    found = bitext.find(TrainConfig(pair="de-en", model="encdec"))
+    found = bitext.find(TranslationConfig(pair="de-en"))
     assert found.lowercase and found.name == "multi30k-de-en"
     train, val = list(found.pairs("train")), list(found.pairs("val"))
     assert (len(train), len(val)) == (29_000, 1_014)

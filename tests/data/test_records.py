@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bardlet.config.settings import TrainConfig
 from bardlet.data import records as examples
 from bardlet.errors import BardletError
 
@@ -18,7 +17,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "
 
 
 def found(*files: Path) -> examples.Examples:
-    return examples.find(TrainConfig(stage="sft", text=tuple(map(str, files))))
+    return examples.find([*map(str, files)])
 
 
 def test_both_kinds_of_record_in_all_kinds_of_file(tmp_path: Path) -> None:

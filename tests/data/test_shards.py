@@ -126,18 +126,18 @@ def test_another_text_or_tokenizer_is_built_anew(text):
 
 
 def _cut_short(folder: Path) -> None:
-    with open(folder / "train.bin", "r+b") as file:
-        file.truncate(shards.HEADER_BYTES + 100)
+    with open(folder / "train.npy", "r+b") as file:
+        file.truncate(128 + 100)
 
 
 def _too_long(folder: Path) -> None:
-    with open(folder / "val.bin", "ab") as file:
+    with open(folder / "val.npy", "ab") as file:
         file.write(b"ab")
 
 
 def _other_magic(folder: Path) -> None:
-    with open(folder / "val.bin", "r+b") as file:
-        file.write(b"NUMPY")
+    with open(folder / "val.npy", "r+b") as file:
+        file.write(b"bardlet")
 
 
 def _other_tokenizer(folder: Path) -> None:
@@ -151,9 +151,9 @@ def _other_tokenizer(folder: Path) -> None:
         _too_long,
         _other_magic,
         _other_tokenizer,
-        lambda folder: (folder / "val.bin").write_bytes(b""),
-        lambda folder: (folder / "train.bin").unlink(),
-        lambda folder: (folder / "val.bin").write_bytes((folder / "val.bin").read_bytes()[:-1] + b"\1"),
+        lambda folder: (folder / "val.npy").write_bytes(b""),
+        lambda folder: (folder / "train.npy").unlink(),
+        lambda folder: (folder / "val.npy").write_bytes((folder / "val.npy").read_bytes()[:-1] + b"\1"),
         lambda folder: (folder / "tokenizer.json").write_text("{"),
         lambda folder: (folder / "prepared.json").write_text('{"reason": 1}'),
         lambda folder: [shutil.rmtree(folder), folder.write_text("a file")],
@@ -170,12 +170,24 @@ def test_a_damaged_cache_is_built_again_with_a_notice(text, harm, caplog):
     assert [f.name for f in good.folder.parent.iterdir()] == [good.folder.name], "nothing is left over"
 
 
-def test_the_header_says_what_the_file_is(text):
+def test_a_shard_is_an_array_of_numpys(text):
     p = prepare(text)
-    head = (p.folder / "train.bin").read_bytes()[:128]
-    magic, version, width, count, made_with = struct.unpack("<8sIIQ32s", head[:56])
-    assert (magic, version, width, count) == (b"bardlet\0", 1, 2, len(p.train))
-    assert made_with.hex() == p.tokenizer.hash and head[56:] == bytes(72)
+    ids = np.load(p.folder / "train.npy")
+    assert ids.dtype == np.dtype("<u2") and ids.tolist() == p.train.tolist()
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_shard_of_the_version_before_is_read(width, tmp_path):
+    """A header of 128 bytes, then the ids: what bardlet 0.2 wrote."""
+    ids = np.arange(5, dtype=f"<u{width}")
+    for count in (5, 0):
+        head = struct.pack("<8sIIQ32s", b"bardlet\0", 1, width, count, bytes(32)).ljust(128, b"\0")
+        (tmp_path / "train.bin").write_bytes(head + ids[:count].tobytes())
+        assert shards.open_shard(tmp_path / "train.npy").tolist() == ids[:count].tolist()
+    for harm in (b"", head[:100], b"x" + head[1:], head + b"1"):
+        (tmp_path / "train.bin").write_bytes(harm)
+        with pytest.raises(BardletError, match=r"train\.bin"):
+            shards.open_shard(tmp_path / "train.npy")
 
 
 def _prepare_at_once(path: Path, barrier: object, results: object) -> None:
@@ -203,13 +215,13 @@ def test_who_comes_second_uses_what_is_there(text, monkeypatch):
     def overtaken(*arguments: object) -> None:
         monkeypatch.setattr(shards, "_build", build)
         winner.append(prepare(text))
-        os.utime(winner[0].folder / "train.bin", (1, 1))
+        os.utime(winner[0].folder / "train.npy", (1, 1))
         build(*arguments)  # type: ignore[arg-type]
 
     winner: list[shards.Prepared] = []
     monkeypatch.setattr(shards, "_build", overtaken)
     loser = prepare(text)
-    assert loser.folder == winner[0].folder and (loser.folder / "train.bin").stat().st_mtime == 1
+    assert loser.folder == winner[0].folder and (loser.folder / "train.npy").stat().st_mtime == 1
 
 
 def test_a_failure_leaves_nothing_behind(text):
@@ -276,7 +288,7 @@ def test_each_window_of_an_epoch_comes_once(size, epoch):
     per = w.windows_per_epoch
     assert per == (count - block) // block
     steps = range(epoch * per // batch, ((epoch + 1) * per - 1) // batch + 1)
-    rows = torch.cat([w.batch(step)[0] for step in steps])[epoch * per - steps[0] * batch :][:per]
+    rows = torch.cat([w.batch(step)["idx"] for step in steps])[epoch * per - steps[0] * batch :][:per]
     starts = sorted(rows[:, 0].tolist())
     assert 0 <= starts[0] < block and starts == list(range(starts[0], starts[0] + per * block, block))
     assert starts[-1] + block < count
@@ -291,18 +303,18 @@ def test_a_batch_is_a_function_of_seed_and_step(size, steps):
     straight, anyhow = (windows.Windows(tokens, block, batch, seed) for _ in range(2))
     ordered = {step: straight.batch(step) for step in sorted(steps)}
     for step in steps:
-        idx, target = anyhow.batch(step)
+        idx, target = anyhow.batch(step).values()
         assert idx.shape == target.shape == (batch, block) and idx.dtype == target.dtype == torch.int64
-        assert torch.equal(idx, ordered[step][0]) and torch.equal(target, ordered[step][1])
+        assert torch.equal(idx, ordered[step]["idx"]) and torch.equal(target, ordered[step]["target"])
         assert torch.equal(idx[:, 1:], target[:, :-1])
 
 
 def test_targets_are_the_next_tokens_and_seeds_and_epochs_differ():
     tokens = np.arange(10_000, dtype=np.uint16)
     w = windows.Windows(tokens, 16, 8, seed=1)
-    idx, target = w.batch(3)
+    idx, target = w.batch(3).values()
     assert torch.equal(target, idx + 1)
-    assert not torch.equal(idx, windows.Windows(tokens, 16, 8, seed=2).batch(3)[0])
+    assert not torch.equal(idx, windows.Windows(tokens, 16, 8, seed=2).batch(3)["idx"])
     assert not np.array_equal(w.starts(0), w.starts(1))
     assert len({int(w.starts(epoch).min()) for epoch in range(40)}) > 8, "the offset changes with the epoch"
 
@@ -319,14 +331,14 @@ def test_a_text_shorter_than_two_windows_says_what_fits():
     tokens = np.arange(63, dtype=np.uint16)
     with pytest.raises(BardletError, match=r"63 tokens.*--block-size 31 or less"):
         windows.Windows(tokens, 32, 4, seed=0)
-    assert windows.Windows(tokens, 31, 4, seed=0).batch(0)[0].shape == (4, 31)
+    assert windows.Windows(tokens, 31, 4, seed=0).batch(0)["idx"].shape == (4, 31)
 
 
 @MANY
 @given(st.integers(2, 500), st.integers(1, 40), st.integers(1, 7))
 def test_validation_predicts_every_token_but_the_first_once(count, block, batch):
     tokens = np.arange(count, dtype=np.uint16)
-    batches = windows.validation_windows(tokens, block, batch)
+    batches = [tuple(one.values()) for one in windows.validation_windows(tokens, block, batch)]
     assert torch.cat([target.flatten() for _, target in batches]).tolist() == list(range(1, count))
     assert all(torch.equal(target, idx + 1) for idx, target in batches)
     assert all(idx.shape[1] == block and len(idx) <= batch for idx, _ in batches[:-1])
@@ -335,14 +347,14 @@ def test_validation_predicts_every_token_but_the_first_once(count, block, batch)
 
 def test_random_windows_are_seeded_and_reach_both_ends():
     tokens = np.arange(20, dtype=np.uint16)
-    batches = windows.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
+    batches = [tuple(one.values()) for one in windows.random_windows(tokens, 8, 50, 4, seed=3)]
     assert len(batches) == 50 and batches[0][0].shape == (4, 8)
     starts = torch.cat([idx[:, 0] for idx, _ in batches])
     assert (int(starts.min()), int(starts.max())) == (0, 11)
     assert all(torch.equal(target, idx + 1) for idx, target in batches)
-    again = windows.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=3)
+    again = [tuple(one.values()) for one in windows.random_windows(tokens, 8, 50, 4, seed=3)]
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
-    other = windows.random_windows(tokens, 8, n_batches=50, batch_size=4, seed=4)
+    other = [tuple(one.values()) for one in windows.random_windows(tokens, 8, 50, 4, seed=4)]
     assert not torch.equal(starts, torch.cat([idx[:, 0] for idx, _ in other]))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.ladder.rungs import CPU, LADDER, SMALL
 

@@ -19,6 +19,7 @@ from conftest import TINY
 
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
+from bardlet.models.base import Rung
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
 
@@ -142,19 +143,18 @@ def test_thirty_steps_lower_the_loss() -> None:
     assert stage.evaluate(model.eval()) < values[0] - 0.4
 
 
-class Calculator(torch.nn.Module):
+class Calculator(Rung):
     """In place of a model: it adds as one does by hand, from the reversed text; or it forgets the first carry."""
 
     def __init__(self, task: Any, forgets: bool) -> None:
-        super().__init__()
+        super().__init__(replace(addition.settings(0), block_size=16).model_config(len(addition.ALPHABET)))
         self.task, self.forgets = task, forgets
-        self.config = replace(addition.settings(0), block_size=16).model_config(len(addition.ALPHABET))
         self.nothing = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
-        B, T = idx_BT.shape
+    def logits(self, idx: torch.Tensor) -> torch.Tensor:
+        B, T = idx.shape
         logits_BTV = torch.zeros(B, T, len(addition.ALPHABET))
-        for row, ids in enumerate(idx_BT.tolist()):
+        for row, ids in enumerate(idx.tolist()):
             a, b = addition.decode(ids[: self.task.question - 1]).split("+")
             total = int(a) + int(b) - (10 if self.forgets and int(a[-1]) + int(b[-1]) > 9 else 0)
             digits = addition.encode(f"{total:0{self.task.answer}d}"[::-1])

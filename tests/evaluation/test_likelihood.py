@@ -18,12 +18,13 @@ from torch import nn
 from bardlet import tokenizer as tk
 from bardlet.cli import main
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.evaluation import likelihood, tasks
 from bardlet.evaluation.tasks import Record
 from bardlet.models import build
+from bardlet.models.base import LanguageModel, Rung
 from bardlet.run import hf
 
 CPU = torch.device("cpu")
@@ -101,20 +102,22 @@ def test_continuations_of_one_token_share_a_row() -> None:
     """Four letters behind one context are one row; the head is computed at its end alone."""
     seen: list[tuple[int, ...]] = []
 
-    class Looks(nn.Module):
+    class Looks(LanguageModel):
         def __init__(self) -> None:
             super().__init__()
             self.config = ModelConfig("gpt2", vocab_size=V, block_size=BLOCK)
 
-        def states(self) -> None: ...
+        def hidden(self, idx_BT: torch.Tensor, *_: Any) -> torch.Tensor:
+            seen.append(tuple(idx_BT.shape))
+            return torch.zeros(*idx_BT.shape, 1)
 
-        def forward(self, idx_BT: torch.Tensor, where_BT: torch.Tensor) -> torch.Tensor:
-            seen.append((*idx_BT.shape, int(where_BT.sum())))
-            return torch.zeros(int(where_BT.sum()), V)
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(x.shape))
+            return torch.zeros(len(x), V)
 
     pairs = [([1, 2, 3], [letter]) for letter in (5, 6, 7, 8)] + [([1, 2], [3, 5])]
     found = likelihood.log_likelihoods(Looks(), pairs, CPU)
-    assert seen == [(1, 3, 2)]  # [1, 2, 3] once, for one token behind it, and for two
+    assert seen == [(1, 3), (2, 1)]  # [1, 2, 3] once, for one token behind it, and for two
     assert [logp for logp, _ in found] == pytest.approx([-math.log(V)] * 4 + [-2 * math.log(V)])
 
 
@@ -139,20 +142,19 @@ def test_a_context_and_its_continuation_are_encoded_together() -> None:
 # --------------------------------------------------------------------------------- a task
 
 
-class Follows(nn.Module):
+class Follows(Rung):
     """After each character of `order` the next one is likely by `strength`, whatever was before."""
 
     def __init__(self, order: str, strength: float = 5.0, block_size: int = 64) -> None:
-        super().__init__()
-        self.config = ModelConfig("bigram", vocab_size=V, block_size=block_size)
+        super().__init__(ModelConfig("bigram", vocab_size=V, block_size=block_size))
         table_VV = torch.zeros(V, V)
         ids = LETTERS.encode(order).tolist()
         for one, following in itertools.pairwise(ids):
             table_VV[one, following] = strength
         self.table_VV = nn.Parameter(table_VV)
 
-    def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
-        return self.table_VV[idx_BT]
+    def logits(self, idx: torch.Tensor) -> torch.Tensor:
+        return self.table_VV[idx]
 
 
 def choice(*continuations: str, gold: int, context: str = "it is") -> Record:
@@ -163,37 +165,38 @@ def test_a_choice_that_is_known_wins() -> None:
     """" abc" is likely after "it is", so a question is right where that is gold, wherever it stands."""
     model = Follows(" abcdefgh")
     asked = [choice("abc", "cba", gold=0), choice("cab", "bca", "abc", gold=2), choice("cba", "abc", gold=0)]
-    result = likelihood.measure("copa", asked, model, LETTERS, CPU)
+    result = likelihood.Asker(model, LETTERS, CPU).measure("copa", asked)
     assert (result.acc, result.acc_norm, result.records) == (2 / 3, 2 / 3, 3)
     assert result.stderr == pytest.approx(math.sqrt(2 / 9 / 2))
     assert result.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3) and result.always is None
     assert (result.cut, result.too_long, result.unseen) == (0, 0, 0)
-    single = likelihood.measure("copa", asked[:1], model, LETTERS, CPU)
+    single = likelihood.Asker(model, LETTERS, CPU).measure("copa", asked[:1])
     assert single.acc == 1 and single.stderr is None
 
 
 def test_a_long_choice_wins_by_its_length_only() -> None:
     """log p is a sum, so "zz" is likelier than "abcdefgh"; for each character the long one is."""
-    result = likelihood.measure("copa", [choice("zz", "abcdefgh", gold=1)], Follows("abcdefgh", 3.0), LETTERS, CPU)
+    asker = likelihood.Asker(Follows("abcdefgh", 3.0), LETTERS, CPU)
+    result = asker.measure("copa", [choice("zz", "abcdefgh", gold=1)])
     assert (result.acc, result.acc_norm) == (0, 1)
 
 
 def test_of_two_contexts_the_one_that_explains_the_end() -> None:
     asked = [Record((("so a", "bc"), ("so z", "bc")), 0), Record((("so z", "bc"), ("so a", "bc")), 1)]
-    result = likelihood.measure("winogrande", asked, Follows("abc"), LETTERS, CPU)
+    result = likelihood.Asker(Follows("abc"), LETTERS, CPU).measure("winogrande", asked)
     assert result.acc == 1 and result.acc_norm is None and result.chance == 0.5
 
 
 def test_labels_have_the_most_frequent_answer_beside_them() -> None:
     asked = [choice("no", "yes", gold=gold) for gold in (1, 1, 1, 0)]
-    result = likelihood.measure("boolq", asked, Follows(" yes"), LETTERS, CPU)
+    result = likelihood.Asker(Follows(" yes"), LETTERS, CPU).measure("boolq", asked)
     assert (result.acc, result.always, result.chance, result.acc_norm) == (0.75, 0.75, 0.5, None)
 
 
 def test_the_last_word_must_be_what_the_model_writes() -> None:
     model = Follows("s abc.")
     asked = [Record((("it is", " abc"),)), Record((("it is", " abd"),))]
-    result = likelihood.measure("lambada", asked, model, LETTERS, CPU)
+    result = likelihood.Asker(model, LETTERS, CPU).measure("lambada", asked)
     with torch.no_grad():
         logp = [sum(model.table_VV.log_softmax(-1)[a, b].item() for a, b in itertools.pairwise(ids))
                 for ids in ([LETTERS.vocab["s"], *LETTERS.encode(text).tolist()] for text in (" abc", " abd"))]
@@ -207,12 +210,13 @@ def test_what_is_cut_and_left_out_is_counted() -> None:
     asked = [choice("a", "b", gold=0), choice("a", "b", gold=0, context="this is a long story, is it"),
              choice("abcdefgh", "b", gold=0), choice("a", "é", gold=0), choice("a", "b", gold=0, context="é")]
     known = [one for one in asked if "," not in one.options[0][0]]
-    result = likelihood.measure("copa", known, model, LETTERS, CPU)
+    result = likelihood.Asker(model, LETTERS, CPU).measure("copa", known)
     assert (result.records, result.cut, result.too_long, result.unseen) == (1, 0, 1, 2)
-    result = likelihood.measure("copa", [choice("a", "b", gold=0, context="this is a long story")], model, LETTERS, CPU)
+    long = choice("a", "b", gold=0, context="this is a long story")
+    result = likelihood.Asker(model, LETTERS, CPU).measure("copa", [long])
     assert (result.records, result.cut, result.acc) == (1, 1, 1)
     with pytest.raises(BardletError, match=r"no question is left: 2 .* never seen, 1 do not fit into its window of 8"):
-        likelihood.measure("copa", [*known[1:]], model, LETTERS, CPU)
+        likelihood.Asker(model, LETTERS, CPU).measure("copa", [*known[1:]])
 
 
 @pytest.mark.parametrize(("text", "mark", "number"), [
@@ -233,9 +237,9 @@ def test_the_last_number(text: str, number: str | None) -> None:
 def test_sums_are_right_where_the_model_writes_them() -> None:
     """After "=" it writes 7 and a line end; the number is all digits of it, not the first of them."""
     asked = [Record((("3+4=", "7"),)), Record((("3+5=", "8"),)), Record((("35+36=", "71"),)), Record((("é=", "7"),))]
-    result = likelihood.measure("arithmetic", asked, Follows("=7\n\n"), LETTERS, CPU)
+    result = likelihood.Asker(Follows("=7\n\n"), LETTERS, CPU).measure("arithmetic", asked)
     assert (result.acc, result.records, result.unseen, result.acc_last) == (1 / 3, 3, 1, None)
-    other = likelihood.measure("arithmetic", asked[:1], Follows("=71\n\n"), LETTERS, CPU)
+    other = likelihood.Asker(Follows("=71\n\n"), LETTERS, CPU).measure("arithmetic", asked[:1])
     assert other.acc == 0, "71 begins with 7, and is another number"
 
 
@@ -245,15 +249,16 @@ def test_each_prompt_gets_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood, "ROWS", 2)
     prompts = [LETTERS.encode(text).tolist() for text in ("xyzxyzxyzd", "a", "xxb", "xa", "c")]
     assert likelihood.write(model, LETTERS, prompts, 3) == ["efg", "bcd", "cde", "bcd", "def"]
-    assert likelihood.write(model, LETTERS, prompts, 99, [LETTERS.vocab["e"]]) == ["e", "bcde", "cde", "bcde", "de"]
+    until_e = likelihood.write(model, LETTERS, prompts, 99, stop_ids=[LETTERS.vocab["e"]])
+    assert until_e == ["e", "bcde", "cde", "bcde", "de"]
     assert likelihood.write(model, LETTERS, prompts[1:2], 99) == ["bcde"], "half of the window"
 
 
 def test_word_problems_stop_before_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts stands behind ####; the last number is told beside it."""
     texts = [" 9 + 9 = 18\n#### 18\nQuestion: and 7?", " it is 18", " none"]
-    monkeypatch.setattr(likelihood, "write", lambda *_: texts)
-    result = likelihood.measure("gsm8k", [Record((("question:", "18"),))] * 3, Follows("ab"), LETTERS, CPU)
+    monkeypatch.setattr(likelihood, "write", lambda *_, **__: texts)
+    result = likelihood.Asker(Follows("ab"), LETTERS, CPU).measure("gsm8k", [Record((("question:", "18"),))] * 3)
     assert result.acc == pytest.approx(1 / 3) and result.acc_last == pytest.approx(2 / 3)
 
 
@@ -313,7 +318,7 @@ def test_a_model_that_answers_is_asked_by_its_template(data: Path, tmp_path: Pat
     seen: list[list[int]] = []
     talker = likelihood.Talker(lambda text: seen.append(text) or [1] * len(text), [0])  # type: ignore[arg-type,func-returns-value]
     asked = [Record((("1+1=", "2"),), question=question) for question in ("1+1=", "1" * 40)]
-    result = likelihood.measure("arithmetic", asked, model, words, CPU, talker=talker)
+    result = likelihood.Asker(model, words, CPU, talker=talker).measure("arithmetic", asked)
     assert seen == ["1+1=", "1" * 40] and (result.records, result.too_long) == (1, 1)
 
 

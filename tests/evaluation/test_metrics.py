@@ -6,19 +6,23 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from bardlet import models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.evaluation import metrics
+from bardlet.models.base import Rung
 from bardlet.training.losses import IGNORE
 
 
-class Uniform(nn.Module):
+class Uniform(Rung):
     """Knows nothing about four tokens."""
 
-    def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(*idx_BT.shape, 4)
+    def __init__(self) -> None:
+        super().__init__(ModelConfig("bigram", vocab_size=4))
+
+    def logits(self, idx: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*idx.shape, 4)
 
 
 def test_units_worked_by_hand() -> None:
@@ -35,9 +39,9 @@ def test_the_mean_is_over_targets_not_batches() -> None:
     short = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, 1, IGNORE]])}
 
     class Better(Uniform):
-        def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
-            logits = super().forward(idx_BT)
-            if idx_BT.shape[1] == 3:
+        def logits(self, idx: torch.Tensor) -> torch.Tensor:
+            logits = super().logits(idx)
+            if idx.shape[1] == 3:
                 logits[..., 2:] = -math.inf  # log 2 instead of log 4
             return logits
 
@@ -47,7 +51,7 @@ def test_the_mean_is_over_targets_not_batches() -> None:
 
 def test_a_large_vocabulary_is_evaluated_in_pieces() -> None:
     """The widest tensor stays under 128 MiB; pieces of two rows give the mean of the whole batch."""
-    config = TrainConfig(model="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8)
+    config = TrainConfig(model="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8).resolved()
     shape = config.model_config(50_000)
     assert metrics.rows_at_once(shape, 256) == 128 * 2**20 // (4 * 256 * 50_000) == 2
     assert metrics.rows_at_once(shape, 8) == 64 and metrics.rows_at_once(shape, 10**6) == 1

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY
 from hypothesis import HealthCheck, given, settings
@@ -65,7 +66,8 @@ READERS: dict[str, tuple[str, Reader]] = {
     "line": ("line.json", sealed_line),
     "facts": ("trainer.json", lambda path: checkpoint.read_facts(path.parent)),
     "record": ("record.json", lambda path: run_record.checked(manifest.read_json(path), str(path))),
-    "shard": ("train.bin", lambda path: shards.open_shard(path, "00" * 32)),
+    "shard": ("train.npy", shards.open_shard),
+    "shard of the version before": ("old.bin", lambda path: shards.open_shard(path.with_suffix(".npy"))),
 }
 """The file of each reader, and how it is called."""
 
@@ -139,9 +141,9 @@ def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "line.json").write_text('{"step": 2, "train_loss": 3.5, "lr": 0.01}')
     (folder / "trainer.json").write_bytes((checkpoint.newest_whole(folder) / "trainer.json").read_bytes())
     ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
-    head = shards.HEADER.pack(shards.MAGIC, shards.VERSION, 2, len(ids), bytes(32)).ljust(shards.HEADER_BYTES, b"\0")
-    (folder / "train.bin").write_bytes(head + ids.tobytes())
-    assert len(shards.open_shard(folder / "train.bin", "00" * 32)) == len(ids)
+    np.save(folder / "train.npy", ids)
+    (folder / "old.bin").write_bytes(shards.BEFORE.pack(b"bardlet\0", 1, 2, len(ids), bytes(32)) + ids.tobytes())
+    assert len(shards.open_shard(folder / "train.npy")) == len(shards.open_shard(folder / "old.npy")) == len(ids)
     return folder
 
 

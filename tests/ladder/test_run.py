@@ -20,7 +20,7 @@ from torch import nn
 
 from bardlet import __version__, console, models
 from bardlet.cli import main
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.ladder import run
 from bardlet.ladder.run import Ladder, Plan

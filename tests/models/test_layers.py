@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet import models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.inference.decoders.cache import DecodeStep
 from bardlet.models.layers import KVCache, RMSNorm, place, rotary, rotate
@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_sketch_does_not_load_the_compiler() -> None:
     """It would take a second and 100 MB before the first word."""
-    lines = ("import sys", "from bardlet import models", "from bardlet.config.settings import TrainConfig",
+    lines = ("import sys", "from bardlet import models", "from bardlet.config.pretraining import TrainConfig",
              "from bardlet.models.layers import sketching",
              "with sketching(): sizes = [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",
              "assert sizes == [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bardlet import tokenizer
 from bardlet.config.model import RUNGS, ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.inference import generate
 from bardlet.models import FAMILIES, build, load_class

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bardlet import models
 from bardlet.cli import main
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.inference import decoders
 from bardlet.models import lora
 from bardlet.models.reward import on_top_of

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from bardlet import models
 from bardlet.cli import main
 from bardlet.config.model import RUNGS
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
 from bardlet.planning import memory
+from bardlet.run.record import Record
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
 from bardlet.training.state import Objective, Trainer
@@ -43,13 +44,13 @@ def trainer(vocab_size: int = 11, dist: Dist = ALONE, dtype: str = "fp32", **set
     """A run of a tiny model on random tokens, not begun."""
     values: dict[str, Any] = {"model": "qwen3", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8,
                               "batch_size": 12}
-    config = TrainConfig(**(values | settings))
+    config = TrainConfig(**(values | settings)).resolved()
     torch.manual_seed(0)
     net = models.build(config.model_config(vocab_size))
     tokens = torch.randint(vocab_size, (config.batch_size * config.grad_accum, config.block_size + 1))
     batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
-    return Trainer(Path(), net, optim.build(net, config), objective, config, dist, {"dtype": dtype}, {})
+    return Trainer(Path(), net, optim.build(net, config), objective, config, dist, {"dtype": dtype}, Record())
 
 
 def first(t: Trainer, rows: int) -> data_batch.Batch:
@@ -147,12 +148,11 @@ def test_the_gradient_of_the_head_is_no_row_s() -> None:
     assert sum(size for size, _ in memory.saved(t, first(t, 1))) < 4 * 3000 * 16
 
 
-@pytest.mark.parametrize("stage", ["dpo", "grpo", "reward"])
-def test_stages_that_have_all_logits_count_them_as_their_own(stage: str) -> None:
-    """Their losses are not that of `linear_cross_entropy`."""
+def test_a_loss_that_has_all_logits_counts_them_as_its_own() -> None:
+    """That is not `linear_cross_entropy`."""
     t = trainer(model="gpt2", vocab_size=3000)
     assert memory._logits(t, 8)[0] > 0
-    t.config = replace(t.config, stage=stage, batch_size=16)
+    t.objective = replace(t.objective, all_logits=True)
     assert memory._logits(t, 8) == (0, 0)
 
 
@@ -228,7 +228,7 @@ def test_where_memory_is_no_question_nothing_is_measured(monkeypatch: pytest.Mon
     for free in (2**40, None):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         memory.fit_micro_batches(t)
-    assert t.config == before and t.record == {}
+    assert t.config == before and t.record == Record()
 
 
 def test_a_model_too_large_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

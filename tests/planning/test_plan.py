@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet import models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.data.statistics import Survey
 from bardlet.errors import BardletError
 from bardlet.planning import calibrate, clock, memory, scaling_law
-from bardlet.planning import plan as budget
+from bardlet.planning import plan as planning
 from bardlet.planning.calibrate import Speed
+from bardlet.planning.plan import Machine, Plan, TextStatistics
 from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 
@@ -28,9 +29,14 @@ LAPTOP = Speed(((5e6, 2e-5), (3e7, 6e-5), (1.5e8, 3e-4)))
 CPU = Dist(0, 1, torch.device("cpu"))
 
 
-def chosen(seconds: float, tokens: int = 1_000_000, chosen_by_hand: TrainConfig | None = None,
-           names: tuple[str, ...] = (), documents: int = 1, vocab_size: int = 65, speed: Speed = LAPTOP) -> budget.Plan:
-    return budget.choose(chosen_by_hand or TrainConfig(), names, tokens, tokens, documents, vocab_size, seconds, speed)
+def chosen(seconds: float, tokens: int = 1_000_000, by_hand: TrainConfig | None = None, documents: int = 1,
+           vocab_size: int = 65, speed: Speed = LAPTOP) -> Plan[TrainConfig]:  # fmt: skip
+    text = TextStatistics(tokens, tokens, documents, vocab_size)
+    return planning.plan(text, Machine(seconds, speed), by_hand or TrainConfig())
+
+
+def steps(plan: Plan[TrainConfig], tokens: int) -> int:
+    return max(1, round(plan.epochs * tokens / plan.config.tokens_per_step))
 
 
 def test_a_speed_is_what_was_timed_and_in_proportion_beyond() -> None:
@@ -43,7 +49,7 @@ def test_a_speed_is_what_was_timed_and_in_proportion_beyond() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"n_kv_head": 2}, {"n_inner": 100}, {"model": "gpt2"}])
 def test_weights_and_operations_are_those_of_the_model(settings: dict[str, Any]) -> None:
-    config = TrainConfig(**settings)
+    config = TrainConfig(**settings).resolved()
     model = models.build(config.model_config(256))
     real = sum(p.numel() for name, p in model.named_parameters()
                if p.ndim == 2 and "embed" not in name and ".wte" not in name and ".wpe" not in name)
@@ -61,11 +67,11 @@ def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: 
     plan = chosen(seconds, tokens, documents=documents, vocab_size=vocab_size, speed=speed)
     c = plan.config
     c.model_config(vocab_size)
-    assert plan.most_steps and 1 <= plan.steps <= plan.most_steps
+    assert plan.most_steps and 1 <= steps(plan, tokens) <= plan.most_steps
     assert 2 * c.block_size <= tokens and c.block_size & (c.block_size - 1) == 0
     assert c.batch_size * c.block_size <= 2**19
-    heart = plan.steps * c.batch_size * c.block_size / tokens * calibrate.weights(c) / tokens
-    low, high = budget.regularisation(0.8 * heart), budget.regularisation(1.3 * heart)  # steps are whole ones
+    heart = steps(plan, tokens) * c.batch_size * c.block_size / tokens * calibrate.weights(c) / tokens
+    low, high = planning.regularisation(0.8 * heart), planning.regularisation(1.3 * heart)  # steps are whole ones
     assert low[0] <= c.weight_decay <= high[0] and low[1] <= c.dropout <= high[1]
     longer = chosen(seconds * more, tokens, documents=documents, vocab_size=vocab_size, speed=speed).config
     assert calibrate.weights(longer) >= calibrate.weights(c) and longer.block_size >= c.block_size
@@ -79,22 +85,22 @@ def test_what_somebody_chose_stays() -> None:
         config = replace(TrainConfig(), **{name: by_hand[name] for name in names})
         if names == ("n_head",):
             config = replace(config, n_head=4)
-        plan = chosen(60, chosen_by_hand=config, names=names).config
+        plan = chosen(60, by_hand=config).config
         assert all(getattr(plan, name) == getattr(config, name) for name in names)
-    assert chosen(60, chosen_by_hand=replace(TrainConfig(), n_embd=80), names=("n_embd",)).config.n_layer == 4
+    assert chosen(60, by_hand=TrainConfig(n_embd=80)).config.n_layer == 4
 
 
 def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
     night = chosen(36_000, 40_000, documents=8_000)
     assert calibrate.weights(night.config) <= 400_000 and night.config.block_size <= 64 and night.config.dropout > 0
     tokens = night.config.batch_size * night.config.block_size
-    epochs = night.steps * tokens / 40_000
-    assert night.most_steps and night.steps <= night.most_steps
-    assert epochs * calibrate.weights(night.config) / 40_000 <= budget.MOST_HEART * 1.1
+    epochs = steps(night, 40_000) * tokens / 40_000
+    assert night.most_steps and steps(night, 40_000) <= night.most_steps
+    assert epochs * calibrate.weights(night.config) / 40_000 <= planning.MOST_HEART * 1.1
     hour = chosen(3_600, 40_000, documents=8_000)
-    assert hour.config == night.config and hour.steps == night.steps
-    mine = chosen(3_600, 40_000, TrainConfig(dropout=0.3), ("dropout",))
-    assert mine.most_steps is None and mine.steps > hour.steps
+    assert hour.config == night.config and hour.epochs == night.epochs
+    mine = chosen(3_600, 40_000, TrainConfig(dropout=0.3))
+    assert mine.most_steps is None and mine.epochs > hour.epochs
     fresh = chosen(60, 60_000_000).config
     assert (fresh.weight_decay, fresh.dropout) == (0.1, 0.0) and night.config.weight_decay == 1.0
 
@@ -102,19 +108,21 @@ def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
 def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:
     long, short = Survey(60_000_000, 54_000_000, "abc"), Survey(1_000_000, 900_000, "abc")
     config = TrainConfig()
-    assert budget.choose_vocabulary(config, (), short, 180, LAPTOP) == (config, "")
-    sizes = [budget.choose_vocabulary(config, (), long, seconds, LAPTOP)[0].vocab_size or 0
+    three_minutes = Machine(180, LAPTOP)
+    assert planning.plan_vocabulary(short, three_minutes, config) == (config, "")
+    sizes = [planning.plan_vocabulary(long, Machine(seconds, LAPTOP), config)[0].vocab_size or 0
              for seconds in (60, 600, 1e5)]
     assert sizes == sorted(sizes) and 512 <= sizes[0] < sizes[-1] <= 32_768
-    for name in ("tokenizer", "vocab_size"):
-        assert budget.choose_vocabulary(config, (name,), long, 180, LAPTOP) == (config, "")
-    asked = budget.choose_vocabulary(TrainConfig(tokenizer="bpe"), ("tokenizer",), short, 180, LAPTOP)
+    for mine in (TrainConfig(tokenizer="char"), TrainConfig(vocab_size=700)):
+        assert planning.plan_vocabulary(long, three_minutes, mine) == (mine, "")
+    asked = planning.plan_vocabulary(short, three_minutes, TrainConfig(tokenizer="bpe"))
     assert asked[0].vocab_size == 2048 and asked[1].startswith("bpe: as asked for")
 
 
 def test_a_model_is_chosen_that_fits_into_memory() -> None:
     def parameters(most: float) -> float:
-        plan = budget.choose(TrainConfig(), (), 50_000_000, 60_000_000, 1, 1024, 3_600, LAPTOP, most_parameters=most)
+        text, machine = TextStatistics(50_000_000, 60_000_000, 1, 1024), Machine(3_600, LAPTOP, most_parameters=most)
+        plan = planning.plan(text, machine, TrainConfig())
         return calibrate.weights(plan.config) + plan.config.n_embd * 1024
 
     sizes = [parameters(most) for most in (1e5, 1e6, 3e6, math.inf)]
@@ -124,16 +132,15 @@ def test_a_model_is_chosen_that_fits_into_memory() -> None:
 @settings(max_examples=100)
 @given(seconds=st.floats(1, 1e5), asked=st.integers(1, 10**7), slow=st.floats(1e-2, 1e5))
 def test_an_evaluation_takes_no_more_than_its_share(seconds: float, asked: int, slow: float) -> None:
-    """Half of what was asked, or a quarter ..., and no less than is needed for that; 0 is all of it, and stays."""
+    """Half of what was asked, or a quarter ..., and no less than is needed for that."""
     speed = Speed(tuple((x, y * slow) for x, y in LAPTOP.points))
     config = TrainConfig(eval_tokens=asked)
     takes = speed.seconds(calibrate.operations(config, 65)) / 3
-    looks = budget.evaluation_tokens(config, 65, seconds, speed)
+    looks = planning.evaluation_tokens(config, 65, seconds, speed)
     assert looks == 1 or looks * takes <= clock.EVALUATING * seconds * (1 + 1e-9)
     halved = int(math.log2(asked / looks))
     assert looks == 1 or (looks == asked >> halved and (looks == asked or asked / 2 ** (halved - 1) * takes
                                                         > clock.EVALUATING * seconds * (1 - 1e-9)))
-    assert budget.evaluation_tokens(TrainConfig(eval_tokens=0), 65, seconds, speed) == 0
 
 
 def test_processes_on_two_machines_choose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +203,7 @@ def test_a_damaged_calibration_is_made_again(tmp_path: Path, monkeypatch: pytest
 def test_processes_share_the_windows_of_a_batch() -> None:
     for world in (2, 3, 8):
         for tokens in (5_000, 50_000, 1_000_000):
-            plan = budget.choose(TrainConfig(), (), tokens, tokens, 1, 65, 60, LAPTOP, world)
+            plan = planning.plan(TextStatistics(tokens, tokens, 1, 65), Machine(60, LAPTOP, world), TrainConfig())
             assert plan.config.batch_size % world == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 
 from bardlet.cli import main
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.run import diagnosis
 
 CONFIG = TrainConfig(warmup_steps=50)

@@ -16,14 +16,15 @@ from conftest import assert_same_run
 from processes import power_cut
 
 from bardlet.cli import main
-from bardlet.config.settings import TrainConfig
+from bardlet.config.finetuning import DPOConfig
 from bardlet.data import chat_template, records
 from bardlet.data import preferences as data_preferences
 from bardlet.errors import BardletError
 from bardlet.run import folder as run_folder
 from bardlet.run import hf
+from bardlet.run.record import PreferencesRecord
 from bardlet.runtime.distributed import Dist
-from bardlet.stages import dpo
+from bardlet.stages.dpo import DPO
 from bardlet.training import logprobs
 
 HERE = Dist(0, 1, torch.device("cpu"))
@@ -68,13 +69,13 @@ def run(model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def config_of(model: Path, pairs: Path, **changes: Any) -> TrainConfig:
-    return TrainConfig(stage="dpo", init=str(model), text=(str(pairs),), model="qwen3", block_size=48, dtype="fp32",
-                       batch_size=4, **changes)  # fmt: skip
+def config_of(model: Path, pairs: Path, **changes: Any) -> DPOConfig:
+    return DPOConfig(init=str(model), text=(str(pairs),), block_size=48, dtype="fp32", lr=2e-3, batch_size=4,
+                     **changes)  # fmt: skip
 
 
 def test_no_prompt_is_in_both_parts_and_no_pair_is_lost(pairs: Path) -> None:
-    learned, held = records.find(config_of(pairs, pairs)).preferences()
+    learned, held = records.find([str(pairs)]).preferences()
     asked = [{json.dumps(one.prompt) for one in part} for part in (learned, held)]
     assert not asked[0] & asked[1] and len(learned) + len(held) == 125
     assert len(asked[1]) == (len(asked[0]) + len(asked[1])) // 10
@@ -94,7 +95,7 @@ def test_both_answers_are_what_the_template_writes(model: Path, pairs: Path) -> 
 def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) -> None:
     """By hand, one answer at a time and without padding; and 0 for a pair that fills a batch up."""
     gpt, words = hf.read_folder(model)
-    ready = data_preferences.prepare(records.find(config_of(model, pairs)), words, HERE)
+    ready = data_preferences.prepare(records.find([str(pairs)]), words, HERE)
     batches = data_preferences.PairBatches(ready.train, 48, 3, 0, 1, multiple=2)
     batch = batches.of(batches.kept[:3])
     found = logprobs.pair_log_probability(gpt, batch)
@@ -110,12 +111,13 @@ def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) ->
 
 def test_at_the_reference_the_loss_is_log_2(model: Path, pairs: Path) -> None:
     config = config_of(model, pairs, steps=1, grad_accum=2)
-    t, ready = dpo.new_trainer(config, HERE, str(model.parent / "never"), ("lr",))
-    assert t.objective.evaluate(t.model) == pytest.approx(math.log(2), abs=1e-6)
-    total = sum(t.objective.loss(t.model, t.objective.batch(step)).item() for step in range(t.record["batches"]))
-    count = sum(t.objective.count(t.objective.batch(step)) for step in range(t.record["batches"]))
+    stage = DPO(config, HERE)
+    t = stage.begin(str(model.parent / "never"), 0.0)
+    assert t.objective.evaluate(t.model) == pytest.approx(math.log(2), abs=1e-6) and t.objective.all_logits
+    total = sum(t.objective.loss(t.model, t.objective.batch(step)).item() for step in range(t.record.batches))
+    count = sum(t.objective.count(t.objective.batch(step)) for step in range(t.record.batches))
     assert total / count == pytest.approx(math.log(2), abs=1e-6)
-    assert count + t.record["left_out"] == len(ready.pairs.train) and t.record["left_out"] > 0
+    assert count + t.record.left_out == len(stage.data.pairs.train) and t.record.left_out > 0
 
 
 def test_it_learns_what_is_preferred(run: Path) -> None:
@@ -123,8 +125,10 @@ def test_it_learns_what_is_preferred(run: Path) -> None:
     record = run_folder.settings(run)[1]
     assert record["val_loss"] < 0.5 and record["accuracy"] > 0.9 and record["margin"] > 0.3
     assert record["longer"] == 0.5  # both are as many tokens
-    assert ", better than" in dpo.results(record)[0]
-    assert ", no better than" in dpo.results({**record, "accuracy": 0.5})[0]
+    stage = DPO(DPOConfig(), HERE)
+    for accuracy, verdict in ((record["accuracy"], ", better than"), (0.5, ", no better than")):
+        stage.record = PreferencesRecord.of({**record, "accuracy": accuracy})
+        assert verdict in stage.results()[0]
     assert "greater reward" in (run / "README.md").read_text(encoding="utf-8")
 
 

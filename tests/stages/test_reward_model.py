@@ -16,6 +16,7 @@ from processes import power_cut
 
 from bardlet import models
 from bardlet.cli import main
+from bardlet.config.finetuning import RewardConfig
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
 from bardlet.data import preferences as data_preferences
@@ -23,6 +24,8 @@ from bardlet.errors import BardletError
 from bardlet.models import reward as heads
 from bardlet.run import folder as run_folder
 from bardlet.run import hf
+from bardlet.run.record import RewardRecord
+from bardlet.runtime.distributed import Dist
 from bardlet.stages import reward_model
 from bardlet.training import logprobs, optim
 
@@ -154,7 +157,9 @@ def test_it_learns_what_is_preferred(run: Path, capsys: pytest.CaptureFixture[st
     assert record["accuracy_shorter"] > 0.9 and "accuracy_longer" not in record
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "AutoModelForSequenceClassification" in card and "is good." in card and (run / "margins.png").exists()
-    assert any("where it is the shorter one" in line for line in reward_model.results(record))
+    stage = reward_model.RewardModeling(RewardConfig(), Dist(0, 1, torch.device("cpu")))
+    stage.record = RewardRecord.of(record)
+    assert any("where it is the shorter one" in line for line in stage.results())
     assert main(["doctor", str(run)]) == 0
     for command in ("sample", "chat", "eval"):
         assert main([command, str(run)]) == 1 and "is a reward model" in capsys.readouterr().err

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bardlet import models
+from bardlet.config.finetuning import GRPOConfig, is_command
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
 from bardlet.data import chat_template
 from bardlet.data.records import Question, question
 from bardlet.errors import BardletError
@@ -96,8 +96,8 @@ def test_a_program_that_fails_is_one_line(code: str, what: str, tmp_path: Path) 
 
 
 def test_what_is_no_reward_is_one_line(tmp_path: Path, words: Tokenizer, scorer: torch.nn.Module) -> None:
-    def config(reward: str | None) -> TrainConfig:
-        return TrainConfig(stage="grpo", reward=reward, dtype="fp32")
+    def config(reward: str | None) -> GRPOConfig:
+        return GRPOConfig(reward=reward, dtype="fp32")
 
     told = [Question(ASKED, "4")]
     (tmp_path / "judge.py").write_text("print(1)")
@@ -112,7 +112,7 @@ def test_what_is_no_reward_is_one_line(tmp_path: Path, words: Tokenizer, scorer:
     hf.write_folder(tmp_path, scorer, words)
     hf.write_weights(tmp_path, scorer.hf_state_dict())  # type: ignore[operator]
     assert isinstance(rewards.build(config(str(tmp_path)), told, HERE), rewards.Judge)
-    assert not rewards.is_command(str(tmp_path)) and not rewards.is_command("exact") and rewards.is_command("judge")
+    assert not is_command(str(tmp_path)) and not is_command("exact") and is_command("judge")
 
 
 def test_every_kind_of_record_asks_something() -> None:

@@ -18,15 +18,19 @@ from processes import power_cut
 
 from bardlet import models
 from bardlet.cli import main
+from bardlet.config.finetuning import GRPOConfig, PPOConfig, RolloutConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.models.reward import ActorCritic
+from bardlet.ops.cross_entropy import token_losses
 from bardlet.run import folder as run_folder
 from bardlet.run import hf, metrics
 from bardlet.runtime.distributed import Dist
-from bardlet.stages import grpo, ppo, rl
+from bardlet.stages import ppo, rl, stage_of
+from bardlet.stages.grpo import GRPO
+from bardlet.stages.ppo import PPO
 from bardlet.training import logprobs, losses
+from bardlet.training.state import Trainer
 from bardlet.training.trainer import train_step
 
 HERE = Dist(0, 1, torch.device("cpu"))
@@ -35,6 +39,8 @@ TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32
 FINE = ["--dtype", "fp32", "--log-every", "1", "--reward", "exact", "--answer-tokens", "6", "--rollout", "16",
         "--batch-size", "8", "--warmup-steps", "2", "--eval-every", "0"]  # fmt: skip
 KINDS = ("ppo", "grpo")
+CONFIGS = {"ppo": PPOConfig, "grpo": GRPOConfig}
+PPO_HERE = PPO(PPOConfig(dtype="fp32"), HERE)
 SHAPE = ModelConfig("qwen3", vocab_size=30, block_size=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, head_dim=8,
                     n_inner=32, activation="silu")  # fmt: skip
 
@@ -63,17 +69,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def config_of(kind: str, model: Path, chats: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = {"stage": kind, "init": str(model), "text": (str(chats),), "block_size": 32,
+def config_of(kind: str, model: Path, chats: Path, **changes: Any) -> RolloutConfig:
+    settings: dict[str, Any] = {"init": str(model), "text": (str(chats),), "block_size": 32,
                                 "reward": "exact", "dtype": "fp32", "rollout": 16, "batch_size": 4, "answer_tokens": 6,
                                 "passes": 2, "steps": 8, "beta": 0.1} | changes
-    return TrainConfig(**settings)
+    return CONFIGS[kind](**settings)
+
+
+def begun(config: RolloutConfig, model: Path) -> Trainer:
+    """A run before its first step."""
+    return stage_of(config)(config, HERE).begin(str(model.parent / "never"), 0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> None:
-    t, _ = rl.new_trainer(config_of(kind, model, chats), HERE, str(model.parent / "never"), ("beta", "passes"))
-    assert t.objective.period == 8
+    t = begun(config_of(kind, model, chats), model)
+    assert t.objective.period == 8 and t.objective.all_logits
     batches = [t.objective.batch(step) for step in range(8)]
     rows = t.objective.memory.rows  # type: ignore[union-attr]
     for a_pass in (batches[:4], batches[4:]):
@@ -92,27 +103,25 @@ def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> Non
 def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, model: Path, chats: Path) -> None:
     """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient, at any temperature."""
     config = config_of(kind, model, chats, beta=0.0, temperature=temperature)
-    t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
+    t = begun(config, model)
     batch = t.objective.batch(0)
     mask = batch["target"] != losses.IGNORE
     t.model.train()
-    made = t.model(batch["idx"], mask) if kind == "ppo" else t.model(batch["idx"], where_BT=mask)
-    logp = logprobs.chosen(made[0] if kind == "ppo" else made, batch["target"], temperature)
+    policy = t.model.policy if kind == "ppo" else t.model
+    logp = -token_losses(policy(batch["idx"])[mask], batch["target"], temperature)
     torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
     assert abs(t.objective.facts()["kl"]) < 1e-4
-    policy = t.model.policy if kind == "ppo" else t.model
     t.objective.loss(t.model, batch).backward()
     found = [p.grad.clone() for p in policy.parameters()]
     t.model.zero_grad()
-    logp = logprobs.chosen(policy(batch["idx"], where_BT=mask), batch["target"], temperature)
+    logp = -token_losses(policy(batch["idx"])[mask], batch["target"], temperature)
     (-(batch["advantage"].expand_as(logp) * logp)[mask].sum()).backward()
     for one, p in zip(found, policy.parameters(), strict=True):
         torch.testing.assert_close(one, p.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_who_learns_once_from_a_rollout_need_not_be_told_what_it_thought(model: Path, chats: Path) -> None:
-    t, _ = rl.new_trainer(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), HERE,
-                                 str(model.parent / "never"), ("beta", "passes"))  # fmt: skip
+    t = begun(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), model)
     batch = t.objective.batch(0)
     assert "old" not in batch and "reference" not in batch
     t.objective.loss(t.model, batch).backward()
@@ -126,13 +135,13 @@ def test_who_learns_once_from_a_rollout_need_not_be_told_what_it_thought(model: 
 def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs() -> None:
     """By hand, with a critic that expects nothing: what an answer's token is worth is what comes from there on."""
     torch.manual_seed(0)
-    actor = ppo.actor(models.build(SHAPE))
+    actor = PPO_HERE.actor(models.build(SHAPE))
     target = torch.full((2, 5), losses.IGNORE)
     target[0, 1:4], target[1, 2:3] = 7, 8
     old, reference = -torch.rand(2, 5), -torch.rand(2, 5)
     old, reference = (torch.where(target != losses.IGNORE, x, 0.0) for x in (old, reference))
     batch = {"idx": torch.randint(30, (2, 5)), "target": target, "old": old, "reference": reference}
-    made = ppo.learnable(actor, batch, torch.tensor([2.0, -1.0]), 0.5, TrainConfig(stage="ppo", dtype="fp32"))
+    made = PPO_HERE.learnable(actor, batch, torch.tensor([2.0, -1.0]), 0.5)
     assert not made["value"].any()
     earned = -0.5 * (old - reference)
     earned[0, 3] += 2
@@ -166,9 +175,9 @@ def test_beta_follows_its_target() -> None:
 def test_the_critic_is_no_part_of_what_the_run_makes() -> None:
     torch.manual_seed(0)
     policy = models.build(SHAPE)
-    both = ppo.actor(policy)
+    both = PPO_HERE.actor(policy)
     assert both.hf_state_dict().keys() == policy.hf_state_dict().keys() and both.config is policy.config
-    other = ActorCritic(models.build(SHAPE), ppo.actor(policy).critic)
+    other = ActorCritic(models.build(SHAPE), PPO_HERE.actor(policy).critic)
     for p in both.critic.parameters():
         torch.nn.init.normal_(p)
     other.load_beside(both.beside())
@@ -238,7 +247,7 @@ def test_micro_batches_change_nothing(kind: str, model: Path, chats: Path) -> No
     found = []
     for size, pieces in ((8, 1), (4, 2), (2, 4)):
         config = config_of(kind, model, chats, batch_size=size, grad_accum=pieces, optimizer="adamw")
-        t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("beta", "passes"))
+        t = begun(config, model)
         by_gradient = [torch.optim.SGD(t.model.parameters(), 1.0)]  # what it adds to the weights is the gradient
         done = train_step(t.model, by_gradient, t.objective.batch(0), t.objective, t.config, HERE, "fp32")
         found.append((done, [p.detach().clone() for p in t.model.parameters()]))
@@ -256,12 +265,12 @@ def test_a_judge_counts_in_deviations_of_the_reference(model: Path, chats: Path,
         judge.write_text("import sys, json\nfor line in sys.stdin: print("
                          f"{slope} * len(json.loads(line)['answer']) + {zero})\n")  # fmt: skip
         config = config_of("ppo", model, chats, reward=f"{sys.executable} {judge}")
-        t, _ = rl.new_trainer(config, HERE, str(model.parent / "never"), ("reward", "passes"))
+        t = begun(config, model)
         told.append((t.objective.batch(0), t.objective.facts(), t.record))
     for name, x in told[0][0].items():
         torch.testing.assert_close(x, told[1][0][name], rtol=1e-4, atol=1e-4)
     assert told[1][1]["reward"] == pytest.approx(100 * told[0][1]["reward"] - 7, rel=1e-5)
-    assert told[1][2]["reward_before"] == pytest.approx(100 * told[0][2]["reward_before"] - 7, abs=0.01)
+    assert told[1][2].reward_before == pytest.approx(100 * told[0][2].reward_before - 7, abs=0.01)
 
 
 def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path: Path) -> None:
@@ -270,12 +279,14 @@ def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path:
     main(["reward", str(model), str(_preferences(tmp_path)), "--dtype", "fp32", "--steps", "2", "--out",
           str(tmp_path / "judge")])  # fmt: skip
     config = config_of("ppo", model, chats, reward=str(tmp_path / "judge"), answer_tokens=2, temperature=3.0)
-    t, ready = rl.new_trainer(config, HERE, str(model.parent / "never"), ("answer_tokens",))
-    player = t.objective.memory.player  # type: ignore[union-attr]
-    made, worth = player.look(ready.train, 3.0)
+    t = begun(config, model)
+    rollouts = t.objective.memory
+    assert isinstance(rollouts, rl.Rollouts)
+    player = rollouts.player
+    made, worth = player.look(rollouts.learned, 3.0)
     ended = [answer.ended for answer in made.answers]
     assert 0 < sum(ended) < len(ended)
-    deviations = (worth - t.record["reward_mean"]) / t.record["reward_deviation"]
+    deviations = (worth - t.record.reward_mean) / t.record.reward_deviation
     cost = deviations - player.learned_from(made, worth)
     assert cost == pytest.approx([0.0 if by_itself else 1.0 for by_itself in ended], abs=1e-5)
     assert abs(deviations.mean()) < 0.5 and 0.5 < deviations.std() < 2
@@ -371,4 +382,4 @@ def test_what_people_get_wrong_is_one_line(model: Path, chats: Path, capsys: pyt
         assert not (tmp_path / "never").exists()
     with pytest.raises(BardletError, match="at least 2"):
         replace(config_of("grpo", model, chats), group=1)
-    assert grpo.actor(model) is model
+    assert GRPO(GRPOConfig(), HERE).actor(model) is model

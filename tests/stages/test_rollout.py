@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bardlet import models
+from bardlet.config.finetuning import GRPOConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
 from bardlet.data import chat_template, prompts
 from bardlet.data.prompts import Prompts
 from bardlet.data.records import Question
@@ -25,7 +25,7 @@ HERE = Dist(0, 1, torch.device("cpu"))
 SHAPE = ModelConfig("qwen3", vocab_size=270, block_size=48, n_layer=2, n_head=2, n_kv_head=2, n_embd=16, head_dim=8,
                     n_inner=32, activation="silu")  # fmt: skip
 SHAPES = {"qwen3": SHAPE, "gpt2": replace(SHAPE, model="gpt2", activation="gelu_new")}
-CONFIG = TrainConfig(stage="grpo", reward="exact", answer_tokens=12, temperature=1.3, dtype="fp32")
+CONFIG = GRPOConfig(reward="exact", answer_tokens=12, temperature=1.3, dtype="fp32")
 
 
 @pytest.fixture(scope="module")

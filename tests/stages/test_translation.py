@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from bardlet.cli import main
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TranslationConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import bitext, bitext_batches
 from bardlet.errors import BardletError
@@ -29,9 +29,9 @@ from bardlet.inference.translate import How
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
 from bardlet.planning import calibrate, memory
+from bardlet.planning.plan import Machine, PairStatistics, plan_pairs
 from bardlet.run import hf, plots
 from bardlet.runtime import threads as runtime_threads
-from bardlet.stages import translation
 from bardlet.training import losses as loss
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-tokens", "128",
@@ -140,26 +140,28 @@ def test_a_step_is_cut_to_the_memory(numbers: list[str], bardlet: Callable[..., 
 def test_more_minutes_choose_a_larger_model(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("ein hund rennt durch den wald .\n" * 20_000, encoding="utf-8")
     (tmp_path / "b").write_text("a dog runs through the woods .\n" * 20_000, encoding="utf-8")
-    config = TrainConfig(source=str(tmp_path / "a"), target=str(tmp_path / "b"), model="encdec")
+    config = TranslationConfig(source=str(tmp_path / "a"), target=str(tmp_path / "b"))
     ready = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
     speed = calibrate.Speed(((1e6, 1e-5), (1e8, 1e-3)))
+    source, target = (float(side.lengths.sum()) for side in ready.train)
+    pairs = PairStatistics(source, target, ready.tokenizer.vocab_size)
     sizes = []
     for seconds in (10, 100, 1000, 10_000):
-        chosen, epochs, _ = translation.chosen(config, (), ready, seconds, speed)
-        alone, _, _ = translation.chosen(replace(config, model="gpt2"), (), ready, seconds, speed)
-        sizes.append(calibrate.weights(chosen))
-        assert 0.5 < calibrate.weights(alone) / sizes[-1] < 1.5
+        chosen = plan_pairs(pairs, Machine(seconds, speed), config)
+        alone = plan_pairs(pairs, Machine(seconds, speed), replace(config, model="gpt2"))
+        sizes.append(calibrate.weights(chosen.config))
+        assert 0.5 < calibrate.weights(alone.config) / sizes[-1] < 1.5
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 15 * ready.train[1].lengths.sum()
-    small, _, _ = translation.chosen(config, (), ready, 10_000, speed, most_parameters=sizes[0])
-    assert calibrate.weights(small) <= sizes[0], "what the memory can take"
-    kept, _, _ = translation.chosen(replace(config, n_embd=64, dropout=0.4), ("n_embd", "dropout"), ready, 1000, speed)
+    small = plan_pairs(pairs, Machine(10_000, speed, most_parameters=sizes[0]), config)
+    assert calibrate.weights(small.config) <= sizes[0], "what the memory can take"
+    kept = plan_pairs(pairs, Machine(1000, speed), replace(config, n_embd=64, dropout=0.4)).config
     assert (kept.n_embd, kept.dropout) == (64, 0.4)
-    deep, _, _ = translation.chosen(replace(config, n_encoder_layer=5), ("n_encoder_layer",), ready, 1000, speed)
+    deep = plan_pairs(pairs, Machine(1000, speed), replace(config, n_encoder_layer=5)).config
     assert deep.n_encoder_layer == 5
 
 
 def test_pairs_are_learned_by_an_encoder_decoder_unless_somebody_says_so(tmp_path: Path) -> None:
-    from bardlet.cli.train import _read
+    from bardlet.cli.train import read
 
     (tmp_path / "pairs.toml").write_text('pair = "de-en"\n', encoding="utf-8")
     (tmp_path / "gpt2.toml").write_text('pair = "de-en"\nmodel = "gpt2"\n', encoding="utf-8")
@@ -168,7 +170,7 @@ def test_pairs_are_learned_by_an_encoder_decoder_unless_somebody_says_so(tmp_pat
         ("--pair de-en --model gpt2 --prefix-lm", "gpt2"), (f"--config {tmp_path / 'pairs.toml'}", "encdec"),
         (f"--config {tmp_path / 'gpt2.toml'}", "gpt2"), ("my.txt --out multi30k", "qwen3"), ("my.txt", "qwen3"),
     ):
-        assert _read(words.split()).model == model, words
+        assert read(words.split()).model == model, words
 
 
 @pytest.mark.parametrize("how", [["--model", "qwen3"], ["--model", "gpt2", "--prefix-lm"]], ids=" ".join)

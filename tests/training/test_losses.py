@@ -14,22 +14,23 @@ from torch import nn
 
 from bardlet import models
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.models.base import Rung
 from bardlet.ops import cross_entropy
 from bardlet.training import logprobs
 from bardlet.training import losses as loss
 from bardlet.training.losses import IGNORE, count_targets, next_token
 
 
-class Fixed(nn.Module):
+class Fixed(Rung):
     """A model that answers with the same logits, whatever it is asked."""
 
     def __init__(self, logits_V: list[float]) -> None:
-        super().__init__()
+        super().__init__(ModelConfig("bigram", vocab_size=len(logits_V)))
         self.logits_V = torch.tensor(logits_V)
 
-    def forward(self, idx_BT: torch.Tensor) -> torch.Tensor:
-        return self.logits_V.expand(*idx_BT.shape, -1)
+    def logits(self, idx: torch.Tensor) -> torch.Tensor:
+        return self.logits_V.expand(*idx.shape, -1)
 
 
 def test_a_model_that_knows_nothing_pays_log_v() -> None:
@@ -159,7 +160,7 @@ def test_a_model_that_is_asked_for_its_loss_has_no_logits(
 
 def test_an_encoder_decoder_has_the_smoothed_loss_of_its_logits() -> None:
     torch.manual_seed(0)
-    model = models.build(TrainConfig(model="encdec", n_layer=1, n_head=2, n_embd=16, block_size=8).model_config(13))
+    model = models.build(TranslationConfig(n_layer=1, n_head=2, n_embd=16, block_size=8).model_config(13))
     model.eval()
     source, idx, target = torch.randint(13, (3, 4, 8))
     target[1, 5:] = IGNORE
@@ -183,7 +184,7 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(2, 3, 7), torch.tensor([[0, 6, IGNORE], [3, IGNORE, 1]])
     where = target != IGNORE
-    got = logprobs.chosen(logits.bfloat16()[where], target)
+    got = -cross_entropy.token_losses(logits.bfloat16()[where], target)
     want = logits.bfloat16().float().log_softmax(-1).gather(2, target.clamp_min(0)[..., None])[..., 0]
     torch.testing.assert_close(got, torch.where(where, want, 0.0))
 
@@ -197,7 +198,8 @@ def test_rows_of_many_lengths_in_pieces_are_the_same_rows(piece: int, monkeypatc
     idx, length = torch.randint(11, (9, 16)), torch.tensor([16, 3, 9, 1, 0, 12, 7, 3, 5])
     at = torch.arange(16)
     target = torch.randint(11, (9, 16)).where((at < length[:, None]) & (at >= length[:, None] - 4), IGNORE)
-    want = logprobs.chosen(model(idx, where_BT=target != IGNORE), target, 0.7)
+    where = target != IGNORE
+    want = -cross_entropy.token_losses(model(idx)[where], target, 0.7)
     want.pow(2).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()

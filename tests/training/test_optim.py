@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bardlet import models
 from bardlet.config.model import RUNGS
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.training import optim
 
@@ -20,7 +20,7 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
 
 
 def small(model: str, **more: object) -> tuple[torch.nn.Module, TrainConfig]:
-    config = TrainConfig(model=model, **SHAPE, **more)  # type: ignore[arg-type]
+    config = TrainConfig(model=model, **SHAPE, **more).resolved()  # type: ignore[arg-type]
     return models.build(config.model_config(11)), config
 
 

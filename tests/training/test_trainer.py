@@ -16,11 +16,12 @@ from conftest import TINY, settings_of
 
 from bardlet import models
 from bardlet.config.model import FLAT, RUNGS
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
 from bardlet.run import checkpoint, hf
+from bardlet.run.record import Record
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import Stopped
 from bardlet.training import checkpointing, optim
@@ -45,7 +46,7 @@ def test_micro_batches_add_up_when_targets_are_masked(model: str) -> None:
     results = []
     for accumulate in (1, 8):
         config = TrainConfig(model=model, n_layer=2, n_head=2, n_embd=16, block_size=8,  # type: ignore[arg-type]
-                             grad_accum=accumulate, optimizer="adamw", grad_clip=0)
+                             grad_accum=accumulate, optimizer="adamw", grad_clip=0).resolved()
         torch.manual_seed(1)
         net = models.build(config.model_config(11))
         gradients: dict[str, torch.Tensor] = {}
@@ -66,7 +67,7 @@ def trainer(tmp_path: Path, **settings: Any) -> training_state.Trainer:
     """A tiny run on a fixed batch, not begun."""
     values: dict[str, Any] = {"model": "qwen3", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8,
                               "batch_size": 2, "log_every": 1, "eval_every": 0, "save_every": 0, "steps": 5}
-    config = TrainConfig(**(values | settings))
+    config = TrainConfig(**(values | settings)).resolved()
     torch.manual_seed(0)
     net = models.build(config.model_config(11))
     idx = torch.randint(11, (2, 9))
@@ -74,7 +75,7 @@ def trainer(tmp_path: Path, **settings: Any) -> training_state.Trainer:
     evaluation = training_state.Objective(lambda step: batch, loss.next_token, loss.count_targets,
                                 lambda model: loss.next_token(model, batch).item() / 16)
     machine = {"dtype": "fp32", "compiled": False}
-    return training_state.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, {},
+    return training_state.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, Record(),
                             training_state.State(steps=config.steps or 0))
 
 
@@ -146,7 +147,7 @@ def test_the_average_is_the_mean_over_the_last_fifth(tmp_path: Path) -> None:
     kept = hf.read_tensors(tmp_path / "model.safetensors")
     for name, value in kept.items():
         torch.testing.assert_close(value, (after[8][name] + after[9][name]) / 2)
-    assert t.record["selected_by"] == "average" and t.state.averaged == 2
+    assert t.record.selected_by == "average" and t.state.averaged == 2
     for name, p in t.model.named_parameters():
         assert torch.equal(p, after[9][name]), "the model itself goes on from its own weights"
 
@@ -221,9 +222,9 @@ def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callab
 
 def test_what_was_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
     """torch's own folder, chosen when its compiler is loaded, is a temporary one; without ours it stays."""
-    lines = ("import torch", "from bardlet.config.settings import TrainConfig",
-             "from bardlet.runtime.distributed import Dist", "from bardlet.stages import base",
-             "config = base.settled(TrainConfig(), Dist(0, 1, torch.device('cpu')))",
+    lines = ("import torch", "from bardlet.config.pretraining import TrainConfig",
+             "from bardlet.runtime.distributed import Dist", "from bardlet.stages.pretrain import Pretraining",
+             "config = Pretraining(TrainConfig(), Dist(0, 1, torch.device('cpu'))).settle()",
              "from torch._inductor.runtime.cache_dir_utils import cache_dir", "print(cache_dir())")
     (tmp_path / "file").write_text("")
     for cache, kept in ((tmp_path / "cache", True), (tmp_path / "file", False)):
@@ -243,4 +244,4 @@ def test_a_run_that_was_never_measured_leaves_its_newest_weights(tmp_path: Path)
         checkpointing.save(t)
         saved = hf.read_weights(t.run)
         assert all(torch.equal(saved[name], x) for name, x in t.model.hf_state_dict().items() if name in saved)
-        assert t.record["selected_step"] == step
+        assert t.record.selected_step == step

@@ -21,9 +21,9 @@ from bardlet.errors import BardletError
 if TYPE_CHECKING:
     import numpy as np
 
-    from bardlet.config.settings import TrainConfig
     from bardlet.data.corpus import Corpus
     from bardlet.evaluation.metrics import Score
+    from bardlet.stages.sft import SFT
     from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
@@ -115,23 +115,26 @@ def refuse(command: Command, *names: str, why: str) -> None:
 
 def _translates(folder: Path) -> bool:
     """Whether a folder holds a model that was trained on pairs."""
+    from bardlet.config.pretraining import TranslationConfig
     from bardlet.run import folder as run_folder
     from bardlet.run import hf
 
     if (folder / "run.toml").exists():
-        return run_folder.settings(folder, changed=True)[0].parallel
+        return isinstance(run_folder.settings(folder, changed=True)[0], TranslationConfig)
     return folder.is_dir() and hf.read_model_config(folder).model == "encdec"
 
 
 def translated(command: Command, folder: Path) -> int:
     """BLEU and chrF of a model that translates; returns the exit code."""
     from bardlet.cli.translate import load
+    from bardlet.config.pretraining import TranslationConfig
     from bardlet.data import bitext, bitext_batches
     from bardlet.evaluation import metrics
     from bardlet.inference import translate
     from bardlet.run import folder as run_folder
     from bardlet.runtime import device as runtime_device
-    from bardlet.stages import translation
+    from bardlet.runtime.distributed import Dist
+    from bardlet.stages.translation import Translation
 
     refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this model translates")
     if command.text:
@@ -139,7 +142,8 @@ def translated(command: Command, folder: Path) -> int:
     if bool(command.source) != bool(command.target):
         raise BardletError("--source and --target belong together: name both files")
     model, words, how = load(folder, command.beam, 1.0, 64)
-    runtime_device.settle(None, False, runtime_device.place(model, command.device, command.dtype))
+    model_device = runtime_device.place(model, command.device, command.dtype)
+    runtime_device.settle(None, False, model_device)
     if command.source and command.target:
         read = bitext.read_pairs(Path(command.source), Path(command.target))
         source, reference, what = [a for a, _ in read], [b for _, b in read], f"{command.source} to {command.target}"
@@ -148,11 +152,15 @@ def translated(command: Command, folder: Path) -> int:
             raise BardletError(f"{folder}: no run.toml in it, so its pairs are not known; name some with --source F "
                                "--target F")
         config, record = run_folder.settings(folder, changed=True)
-        found = translation.find(config)
+        if not isinstance(config, TranslationConfig):
+            raise BardletError(f"{folder}: its run learned no pairs; name some with --source F --target F")
+        stage = Translation(config, Dist(0, 1, model_device))
+        found = stage.source = stage.load_data()
         if found.hash != record.get("text_hash"):
             log.warning("the pairs of %s are not those that the run trained on any more; what is held out of them may "
                         "have been learned from", found.name)
-        source, reference = translation.held_out_lines(bitext_batches.prepare(found, words), config)
+        stage.data = bitext_batches.prepare(found, words)
+        source, reference = stage.held_out_lines()
         what = f"pairs of {found.name} that were held out"
     if not source:
         raise BardletError(f"{what}: there is no line in it")
@@ -174,7 +182,10 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     from bardlet.evaluation import metrics
     from bardlet.run import folder as run_folder
     from bardlet.runtime import device as runtime_device
-    from bardlet.stages import pretrain
+    from bardlet.runtime import distributed
+    from bardlet.stages import stage_of
+    from bardlet.stages.pretrain import Pretraining
+    from bardlet.stages.sft import SFT
 
     skipped, window = 0, min(256, model.config.block_size)
     if command.text:
@@ -185,20 +196,21 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml in it, so its text is not known; name a text to measure on")
         config, record = run_folder.settings(folder, changed=True)
-        if config.stage not in ("pretrain", "sft"):
-            raise BardletError(f"{folder}: it learned by {config.stage}, and its README.md says how well; name a text "
-                               "to measure on, or a --task")
-        if config.stage == "sft":
+        stage = stage_of(config)(config, distributed.Dist(0, 1, device))
+        if isinstance(stage, SFT):
             refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
                     "conversations")  # fmt: skip
-            return answered(command, config, record, model, words, device), 0, f"held-out answers of {record['text']}"
-        found = corpus.find(config.text, config.field)
+            return answered(command, stage, record, model, words), 0, f"held-out answers of {record['text']}"
+        if not isinstance(stage, Pretraining):
+            raise BardletError(f"{folder}: it learned by {config.stage}, and its README.md says how well; name a text "
+                               "to measure on, or a --task")
+        found = stage.source = stage.load_data()
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
                         "learned from", found.name)
-        ready = shards.prepare(found, words, skip_unseen=True)
-        tokens, characters, size = pretrain.held_out(ready, config)
-        skipped, window = ready.skipped, min(256, config.block_size)  # as the run itself evaluates
+        stage.data = shards.prepare(found, words, skip_unseen=True)
+        tokens, characters, size = stage.held_out()
+        skipped, window = stage.data.skipped, min(256, config.block_size)  # as the run itself evaluates
         what = f"{'validation part' if config.val_part == 'val' else 'development split'} of {found.name}"
     if len(tokens) < 2:
         raise BardletError(f"{what}: {len(tokens)} tokens are too few to predict one from another; take a longer text")
@@ -208,31 +220,28 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
                            f"take --context {model.config.block_size} or less")
     full = command.protocol == "full"
     batches = windows.validation_windows(tokens, block) if full else windows.random_windows(tokens, block, seed=0)
-    named = ({"idx": i, "target": t} for i, t in batches)
     dtype = runtime_device.pick_dtype(command.dtype, device)
-    loss = metrics.mean_loss(model, named, device, dtype, metrics.rows_at_once(model.config, block))
+    loss = metrics.mean_loss(model, batches, device, dtype, metrics.rows_at_once(model.config, block))
     result = metrics.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
-    return replace(result, tokens=sum(t.numel() for _, t in batches)), skipped, what
+    return replace(result, tokens=sum(batch["target"].numel() for batch in batches)), skipped, what
 
 
-def answered(command: Command, config: TrainConfig, record: dict[str, Any], model: Any, words: Tokenizer,
-             device: Any) -> Score:  # fmt: skip
+def answered(command: Command, stage: SFT, record: dict[str, Any], model: Any, words: Tokenizer) -> Score:
     """The loss on the answers that a run of `bardlet sft` did not learn from."""
     from bardlet.evaluation import metrics
     from bardlet.runtime import device as runtime_device
-    from bardlet.runtime import distributed
     from bardlet.stages import sft
     from bardlet.training import losses
 
-    found = sft.find(config)
-    if found.hash != record.get("text_hash"):
+    stage.load(words)
+    if stage.source.hash != record.get("text_hash"):
         log.warning("%s is not what the run trained on any more; what is held out of it may have been learned from",
-                    found.name)
-    held = sft.parts(sft.prepare(found, config, words, distributed.Dist(0, 1, device)), config)[1]
-    batches = sft.held_out(held, replace(config, eval_tokens=0), int(words.pad_id or 0))
-    rows = metrics.rows_at_once(model.config, config.block_size)
+                    stage.source.name)
+    device, block = stage.dist.device, stage.config.block_size
+    held = stage.parts()[1]
+    batches = sft.held_out(held, replace(stage.config, eval_tokens=0), int(words.pad_id or 0))
     dtype = runtime_device.pick_dtype(command.dtype, device)
-    mean = metrics.mean_loss(model, batches, device, dtype, rows, losses.answers)
+    mean = metrics.mean_loss(model, batches, device, dtype, metrics.rows_at_once(model.config, block), losses.answers)
     return sft.score(held, words, mean)
 
 

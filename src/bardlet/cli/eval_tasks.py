@@ -39,7 +39,7 @@ def run(folder: Path, asked_for: Sequence[str], limit: int | None, device: str, 
         with console.preparing() as progress:
             assert progress is not None
             tell = partial(progress, f"{name}: {console.count(len(questions), 'question')}")
-            result = likelihood.measure(name, questions, model, words, where, dtype, talker, tell)
+            result = likelihood.Asker(model, words, where, dtype, talker, tell).measure(name, questions)
         seconds, form = time.monotonic() - begun, TEMPLATE if by_template else TEXT
         say(name, result, form, seconds, model.config.block_size)
         figures[name] = {**asdict(result), "form": form, "seconds": round(seconds, 3)}

@@ -11,25 +11,29 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from bardlet.config.settings import option
+from bardlet.config.settings import Settings, option
+from bardlet.config.stages import elsewhere
+from bardlet.config.toml import why_not
 from bardlet.errors import BardletError
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None) -> T:
+def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None, hidden: Sequence[str] = ()) -> T:
     """A `kind` from `argv`; `--help` prints and exits with 0.
+
+    hidden: settings that cannot be typed.
 
     Raises:
         BardletError: what is wrong with the first word that does not fit, on one line.
     """
     import tyro
 
-    hints = {option(name): hint for name, hint in get_type_hints(kind).items()}
+    hints = {option(name): hint for name, hint in get_type_hints(kind).items() if name not in hidden}
     for word in argv:  # tyro would take what follows = for the next word
         name, equals, _ = word.partition("=")
         if equals and hints.get(name) is bool:
@@ -37,13 +41,26 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None)
     said, printed = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(printed):
-            return tyro.cli(kind, args=list(argv), prog=f"bardlet {command}", default=default)
+            return tyro.cli(_without(kind, hidden), args=list(argv), prog=f"bardlet {command}", default=default)
     except SystemExit as end:
         if end.code in (0, None):
             sys.stdout.write(printed.getvalue())
             raise
-    what = _in_words(_unboxed(said.getvalue() + printed.getvalue()), argv, hints)
+    what = _in_words(_unboxed(said.getvalue() + printed.getvalue()), argv, hints, kind)
     raise BardletError(f"{what}; `bardlet {command} --help` lists the settings")
+
+
+def _without(kind: type[T], hidden: Sequence[str]) -> type[T]:
+    """`kind`, a dataclass, of which the command line does not show some settings."""
+    import tyro
+
+    suppressed: Any = tyro.conf.Suppress
+    hints = get_type_hints(kind, include_extras=True)
+    defaults = {field.name: field.default for field in fields(cast(Any, kind))}
+    again = [(name, suppressed[hints[name]], defaults[name]) for name in hidden]
+    made = make_dataclass(kind.__name__, again, bases=(kind,), frozen=True) if again else kind
+    made.__doc__ = kind.__doc__
+    return cast(type[T], made)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +111,10 @@ def _unboxed(boxed: str) -> str:
     return " ".join(line for line in lines if line.strip("-"))
 
 
-def _in_words(text: str, argv: Sequence[str], hints: dict[str, Any]) -> str:
+def _in_words(text: str, argv: Sequence[str], hints: dict[str, Any], kind: type) -> str:
     """One sentence: the setting, what was typed, and what would fit."""
     if "Unrecognized options" in text:
-        return _unknown(argv, hints, text)
+        return _unknown(argv, hints, text, kind)
     if missing := re.search(r"Missing from .*? STR (.*?)\.? \(required\)", text):
         return f"something is missing: {missing[1][:1].lower()}{missing[1][1:]}"
     # the message quotes the setting, or its help text begins with it
@@ -109,12 +126,14 @@ def _in_words(text: str, argv: Sequence[str], hints: dict[str, Any]) -> str:
     return text.split(" Argument helptext")[0].split(" For full helptext")[0]
 
 
-def _unknown(argv: Sequence[str], hints: dict[str, Any], text: str) -> str:
+def _unknown(argv: Sequence[str], hints: dict[str, Any], text: str, kind: type) -> str:
     """The first word that looks like a setting and is none; else the first word too many."""
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         known = name in hints or "--" + name.removeprefix("--no-") in hints
         if re.match(r"-+[A-Za-z]", word) and not known:
+            if issubclass(kind, Settings) and elsewhere(setting := name.strip("-").replace("-", "_")):
+                return f"{name}: {why_not(setting, kind)}"
             near = get_close_matches(name, hints, 1)
             return f"there is no setting {word.partition('=')[0]}" + (f" (did you mean {near[0]}?)" if near else "")
     extra = re.search(r"Unrecognized options: (\S+?),? ", text + " ")

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
-from bardlet.cli import on_policy, stage
-from bardlet.config.settings import FINE, StageName
+from bardlet.cli import stage
+from bardlet.cli.train import RunOptions
+from bardlet.config.finetuning import PPOConfig
 
 
 @dataclass(frozen=True)
-class Command(on_policy.OnPolicy):
+class Command(RunOptions, PPOConfig):
     """Proximal policy optimization: a model writes answers, and learns to write those that are worth more than its
     critic expected, not too far from where it began. What an answer is worth is for --reward to say."""
 
-    stage: tyro.conf.Suppress[StageName] = "ppo"
-    passes: int = FINE["ppo"]["passes"]
-    """How often each answer is learned from."""
-    beta: float = FINE["ppo"]["beta"]
-    """What each nat costs by which it leaves the model that it began with; 0: nothing."""
-    target_kl: float | None = None
-    """Let beta follow, so that answers are so far (nats of an answer) from the model that it began with; none: beta
-    stays."""
-    lr: float = FINE["ppo"]["lr"]
-    """Peak learning rate of AdamW."""
-    muon_lr: float = FINE["ppo"]["muon_lr"]
-    """Peak learning rate of Muon."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL DATA [DATA ...]")] = ()
+    """The model, a run folder of `bardlet sft`; then files of questions: conversations, preferences, or records of JSON
+    with `prompt` and perhaps `answer`, .jsonl or .json, also .gz and .xz."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    return stage.run(Command, argv, "ppo", "bardlet ppo runs/chats-sft questions.jsonl --reward runs/judge")
+    return stage.run(Command, argv, "bardlet ppo runs/chats-sft questions.jsonl --reward runs/judge")

@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
-
-import tyro
+from typing import Any
 
 from bardlet.cli import train
 from bardlet.cli.options import parse
-from bardlet.config.model import Activation
-from bardlet.config.settings import Model, StageName
+from bardlet.config.finetuning import RolloutConfig, is_command
+from bardlet.config.stages import CONFIGS
 from bardlet.config.toml import settings_in
 from bardlet.errors import BardletError
 
-
-@dataclass(frozen=True)
-class Stage(train.Command):
-    """Settings of a stage. What the model decides that it begins with, and what other stages have, is not shown."""
-
-    block_size: int = 128
-    """Context window, in tokens; not given: that of the model."""
-    init: tyro.conf.Suppress[str | None] = None
-    model: tyro.conf.Suppress[Model] = "qwen3"
-    tokenizer: tyro.conf.Suppress[Literal["auto", "char", "byte", "bpe"]] = "auto"
-    vocab_size: tyro.conf.Suppress[int | None] = None
-    n_layer: tyro.conf.Suppress[int] = 4
-    n_encoder_layer: tyro.conf.Suppress[int | None] = None
-    n_head: tyro.conf.Suppress[int] = 4
-    n_kv_head: tyro.conf.Suppress[int | None] = None
-    n_embd: tyro.conf.Suppress[int] = 192
-    n_inner: tyro.conf.Suppress[int | None] = None
-    tie_embeddings: tyro.conf.Suppress[bool] = True
-    activation: tyro.conf.Suppress[Activation | None] = None
-    field: tyro.conf.Suppress[str] = "text"
-    source: tyro.conf.Suppress[str | None] = None
-    target: tyro.conf.Suppress[str | None] = None
-    pair: tyro.conf.Suppress[str | None] = None
-    lowercase: tyro.conf.Suppress[bool | None] = None
-    prefix_lm: tyro.conf.Suppress[bool] = False
-    label_smoothing: tyro.conf.Suppress[float] = 0.0
-    batch_tokens: tyro.conf.Suppress[int] = 4096
+NOT_TYPED = (*train.NOT_TYPED, "init")
+"""Settings that stand in files alone; the model is the first word of the command line."""
 
 
-def run(kind: type[Stage], argv: Sequence[str], name: StageName, example: str) -> int:
-    """Read the command line of a stage, of which the first word is the model that it begins with, and train."""
-    settings = train.defaults(argv, kind)
-    command = parse(kind, argv, name, settings)
-    if command.config and "stage" in settings_in(Path(command.config)) and command.stage != name:
-        raise BardletError(f"{command.config}: its settings are those of `bardlet {command.stage}`, not of {name}")
-    if command.text != (settings.text if settings else ()):  # typed: else the file says what is learned
+def run(kind: type[Any], argv: Sequence[str], example: str) -> int:
+    """Read the command line of a stage, of which the first word is the model that it begins with, and train.
+
+    kind: the stage's settings with `train.RunOptions`.
+    """
+    config = next(config for config in CONFIGS if issubclass(kind, config))
+    name, settings = config.stage, train.defaults(argv, kind)
+    command = parse(kind, argv, name, settings, NOT_TYPED)
+    if command.config and (other := settings_in(Path(command.config)).get("stage", name)) != name:
+        raise BardletError(f"{command.config}: its settings are those of `bardlet {other}`, not of {name}")
+    before = settings.text if settings else ()
+    if command.text != before:  # typed: else the file says what is learned
         first, *data = command.text
-        command = replace(command, init=first, text=tuple(data) or (settings.text if settings else ()))
-    command = replace(command, stage=name)
+        command = replace(command, init=first, text=tuple(data) or before)
     if command.init is None:
         raise BardletError(f"name the model that is to learn, a run folder, and behind it a file: {example}")
-    return train.start(command, argv)
+    if isinstance(command, RolloutConfig) and is_command(command.reward) and "reward" not in train.typed(argv):
+        raise BardletError(f"--reward '{command.reward}': a program is not run because a file names it; say it again: "
+                           f"`bardlet {name} --config ... --reward ...`")
+    return train.start(command, config)

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
 
 from bardlet import console
 from bardlet.cli.options import parse
-from bardlet.config.settings import PARALLEL, StageName, TrainConfig
+from bardlet.config.finetuning import FineTuneConfig
+from bardlet.config.pretraining import BY_WEIGHTS, TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings, option
+from bardlet.config.stages import CONFIGS, PARALLEL
 from bardlet.config.toml import read_toml, settings_in
 
 log = logging.getLogger("bardlet")
 
-Kind = TypeVar("Kind", bound="Command")
-@dataclass(frozen=True)
-class Command(TrainConfig):
-    """Train a model on a text. The result is a Hugging Face model folder, and a run that can be resumed."""
 
-    text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Named corpora (`bardlet data` lists them), files, folders or globs; none: Tiny Shakespeare."""
-    stage: tyro.conf.Suppress[StageName] = "pretrain"
-    pack: tyro.conf.Suppress[bool] = True
-    beta: tyro.conf.Suppress[float] = 0.1
-    reward: tyro.conf.Suppress[str | None] = None
-    rollout: tyro.conf.Suppress[int] = 128
-    passes: tyro.conf.Suppress[int] = 1
-    group: tyro.conf.Suppress[int] = 8
-    answer_tokens: tyro.conf.Suppress[int] = 64
-    temperature: tyro.conf.Suppress[float] = 1.0
-    clip: tyro.conf.Suppress[float] = 0.2
-    target_kl: tyro.conf.Suppress[float | None] = None
-    replans: tyro.conf.Suppress[tuple[tuple[int, int], ...]] = ()
+@dataclass(frozen=True)
+class RunOptions:
+    """What a command that trains is told besides the settings of the run."""
+
     out: str | None = None
     """The run folder to make; none: runs/NAME."""
     config: str | None = None
@@ -47,50 +37,112 @@ class Command(TrainConfig):
     """Print one JSON object on one line, last."""
 
 
+@dataclass(frozen=True)
+class Command(RunOptions, TrainConfig):
+    """Train a model on a text. The result is a Hugging Face model folder, and a run that can be resumed. With --source
+    and --target, or --pair, it learns to translate; `bardlet train --pair de-en --help` lists the settings of that."""
+
+    text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Named corpora (`bardlet data` lists them), files, folders or globs; none: Tiny Shakespeare."""
+
+
+@dataclass(frozen=True)
+class PairsCommand(RunOptions, TranslationConfig):
+    """Train a model that translates, on pairs of sentences. The result is a Hugging Face model folder, and a run that
+    can be resumed."""
+
+    text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """A named parallel corpus: multi30k."""
+
+
+Kind = TypeVar("Kind", bound=RunOptions)
+
+NOT_TYPED = ("replans",)
+"""Settings that stand in files alone."""
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    return start(_read(argv), argv)
+    """Run the command; returns the exit code. The file of settings of another stage is for that stage's command."""
+    file = _file(argv)
+    stage = read_toml(file)[0].stage if file else TrainConfig.stage
+    if stage != TrainConfig.stage:
+        return int(importlib.import_module(f"bardlet.cli.{stage}").main(argv))
+    command = read(argv)
+    return start(command, TranslationConfig if isinstance(command, PairsCommand) else TrainConfig)
 
 
-def start(command: Command, argv: Sequence[str]) -> int:
-    """Begin a run and bring it to its end; returns the exit code. argv: what of the settings was typed."""
+def start(command: RunOptions, kind: type[Settings]) -> int:
+    """Begin a run by the settings in `command`, of the class `kind`, and bring it to its end. Returns the exit code."""
     begun = time.monotonic()  # to load torch takes part of the minutes
     from bardlet import runner
 
-    config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
-    given = {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-             for word in argv if word.startswith("--")}
-    in_file = settings_in(Path(command.config)) if command.config else set()
-    result = runner.start(config, command.out, given, in_file, begun, command.plan)
+    config = kind(**{field.name: getattr(command, field.name) for field in fields(kind)})
+    result = runner.start(config, command.out, begun, command.plan)
     if command.json and result:
         console.say_json(result)
     return 0
 
 
-def _read(argv: Sequence[str]) -> Command:
-    """The command line as settings. Pairs are learned by an encoder-decoder where nobody named another model."""
-    typed = {word.partition("=")[0] for word in argv}
-    pairs = {"--pair", "--source", "--target", *PARALLEL} & typed and not {"--model", "--init"} & typed
-    command = parse(Command, argv, "train", defaults(argv, Command, bool(pairs)))
-    if pairs and not command.parallel:  # what looked like the name of pairs was another option's value
-        return parse(Command, argv, "train", defaults(argv, Command))
+def read(argv: Sequence[str]) -> Command | PairsCommand:
+    """The command line as settings.
+
+    A setting that was typed and would do nothing is an error; one that a file has, which may be of another run, is left
+    out with a notice.
+    """
+    kind: type[Command | PairsCommand] = PairsCommand if _names_pairs(argv) else Command
+    command = parse(kind, argv, "train", defaults(argv, kind), NOT_TYPED)
+    names = typed(argv)
+    if idle := [name for name in command.unused() if name not in names]:
+        log.warning("%s: not used, %s does not have that", ", ".join(idle), command.model)
+        command = replace(command, **{name: getattr(kind, name) for name in idle})
+    command.refuse_unused(names)
+    if command.init and (ignored := [name for name in BY_WEIGHTS if name in names]):
+        log.warning("%s: not used, --init %s decides it", ", ".join(map(option, ignored)), command.init)
+        command = replace(command, **{name: getattr(kind, name) for name in ignored})
     return command
 
 
-def defaults(argv: Sequence[str], kind: type[Kind], pairs: bool = False) -> Kind | None:
-    """The settings of `--config FILE`, before which the rest of the command line goes; encdec for pairs."""
+def typed(argv: Sequence[str]) -> set[str]:
+    """The names of the settings on a command line."""
+    return {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+            for word in argv if word.startswith("--")}
+
+
+def _names_pairs(argv: Sequence[str]) -> bool:
+    """Whether a command line, or the file of settings that it names, is about pairs of sentences."""
+    if {"pair", "source", "target"} & typed(argv):
+        return True
+    switches = {option(name) for name, hint in get_type_hints(Command).items() if hint is bool}
+    before = ["", *argv]
+    texts = [word for word, last in zip(argv, before, strict=False)
+             if not last.startswith("--") or "=" in last or last.replace("--no-", "--") in switches]
+    file = _file(argv)
+    if file is None or set(texts) & {*PARALLEL}:
+        return bool(set(texts) & {*PARALLEL})
+    return issubclass(type(read_toml(file)[0]), TranslationConfig)
+
+
+def _file(argv: Sequence[str]) -> Path | None:
+    """What --config names."""
     words = [word.partition("=") for word in argv]
     files = [value or argv[i + 1] for i, (word, _, value) in enumerate(words)
              if word == "--config" and (value or i + 1 < len(argv))]
-    if not files:
-        return kind(model="encdec") if pairs else None
-    settings, _ = read_toml(Path(files[-1]))
-    replans = () if any(word in ("--steps", "--minutes") for word, _, _ in words) else settings.replans
-    values = {f.name: getattr(settings, f.name) for f in fields(settings)} | {"replans": replans}
-    if (pairs or settings.parallel) and "model" not in settings_in(Path(files[-1])):
-        values["model"] = "encdec"
-    if any(word == "--minutes" for word, _, _ in words):
-        values["steps"] = None
-    if any(word == "--steps" for word, _, _ in words):
-        values["minutes"] = None
+    return Path(files[-1]) if files else None
+
+
+def defaults(argv: Sequence[str], kind: type[Kind]) -> Kind | None:
+    """The settings of `--config FILE` as defaults for `kind`; None: no file is named."""
+    file = _file(argv)
+    if file is None:
+        return None
+    config = next(config for config in CONFIGS if issubclass(kind, config))
+    settings, _ = read_toml(file, config)
+    values = {field.name: getattr(settings, field.name) for field in fields(config)}
+    known = {*values, "stage", *(BY_WEIGHTS if issubclass(config, FineTuneConfig) else ())}
+    if unused := [name for name in settings_in(file) if name not in known]:
+        who = {"pretrain": "a run on a text"}.get(config.stage, f"`bardlet {config.stage}`")
+        who = "a run on pairs" if config is TranslationConfig else who
+        log.warning("%s: not used, %s does not have that", ", ".join(unused), who)
+    if names := {"steps", "minutes"} & typed(argv):
+        values |= {"replans": (), **dict.fromkeys({"steps", "minutes"} - names)}
     return kind(**values)

@@ -90,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tuple[Any, Tokenizer, How]:
     """(model, tokenizer, how to translate) of a folder. BardletError for a model that does not translate."""
+    from bardlet.config.pretraining import TranslationConfig
     from bardlet.inference import translate
     from bardlet.run import folder as run_folder
     from bardlet.run import hf
@@ -98,7 +99,7 @@ def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tu
     prefix_lm = False
     if model.config.model != "encdec":
         config = run_folder.settings(folder, changed=True)[0] if (folder / "run.toml").exists() else None
-        if config is None or not config.parallel:
+        if not isinstance(config, TranslationConfig):
             raise BardletError(f"{folder}: this {model.config.model} model was not trained to translate; train one "
                                "with `bardlet train --pair de-en`, or with --source F --target F")
         prefix_lm = config.prefix_lm

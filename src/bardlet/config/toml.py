@@ -11,27 +11,65 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
-from bardlet.config.settings import WITHOUT, TrainConfig
+from bardlet.config.finetuning import FineTuneConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.pretraining import BY_WEIGHTS, FromScratch, TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings
+from bardlet.config.stages import CONFIGS, config_class, elsewhere
 from bardlet.errors import BardletError, shown
 
+S = TypeVar("S", bound=Settings)
+STAGES = tuple(dict.fromkeys(config.stage for config in CONFIGS))
+SHAPE = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings")
+"""What run.toml says of the shape of a model that was fine-tuned."""
 
-def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """A `TrainConfig` of `values`; an unknown name, or a value of another type, is an error that names `where`."""
-    hints = get_type_hints(TrainConfig)
-    known = {f.name for f in fields(TrainConfig)}
-    ready = {}
+
+@overload
+def from_mapping(values: Mapping[str, Any], where: str) -> Settings: ...
+@overload
+def from_mapping(values: Mapping[str, Any], where: str, kind: type[S]) -> S: ...
+def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any:
+    """The settings of `values`; an unknown name, or a value of another type, is an error that names `where`.
+
+    Args:
+        kind: the class of settings that is wanted; None: the one that `values` are for. What only other classes have
+            is left out.
+    """
+    stage = values.get("stage", "pretrain")
+    if stage not in STAGES:
+        raise BardletError(f"{where}: stage = {shown(stage)}: it must be one of {', '.join(STAGES)}")
+    kind = kind or config_class(values)
+    known = {f.name for f in fields(kind)}
+    values = {name: value for name, value in values.items() if name != "stage"}
+    if issubclass(kind, FineTuneConfig):  # run.toml tells its reader the shape, which the weights decide
+        values = {name: value for name, value in values.items() if name not in BY_WEIGHTS}
+    hints, ready = get_type_hints(kind), {}
     for name, value in values.items():
-        if name not in known:
+        if name in known:
+            ready[name] = _typed(value, hints[name], f"{where}: {name}")
+        elif not elsewhere(name):
             near = get_close_matches(name, known, 1)
             raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near
                                else "; `bardlet train --help` lists them (here with _ for -)"))
-        ready[name] = _typed(value, hints[name], f"{where}: {name}")
     try:
-        return TrainConfig(**ready)
+        return kind(**ready)
     except BardletError as error:
         raise BardletError(f"{where}: {error}") from None
+
+
+def why_not(name: str, kind: type[Settings]) -> str:
+    """Why a class of settings does not have the one of this name, which others have, and what to do."""
+    others = elsewhere(name)
+    if issubclass(kind, TranslationConfig) and TrainConfig in others:
+        return "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
+    stages = [f"`bardlet {other.stage}`" for other in others if other.stage != "pretrain"]
+    if stages and len(stages) == len(others):
+        return f"is for {', '.join(stages)}; leave it out"
+    if kind.stage != "pretrain":
+        return f"`bardlet {kind.stage}` does not have that; leave it out"
+    return "is for translation; leave it out, or give --source F --target F or --pair"
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 'text, in " "'}
@@ -64,8 +102,12 @@ MOST_TOML = 1 << 22
 """Bytes of the largest file of settings that is read: a run writes 3 kB, and more where many files were named."""
 
 
-def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote)."""
+@overload
+def read_toml(path: Path) -> tuple[Settings, dict[str, Any]]: ...
+@overload
+def read_toml(path: Path, kind: type[S]) -> tuple[S, dict[str, Any]]: ...
+def read_toml(path: Path, kind: Any = None) -> Any:
+    """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote). kind: of `from_mapping`."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise BardletError(f"{path}: is no file; name a TOML file of settings")
@@ -84,25 +126,41 @@ def read_toml(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     record = values.pop("record", {})
     if not isinstance(record, dict):
         raise BardletError(f"{path}: record = {shown(record)}: it must be a table, [record]; take the line out")
-    return from_mapping(values, str(path)), record
+    settings = from_mapping(values, str(path), kind) if kind else from_mapping(values, str(path))
+    return settings, record
 
 
-def settings_in(path: Path) -> set[str]:
-    """The names of the settings that a TOML file has, which `read_toml` was able to read."""
-    return set(tomllib.loads(path.read_text(encoding="utf-8-sig"))) - {"record"}
+def settings_in(path: Path) -> dict[str, Any]:
+    """What a TOML file says of settings, as it says it; `read_toml` was able to read it."""
+    values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    return {name: value for name, value in values.items() if name != "record"}
 
 
-def to_toml(config: TrainConfig, record: Mapping[str, Any]) -> str:
-    """The text of run.toml: every setting that the model has and that has a value, then what happened."""
+def as_mapping(config: Settings) -> dict[str, Any]:
+    """Every setting by its name, with the stage: what `from_mapping` reads."""
+    return {"stage": config.stage, **asdict(config)}
+
+
+def to_toml(config: Settings, record: Mapping[str, Any], shape: ModelConfig | None = None) -> str:
+    """The text of run.toml: every setting that the model has and that has a value, then what happened.
+
+    shape: of the model, which the settings of fine-tuning do not have and a reader of the file wants to know.
+    """
     import tomli_w
 
-    has = {k: v for k, v in asdict(config).items() if config.model not in WITHOUT.get(k, ()) and k not in config.others}
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in has.items() if v is not None}  # TOML has no null
-    settings["replans"] = [list(pair) for pair in config.replans]
+    values = asdict(config)
+    if isinstance(config, FineTuneConfig) and shape:
+        values = {"tokenizer": "auto", **{name: getattr(shape, name) for name in SHAPE}, **values}
+    if isinstance(config, FromScratch):
+        values = {name: value for name, value in values.items() if not config.lacks(name)}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+              if value is not None}  # TOML has no null
+    values["replans"] = [list(pair) for pair in config.replans]
     command = "train" if config.stage == "pretrain" else config.stage
     head = (f"# Written by bardlet. `bardlet {command} --config run.toml` repeats this run; "
             "[record] says what happened.\n")
-    text = head + tomli_w.dumps({**settings, "record": {k: v for k, v in record.items() if v is not None}})
+    happened = {name: value for name, value in record.items() if value is not None}
+    text = head + tomli_w.dumps({"stage": config.stage, **values, "record": happened})
     return f"{text}{SEAL}{_digest(text)}\n"
 
 
@@ -121,7 +179,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def changed(config: TrainConfig) -> dict[str, Any]:
+def changed(config: Settings) -> dict[str, Any]:
     """The settings that differ from their defaults."""
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING} | config.plain
     return {f.name: getattr(config, f.name) for f in fields(config)
-            if f.default is not MISSING and getattr(config, f.name) != f.default}
+            if f.name in defaults and getattr(config, f.name) not in (defaults[f.name], None)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TranslationConfig
 from bardlet.data.corpus import MANY, folder_with
 from bardlet.data.text import Source, digest_of, read_text
 from bardlet.errors import BardletError
@@ -100,7 +100,7 @@ def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
     return list(zip(left, right, strict=True))
 
 
-def find(config: TrainConfig) -> Parallel:
+def find(config: TranslationConfig) -> Parallel:
     """The pairs that the settings name. BardletError for what is not there."""
     if config.source is not None or config.target is not None:
         if config.source is None or config.target is None:

@@ -137,12 +137,12 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
     for part, pairs in parts.items():
         for side, name in enumerate(SIDES):
             documents = ((f"{found.name}, {part}, {name}", pair[side]) for pair in pairs)
-            shards.write_shard(folder / f"{part}.{name}.bin", documents, words, several=True)
+            shards.write_shard(folder / f"{part}.{name}.npy", documents, words, several=True)
     known = {source for source, _ in parts["train"]}
     leaked = sum(source in known for source, _ in parts["val"]) / len(parts["val"])
     facts = {"reason": reason, "leaked": round(leaked, 4)}
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    names = [f"{part}.{name}.bin" for part in parts for name in SIDES]
+    names = [f"{part}.{name}.npy" for part in parts for name in SIDES]
     manifest.seal(folder, [*names, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
 
@@ -152,7 +152,7 @@ def _open(folder: Path) -> PreparedPairs:
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
 
     def lines(part: str, name: str) -> Lines:
-        tokens = shards.open_shard(folder / f"{part}.{name}.bin", words.hash)
+        tokens = shards.open_shard(folder / f"{part}.{name}.npy")
         return Lines(tokens, np.flatnonzero(tokens == words.eos_id) + 1)
 
     train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))

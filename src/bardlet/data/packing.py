@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bardlet.data import windows
+from bardlet.data import shards, windows
 from bardlet.data.batch import Batch
 from bardlet.ops.cross_entropy import IGNORE
 
@@ -63,7 +63,7 @@ class Chats:
     @staticmethod
     def load(folder: Path, name: str) -> Chats:
         """What `save` wrote, memory-mapped."""
-        return Chats(*(np.load(folder / f"{name}.{array}.npy", mmap_mode="r") for array in ARRAYS))
+        return Chats(*(shards.read_array(folder / f"{name}.{array}.npy") for array in ARRAYS))
 
     def part(self, which: slice) -> Chats:
         """The conversations of a slice without step."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.finetuning import RolloutConfig
 from bardlet.data import chat_template
 from bardlet.data.records import Examples, Question
 from bardlet.data.shards import Progress
@@ -60,7 +60,7 @@ def prepare(found: Examples, words: Tokenizer, progress: Progress | None = None)
     return PreparedPrompts(train, val, words)
 
 
-def parts(ready: PreparedPrompts, config: TrainConfig) -> tuple[Prompts, Prompts]:
+def parts(ready: PreparedPrompts, config: RolloutConfig) -> tuple[Prompts, Prompts]:
     """(training, held-out) questions that leave room in the window for an answer of --answer-tokens.
 
     The development split is the last tenth of the training part, too long ones counted, so that it is the same one in

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bardlet.config.settings import TrainConfig
 from bardlet.data.corpus import MANY
 from bardlet.data.text import Source, digest_of, inner_suffix, read_text
 from bardlet.errors import BardletError, shown
@@ -112,14 +111,10 @@ def said(messages: Sequence[Message]) -> str:
 Record = TypeVar("Record")
 
 
-def find(config: TrainConfig) -> Examples:
-    """The records that the settings name. BardletError for a file that is not there."""
-    files = tuple(map(Path, config.text))
+def find(text: Sequence[str], wanted: str = "conversations") -> Examples:
+    """The records in these files. BardletError for a file that is not there, or for none; wanted: what they hold."""
+    files = tuple(map(Path, text))
     if not files:
-        what = {"sft": "conversations behind the base, .jsonl or .json, with `messages`, or `instruction` and `output`",
-                "ppo": "questions, .jsonl or .json: conversations, or records with `prompt` and perhaps `answer`"}
-        what["grpo"] = what["ppo"]
-        wanted = what.get(config.stage, "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
         raise BardletError(f"there is nothing to learn from: name a file of {wanted}")
     for file in files:
         if not file.exists() or file.is_dir():

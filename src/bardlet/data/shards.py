@@ -1,8 +1,8 @@
 """Documents to token shards on disk.
 
-A shard is a header of 128 bytes and then the ids, 16 or 32 bits each, little-endian: it says itself what it
-is, and is memory-mapped, so that a text may be larger than memory. Shards are built once for each text and
-tokenizer, in a temporary folder that is renamed when it is whole.
+A shard is a one-dimensional array in NumPy's own format, the ids in 16 or 32 bits each. It is memory-mapped, so that a
+text may be larger than memory. Shards are built once for each text and tokenizer, in a temporary folder that is renamed
+when it is whole.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import shutil
 import struct
 import tempfile
 import time
+import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -37,10 +38,11 @@ log = logging.getLogger("bardlet")
 Progress = Callable[[str, int, int | None], None]
 Made = TypeVar("Made")
 
-MAGIC, VERSION, HEADER_BYTES = b"bardlet\0", 1, 128
+VERSION = 1
 WINDOW = {"char": 64, "byte": 64, "bpe": 16}
 """Tokens of a passage long enough that it is a copy where it occurs twice: some dozen words."""
-HEADER = struct.Struct("<8sIIQ32s")  # magic, version, bytes per token, number of tokens, hash of the tokenizer
+BEFORE = struct.Struct("<8sIIQ32s72x")
+"""The header of a shard of bardlet 0.2: "bardlet", 1, bytes per token, number of tokens, hash of the tokenizer."""
 
 
 # ------------------------------------------------------------------------------------------- shards
@@ -95,11 +97,20 @@ def prepare(
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
     folder = root / f"{corpus.name[:60]}-{key[:16]}"
+    job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache)
+    return cached(folder, lambda whole: _build(job, whole), _open)
 
-    def build(whole: Path) -> None:
-        _build(corpus, tokenizer, vocab_size, whole, progress, skip_unseen, cache)
 
-    return cached(folder, build, _open)
+@dataclass(frozen=True)
+class _Job:
+    """What `prepare` was asked for."""
+
+    corpus: Corpus
+    tokenizer: str | Tokenizer
+    vocab_size: int | None
+    skip_unseen: bool
+    progress: Progress | None
+    cache: Path | None
 
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, BardletError)
@@ -152,27 +163,19 @@ def _checked(kind: str | Tokenizer, vocab_size: int | None) -> str:
     return str(kind)
 
 
-def _build(
-    corpus: Corpus,
-    spec: str | Tokenizer,
-    vocab_size: int | None,
-    folder: Path,
-    progress: Progress | None,
-    skip_unseen: bool,
-    cache: Path | None,
-) -> None:
-    """Writes tokenizer, both shards and prepared.json into an empty folder."""
-    total: int | None = None
-    if isinstance(spec, Tokenizer):
-        chosen, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
+def _build(job: _Job, folder: Path) -> None:
+    """Write tokenizer, both shards and prepared.json into an empty folder."""
+    corpus, progress, total = job.corpus, job.progress, None
+    if isinstance(job.tokenizer, Tokenizer):
+        chosen, reason = job.tokenizer, f"{job.tokenizer.kind}: the tokenizer that came with the model"
     else:
-        chosen, reason, total = _make_tokenizer(corpus, spec, vocab_size, progress, cache)
+        chosen, reason, total = _make_tokenizer(job, job.tokenizer)
     facts: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
     for part in ("train", "val"):
         before = facts.get("train_chars", 0)
         tell = (lambda done, start=before: progress("tokens", start + done, total)) if progress else None
-        documents = _cleaned(corpus, part, chosen, skip_unseen, facts)
-        counts = write_shard(folder / f"{part}.bin", documents, chosen, corpus.several, tell)
+        documents = _cleaned(corpus, part, chosen, job.skip_unseen, facts)
+        counts = write_shard(folder / f"{part}.npy", documents, chosen, corpus.several, tell)
         facts[f"{part}_chars"], facts[f"{part}_bytes"], tokens = counts
         if tokens < 2:
             raise BardletError(
@@ -182,20 +185,19 @@ def _build(
     # fewer than 20 documents are in both parts, more in one of them
     facts["documents"] = corpus.count
     chosen.save(folder)
-    train, val = (open_shard(folder / f"{part}.bin", chosen.hash) for part in ("train", "val"))
+    train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
     shares = duplicates.compare(train, val, WINDOW["bpe" if chosen.kind == "other" else chosen.kind])
     facts["duplicated"], facts["leaked"] = (round(share, 4) for share in shares)
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    manifest.seal(folder, ["train.bin", "val.bin", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
+    manifest.seal(folder, ["train.npy", "val.npy", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
 
-def _make_tokenizer(
-    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None
-) -> tuple[Tokenizer, str, int | None]:
+def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     """(tokenizer, reason, characters of the text or None where nobody counted them)."""
+    corpus, vocab_size, progress = job.corpus, job.vocab_size, job.progress
     if kind == "byte":
         return tokenizers.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
-    seen = survey(corpus, progress, cache)
+    seen = survey(corpus, progress, job.cache)
     characters, alphabet = seen.characters, set(seen.alphabet)
     if kind == "auto" and vocab_size is None:
         kind, vocab_size, reason = tokenizers.choose(characters, len(alphabet))
@@ -238,13 +240,13 @@ def write_shard(
     several: bool,
     tell: Callable[[int], None] | None = None,
 ) -> tuple[int, int, int]:
-    """Writes (place, text) as one shard, a separator after each where there are several: (chars, bytes, tokens)."""
+    """Write (place, text) as one shard, a separator after each where there are several: (chars, bytes, tokens)."""
     separator = None
     if several and tokenizer.eos_id is not None:
         separator = np.array([tokenizer.eos_id], tokenizer.dtype).tobytes()
     characters = text_bytes = tokens = 0
     with open(path, "wb") as file:
-        file.write(bytes(HEADER_BYTES))
+        begins = _write_header(file, tokenizer.dtype, 0)
         for place, text in documents:
             try:
                 for number, ids in enumerate(tokenizer.encode_pieces(text), 1):
@@ -259,9 +261,8 @@ def write_shard(
                 tokens += 1
             characters += len(text)
             text_bytes += _utf8_length(text)
-        header = HEADER.pack(MAGIC, VERSION, tokenizer.dtype.itemsize, tokens, bytes.fromhex(tokenizer.hash))
         file.seek(0)
-        file.write(header.ljust(HEADER_BYTES, b"\0"))
+        assert _write_header(file, tokenizer.dtype, tokens) == begins  # NumPy leaves room for a number that grows
         file.flush()
         os.fsync(file.fileno())
     return characters, text_bytes, tokens
@@ -273,26 +274,51 @@ def _utf8_length(text: str) -> int:
     return sum(len(text[i : i + (1 << 20)].encode()) for i in range(0, len(text), 1 << 20))
 
 
-def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
-    """The ids of a shard, (N,), memory-mapped and read-only; BardletError says what is wrong with the file.
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], count: int) -> int:
+    """Write the header of an array of `count` numbers; return where they begin."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
 
-    tokenizer_hash: sha256 (hex) of the tokenizer.json that it must have been made with.
+
+def open_shard(path: Path) -> np.ndarray:
+    """The ids of the shard NAME.npy, (N,), memory-mapped and read-only; or of NAME.bin, as bardlet 0.2 wrote it.
+
+    Raises:
+        BardletError: what is wrong with the file.
     """
+    if not path.exists() and path.with_suffix(".bin").exists():
+        return _open_version_1(path.with_suffix(".bin"))
+    ids = read_array(path)
+    if ids.ndim != 1 or ids.dtype.str not in ("<u2", "<u4"):
+        raise BardletError(f"{path}: holds no token ids")
+    return ids
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array in NumPy's format, memory-mapped and read-only. BardletError where the file is none."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OverflowError, SyntaxError, TypeError, tokenize.TokenError) as error:
+        raise BardletError(f"{path}: is no array of NumPy's ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, np.ndarray):  # a zip file of several
+        raise BardletError(f"{path}: is no array of NumPy's")
+    return found
+
+
+def _open_version_1(path: Path) -> np.ndarray:
+    """The ids of a shard of bardlet 0.2."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head = file.read(HEADER_BYTES)
-    if len(head) < HEADER_BYTES:
+        head = file.read(BEFORE.size)
+    if len(head) < BEFORE.size:
         raise BardletError(f"{path}: ends in its header")
-    magic, version, width, count, made_with = HEADER.unpack(head[: HEADER.size])
-    if magic != MAGIC or version != VERSION or width not in (2, 4):
-        raise BardletError(f"{path}: is no shard of version {VERSION}")
-    if made_with.hex() != tokenizer_hash:
-        raise BardletError(f"{path}: was made with another tokenizer")
-    if size != HEADER_BYTES + width * count:
-        raise BardletError(f"{path}: has {size} bytes, not {HEADER_BYTES + width * count}")
-    if count == 0:
-        return np.zeros(0, f"<u{width}")
-    return np.memmap(path, f"<u{width}", "r", HEADER_BYTES, (count,))
+    magic, version, width, count, _ = BEFORE.unpack(head)
+    if magic != b"bardlet\0" or version != 1 or width not in (2, 4):
+        raise BardletError(f"{path}: is no shard of bardlet's")
+    if size != BEFORE.size + width * count:
+        raise BardletError(f"{path}: has {size} bytes, not {BEFORE.size + width * count}")
+    return np.memmap(path, f"<u{width}", "r", BEFORE.size, (count,)) if count else np.zeros(0, f"<u{width}")
 
 
 def check(folder: Path) -> None:
@@ -308,12 +334,12 @@ def _open(folder: Path) -> Prepared:
     tokenizer = tokenizers.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     facts.pop("text")
-    train, val = (open_shard(folder / f"{part}.bin", tokenizer.hash) for part in ("train", "val"))
+    train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
     return Prepared(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
 
 
 def _place(whole: Path, folder: Path, read: Callable[[Path], Made]) -> Made:
-    """Renames a finished folder to its place. When another process was first, its work is used."""
+    """Rename a finished folder to its place. When another process was first, its work is used."""
     for _ in range(3):
         with contextlib.suppress(OSError):
             os.rename(whole, folder)
@@ -327,7 +353,7 @@ def _place(whole: Path, folder: Path, read: Callable[[Path], Made]) -> Made:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what processes that were killed a day ago or earlier left behind."""
+    """Remove what processes that were killed a day ago or earlier left behind."""
     for left in root.glob(".making-*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 86_400:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bardlet.data.batch import Batch
 from bardlet.errors import BardletError
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Windows:
@@ -40,9 +39,9 @@ class Windows:
         return self._epochs[epoch]
 
     def batch(self, step: int) -> Batch:
-        """(idx_BT, target_BT) of a step from 0 on, int64 on the CPU; a pure function of (seed, step).
+        """`idx` and `target` (B, T) of a step from 0 on, int64 on the CPU; a pure function of (seed, step).
 
-        target is idx one token later.
+        `target` is `idx` one token later.
         """
         first = step * self.batch_size
         places = np.arange(first, first + self.batch_size)
@@ -65,7 +64,7 @@ def place_of_batch(step: int, batches_per_epoch: int) -> str:
 
 
 def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> list[Batch]:
-    """Protocol (b): every token but the first is a target once. [(idx_BT, target_BT)], int64.
+    """Protocol (b): every token but the first is a target once: batches as of `Windows`.
 
     Windows of block_size with stride block_size, no context carried over; the rest is a shorter window in a
     batch of its own. `every` k takes every k-th window only. BardletError when there are fewer than 2 tokens.
@@ -82,7 +81,7 @@ def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64
 def random_windows(
     tokens: np.ndarray, block_size: int, n_batches: int = 200, batch_size: int = 64, seed: int = 0
 ) -> list[Batch]:
-    """Protocol (a), nanoGPT's: batches of windows that begin anywhere. [(idx_BT, target_BT)], int64.
+    """Protocol (a), nanoGPT's: batches of windows that begin anywhere, as of `Windows`.
 
     Its own generator: nothing else is disturbed. BardletError when there are block_size tokens or fewer.
     """
@@ -101,6 +100,6 @@ def _at_least(tokens: np.ndarray, needed: int) -> None:
 
 
 def _windows_at(tokens: np.ndarray, starts: np.ndarray, length: int) -> Batch:
-    """(idx_BT, target_BT) of the windows that begin at starts (B,)."""
+    """The windows that begin at starts (B,)."""
     chunk = torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64))  # (B, T + 1)
-    return chunk[:, :-1].contiguous(), chunk[:, 1:].contiguous()
+    return {"idx": chunk[:, :-1].contiguous(), "target": chunk[:, 1:].contiguous()}

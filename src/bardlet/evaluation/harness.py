@@ -114,9 +114,10 @@ class Bardlet(LM):
                 options = {"temperature": wanted.get("temperature", 1.0), "top_k": wanted.get("top_k"),
                            "top_p": wanted.get("top_p"), "seed": 0}  # fmt: skip
             texts = [self.known(requests[number].args[0]) for number in numbers]
+            stop_ids = [] if self.words.eos_id is None else [self.words.eos_id]
             written = likelihood.write(self.model, self.words, [prompt_ids(self.words, text) for text in texts],
-                                     wanted.get("max_gen_toks", TOKENS),
-                                     [] if self.words.eos_id is None else [self.words.eos_id], self.dtype, **options)
+                                       wanted.get("max_gen_toks", TOKENS), dtype=self.dtype, stop_ids=stop_ids,
+                                       **options)
             until = wanted.get("until") or []
             for number, text in zip(numbers, written, strict=True):
                 for stop in [until] if isinstance(until, str) else until:

@@ -21,6 +21,7 @@ from bardlet.evaluation.metrics import rows_at_once
 from bardlet.evaluation.tasks import Record, Task
 from bardlet.inference import generate
 from bardlet.inference.text_generation import prompt_ids
+from bardlet.models.base import Rung
 from bardlet.runtime.device import autocast
 from bardlet.tokenizer import Tokenizer
 
@@ -138,18 +139,17 @@ def _last_log_probabilities(model: Any, batch: Sequence[Ids], counts: Sequence[i
     """log p of each token behind the last `counts` places of each row, one row after the other: (N, V) float32."""
     idx_BT, length_B = generate.padded(batch, device)
     time_T, first_B = torch.arange(idx_BT.shape[1], device=device), length_B - torch.tensor(counts, device=device)
-    where_BT = (time_T >= first_B[:, None]) & (time_T < length_B[:, None])
-    if hasattr(model, "states"):
-        logits_NV = model(idx_BT, where_BT=where_BT)
-    else:  # a rung of the ladder, which has no more than the lecture's forward
-        logits_NV = model(idx_BT)[where_BT]
+    scored_BT = (time_T >= first_B[:, None]) & (time_T < length_B[:, None])
+    # a rung of the ladder has no more than the lecture's logits
+    logits_NV = (model.logits(idx_BT)[scored_BT] if isinstance(model, Rung)
+                 else model.logits(model.hidden(idx_BT)[scored_BT]))
     return logits_NV.float().log_softmax(-1)
 
 
 # ---------------------------------------------------------------------------------- what it writes
 
 
-def write(model: Any, words: Tokenizer, prompts: Sequence[Ids], tokens: int, stop_ids: Ids = (), dtype: str = "fp32",
+def write(model: Any, words: Tokenizer, prompts: Sequence[Ids], tokens: int, *, dtype: str = "fp32",
           progress: Progress | None = None, **options: Any) -> list[str]:
     """What a model writes behind each prompt, by default always its likeliest token: texts, without special tokens.
 
@@ -164,7 +164,7 @@ def write(model: Any, words: Tokenizer, prompts: Sequence[Ids], tokens: int, sto
     for first in range(0, len(order), ROWS):
         these = order[first : first + ROWS]
         asked = [list(prompts[i])[-max(1, window - tokens) :] for i in these]
-        for i, ids in zip(these, generate.generate(model, asked, tokens, stop_ids=stop_ids, **options), strict=True):
+        for i, ids in zip(these, generate.generate(model, asked, tokens, **options), strict=True):
             made[i] = words.decode((token for token in ids if token < words.vocab_size), skip_special=True)
         if progress is not None:
             progress(first + len(these), len(order))
@@ -194,30 +194,6 @@ def _plain(number: str) -> str:
 # ---------------------------------------------------------------------------------- a task
 
 
-def measure(name: str, questions: Sequence[Record], model: Any, words: Tokenizer, device: torch.device,
-            dtype: str = "fp32", talker: Talker | None = None, progress: Progress | None = None) -> Result:
-    """How many of the questions of the task `name` a model answers.
-
-    Args:
-        model: decoder-only, on `device`; dtype: fp32 or bf16, of its matrix products.
-        talker: how it is asked for a number; None: as a text to go on with. All else is asked as a text.
-
-    Raises:
-        BardletError: no question is left, since none fits into the window, or all have unseen characters.
-    """
-    task, window = tasks.find(name), model.config.block_size
-    seen = [one for one in questions if not _has_unseen(words, task, one)]
-    judge = _by_number if task.kind == "number" else _by_likelihood
-    asked, cut, figures = judge(task, seen, model, words, device, dtype, talker, progress)
-    too_long, unseen = len(seen) - len(asked), len(questions) - len(seen)
-    if not asked:
-        raise BardletError(f"--task {name}: no question is left: {unseen:,} have characters that the model's tokenizer "
-                           f"has never seen, {too_long:,} do not fit into its window of {window}; take another task, "
-                           "or another model")
-    return Result(chance=tasks.chance(task.kind, asked), always=tasks.always(task.kind, asked), records=len(asked),
-                  cut=cut, too_long=too_long, unseen=unseen, **figures)
-
-
 def _has_unseen(words: Tokenizer, task: Task, one: Record) -> bool:
     """Whether a question has characters that the tokenizer does not know; what is written itself may be anything."""
     if task.kind == "number":
@@ -229,55 +205,86 @@ Judged = tuple[Sequence[Record], int, dict[str, Any]]
 """The questions that were asked, how many of them lost their beginning, and the figures of `Result`."""
 
 
-def _by_likelihood(task: Task, questions: Sequence[Record], model: Any, words: Tokenizer, device: torch.device,
-                   dtype: str, talker: Talker | None, progress: Progress | None) -> Judged:  # fmt: skip
-    """Questions whose options are compared, or whose one option is looked at."""
-    window = model.config.block_size
-    pairs = [[encode_pair(words, *option) for option in one.options] for one in questions]
-    fitting = [(one, options) for one, options in zip(questions, pairs, strict=True)
-               if all(len(continuation) <= window for _, continuation in options)]  # fmt: skip
-    cut = sum(any(len(context) + len(continuation) > window + 1 for context, continuation in options)
-              for _, options in fitting)  # fmt: skip
-    found = iter(log_likelihoods(model, [pair for _, options in fitting for pair in options], device, dtype, progress))
-    right: list[bool] = []
-    right_norm: list[bool] = []
-    nats = 0.0
-    for one, _ in fitting:
-        logp, likeliest = zip(*(next(found) for _ in one.options), strict=True)
-        length = [len(continuation.removeprefix(" ")) for _, continuation in one.options]
-        right.append(likeliest[0] if task.kind == "last" else _largest(logp) == one.gold)
-        right_norm.append(_largest([score / n for score, n in zip(logp, length, strict=True)]) == one.gold)
-        nats -= logp[0]
-    figures = _share(right, "acc", "stderr")
-    if task.kind == "choice":
-        figures |= _share(right_norm, "acc_norm", "stderr_norm")
-    if task.kind == "last" and right:
-        figures["perplexity"] = math.exp(nats / len(right))
-    return [one for one, _ in fitting], cut, figures
+@dataclass(frozen=True)
+class Asker:
+    """A decoder-only model that is asked the questions of tasks.
 
+    model: on `device`. dtype: fp32 or bf16, of its matrix products. talker: how it is asked for a number; None: as a
+    text to go on with. All else is asked as a text.
+    """
 
-def _by_number(task: Task, questions: Sequence[Record], model: Any, words: Tokenizer, device: torch.device, dtype: str,
-               talker: Talker | None, progress: Progress | None) -> Judged:  # fmt: skip
-    """Questions whose answer is a number that the model writes."""
-    window = model.config.block_size
-    tokens = min(task.tokens, max(1, window // 2))
-    if talker is None:
-        stop_ids: Ids = [] if words.eos_id is None else [words.eos_id]
-        asked = [(one, encode_pair(words, one.options[0][0], "")[0]) for one in questions]
-    else:  # the beginning of a conversation says who speaks, and cannot be cut off
-        stop_ids = talker.stop_ids
-        asked = [(one, talker.ask(one.question)) for one in questions]
-        asked = [(one, prompt) for one, prompt in asked if len(prompt) + tokens <= window]
-    questions, prompts = [one for one, _ in asked], [prompt for _, prompt in asked]
-    made = write(model, words, prompts, tokens, stop_ids, dtype, progress)
-    made = [text.split("Question:")[0] for text in made]  # where the next question would begin
-    wanted = [one.options[0][1] for one in questions]
-    figures = _share([number_behind(text, task.behind) == number for text, number in zip(made, wanted, strict=True)],
-                     "acc", "stderr")  # fmt: skip
-    if task.behind or talker is not None:
-        figures |= _share([last_number(text) == number for text, number in zip(made, wanted, strict=True)],
-                          "acc_last", "stderr_last")  # fmt: skip
-    return questions, sum(len(prompt) + tokens > window for prompt in prompts), figures
+    model: Any
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: str = "fp32"
+    talker: Talker | None = None
+    progress: Progress | None = None
+
+    def measure(self, name: str, questions: Sequence[Record]) -> Result:
+        """How many of the questions of the task `name` the model answers.
+
+        Raises:
+            BardletError: no question is left, since none fits into the window, or all have unseen characters.
+        """
+        task, window = tasks.find(name), self.model.config.block_size
+        seen = [one for one in questions if not _has_unseen(self.tokenizer, task, one)]
+        asked, cut, figures = (self._by_number if task.kind == "number" else self._by_likelihood)(task, seen)
+        too_long, unseen = len(seen) - len(asked), len(questions) - len(seen)
+        if not asked:
+            raise BardletError(f"--task {name}: no question is left: {unseen:,} have characters that the model's "
+                               f"tokenizer has never seen, {too_long:,} do not fit into its window of {window}; take "
+                               "another task, or another model")
+        return Result(chance=tasks.chance(task.kind, asked), always=tasks.always(task.kind, asked), records=len(asked),
+                      cut=cut, too_long=too_long, unseen=unseen, **figures)
+
+    def _by_likelihood(self, task: Task, questions: Sequence[Record]) -> Judged:
+        """Questions whose options are compared, or whose one option is looked at."""
+        window = self.model.config.block_size
+        pairs = [[encode_pair(self.tokenizer, *option) for option in one.options] for one in questions]
+        fitting = [(one, options) for one, options in zip(questions, pairs, strict=True)
+                   if all(len(continuation) <= window for _, continuation in options)]  # fmt: skip
+        cut = sum(any(len(context) + len(continuation) > window + 1 for context, continuation in options)
+                  for _, options in fitting)  # fmt: skip
+        alone = [pair for _, options in fitting for pair in options]
+        found = iter(log_likelihoods(self.model, alone, self.device, self.dtype, self.progress))
+        right: list[bool] = []
+        right_norm: list[bool] = []
+        nats = 0.0
+        for one, _ in fitting:
+            logp, likeliest = zip(*(next(found) for _ in one.options), strict=True)
+            length = [len(continuation.removeprefix(" ")) for _, continuation in one.options]
+            right.append(likeliest[0] if task.kind == "last" else _largest(logp) == one.gold)
+            right_norm.append(_largest([score / n for score, n in zip(logp, length, strict=True)]) == one.gold)
+            nats -= logp[0]
+        figures = _share(right, "acc", "stderr")
+        if task.kind == "choice":
+            figures |= _share(right_norm, "acc_norm", "stderr_norm")
+        if task.kind == "last" and right:
+            figures["perplexity"] = math.exp(nats / len(right))
+        return [one for one, _ in fitting], cut, figures
+
+    def _by_number(self, task: Task, questions: Sequence[Record]) -> Judged:
+        """Questions whose answer is a number that the model writes."""
+        window = self.model.config.block_size
+        tokens = min(task.tokens, max(1, window // 2))
+        if self.talker is None:
+            stop_ids: Ids = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+            asked = [(one, encode_pair(self.tokenizer, one.options[0][0], "")[0]) for one in questions]
+        else:  # the beginning of a conversation says who speaks, and cannot be cut off
+            stop_ids = self.talker.stop_ids
+            asked = [(one, self.talker.ask(one.question)) for one in questions]
+            asked = [(one, prompt) for one, prompt in asked if len(prompt) + tokens <= window]
+        questions, prompts = [one for one, _ in asked], [prompt for _, prompt in asked]
+        made = write(self.model, self.tokenizer, prompts, tokens, dtype=self.dtype, progress=self.progress,
+                     stop_ids=stop_ids)
+        made = [text.split("Question:")[0] for text in made]  # where the next question would begin
+        wanted = [one.options[0][1] for one in questions]
+        right = [number_behind(text, task.behind) == number for text, number in zip(made, wanted, strict=True)]
+        figures = _share(right, "acc", "stderr")
+        if task.behind or self.talker is not None:
+            right = [last_number(text) == number for text, number in zip(made, wanted, strict=True)]
+            figures |= _share(right, "acc_last", "stderr_last")
+        return questions, sum(len(prompt) + tokens > window for prompt in prompts), figures
 
 
 def _largest(values: Sequence[float]) -> int:

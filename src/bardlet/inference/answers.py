@@ -14,27 +14,28 @@ from bardlet.tokenizer import Tokenizer
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
 """How a finished run answers on its card."""
 
+ROWS = 32
+"""Answers that are written at once."""
 
-def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int | None = None,
-            temperature: float = 0.0, seed: int = 0, top_k: int | None = None,
-            rows: int = 32) -> list[tuple[str, bool]]:  # fmt: skip
+
+def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int | None = None, *, seed: int = 0,
+            **options: Any) -> list[tuple[str, bool]]:  # fmt: skip
     """What a model answers: (text, whether it ended by itself) of each.
 
     Args:
         asked: ids of conversations, (T,), up to where an answer begins.
         tokens: at most so many for an answer; None: as many as the window has room for.
-        temperature: 0: always the likeliest token; else among the top_k likeliest.
-        rows: answered at once.
+        options: of `generate.stream`; without any always the likeliest token.
     """
     stops = stop_ids(words)
     rooms = [tokens or max(1, model.config.block_size - len(ids)) for ids in asked]
     made: list[list[int]] = [[] for _ in asked]
     order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # rows of one batch have similar lengths
-    for first in range(0, len(order), rows):
-        batch = order[first : first + rows]
+    options = {"temperature": 0.0, **options}
+    for first in range(0, len(order), ROWS):
+        batch = order[first : first + ROWS]
         written = generate.generate(model, [asked[i].tolist() for i in batch], max(rooms[i] for i in batch),
-                                    temperature=temperature, top_k=top_k, seed=[seed + i for i in batch],
-                                    stop_ids=stops)  # fmt: skip
+                                    seed=[seed + i for i in batch], stop_ids=stops, **options)
         for i, ids in zip(batch, written, strict=True):
             made[i] = ids[: rooms[i]]  # whoever is beside it: an answer has its own room, and no more
     known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing

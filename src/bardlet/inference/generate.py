@@ -40,7 +40,7 @@ def prefill(model: Any, idx_BT: Tensor, length_B: Tensor, cache: KVCache, prefix
     after each row's last: (B, V).
     """
     start_B = cache.length_B.clone()
-    x_BTC = model.states(idx_BT, cache, prefix_B=prefix_B)
+    x_BTC = model.hidden(idx_BT, cache, prefix_B=prefix_B)
     cache.length_B.copy_(start_B + length_B)
     return model.logits(x_BTC[torch.arange(len(idx_BT), device=idx_BT.device), length_B - 1])
 
@@ -50,7 +50,7 @@ def decode_step(model: Any, idx_B: Tensor, cache: KVCache) -> Tensor:
 
     The plain way, by the model itself; `decoders.decoder(model)` is the same in fewer operations.
     """
-    return model.logits(model.states(idx_B[:, None], cache)[:, 0])
+    return model.logits(model.hidden(idx_B[:, None], cache)[:, 0])
 
 
 # ---------------------------------------------------------------------------- generation
@@ -61,23 +61,15 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | Sequence[int] | None = None,
-    stop_ids: Sequence[int] = (),
     on_token: Callable[[list[int | None]], None] | None = None,
-    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """The new ids of each prompt, up to max_new_tokens; a row ends with the first of stop_ids, which is kept.
 
-    `on_token` gets each step's ids as they come, None for a row that has ended. See `stream` for the rest.
+    `on_token` gets each step's ids as they come, None for a row that has ended. options: those of `stream`.
     """
     new: list[list[int]] = [[] for _ in prompts]
-    for ids in stream(
-        model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop_ids=stop_ids, dtype=dtype,
-    ):  # fmt: skip
+    for ids in stream(model, prompts, max_new_tokens, **options):
         for row, token in zip(new, ids, strict=True):
             if token is not None:
                 row.append(token)
@@ -120,32 +112,36 @@ def stream(
         raise BardletError("int8 is for gpt2 and qwen3 models, which read a token once: take fp32 or bf16")
     if dtype not in (None, torch.int8, next(model.parameters()).dtype):
         model = copy.deepcopy(model).to(dtype)
-    how = (temperature, top_k, top_p)
-    with evaluating(model):
-        yield from _stream(model, prompts, max_new_tokens, how, seed, frozenset(stop_ids), int8)
-
-
-def _stream(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    how: tuple[float, int | None, float | None],
-    seed: int | Sequence[int] | None,
-    stop_ids: frozenset[int],
-    int8: bool,
-) -> Iterator[list[int | None]]:
     if not prompts or max_new_tokens == 0:
         return
     context = [list(prompt[-model.config.block_size :]) for prompt in prompts]
-    draws = None if how[0] == 0 else _Draws(row_seeds(seed, len(prompts)))
+    draws = None if temperature == 0 else _Draws(row_seeds(seed, len(prompts)))
     reader = _Cached(model, max_new_tokens, int8) if hasattr(model, "new_cache") else _Uncached(model)
+
+    def choose(logits_BV: Tensor, alive: list[int]) -> Tensor:
+        if draws is None:
+            return logits_BV.argmax(dim=-1)
+        return _drawn(logits_BV, temperature, top_k, top_p, draws.next(alive))
+
+    with evaluating(model):
+        yield from _steps(reader, context, choose, frozenset(stop_ids), max_new_tokens)
+
+
+def _steps(
+    reader: _Cached | _Uncached,
+    context: list[list[int]],
+    choose: Callable[[Tensor, list[int]], Tensor],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+) -> Iterator[list[int | None]]:
+    """The steps of `stream`: `choose` takes logits (B, V) and the numbers of the rows to ids (B,)."""
     logits_BV = reader.first(context)
-    alive = list(range(len(prompts)))
+    alive = list(range(len(context)))
     for step in range(max_new_tokens):
         if not math.isfinite(logits_BV.sum(dtype=torch.float32)):  # one number tells it of all
             raise BardletError("the model's logits are not finite: its weights are damaged, or its training diverged")
-        idx_B = logits_BV.argmax(dim=-1) if draws is None else _drawn(logits_BV, *how, draws.next(alive))
-        ids: list[int | None] = [None] * len(prompts)
+        idx_B = choose(logits_BV, alive)
+        ids: list[int | None] = [None] * len(context)
         for row, token in zip(alive, idx_B.tolist(), strict=True):
             ids[row] = token
             context[row].append(token)
@@ -219,7 +215,7 @@ class _Cached:
         """Starts row `place` of the cache again with `ids` alone."""
         def fill(row: KVCache) -> None:
             if ids:
-                self.model.states(torch.tensor([ids], device=self.device), row)
+                self.model.hidden(torch.tensor([ids], device=self.device), row)
 
         self.cache.refill(place, len(ids), fill)
 

@@ -46,14 +46,13 @@ def stream(model: Any, words: Tokenizer, prompt: list[int], tokens: int, out: Ca
     return count
 
 
-def write(model: Any, words: Tokenizer, prompt: str | None, *, documents: int, tokens: int, temperature: float,
-          top_k: int | None, seed: int) -> str:
+def write(model: Any, words: Tokenizer, prompt: str | None, *, documents: int, tokens: int, **options: Any) -> str:
     """A text by `model`, for a model card or a page; `documents`: of how many its training text consisted.
 
-    A model of many documents may end one after a few tokens (a name, say): then several follow, a line each.
+    A model of many documents may end one after a few tokens (a name, say): then several follow, a line each. options:
+    of `generate.stream`.
     """
     rows = 1 if documents == 1 else 8
-    made = complete(model, words, [prompt_ids(words, prompt, documents)] * rows, tokens, temperature=temperature,
-                    top_k=top_k, seed=seed)
+    made = complete(model, words, [prompt_ids(words, prompt, documents)] * rows, tokens, **options)
     shown = next((n for n in range(1, rows) if sum(map(len, made[:n])) >= tokens // 2), rows)
     return "\n".join(words.decode(ids, skip_special=True) for ids in made[:shown])

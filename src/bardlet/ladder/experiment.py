@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.ladder import rungs
 from bardlet.ladder.pictures import Palette
 

@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from bardlet import __version__, models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import corpus, shards, windows
+from bardlet.data.batch import Batch
 from bardlet.data.shards import Prepared
 from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
@@ -29,11 +30,12 @@ from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
 from bardlet.planning import clock, compilation
 from bardlet.run import folder as run_folder
 from bardlet.run import hf
+from bardlet.run.record import TextRecord
 from bardlet.runtime import atomic, manifest
 from bardlet.runtime.device import processor
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import Stopped, signals
-from bardlet.stages import pretrain
+from bardlet.stages.pretrain import Pretraining
 from bardlet.training import checkpointing, trainer
 from bardlet.training.state import Trainer
 
@@ -107,7 +109,9 @@ class Ladder:
         self.found = corpus.find(plan.text, plan.field)
         self.out = plan.out or Path(f"runs/ladder-{self.found.name}")
         config = TrainConfig(text=plan.text or (self.found.name,), tokenizer=plan.tokenizer)  # type: ignore[arg-type]
-        self.ready: Prepared = pretrain.prepare(self.found, config, None, dist, progress)
+        stage = Pretraining(config, dist, progress)
+        stage.source = self.found
+        self.ready: Prepared = stage.tokenize(None)
         self.threads = plan.threads or torch.get_num_threads()
         gpu = dist.device.type == "cuda"
         self.minutes = plan.minutes if plan.minutes is not None else None if gpu else MINUTES
@@ -175,17 +179,23 @@ class Ladder:
         return TrainConfig(**{"threads": self.threads, **sizes, **small, "text": text, "field": self.plan.field,
                               "model": rung.model, "tokenizer": self.plan.tokenizer, "steps": steps, "seed": seed,
                               "eval_every": every, "eval_tokens": 32_768 if rung.scaled else 8_192, "save_every": 0,
-                              "log_every": every, "device": self.plan.device})
+                              "log_every": every, "device": self.plan.device}).resolved()
+
+    def stage(self, config: TrainConfig) -> Pretraining:
+        """The stage of a rung: its text is there already."""
+        stage = Pretraining(config, self.dist)
+        stage.source, stage.data = self.found, self.ready
+        return stage
 
     def trainer(self, rung: Rung, seed: int, steps: int | None = None) -> Trainer:
         """A rung before its first step. Nothing is written."""
         config = self.config(rung, seed, steps)
         torch.manual_seed(seed)
         model = models.build(config.model_config(self.ready.tokenizer.vocab_size))
-        record: dict[str, Any] = {"text": self.found.name, "text_hash": self.found.hash,
-                                  "tokenizer": self.ready.tokenizer.kind, "documents": self.ready.documents,
-                                  "tokens": len(self.ready.train), "rung": rung.name}
-        return pretrain.assemble(self.folder(rung, seed), model, self.ready, config, self.dist, record)
+        stage = self.stage(config)
+        stage.record = TextRecord(text=self.found.name, text_hash=self.found.hash, tokenizer=self.ready.tokenizer.kind,
+                                  documents=self.ready.documents, tokens=len(self.ready.train), rung=rung.name)
+        return stage.assemble(self.folder(rung, seed), model)
 
     def folder(self, rung: Rung, seed: int) -> Path:
         """Where a rung of a seed lies."""
@@ -266,23 +276,25 @@ class Ladder:
     def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:
         """The losses of the weights at the root, by the lecture's way and by protocol (b)."""
         model = hf.read_folder(t.run)[0].to(self.dist.device)
-        block, rows = t.config.block_size, t.config.batch_size * t.config.grad_accum
+        config = cast(TrainConfig, t.config)
+        block, rows = config.block_size, config.batch_size * config.grad_accum
         at_once = metrics.rows_at_once(t.model.config, block)
 
-        def loss(batches: Sequence[windows.Batch]) -> float:
-            named = ({"idx": idx, "target": target} for idx, target in batches)
+        def loss(batches: Sequence[Batch]) -> float:
             # as `bardlet eval` does: 400 batches of a scaled rung on a CPU take 19 s of a core, 7 in bf16, which is off
             # by 2e-5
-            return metrics.mean_loss(model, named, self.dist.device, "fp32", at_once)
+            return metrics.mean_loss(model, batches, self.dist.device, "fp32", at_once)
 
-        train, val = pretrain.parts(self.ready, t.config)
+        stage = self.stage(config)
+        stage.record = cast(TextRecord, t.record)
+        train, val = stage.parts()
         full = windows.validation_windows(val, min(256, block))
         t.record.update(val_loss=loss(full), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
-        facts, sample = pretrain.conclude(t, self.ready)
+        facts, sample = stage.finish(t)
         return Outcome(rung, seed, t.run, facts["parameters"], t.state.step, round(t.state.seconds, 3),
                        loss(windows.random_windows(train, block, 200, rows, seed=1)),
                        loss(windows.random_windows(val, block, 200, rows, seed=2)), facts["val_loss"], sample,
-                       self._decisive(t.config), self._made(t))
+                       self._decisive(config), self._made(t))
 
     def _decisive(self, config: TrainConfig) -> dict[str, Any]:
         """The settings that make another training, the shape as the model has it, a step's micro-batches as one."""
@@ -308,7 +320,7 @@ class Ladder:
             return None
         try:
             found = Outcome(**{**json.loads(path.read_text(encoding="utf-8")), "rung": rung, "folder": path.parent})
-            before = found.settings or self._decisive(read_toml(path.with_name("run.toml"))[0])
+            before = found.settings or self._decisive(read_toml(path.with_name("run.toml"), TrainConfig)[0])
         except (ValueError, TypeError, BardletError) as error:
             say(f"{path}: damaged ({error}); the rung is trained again")
             return None

@@ -1,29 +1,124 @@
-"""What every rung of `lecture.py` has besides its idea: a configuration, and files of its own.
+"""What all models have in common: token ids in; logits, or the loss of the next tokens, out.
 
-A rung maps token ids to logits and nothing else. It keeps no cache of keys and values: `inference/generate.py` asks it
-for the whole window again at every token, as the lecture does. (`_BT` behind a name is the tensor's shape.)
+`LanguageModel` is the base of the families, `Rung` that of the lecture's steps in `lecture.py`. A family writes
+`hidden`, where its head is, and how its config.json looks. (`_BT` behind a name is the tensor's shape: B rows, T
+positions, C channels, V vocabulary, N targets.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ROTARY, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models.hf_config import take
+from bardlet.models.layers import KVCache, new_cache
+from bardlet.ops.cross_entropy import IGNORE, linear_cross_entropy, token_losses
+
+Reduction = Literal["sum", "none"]
+
+
+class Predictor(nn.Module):
+    """A body with a head over the vocabulary, of whatever architecture."""
+
+    config: ModelConfig
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weights: (V, C)."""
+        raise NotImplementedError
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: hidden states (..., C) -> logits (..., V)."""
+        return F.linear(x, self.head)
+
+    def predicted(self, x_BTC: Tensor, target_BT: Tensor | None, reduction: Reduction, smoothing: float,
+                  temperature: float) -> Tensor:
+        """What `LanguageModel.forward` returns, from the hidden states."""
+        if target_BT is None:
+            return self.logits(x_BTC)
+        if reduction == "sum":
+            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
+        return token_losses(self.logits(x_BTC[target_BT != IGNORE]), target_BT, temperature)
+
+    def new_cache(self, batch_size: int, max_length: int | None = None, dtype: torch.dtype | None = None,
+                  device: torch.device | str | None = None) -> KVCache:
+        """An empty cache for batch_size rows of up to max_length (default block_size) positions."""
+        c = self.config
+        shape = (c.n_layer, batch_size, c.n_kv_head, max_length or c.block_size, c.head_dim)
+        return new_cache(self, shape, dtype, device)
+
+
+class LanguageModel(Predictor):
+    """A decoder: the ids of a text in, the logits of each next token out."""
+
+    def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
+               prefix_B: Tensor | None = None) -> Tensor:
+        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.place` for the options.
+
+        With a cache, the new keys and values are written into it and length_B grows by T.
+        """
+        raise NotImplementedError
+
+    def forward(self, idx_BT: Tensor, target_BT: Tensor | None = None, *, reduction: Reduction = "sum",
+                smoothing: float = 0.0, temperature: float = 1.0, **options: Any) -> Tensor:
+        """Logits of the token after each of idx_BT (int64): (B, T, V). With targets no logits, but their loss.
+
+        The loss is here, and not behind the model, since a wrapper for several processes has to see one call, and since
+        so not all logits have to be there at once.
+
+        Args:
+            target_BT: int64, IGNORE where nothing is to be computed.
+            reduction: "sum": their cross-entropy, summed, a scalar; "none": -log p of each, (B, T), 0 where IGNORE.
+            smoothing: of the sum: the part of each target that is spread evenly over the vocabulary.
+            temperature: of "none": divides the logits.
+            options: of `hidden`.
+
+        Returns:
+            Losses are in nats, float32.
+        """
+        return self.predicted(self.hidden(idx_BT, **options), target_BT, reduction, smoothing, temperature)
+
+    def hf_state_dict(self) -> dict[str, Tensor]:
+        """The checkpoint: names and layout of Hugging Face, contiguous, a tied head left out."""
+        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "n_inner")
 
 
 class Rung(nn.Module):
-    """A step of the ladder. Subclasses define the layers and `forward(idx_BT) -> logits_BTV`."""
+    """A step of the ladder. Subclasses define the layers and `logits(idx_BT) -> logits_BTV`.
+
+    It keeps no cache of keys and values: `inference/generate.py` asks it for the whole window again at every token, as
+    the lecture does.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+
+    def logits(self, idx: Tensor) -> Tensor:
+        """Logits of the token after each of idx (B, T) int64: (B, T, V)."""
+        raise NotImplementedError
+
+    def forward(self, idx: Tensor, target: Tensor | None = None, *, reduction: Reduction = "sum",
+                temperature: float = 1.0) -> Tensor:
+        """The logits, or the loss of targets (`LanguageModel.forward`)."""
+        logits = self.logits(idx)
+        if target is None:
+            return logits
+        if reduction == "none":
+            return token_losses(logits[target != IGNORE], target, temperature)
+        B, T, V = logits.shape
+        # in float32: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
+        return F.cross_entropy(logits.reshape(B * T, V).float(), target.reshape(B * T), ignore_index=IGNORE,
+                               reduction="sum")
 
     # No Hugging Face layout holds a rung: the same files, with a model_type of bardlet's own.
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import LONGEST_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models.base import load_strictly
+from bardlet.models.base import Predictor, Reduction, load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
@@ -28,12 +27,10 @@ from bardlet.models.layers import (
     Store,
     init_weights,
     layer_store,
-    new_cache,
     place,
     remember,
 )
 from bardlet.ops.attention import attention
-from bardlet.ops.cross_entropy import linear_cross_entropy
 from bardlet.ops.dropout import Dropout
 
 Keys = tuple[Tensor, Tensor]  # k_BHSD, v_BHSD: what a sequence offers to those who ask it
@@ -141,7 +138,7 @@ class Body(nn.Module):
         self.decoder = Stack(config, CrossBlock, config.n_layer)
 
 
-class EncDec(nn.Module):
+class EncDec(Predictor):
     """An encoder-decoder: the ids of a source and of a target so far in, logits of the target's next token out."""
 
     position_TC: Tensor
@@ -180,7 +177,7 @@ class EncDec(nn.Module):
         blocks: Any = self.model.decoder.layers
         return Memory([block.encoder_attn.offer(x_BSC) for block in blocks], seen, length_B)
 
-    def states(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
         """The decoder's last states of tgt_BT (int64): (B, T, C). Padding on the right is hidden by causality.
 
         With a cache, the new keys and values are written into it and length_B grows by T.
@@ -193,47 +190,23 @@ class EncDec(nn.Module):
             cache.length_B += tgt_BT.shape[1]
         return self.model.decoder.layer_norm(x_BTC)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The head: states (..., C) -> logits (..., V)."""
-        return F.linear(x, self.head)
-
     @property
     def head(self) -> Tensor:
         """The head's weights, which are the embeddings: (V, C)."""
         return self.model.shared.weight
 
     def decode(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
-        """Logits of the token after each of tgt_BT: (B, T, V); options as for `states`."""
-        return self.logits(self.states(tgt_BT, memory, cache))
+        """Logits of the token after each of tgt_BT: (B, T, V); options as for `hidden`."""
+        return self.logits(self.hidden(tgt_BT, memory, cache))
 
-    def forward(
-        self,
-        src_BS: Tensor,
-        tgt_BT: Tensor,
-        length_B: Tensor | None = None,
-        target_BT: Tensor | None = None,
-        smoothing: float = 0.0,
-    ) -> Tensor:
-        """Logits of the token after each of tgt_BT, given the sources: (B, T, V).
+    def forward(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None, target_BT: Tensor | None = None,
+                *, reduction: Reduction = "sum", smoothing: float = 0.0) -> Tensor:
+        """Logits of the token after each of tgt_BT, given the sources: (B, T, V). With targets their loss.
 
-        With target_BT (int64) no logits, but their `linear_cross_entropy`.
+        Targets and their loss are those of `LanguageModel.forward`, length_B is that of `encode`.
         """
-        x_BTC = self.states(tgt_BT, self.encode(src_BS, length_B))
-        if target_BT is not None:
-            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
-        return self.logits(x_BTC)
-
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KVCache:
-        """An empty cache of the decoder for batch_size rows of up to max_length (default block_size) positions."""
-        c = self.config
-        shape = (c.n_layer, batch_size, c.n_head, max_length or c.block_size, c.n_embd // c.n_head)
-        return new_cache(self, shape, dtype, device)
+        x_BTC = self.hidden(tgt_BT, self.encode(src_BS, length_B))
+        return self.predicted(x_BTC, target_BT, reduction, smoothing, 1.0)
 
     @torch.no_grad()
     def cross_attention(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None) -> Tensor:
@@ -242,7 +215,7 @@ class EncDec(nn.Module):
         blocks: Any = self.model.decoder.layers
         hooks = [b.encoder_attn.q_proj.register_forward_hook(lambda m, x, y: asked.append(y)) for b in blocks]
         try:
-            self.states(tgt_BT, memory)
+            self.hidden(tgt_BT, memory)
         finally:
             for hook in hooks:
                 hook.remove()

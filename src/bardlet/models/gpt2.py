@@ -10,13 +10,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models.base import load_strictly
+from bardlet.models.base import LanguageModel, load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
@@ -24,12 +22,10 @@ from bardlet.models.layers import (
     Store,
     init_weights,
     layer_store,
-    new_cache,
     place,
     remember,
 )
 from bardlet.ops.attention import attention
-from bardlet.ops.cross_entropy import linear_cross_entropy
 from bardlet.ops.dropout import Dropout
 
 log = logging.getLogger("bardlet")
@@ -102,11 +98,8 @@ class Body(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, config.norm_eps)
 
 
-class GPT2(nn.Module):
+class GPT2(LanguageModel):
     """GPT-2 as a language model: token ids in, logits of the next token out."""
-
-    takes_targets = True
-    """Whether `forward` can be asked for the loss."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -116,17 +109,9 @@ class GPT2(nn.Module):
         self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("c_proj",), n_layer=config.n_layer)
 
-    def states(
-        self,
-        idx_BT: Tensor,
-        cache: KVCache | None = None,
-        segment_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
-    ) -> Tensor:
-        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.place` for the options.
-
-        With a cache, the new keys and values are written into it and length_B grows by T.
-        """
+    def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
+               prefix_B: Tensor | None = None) -> Tensor:
+        """The last layer's states of idx_BT (int64): (B, T, C) (`LanguageModel.hidden`)."""
         position_BT, mask = place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
         gpt = self.transformer
         x_BTC = gpt.drop(gpt.wte(idx_BT) + gpt.wpe(position_BT))
@@ -136,46 +121,10 @@ class GPT2(nn.Module):
             cache.length_B += idx_BT.shape[1]
         return gpt.ln_f(x_BTC)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The head: states (..., C) -> logits (..., V)."""
-        return F.linear(x, self.head)
-
     @property
     def head(self) -> Tensor:
         """The head's weights: (V, C)."""
         return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
-
-    def forward(
-        self,
-        idx_BT: Tensor,
-        cache: KVCache | None = None,
-        segment_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
-        where_BT: Tensor | None = None,
-        target_BT: Tensor | None = None,
-        smoothing: float = 0.0,
-    ) -> Tensor:
-        """Logits of the token after each of idx_BT: (B, T, V); options as for `states`.
-
-        With where_BT (boolean) only where it is True, one after the other: (N, V). With target_BT (int64) no logits,
-        whatever where_BT says, but their `linear_cross_entropy`.
-        """
-        x_BTC = self.states(idx_BT, cache, segment_BT, prefix_B)
-        if target_BT is not None:
-            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
-        return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
-
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KVCache:
-        """An empty cache for batch_size rows of up to max_length (default block_size) positions."""
-        c = self.config
-        shape = (c.n_layer, batch_size, c.n_head, max_length or c.block_size, c.n_embd // c.n_head)
-        return new_cache(self, shape, dtype, device)
 
     # ------------------------------------------------------------------------ Hugging Face's files
 

@@ -34,7 +34,7 @@ class BigramModel(Rung):
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         return self.token_embedding_table(idx)  # (B, T) -> (B, T, V)
 
 
@@ -76,7 +76,7 @@ class AveragingModel(Rung):
         self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -122,7 +122,7 @@ class OneHeadModel(Rung):
         self.sa_head = Head(config, head_size=config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -155,7 +155,7 @@ class MultiHeadModel(Rung):
         self.sa_heads = MultiHeadAttention(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -188,7 +188,7 @@ class FeedForwardModel(Rung):
         self.ffwd = FeedForward(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -252,7 +252,7 @@ class ResidualModel(Rung):
         self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -290,7 +290,7 @@ class LayerNormModel(Rung):
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -387,7 +387,7 @@ class DropoutModel(Rung):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("proj", "net.2"), n_layer=config.n_layer)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         B, T = idx.shape
         position = torch.arange(T, device=idx.device)
         x = self.token_embedding_table(idx) + self.position_embedding_table(position)  # (B, T, C) + (T, C)
@@ -484,7 +484,7 @@ class RotaryModel(Rung):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("proj", "net.2"), n_layer=config.n_layer)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
         x = self.dropout(x)
         for block in self.blocks:
@@ -538,7 +538,7 @@ class SwiGLUModel(Rung):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("proj", "down"), n_layer=config.n_layer)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
         x = self.dropout(x)
         for block in self.blocks:
@@ -620,7 +620,7 @@ class QKNormModel(Rung):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("proj", "down"), n_layer=config.n_layer)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def logits(self, idx: Tensor) -> Tensor:
         x = self.token_embedding_table(idx)  # (B, T) -> (B, T, C)
         x = self.dropout(x)
         for block in self.blocks:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError, shown
-from bardlet.models.base import load_strictly
+from bardlet.models.base import LanguageModel, load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     KVCache,
@@ -23,14 +22,12 @@ from bardlet.models.layers import (
     Store,
     init_weights,
     layer_store,
-    new_cache,
     place,
     remember,
     rotary,
     rotate,
 )
 from bardlet.ops.attention import attention
-from bardlet.ops.cross_entropy import linear_cross_entropy
 from bardlet.ops.dropout import Dropout
 
 
@@ -112,11 +109,8 @@ class Body(nn.Module):
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
 
 
-class Qwen3(nn.Module):
+class Qwen3(LanguageModel):
     """Qwen3 as a language model: token ids in, logits of the next token out."""
-
-    takes_targets = True
-    """Whether `forward` can be asked for the loss."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -127,17 +121,9 @@ class Qwen3(nn.Module):
         self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("o_proj", "down_proj"), n_layer=config.n_layer)
 
-    def states(
-        self,
-        idx_BT: Tensor,
-        cache: KVCache | None = None,
-        segment_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
-    ) -> Tensor:
-        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.place` for the options.
-
-        With a cache, the new keys and values are written into it and length_B grows by T.
-        """
+    def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
+               prefix_B: Tensor | None = None) -> Tensor:
+        """The last layer's states of idx_BT (int64): (B, T, C) (`LanguageModel.hidden`)."""
         position_BT, mask = place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
         cos, sin = rotary(position_BT, self.config.head_dim, self.config.rope_theta)  # the same in every layer
         x_BTC = self.dropout(self.model.embed_tokens(idx_BT))
@@ -147,47 +133,10 @@ class Qwen3(nn.Module):
             cache.length_B += idx_BT.shape[1]
         return self.model.norm(x_BTC)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The head: states (..., C) -> logits (..., V)."""
-        return F.linear(x, self.head)
-
     @property
     def head(self) -> Tensor:
         """The head's weights: (V, C)."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    def forward(
-        self,
-        idx_BT: Tensor,
-        cache: KVCache | None = None,
-        segment_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
-        where_BT: Tensor | None = None,
-        target_BT: Tensor | None = None,
-        smoothing: float = 0.0,
-    ) -> Tensor:
-        """Logits of the token after each of idx_BT: (B, T, V); options as for `states`.
-
-        With where_BT (boolean) only where it is True, one after the other: (N, V). With target_BT (int64) no logits,
-        whatever where_BT says, but their `linear_cross_entropy`.
-        """
-        x_BTC = self.states(idx_BT, cache, segment_BT, prefix_B)
-        if target_BT is not None:
-            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
-        return self.logits(x_BTC if where_BT is None else x_BTC[where_BT])
-
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KVCache:
-        """An empty cache for batch_size rows of up to max_length (default block_size) positions."""
-        c = self.config
-        return new_cache(
-            self, (c.n_layer, batch_size, c.n_kv_head, max_length or c.block_size, c.head_dim), dtype, device
-        )
 
     # ------------------------------------------------------------------------ Hugging Face's files
 
@@ -258,10 +207,6 @@ class Qwen3(nn.Module):
             norm_eps=take(hf, "rms_norm_eps", float, 1e-6),
             rope_theta=take(rope, "rope_theta", float, take(hf, "rope_theta", float, 10_000.0)),
         )
-
-    def hf_state_dict(self) -> dict[str, Tensor]:
-        """The checkpoint: names and layout of Hugging Face, contiguous, a tied head left out."""
-        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the weights of a Hugging Face checkpoint. Raises BardletError for one that does not fit."""

@@ -20,13 +20,11 @@ from bardlet import models
 from bardlet.config.model import ModelConfig
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
+from bardlet.ops.cross_entropy import IGNORE
 
 
 class Scalar(nn.Module):
     """What both families with a scalar head have in common: the head, and what is read from it."""
-
-    takes_targets = False
-    """There is no next token to take the loss of."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(replace(config, tie_embeddings=True, scores=True))  # tied: no head over the vocabulary
@@ -36,18 +34,18 @@ class Scalar(nn.Module):
 
     if TYPE_CHECKING:  # the other parent's
 
-        def states(self, idx_BT: Tensor) -> Tensor: ...
+        def hidden(self, idx_BT: Tensor) -> Tensor: ...
 
     def values(self, idx_BT: Tensor) -> Tensor:
         """A number at each token of idx_BT (int64), of what stands up to there: (B, T), float32."""
-        return self._scored(self.states(idx_BT))
+        return self._scored(self.hidden(idx_BT))
 
     def forward(self, idx_BT: Tensor, length_B: Tensor) -> Tensor:
         """The reward of each row of idx_BT (int64), read at the last of its length_B (int64) tokens: (B,), float32.
 
         What stands behind a row's length changes nothing; of a row of length 0 the number means nothing.
         """
-        x_BTC = self.states(idx_BT)
+        x_BTC = self.hidden(idx_BT)
         last_B = (length_B - 1).clamp_min(0)
         return self._scored(x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), last_B])
 
@@ -98,9 +96,11 @@ class ActorCritic(nn.Module):
         self.to_hf, self.hf_state_dict = policy.to_hf, policy.hf_state_dict
         self.load_hf_state_dict = policy.load_hf_state_dict
 
-    def forward(self, idx_BT: Tensor, where_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits (N, V), values (N,)) where where_BT (boolean) is True: of the next token, and before it is known."""
-        return self.policy(idx_BT, where_BT=where_BT), self.critic.values(idx_BT)[where_BT]
+    def forward(self, idx_BT: Tensor, target_BT: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(-log p of each target, what the critic expects before it is known): (B, T) float32 each, 0 where IGNORE."""
+        where_BT = target_BT != IGNORE
+        loss_BT = self.policy(idx_BT, target_BT, reduction="none", temperature=temperature)
+        return loss_BT, loss_BT.new_zeros(loss_BT.shape).masked_scatter(where_BT, self.critic.values(idx_BT)[where_BT])
 
     def beside(self) -> dict[str, Tensor]:
         """The critic's weights."""

@@ -1,4 +1,4 @@
-"""A head and its loss in one: the logits of a whole batch are never there.
+"""Cross-entropy: of a head and its loss in one, whose logits are never all there; and of each target by itself.
 
 Shape suffixes: N targets, R some of them, C channels, V vocabulary.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
@@ -103,3 +104,14 @@ def linear_cross_entropy(x: Tensor, weight_VC: Tensor, target: Tensor, smoothing
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     total: Tensor = _LinearCrossEntropy.apply(x_NC, weight_VC, target_N, smoothing, dtype)
     return total
+
+
+def token_losses(logits_NV: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """-log p of each target that is not IGNORE, 0 elsewhere: float32 in nats, in the shape of `target`.
+
+    Args:
+        logits_NV: at these targets alone, one after the other. target: int64. temperature: divides the logits.
+    """
+    where = target != IGNORE
+    loss_N = F.cross_entropy(logits_NV.float() / temperature, target[where], reduction="none")
+    return loss_N.new_zeros(target.shape).masked_scatter(where, loss_N)

@@ -6,15 +6,17 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from bardlet import __version__, models
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import FromScratch, TrainConfig
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
 from bardlet.planning import clock, memory
+from bardlet.run.record import Record
 from bardlet.runtime import cache as kept
 from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
@@ -26,6 +28,8 @@ TIMED = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
 
 COMPILED, COMPILED_PAIRS = 1.7, 1.1
 """How many times as fast a compiled step is, about; and one of sentence pairs, whose short rows have less attention."""
+
+C = TypeVar("C", bound=FromScratch)
 
 COLD, WARM = 40.0, 8.0
 """Seconds of compilation, measured on 2 cores: the first time, and from the compiler's own cache."""
@@ -55,12 +59,13 @@ def worth_compiling(seconds: float, takes: float = COLD, gain: float = COMPILED)
     return seconds * (1 - 1 / gain) > takes
 
 
-def operations(config: TrainConfig, vocab_size: int) -> float:
+def operations(config: FromScratch, vocab_size: int) -> float:
     """Floating-point operations of a token in training: 6 for each weight that multiplies it, and attention's."""
-    return 6.0 * (weights(config) + config.n_layer * config.n_embd * config.block_size + config.n_embd * vocab_size)
+    c = config.resolved()
+    return 6.0 * (weights(c) + c.n_layer * c.n_embd * c.block_size + c.n_embd * vocab_size)
 
 
-def weights(config: TrainConfig) -> int:
+def weights(config: FromScratch) -> int:
     """The weights of the blocks' matrices: 12 n_embd^2 in each block, as a rule. Embeddings are not counted."""
     c = config.model_config(1)
     attention, inner = 2 * c.head_dim * (c.n_head + c.n_kv_head), (3 if c.model == "qwen3" else 2) * c.n_inner
@@ -113,12 +118,12 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
 
     Raises BardletError where they do not fit into memory.
     """
-    config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.world), shape)
+    config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.world).resolved(), shape)
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
     batch: data_batch.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
     objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
-    t = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, {})
+    t = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, Record())
     rows, _, free = memory.rows_that_fit(t)
     if rows < config.batch_size // dist.world:
         raise BardletError(f"{free / 1e6:,.0f} MB of memory are free, too little to find out how fast this machine is; "
@@ -131,6 +136,6 @@ def _timed_rows(dist: Dist) -> int:
     return 16 if dist.device.type == "cpu" else 256
 
 
-def with_shape(config: TrainConfig, shape: tuple[int, int, int]) -> TrainConfig:
+def with_shape(config: C, shape: tuple[int, int, int]) -> C:
     """`config` with a shape of SHAPES."""
     return replace(config, n_layer=shape[0], n_head=shape[1], n_embd=shape[2])

@@ -12,7 +12,7 @@ from typing import Any
 
 from bardlet import __version__
 from bardlet.config.model import FLAT, ModelConfig
-from bardlet.config.settings import TrainConfig
+from bardlet.config.settings import Settings
 from bardlet.data import corpus
 from bardlet.planning import calibrate, clock
 from bardlet.runtime import cache, compiler, device
@@ -22,7 +22,7 @@ from bardlet.training.state import Trainer
 log = logging.getLogger("bardlet")
 
 
-def _keep_compiled() -> None:
+def keep_compiled() -> None:
     """Have the compiler keep its work in bardlet's cache; torch's own place for it is a temporary folder.
 
     To be called before the compiler is loaded, which then chooses its folder.
@@ -52,7 +52,7 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
         seconds: how long the run will be; None: measure a few eager steps to find out.
     """
     missing = compiler.compiler_missing(t.dist.device)
-    blocks = t.config.model not in FLAT  # a table has nothing to compile
+    blocks = t.model.config.model not in FLAT  # a table has nothing to compile
     on = t.config.compile == "on" and blocks
     if on and missing:
         log.warning("--compile on: %s; going on without compilation, which is slower", missing)
@@ -60,23 +60,23 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
     if t.config.compile == "auto" and not missing and blocks:
         if seconds is None:
             seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
-        before = _compiled_before(t.config, t.model.config, t.machine, t.dist)
+        before = compiled_before(t.config, t.model.config, t.machine, t.dist)
         takes = calibrate.COLD if cache.read(*before) is None else calibrate.WARM
-        gain = calibrate.COMPILED_PAIRS if t.config.parallel else calibrate.COMPILED
+        gain = calibrate.COMPILED_PAIRS if t.config.short_rows else calibrate.COMPILED
         on = bool(t.dist.from_main(int(calibrate.worth_compiling(seconds, takes, gain))))
     if on and (on := _compile(t)) and t.dist.main:
-        cache.write(*_compiled_before(t.config, t.model.config, t.machine, t.dist), {})
+        cache.write(*compiled_before(t.config, t.model.config, t.machine, t.dist), {})
     t.config = replace(t.config, compile="on" if on else "off")
     t.machine.update(compiled=on, compiler=compiler.compiler(t.dist.device) if on else "")
 
 
-def _compiled_before(config: TrainConfig, shape: ModelConfig, machine: dict[str, Any],
+def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any],
                      dist: Dist) -> tuple[Path, dict[str, Any]]:
     """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on.
 
     The folder lies in the compiler's own: who empties that empties both.
     """
-    rows = config.tokens_per_step if config.parallel else config.batch_size // dist.world
+    rows = getattr(config, config.batch_setting) // dist.world
     return _compiled_folder() / "models", {
         "bardlet": __version__, "compiler": compiler.compiler(dist.device),
         "machine": {name: machine[name] for name in ("processor", "torch", "dtype", "threads")},

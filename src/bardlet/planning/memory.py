@@ -12,13 +12,14 @@ import math
 import os
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
 
 from bardlet import models
 from bardlet.config.model import ModelConfig
+from bardlet.config.settings import option
 from bardlet.data.batch import Batch
 from bardlet.errors import BardletError, is_memory
 from bardlet.evaluation import metrics
@@ -137,7 +138,7 @@ def fixed(t: Trainer) -> int:
 def _head(t: Trainer) -> torch.Tensor | None:
     """The head whose logits `linear_cross_entropy` makes some at a time; None where a loss has them all: that of a rung
     of the ladder, and those of the stages that learn from preferences and rewards."""
-    head: torch.Tensor | None = getattr(t.model, "head", None) if t.config.stage in ("pretrain", "sft") else None
+    head: torch.Tensor | None = None if t.objective.all_logits else getattr(t.model, "head", None)
     return head
 
 
@@ -168,9 +169,10 @@ def _windows(t: Trainer) -> int:
 def _micro_batch(t: Trainer) -> tuple[int, int]:
     """(rows, width): the largest micro-batch of a process, in rows and in tokens of a row."""
     if t.objective.widest is None:
-        return t.config.batch_size // t.dist.world, t.config.block_size
-    rows, *width = t.objective.widest()["target"].shape  # of preferences two answers, side by side
-    return rows // (t.config.grad_accum * t.dist.world), math.prod(width)
+        width = t.config.block_size
+        return t.config.tokens_per_step // t.config.grad_accum // width // t.dist.world, width
+    rows, *widths = t.objective.widest()["target"].shape  # of preferences two answers, side by side
+    return rows // (t.config.grad_accum * t.dist.world), math.prod(widths)
 
 
 def at_most(t: Trainer) -> int:
@@ -225,7 +227,7 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     once = _head_gradient(t)  # `fixed` has counted it, and the weights in bf16
     shared = once + (2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0)
     found: list[Counter[tuple[int, int]]] = [Counter({(once, once): 1})]
-    first = {name: x[:1] for name, x in (t.objective.widest() if t.objective.widest else t.objective.batch(0)).items()}
+    first = {name: x[:1] for name, x in (t.objective.widest or partial(t.objective.batch, 0))().items()}
     t.model.train()
     for rows in (1, 2):
         try:
@@ -284,26 +286,18 @@ def fit_micro_batches(t: Trainer) -> None:
     asked, width = _micro_batch(t)
     rows, needed, free = rows_that_fit(t)
     if rows < 1:
-        what = ("--batch-tokens" if c.parallel else "--batch-size") if _windows(t) > free // 2 else (
-            "--block-size, --n-embd or --n-layer")
+        what = option(c.batch_setting) if _windows(t) > free // 2 else "--block-size, --n-embd or --n-layer"
         raise BardletError(f"training does not fit into memory: by single rows of {width:,} tokens it wants "
                            f"{_in_words(needed)} or more, {_in_words(free)} are free; take a smaller {what}")
-    if rows < asked and c.parallel:
-        pieces = next(n for n in range(-(-asked // rows), c.batch_tokens + 1) if c.batch_tokens % n == 0)
-        t.config = replace(c, batch_tokens=c.batch_tokens // pieces, grad_accum=c.grad_accum * pieces)
-        log.warning("%s of memory are free, too little for --batch-tokens %d: a step is computed in %d micro-batches, "
-                    "with the same result%s", _in_words(free), c.batch_tokens, t.config.grad_accum,
-                    " but for where dropout falls" if c.dropout else "")
-    elif rows < asked:
-        total = c.batch_size // world * c.grad_accum
-        rows = next(n for n in range(rows, 0, -1) if total % n == 0)
-        t.config = replace(c, batch_size=rows * world, grad_accum=total // rows)
-        log.warning("%s of memory are free, too little for --batch-size %d: a step is computed in %d micro-batches "
-                    "of %d windows, with the same result", _in_words(free), c.batch_size, total // rows, rows * world)
+    if rows < asked:
+        t.config = c.in_pieces_of(rows, asked, world)
+        log.warning("%s of memory are free, too little for %s %d: a step is computed in %d micro-batches, with the "
+                    "same result%s", _in_words(free), option(c.batch_setting), getattr(c, c.batch_setting),
+                    t.config.grad_accum, " but for where dropout falls" if c.dropout else "")
     room = SHARE * max(0, free - fixed(t)) / HEAP["cpu"][1] if free else metrics.LARGE
     looks = t.dist.least(metrics.rows_at_once(t.model.config, length, min(int(room), metrics.LARGE)))
     if looks < metrics.rows_at_once(t.model.config, length):
-        t.record["evaluation_rows"] = looks
+        t.record.evaluation_rows = looks
 
 
 def most_parameters(dist: Dist) -> float:

@@ -51,3 +51,8 @@ def expected_loss(counting: Sequence[float], characters: float, epochs: float) -
     """
     of = features(counting, characters, epochs)
     return counting[0] * math.exp(sum(a * x for a, x in zip(LAW, of, strict=True)))
+
+
+def in_words(expected: float) -> str:
+    """A predicted loss with the band that nearly all runs fall into."""
+    return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f}) nats per character"

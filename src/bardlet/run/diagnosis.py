@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.pretraining import FromScratch
+from bardlet.config.settings import Settings
 
 MOSTLY = 0.5
 """Share of the training text that repeats what stands before it, from which on it is `mostly` duplicated."""
@@ -63,7 +64,7 @@ def of_text(record: Mapping[str, Any]) -> Iterator[Finding]:
                       "for word, so that the validation loss looks better than it is; take the copies out")
 
 
-def of_run(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
+def of_run(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
            record: Mapping[str, Any]) -> list[Finding]:
     """What the losses of a run say; and of its learning rate what they said while it trained, for when that falls the
     losses do, too. Arguments as of `of_losses`.
@@ -76,7 +77,7 @@ def of_run(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
     return now if any(one.about == "learning rate" for one in now) else found + now
 
 
-def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: int,
+def of_losses(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
               record: Mapping[str, Any]) -> Iterator[Finding]:
     """What the losses so far say.
 
@@ -91,7 +92,7 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: TrainConfig, steps: in
     pairs = record.get("bigram", 0.0) * record.get("characters_per_token", 0.0)
     yield from _overfitting(train, val, config)
     yield from _rising(train, record.get("guessing", 0.0) if not config.init else 0.0)
-    if config.model == "bigram" or not pairs:  # nothing to be compared with
+    if not pairs or (isinstance(config, FromScratch) and config.model == "bigram"):  # nothing to be compared with
         return
     yield from _standing_still(train, min(config.warmup_steps, steps // 5), config, pairs)
     if val and val[-1][0] >= LATE * steps:
@@ -118,7 +119,7 @@ def _rising(train: Sequence[tuple[int, float]], guessing: float) -> Iterator[Fin
                       f"{low:.2f} at step {at:,} and is {smooth[-1][1]:.2f} now; take a lower --lr and --muon-lr")
 
 
-def _standing_still(train: Sequence[tuple[int, float]], warmup: int, config: TrainConfig,
+def _standing_still(train: Sequence[tuple[int, float]], warmup: int, config: Settings,
                     pairs: float) -> Iterator[Finding]:
     """Since the warm-up the training loss has hardly fallen, and is above that of pairs of characters."""
     after = [(step, loss) for step, loss in train if step >= warmup]
@@ -126,13 +127,13 @@ def _standing_still(train: Sequence[tuple[int, float]], warmup: int, config: Tra
         return
     then, now = (sum(loss for _, loss in some) / 3 for some in (after[:3], after[-3:]))
     if STILL * then < now < then + RISEN and now > pairs:
-        wrong, better = ("low", "higher") if config.lr < TrainConfig.lr / 10 else ("high", "lower")
+        wrong, better = ("low", "higher") if config.lr < Settings.lr / 10 else ("high", "lower")
         yield warning("learning rate", f"the learning rate is too {wrong}: the training loss stands still "
                       f"at {now:.2f} since step {after[0][0]:,}; take a {better} --lr and --muon-lr")
 
 
 def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, float]],
-                 config: TrainConfig) -> Iterator[Finding]:
+                 config: Settings) -> Iterator[Finding]:
     """For three evaluations or more the validation loss is above its best, while the training loss has fallen."""
     if len(val) < 4:
         return

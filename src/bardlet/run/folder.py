@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.model import ModelConfig
+from bardlet.config.settings import Settings
 from bardlet.config.toml import from_mapping, read_toml, sealed, to_toml
 from bardlet.errors import BardletError
 from bardlet.run import hf, lock
@@ -97,12 +98,12 @@ def new_folder(out: Path | None, name: str, held: bool = False) -> Path:
     return out
 
 
-def write_run(run: Path, config: TrainConfig, record: dict[str, Any]) -> None:
-    """run.toml, atomically."""
-    atomic.write_text(run / "run.toml", to_toml(config, record))
+def write_run(run: Path, config: Settings, record: dict[str, Any], shape: ModelConfig | None = None) -> None:
+    """run.toml, atomically. shape: of the model, as of `to_toml`."""
+    atomic.write_text(run / "run.toml", to_toml(config, record, shape))
 
 
-def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
+def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
     """The settings and the record of a run folder."""
     if not run.is_dir():
         raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
@@ -114,7 +115,7 @@ def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
     return config, checked(record, str(path))
 
 
-def settings(run: Path, changed: bool = False) -> tuple[TrainConfig, dict[str, Any]]:
+def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]]:
     """The settings and the record with which a run goes on: of its run.toml, where that is as the run wrote it.
 
     One that was changed, or damaged, or is gone, is replaced by what the newest whole checkpoint knows, and a notice

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.settings import Settings
 from bardlet.errors import BardletError
 
 
-def trackers(config: TrainConfig, run: Path) -> list[Callable[[int, dict[str, float]], None]]:
+def trackers(config: Settings, run: Path) -> list[Callable[[int, dict[str, float]], None]]:
     """What TensorBoard and Weights & Biases are told of a step: functions of (step, values), for those asked for."""
     tell: list[Callable[[int, dict[str, float]], None]] = []
     if config.tensorboard:

@@ -1,29 +1,40 @@
-"""Shared by the stages: the model of --init, settings as this machine has them, and the `Trainer`."""
+"""A training stage: from the files that it learns from to a finished run.
+
+`Stage` is what the runner knows: it loads data, makes tokens of them, has an objective, describes its plan and finishes
+a run. Each of the other files here has a subclass for one stage. `FineTuning` is what those share that go on from a
+model.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+import time
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 
+from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import FINE, TrainConfig, option
+from bardlet.config.pretraining import BY_WEIGHTS, FromScratch
+from bardlet.config.settings import Settings, option
 from bardlet.data import chat_template
+from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.models import lora
-from bardlet.planning import memory
-from bardlet.planning.compilation import _keep_compiled
+from bardlet.planning import clock, memory
+from bardlet.planning.compilation import choose_compile, keep_compiled
+from bardlet.run import card, hf
 from bardlet.run import folder as run_folder
-from bardlet.run import hf
+from bardlet.run.record import Record
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
-from bardlet.training import optim
+from bardlet.training import checkpointing, optim
+from bardlet.training import trainer as training
 from bardlet.training.state import Objective, State, Trainer
 
 log = logging.getLogger("bardlet")
@@ -32,111 +43,278 @@ SHORT = 50
 """Steps of a plan that was not asked for; with fewer a notice says so."""
 
 
-def begin(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str], in_file: Collection[str],
-          run: Path | None) -> tuple[Any, Tokenizer, TrainConfig]:
-    """(model, tokenizer, config as the model decides it) of --init. The arguments are those of `pretrain.new_trainer`.
+class Named(Protocol):
+    """Data as they were found: what a run puts on record of them."""
 
-    The tokenizer gets the chat template. The rates are FINE's where neither the command line nor a file says them.
+    @property
+    def name(self) -> str:
+        """What they are called: part of the name of the run folder."""
 
-    Raises:
-        BardletError: no model is named, or one that cannot hold a conversation; a setting that would do nothing; a
-            folder that is not free.
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of what they hold."""
+
+
+class Tokenized(Protocol):
+    """Data as tokens."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made them."""
+
+
+C = TypeVar("C", bound=Settings)
+Source = TypeVar("Source", bound=Named)
+Data = TypeVar("Data", bound=Tokenized)
+R = TypeVar("R", bound=Record)
+
+
+class Stage(ABC, Generic[C, Source, Data, R]):
+    """What is learned, by the settings `config`. `load` finds `source` and makes `data` of it, its tokens.
+
+    `record` is what run.toml says happened, from `begin` on.
     """
-    if out is not None:
-        run_folder.new_folder(Path(out), "")  # before the long part
-    if config.init is None:
-        raise BardletError(f"bardlet {config.stage}: name the model that is to learn: a run folder, or a Hugging Face "
-                           "folder with a gpt2 or qwen3 model")
-    model, words = hf.read_folder(Path(config.init), config.dropout)
-    if not hasattr(model, "new_cache") or hasattr(model, "encode"):
-        raise BardletError(f"{config.init}: a {model.config.model} model does not hold conversations; "
-                           "take a base of --model qwen3 or gpt2")
-    if words.chat_template not in (None, chat_template.TEMPLATE):
-        log.warning("%s writes conversations in another way (its chat_template); from here on in bardlet's",
-                    config.init)
-    elif config.stage != "sft" and words.chat_template is None:
-        log.warning("%s has not learned to answer yet: `bardlet sft` first makes the better start", config.init)
-    words.chat_template = chat_template.TEMPLATE
-    config.unused(set(given) - set(DECIDED))
-    if run is None:  # one that begins again has its rates
-        rates = {name: rate for name, rate in FINE[config.stage].items() if name not in {*given, *in_file}}
-        config = replace(config, **rates)
-    if "block_size" in given and config.block_size > model.config.block_size:
-        log.warning("--block-size %d: the model's window has %d tokens, and stays as it is", config.block_size,
-                    model.config.block_size)
-    torch.manual_seed(config.seed)
-    return model, words, as_model(settled(config, dist), model.config, given)
+
+    material: ClassVar[str]
+    """What there is to learn from, in a word."""
+    unit: ClassVar[str] = "tokens"
+    """What the steps count."""
+    use: ClassVar[str] = ""
+    """The command that uses the finished model."""
+    loss_tells: ClassVar[bool] = True
+    """Whether the curve of the training loss shows what is wrong with a run."""
+    template: ClassVar[str]
+    """The template of the model card, in run/templates."""
+
+    record_class: ClassVar[type[Record]]
+
+    source: Source
+    data: Data
+    record: R
+
+    def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
+        self.config, self.dist, self.progress = config, dist, progress
+
+    # ------------------------------------------------------------------------ what a stage says
+
+    @abstractmethod
+    def load_data(self) -> Source:
+        """Find the files that the settings name."""
+
+    @abstractmethod
+    def tokenize(self, tokenizer: Tokenizer | None) -> Data:
+        """Make tokens of `source`, by this tokenizer or one of its own; rank 0 writes them, the others read."""
+
+    @abstractmethod
+    def objective(self, config: C) -> Objective:
+        """Batches, loss and evaluation. `record` gets what there is to say of them."""
+
+    @abstractmethod
+    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
+        """A run before its first step. Nothing is written.
+
+        Args:
+            out: the run folder; None: runs/NAME.
+            begun: when the time of --minutes began (of time.monotonic).
+            run: a folder that is there already, instead of `out`: this run was in it, and begins again.
+        """
+
+    @abstractmethod
+    def describe(self, t: Trainer) -> tuple[list[str], float]:
+        """(lines, epochs): what a plan says of the data, and how often the planned steps read them."""
+
+    @abstractmethod
+    def measure(self, t: Trainer) -> str:
+        """Put what a trained model can do on record, and draw it; return a sample of it."""
+
+    # ------------------------------------------------------------------------ with defaults
+
+    def predict(self, t: Trainer) -> None:
+        """Put on record what loss the planned steps should come to (`expected`), where that is known."""
+
+    def prediction(self) -> str:
+        """What the plan says of the loss to expect; empty where there is nothing to say."""
+        return ""
+
+    def results(self) -> list[str]:
+        """What a finished run has come to, in lines."""
+        return []
+
+    def loss_in_words(self) -> str:
+        """The validation loss with its units, and over how much of the held-out data where it is not all of them."""
+        r = self.record
+        part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
+        return f"{r.val_loss:.4f} nats per token, {r.bits_per_byte:.4f} bits per byte{part}"
+
+    def fit_to_steps(self, t: Trainer) -> None:
+        """Adapt settings that depend on how many steps were planned."""
+
+    def assemble(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
+        """A `Trainer` at step 0 that learns `data`, settings resolved: device, precision, threads, optimizers.
+
+        resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
+        """
+        config, dist, record = self.settle(), self.dist, self.record
+        config.check_processes(dist.world)
+        model.to(dist.device)
+        record.parameters = sum(x.numel() for x in model.hf_state_dict().values())
+        if config.lora:
+            lora.adapt(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
+            record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        machine = distributed.machine(dist, config.dtype, config.threads or 1)
+        t = Trainer(run, model, optim.build(model, config), self.objective(config), config, dist, machine, record,
+                    State(steps=config.steps or 0, replans=list(config.replans[:1])))
+        if not resumed:
+            memory.fit_micro_batches(t)
+            if t.config != config:  # rows are then filled up to another multiple
+                t.objective = self.objective(cast(C, t.config))
+        return t
+
+    # ------------------------------------------------------------------------ the same for all
+
+    def load(self, tokenizer: Tokenizer | None) -> None:
+        """Find the data and make tokens of them."""
+        self.source = self.load_data()
+        self.data = self.tokenize(tokenizer)
+
+    def settle(self) -> C:
+        """`config` with device, precision and threads as this machine has them; PyTorch is told."""
+        keep_compiled()
+        config, device = self.config, self.dist.device
+        threads = runtime_device.settle(config.threads, config.deterministic, device)
+        dtype = runtime_device.pick_dtype(config.dtype, device)
+        self.config = replace(config, dtype=cast(Any, dtype), threads=threads,
+                              device=device.type if config.device == "auto" else config.device)
+        return self.config
+
+    def folder(self, run: Path | None, out: str | None, name: str) -> Path:
+        """The run folder: that of a run that begins again, or a new one."""
+        return run or run_folder.new_folder(Path(out) if out else None, name)
+
+    def plan_steps(self, t: Trainer, seconds: float, begun: float) -> None:
+        """Decide the number of steps and whether to compile, from a few timed steps.
+
+        Args:
+            seconds: the time of the whole run, which began at `begun` (of time.monotonic).
+        """
+        choose_compile(t, seconds - (time.monotonic() - begun))
+        per_step = clock.seconds_per_step(t)
+        began = time.monotonic()
+        training.evaluate(t)
+        per_evaluation = time.monotonic() - began
+        left = max(0.0, seconds - (time.monotonic() - begun))
+        evaluations = clock.evaluations_for(left, per_evaluation)
+        steps = t.dist.from_main(clock.steps_for(left, per_step, evaluations * per_evaluation))
+        steps = min(steps, t.record.most_steps or steps)
+        t.state.steps, t.state.replans = steps, [(0, steps)]
+        if steps < 20:
+            log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "
+                        "smaller model (--n-layer, --n-embd)", steps, per_step)
+        if t.config.eval_every is None:
+            t.config = replace(t.config, eval_every=t.dist.from_main(-(-steps // evaluations)))
+        self.fit_to_steps(t)
+
+    def finish(self, t: Trainer) -> tuple[dict[str, Any], str]:
+        """Leave what a finished run has besides its weights: figures, pictures, the model card, the mark at the end.
+
+        Returns:
+            (record, sample): what run.toml says happened, and what the weights at the root of the run write.
+        """
+        sample = self.measure(t)
+        self.record.finished = True
+        record = checkpointing.write_run(t)
+        card.Card(t.run, t.config, t.model.config, record, sample, self.loss_in_words(),
+                  card.title(t.run, self.record)).write(self.template)
+        return record, sample
 
 
-def same(config: TrainConfig, record: dict[str, Any], digest: str) -> None:
-    """BardletError where the weights of --init, by their sha256, are not those on record; else they are put there."""
-    if record.setdefault("base_hash", digest) != digest:
+def tell_unused(config: FromScratch, shape: ModelConfig) -> None:
+    """Say which settings of a model were chosen in vain, since the weights of --init have another shape."""
+    chosen = [name for name in BY_WEIGHTS if name in config.by_hand]
+    if ignored := [option(name) for name in chosen if getattr(config, name) != getattr(shape, name, None)]:
+        log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
+
+
+# ---------------------------------------------------------------- stages that go on from a model
+
+F = TypeVar("F", bound=FineTuneConfig)
+
+
+class FineTuning(Stage[F, Source, Data, R]):
+    """A stage that goes on from a model which has learned already, and whose data are conversations of some kind."""
+
+    use = "chat"
+    epochs: ClassVar[int] = 1
+    """How often the data are read where neither --steps nor --minutes says it."""
+
+    @abstractmethod
+    def new_record(self, tokenizer: Tokenizer) -> R:
+        """What run.toml says of the data."""
+
+    def new_model(self, model: Any) -> Any:
+        """What is trained, from the model that --init names."""
+        return model
+
+    def look_before(self, t: Trainer) -> None:
+        """Put on record what the model can do before it learns."""
+
+    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
+        """A run before its first step (`Stage.begin`)."""
+        model, tokenizer = self.read_base(out)
+        self.load(tokenizer)
+        self.record = self.new_record(tokenizer)
+        run = self.folder(run, out, f"{self.source.name}-{self.config.stage}")
+        t = self.assemble(run, self.new_model(model))
+        self.plan_default(t)
+        self.look_before(t)
+        return t
+
+    def plan_default(self, t: Trainer) -> None:
+        """Plan to read the data `epochs` times, where neither --steps nor --minutes says something else."""
+        if t.config.steps is None and t.config.minutes is None:
+            t.state.steps = self.epochs * t.record.batches
+            if t.state.steps < SHORT:
+                times = "once" if self.epochs == 1 else f"{self.epochs} times"
+                log.warning("%s is short: to read it %s makes %d steps, which teach little; --steps 200 makes more",
+                            t.record.text, times, t.state.steps)
+            t.config = replace(t.config, steps=t.state.steps)
+
+    def read_base(self, out: str | None) -> tuple[Any, Tokenizer]:
+        """(model, tokenizer) of --init; `config` becomes what the model decides of it.
+
+        The tokenizer gets the chat template.
+
+        Raises:
+            BardletError: no model is named, or one that cannot hold a conversation; a folder that is not free.
+        """
+        config = self.config.resolved()
+        if out is not None:
+            run_folder.new_folder(Path(out), "")  # before the long part
+        if config.init is None:
+            raise BardletError(f"bardlet {config.stage}: name the model that is to learn: a run folder, or a Hugging "
+                               "Face folder with a gpt2 or qwen3 model")
+        model, tokenizer = hf.read_folder(Path(config.init), config.dropout)
+        if not hasattr(model, "new_cache") or hasattr(model, "encode"):
+            raise BardletError(f"{config.init}: a {model.config.model} model does not hold conversations; "
+                               "take a base of --model qwen3 or gpt2")
+        if tokenizer.chat_template not in (None, chat_template.TEMPLATE):
+            log.warning("%s writes conversations in another way (its chat_template); from here on in bardlet's",
+                        config.init)
+        elif config.stage != "sft" and tokenizer.chat_template is None:
+            log.warning("%s has not learned to answer yet: `bardlet sft` first makes the better start", config.init)
+        tokenizer.chat_template = chat_template.TEMPLATE
+        if config.block_size and config.block_size > model.config.block_size:
+            log.warning("--block-size %d: the model's window has %d tokens, and stays as it is", config.block_size,
+                        model.config.block_size)
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.config = self.settle().as_model(model.config)
+        return model, tokenizer
+
+
+def same_base(config: Settings, record: Record, digest: str) -> None:
+    """Put the sha256 of --init's weights on record. BardletError where another one is there already."""
+    record.base_hash = record.base_hash or digest
+    if record.base_hash != digest:
         raise BardletError(f"{config.init}: is not the model any more that the run began with, which is its reference; "
                            "put it back")
-
-
-def folder(run: Path | None, out: str | None, name: str) -> Path:
-    """The run folder: that of a run that begins again, or a new one."""
-    return run or run_folder.new_folder(Path(out) if out else None, name)
-
-
-def plan(t: Trainer, times: int) -> None:
-    """Plan to read what is learned so many times, where neither --steps nor --minutes says something else."""
-    if t.config.steps is None and t.config.minutes is None:
-        t.state.steps = times * t.record["batches"]
-        if t.state.steps < SHORT:
-            log.warning("%s is short: to read it %s makes %d steps, which teach little; --steps 200 makes more",
-                        t.record["text"], "once" if times == 1 else f"{times} times", t.state.steps)
-        t.config = replace(t.config, steps=t.state.steps)
-
-
-DECIDED = ("model", "n_layer", "n_encoder_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings",
-           "activation", "tokenizer", "vocab_size")
-"""The settings that the weights of --init decide."""
-
-
-def as_model(config: TrainConfig, shape: ModelConfig, given: Collection[str]) -> TrainConfig:
-    """`config` with the shape of the weights that training starts from; its windows may be shorter than theirs."""
-    ignored = [option(name) for name in DECIDED if name in given]
-    if ignored:
-        log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
-    asked = "block_size" in given or config.block_size != TrainConfig.block_size
-    block = min(shape.block_size, config.block_size) if asked else shape.block_size
-    return replace(config, model=cast(Any, shape.model), n_layer=shape.n_layer, n_head=shape.n_head,
-                   n_encoder_layer=shape.n_encoder_layer or None, n_kv_head=shape.n_kv_head, n_embd=shape.n_embd,
-                   n_inner=shape.n_inner,
-                   block_size=block, tie_embeddings=shape.tie_embeddings)
-
-
-def settled(config: TrainConfig, dist: Dist) -> TrainConfig:
-    """`config` with device, precision and threads as this machine has them; PyTorch is told."""
-    _keep_compiled()
-    threads = runtime_device.settle(config.threads, config.deterministic, dist.device)
-    device = dist.device.type if config.device == "auto" else config.device
-    dtype = runtime_device.pick_dtype(config.dtype, dist.device)
-    return replace(config, dtype=cast(Any, dtype), device=device, threads=threads)
-
-
-def trainer(run: Path, model: Any, objective: Callable[[TrainConfig], Objective], config: TrainConfig, dist: Dist,
-            record: dict[str, Any], resumed: bool) -> Trainer:
-    """A `Trainer` at step 0 of the objective that `objective` makes of settings; other arguments as for `assemble`.
-
-    The objective is made once more where its batches have to be computed in smaller pieces than the settings say.
-    """
-    config = settled(config, dist)
-    if config.batch_size % dist.world and not config.parallel:
-        raise BardletError(f"--batch-size {config.batch_size} cannot be shared by {dist.world} processes: "
-                           f"take a multiple of {dist.world}")
-    model.to(dist.device)
-    record["parameters"] = sum(x.numel() for x in model.hf_state_dict().values())
-    if config.lora:
-        lora.adapt(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
-        record["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    machine = distributed.machine(dist, config.dtype, config.threads or 1)
-    t = Trainer(run, model, optim.build(model, config), objective(config), config, dist, machine, record,
-                State(steps=config.steps or 0, replans=list(config.replans[:1])))
-    if not resumed:
-        memory.fit_micro_batches(t)
-        if t.config != config:  # rows are then filled up to another multiple
-            t.objective = objective(t.config)
-    return t

@@ -10,30 +10,32 @@ from typing import Any
 
 import torch
 
-from bardlet.config.settings import TrainConfig
-from bardlet.data import batch as data_batch
+from bardlet.config.finetuning import GRPOConfig
+from bardlet.data.batch import Batch
+from bardlet.stages.rl import RL
 from bardlet.training import logprobs, losses
 
 
-def actor(policy: Any) -> Any:
-    """What is trained: the policy alone."""
-    return policy
+class GRPO(RL[GRPOConfig]):
+    """`bardlet grpo MODEL DATA --reward R`."""
 
+    def actor(self, policy: Any) -> Any:
+        """The policy alone."""
+        return policy
 
-def learnable(model: Any, batch: data_batch.Batch, reward_A: torch.Tensor, beta: float,
-              config: TrainConfig) -> dict[str, torch.Tensor]:  # fmt: skip
-    """What a batch of a rollout has besides its tokens and their probabilities: `advantage` (A, 1).
+    def answers_to_each(self) -> int:
+        """A group of answers, which are compared with each other."""
+        return self.config.group
 
-    reward_A: the --group answers to one question stand behind each other.
-    """
-    return {"advantage": losses.group_advantages(reward_A.view(-1, config.group)).view(-1, 1)}
+    def learnable(self, model: Any, batch: Batch, reward_A: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
+        """`advantage` (A, 1): how much better an answer is than the others of its group (`RL.learnable`)."""
+        return {"advantage": losses.group_advantages(reward_A.view(-1, self.config.group)).view(-1, 1)}
 
-
-def learn(model: Any, batch: data_batch.Batch, config: TrainConfig) -> torch.Tensor:
-    """The loss of a batch, summed over the tokens of the answers; without `old` the policy has not moved since."""
-    mask_AT = batch["target"] != losses.IGNORE
-    logp_AT = logprobs.log_probability(model, batch["idx"], batch["target"], config.temperature)
-    old_AT = batch.get("old", logp_AT.detach())
-    # at beta 0 the divergence would be 0 times a number that may be infinite
-    reference_AT = batch["reference"] if config.beta else logp_AT
-    return losses.grpo(logp_AT, old_AT, reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The loss of a batch, summed over the tokens of the answers; without `old` the policy has not moved since."""
+        mask_AT, config = batch["target"] != losses.IGNORE, self.config
+        logp_AT = logprobs.log_probability(model, batch["idx"], batch["target"], config.temperature)
+        old_AT = batch.get("old", logp_AT.detach())
+        # at beta 0 the divergence would be 0 times a number that may be infinite
+        reference_AT = batch["reference"] if config.beta else logp_AT
+        return losses.grpo(logp_AT, old_AT, reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)

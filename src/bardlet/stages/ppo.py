@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from bardlet.config.settings import TrainConfig
-from bardlet.data import batch as data_batch
+from bardlet.config.finetuning import PPOConfig
+from bardlet.data.batch import Batch
 from bardlet.evaluation.metrics import rows_at_once
 from bardlet.inference.generate import evaluating
-from bardlet.models import reward
+from bardlet.models.reward import ActorCritic, on_top_of
 from bardlet.runtime.compiler import eager
 from bardlet.runtime.device import autocast
+from bardlet.stages.rl import RL
 from bardlet.training import logprobs, losses
 
 VALUE_WEIGHT = 0.1
@@ -27,50 +28,56 @@ SLOW, MOST = 0.2, 0.2
 policy comes after it."""
 
 
-def actor(policy: Any) -> reward.ActorCritic:
-    """What is trained: the policy, and a critic that begins as its body, expecting 0 everywhere."""
-    critic = reward.on_top_of(policy)
-    torch.nn.init.zeros_(critic.score.weight)
-    return reward.ActorCritic(policy, critic)
+class PPO(RL[PPOConfig]):
+    """`bardlet ppo MODEL DATA --reward R`."""
 
+    def actor(self, policy: Any) -> ActorCritic:
+        """The policy, and a critic that begins as its body, expecting 0 everywhere."""
+        critic = on_top_of(policy)
+        torch.nn.init.zeros_(critic.score.weight)
+        return ActorCritic(policy, critic)
 
-def learnable(model: reward.ActorCritic, batch: data_batch.Batch, reward_A: torch.Tensor, beta: float,
-              config: TrainConfig) -> dict[str, torch.Tensor]:  # fmt: skip
-    """What a batch of a rollout has besides its tokens and their probabilities: `advantage`, `value` and `return`,
-    (A, T) each.
+    def learnable(self, model: ActorCritic, batch: Batch, reward_A: torch.Tensor,
+                  beta: float) -> dict[str, torch.Tensor]:
+        """`advantage`, `value` and `return`, (A, T) each (`RL.learnable`); a reward comes with the last token."""
+        mask_AT = batch["target"] != losses.IGNORE
+        value_AT = values(model, batch["idx"], self.config.dtype) * mask_AT
+        reward_AT = -beta * (batch["old"] - batch["reference"])
+        last_A = mask_AT.shape[1] - 1 - mask_AT.flip(1).int().argmax(1)
+        reward_AT[torch.arange(len(last_A)), last_A] += reward_A
+        advantage_AT = losses.advantages(reward_AT, value_AT, mask_AT)
+        return {"advantage": losses.whiten(advantage_AT, mask_AT), "value": value_AT, "return": value_AT + advantage_AT}
 
-    reward_A: it comes with the last token of an answer. beta: what each nat between policy and reference costs.
-    """
-    mask_AT = batch["target"] != losses.IGNORE
-    value_AT = values(model, batch["idx"], config) * mask_AT
-    reward_AT = -beta * (batch["old"] - batch["reference"])
-    last_A = mask_AT.shape[1] - 1 - mask_AT.flip(1).int().argmax(1)
-    reward_AT[torch.arange(len(last_A)), last_A] += reward_A
-    advantage_AT = losses.advantages(reward_AT, value_AT, mask_AT)
-    return {"advantage": losses.whiten(advantage_AT, mask_AT), "value": value_AT, "return": value_AT + advantage_AT}
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The losses of policy and values of a batch, summed over the tokens of the answers."""
+        mask_AT, config = batch["target"] != losses.IGNORE, self.config
+
+        def compute(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+            target = batch["target"][rows, :width]
+            loss_RT, value_RT = model(batch["idx"][rows, :width], target, temperature=config.temperature)
+            return 0 - loss_RT, value_RT
+
+        logp_AT, value_AT = logprobs.by_length(mask_AT, compute)
+        policy = losses.clipped_policy(logp_AT, batch["old"], batch["advantage"], mask_AT, config.clip)
+        value = losses.clipped_value(value_AT, batch["value"], batch["return"], mask_AT, config.clip)
+        return policy + VALUE_WEIGHT * value
+
+    def compares_with_reference(self) -> bool:
+        """Always: its distance is part of the reward, whatever beta becomes."""
+        return True
+
+    def next_beta(self, beta: float, kl: float) -> float:
+        """beta as --target-kl has it follow (`RL.next_beta`)."""
+        return adapted(beta, kl, self.config.target_kl)
 
 
 @torch.no_grad()
-def values(model: reward.ActorCritic, idx_AT: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+def values(model: ActorCritic, idx_AT: torch.Tensor, dtype: str) -> torch.Tensor:
     """What the critic expects before each next token: (A, T) float32 on the CPU."""
     device = model.critic.score.weight.device
     rows = rows_at_once(model.config, idx_AT.shape[1])
-    with evaluating(model), eager(model), autocast(config.dtype, device):
+    with evaluating(model), eager(model), autocast(dtype, device):
         return torch.cat([model.critic.values(some.to(device)).cpu() for some in idx_AT.split(rows)])
-
-
-def learn(model: Any, batch: data_batch.Batch, config: TrainConfig) -> torch.Tensor:
-    """The losses of policy and values of a batch, summed over the tokens of the answers."""
-    mask_AT = batch["target"] != losses.IGNORE
-
-    def compute(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        target = batch["target"][rows, :width]
-        logits_NV, value_N = model(batch["idx"][rows, :width], target != losses.IGNORE)
-        return logprobs.chosen(logits_NV, target, config.temperature), logprobs.spread(value_N, target != losses.IGNORE)
-
-    logp_AT, value_AT = logprobs.by_length(mask_AT, compute)
-    policy = losses.clipped_policy(logp_AT, batch["old"], batch["advantage"], mask_AT, config.clip)
-    return policy + VALUE_WEIGHT * losses.clipped_value(value_AT, batch["value"], batch["return"], mask_AT, config.clip)
 
 
 def adapted(beta: float, kl: float, target: float | None) -> float:

@@ -1,7 +1,7 @@
 """Shared by the stages that learn from preferences.
 
-What a reward model and direct preference optimization have in common: the loop over the pairs that are held out,
-and what is said of them. B pairs of a batch, 2 answers of a pair, the chosen one first, T positions.
+What a reward model and direct preference optimization have in common: the pairs, the loop over those that are held
+out, and what is said of them. B pairs of a batch, 2 answers of a pair, the chosen one first, T positions.
 """
 
 from __future__ import annotations
@@ -9,65 +9,117 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.finetuning import PreferenceConfig
+from bardlet.data import preferences as data_preferences
+from bardlet.data import records
 from bardlet.data.batch import Batch
 from bardlet.data.preferences import AT_ONCE, PairBatches, Pairs, PreparedPairs
 from bardlet.data.records import Examples
 from bardlet.errors import BardletError
+from bardlet.run.record import PreferencesRecord
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
+from bardlet.stages.base import Data, FineTuning
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Trainer
 
-
-def parts(ready: PreparedPairs, config: TrainConfig) -> tuple[Pairs, Pairs]:
-    """(training, held-out) pairs. The development split is the last tenth of the training part."""
-    if config.val_part == "val":
-        return ready.train, ready.val
-    cut = int(0.9 * len(ready.train))
-    return ready.train.part(slice(cut)), ready.train.part(slice(cut, None))
+P = TypeVar("P", bound=PreferenceConfig)
+R = TypeVar("R", bound=PreferencesRecord)
 
 
-def record(found: Examples, words: Tokenizer, learned: Pairs, held: Pairs, config: TrainConfig) -> dict[str, Any]:
-    """What run.toml says of the pairs."""
-    return {"text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
-            "tokens": int(sum(side.answer.sum() for side in learned.sides)), "minutes": config.minutes,
-            "longer": round(longer(held, config), 4), "guessing": round(math.log(2), 4)}
+class PreferenceStage(FineTuning[P, Examples, Data, R]):
+    """A stage that learns which of two answers is preferred. A second reading would be learned by heart."""
+
+    material = "preferences"
+    unit = "pairs"
+    record_class: ClassVar[type[PreferencesRecord]]
+    begins_with: str
+    """What the model of --init is called in the plan."""
+
+    def load_data(self) -> Examples:
+        """Find the preferences that the settings name."""
+        return records.find(self.config.text, "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
+
+    def tokenized(self, tokenizer: Tokenizer | None) -> PreparedPairs:
+        """Make tokens of the preferences by the tokenizer of the model; rank 0 writes them, the others read."""
+        if tokenizer is None:
+            raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
+        return data_preferences.prepare(self.source, tokenizer, self.dist, self.progress)
+
+    def pairs(self) -> tuple[Pairs, Pairs]:
+        """(training, held-out) pairs. The development split is the last tenth of the training part."""
+        prepared = self.prepared()
+        if self.config.val_part == "val":
+            return prepared.train, prepared.val
+        cut = int(0.9 * len(prepared.train))
+        return prepared.train.part(slice(cut)), prepared.train.part(slice(cut, None))
+
+    def prepared(self) -> PreparedPairs:
+        """The preferences as tokens."""
+        raise NotImplementedError
+
+    def new_record(self, tokenizer: Tokenizer) -> R:
+        """What run.toml says of the pairs."""
+        learned, held = self.pairs()
+        return cast(R, self.record_class(
+            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
+            tokens=int(sum(side.answer.sum() for side in learned.sides)), minutes=self.config.minutes,
+            longer=round(longer(held, self.config), 4), guessing=round(math.log(2), 4)))
+
+    def loss_in_words(self) -> str:
+        """The validation loss with its units."""
+        return f"{self.record.val_loss:.4f} nats per pair"
+
+    def batches(self, config: PreferenceConfig) -> PairBatches:
+        """Batches of the training pairs. BardletError where none fits into the window, or none of those held out."""
+        learned, held = self.pairs()
+        made = PairBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed,
+                           int(self.data.tokenizer.pad_id or 0), config.grad_accum * self.dist.world)
+        for pairs, what in ((learned, "pair of answers"), (held, "held-out pair of answers")):
+            if not (pairs.lengths() <= config.block_size).any():
+                raise BardletError(f"{self.record.text}: no {what} fits into the model's window of {config.block_size} "
+                                   "tokens, with its question; take a model with a longer one")
+        self.record.batches, self.record.left_out = made.batches_per_epoch, made.left_out
+        return made
+
+    def describe(self, t: Trainer) -> tuple[list[str], float]:
+        """What a plan says of the pairs, and how often the planned steps read them."""
+        r, held = self.record, len(self.pairs()[1])
+        lines = [f"preferences: {r.text}, {r.documents:,} to learn from, {held:,} held out",
+                 f"{self.begins_with}: {t.config.init}; the longer answer is the chosen one in {r.longer:.1%} of "
+                 "those held out"]
+        if r.left_out:
+            lines.append(f"left out, longer than the window of {t.config.block_size} tokens: {r.left_out:,}")
+        return lines, t.state.steps / r.batches
+
+    def results(self) -> list[str]:
+        """What a finished run has come to, in lines."""
+        r = self.record
+        beats = "better than" if r.accuracy > r.longer else "no better than"
+        return [f"held-out pairs: the chosen answer has the greater reward in {r.accuracy:.1%} (by {r.margin:.3f} on "
+                f"average), {beats} taking the longer answer, {r.longer:.1%}"]
 
 
-def longer(held: Pairs, config: TrainConfig) -> float:
+def longer(held: Pairs, config: PreferenceConfig) -> float:
     """The share of the pairs that fit into the window in which the chosen answer has more tokens; equal counts half."""
     kept = PairBatches(held, config.block_size, AT_ONCE, 0, pad=0).kept
     chosen, rejected = (side.ends[kept] - side.starts[kept] for side in held.sides)
     return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()) if len(kept) else math.nan
 
 
-def batches(learned: Pairs, held: Pairs, pad: int, config: TrainConfig, dist: Dist,
-            record: dict[str, Any]) -> PairBatches:  # fmt: skip
-    """The batches of the training pairs. BardletError where none fits into the window, or none of those held out."""
-    made = PairBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
-                       config.grad_accum * dist.world)
-    for pairs, what in ((learned, "pair of answers"), (held, "held-out pair of answers")):
-        if not (pairs.lengths() <= config.block_size).any():
-            raise BardletError(f"{record['text']}: no {what} fits into the model's window of {config.block_size} "
-                               "tokens, with its question; take a model with a longer one")
-    record["batches"], record["left_out"] = made.batches_per_epoch, made.left_out
-    return made
-
-
-def looked_at(config: TrainConfig) -> int:
+def looked_at(config: PreferenceConfig) -> int:
     """How many held-out pairs --eval-tokens are, at least one; 0: all."""
     return max(1, config.eval_tokens // (2 * config.block_size)) if config.eval_tokens else 0
 
 
 @torch.no_grad()
-def measured(measure: Callable[[Batch], torch.Tensor], pairs: Pairs, config: TrainConfig, dist: Dist,
+def measured(measure: Callable[[Batch], torch.Tensor], pairs: Pairs, config: PreferenceConfig, dist: Dist,
              most: int = 0) -> tuple[np.ndarray, torch.Tensor]:
     """What `measure`, (B, 2) of a batch, says of both answers of the pairs that fit into the window.
 
@@ -104,20 +156,3 @@ def figures(reward_N2: torch.Tensor) -> Figures:
     right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
     value = losses.bradley_terry(chosen, rejected).item() / len(chosen)
     return Figures(value, right.mean().item(), (chosen - rejected).mean().item())
-
-
-def said(t: Trainer, held: int, more: str) -> tuple[list[str], float]:
-    """What a plan says of the pairs, of which so many are held out, and how often the planned steps read them."""
-    r = t.record
-    lines = [f"preferences: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
-             f"{more}; the longer answer is the chosen one in {r['longer']:.1%} of those held out"]
-    if r["left_out"]:
-        lines.append(f"left out, longer than the window of {t.config.block_size} tokens: {r['left_out']:,}")
-    return lines, t.state.steps / r["batches"]
-
-
-def results(facts: dict[str, Any]) -> list[str]:
-    """What a finished run has come to, in lines."""
-    beats = "better than" if facts["accuracy"] > facts["longer"] else "no better than"
-    return [f"held-out pairs: the chosen answer has the greater reward in {facts['accuracy']:.1%} (by "
-            f"{facts['margin']:.3f} on average), {beats} taking the longer answer, {facts['longer']:.1%}"]

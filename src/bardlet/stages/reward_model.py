@@ -1,94 +1,93 @@
-"""A reward model as a stage: it learns from comparisons to say how good an answer is, with one number.
+"""Training a reward model: it learns from comparisons to say how good an answer is, with one number.
 
 Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 2: the body of a model
-that answers, with a scalar head; of two answers to one question the one that people chose is to get more. The names are
-those of `stages/pretrain.py`.
+that answers, with a scalar head; of two answers to one question the one that people chose is to get more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.finetuning import RewardConfig
 from bardlet.data import preferences as data_preferences
-from bardlet.data import records
 from bardlet.data.preferences import Pairs, PreparedPairs
-from bardlet.data.records import Examples
-from bardlet.data.shards import Progress
-from bardlet.errors import BardletError
-from bardlet.models import reward as heads
+from bardlet.models import reward as reward_heads
 from bardlet.run import card, hf, plots
+from bardlet.run.record import RewardRecord
 from bardlet.runtime.distributed import Dist
-from bardlet.stages import base, preference
+from bardlet.stages import preference
+from bardlet.stages.preference import PreferenceStage
 from bardlet.tokenizer import Tokenizer
-from bardlet.training import checkpointing, logprobs
+from bardlet.training import logprobs
 from bardlet.training.state import Objective, Trainer
 
 BINS = 10
 """Of the predicted probabilities, to compare with what came."""
 
-
-def find(config: TrainConfig) -> Examples:
-    """The preferences that the settings name."""
-    return records.find(config)
+SHOWN, LONGEST_SHOWN = 3, 300
+"""Pairs on the card of a finished run, and characters of an answer there."""
 
 
-def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist: Dist,
-            progress: Progress | None = None) -> PreparedPairs:
-    """The preferences as tokens by the tokenizer of the model."""
-    if words is None:
-        raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
-    return data_preferences.prepare(found, words, dist, progress)
+class RewardModeling(PreferenceStage[RewardConfig, PreparedPairs, RewardRecord]):
+    """`bardlet reward MODEL DATA`."""
 
+    template = "reward_model"
+    record_class = RewardRecord
+    use = ""
+    begins_with = "begins with"
 
-def reward_objective(ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
-    """Batches of pairs, the loss of Bradley and Terry, and that of the held-out pairs as evaluation."""
-    learned, held = preference.parts(ready, config)
-    batches = preference.batches(learned, held, int(ready.tokenizer.pad_id or 0), config, dist, record)
-    most = preference.looked_at(config)
+    def tokenize(self, tokenizer: Tokenizer | None) -> PreparedPairs:
+        """Make tokens of the preferences by the tokenizer of the model."""
+        return self.tokenized(tokenizer)
 
-    def evaluate(model: Any) -> float:
-        found = preference.measured(partial(logprobs.pair_rewards, model), held, config, dist, most)[1]
-        return preference.figures(found).loss
+    def prepared(self) -> PreparedPairs:
+        """The preferences as tokens."""
+        return self.data
 
-    return Objective(batches.batch, logprobs.preferred, data_preferences.count, evaluate, batches.place, batches.widest)
+    def new_model(self, model: Any) -> Any:
+        """The body of the model with a new head of one number."""
+        return reward_heads.on_top_of(model)
 
+    def objective(self, config: RewardConfig) -> Objective:
+        """Batches of pairs, the loss of Bradley and Terry, and that of the held-out pairs as evaluation."""
+        batches, held, most = self.batches(config), self.pairs()[1], preference.looked_at(config)
 
-def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
-                progress: Progress | None = None, begun: float | None = None,
-                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedPairs]:
-    """A model with a new head, preferences and optimizers: a run that has not begun. Arguments: `pretrain`'s."""
-    model, words, config = base.begin(config, dist, out, given, in_file, run)
-    found = find(config)
-    ready = prepare(found, config, words, dist, progress)
-    record = preference.record(found, words, *preference.parts(ready, config), config)
-    run = base.folder(run, out, f"{found.name}-reward")
-    t = assemble(run, heads.on_top_of(model), ready, config, dist, record)
-    base.plan(t, 1)  # a second time would be learned by heart (Ouyang et al., appendix C.2)
-    return t, ready
+        def evaluate(model: Any) -> float:
+            found = preference.measured(partial(logprobs.pair_rewards, model), held, config, self.dist, most)[1]
+            return preference.figures(found).loss
 
+        return Objective(batches.batch, logprobs.preferred, data_preferences.count, evaluate, batches.place,
+                         batches.widest, all_logits=True)
 
-def assemble(run: Path, model: Any, ready: PreparedPairs, config: TrainConfig, dist: Dist, record: dict[str, Any],
-             resumed: bool = False) -> Trainer:
-    """A `Trainer` at step 0 that learns the preferences. Arguments: `pretrain`'s."""
-    make = partial(reward_objective, ready, dist=dist, record=record)
-    return base.trainer(run, model, make, config, dist, record, resumed)
+    def results(self) -> list[str]:
+        """What a finished run has come to, in lines."""
+        r = self.record
+        shares = (("accuracy_longer", "the longer one"), ("accuracy_shorter", "the shorter one"))
+        where = [f"{getattr(r, name):.1%} where it is {what}" for name, what in shares if getattr(r, name) is not None]
+        return [*super().results(), f"the chosen answer has the greater reward in {', '.join(where)}; margin and "
+                f"difference in length correlate by {r.likes_length:.2f}; calibration error {r.calibration_error:.3f}"]
 
-
-def said(t: Trainer, ready: PreparedPairs) -> tuple[list[str], float]:
-    """What a plan says of the preferences, in lines, and how often the planned steps read them."""
-    return preference.said(t, len(preference.parts(ready, t.config)[1]), f"begins with: {t.config.init}")
-
-
-def expect(t: Trainer, ready: PreparedPairs) -> None:
-    """Nobody knows what loss to expect of a preference."""
+    def measure(self, t: Trainer) -> str:
+        """Put the accuracy on held-out pairs on record and draw the curves; return some answers and rewards."""
+        held = self.pairs()[1]
+        plots.loss_curve(t.run, card.title(t.run, self.record), "loss (nats per pair)")
+        model, tokenizer = hf.read_folder(t.run, scores=True)
+        model.to(t.dist.device)
+        which, reward_N2, found = judged(model, held, self.config, t.dist)
+        whole = preference.figures(reward_N2)
+        self.record.update(
+            accuracy=round(whole.accuracy, 4), margin=round(whole.margin, 4),
+            accuracy_longer=found.accuracy_where(found.longer > 0),
+            accuracy_shorter=found.accuracy_where(found.longer < 0),
+            likes_length=round(found.likes_length(), 4), calibration_error=round(found.calibration_error(), 4))
+        plots.margins(t.run, card.title(t.run, self.record), found.margins, *found.calibration())
+        return "\n\n".join(_shown(tokenizer, held, int(i), reward_2.tolist()) for i, reward_2 in
+                           list(zip(which, reward_N2, strict=True))[:: max(1, len(which) // SHOWN)][:SHOWN])
 
 
 @dataclass(frozen=True)
@@ -132,60 +131,21 @@ class Judged:
         return float(np.corrcoef(self.margins, self.longer)[0, 1])
 
 
-def judged(model: Any, held: Pairs, config: TrainConfig, dist: Dist) -> tuple[np.ndarray, torch.Tensor, Judged]:
+def judged(model: Any, held: Pairs, config: RewardConfig, dist: Dist) -> tuple[np.ndarray, torch.Tensor, Judged]:
     """(numbers, (N,); rewards of both answers, (N, 2); how good they are) of the held-out pairs that fit."""
     which, reward_N2 = preference.measured(partial(logprobs.pair_rewards, model), held, config, dist)
     chosen, rejected = (side.ends[which] - side.starts[which] for side in held.sides)
     return which, reward_N2, Judged((reward_N2[:, 0] - reward_N2[:, 1]).numpy(), chosen - rejected)
 
 
-def results(facts: dict[str, Any]) -> list[str]:
-    """What a finished run has come to, in lines."""
-    where = [f"{facts[name]:.1%} where it is {what}" for name, what in
-             (("accuracy_longer", "the longer one"), ("accuracy_shorter", "the shorter one")) if name in facts]
-    return [*preference.results(facts), f"the chosen answer has the greater reward in {', in '.join(where)}; margin "
-            f"and difference in length correlate by {facts['likes_length']:.2f}; calibration error "
-            f"{facts['calibration_error']:.3f}"]
-
-
-def conclude(t: Trainer, ready: PreparedPairs) -> tuple[dict[str, Any], str]:
-    """What a finished run leaves besides its weights: curves, the model card, the mark that it is finished.
-
-    Returns:
-        (record, sample): what run.toml says happened, with the accuracy on held-out pairs; some answers and rewards.
-    """
-    held = preference.parts(ready, t.config)[1]
-    plots.loss_curve(t.run, card.title(t.run, t.record), "loss (nats per pair)")
-    model, words = hf.read_folder(t.run, scores=True)
-    model.to(t.dist.device)
-    which, reward_N2, found = judged(model, held, t.config, t.dist)
-    whole = preference.figures(reward_N2)
-    facts = {"accuracy": round(whole.accuracy, 4), "margin": round(whole.margin, 4),
-             "accuracy_longer": found.accuracy_where(found.longer > 0),
-             "accuracy_shorter": found.accuracy_where(found.longer < 0),
-             "likes_length": round(found.likes_length(), 4), "calibration_error": round(found.calibration_error(), 4)}
-    t.record.update({name: value for name, value in facts.items() if value is not None})
-    plots.margins(t.run, card.title(t.run, t.record), found.margins, *found.calibration())
-    sample = "\n\n".join(_shown(words, held, int(i), reward_2.tolist()) for i, reward_2 in
-                         list(zip(which, reward_N2, strict=True))[:: max(1, len(which) // SHOWN)][:SHOWN])
-    t.record["finished"] = True
-    record = checkpointing.write_run(t)
-    card.reward_card(t.run, t.config, record, sample)
-    return record, sample
-
-
-SHOWN, LONGEST_SHOWN = 3, 300
-"""Pairs on the card of a finished run, and characters of an answer there."""
-
-
-def _shown(words: Tokenizer, held: Pairs, number: int, rewards: list[float]) -> str:
+def _shown(tokenizer: Tokenizer, held: Pairs, number: int, rewards: list[float]) -> str:
     """A pair with its rewards, the question first."""
     lines: list[str] = []
     for side, reward in zip(held.sides, rewards, strict=True):
         here = slice(int(side.starts[number]), int(side.ends[number]))
         ids, answer = side.tokens[here], side.answer[here]
         if not lines:
-            lines.append(words.decode(ids[: int(answer.argmax())].tolist()))
-        text = words.decode(ids[answer].tolist(), skip_special=True)
+            lines.append(tokenizer.decode(ids[: int(answer.argmax())].tolist()))
+        text = tokenizer.decode(ids[answer].tolist(), skip_special=True)
         lines.append(f"  {reward:+.2f}  {text[:LONGEST_SHOWN]}{' ...' if len(text) > LONGEST_SHOWN else ''}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.finetuning import EXACT, RolloutConfig, is_command
 from bardlet.data import chat_template
 from bardlet.data.records import Question
 from bardlet.errors import BardletError
@@ -28,7 +28,7 @@ from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
 
-EXACT, RESULT = "exact", "####"
+RESULT = "####"
 LINES = 3
 """Of what a program that failed has said, the last ones that are told."""
 AT_ONCE = 64
@@ -120,12 +120,7 @@ class Command:
         return made
 
 
-def is_command(reward: str | None) -> bool:
-    """Whether a --reward names a program: nobody runs one that only a file asks for."""
-    return reward is not None and reward != EXACT and not (reward and Path(reward).is_dir())
-
-
-def named(config: TrainConfig) -> str | None:
+def named(config: RolloutConfig) -> str | None:
     """The program that --reward names, if it names one. BardletError for a reward that is not there."""
     if config.reward is None:
         raise BardletError("say what an answer is worth: --reward exact, a run folder of `bardlet reward`, or a "
@@ -145,7 +140,7 @@ def named(config: TrainConfig) -> str | None:
     return config.reward
 
 
-def build(config: TrainConfig, questions: Sequence[Question], dist: Dist) -> Reward:
+def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist) -> Reward:
     """The reward that --reward names. BardletError for one that is not there, or that these questions do not have."""
     if program := named(config):
         return Command(program)

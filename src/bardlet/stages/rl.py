@@ -1,41 +1,40 @@
-"""Reinforcement learning as a stage: a model writes answers, hears what they are worth, and learns from them.
+"""Reinforcement learning: a model writes answers, hears what they are worth, and learns from them.
 
 PPO and GRPO differ in what they make of the rewards (`stages/ppo.py`, `stages/grpo.py`). Here is what they share: the
-rollouts, which are made when the batch of a step asks for them, and the names of `stages/pretrain.py`. The reference is
-the model that the run begins with.
+rollouts, which are made when the batch of a step asks for them. The reference is the model that the run begins with.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from bardlet.config.settings import TrainConfig
-from bardlet.data import batch as data_batch
+from bardlet.config.finetuning import EXACT, RolloutConfig
 from bardlet.data import prompts, records
+from bardlet.data.batch import Batch
 from bardlet.data.prompts import PreparedPrompts, Prompts
 from bardlet.data.records import Examples
-from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.run import card, hf, plots
+from bardlet.run.record import RolloutsRecord
 from bardlet.runtime.distributed import Dist
-from bardlet.stages import base, grpo, ppo, rewards, rollout
-from bardlet.stages.rewards import EXACT, Reward
+from bardlet.stages import rewards, rollout
+from bardlet.stages.base import FineTuning, same_base
+from bardlet.stages.rewards import Reward
 from bardlet.stages.rollout import Rollout
 from bardlet.tokenizer import Tokenizer
-from bardlet.training import checkpointing, losses
+from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
 log = logging.getLogger("bardlet")
 
-ALGORITHMS = {"ppo": ppo, "grpo": grpo}
 ROLLOUTS = 100
 """Rollouts of a run where neither --steps nor --minutes says how many."""
 UNENDED = 1.0
@@ -47,32 +46,211 @@ LOOKED_AT = 256
 SHOWN = 4
 """Of them on its card."""
 
-
-def find(config: TrainConfig) -> Examples:
-    """The questions that the settings name."""
-    return records.find(config)
+C = TypeVar("C", bound=RolloutConfig)
 
 
-def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist: Dist,
-            progress: Progress | None = None) -> PreparedPrompts:
-    """The questions as tokens by the tokenizer of the model."""
-    if words is None:
-        raise BardletError("a model that answers already learns from its own answers: name it with --init DIR")
-    return prompts.prepare(found, words, progress)
+class RL(FineTuning[C, Examples, PreparedPrompts, RolloutsRecord]):
+    """What PPO and GRPO share: questions, rollouts and rewards."""
+
+    material = "questions"
+    unit = "answer tokens"
+    template = "rollouts"
+    record_class = RolloutsRecord
+    loss_tells = False
+    player: Player
+    """Who writes the answers."""
+    model: Any
+    """What is trained, as `actor` made it of the policy."""
+
+    # ------------------------------------------------------------------------ the algorithm
+
+    @abstractmethod
+    def actor(self, policy: Any) -> Any:
+        """What is trained, of the policy."""
+
+    @abstractmethod
+    def learnable(self, model: Any, batch: Batch, reward_A: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
+        """What a batch of a rollout has besides its tokens and their probabilities.
+
+        Args:
+            model: what is trained.
+            batch: `idx`, `target` (A, T) int64; where they are needed `old`, `reference` (A, T) float32.
+            reward_A: (A,) float32; the answers to one question stand behind each other.
+            beta: what each nat between policy and reference costs.
+        """
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The loss of a batch, summed over the tokens of the answers."""
+
+    def compares_with_reference(self) -> bool:
+        """Whether the reference's log p is part of what is learned."""
+        return self.config.beta > 0
+
+    def next_beta(self, beta: float, kl: float) -> float:
+        """beta after a rollout whose answers are so far from the reference, in nats of an answer."""
+        return beta
+
+    def answers_to_each(self) -> int:
+        """How many answers to one question a rollout has."""
+        return 1
+
+    # ------------------------------------------------------------------------ the stage
+
+    def load_data(self) -> Examples:
+        """Find the questions that the settings name."""
+        return records.find(self.config.text, "questions, .jsonl or .json: conversations, or records with `prompt` and "
+                                              "perhaps `answer`")
+
+    def tokenize(self, tokenizer: Tokenizer | None) -> PreparedPrompts:
+        """Make tokens of the questions by the tokenizer of the model."""
+        if tokenizer is None:
+            raise BardletError("a model that answers already learns from its own answers: name it with --init DIR")
+        return prompts.prepare(self.source, tokenizer, self.progress)
+
+    def parts(self) -> tuple[Prompts, Prompts]:
+        """(training, held-out) questions that leave room for an answer."""
+        return prompts.parts(self.data, self.config)
+
+    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
+        """A run before its first step (`Stage.begin`)."""
+        rewards.named(self.config)  # before the long part
+        return super().begin(out, begun, run)
+
+    def new_record(self, tokenizer: Tokenizer) -> RolloutsRecord:
+        """What run.toml says of the questions."""
+        learned, held = self.parts()
+        there = len(self.data.train) + (len(self.data.val) if self.config.val_part == "val" else 0)
+        return RolloutsRecord(
+            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
+            tokens=sum(map(len, learned.ids)), minutes=self.config.minutes,
+            left_out=there - len(learned) - len(held))
+
+    def loss_in_words(self) -> str:
+        """The validation loss with its units."""
+        return f"{self.record.val_loss:.4f}, which is minus the mean reward of held-out answers"
+
+    def assemble(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
+        """A `Trainer` at step 0 (`Stage.assemble`) of the policy `model`, beside its reference and the reward."""
+        config, init = self.config, Path(str(self.config.init))
+        same_base(config, self.record, hf.weights_hash(init))
+        reference = hf.read_folder(init)[0].to(self.dist.device)
+        learned, held = self.parts()
+        reward = rewards.build(config, [*learned.questions, *held.questions], self.dist)
+        if isinstance(reward, rewards.Judge):
+            known = hf.weights_hash(Path(str(config.reward)))
+            self.record.reward_hash = self.record.reward_hash or known
+            if self.record.reward_hash != known:
+                raise BardletError(f"{config.reward}: is not the reward model any more that the run began with; "
+                                   "put it back")
+        self.player = Player(model, reference, reward, self.data.tokenizer, config, self.dist, self.record)
+        self.model = self.actor(model)
+        return super().assemble(run, self.model, resumed)
+
+    def objective(self, config: C) -> Objective:
+        """Batches of the policy's own answers, what the algorithm makes of them, and minus the held-out reward."""
+        learned, held = self.parts()
+        self.config, self.player = config, replace(self.player, config=config)
+        rollouts = Rollouts(self, learned)
+        looked_at = held.some(LOOKED_AT)
+        self.record.batches = max(1, len(learned) * rollouts.answers * rollouts.period // config.rollout)
+
+        def evaluate(_: Any) -> float:
+            if not self.dist.main:  # only rank 0 makes use of it
+                return 0.0
+            return -float(self.player.look(looked_at)[1].mean())
+
+        return Objective(rollouts.batch, self.loss, losses.count_targets, evaluate, rollouts.place, rollouts.widest,
+                         all_logits=True, facts=lambda: rollouts.facts, memory=rollouts, period=rollouts.period)
+
+    def plan_default(self, t: Trainer) -> None:
+        """Plan ROLLOUTS rollouts, where neither --steps nor --minutes says something else."""
+        if t.config.steps is None and t.config.minutes is None:
+            t.state.steps = ROLLOUTS * t.objective.period
+            t.config = replace(t.config, steps=t.state.steps)
+
+    def look_before(self, t: Trainer) -> None:
+        """Put on record what the answers of the model are worth before it learns."""
+        if self.progress:
+            self.progress("what its answers are worth before", 0, None)
+        learned, held = self.parts()
+
+        def before() -> np.ndarray:
+            worth_A, held_A = (self.player.look(asked.some(LOOKED_AT), heat)[1] for asked, heat in
+                               ((learned, self.config.temperature), (held, None)))
+            deviation = worth_A.std(dtype=np.float64)
+            if deviation <= ALIKE * max(1.0, abs(worth_A.mean())):  # what is left is rounding
+                deviation = 0.0
+            return np.array([worth_A.mean(), deviation, held_A.mean()], np.float32)
+
+        mean, deviation, held_mean = map(float, from_main(self.dist, before, 3))
+        if not deviation:
+            log.warning("all answers of %s are worth the same, %g: there is nothing to learn from comparing them; "
+                        "fine-tune it first, or give it more --answer-tokens", self.config.init, mean)
+        self.record.update(reward_mean=mean, reward_deviation=deviation or 1.0, reward_before=round(held_mean, 4))
+
+    def describe(self, t: Trainer) -> tuple[list[str], float]:
+        """What a plan says of the questions, and how often the planned steps ask them."""
+        r, c, held = self.record, self.config, len(self.parts()[1])
+        number = self.answers_to_each()
+        each = f"{number} answers to each question, " if number > 1 else ""
+        lines = [f"questions: {r.text}, {r.documents:,} to learn from, {held:,} held out",
+                 f"reward: {c.reward}; {r.reward_before:.4f} on average for held-out answers of {c.init}",
+                 f"rollouts: of {c.rollout} answers of up to {c.answer_tokens} tokens, {each}"
+                 f"{t.objective.period} steps each"]
+        if r.left_out:
+            lines.append(f"left out, too long for the window of {c.block_size} tokens with an answer: "
+                         f"{r.left_out:,}")
+        return lines, t.state.steps / r.batches
+
+    def results(self) -> list[str]:
+        """What a finished run has come to, in lines."""
+        worse = "; less than before: a lower --lr and --muon-lr, more --steps or a larger --rollout may help"
+        r = self.record
+        return [f"held-out questions: a mean reward of {r.reward_before:.4f} before, {r.reward_after:.4f} after; "
+                f"answers are {r.kl:.2f} nats from the model that it began with, {r.ended:.0%} end by themselves, "
+                f"{r.different:.0%} are different ({r.different_before:.0%} before)"
+                + worse * (r.reward_after < r.reward_before)]
+
+    def measure(self, t: Trainer) -> str:
+        """Put on record what held-out answers show, before and after, and draw the curves; return some of them."""
+        plots.reward_curve(t.run, card.title(t.run, self.record))
+        asked = self.parts()[1].some(LOOKED_AT)
+        alone = Dist(0, 1, t.dist.device)  # the other processes have left
+        policy = hf.read_folder(t.run)[0].to(t.dist.device)
+        before, after = (replace(self.player, policy=model, dist=alone) for model in (self.player.reference, policy))
+        answers = []
+        for when, player in (("_before", before), ("", after)):  # drawn: the likeliest answers say nothing of these
+            made, worth_A = player.look(asked, self.config.temperature)
+            found = rollout.shown(made, worth_A)
+            self.record.update(**{f"different{when}": round(found.different, 4),
+                                  f"distinct{when}": round(found.distinct, 4),
+                                  f"sampled{when or '_after'}": round(found.reward, 4)})
+            answers.append(made.answers)
+        self.record.update(reward_after=round(-self.record.val_loss, 4), kl=round(after.kl(made), 4),
+                           ended=round(found.ended, 4), answer_length=round(found.tokens, 2))
+        every = max(1, len(asked) // SHOWN)
+        decode = self.data.tokenizer.decode
+        return "\n\n".join(f"{decode(ids.tolist())}\n  before: {one.text}\n  after:  {other.text}"
+                           for ids, one, other in list(zip(asked.ids, *answers, strict=True))[::every][:SHOWN])
 
 
+@dataclass(frozen=True)
 class Player:
     """A policy, its reference, and what answers are worth: it writes answers and says what they show."""
 
-    def __init__(self, policy: Any, reference: Any, reward: Reward, words: Tokenizer, config: TrainConfig, dist: Dist,
-                 record: dict[str, Any]) -> None:
-        self.policy, self.reference, self.reward, self.words = policy, reference, reward, words
-        self.config, self.dist, self.record = config, dist, record
+    policy: Any
+    reference: Any
+    reward: Reward
+    tokenizer: Tokenizer
+    config: RolloutConfig
+    dist: Dist
+    record: RolloutsRecord
 
     def write(self, asked: Prompts, which: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
         """Answers to the prompts `which`, a function of (seed, number); each process of `dist` writes its share."""
         seeds = [_seed(self.config.seed, number, i) for i in range(len(which))]
-        return rollout.write(self.policy, self.words, asked, which.tolist(), seeds, self.config, dist, temperature)
+        return rollout.write(self.policy, self.tokenizer, asked, which.tolist(), seeds, self.config, dist, temperature)
 
     def worth(self, made: Rollout) -> np.ndarray:
         """What the answers are worth, (A,) float32, as the reward says it."""
@@ -83,7 +261,7 @@ class Player:
         their mean; less UNENDED where a reward model judges and an answer did not end. `exact` stays 0 and 1."""
         if self.config.reward == EXACT:
             return worth_A
-        found_A = (worth_A - self.record["reward_mean"]) / self.record["reward_deviation"]
+        found_A = (worth_A - self.record.reward_mean) / self.record.reward_deviation
         if isinstance(self.reward, rewards.Judge):
             found_A = found_A - UNENDED * np.array([not answer.ended for answer in made.answers])
         return found_A.astype(np.float32)
@@ -124,13 +302,12 @@ def from_main(dist: Dist, what: Callable[[], np.ndarray], size: int) -> np.ndarr
 class Rollouts:
     """The rollouts of a run as batches, one after the other; a checkpoint keeps what `StageState` asks for."""
 
-    def __init__(self, model: Any, player: Player, learned: Prompts, config: TrainConfig) -> None:
-        """model: what is trained, as `actor` made it of the player's policy."""
-        self.model, self.player, self.learned, self.config = model, player, learned, config
-        self.algorithm: Any = ALGORITHMS[config.stage]
+    def __init__(self, stage: RL[Any], learned: Prompts) -> None:
+        config = stage.config
+        self.stage, self.player, self.learned, self.config = stage, stage.player, learned, config
         self.updates = config.rollout // (config.batch_size * config.grad_accum)  # of a pass
         self.period = self.updates * config.passes  # steps that learn from one rollout
-        self.answers = config.group if config.stage == "grpo" else 1  # to each question
+        self.answers = stage.answers_to_each()
         self.load({})
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -147,7 +324,7 @@ class Rollouts:
         self.facts = {name[5:]: float(rest.pop(name)) for name in tensors if name.startswith("fact/")}
         self.rows = rest
 
-    def batch(self, step: int) -> data_batch.Batch:
+    def batch(self, step: int) -> Batch:
         """The batch of a step: some answers of its rollout, each once in a pass. A rollout's first batch makes it."""
         number, within = divmod(step, self.period)
         if number != self.number:
@@ -157,7 +334,7 @@ class Rollouts:
         which = random.permutation(self.config.rollout).reshape(self.updates, -1)[place]
         return {name: x[torch.from_numpy(which)] for name, x in self.rows.items()}
 
-    def rolled_out(self, number: int) -> data_batch.Batch:
+    def rolled_out(self, number: int) -> Batch:
         """The answers of rollout `number` from 0 on, with all that is learned from them: rows of a batch."""
         config, player = self.config, self.player
         questions = prompts.asked(number, config.rollout // self.answers, len(self.learned), config.seed)
@@ -165,7 +342,7 @@ class Rollouts:
         # one process asks: a program may be dear, and all have to hear the same
         worth_A = from_main(player.dist, lambda: player.worth(made), len(made.answers))
         batch = {"idx": made.idx_AT, "target": made.target_AT}
-        compared = config.stage == "ppo" or config.beta > 0  # with the reference, in what is learned
+        compared = self.stage.compares_with_reference()
         if compared or self.period > 1:  # who learns once from a rollout is still the one that wrote it
             batch["old"] = player.log_probability(player.policy, made)
         if compared:
@@ -174,14 +351,13 @@ class Rollouts:
         else:  # it is told, and no more: one answer to each question is enough
             kl = player.kl(made.part(slice(None, None, self.answers)))
         found = rollout.shown(made, worth_A)
-        if config.stage == "ppo":
-            self.beta = ppo.adapted(self.beta, kl, config.target_kl)
+        self.beta = self.stage.next_beta(self.beta, kl)
         self.facts = {"reward": found.reward, "kl": kl, "answer_tokens": found.tokens, "ended": found.ended,
                       "different": found.different, "beta": self.beta}
         reward_A = torch.from_numpy(player.learned_from(made, worth_A))
-        return {**batch, **self.algorithm.learnable(self.model, batch, reward_A, self.beta, config)}
+        return {**batch, **self.stage.learnable(self.stage.model, batch, reward_A, self.beta)}
 
-    def widest(self) -> data_batch.Batch:
+    def widest(self) -> Batch:
         """A batch as large as any could be: an answer in every place."""
         size = (self.config.batch_size * self.config.grad_accum, self.config.block_size)
         ids, ones = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
@@ -191,144 +367,3 @@ class Rollouts:
         """Where the batch of a step lies, in words."""
         number, within = divmod(step, self.period)
         return f"update {within + 1} of rollout {number + 1}"
-
-
-def reward_objective(model: Any, policy: Any, reference: Any, reward: Reward, ready: PreparedPrompts,
-                     config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
-    """Batches of the policy's own answers, what the algorithm makes of them, and minus the held-out reward.
-
-    model: what is trained, as `actor` made it of the policy.
-    """
-    learned, held = prompts.parts(ready, config)
-    player = Player(policy, reference, reward, ready.tokenizer, config, dist, record)
-    batches = Rollouts(model, player, learned, config)
-    looked_at = held.some(LOOKED_AT)
-    record["batches"] = max(1, len(learned) * batches.answers * batches.period // config.rollout)
-
-    def evaluate(_: Any) -> float:
-        return -float(player.look(looked_at)[1].mean()) if dist.main else 0.0  # only rank 0 makes use of it
-
-    return Objective(batches.batch, partial(batches.algorithm.learn, config=config), losses.count_targets, evaluate,
-                 batches.place, batches.widest, lambda: batches.facts, batches, batches.period)
-
-
-def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
-                progress: Progress | None = None, begun: float | None = None,
-                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedPrompts]:
-    """A model that answers, questions, rewards and optimizers: a run that has not begun. Arguments: `pretrain`'s."""
-    if rewards.is_command(config.reward) and "reward" not in given and run is None:
-        raise BardletError(f"--reward '{config.reward}': a program is not run because a file names it; say it again: "
-                           f"`bardlet {config.stage} --config ... --reward ...`")
-    model, words, config = base.begin(config, dist, out, given, in_file, run)
-    rewards.named(config)  # before the long part
-    if run is None and "answer_tokens" not in {*given, *in_file}:  # the other half is for the question
-        config = replace(config, answer_tokens=min(config.answer_tokens, config.block_size // 2))
-    found = find(config)
-    ready = prepare(found, config, words, dist, progress)
-    learned, held = prompts.parts(ready, config)
-    record: dict[str, Any] = {
-        "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
-        "tokens": sum(map(len, learned.ids)), "minutes": config.minutes,
-        "left_out": len(ready.train) + (len(ready.val) if config.val_part == "val" else 0) - len(learned) - len(held)}
-    t = assemble(base.folder(run, out, f"{found.name}-{config.stage}"), model, ready, config, dist, record)
-    if progress:
-        progress("what its answers are worth before", 0, None)
-    player = _player(t)
-
-    def before() -> np.ndarray:
-        worth_A, held_A = (player.look(asked.some(LOOKED_AT), heat)[1] for asked, heat in
-                           ((learned, config.temperature), (held, None)))
-        deviation = worth_A.std(dtype=np.float64)
-        if deviation <= ALIKE * max(1.0, abs(worth_A.mean())):  # what is left is rounding
-            deviation = 0.0
-        return np.array([worth_A.mean(), deviation, held_A.mean()], np.float32)
-
-    mean, deviation, held_mean = map(float, from_main(dist, before, 3))
-    if not deviation:
-        log.warning("all answers of %s are worth the same, %g: there is nothing to learn from comparing them; "
-                    "fine-tune it first, or give it more --answer-tokens", config.init, mean)
-    record |= {"reward_mean": mean, "reward_deviation": deviation or 1.0, "reward_before": round(held_mean, 4)}
-    if config.steps is None and config.minutes is None:
-        t.state.steps = ROLLOUTS * t.objective.period
-        t.config = replace(t.config, steps=t.state.steps)
-    return t, ready
-
-
-def assemble(run: Path, model: Any, ready: PreparedPrompts, config: TrainConfig, dist: Dist, record: dict[str, Any],
-             resumed: bool = False) -> Trainer:
-    """A `Trainer` at step 0 that learns from its own answers. Arguments: `pretrain`'s."""
-    folder = Path(str(config.init))
-    base.same(config, record, hf.weights_hash(folder))
-    reference = hf.read_folder(folder)[0].to(dist.device)
-    learned, held = prompts.parts(ready, config)
-    reward = rewards.build(config, [*learned.questions, *held.questions], dist)
-    if isinstance(reward, rewards.Judge):
-        known = hf.weights_hash(Path(str(config.reward)))
-        if record.setdefault("reward_hash", known) != known:
-            raise BardletError(f"{config.reward}: is not the reward model any more that the run began with; "
-                               "put it back")
-    actor = ALGORITHMS[config.stage].actor(model)
-    make = partial(reward_objective, actor, model, reference, reward, ready, dist=dist, record=record)
-    return base.trainer(run, actor, make, config, dist, record, resumed)
-
-
-def _player(t: Trainer) -> Player:
-    """Who writes the answers of a run."""
-    assert isinstance(t.objective.memory, Rollouts)
-    return t.objective.memory.player
-
-
-def said(t: Trainer, ready: PreparedPrompts) -> tuple[list[str], float]:
-    """What a plan says of the questions, in lines, and how often the planned steps ask them."""
-    r, c, held = t.record, t.config, len(prompts.parts(ready, t.config)[1])
-    each = f"{c.group} answers to each question, " if c.stage == "grpo" else ""
-    lines = [f"questions: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
-             f"reward: {c.reward}; {r['reward_before']:.4f} on average for held-out answers of {c.init}",
-             f"rollouts: of {c.rollout} answers of up to {c.answer_tokens} tokens, {each}{t.objective.period} steps "
-             "each"]
-    if r["left_out"]:
-        lines.append(f"left out, too long for the window of {c.block_size} tokens with an answer: {r['left_out']:,}")
-    return lines, t.state.steps / r["batches"]
-
-
-def expect(t: Trainer, ready: PreparedPrompts) -> None:
-    """Nobody knows what reward to expect."""
-
-
-def results(facts: dict[str, Any]) -> list[str]:
-    """What a finished run has come to, in lines."""
-    worse = "; less than before: a lower --lr and --muon-lr, more --steps or a larger --rollout may help"
-    return [f"held-out questions: a mean reward of {facts['reward_before']:.4f} before, {facts['reward_after']:.4f} "
-            f"after; answers are {facts['kl']:.2f} nats from the model that it began with, {facts['ended']:.0%} end by "
-            f"themselves, {facts['different']:.0%} are different ({facts['different_before']:.0%} before)"
-            + worse * (facts["reward_after"] < facts["reward_before"])]
-
-
-def conclude(t: Trainer, ready: PreparedPrompts) -> tuple[dict[str, Any], str]:
-    """What a finished run leaves besides its weights: the curves, the model card, the mark that it is finished.
-
-    Returns:
-        (record, sample): what run.toml says happened, with what held-out answers show; some of them.
-    """
-    plots.reward_curve(t.run, card.title(t.run, t.record))
-    asked = prompts.parts(ready, t.config)[1].some(LOOKED_AT)
-    after, alone = _player(t), Dist(0, 1, t.dist.device)  # the other processes have left
-    policy = hf.read_folder(t.run)[0].to(t.dist.device)
-    before, after = (Player(model, after.reference, after.reward, after.words, t.config, alone, t.record)
-                     for model in (after.reference, policy))
-    answers = []
-    for when, player in (("_before", before), ("", after)):  # drawn: the likeliest answers say nothing of these
-        made, worth_A = player.look(asked, t.config.temperature)
-        found = rollout.shown(made, worth_A)
-        t.record |= {f"different{when}": round(found.different, 4), f"distinct{when}": round(found.distinct, 4),
-                     f"sampled{when or '_after'}": round(found.reward, 4)}
-        answers.append(made.answers)
-    t.record |= {"reward_after": round(-t.record["val_loss"], 4), "kl": round(after.kl(made), 4),
-                 "ended": round(found.ended, 4), "answer_length": round(found.tokens, 2)}
-    every = max(1, len(asked) // SHOWN)
-    sample = "\n\n".join(f"{ready.tokenizer.decode(ids.tolist())}\n  before: {one.text}\n  after:  {other.text}"
-                         for ids, one, other in list(zip(asked.ids, *answers, strict=True))[::every][:SHOWN])
-    t.record["finished"] = True
-    facts = checkpointing.write_run(t)
-    card.policy_card(t.run, t.config, facts, sample)
-    return facts, sample

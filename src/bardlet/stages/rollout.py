@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bardlet.config.finetuning import RolloutConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import TrainConfig
 from bardlet.data import chat_template
 from bardlet.data.prompts import Prompts
 from bardlet.data.records import Question
@@ -53,7 +53,7 @@ class Rollout:
 
 
 def write(policy: Any, words: Tokenizer, prompts: Prompts, which: Sequence[int], seeds: Sequence[int],
-          config: TrainConfig, dist: Dist, temperature: float) -> Rollout:
+          config: RolloutConfig, dist: Dist, temperature: float) -> Rollout:
     """An answer to each of the prompts `which`, of up to --answer-tokens; each process writes its share of them.
 
     Args:
@@ -104,7 +104,7 @@ def _rollout(questions: list[Question], rows: Sequence[np.ndarray], made_AT: tor
 
 
 @torch.no_grad()
-def log_probability(model: Any, rollout: Rollout, config: TrainConfig, dist: Dist) -> torch.Tensor:
+def log_probability(model: Any, rollout: Rollout, config: RolloutConfig, dist: Dist) -> torch.Tensor:
     """log p of what was written, at the temperature at which it was: (A, T) float32 on the CPU, 0 elsewhere."""
     made = torch.zeros(rollout.idx_AT.shape)
     with generate.evaluating(model), compiler.eager(model):

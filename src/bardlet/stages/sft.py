@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a stage: a base learns to answer, by the names that `stages/pretrain.py` has, too.
+"""Supervised fine-tuning: a base learns to answer.
 
 Conversations are written by the one chat template, and the loss is taken on the words of the answers and the token that
 ends each. Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 1.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.finetuning import SFTConfig
 from bardlet.data import batch, chat_template, records, shards
 from bardlet.data.corpus import cache_folder
 from bardlet.data.packing import PARTS, ChatBatches, Chats
@@ -27,15 +26,13 @@ from bardlet.evaluation import metrics
 from bardlet.inference import answers
 from bardlet.inference.generate import evaluating
 from bardlet.run import card, hf, plots
+from bardlet.run.record import ConversationsRecord
 from bardlet.runtime import manifest
-from bardlet.runtime.distributed import Dist
-from bardlet.stages import base
+from bardlet.stages.base import FineTuning
 from bardlet.tokenizer import Tokenizer
-from bardlet.training import checkpointing, losses
+from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
-EPOCHS = 3
-"""How often the conversations are read where neither --steps nor --minutes says it."""
 VERSION = 4
 ASKED, SHOWN = 50, 3
 """Held-out conversations, evenly spread, whose first answer a finished run gives; and those on its card."""
@@ -51,81 +48,134 @@ class PreparedChats:
     leaked: float
 
 
-def find(config: TrainConfig) -> Examples:
-    """The conversations that the settings name."""
-    return records.find(config)
+class SFT(FineTuning[SFTConfig, Examples, PreparedChats, ConversationsRecord]):
+    """`bardlet sft BASE DATA`."""
+
+    material = "conversations"
+    unit = "answer tokens"
+    template = "conversations"
+    record_class = ConversationsRecord
+    epochs = 3
+
+    def load_data(self) -> Examples:
+        """Find the conversations that the settings name."""
+        return records.find(self.config.text, "conversations behind the base, .jsonl or .json, with `messages`, or "
+                                              "`instruction` and `output`")
+
+    def tokenize(self, tokenizer: Tokenizer | None) -> PreparedChats:
+        """Make tokens of the conversations by the tokenizer of the base; rank 0 writes them, the others read."""
+        if tokenizer is None:
+            raise BardletError("conversations are learned by a model that has read text before: name it with "
+                               "--init DIR")
+        found = self.source
+        key = hashlib.sha256(f"{found.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
+        folder = cache_folder() / "tokens" / f"{found.name[:60]}-chat-{key[:16]}"
+        with self.dist.main_first():
+            return shards.cached(folder, lambda whole: _build(found, tokenizer, whole, self.progress),
+                                 lambda made: _open(made, tokenizer))
+
+    def parts(self) -> tuple[Chats, Chats]:
+        """(training, held-out) conversations. The development split is the last tenth of the training part."""
+        if self.config.val_part == "val":
+            return self.data.train, self.data.val
+        cut = int(0.9 * len(self.data.train))
+        return self.data.train.part(slice(cut)), self.data.train.part(slice(cut, None))
+
+    def objective(self, config: SFTConfig) -> Objective:
+        """Rows of conversations, the loss on their answers, and that of the held-out ones as evaluation."""
+        learned, held = self.parts()
+        pad = int(self.data.tokenizer.pad_id or 0)
+        batches = ChatBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
+                              config.grad_accum * self.dist.world, config.pack)
+        look_at = held_out(held, config, pad)
+        for some, what in ((batches.number_of_rows, "conversation"), (look_at, "held-out conversation")):
+            if not some:
+                raise BardletError(f"{self.record.text}: no {what} has an answer that ends within the window of "
+                                   f"{config.block_size} tokens; take a larger --block-size, or a base with a longer "
+                                   "window")
+        self.record.val_tokens = sum(map(losses.count_targets, look_at))
+        self.record.val_tokens_of = int(held.answer.sum())
+        fit = batches.fitted
+        self.record.update(batches=batches.batches_per_epoch, cut=fit.cut, left_out=fit.left_out,
+                           unanswered=fit.unanswered)
+
+        def validation_loss(model: Any) -> float:
+            rows = self.record.evaluation_rows or metrics.rows_at_once(model.config, config.block_size)
+            return metrics.mean_loss(model, look_at, self.dist.device, config.dtype, rows, losses.answers)
+
+        return Objective(batches.batch, losses.answers, losses.count_targets, validation_loss, batches.place,
+                         batches.widest)
+
+    def new_record(self, tokenizer: Tokenizer) -> ConversationsRecord:
+        """What run.toml says of the conversations."""
+        learned, _ = self.parts()
+        return ConversationsRecord(
+            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
+            tokens=int(learned.answer.sum()), minutes=self.config.minutes, leaked=self.data.leaked,
+            guessing=round(math.log(tokenizer.vocab_size), 4))
+
+    def look_before(self, t: Trainer) -> None:
+        """Put the loss of the base on record."""
+        with evaluating(t.model):
+            self.record.val_loss_before = round(t.objective.evaluate(t.model), 4)
+
+    def describe(self, t: Trainer) -> tuple[list[str], float]:
+        """What a plan says of the conversations, and how often the planned steps read them."""
+        r, held = self.record, len(self.parts()[1])
+        lines = [f"conversations: {r.text}, {r.documents:,} to learn from, {held:,} held out",
+                 f"base: {t.config.init}, a loss of {r.val_loss_before:.4f} nats per token of the held-out answers"]
+        if r.cut or r.left_out:
+            lines.append(f"too long for the window of {t.config.block_size} tokens: {r.cut:,} lose their last "
+                         f"messages, {r.left_out:,} are left out, since no answer ends there")
+        if r.unanswered:
+            lines.append(f"left out, without an answer: {r.unanswered:,}")
+        return lines, t.state.steps / r.batches
+
+    def results(self) -> list[str]:
+        """What a finished run has come to, in lines."""
+        r = self.record
+        ended = "" if r.ended is None else f"; of its own to held-out questions {r.ended:.0%} end by themselves"
+        return [f"held-out answers: {r.val_loss_before:.4f} nats per token before, {r.val_loss:.4f} after{ended}"]
+
+    def measure(self, t: Trainer) -> str:
+        """Put the share of answers that end by themselves on record and draw the curve; return some answers."""
+        held = self.parts()[1]
+        found = score(held, self.data.tokenizer, self.record.val_loss)
+        self.record.update(nats_per_char=found.nats_per_char, bits_per_byte=found.bits_per_byte)
+        plots.loss_curve(t.run, card.title(t.run, self.record))
+        model, tokenizer = hf.read_folder(t.run)
+        model.to(t.dist.device)
+        asked = [ids for ids in map(_question, _some(held, ASKED)) if 0 < len(ids) < t.config.block_size // 2]
+        made = answers.answers(model, tokenizer, asked, **answers.SAMPLING)
+        self.record.ended = round(sum(ended for _, ended in made) / len(made), 4) if made else None
+        return "\n\n".join(f"{tokenizer.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
+                           list(zip(asked, made, strict=True))[:SHOWN])
 
 
-def prepare(found: Examples, config: TrainConfig, words: Tokenizer | None, dist: Dist,
-            progress: Progress | None = None) -> PreparedChats:
-    """The conversations as tokens by the tokenizer of the base; rank 0 makes them, the others read what it made."""
-    if words is None:
-        raise BardletError("conversations are learned by a model that has read text before: name it with --init DIR")
-    key = hashlib.sha256(f"{found.hash} {words.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
-    folder = cache_folder() / "tokens" / f"{found.name[:60]}-chat-{key[:16]}"
-    with dist.main_first():
-        return shards.cached(folder, lambda whole: _build(found, words, whole, progress),
-                             lambda made: _open(made, words))
-
-
-def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress | None) -> None:
-    """Writes the arrays of both parts and prepared.json into an empty folder."""
-    both, names, marks = found.conversations(), ["prepared.json"], chat_template.marks_of(words)
+def _build(found: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
+    """Write the arrays of both parts and prepared.json into an empty folder."""
+    both, names, marks = found.conversations(), ["prepared.json"], chat_template.marks_of(tokenizer)
     for part, conversations in zip(PARTS, both, strict=True):
         rows = []
         for number, messages in enumerate(conversations):
             if progress and number % 1000 == 0:
                 progress(f"tokens, {part}", number, len(conversations))
-            rows.append(chat_template.encode(words, messages, marks=marks))
-        names += Chats.of(rows, words.dtype).save(folder, part)
+            rows.append(chat_template.encode(tokenizer, messages, marks=marks))
+        names += Chats.of(rows, tokenizer.dtype).save(folder, part)
     known = set(map(records.said, both[0]))
     leaked = sum(records.said(messages) in known for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
     manifest.seal(folder, names)
 
 
-def _open(folder: Path, words: Tokenizer) -> PreparedChats:
+def _open(folder: Path, tokenizer: Tokenizer) -> PreparedChats:
     shards.check(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     train, val = (Chats.load(folder, part) for part in PARTS)
-    return PreparedChats(train, val, words, facts["leaked"])
+    return PreparedChats(train, val, tokenizer, facts["leaked"])
 
 
-def parts(ready: PreparedChats, config: TrainConfig) -> tuple[Chats, Chats]:
-    """(training, held-out) conversations. The development split is the last tenth of the training part."""
-    if config.val_part == "val":
-        return ready.train, ready.val
-    cut = int(0.9 * len(ready.train))
-    return ready.train.part(slice(cut)), ready.train.part(slice(cut, None))
-
-
-def chat_objective(ready: PreparedChats, config: TrainConfig, dist: Dist, record: dict[str, Any]) -> Objective:
-    """Rows of conversations, the loss on their answers, and that of the held-out ones as evaluation."""
-    learned, held = parts(ready, config)
-    pad = int(ready.tokenizer.pad_id or 0)
-    batches = ChatBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
-                          config.grad_accum * dist.world, config.pack)
-    if not batches.number_of_rows:
-        raise BardletError(f"{record['text']}: no conversation has an answer that ends within the window of "
-                           f"{config.block_size} tokens; take a larger --block-size, or a base with a longer window")
-    look_at = held_out(held, config, pad)
-    if not look_at:
-        raise BardletError(f"{record['text']}: no held-out conversation has an answer that ends within "
-                           f"{config.block_size} tokens; take a larger --block-size, or a base with a longer window")
-    record["val_tokens"] = sum(map(losses.count_targets, look_at))
-    record["val_tokens_of"] = int(held.answer.sum())
-    fit = batches.fitted
-    record.update(batches=batches.batches_per_epoch, cut=fit.cut, left_out=fit.left_out, unanswered=fit.unanswered)
-
-    def validation_loss(model: Any) -> float:
-        rows = record.get("evaluation_rows") or metrics.rows_at_once(model.config, config.block_size)
-        return metrics.mean_loss(model, look_at, dist.device, config.dtype, rows, losses.answers)
-
-    return Objective(batches.batch, losses.answers, losses.count_targets, validation_loss, batches.place,
-                     batches.widest)
-
-
-def held_out(held: Chats, config: TrainConfig, pad: int) -> list[batch.Batch]:
+def held_out(held: Chats, config: SFTConfig, pad: int) -> list[batch.Batch]:
     """Batches of the held-out conversations; of more than --eval-tokens tokens every k-th."""
     rows = ChatBatches(held, config.block_size, metrics.ROWS, 0, pad)
     every = -(-rows.number_of_rows * config.block_size // config.eval_tokens) if config.eval_tokens else 1
@@ -138,83 +188,9 @@ def held_out(held: Chats, config: TrainConfig, pad: int) -> list[batch.Batch]:
     return list(rows.all())
 
 
-def new_trainer(config: TrainConfig, dist: Dist, out: str | None, given: Collection[str] = (),
-                progress: Progress | None = None, begun: float | None = None,
-                in_file: Collection[str] = (), run: Path | None = None) -> tuple[Trainer, PreparedChats]:
-    """A base, conversations and optimizers for `config`: a run that has not begun. Arguments: `pretrain`'s."""
-    model, words, config = base.begin(config, dist, out, given, in_file, run)
-    found = find(config)
-    ready = prepare(found, config, words, dist, progress)
-    learned, _ = parts(ready, config)
-    run = base.folder(run, out, f"{found.name}-sft")
-    record: dict[str, Any] = {
-        "text": found.name, "text_hash": found.hash, "tokenizer": words.kind, "documents": len(learned),
-        "tokens": int(learned.answer.sum()), "minutes": config.minutes, "leaked": ready.leaked,
-        "guessing": round(math.log(words.vocab_size), 4)}
-    t = assemble(run, model, ready, config, dist, record)
-    base.plan(t, EPOCHS)
-    with evaluating(t.model):
-        record["val_loss_before"] = round(t.objective.evaluate(t.model), 4)
-    return t, ready
-
-
-def assemble(run: Path, model: Any, ready: PreparedChats, config: TrainConfig, dist: Dist,
-             record: dict[str, Any], resumed: bool = False) -> Trainer:
-    """A `Trainer` at step 0 that learns the answers, settings resolved. Arguments: `pretrain`'s."""
-    return base.trainer(run, model, lambda c: chat_objective(ready, c, dist, record), config, dist, record, resumed)
-
-
-def said(t: Trainer, ready: PreparedChats) -> tuple[list[str], float]:
-    """What a plan says of the conversations, in lines, and how often the planned steps read them."""
-    r, held = t.record, len(parts(ready, t.config)[1])
-    lines = [f"conversations: {r['text']}, {r['documents']:,} to learn from, {held:,} held out",
-             f"base: {t.config.init}, a loss of {r['val_loss_before']:.4f} nats per token of the held-out answers"]
-    if r["cut"] or r["left_out"]:
-        lines.append(f"too long for the window of {t.config.block_size} tokens: {r['cut']:,} lose their last messages, "
-                     f"{r['left_out']:,} are left out, since no answer ends there")
-    if r["unanswered"]:
-        lines.append(f"left out, without an answer: {r['unanswered']:,}")
-    return lines, t.state.steps / r["batches"]
-
-
-def expect(t: Trainer, ready: PreparedChats) -> None:
-    """Nobody knows what loss to expect of an answer."""
-
-
-def results(facts: dict[str, Any]) -> list[str]:
-    """What a finished run has come to, in lines."""
-    share = facts.get("ended")
-    ended = "" if share is None else f"; of its own to held-out questions {share:.0%} end by themselves"
-    return [f"held-out answers: {facts['val_loss_before']:.4f} nats per token before, {facts['val_loss']:.4f} after"
-            + ended]
-
-
-def conclude(t: Trainer, ready: PreparedChats) -> tuple[dict[str, Any], str]:
-    """What a finished run leaves besides its weights: the curve, the model card, the mark that it is finished.
-
-    Returns:
-        (record, sample): what run.toml says happened, with the share of answers that end by themselves; some answers.
-    """
-    held = parts(ready, t.config)[1]
-    found = score(held, ready.tokenizer, t.record["val_loss"])
-    t.record.update(nats_per_char=found.nats_per_char, bits_per_byte=found.bits_per_byte)
-    plots.loss_curve(t.run, card.title(t.run, t.record))
-    model, words = hf.read_folder(t.run)
-    model.to(t.dist.device)
-    asked = [ids for ids in map(_question, _some(held, ASKED)) if 0 < len(ids) < t.config.block_size // 2]
-    made = answers.answers(model, words, asked, **answers.SAMPLING)
-    t.record["ended"] = round(sum(ended for _, ended in made) / len(made), 4) if made else None
-    sample = "\n\n".join(f"{words.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
-                         list(zip(asked, made, strict=True))[:SHOWN])
-    t.record["finished"] = True
-    facts = checkpointing.write_run(t)
-    card.chat_card(t.run, t.config, facts, sample)
-    return facts, sample
-
-
-def score(held: Chats, words: Tokenizer, mean: float) -> metrics.Score:
+def score(held: Chats, tokenizer: Tokenizer, mean: float) -> metrics.Score:
     """The mean loss of the tokens of answers in the three units."""
-    text = words.decode(held.tokens[held.answer].tolist(), skip_special=True)
+    text = tokenizer.decode(held.tokens[held.answer].tolist(), skip_special=True)
     return metrics.score(mean, int(held.answer.sum()) + 1, len(text), len(text.encode()))
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.settings import Settings
+from bardlet.config.toml import as_mapping
 from bardlet.errors import BardletError
 from bardlet.run import checkpoint, hf, metrics
 from bardlet.run import folder as run_folder
@@ -42,9 +43,9 @@ def save(t: Trainer) -> None:
         # a run that is stopped here is a model, too: until --keep has something to choose from, the newest weights
         hf.write_weights(t.run, weights)
         t.record.update(selected_by="last", selected_step=t.state.step)
-    facts = {**asdict(t.state), "machine": t.machine, "config": asdict(resolved(t)), "record": t.record}
+    facts = {**asdict(t.state), "machine": t.machine, "config": as_mapping(repeatable(t)), "record": t.record.mapping()}
     checkpoint.save(t.run, t.state.step, weights, state, facts, t.config.keep_checkpoints)
-    t.record["saved"] = t.state.step
+    t.record.saved = t.state.step
     write_run(t)
 
 
@@ -90,21 +91,21 @@ def restore(t: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     if t.dist.main:
         lines = metrics.cut_metrics(t.run, t.state.step, t.state.evaluated)
         values = [line["val_loss"] for line in lines if "val_loss" in line]
-        if t.record.get("selected_by") == "best" and t.record["selected_step"] <= t.state.step:
-            values.append(t.record["val_loss"])  # a lost line of metrics.jsonl does not make worse weights the best
+        if t.record.selected_by == "best" and t.record.selected_step <= t.state.step:
+            values.append(t.record.val_loss)  # a lost line of metrics.jsonl does not make worse weights the best
         t.best = math.inf if best_is_lost else min((v for v in values if math.isfinite(v)), default=math.inf)
 
 
 def write_run(t: Trainer) -> dict[str, Any]:
     """run.toml: the settings as resolved and the record of what happened so far, which is returned."""
-    record = {**t.record, "steps": t.state.step, "seconds": round(t.state.seconds, 3),
+    record = {**t.record.mapping(), "steps": t.state.step, "seconds": round(t.state.seconds, 3),
               "tokens_per_second": round(t.state.tokens / max(t.state.seconds, 1e-9), 1), "machine": t.machine}
     if t.dist.main:
-        run_folder.write_run(t.run, resolved(t), record)
+        run_folder.write_run(t.run, repeatable(t), record, t.model.config)
     return record
 
 
-def resolved(t: Trainer) -> TrainConfig:
+def repeatable(t: Trainer) -> Settings:
     """The settings with which this run can be repeated without a clock."""
     first = t.state.replans[0][1] if t.state.replans else t.state.steps
     return replace(t.config, steps=first, minutes=None, replans=tuple(t.state.replans))

@@ -16,22 +16,6 @@ PIECE = 1024
 """Tokens, about, that a processor computes at once of rows of many lengths."""
 
 
-def chosen(logits_NV: torch.Tensor, target_BT: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """log p of each target that is not IGNORE: (B, T) float32 in nats, 0 elsewhere.
-
-    Args:
-        logits_NV: only at these places, one after the other. temperature: at which the targets were drawn.
-    """
-    where_BT = target_BT != IGNORE
-    logp_N = -F.cross_entropy(logits_NV.float() / temperature, target_BT[where_BT], reduction="none")
-    return spread(logp_N, where_BT)
-
-
-def spread(x_N: torch.Tensor, where_BT: torch.Tensor) -> torch.Tensor:
-    """x_N at the places that are True, one after the other, 0 elsewhere: (B, T)."""
-    return x_N.new_zeros(where_BT.shape).masked_scatter(where_BT, x_N)
-
-
 def pieces(where_RT: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
     """Rows of similar lengths together, so that little padding is computed: [(their places, the longest's length)].
 
@@ -69,7 +53,8 @@ def log_probability(model: nn.Module, idx_RT: torch.Tensor, target_RT: torch.Ten
     """
     def compute(rows: torch.Tensor, width: int) -> tuple[torch.Tensor]:
         target = target_RT[rows, :width]
-        return (chosen(model(idx_RT[rows, :width], where_BT=target != IGNORE), target, temperature),)
+        loss_RT = model(idx_RT[rows, :width], target, reduction="none", temperature=temperature)
+        return (0 - loss_RT,)  # not -loss_RT, which has -0 where there is no target
 
     return by_length(target_RT != IGNORE, compute)[0]
 

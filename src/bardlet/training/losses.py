@@ -20,25 +20,14 @@ def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The cross-entropy of each next token, summed.
 
     Args:
-        model: maps idx_BT to logits_BTV, or with `takes_targets` to their loss.
+        model: maps ids and targets to their summed loss (`LanguageModel.forward`).
         batch: `idx` (B, T) int64, and `target` (B, T) int64 with IGNORE where nothing is to be learned.
 
     Returns:
         A scalar in nats, float32: -sum of log p(target).
     """
-    if _takes_targets(model):
-        total: torch.Tensor = model(batch["idx"], target_BT=batch["target"])
-        return total
-    logits_BTV = model(batch["idx"])
-    V = logits_BTV.size(-1)
-    target = batch["target"].reshape(-1)  # (B, T) -> (B*T)
-    # in float32: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
-    return F.cross_entropy(logits_BTV.reshape(-1, V).float(), target, ignore_index=IGNORE, reduction="sum")
-
-
-def _takes_targets(model: nn.Module) -> bool:
-    """Whether a model, or the one in the wrapper for several processes, computes the loss without all logits."""
-    return getattr(getattr(model, "module", model), "takes_targets", False)
+    total: torch.Tensor = model(batch["idx"], batch["target"])
+    return total
 
 
 def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: bool = False) -> torch.Tensor:
@@ -54,11 +43,11 @@ def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: 
     Returns:
         A scalar in nats, float32. The head is computed only where there is a target.
     """
-    how = {"target_BT": batch["target"], "smoothing": smoothing}
     if "source" in batch:
-        total: torch.Tensor = model(batch["source"], batch["idx"], batch["source_length"], **how)
+        total: torch.Tensor = model(batch["source"], batch["idx"], batch["source_length"], batch["target"],
+                                    smoothing=smoothing)
     else:
-        total = model(batch["idx"], prefix_B=batch["prefix"] if prefix else None, **how)
+        total = model(batch["idx"], batch["target"], prefix_B=batch["prefix"] if prefix else None, smoothing=smoothing)
     return total
 
 
@@ -73,7 +62,7 @@ def answers(model: nn.Module, batch: Batch) -> torch.Tensor:
     Returns:
         A scalar in nats, float32. The head is computed only where there is a target.
     """
-    total: torch.Tensor = model(batch["idx"], segment_BT=batch.get("segment"), target_BT=batch["target"])
+    total: torch.Tensor = model(batch["idx"], batch["target"], segment_BT=batch.get("segment"))
     return total
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.settings import Settings
 from bardlet.errors import BardletError
 from bardlet.models.lora import HEADS
 from bardlet.runtime.device import pick_dtype
@@ -131,7 +131,7 @@ def orthogonalize(g_NRC: torch.Tensor, dtype: torch.dtype | None = None) -> torc
     return x.mT if tall else x
 
 
-def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build(model: nn.Module, config: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of a run: AdamW alone, or Muon for the matrices of the layers beside it.
 
     Each parameter group carries its peak learning rate as `peak_lr`; `set_learning_rate` scales it.
@@ -152,7 +152,7 @@ def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+def learning_rate(step: int, steps: int, config: Settings) -> float:
     """The learning rate of step `step` (0 .. steps-1) as a share of the peak: a pure function.
 
     A linear warm-up, then one of: constant and a linear decay over the last `decay_share` (stable-decay, also known

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.settings import Settings
 from bardlet.data.batch import Batch
+from bardlet.run.record import Record
 from bardlet.runtime.distributed import Dist
 
 
@@ -32,6 +33,8 @@ class Objective:
     """Where the batch of a step lies in the data, in words."""
     widest: Callable[[], Batch] | None = None
     """A batch that takes as much memory as any; None: they all take the same."""
+    all_logits: bool = False
+    """Whether the loss has the logits of all its tokens at once, not some at a time (`ops/cross_entropy.py`)."""
     facts: Callable[[], dict[str, float]] = dict
     """What else there is to log of the batch that was made last."""
     memory: StageState | None = None
@@ -87,11 +90,11 @@ class Trainer:
     """One of bardlet.models, raw: neither compiled as a whole nor wrapped."""
     optimizers: list[torch.optim.Optimizer]
     objective: Objective
-    config: TrainConfig
+    config: Settings
     dist: Dist
     machine: dict[str, Any]
-    record: dict[str, Any]
-    """What run.toml says happened; `selected_by` and `val_loss` among it."""
+    record: Record
+    """What run.toml says happened."""
     state: State = field(default_factory=State)
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights, by parameter name; empty before the last fifth of the steps, and with --keep last."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bardlet.config.settings import TrainConfig
+from bardlet.config.settings import Settings
 from bardlet.data.batch import Batch
 from bardlet.errors import BardletError
 from bardlet.run import hf, metrics
@@ -35,7 +35,7 @@ log = logging.getLogger("bardlet")
 
 
 def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, objective: Objective,
-               config: TrainConfig, dist: Dist, dtype: str) -> tuple[float, float]:
+               config: Settings, dist: Dist, dtype: str) -> tuple[float, float]:
     """One update from one global batch.
 
     Args:
@@ -246,8 +246,7 @@ def _evaluate(t: Trainer, asked: Asked, may_break: bool) -> float | None:
         if t.config.keep == "best" and value < t.best:
             t.best = value
             hf.write_weights(t.run, t.model.hf_state_dict())
-            t.record.pop("averaged", None)
-            t.record.update(selected_by="best", selected_step=step, val_loss=value)
+            t.record.update(selected_by="best", selected_step=step, val_loss=value, averaged=None)
             write_run(t)
     return value
 
@@ -255,7 +254,7 @@ def _evaluate(t: Trainer, asked: Asked, may_break: bool) -> float | None:
 def _log(t: Trainer, line: dict[str, Any]) -> None:
     state = t.state
     line = {**line, "train_loss": state.loss_sum / state.loss_steps if state.loss_steps else None}
-    t.record["train_loss"] = line["train_loss"]
+    t.record.train_loss = line["train_loss"]
     state.loss_sum, state.loss_steps = 0.0, 0
     metrics.append_metrics(t.run, {**line, "seconds": round(state.seconds, 3),
                                       "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1)})
@@ -278,9 +277,8 @@ def finish(t: Trainer) -> None:
     if not chosen:  # the last weights were asked for, or no evaluation gave a number to choose by
         lines = [line for line in metrics.read_metrics(t.run) if "val_loss" in line]
         hf.write_weights(t.run, t.model.hf_state_dict())
-        t.record.pop("averaged", None)
         value = lines[-1]["val_loss"] if lines else evaluate(t)  # none where metrics.jsonl is damaged
-        t.record.update(selected_by="last", selected_step=last, val_loss=value)
+        t.record.update(selected_by="last", selected_step=last, val_loss=value, averaged=None)
     write_run(t)
 
 

@@ -1,14 +1,4 @@
-"""Text to token ids and back: characters, bytes or byte-pairs, each a plain `tokenizer.json`.
-
-    char    every character that occurs in the text is a token (the lecture's tokenizer)
-    byte    every byte of the UTF-8 text is a token: 256 of them write any text there is
-    bpe     frequent runs of bytes are merged into longer tokens (Sennrich et al. 2016, arXiv:1508.07909;
-            on bytes: Radford et al. 2019, section 2.2), with GPT-2's rule for where words begin
-
-All three are `tokenizers` pipelines, so that transformers reads the very same file and gives the very
-same ids. For characters and bytes a numpy table gives these ids too, much faster; a test holds the two
-together. Text is always ordinary text here: "<|endoftext|>" typed by a person is thirteen characters.
-"""
+"""A tokenizer: a `tokenizer.json` that turns text into token ids and back, whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -18,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardlet.errors import BardletError, brief
 from bardlet.runtime import manifest
+from bardlet.tokenizer.pieces import PIECE, pieces
 
 log = logging.getLogger("bardlet")
 
@@ -42,47 +31,7 @@ BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", END)
 SMALLEST_BPE = 256 + len(BPE_SPECIAL)
 LOWERCASE = {"type": "Lowercase"}  # the normalizer that a bpe may have
 
-PIECE = 1 << 14  # characters given to the library at once: many small pieces keep all cores busy
 BATCH = 32  # pieces in flight; what bounds the memory of encoding
-DISTINCT = 6_000_000  # bytes of different words that a BPE is trained on; the trainer needs ~100 bytes for each
-
-
-# ------------------------------------------------------------------------------------------- pieces
-
-# Where GPT-2's rule always begins a new word, whatever follows: at white space after something else, and
-# at punctuation after a letter or digit. The classes are narrow on purpose, so that they mean the same
-# in every version of Unicode.
-_WORD_BEGINS = re.compile(r"(?<=\S)(?=[ \n])|(?<=[A-Za-z0-9\u4e00-\u9fa5])(?=[.,;:!?\u3001\u3002\uff0c\uff1b])")
-
-
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """Cuts a text into pieces of about `size` characters; joined they are the text again.
-
-    Cuts lie where a word begins, so that the BPE tokens of the pieces are those of the whole text. Only a
-    run of 32 * size characters without such a place (a text without spaces) is cut anywhere.
-    """
-    start, end = 0, len(text)
-    while end - start > size:
-        cut = _last_cut(text, start, start + size)
-        if cut is None:
-            found = _WORD_BEGINS.search(text, start + size, min(end, start + 32 * size))
-            cut = found.start() if found else min(end, start + 32 * size)
-        yield text[start:cut]
-        start = cut
-    if start < end:
-        yield text[start:]
-
-
-def _last_cut(text: str, start: int, end: int) -> int | None:
-    """The last place in (start, end] where a word begins, looked for in the last half, nearest its end first."""
-    for reach in (256, (end - start) // 2):
-        places = [match.start() for match in _WORD_BEGINS.finditer(text, max(start + 1, end - reach), end)]
-        if places:
-            return places[-1]
-    return None
-
-
-# ---------------------------------------------------------------------------------------- tokenizer
 
 
 class Tokenizer:
@@ -252,7 +201,7 @@ class Tokenizer:
             if self.kind == "char" or i in added:
                 table[i] = token.encode()
             else:
-                table[i] = bytes(_BYTE_OF_SIGN[sign] for sign in token)
+                table[i] = bytes(BYTE_OF_SIGN[sign] for sign in token)
         return table
 
     def _point_table(self) -> np.ndarray:
@@ -337,103 +286,6 @@ def load(folder: str | Path) -> Tokenizer:
     return words
 
 
-# ----------------------------------------------------------------------------------------- training
-
-
-def train_char(alphabet: Iterable[str], separator: bool) -> Tokenizer:
-    """A token for each character of `alphabet`, ids in code point order; with `separator` one more for <|endoftext|>.
-
-    WordLevel has no unknown token here: a character outside the alphabet is an error, never dropped.
-    """
-    characters = sorted(set(alphabet))
-    if not characters:
-        raise BardletError("the text has no characters: nothing to build a vocabulary from")
-    inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    return _finish(inner, separator)
-
-
-def train_byte(separator: bool) -> Tokenizer:
-    """A token for each byte, whose id is its value; with `separator` one more for <|endoftext|>. BPE without merges."""
-    inner = tokenizers.Tokenizer(models.BPE(vocab=dict(_BYTE_OF_SIGN), merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    return _finish(inner, separator)
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool = False, closed: bool = False) -> Tokenizer:
-    """Byte-level BPE: six special tokens (ids 0 to 5), the 256 bytes, then merges, the most frequent first.
-
-    lowercase: the tokenizer itself makes every text lower case. closed: transformers is to put <|endoftext|> behind
-    each text that it encodes, as the models for translation of Hugging Face expect; `encode` never does.
-
-    Reads `texts` until it has met DISTINCT bytes of different words (never, in spaced languages of a
-    few hundred MB; soon, in text without spaces): that bounds the trainer's memory. Deterministic.
-    A small text has fewer merges than asked for. BardletError when vocab_size cannot hold bytes and specials.
-    """
-    if vocab_size < SMALLEST_BPE:
-        raise BardletError(
-            f"--vocab-size {vocab_size} is too small for bpe: at least {SMALLEST_BPE} "
-            f"(256 bytes and {len(BPE_SPECIAL)} special tokens), or --tokenizer byte"
-        )
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    inner.decoder = decoders.ByteLevel()
-    if lowercase:
-        inner.normalizer = normalizers.Lowercase()
-    if closed:
-        inner.post_processor = processors.TemplateProcessing(
-            single=f"$A {SEPARATOR}", pair=f"$A {SEPARATOR} $B {SEPARATOR}", special_tokens=[(SEPARATOR, 0)]
-        )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[AddedToken(t, special=True, normalized=False) for t in BPE_SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(_until_distinct(texts), trainer)
-    return Tokenizer(inner.to_str(pretty=True))
-
-
-def _until_distinct(texts: Iterable[str]) -> Iterator[str]:
-    seen: set[int] = set()
-    met = 0
-    for text in texts:
-        for piece in pieces(text):
-            # a run that pieces() had to cut anywhere teaches little and costs much
-            for part in (piece[i : i + PIECE] for i in range(0, len(piece), PIECE)):
-                words = {hash(w): len(w) if w.isascii() else len(w.encode()) for w in set(part.split())}
-                met += sum(words[h] for h in words.keys() - seen)
-                seen.update(words)
-                yield part
-                if met > DISTINCT:
-                    return
-
-
-def choose(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:
-    """`--tokenizer auto`: (kind, vocab_size for bpe or None, the reason as a sentence).
-
-    characters: length of the text; alphabet_size: how many different characters it has.
-    """
-    size = f"{characters:,} characters, {alphabet_size:,} of them different"
-    if alphabet_size <= 256 and characters < 4_000_000:
-        return "char", None, f"char: {size}: a small alphabet and a small text, so every character is a token"
-    if characters < 100_000:
-        return "byte", None, f"byte: {size}: too many different ones for so short a text, so every byte is a token"
-    vocab_size = suggest_vocab_size(characters, alphabet_size)
-    why = "a long text" if alphabet_size <= 256 else "a large alphabet"
-    return "bpe", vocab_size, f"bpe: {size}: {why}, so {vocab_size:,} tokens stand for its most frequent pieces"
-
-
-def suggest_vocab_size(characters: int, alphabet_size: int) -> int:
-    """A power of two near 2 * sqrt(characters), room for the alphabet, and every token seen some 200 times."""
-    by_length = 2 ** round(math.log2(2 * math.sqrt(max(characters, 1))))
-    by_alphabet = 2 ** math.ceil(math.log2(alphabet_size + SMALLEST_BPE)) if alphabet_size > 256 else 0
-    ceiling = 2 ** int(math.log2(max(characters / 200, 512)))
-    return int(min(max(by_length, by_alphabet, 512), max(ceiling, by_length), 32_768))
-
-
 # ---------------------------------------------------------------------------------------- streaming
 
 
@@ -478,13 +330,7 @@ def _byte_of_sign() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF_SIGN = _byte_of_sign()
-
-
-def _finish(inner: tokenizers.Tokenizer, separator: bool) -> Tokenizer:
-    if separator:
-        inner.add_special_tokens([AddedToken(SEPARATOR, special=True, normalized=False)])
-    return Tokenizer(inner.to_str(pretty=True))
+BYTE_OF_SIGN = _byte_of_sign()
 
 
 def _growth(rules: Any) -> int:
@@ -510,7 +356,7 @@ def _kind(data: dict[str, Any], ordinary: int) -> str:
         return "other"
     if before["use_regex"]:
         return "bpe"
-    return "byte" if not model["merges"] and ordinary == 256 and model["vocab"] == _BYTE_OF_SIGN else "other"
+    return "byte" if not model["merges"] and ordinary == 256 and model["vocab"] == BYTE_OF_SIGN else "other"
 
 
 def code_points(text: str) -> np.ndarray:
