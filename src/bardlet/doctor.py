@@ -28,9 +28,8 @@ from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics
 from bardlet.run import folder as run_folder
 from bardlet.run.diagnosis import Finding, damaged, ok, warning
-from bardlet.runtime import atomic, compiler, distributed
+from bardlet.runtime import atomic, compiler, distributed, manifest
 from bardlet.runtime import device as runtime_device
-from bardlet.runtime import manifest as files
 from bardlet.stages import stage_of
 
 LITTLE = 2**30
@@ -105,10 +104,10 @@ def _data() -> Iterator[Finding]:
         yield ok("data", f"{len(here)} of {len(corpus.NAMED) - 1} named corpora are here: {', '.join(here)}")
     else:
         yield warning("data", "no named corpus is here; `bardlet data get tinyshakespeare`, or take a file of yours")
-    for manifest in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{files.MANIFEST}")):
-        if sum(path.stat().st_size for path in manifest.parent.iterdir()) > LITTLE:
+    for listed in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{manifest.MANIFEST}")):
+        if sum(path.stat().st_size for path in listed.parent.iterdir()) > LITTLE:
             continue  # to look at it takes longer than a person waits; a run does
-        if wrong := files.wrong(manifest.parent):
+        if wrong := manifest.wrong(listed.parent):
             yield warning("cache", f"{wrong}; the tokens will be built again when they are needed")
 
 
@@ -172,9 +171,10 @@ def _model(run: Path) -> Iterator[Finding]:
     if not all(p.isfinite().all() for p in model.parameters()):
         yield damaged("model", f"{run / 'model.safetensors'}: a weight is not a finite number; go back to a checkpoint")
         return
-    manifest = "as its manifest knows it" if files.has_manifest(run) else "no manifest, so only its shapes were checked"
+    checked = ("as its manifest knows it" if manifest.has_manifest(run)
+               else "no manifest, so only its shapes were checked")
     yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {words.kind} "
-             f"tokenizer: {manifest} ({time.monotonic() - begun:.1f} s)")
+             f"tokenizer: {checked} ({time.monotonic() - begun:.1f} s)")
 
 
 def _checkpoints(run: Path, whole: list[Path], damages: list[str]) -> Iterator[Finding]:

@@ -54,8 +54,8 @@ def start(config: Settings, out: str | None = None, begun: float | None = None,
         What `--json` prints; empty on the other ranks.
     """
     begun = time.monotonic() if begun is None else begun
-    if config.steps is None and config.minutes is None and config.stage == "pretrain":
-        config = replace(config, minutes=5.0)
+    if config.steps is None and config.minutes is None:
+        config = replace(config, minutes=config.default_minutes)
     if _started_again(out):
         return resume(Path(str(out)), reward=getattr(config, "reward", None))
     with distributed.connect(config.device) as dist:
@@ -183,7 +183,7 @@ def _same_reward(run: Path, config: Settings, reward: str | None) -> None:
     asked = is_command(known) and reward is None
     if asked or reward not in (None, known):
         if known is None:
-            raise BardletError(f"--reward: a run of `bardlet {config.stage}` gets no rewards; leave it out")
+            raise BardletError(f"--reward: a run of `bardlet {config.command}` gets no rewards; leave it out")
         raise BardletError(f"{run}: what its answers are worth is said by `{known}`; " + (
             f"if that is a program, `bardlet resume {run} --reward '{known}'` runs it again (none is run "
             "because a file names it); if a reward model, its folder is gone: put it back" if asked else

@@ -22,7 +22,7 @@ from bardlet import __version__, console, models
 from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.ladder import run
+from bardlet.ladder import report, run
 from bardlet.ladder.run import Ladder, Plan
 from bardlet.ladder.rungs import LADDER, bands, select
 from bardlet.run import folder as run_folder
@@ -382,10 +382,10 @@ def test_the_report_s_facts_are_those_of_the_trainings() -> None:
     def made(**other: Any) -> dict[str, Any]:
         return {"date": "2026-01-02", "bardlet": "1", "torch": "2", "threads": 1, "processor": "x", **other}
 
-    assert run.summary([made(), made(threads=4), made(date="2026-01-01", torch="3", processor="y")]) == {
+    assert report.summary([made(), made(threads=4), made(date="2026-01-01", torch="3", processor="y")]) == {
         "machine": "x, 1 or 4 threads; y, 1 thread", "date": "2026-01-01 to 2026-01-02",
         "versions": "bardlet 1, torch 2; bardlet 1, torch 3"}
-    assert run.summary([made()])["date"] == "2026-01-02"
+    assert report.summary([made()])["date"] == "2026-01-02"
 
 
 @pytest.mark.parametrize(("words", "says"), [

@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
             ladder.plan_steps(console.say)
             outcomes = climb(ladder)
             finished = ladder.finished()
-            facts = run.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
+            facts = report.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, finished, command.sentence, facts)
     more = len(finished) - len(outcomes)
     also = f" (it shows {console.count(more, 'model')} of earlier calls, too)" if more else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bardlet import console
 from bardlet.cli import train
 from bardlet.cli.options import parse
 from bardlet.config.finetuning import RolloutConfig, is_command
@@ -23,8 +25,9 @@ def run(kind: type[Any], argv: Sequence[str], example: str) -> int:
 
     kind: the stage's settings with `train.RunOptions`.
     """
+    console.show_notices(os.environ.get("RANK", "0") == "0")
     config = next(config for config in CONFIGS if issubclass(kind, config))
-    name, settings = config.stage, train.defaults(argv, kind)
+    name, settings = config.command, train.defaults(argv, kind)
     command = parse(kind, argv, name, settings, NOT_TYPED)
     if command.config and (other := settings_in(Path(command.config)).get("stage", name)) != name:
         raise BardletError(f"{command.config}: its settings are those of `bardlet {other}`, not of {name}")

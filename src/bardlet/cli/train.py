@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -63,10 +64,11 @@ NOT_TYPED = ("replans",)
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. The file of settings of another stage is for that stage's command."""
+    console.show_notices(os.environ.get("RANK", "0") == "0")
     file = _file(argv)
-    stage = read_toml(file)[0].stage if file else TrainConfig.stage
-    if stage != TrainConfig.stage:
-        return int(importlib.import_module(f"bardlet.cli.{stage}").main(argv))
+    name = read_toml(file)[0].command if file else TrainConfig.command
+    if name != TrainConfig.command:
+        return int(importlib.import_module(f"bardlet.cli.{name}").main(argv))
     command = read(argv)
     return start(command, TranslationConfig if isinstance(command, PairsCommand) else TrainConfig)
 
@@ -110,16 +112,12 @@ def typed(argv: Sequence[str]) -> set[str]:
 
 def _names_pairs(argv: Sequence[str]) -> bool:
     """Whether a command line, or the file of settings that it names, is about pairs of sentences."""
-    if {"pair", "source", "target"} & typed(argv):
-        return True
     switches = {option(name) for name, hint in get_type_hints(Command).items() if hint is bool}
-    before = ["", *argv]
-    texts = [word for word, last in zip(argv, before, strict=False)
-             if not last.startswith("--") or "=" in last or last.replace("--no-", "--") in switches]
+    texts = [word for word, before in zip(argv, ["", *argv], strict=False)  # not the value of an option
+             if not before.startswith("--") or "=" in before or before.replace("--no-", "--") in switches]
     file = _file(argv)
-    if file is None or set(texts) & {*PARALLEL}:
-        return bool(set(texts) & {*PARALLEL})
-    return issubclass(type(read_toml(file)[0]), TranslationConfig)
+    return (bool({"pair", "source", "target"} & typed(argv) or {*PARALLEL} & {*texts})
+            or (file is not None and isinstance(read_toml(file)[0], TranslationConfig)))
 
 
 def _file(argv: Sequence[str]) -> Path | None:
@@ -140,8 +138,8 @@ def defaults(argv: Sequence[str], kind: type[Kind]) -> Kind | None:
     values = {field.name: getattr(settings, field.name) for field in fields(config)}
     known = {*values, "stage", *(BY_WEIGHTS if issubclass(config, FineTuneConfig) else ())}
     if unused := [name for name in settings_in(file) if name not in known]:
-        who = {"pretrain": "a run on a text"}.get(config.stage, f"`bardlet {config.stage}`")
-        who = "a run on pairs" if config is TranslationConfig else who
+        who = {TrainConfig: "a run on a text", TranslationConfig: "a run on pairs"}.get(config)
+        who = who or f"`bardlet {config.command}`"
         log.warning("%s: not used, %s does not have that", ", ".join(unused), who)
     if names := {"steps", "minutes"} & typed(argv):
         values |= {"replans": (), **dict.fromkeys({"steps", "minutes"} - names)}

@@ -36,7 +36,7 @@ class FineTuneConfig(Rows, Settings):
 class SFTConfig(FineTuneConfig):
     """Supervised fine-tuning on conversations."""
 
-    stage = "sft"
+    stage = command = "sft"
 
     pack: bool = True
     """Several conversations in a row, none of which sees another; without it a row for each, filled up."""
@@ -93,7 +93,7 @@ class PreferenceConfig(FineTuneConfig):
 class RewardConfig(PreferenceConfig):
     """Training a reward model on preferences."""
 
-    stage = "reward"
+    stage = command = "reward"
 
     lr: float = 2e-4
     """Peak learning rate of AdamW."""
@@ -105,7 +105,7 @@ class RewardConfig(PreferenceConfig):
 class DPOConfig(PreferenceConfig):
     """Direct preference optimization."""
 
-    stage = "dpo"
+    stage = command = "dpo"
 
     beta: float = 0.1
     """How much it costs to leave the model that it began with; lower goes further."""
@@ -186,7 +186,7 @@ class RolloutConfig(FineTuneConfig):
 class PPOConfig(RolloutConfig):
     """Proximal policy optimization."""
 
-    stage = "ppo"
+    stage = command = "ppo"
 
     passes: int = 4
     """How often each answer is learned from."""
@@ -208,7 +208,7 @@ class PPOConfig(RolloutConfig):
 class GRPOConfig(RolloutConfig):
     """Group relative policy optimization."""
 
-    stage = "grpo"
+    stage = command = "grpo"
 
     group: int = 8
     """Answers to each question, which are compared with each other."""

@@ -55,7 +55,7 @@ BY_WEIGHTS = tuple(field.name for field in fields(ModelSettings))
 class FromScratch(ModelSettings, Settings):
     """A run whose model is new, unless --init names one."""
 
-    stage = "pretrain"
+    stage, command, default_minutes = "pretrain", "train", 5.0
     plain: ClassVar[dict[str, Any]] = {"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128, "dropout": 0.0,
                                        "weight_decay": 0.1}
 

@@ -35,7 +35,11 @@ class Settings:
     """What every training run can be told. A stage adds its own."""
 
     stage: ClassVar[str]
-    """The command's name in run.toml; both kinds of `bardlet train` are "pretrain"."""
+    """What the stage is called in run.toml."""
+    command: ClassVar[str]
+    """What it is called on the command line."""
+    default_minutes: ClassVar[float | None] = None
+    """The time of a run that has neither --steps nor --minutes; None: its data say how many steps it has."""
     plain: ClassVar[dict[str, Any]] = {}
     """What an `Auto` setting becomes when no plan chooses it."""
     short_rows: ClassVar[bool] = False

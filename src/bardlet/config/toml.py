@@ -64,11 +64,11 @@ def why_not(name: str, kind: type[Settings]) -> str:
     others = elsewhere(name)
     if issubclass(kind, TranslationConfig) and TrainConfig in others:
         return "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
-    stages = [f"`bardlet {other.stage}`" for other in others if other.stage != "pretrain"]
+    stages = [f"`bardlet {other.command}`" for other in others if issubclass(other, FineTuneConfig)]
     if stages and len(stages) == len(others):
         return f"is for {', '.join(stages)}; leave it out"
-    if kind.stage != "pretrain":
-        return f"`bardlet {kind.stage}` does not have that; leave it out"
+    if issubclass(kind, FineTuneConfig):
+        return f"`bardlet {kind.command}` does not have that; leave it out"
     return "is for translation; leave it out, or give --source F --target F or --pair"
 
 
@@ -156,8 +156,7 @@ def to_toml(config: Settings, record: Mapping[str, Any], shape: ModelConfig | No
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
               if value is not None}  # TOML has no null
     values["replans"] = [list(pair) for pair in config.replans]
-    command = "train" if config.stage == "pretrain" else config.stage
-    head = (f"# Written by bardlet. `bardlet {command} --config run.toml` repeats this run; "
+    head = (f"# Written by bardlet. `bardlet {config.command} --config run.toml` repeats this run; "
             "[record] says what happened.\n")
     happened = {name: value for name, value in record.items() if value is not None}
     text = head + tomli_w.dumps({"stage": config.stage, **values, "record": happened})

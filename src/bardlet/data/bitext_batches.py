@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bardlet import tokenizer as tokenizers
+from bardlet import tokenizer as tokenization
 from bardlet.data import shards, windows
 from bardlet.data.batch import Batch
 from bardlet.data.bitext import Parallel
@@ -128,10 +128,10 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
     else:
         characters = sum(map(len, (line for pair in parts["train"] for line in pair)))
         # twice what one text would get: there are two languages, and shorter lines are worth the larger head (LOG.md)
-        size = vocab_size or 2 * tokenizers.suggest_vocab_size(characters, 0)
+        size = vocab_size or 2 * tokenization.suggest_vocab_size(characters, 0)
         if progress:
             progress("train bpe", 0, None)
-        words = tokenizers.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)
+        words = tokenization.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)
         reason = f"bpe: {words.vocab_size:,} tokens for both languages" + (", lower case" if found.lowercase else "")
     words.save(folder)
     for part, pairs in parts.items():
@@ -148,7 +148,7 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
 
 def _open(folder: Path) -> PreparedPairs:
     shards.check(folder)
-    words = tokenizers.load(folder)
+    words = tokenization.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
 
     def lines(part: str, name: str) -> Lines:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from bardlet import tokenizer as tokenizers
+from bardlet import tokenizer as tokenization
 from bardlet.data import duplicates
 from bardlet.data.corpus import Corpus, cache_folder
 from bardlet.data.statistics import survey
@@ -156,8 +156,8 @@ def _made_before(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Pr
 
 
 def _checked(kind: str | Tokenizer, vocab_size: int | None) -> str:
-    if kind not in tokenizers.KINDS:
-        raise BardletError(f"--tokenizer {kind}: there is no such tokenizer; choose {', '.join(tokenizers.KINDS)}")
+    if kind not in tokenization.KINDS:
+        raise BardletError(f"--tokenizer {kind}: there is no such tokenizer; choose {', '.join(tokenization.KINDS)}")
     if vocab_size is not None and kind in ("char", "byte"):
         raise BardletError(f"--vocab-size belongs to bpe; the text itself decides it for --tokenizer {kind}")
     return str(kind)
@@ -196,23 +196,23 @@ def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     """(tokenizer, reason, characters of the text or None where nobody counted them)."""
     corpus, vocab_size, progress = job.corpus, job.vocab_size, job.progress
     if kind == "byte":
-        return tokenizers.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
+        return tokenization.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
     seen = survey(corpus, progress, job.cache)
     characters, alphabet = seen.characters, set(seen.alphabet)
     if kind == "auto" and vocab_size is None:
-        kind, vocab_size, reason = tokenizers.choose(characters, len(alphabet))
+        kind, vocab_size, reason = tokenization.choose(characters, len(alphabet))
     else:
         kind = "bpe" if kind == "auto" else kind
-        vocab_size = vocab_size or tokenizers.suggest_vocab_size(characters, len(alphabet))
+        vocab_size = vocab_size or tokenization.suggest_vocab_size(characters, len(alphabet))
         size = f"{len(alphabet)} different characters" if kind == "char" else f"{vocab_size:,} tokens"
         reason = f"{kind}: as asked for, {size}"
     if kind == "char":
-        return tokenizers.train_char(alphabet, corpus.several), reason, characters
+        return tokenization.train_char(alphabet, corpus.several), reason, characters
     if kind == "byte":
-        return tokenizers.train_byte(corpus.several), reason, characters
+        return tokenization.train_byte(corpus.several), reason, characters
     if progress:
         progress("train bpe", 0, None)
-    trained = tokenizers.train_bpe(corpus.documents("train"), int(vocab_size or 0))
+    trained = tokenization.train_bpe(corpus.documents("train"), int(vocab_size or 0))
     return trained, reason + too_few(trained, vocab_size), characters
 
 
@@ -253,7 +253,7 @@ def write_shard(
                     file.write(ids.tobytes())
                     tokens += len(ids)
                     if tell:  # about so many characters make one part
-                        tell(characters + min(number * tokenizers.PIECE * tokenizers.BATCH, len(text)))
+                        tell(characters + min(number * tokenization.PIECE * tokenization.BATCH, len(text)))
             except BardletError as error:
                 raise BardletError(f"{place}: {error}") from None
             if separator:
@@ -331,7 +331,7 @@ def check(folder: Path) -> None:
 
 def _open(folder: Path) -> Prepared:
     check(folder)
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenization.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     facts.pop("text")
     train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))

@@ -15,7 +15,7 @@ import numpy as np
 
 from bardlet.data import ngram
 from bardlet.data.corpus import Corpus, cache_folder
-from bardlet.runtime import cache as kept
+from bardlet.runtime import cache as runtime_cache
 from bardlet.tokenizer import code_points
 
 Progress = Callable[[str, int, int | None], None]
@@ -77,10 +77,10 @@ def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None 
         held_out: the part that `losses` are of: "val", or "dev", the last tenth of the training part.
     """
     folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": held_out, "version": VERSION}
-    if (facts := kept.read(folder, key)) is not None:
+    if (facts := runtime_cache.read(folder, key)) is not None:
         return Survey(**facts | {name: tuple(facts[name]) for name in ("losses", "quarter")})
     found = _read(corpus, progress, held_out)
-    kept.write(folder, key, asdict(found))
+    runtime_cache.write(folder, key, asdict(found))
     return found
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bardlet.data import corpus
-from bardlet.data import records as examples
+from bardlet.data import records as data_records
 from bardlet.data.text import Source, read_text
 from bardlet.errors import BardletError
 
@@ -83,7 +83,7 @@ def records(name: str, limit: int | None = None) -> list[Record]:
         raise BardletError(f"--task {name}: its questions are not on this machine: put {file} into the folder {folder} "
                            "of $BARDLET_DATA")
     found = []
-    for place, value in (_sixes if ".txt" in file else examples.records)(where / file):
+    for place, value in (_sixes if ".txt" in file else data_records.records)(where / file):
         try:
             found.append(task.read(value))
         except (KeyError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bardlet import __version__
 from bardlet.ladder import pictures, rungs, sources
 from bardlet.ladder.rungs import Rung
 from bardlet.run import hf
 from bardlet.runtime import atomic
+from bardlet.runtime.device import processor
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bardlet.ladder.run import Outcome
+    from bardlet.ladder.run import Ladder, Outcome
     from bardlet.tokenizer import Tokenizer
 
 SENTENCE = "To be, or not to be: that is the question"
@@ -307,6 +310,34 @@ def picture(out: Path, name: str, kind: str, paint: pictures.Paint, alt: str, ca
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def facts(ladder: Ladder, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the report says of the ladder as a whole: machine, date and versions are those of the trainings.
+
+    Args:
+        outcomes: what the report shows. Where none of them says what it was made by (those of an older bardlet do not),
+            this machine and this day stand in.
+    """
+    made = [outcome.made for outcome in outcomes if outcome.made]
+    if not made:
+        device = ladder.dist.device
+        made = [{"date": time.strftime("%Y-%m-%d"), "bardlet": __version__, "torch": torch.__version__,
+                 "threads": ladder.threads,
+                 "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor()}]
+    return {"text": ladder.found.name, "comparable": ladder.comparable, **summary(made)}
+
+
+def summary(made: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """machine, date and versions of trainings (`Outcome.made`, at least one) in words, each once."""
+    threads: dict[str, set[int]] = {}
+    for one in made:
+        threads.setdefault(one["processor"], set()).add(one["threads"])
+    machine = "; ".join(f"{name}, {' or '.join(map(str, sorted(several)))} thread{'s' * (max(several) > 1)}"
+                        for name, several in threads.items())
+    dates = sorted({one["date"] for one in made if "date" in one})
+    return {"machine": machine, "date": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
+            "versions": "; ".join(dict.fromkeys(f"bardlet {one['bardlet']}, torch {one['torch']}" for one in made))}
 
 
 # ---------------------------------------------------------------------------- the template

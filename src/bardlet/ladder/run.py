@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,6 @@ from bardlet.run import folder as run_folder
 from bardlet.run import hf
 from bardlet.run.record import TextRecord
 from bardlet.runtime import atomic, manifest
-from bardlet.runtime.device import processor
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import Stopped, signals
 from bardlet.stages.pretrain import Pretraining
@@ -374,31 +373,3 @@ class Ladder:
 def _kind(rung: Rung) -> tuple[str, str | None]:
     """What the time of a step depends on."""
     return rung.model, rung.settings.get("optimizer")
-
-
-def facts(ladder: Ladder, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the report says of the ladder as a whole: machine, date and versions are those of the trainings.
-
-    Args:
-        outcomes: what the report shows. Where none of them says what it was made by (those of an older bardlet do not),
-            this machine and this day stand in.
-    """
-    made = [outcome.made for outcome in outcomes if outcome.made]
-    if not made:
-        device = ladder.dist.device
-        made = [{"date": time.strftime("%Y-%m-%d"), "bardlet": __version__, "torch": torch.__version__,
-                 "threads": ladder.threads,
-                 "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor()}]
-    return {"text": ladder.found.name, "comparable": ladder.comparable, **summary(made)}
-
-
-def summary(made: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """machine, date and versions of trainings (`Outcome.made`, at least one) in words, each once."""
-    threads: dict[str, set[int]] = {}
-    for one in made:
-        threads.setdefault(one["processor"], set()).add(one["threads"])
-    machine = "; ".join(f"{name}, {' or '.join(map(str, sorted(several)))} thread{'s' * (max(several) > 1)}"
-                        for name, several in threads.items())
-    dates = sorted({one["date"] for one in made if "date" in one})
-    return {"machine": machine, "date": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
-            "versions": "; ".join(dict.fromkeys(f"bardlet {one['bardlet']}, torch {one['torch']}" for one in made))}

@@ -13,11 +13,11 @@ import torch
 
 from bardlet import __version__, models
 from bardlet.config.pretraining import FromScratch, TrainConfig
-from bardlet.data import batch as data_batch
+from bardlet.data.batch import Batch
 from bardlet.errors import BardletError
 from bardlet.planning import clock, memory
 from bardlet.run.record import Record
-from bardlet.runtime import cache as kept
+from bardlet.runtime import cache as runtime_cache
 from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
@@ -101,7 +101,7 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
             except BardletError:  # too large for the memory, in all processes
                 break
         if dist.main and (len(points) == len(TIMED) or slow):
-            kept.write(cache / "machines", key, {"points": points})
+            runtime_cache.write(cache / "machines", key, {"points": points})
     # in each process the first one's watch counts: all must choose the same model
     points = (points + [points[0]] * len(TIMED))[:dist.from_main(len(points))]
     return Speed(tuple((float(dist.from_main(round(x))), dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
@@ -109,7 +109,7 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
 
 def _known(cache: Path, key: dict[str, object]) -> list[tuple[float, float]]:
     """What the cache has for this machine."""
-    found = kept.read(cache / "machines", key)
+    found = runtime_cache.read(cache / "machines", key)
     return [(x, y) for x, y in found["points"]] if found else []
 
 
@@ -120,7 +120,7 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
     """
     config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.world).resolved(), shape)
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
-    batch: data_batch.Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
+    batch: Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
     objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
     t = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, Record())

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from bardlet import tokenizer as tokenizers
+from bardlet import tokenizer as tokenization
 from bardlet.config.pretraining import FromScratch, TrainConfig, TranslationConfig
 from bardlet.config.settings import option
 from bardlet.data.statistics import Survey
@@ -133,9 +133,9 @@ def plan_vocabulary(seen: Survey, machine: Machine, config: TrainConfig) -> tupl
     """
     if config.vocab_size is not None or config.tokenizer in ("char", "byte"):
         return config, ""
-    kind, size, reason = tokenizers.choose(seen.characters, len(seen.alphabet))
+    kind, size, reason = tokenization.choose(seen.characters, len(seen.alphabet))
     if config.tokenizer == "bpe":
-        kind, size = "bpe", tokenizers.suggest_vocab_size(seen.characters, len(seen.alphabet))
+        kind, size = "bpe", tokenization.suggest_vocab_size(seen.characters, len(seen.alphabet))
         reason = f"bpe: as asked for, so {size:,} tokens stand for its most frequent pieces"
     if kind != "bpe" or size is None:
         return config, ""

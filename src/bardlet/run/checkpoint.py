@@ -24,8 +24,7 @@ import torch
 from bardlet.errors import BardletError
 from bardlet.run import hf
 from bardlet.run.record import checked
-from bardlet.runtime import atomic
-from bardlet.runtime import manifest as files
+from bardlet.runtime import atomic, manifest
 
 log = logging.getLogger("bardlet")
 
@@ -64,17 +63,17 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
             (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
             for name in FILES:
                 atomic.flush(temporary / name)
-            known = files.read_manifest(run)["files"] if (run / files.MANIFEST).exists() else {}
+            known = manifest.read_manifest(run)["files"] if (run / manifest.MANIFEST).exists() else {}
             # as they were written, not as they are now: damage must not become the truth
             root = {name: known[name][0]["sha256"] for name in hf.WORDS_AND_SHAPE if name in known}
-            files.seal(temporary, FILES, step=step, root=root)
+            manifest.seal(temporary, FILES, step=step, root=root)
             if folder.exists():  # a run that went back to an older checkpoint comes by here again
                 atomic.remove_folder(folder)
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         atomic.sync_folder(folder.parent)
-        if damage := files.wrong(folder):
+        if damage := manifest.wrong(folder):
             raise BardletError(f"{damage}, just now: the disk or the memory of this machine may be failing; "
                                "the checkpoints before it are as they were")
         saved_steps = sorted({*before, folder})
@@ -114,11 +113,11 @@ def wrong(folder: Path) -> str | None:
     """What is wrong with a checkpoint: a damaged file, one that is missing, another step's name; None: it is whole."""
     if folder.is_symlink():
         return f"{folder}: is a link to another folder"
-    if damage := files.wrong(folder):
+    if damage := manifest.wrong(folder):
         return damage
-    manifest = files.read_manifest(folder)
-    if folder.name != f"step-{manifest.get('step')!s:0>8}" or set(manifest["files"]) != set(FILES):
-        return f"{folder / files.MANIFEST}: is not that of {folder.name}"
+    known = manifest.read_manifest(folder)
+    if folder.name != f"step-{known.get('step')!s:0>8}" or set(known["files"]) != set(FILES):
+        return f"{folder / manifest.MANIFEST}: is not that of {folder.name}"
     return None
 
 
@@ -130,7 +129,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
 def read_facts(folder: Path) -> dict[str, Any]:
     """trainer.json of a checkpoint. BardletError where it is not what `save` was given by a run."""
     path = folder / "trainer.json"
-    facts = files.read_json(path)
+    facts = manifest.read_json(path)
     pairs = facts.get("replans")
     sound = (isinstance(facts.get("machine"), dict) and isinstance(facts.get("config"), dict)
              and isinstance(facts.get("record"), dict) and isinstance(pairs, list)

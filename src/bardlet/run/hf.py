@@ -24,8 +24,7 @@ from bardlet import models, tokenizer
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError, brief, shown
 from bardlet.models.layers import sketching
-from bardlet.runtime import atomic
-from bardlet.runtime import manifest as files
+from bardlet.runtime import atomic, manifest
 
 log = logging.getLogger("bardlet")
 
@@ -46,7 +45,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, on the CPU; the format's own checks bound the header and every offset."""
-    files.inside(path.parent, path.name)
+    manifest.inside(path.parent, path.name)
     try:
         with open(path, "rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
@@ -80,18 +79,18 @@ def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
         words.save(folder, model_max_length=config.block_size)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             atomic.flush(folder / name)
-    files.seal(folder, WORDS_AND_SHAPE)
+    manifest.seal(folder, WORDS_AND_SHAPE)
 
 
 def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """model.safetensors, from a model's `hf_state_dict()`: a kill leaves the old weights or the new ones."""
     needed = sum(t.nbytes for t in tensors.values())
-    files.replace_sealed(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
+    manifest.replace_sealed(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The shape that a folder's config.json describes; what bardlet cannot compute is an error that says so."""
-    values = files.read_json(folder / "config.json")
+    values = manifest.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     family = models.MODEL_TYPES.get(family, family)
     if family not in models.FAMILIES:
@@ -118,11 +117,11 @@ def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the parts that model.safetensors.index.json lists where there is only that."""
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
-        listed = files.read_json(index).get("weight_map")
+        listed = manifest.read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise BardletError(f"{index}: damaged: it has no weight_map; copy it again")
-        return sorted({files.inside(folder, str(name)) for name in listed.values()})
-    return [files.inside(folder, "model.safetensors")]
+        return sorted({manifest.inside(folder, str(name)) for name in listed.values()})
+    return [manifest.inside(folder, "model.safetensors")]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -132,27 +131,27 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def weights_hash(folder: Path) -> str:
     """sha256 (hex) of a folder's weights, as their files have them; of one file just that of its bytes."""
-    each = [files.sha256(path) for path in weight_files(folder)]
+    each = [manifest.sha256(path) for path in weight_files(folder)]
     return each[0] if len(each) == 1 else hashlib.sha256(" ".join(each).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:
     """BardletError where a file of `folder` is not the one that its manifest knows; without a manifest, nothing."""
     is_run = (folder / "run.toml").exists()
-    if os.path.lexists(folder / files.MANIFEST):
-        if (damage := files.wrong(folder)) and (is_run or not _of_another_tool(folder / files.MANIFEST)):
+    if os.path.lexists(folder / manifest.MANIFEST):
+        if (damage := manifest.wrong(folder)) and (is_run or not _of_another_tool(folder / manifest.MANIFEST)):
             weights = damage.startswith(str(folder / "model.safetensors")) and (folder / "checkpoints").is_dir()
             remedy = f"`bardlet resume {folder}` makes it anew from a checkpoint" if weights else "copy it again"
             raise BardletError(f"{damage}; {remedy}, or, where you changed it yourself, remove "
-                               f"{folder / files.MANIFEST}")
+                               f"{folder / manifest.MANIFEST}")
     elif is_run:
-        log.warning("%s: has lost its %s, so damage to its files would not be seen", folder, files.MANIFEST)
+        log.warning("%s: has lost its %s, so damage to its files would not be seen", folder, manifest.MANIFEST)
 
 
-def _of_another_tool(manifest: Path) -> bool:
+def _of_another_tool(path: Path) -> bool:
     """Whether a manifest.json was never one of bardlet's: the name is a common one."""
     try:
-        return not files.read_json(manifest).keys() & {"version", "digest", "files"}
+        return not manifest.read_json(path).keys() & {"version", "digest", "files"}
     except BardletError:
         return False
 

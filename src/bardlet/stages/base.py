@@ -24,6 +24,7 @@ from bardlet.data import chat_template
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.models import lora
+from bardlet.models.base import LanguageModel
 from bardlet.planning import clock, memory
 from bardlet.planning.compilation import choose_compile, keep_compiled
 from bardlet.run import card, hf
@@ -34,8 +35,8 @@ from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, optim
-from bardlet.training import trainer as training
 from bardlet.training.state import Objective, State, Trainer
+from bardlet.training.trainer import evaluate
 
 log = logging.getLogger("bardlet")
 
@@ -200,7 +201,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         choose_compile(t, seconds - (time.monotonic() - begun))
         per_step = clock.seconds_per_step(t)
         began = time.monotonic()
-        training.evaluate(t)
+        evaluate(t)
         per_evaluation = time.monotonic() - began
         left = max(0.0, seconds - (time.monotonic() - begun))
         evaluations = clock.evaluations_for(left, per_evaluation)
@@ -294,7 +295,7 @@ class FineTuning(Stage[F, Source, Data, R]):
             raise BardletError(f"bardlet {config.stage}: name the model that is to learn: a run folder, or a Hugging "
                                "Face folder with a gpt2 or qwen3 model")
         model, tokenizer = hf.read_folder(Path(config.init), config.dropout)
-        if not hasattr(model, "new_cache") or hasattr(model, "encode"):
+        if not isinstance(model, LanguageModel):
             raise BardletError(f"{config.init}: a {model.config.model} model does not hold conversations; "
                                "take a base of --model qwen3 or gpt2")
         if tokenizer.chat_template not in (None, chat_template.TEMPLATE):
