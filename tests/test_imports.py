@@ -77,7 +77,7 @@ def test_the_test_sees_imports() -> None:
 def test_public_functions_are_documented(path: Path) -> None:
     """Every public module, class, function and method has a docstring, but for an overload.
 
-    The class describes `forward`, and `logits` of a rung.
+    The class describes `forward`, in models/lecture.py also `logits`.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{path.name} does not say what it is"
@@ -90,7 +90,8 @@ def test_public_functions_are_documented(path: Path) -> None:
             if not isinstance(child, ast.FunctionDef) or child.name.startswith("_"):
                 continue
             overloads = "overload" in map(ast.unparse, child.decorator_list)
-            if not overloads and child.name not in ("forward", "logits"):
+            described = ("forward", "logits") if path.name == "lecture.py" else ("forward",)
+            if not overloads and child.name not in described:
                 assert ast.get_docstring(child), f"{path.name}: {child.name}"
 
 

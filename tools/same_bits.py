@@ -306,7 +306,8 @@ def cut_short(whole: Path, again: Path, step: int) -> None:
 
 def digests(run: Path, name: str) -> dict[str, str]:
     """Digests of a run folder's files, by their content: a file is compared as tensors, TOML or lines of JSON."""
-    found = {f"{name} files": digest(sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.name != ".lock"))}
+    listed = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.name not in (".lock", ".holder"))
+    found = {f"{name} files": digest(listed)}
     for path in sorted(run.rglob("*")):
         key = f"{name}/{path.relative_to(run)}"
         if path.suffix == ".safetensors":

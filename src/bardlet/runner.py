@@ -139,7 +139,8 @@ def begun_again(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
 
 def continued(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
     """The run as its newest whole checkpoint left it."""
-    config, dist = stage.config, stage.dist
+    config, dist = stage.config.resolved(), stage.dist  # what a rung does not have is not in its run.toml
+    stage.config = config
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
                            f"put back a copy, or start a new run with `bardlet train --init {run}`")
@@ -359,4 +360,4 @@ def _summary(t: Trainer, stage: AnyStage, resumed_from: int | None) -> dict[str,
             "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),
             "expected": facts.get("expected"), "selected_by": facts["selected_by"],
             "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
-            **{name: facts[name] for name in stage.record_class.results if name in facts}}
+            **stage.record.printed()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from clocks import Clock
-from conftest import TINY
+from conftest import TINY, settings_of
 from processes import power_cut
 
 from bardlet import console
@@ -105,6 +105,45 @@ def test_a_run_can_be_repeated_from_its_run_toml(text: Path, tmp_path: Path,
     assert sha256(tmp_path / "one" / "model.safetensors") == sha256(tmp_path / "two" / "model.safetensors")
     other = bardlet("train", "--config", tmp_path / "one" / "run.toml", "--out", tmp_path / "three", "--steps", "5")
     assert other["steps"] == 5
+
+
+@pytest.mark.parametrize("model", ["bigram", "multi-head", "layer-norm"])
+def test_a_run_may_begin_with_any_model(model: str, text: Path, tmp_path: Path,
+                                        bardlet: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    """--init of a rung that has no dropout, or no layers, and a resumed run of it: nothing was asked for in vain."""
+    words = [*settings_of(model, TINY), "--steps", "2"]
+    bardlet("train", text, "--out", tmp_path / "one", "--model", model, *words)
+    bardlet("train", text, "--out", tmp_path / "two", "--init", tmp_path / "one", "--dtype", "fp32", "--steps", "2")
+    assert bardlet("resume", tmp_path / "two", "--steps", "3", "--allow-change")["steps"] == 3
+
+
+def test_a_file_of_settings_of_another_command(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """`bardlet train` hands it on, another stage refuses it; what a file has in vain is named."""
+    monkeypatch.chdir(tmp_path)
+    Path("dpo.toml").write_text('stage = "dpo"\ninit = "base"\ntext = ["a.jsonl"]\n')
+    assert main(["grpo", "--config", "dpo.toml"]) == 1
+    assert "are those of `bardlet dpo`, not of grpo" in capsys.readouterr().err
+    for words, wanted in ((["train", "--config", "dpo.toml"], "base: there is no such folder"),
+                          (["train", "b.jsonl", "--config", "dpo.toml"], "base: there is no such folder"),
+                          (["dpo", "other", "b.jsonl", "--config", "dpo.toml"], "other: there is no such folder")):
+        assert main([*words, "--steps", "1"]) == 1
+        assert wanted in capsys.readouterr().err
+    Path("pairs.toml").write_text('model = "encdec"\nbatch_size = 3\n')
+    assert main(["train", "--pair", "de-xx", "--config", "pairs.toml", "--steps", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "note: batch_size: not used, a run on pairs" in said and "--pair de-xx" in said
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    ("--no-pack", "--no-pack: is for `bardlet sft`"), ("--beta 1", "--beta: is for `bardlet dpo`, `bardlet ppo`"),
+    ("--stage sft", "there is no setting --stage"), ("--lr None", "--lr None: it must be a number"),
+    ("--planning", "there is no setting --planning (did you mean --plan?)"),
+])
+def test_settings_of_other_stages_are_no_settings(words: str, wanted: str, text: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert main(["train", str(text), *words.split()]) == 1
+    assert wanted in capsys.readouterr().err
 
 
 def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, clock: Clock,

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from bardlet.config.finetuning import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.pretraining import TrainConfig
-from bardlet.config.toml import changed, from_mapping, read_toml, to_toml
+from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings
+from bardlet.config.stages import CONFIGS, config_class
+from bardlet.config.toml import as_mapping, changed, from_mapping, read_toml, settings_in, to_toml
 from bardlet.errors import BardletError
+
+MODEL = ModelConfig("qwen3", vocab_size=300, block_size=64)
 
 
 def test_toml_brings_back_every_setting(tmp_path: Path) -> None:
@@ -68,3 +73,73 @@ def test_widths_of_the_feed_forward_layer() -> None:
     qwen3 = TrainConfig(model="qwen3", n_embd=384, n_head=6).model_config(65)
     assert (gpt2.n_inner, qwen3.n_inner) == (1536, 1024)
     assert isinstance(gpt2, ModelConfig) and gpt2.n_kv_head == 6 and gpt2.head_dim == 64
+
+
+# ---------------------------------------------------------------- a class for each stage
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_settings_come_back_as_those_of_their_stage(kind: type[Settings], tmp_path: Path) -> None:
+    """From run.toml and from a checkpoint, resolved or not."""
+    named = {"source": "a", "target": "b"} if kind is TranslationConfig else {"text": ("a.jsonl",)}
+    for config in (kind(**named, init="base"), kind(**named, init="base").resolved(block_size=64)):
+        (tmp_path / "run.toml").write_text(to_toml(config, {}, MODEL), encoding="utf-8")
+        assert read_toml(tmp_path / "run.toml") == (config, {})
+        assert from_mapping(as_mapping(config), "trainer.json") == config
+        assert config_class(settings_in(tmp_path / "run.toml")) is kind
+
+
+BEFORE = {
+    "text": [], "field": "text", "source": None, "target": None, "pair": None, "lowercase": None, "val_part": "val",
+    "tokenizer": "auto", "vocab_size": None, "model": "qwen3", "init": None, "lora": None, "n_layer": 2,
+    "n_encoder_layer": None, "n_head": 2, "n_kv_head": 2, "n_embd": 32, "n_inner": 96, "block_size": 32, "dropout": 0.1,
+    "prefix_lm": False, "label_smoothing": 0.0, "pack": True, "beta": 0.1, "reward": None, "rollout": 128, "passes": 1,
+    "group": 8, "answer_tokens": 64, "temperature": 1.0, "clip": 0.2, "target_kl": None, "tie_embeddings": True,
+    "activation": None, "steps": 40, "minutes": None, "batch_size": 4, "batch_tokens": 4096, "grad_accum": 1,
+    "optimizer": "muon", "weight_decay": 0.1, "lr": 2e-3, "muon_lr": 2e-2, "eval_tokens": 131_072, "seed": 7,
+    "replans": []}
+"""Settings as checkpoints of bardlet 0.2 before the rooms have them: all names in one class."""
+
+
+@pytest.mark.parametrize(("values", "kind"), [
+    ({}, TrainConfig), ({"model": "bigram"}, TrainConfig), ({"pair": "de-en", "model": "encdec"}, TranslationConfig),
+    ({"text": ["multi30k"], "model": "gpt2", "prefix_lm": True}, TranslationConfig),
+    ({"stage": "sft", "init": "base", "pack": False}, SFTConfig), ({"stage": "reward", "init": "base"}, RewardConfig),
+    ({"stage": "dpo", "init": "base"}, DPOConfig), ({"stage": "ppo", "init": "base", "reward": "exact"}, PPOConfig),
+    ({"stage": "grpo", "init": "base", "reward": "exact", "beta": 0.0}, GRPOConfig),
+], ids=str)
+def test_settings_of_the_version_before_are_read(values: dict[str, object], kind: type[Settings]) -> None:
+    """What a stage has keeps its value; what it does not have is left out."""
+    config = from_mapping({"stage": "pretrain", **BEFORE, **values}, "trainer.json")
+    assert type(config) is kind and (config.seed, config.steps, config.block_size, config.dropout) == (7, 40, 32, 0.1)
+    for name, value in values.items():
+        if name not in ("stage", "text"):
+            assert getattr(config, name) == value
+    assert not [name for name in config.plain if getattr(config, name) is None]
+
+
+def test_what_is_open_is_resolved_by_what_was_chosen_then_by_the_plain_value() -> None:
+    config = TrainConfig(n_layer=9)
+    assert config.block_size is None and config.by_hand == {"n_layer"}
+    done = config.resolved(dropout=0.3)
+    assert (done.n_layer, done.dropout, done.block_size, done.n_embd) == (9, 0.3, 128, 192)
+    assert done.resolved(dropout=0.5) == done, "what is set stays"
+    assert config.resolved("n_embd").block_size is None
+
+
+def test_a_rung_is_told_what_it_does_not_have() -> None:
+    TrainConfig(model="bigram").resolved().model_config(65)
+    TrainConfig(model="multi-head", n_kv_head=4)
+    TrainConfig(model="bigram").refuse_unused()
+    for settings in ({"dropout": 0.1}, {"n_layer": 2}, {"muon_lr": 1.0}):
+        with pytest.raises(BardletError, match="bigram does not have that"):
+            TrainConfig(model="bigram", **settings).refuse_unused()  # type: ignore[arg-type]
+    with pytest.raises(BardletError, match="--optimizer muon: bigram"):
+        TrainConfig(model="bigram").refuse_unused({"optimizer"})
+
+
+@pytest.mark.parametrize("text", [5, True, {"a": 1}, [], [3]])
+def test_a_text_that_is_no_list_of_names_is_one_line(text: object) -> None:
+    if text != []:
+        with pytest.raises(BardletError, match=r"x\.toml: text"):
+            from_mapping({"text": text}, "x.toml")

@@ -116,6 +116,12 @@ def test_the_head_is_not_for_muon() -> None:
     assert "lm_head.weight" not in scorer.hf_state_dict()
 
 
+def test_its_objective_says_that_it_has_all_logits(model: Path, pairs: Path) -> None:
+    config = RewardConfig(init=str(model), text=(str(pairs),), dtype="fp32", steps=1)
+    stage = reward_model.RewardModeling(config, Dist(0, 1, torch.device("cpu")))
+    assert stage.begin(str(model.parent / "never"), 0.0).objective.all_logits
+
+
 def test_labels_that_are_several_are_one_line(tmp_path: Path, model: Path) -> None:
     for name in hf.WORDS_AND_SHAPE:
         (tmp_path / name).write_bytes((model / name).read_bytes())

@@ -33,7 +33,8 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None,
     """
     import tyro
 
-    hints = {option(name): hint for name, hint in get_type_hints(kind).items() if name not in hidden}
+    hints = get_type_hints(kind)
+    hints = {option(field.name): hints[field.name] for field in fields(cast(Any, kind)) if field.name not in hidden}
     for word in argv:  # tyro would take what follows = for the next word
         name, equals, _ = word.partition("=")
         if equals and hints.get(name) is bool:
@@ -132,8 +133,10 @@ def _unknown(argv: Sequence[str], hints: dict[str, Any], text: str, kind: type) 
         name = word.partition("=")[0].replace("_", "-")
         known = name in hints or "--" + name.removeprefix("--no-") in hints
         if re.match(r"-+[A-Za-z]", word) and not known:
-            if issubclass(kind, Settings) and elsewhere(setting := name.strip("-").replace("-", "_")):
-                return f"{name}: {why_not(setting, kind)}"
+            setting = name.strip("-").replace("-", "_")
+            for alike in (setting, setting.removeprefix("no_")):
+                if issubclass(kind, Settings) and elsewhere(alike):
+                    return f"{name}: {why_not(alike, kind)}"
             near = get_close_matches(name, hints, 1)
             return f"there is no setting {word.partition('=')[0]}" + (f" (did you mean {near[0]}?)" if near else "")
     extra = re.search(r"Unrecognized options: (\S+?),? ", text + " ")

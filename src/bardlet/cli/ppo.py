@@ -23,6 +23,6 @@ class Command(RunOptions, PPOConfig):
     with `prompt` and perhaps `answer`, .jsonl or .json, also .gz and .xz."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    return stage.run(Command, argv, "bardlet ppo runs/chats-sft questions.jsonl --reward runs/judge")
+def main(argv: Sequence[str], names_model: bool = True) -> int:
+    """Run the command; returns the exit code. names_model: the first word is the model, else a file names it."""
+    return stage.run(Command, argv, "bardlet ppo runs/chats-sft questions.jsonl --reward runs/judge", names_model)

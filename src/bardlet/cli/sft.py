@@ -23,6 +23,6 @@ class Command(RunOptions, SFTConfig):
     .gz and .xz."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    return stage.run(Command, argv, "bardlet sft runs/my-qwen3 chats.jsonl")
+def main(argv: Sequence[str], names_model: bool = True) -> int:
+    """Run the command; returns the exit code. names_model: the first word is the model, else a file names it."""
+    return stage.run(Command, argv, "bardlet sft runs/my-qwen3 chats.jsonl", names_model)

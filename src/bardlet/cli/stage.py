@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bardlet import console
@@ -20,19 +19,22 @@ NOT_TYPED = (*train.NOT_TYPED, "init")
 """Settings that stand in files alone; the model is the first word of the command line."""
 
 
-def run(kind: type[Any], argv: Sequence[str], example: str) -> int:
+def run(kind: type[Any], argv: Sequence[str], example: str, names_model: bool) -> int:
     """Read the command line of a stage, of which the first word is the model that it begins with, and train.
 
-    kind: the stage's settings with `train.RunOptions`.
+    Args:
+        kind: the stage's settings with `train.RunOptions`.
+        names_model: whether the first word of `argv` is the model; else a file of settings names it.
     """
     console.show_notices(os.environ.get("RANK", "0") == "0")
     config = next(config for config in CONFIGS if issubclass(kind, config))
-    name, settings = config.command, train.defaults(argv, kind)
+    name, file = config.command, train.config_file(argv)
+    if file and (other := settings_in(file).get("stage", name)) != name:
+        raise BardletError(f"{file}: its settings are those of `bardlet {other}`, not of {name}")
+    settings = train.defaults(argv, kind)
     command = parse(kind, argv, name, settings, NOT_TYPED)
-    if command.config and (other := settings_in(Path(command.config)).get("stage", name)) != name:
-        raise BardletError(f"{command.config}: its settings are those of `bardlet {other}`, not of {name}")
     before = settings.text if settings else ()
-    if command.text != before:  # typed: else the file says what is learned
+    if names_model and command.text != before:  # typed: else the file says what is learned
         first, *data = command.text
         command = replace(command, init=first, text=tuple(data) or before)
     if command.init is None:

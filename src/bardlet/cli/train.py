@@ -18,7 +18,7 @@ from bardlet.cli.options import parse
 from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.pretraining import BY_WEIGHTS, TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings, option
-from bardlet.config.stages import CONFIGS, PARALLEL
+from bardlet.config.stages import CONFIGS, PARALLEL, config_class
 from bardlet.config.toml import read_toml, settings_in
 
 log = logging.getLogger("bardlet")
@@ -65,10 +65,10 @@ NOT_TYPED = ("replans",)
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. The file of settings of another stage is for that stage's command."""
     console.show_notices(os.environ.get("RANK", "0") == "0")
-    file = _file(argv)
-    name = read_toml(file)[0].command if file else TrainConfig.command
-    if name != TrainConfig.command:
-        return int(importlib.import_module(f"bardlet.cli.{name}").main(argv))
+    file = config_file(argv)
+    name = settings_in(file).get("stage") if file else None
+    if name in {config.stage for config in CONFIGS if issubclass(config, FineTuneConfig)}:
+        return int(importlib.import_module(f"bardlet.cli.{name}").main(argv, names_model=False))
     command = read(argv)
     return start(command, TranslationConfig if isinstance(command, PairsCommand) else TrainConfig)
 
@@ -115,12 +115,14 @@ def _names_pairs(argv: Sequence[str]) -> bool:
     switches = {option(name) for name, hint in get_type_hints(Command).items() if hint is bool}
     texts = [word for word, before in zip(argv, ["", *argv], strict=False)  # not the value of an option
              if not before.startswith("--") or "=" in before or before.replace("--no-", "--") in switches]
-    file = _file(argv)
-    return (bool({"pair", "source", "target"} & typed(argv) or {*PARALLEL} & {*texts})
-            or (file is not None and isinstance(read_toml(file)[0], TranslationConfig)))
+    file = config_file(argv)
+    first = next((word for word in texts if not word.startswith("--")), None)
+    if {"pair", "source", "target"} & typed(argv) or first in PARALLEL:
+        return True
+    return file is not None and first is None and config_class(settings_in(file)) is TranslationConfig
 
 
-def _file(argv: Sequence[str]) -> Path | None:
+def config_file(argv: Sequence[str]) -> Path | None:
     """What --config names."""
     words = [word.partition("=") for word in argv]
     files = [value or argv[i + 1] for i, (word, _, value) in enumerate(words)
@@ -130,7 +132,7 @@ def _file(argv: Sequence[str]) -> Path | None:
 
 def defaults(argv: Sequence[str], kind: type[Kind]) -> Kind | None:
     """The settings of `--config FILE` as defaults for `kind`; None: no file is named."""
-    file = _file(argv)
+    file = config_file(argv)
     if file is None:
         return None
     config = next(config for config in CONFIGS if issubclass(kind, config))

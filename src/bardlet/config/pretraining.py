@@ -74,13 +74,13 @@ class FromScratch(ModelSettings, Settings):
             raise BardletError(f"--lora {self.lora}: is a change of a model that has learned already: name it with "
                                "--init DIR, or leave it out")
         if self.init is None:  # else the weights have a shape of their own
+            if self.model not in UNDIVIDED:
+                self._check_heads()
             self._check_model()
 
     def _check_model(self) -> None:
-        """Raise BardletError where the settings of the model contradict each other."""
-        if self.model not in UNDIVIDED:
-            self._check_heads()
-        if self.model in RUNGS and self.n_kv_head not in (None, self.n_head):
+        """Raise BardletError where the settings do not go with the architecture."""
+        if self.model in RUNGS and self.n_kv_head not in (None, self._or_plain("n_head")):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: the rungs of the ladder have a key and a value for each "
                                "head; leave it out, or take --model qwen3")
         if self.activation and self.model not in ("gpt2", "encdec"):

@@ -18,8 +18,6 @@ AUTO: Any = None
 """The value of a setting that nobody chose."""
 
 if TYPE_CHECKING:
-    from typing import Self
-
     Auto = Annotated[T, "None until it is resolved"]
 else:
 
@@ -70,9 +68,9 @@ class Settings:
     """Micro-batches of a step."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
-    lr: Auto[float] = 2e-3
+    lr: float = 2e-3
     """Peak learning rate of AdamW."""
-    muon_lr: Auto[float] = 2e-2
+    muon_lr: float = 2e-2
     """Peak learning rate of Muon."""
     min_lr_ratio: float = 0.0
     """Where the schedule ends, as a share of the peak."""

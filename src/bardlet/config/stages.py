@@ -24,13 +24,14 @@ CONFIGS: tuple[type[Settings], ...] = (TrainConfig, TranslationConfig, SFTConfig
 
 
 def config_class(values: Mapping[str, Any]) -> type[Settings]:
-    """The class of these settings: by `stage`, and in pretraining by whether they name pairs. KeyError: no stage."""
+    """The class of these settings: by `stage`, and in pretraining by whether they name pairs."""
     stage = values.get("stage", "pretrain")
     if stage == "pretrain":
-        text = values.get("text") or ("",)
-        pairs = text[0] in PARALLEL or any(values.get(name) is not None for name in ("pair", "source", "target"))
+        text = values.get("text")
+        named = isinstance(text, list | tuple) and bool(text) and text[0] in PARALLEL
+        pairs = named or any(values.get(name) is not None for name in ("pair", "source", "target"))
         return TranslationConfig if pairs else TrainConfig
-    return {config.stage: config for config in CONFIGS}[stage]
+    return {config.stage: config for config in CONFIGS}.get(stage, TrainConfig)
 
 
 def elsewhere(name: str) -> list[type[Settings]]:

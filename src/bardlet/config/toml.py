@@ -108,21 +108,7 @@ def read_toml(path: Path) -> tuple[Settings, dict[str, Any]]: ...
 def read_toml(path: Path, kind: type[S]) -> tuple[S, dict[str, Any]]: ...
 def read_toml(path: Path, kind: Any = None) -> Any:
     """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote). kind: of `from_mapping`."""
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise BardletError(f"{path}: is no file; name a TOML file of settings")
-        if path.stat().st_size > MOST_TOML:
-            raise BardletError(f"{path}: {path.stat().st_size:,} bytes are too many for a file of settings; "
-                               "name another, or put back a copy")
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
-    except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror}); name a TOML file of settings") from None
-    except UnicodeDecodeError as error:
-        raise BardletError(f"{path}: byte {error.start} is no UTF-8: save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise BardletError(f"{path}: is not TOML: {error}; a line is `name = value`, text in \" \"") from None
+    values = _read(path)
     record = values.pop("record", {})
     if not isinstance(record, dict):
         raise BardletError(f"{path}: record = {shown(record)}: it must be a table, [record]; take the line out")
@@ -131,9 +117,27 @@ def read_toml(path: Path, kind: Any = None) -> Any:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """What a TOML file says of settings, as it says it; `read_toml` was able to read it."""
-    values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    return {name: value for name, value in values.items() if name != "record"}
+    """What a TOML file says of settings, as it says it, unchecked. BardletError where it cannot be read."""
+    return {name: value for name, value in _read(path).items() if name != "record"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. BardletError where it cannot be read."""
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BardletError(f"{path}: is no file; name a TOML file of settings")
+        if path.stat().st_size > MOST_TOML:
+            raise BardletError(f"{path}: {path.stat().st_size:,} bytes are too many for a file of settings; "
+                               "name another, or put back a copy")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
+    except OSError as error:
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); name a TOML file of settings") from None
+    except UnicodeDecodeError as error:
+        raise BardletError(f"{path}: byte {error.start} is no UTF-8: save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise BardletError(f"{path}: is not TOML: {error}; a line is `name = value`, text in \" \"") from None
 
 
 def as_mapping(config: Settings) -> dict[str, Any]:

@@ -42,6 +42,11 @@ Progress = Callable[[str, int, int | None], None]
 MANY = 20  # from so many documents on, whole documents are held out
 
 
+def development_begins(count: int) -> int:
+    """Where the development split begins in the training part of so many tokens, pairs, ...: it is the last tenth."""
+    return int(0.9 * count)
+
+
 # ------------------------------------------------------------------------------------ named corpora
 
 

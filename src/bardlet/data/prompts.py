@@ -8,6 +8,7 @@ import numpy as np
 
 from bardlet.config.finetuning import RolloutConfig
 from bardlet.data import chat_template
+from bardlet.data.corpus import development_begins
 from bardlet.data.records import Examples, Question
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
@@ -68,7 +69,7 @@ def parts(ready: PreparedPrompts, config: RolloutConfig) -> tuple[Prompts, Promp
     """
     learned, held = ready.train, ready.val
     if config.val_part == "dev":
-        cut = int(0.9 * len(learned))
+        cut = development_begins(len(learned))
         learned, held = learned.part(slice(cut)), learned.part(slice(cut, None))
     room = config.block_size - config.answer_tokens
     fitting = learned.up_to(room), held.up_to(room)

@@ -262,7 +262,8 @@ def write_shard(
             characters += len(text)
             text_bytes += _utf8_length(text)
         file.seek(0)
-        assert _write_header(file, tokenizer.dtype, tokens) == begins  # NumPy leaves room for a number that grows
+        if _write_header(file, tokenizer.dtype, tokens) != begins:  # NumPy leaves room for a number that grows
+            raise BardletError(f"{path}: internal error: the header of {tokens:,} tokens has another length")
         file.flush()
         os.fsync(file.fileno())
     return characters, text_bytes, tokens

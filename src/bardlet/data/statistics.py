@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bardlet.data import ngram
-from bardlet.data.corpus import Corpus, cache_folder
+from bardlet.data.corpus import Corpus, cache_folder, development_begins
 from bardlet.runtime import cache as runtime_cache
 from bardlet.tokenizer import code_points
 
@@ -98,7 +98,7 @@ def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> Survey:
                 progress("read", sum(counted.values()), None)
     learned, held = sample["train"].text(), sample["val"].text()
     if held_out == "dev":
-        cut = int(0.9 * len(learned))
+        cut = development_begins(len(learned))
         learned, held = learned[:cut], learned[cut:]
     losses, quarter, unlike = _difficulty(learned, held)
     return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, unlike,

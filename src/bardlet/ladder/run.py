@@ -29,7 +29,7 @@ from bardlet.evaluation import metrics
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
 from bardlet.planning import clock, compilation
 from bardlet.run import folder as run_folder
-from bardlet.run import hf
+from bardlet.run import hf, lock
 from bardlet.run.record import TextRecord
 from bardlet.runtime import atomic, manifest
 from bardlet.runtime.distributed import Dist
@@ -149,7 +149,8 @@ class Ladder:
         """Raises BardletError where the folder cannot be made, or holds something else than a ladder."""
         if not self.out.is_dir():
             run_folder.new_folder(self.out, "")
-        elif not (self.out / "ladder.json").exists() and any(path.name != ".lock" for path in self.out.iterdir()):
+        elif not (self.out / "ladder.json").exists() and any(
+                path.name not in lock.FILES for path in self.out.iterdir()):
             raise BardletError(f"{self.out}: is not empty and holds no ladder; name another --out")
 
     def _read_plan(self) -> None:

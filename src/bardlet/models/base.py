@@ -42,6 +42,8 @@ class Predictor(nn.Module):
         """What `LanguageModel.forward` returns, from the hidden states."""
         if target_BT is None:
             return self.logits(x_BTC)
+        if (smoothing and reduction == "none") or (temperature != 1 and reduction == "sum"):
+            raise ValueError('smoothing is for reduction="sum", temperature for reduction="none"')
         if reduction == "sum":
             return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
         return token_losses(self.logits(x_BTC[target_BT != IGNORE]), target_BT, temperature)

@@ -10,7 +10,7 @@ from bardlet.planning.plan import SHAPE
 UNTOLD = {*SHAPE, "model", "tokenizer", "vocab_size", "block_size", "dropout", "batch_size", "grad_accum", "optimizer",
           "lr", "muon_lr", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
           "grad_clip"}
-"""No loss is foretold of a run for which one of these was set: LAW knows the plans of `choose` alone."""
+"""No loss is foretold of a run for which one of these was set: LAW knows the plans of `plan` alone."""
 
 LAW = (-0.1137, 0.4254, -0.0628, 0.4426, 1.0245)
 """Least squares over runs on development splits: `python benchmarks/dial.py law`."""
@@ -43,7 +43,7 @@ def features(counting: Sequence[float], characters: float, epochs: float) -> tup
 
 
 def expected_loss(counting: Sequence[float], characters: float, epochs: float) -> float:
-    """The validation loss to expect of a plan of `choose`, in nats per character.
+    """The validation loss to expect of a plan of `planning.plan`, in nats per character.
 
     An n-gram model that counted the text knows how hard it is, and two that counted more and less of it know what more
     text is worth. A network is better by a factor that depends little on the text (the arguments: see `features`).

@@ -88,7 +88,7 @@ def new_folder(out: Path | None, name: str, held: bool = False) -> Path:
         raise BardletError(f"{out}: {here} is not a folder, so nothing can be made in it; name another --out")
     if not os.access(here, os.W_OK | os.X_OK):
         raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
-    if here == out and any(path.name != ".lock" and not _left_over(path) for path in out.iterdir()):
+    if here == out and any(path.name not in lock.FILES and not _left_over(path) for path in out.iterdir()):
         if (out / "run.toml").exists():
             if not held and (other := lock.holder(out)):
                 raise lock.in_use(out, other)

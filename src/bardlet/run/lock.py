@@ -15,32 +15,33 @@ from filelock import BaseFileLock, FileLock, Timeout
 from bardlet.errors import BardletError
 from bardlet.runtime import atomic, heartbeat
 
+FILES = LOCK, HOLDER = ".lock", ".holder"
+"""The files of a lock: what is locked, which is empty, and who holds it."""
+
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder for this process, or name the one that holds it. The system frees a killed one's lock."""
-    path = run / ".lock"
-    lock = _taken(path)
+    lock, name = _taken(run), run / HOLDER
     if lock is None:
-        raise in_use(run, _who(path))
+        raise in_use(run, _who(run))
     try:
-        with atomic.writing(path, 100):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+        atomic.write_text(name, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
         yield
     finally:
-        with suppress(OSError):  # Windows removes no file that is open
-            path.unlink()  # while it is held, or another process's could be removed
+        for path in (name, run / LOCK):  # while it is held, or another process's could be removed
+            with suppress(OSError):  # Windows removes no file that is open
+                path.unlink()
         lock.release()
 
 
 def holder(run: Path) -> str | None:
     """Which process holds a run folder, in words; None: none does. BardletError where its lock cannot be opened."""
-    path = run / ".lock"
-    if not os.path.lexists(path):
+    if not os.path.lexists(run / LOCK):
         return None
-    lock = _taken(path)
+    lock = _taken(run)
     if lock is None:
-        return _who(path)
+        return _who(run)
     lock.release()
     return None
 
@@ -50,13 +51,14 @@ def in_use(run: Path, other: str) -> BardletError:
     return BardletError(f"{run}: in use by {other}; wait for it, or stop it")
 
 
-def _taken(path: Path) -> BaseFileLock | None:
-    """The lock, held now; None where another process holds it."""
+def _taken(run: Path) -> BaseFileLock | None:
+    """The lock of a folder, held now; None where another process holds it."""
+    path = run / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise BardletError(f"{path}: is no file; remove it")
     lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # its holder may be leaving, and have removed the file
     except Timeout:
         return None
     except OSError as error:
@@ -64,11 +66,11 @@ def _taken(path: Path) -> BaseFileLock | None:
     return lock
 
 
-def _who(path: Path) -> str:
-    """What the holder of a lock has written into it, perhaps in this moment; not what one that was killed has left."""
+def _who(run: Path) -> str:
+    """What the holder of a lock says of itself, perhaps in this moment; not what one that was killed has left."""
     for _ in range(20):
         with suppress(OSError):
-            text = path.read_text(encoding="utf-8", errors="replace").strip()
+            text = (run / HOLDER).read_text(encoding="utf-8", errors="replace").strip()
             known = re.match(r"process (\d+) on (\S+) since", text)
             if known and (known[2] != socket.gethostname() or heartbeat.alive(int(known[1]))):
                 return text

@@ -90,6 +90,10 @@ class Record:
             getattr(self, name)
             setattr(self, name, value)
 
+    def printed(self) -> dict[str, Any]:
+        """What `--json` prints of `results`."""
+        return {name: getattr(self, name) for name in self.results}
+
     def fill(self, values: Mapping[str, Any]) -> None:
         """Take those of the `values` whose entries are not there yet."""
         for field in fields(self):
@@ -177,6 +181,10 @@ class RewardRecord(PreferencesRecord):
     likes_length: Auto[float] = AUTO
     """The correlation of margin and difference in length."""
     calibration_error: Auto[float] = AUTO
+
+    def printed(self) -> dict[str, Any]:
+        """What `--json` prints; not of pairs that there are not, such as those with a longer chosen answer."""
+        return {name: value for name, value in super().printed().items() if value is not None}
 
 
 @dataclass

@@ -168,7 +168,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         if not resumed:
             memory.fit_micro_batches(t)
             if t.config != config:  # rows are then filled up to another multiple
-                t.objective = self.objective(cast(C, t.config))
+                self.config = cast(C, t.config)
+                t.objective = self.objective(self.config)
         return t
 
     # ------------------------------------------------------------------------ the same for all

@@ -18,6 +18,7 @@ from bardlet.config.finetuning import PreferenceConfig
 from bardlet.data import preferences as data_preferences
 from bardlet.data import records
 from bardlet.data.batch import Batch
+from bardlet.data.corpus import development_begins
 from bardlet.data.preferences import AT_ONCE, PairBatches, Pairs, PreparedPairs
 from bardlet.data.records import Examples
 from bardlet.errors import BardletError
@@ -57,7 +58,7 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         prepared = self.prepared()
         if self.config.val_part == "val":
             return prepared.train, prepared.val
-        cut = int(0.9 * len(prepared.train))
+        cut = development_begins(len(prepared.train))
         return prepared.train.part(slice(cut)), prepared.train.part(slice(cut, None))
 
     def prepared(self) -> PreparedPairs:

@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import option
 from bardlet.data import corpus, shards, statistics
 from bardlet.data import windows as data_windows
-from bardlet.data.corpus import Corpus
+from bardlet.data.corpus import Corpus, development_begins
 from bardlet.data.shards import Prepared
 from bardlet.data.statistics import Survey
 from bardlet.evaluation import metrics
@@ -47,6 +47,8 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
     use = "sample"
     template = "text"
     record_class = TextRecord
+    decay_is_open = False
+    """Whether the weight decay may follow the number of steps."""
 
     # ------------------------------------------------------------------------ the text
 
@@ -68,7 +70,7 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
         """(training, held-out) tokens. The development split is the last tenth of the training part."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
-        cut = int(0.9 * len(self.data.train))
+        cut = development_begins(len(self.data.train))
         return self.data.train[:cut], self.data.train[cut:]
 
     def held_out(self) -> tuple[np.ndarray, int, int]:
@@ -109,9 +111,12 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
         config = self.config
         base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
         if base:
-            tell_unused(config, base[0].config)
-            self.config = config.as_model(base[0].config).resolved()
-        self.config.refuse_unused()
+            shape = base[0].config
+            tell_unused(config, shape)
+            replace(config, model=cast(Any, shape.model)).refuse_unused()
+            self.config = config.as_model(shape).resolved()
+        else:
+            config.refuse_unused()
         self.settle()
         self.source = self.load_data()
         plan = seen = None

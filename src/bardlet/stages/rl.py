@@ -150,7 +150,7 @@ class RL(FineTuning[C, Examples, PreparedPrompts, RolloutsRecord]):
     def objective(self, config: C) -> Objective:
         """Batches of the policy's own answers, what the algorithm makes of them, and minus the held-out reward."""
         learned, held = self.parts()
-        self.config, self.player = config, replace(self.player, config=config)
+        self.player = replace(self.player, config=config)
         rollouts = Rollouts(self, learned)
         looked_at = held.some(LOOKED_AT)
         self.record.batches = max(1, len(learned) * rollouts.answers * rollouts.period // config.rollout)

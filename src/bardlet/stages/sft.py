@@ -17,7 +17,7 @@ import numpy as np
 
 from bardlet.config.finetuning import SFTConfig
 from bardlet.data import batch, chat_template, records, shards
-from bardlet.data.corpus import cache_folder
+from bardlet.data.corpus import cache_folder, development_begins
 from bardlet.data.packing import PARTS, ChatBatches, Chats
 from bardlet.data.records import Examples
 from bardlet.data.shards import Progress
@@ -78,7 +78,7 @@ class SFT(FineTuning[SFTConfig, Examples, PreparedChats, ConversationsRecord]):
         """(training, held-out) conversations. The development split is the last tenth of the training part."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
-        cut = int(0.9 * len(self.data.train))
+        cut = development_begins(len(self.data.train))
         return self.data.train.part(slice(cut)), self.data.train.part(slice(cut, None))
 
     def objective(self, config: SFTConfig) -> Objective:

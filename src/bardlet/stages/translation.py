@@ -20,6 +20,7 @@ from bardlet.data import bitext, bitext_batches, corpus
 from bardlet.data.batch import Batch
 from bardlet.data.bitext import Parallel
 from bardlet.data.bitext_batches import Format, Lines, PairBatches, PreparedPairs
+from bardlet.data.corpus import development_begins
 from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.inference import translate
@@ -63,7 +64,7 @@ class Translation(Stage[TranslationConfig, Parallel, PreparedPairs, PairsRecord]
         """(training, held-out) pairs. The development split is the last tenth of the training part."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
-        cut = int(0.9 * len(self.data.train[0]))
+        cut = development_begins(len(self.data.train[0]))
         first, rest = (tuple(side.part(which) for side in self.data.train) for which in (slice(cut), slice(cut, None)))
         return first, rest  # type: ignore[return-value]
 
