@@ -121,6 +121,9 @@ def test_a_file_of_settings_of_another_command(text: Path, tmp_path: Path, monke
                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """`bardlet train` hands it on, another stage refuses it; what a file has in vain is named."""
     monkeypatch.chdir(tmp_path)
+    Path("text.toml").write_text('stage = "pretrain"\n')
+    assert main(["sft", "base", "a.jsonl", "--config", "text.toml"]) == 1
+    assert "are those of `bardlet train`, not of sft" in capsys.readouterr().err
     Path("dpo.toml").write_text('stage = "dpo"\ninit = "base"\ntext = ["a.jsonl"]\n')
     assert main(["grpo", "--config", "dpo.toml"]) == 1
     assert "are those of `bardlet dpo`, not of grpo" in capsys.readouterr().err
@@ -144,6 +147,12 @@ def test_settings_of_other_stages_are_no_settings(words: str, wanted: str, text:
                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     assert main(["train", str(text), *words.split()]) == 1
     assert wanted in capsys.readouterr().err
+
+
+def test_what_has_no_name_on_the_command_line_is_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run folder of `bardlet resume` is its first word, and no --run."""
+    assert main(["resume", "run", "--ran", "1"]) == 1
+    assert "there is no setting --ran; `bardlet resume --help`" in capsys.readouterr().err
 
 
 def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, clock: Clock,

@@ -33,8 +33,9 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None,
     """
     import tyro
 
-    hints = get_type_hints(kind)
-    hints = {option(field.name): hints[field.name] for field in fields(cast(Any, kind)) if field.name not in hidden}
+    hints, marks = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    hints = {option(field.name): hints[field.name] for field in fields(cast(Any, kind))
+             if field.name not in hidden and tyro.conf.Positional not in getattr(marks[field.name], "__metadata__", ())}
     for word in argv:  # tyro would take what follows = for the next word
         name, equals, _ = word.partition("=")
         if equals and hints.get(name) is bool:

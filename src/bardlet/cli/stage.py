@@ -11,7 +11,7 @@ from bardlet import console
 from bardlet.cli import train
 from bardlet.cli.options import parse
 from bardlet.config.finetuning import RolloutConfig, is_command
-from bardlet.config.stages import CONFIGS
+from bardlet.config.stages import CONFIGS, config_class
 from bardlet.config.toml import settings_in
 from bardlet.errors import BardletError
 
@@ -29,7 +29,8 @@ def run(kind: type[Any], argv: Sequence[str], example: str, names_model: bool) -
     console.show_notices(os.environ.get("RANK", "0") == "0")
     config = next(config for config in CONFIGS if issubclass(kind, config))
     name, file = config.command, train.config_file(argv)
-    if file and (other := settings_in(file).get("stage", name)) != name:
+    if file and (values := settings_in(file)).get("stage", name) != name:
+        other = config_class(values).command
         raise BardletError(f"{file}: its settings are those of `bardlet {other}`, not of {name}")
     settings = train.defaults(argv, kind)
     command = parse(kind, argv, name, settings, NOT_TYPED)

@@ -20,6 +20,9 @@ class FineTuneConfig(Rows, Settings):
 
     plain: ClassVar[dict[str, Any]] = {"dropout": 0.0, "weight_decay": 0.1}
 
+    lora: int | None = None
+    """LoRA of this rank, which leaves the matrices as they are and learns a small change of each; the result has both
+    in one. None: all weights are learned."""
     batch_size: int = 32
     """Rows of a micro-batch, over all processes."""
 
