@@ -151,8 +151,8 @@ def test_settings_of_other_stages_are_no_settings(words: str, wanted: str, text:
 
 def test_what_has_no_name_on_the_command_line_is_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     """The run folder of `bardlet resume` is its first word, and no --run."""
-    assert main(["resume", "run", "--ran", "1"]) == 1
-    assert "there is no setting --ran; `bardlet resume --help`" in capsys.readouterr().err
+    assert main(["resume", "run", "--rvn", "1"]) == 1
+    assert "there is no setting --rvn; `bardlet resume --help`" in capsys.readouterr().err
 
 
 def test_minutes_end_on_a_planned_step(text: Path, tmp_path: Path, clock: Clock,
