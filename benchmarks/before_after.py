@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import record
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", nargs="+", choices=("on", "off"), default=("on", "off"))
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     found: dict[str, dict[str, list[float]]] = {}
@@ -43,8 +45,9 @@ def main() -> None:
         sources = {name: source(name, Path(scratch) / side) for side, name in (("old", args.old), ("new", args.new))}
         for number in range(args.rounds):
             for name in (args.old, args.new) if number % 2 == 0 else (args.new, args.old):
-                for task, value in measure(sources[name], Path(scratch) / "run").items():
+                for task, value in measure(sources[name], Path(scratch) / "run", args.compile).items():
                     found.setdefault(task, {}).setdefault(name, []).append(value)
+                    print(f"round {number + 1}, {name}: {task} {value:,.3f}", file=sys.stderr, flush=True)
     for task, values in found.items():
         old, new = (statistics.median(values[name]) for name in (args.old, args.new))
         print(f"{task:34} {old:10,.3f} {new:10,.3f}  {new / old:.3f}", flush=True)
@@ -63,11 +66,11 @@ def source(name: str, folder: Path) -> Path:
     return folder / "src"
 
 
-def measure(package: Path, run: Path) -> dict[str, float]:
+def measure(package: Path, run: Path, compiled: Sequence[str]) -> dict[str, float]:
     """Every figure of one commit: tokens per second of steps and generation, seconds of starts."""
     figures = {}
     for size, (layers, heads, channels, context, rows, steps) in SIZES.items():
-        for compile in ("off", "on"):
+        for compile in compiled:
             subprocess.run(["rm", "-rf", str(run)], check=True)
             call(package, "train", "tinyshakespeare", "--tokenizer", "char", "--n-layer", layers, "--n-head", heads,
                  "--n-embd", channels, "--block-size", context, "--batch-size", rows, "--steps", steps, "--compile",
