@@ -27,7 +27,7 @@ import record
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"0.8 M": ("4", "4", "128", "128", "32", "120"), "1.8 M": ("4", "4", "192", "128", "32", "100"),
-         "10.65 M": ("6", "6", "384", "256", "64", "12")}
+         "10.65 M": ("6", "6", "384", "256", "64", "5")}
 """Layers, heads, channels, context, windows of a batch, steps."""
 
 
