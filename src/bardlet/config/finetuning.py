@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import AUTO, Auto, Rows, Settings
@@ -17,8 +17,6 @@ EXACT = "exact"
 @dataclass(frozen=True)
 class FineTuneConfig(Rows, Settings):
     """A stage that goes on from a model which has learned already. Its shape is that of the model."""
-
-    plain: ClassVar[dict[str, Any]] = {"dropout": 0.0, "weight_decay": 0.1}
 
     lora: int | None = None
     """LoRA of this rank, which leaves the matrices as they are and learns a small change of each; the result has both

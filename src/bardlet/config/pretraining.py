@@ -56,8 +56,7 @@ class FromScratch(ModelSettings, Settings):
     """A run whose model is new, unless --init names one."""
 
     stage, command, default_minutes = "pretrain", "train", 5.0
-    plain: ClassVar[dict[str, Any]] = {"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128, "dropout": 0.0,
-                                       "weight_decay": 0.1}
+    plain: ClassVar[dict[str, Any]] = {**Settings.plain, "n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128}
 
     block_size: Auto[int] = AUTO
     """Context window, in tokens; none: 128, by the plan, or that of --init."""

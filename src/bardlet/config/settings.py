@@ -38,7 +38,7 @@ class Settings:
     """What it is called on the command line."""
     default_minutes: ClassVar[float | None] = None
     """The time of a run that has neither --steps nor --minutes; None: its data say how many steps it has."""
-    plain: ClassVar[dict[str, Any]] = {}
+    plain: ClassVar[dict[str, Any]] = {"dropout": 0.0, "weight_decay": 0.1}
     """What an `Auto` setting becomes when no plan chooses it."""
     short_rows: ClassVar[bool] = False
     """Whether the rows of a batch are sentences, whose attention is a small part of the work."""

@@ -7,6 +7,7 @@ out, and what is said of them. B pairs of a batch, 2 answers of a pair, the chos
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, cast
@@ -61,9 +62,9 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         cut = development_begins(len(prepared.train))
         return prepared.train.part(slice(cut)), prepared.train.part(slice(cut, None))
 
+    @abstractmethod
     def prepared(self) -> PreparedPairs:
         """The preferences as tokens."""
-        raise NotImplementedError
 
     def new_record(self, tokenizer: Tokenizer) -> R:
         """What run.toml says of the pairs."""
