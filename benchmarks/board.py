@@ -96,8 +96,8 @@ def protocol_b(out: Path) -> float:
     from bardlet.run import folder, hf
 
     config, _ = folder.read_run(out)
-    model, words = hf.read_folder(out)
-    ready = shards.prepare(corpus.find(config.text, config.field), words)
+    model, tokenizer = hf.read_folder(out)
+    ready = shards.tokenize_corpus(corpus.find(config.text, config.field), tokenizer)
     windows = data_windows.validation_windows(ready.val, min(256, config.block_size))
     return metrics.mean_loss(model, windows, torch.device("cpu"), "fp32")
 

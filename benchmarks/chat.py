@@ -67,9 +67,9 @@ def preferred(run: Path) -> dict[str, Any]:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one pair of runs."""
-    model, words = hf.read_folder(args.sft)
+    model, tokenizer = hf.read_folder(args.sft)
     base, base_words = hf.read_folder(args.base)
-    assert base_words.hash == words.hash, "the two runs have another tokenizer each"
+    assert base_words.hash == tokenizer.hash, "the two runs have another tokenizer each"
     config, known = folder.settings(args.sft, changed=True)
     assert config.val_part == "val", "its held-out conversations are not those that are measured here"
     held = records.find(config.text).conversations()[1]
@@ -77,16 +77,16 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     room = model.config.block_size
     pairs = [(said[-2]["content"], said[-1]["content"]) for said in held
              if [m["role"] for m in said] == ["user", "assistant"]]
-    rows = [(templated(words, *pair), plain(words, *pair)) for pair in pairs]
+    rows = [(templated(tokenizer, *pair), plain(tokenizer, *pair)) for pair in pairs]
     rows = [both for both in rows if max(len(ids) for ids, _ in both) <= room + 1 and any(both[0][1])]
     template, text = (list(side) for side in zip(*rows, strict=True))
-    asked = [(*pair, chat_template.encode(words, [{"role": "user", "content": pair[0]}], ask=True)[0])
+    asked = [(*pair, chat_template.encode(tokenizer, [{"role": "user", "content": pair[0]}], ask=True)[0])
              for pair in pairs]
     asked = [one for one in asked if len(one[2]) <= room // 2][: args.asked]  # those that leave an answer half of it
-    device.keep_freed_memory()
-    made = inference_answers.answers(model, words, [question for *_, question in asked], temperature=args.temperature)
-    ids = [words.encode(answer) for answer, _ in made]
-    written = [len(words.encode(answer)) for _, answer, _ in asked]
+    device.tune_malloc()
+    made = inference_answers.generate_answers(model, tokenizer, [question for *_, question in asked], temperature=args.temperature)
+    ids = [tokenizer.encode(answer) for answer, _ in made]
+    written = [len(tokenizer.encode(answer)) for _, answer, _ in asked]
     return {
         "kind": "answers", "text": known["text"], "parameters": known["parameters"], "seconds": known["seconds"],
         "seed": config.seed, "conversations": len(rows),
@@ -99,18 +99,18 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def templated(words: Tokenizer, question: str, answer: str) -> Row:
+def templated(tokenizer: Tokenizer, question: str, answer: str) -> Row:
     """A question and its answer by the template; the loss is on the answer's words."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    ids, learned = chat_template.encode(words, messages)
+    ids, learned = chat_template.encode(tokenizer, messages)
     learned[-1] = False  # the token that ends it
     return ids.tolist(), learned.tolist()
 
 
-def plain(words: Tokenizer, question: str, answer: str) -> Row:
+def plain(tokenizer: Tokenizer, question: str, answer: str) -> Row:
     """The same as a plain text, with the same tokens of the answer."""
-    before = [int(words.eos_id or 0), *words.encode(chat_template.without_marks(question) + "\n\n").tolist()]
-    after = words.encode(chat_template.without_marks(answer)).tolist()
+    before = [int(tokenizer.eos_id or 0), *tokenizer.encode(chat_template.escape_special(question) + "\n\n").tolist()]
+    after = tokenizer.encode(chat_template.escape_special(answer)).tolist()
     return before + after, [False] * len(before) + [True] * len(after)
 
 
@@ -127,7 +127,7 @@ def mean(model: Any, rows: list[Row]) -> float:
 
     rows = sorted(rows, key=lambda row: len(row[0]))
     batches = (batch(rows[first : first + 16]) for first in range(0, len(rows), 16))
-    return metrics.mean_loss(model, batches, torch.device("cpu"), loss=losses.answers)
+    return metrics.mean_loss(model, batches, torch.device("cpu"), loss=losses.completion_loss)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ the validation part. With --replay the run is repeated from its run.toml, withou
 TEXT-shuffled is a text's training part with its documents in random order: the end of a sorted list, its development
 split, is not like the rest. TEXT-short is the first 50,000 characters of a long document of a text's training part.
 Those of --about 3 are printed side by side by `contest`: their steps are to be as many as three minutes have. `law`
-fits what `scaling_law.LAW` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
-to which it is not fitted (though to their texts' development splits, and `scaling_law.REREAD` was chosen with them in
+fits what `scaling_law.COEFFICIENTS` holds to these lines by least squares, and shows how far it is off on the runs of the dial,
+to which it is not fitted (though to their texts' development splits, and `scaling_law.REPEAT_DECAY` was chosen with them in
 sight), and for each text how far a law fitted to the other texts alone would be. `table` prints the runs of the dial as
 a table, with what they expected on their day.
 """
@@ -43,7 +43,7 @@ from bardlet import tokenizer as tokenizers
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import from_mapping
 from bardlet.data import corpus
-from bardlet.data.statistics import survey
+from bardlet.data.statistics import measure_corpus
 from bardlet.errors import BardletError
 from bardlet.planning import plan, scaling_law
 from bardlet.run import folder
@@ -213,7 +213,7 @@ def arguments(lines: list[dict[str, Any]], held_out: str) -> tuple[np.ndarray, n
 @cache
 def counting(text: str, held_out: str) -> tuple[float, ...] | None:
     """What today's survey finds in a text, if anything; the lines of results have what that of their day found."""
-    return survey(corpus.find((source(text),)), held_out=held_out).counting
+    return measure_corpus(corpus.find((source(text),)), held_out=held_out).counting
 
 
 def as_planned(line: dict[str, Any]) -> bool:
@@ -224,17 +224,17 @@ def as_planned(line: dict[str, Any]) -> bool:
     c, usual = from_mapping(line["settings"], "results", TrainConfig), TrainConfig()
     if line["text"] == "names" or (c.lr, c.muon_lr) != (usual.lr, usual.muon_lr):
         return False
-    heart = plan.heart(c, line["epochs"], line["tokens_of_text"])
-    decay, dropout = plan.regularisation(heart)
-    return (heart <= 1.1 * plan.MOST_HEART and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
+    heart = plan.memorization(c, line["epochs"], line["tokens_of_text"])
+    decay, dropout = plan.regularization(heart)
+    return (heart <= 1.1 * plan.MAX_MEMORIZATION and c.dropout == dropout and 0.7 < c.weight_decay / decay < 1.5
             and line["tokenizer"] == usual_tokenizer(line["text"]))
 
 
 @cache
 def usual_tokenizer(text: str) -> str:
     """The kind of tokenizer that `--tokenizer auto` takes for a text."""
-    seen = survey(corpus.find((source(text),)))
-    return tokenizers.choose(seen.characters, len(seen.alphabet))[0]
+    seen = measure_corpus(corpus.find((source(text),)))
+    return tokenizers.choose_kind(seen.characters, len(seen.alphabet))[0]
 
 
 # ---------------------------------------------------------------- the table
@@ -266,7 +266,7 @@ def expected_now(line: dict[str, Any]) -> float | None:
         found = counting(line["text"], "val")
     except BardletError:
         return None
-    return scaling_law.expected_loss(found, line["characters"], line["epochs"]) if found else None
+    return scaling_law.predict_loss(found, line["characters"], line["epochs"]) if found else None
 
 
 def contest(lines: list[dict[str, Any]], minutes: float = 3.0) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 import record
 
-from bardlet.runtime.device import keep_freed_memory
+from bardlet.runtime.device import tune_malloc
 
 
 def arguments() -> argparse.Namespace:
@@ -156,7 +156,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as the command line has it; it serves both sides
+    tune_malloc()  # as the command line has it; it serves both sides
     for family in args.family or ("gpt2", "qwen3"):
         for batch in args.batch or (1, 16):
             figures = measure(family, batch, args)

@@ -47,7 +47,7 @@ from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.data.batch import Batch
 from bardlet.data.windows import Windows, validation_windows
-from bardlet.errors import brief, is_memory
+from bardlet.errors import is_out_of_memory, one_line
 from bardlet.evaluation.metrics import mean_loss
 from bardlet.inference import generate
 from bardlet.runtime import compiler
@@ -133,7 +133,7 @@ def speed(times: list[float], tokens: int, flops_per_token: float, rate: float, 
 
 def next_token_objective() -> Objective:
     """Training alone: batches come from elsewhere, nothing is evaluated."""
-    return Objective(lambda step: {}, losses.next_token, losses.count_targets, lambda model: float("nan"))
+    return Objective(lambda step: {}, losses.next_token_loss, losses.count_targets, lambda model: float("nan"))
 
 
 # ---------------------------------------------------------------- what fails
@@ -146,7 +146,7 @@ def attempt(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         print(f"{name} failed; going on", file=sys.stderr)
-        return {"error": f"{type(error).__name__}: {brief(error)}"}
+        return {"error": f"{type(error).__name__}: {one_line(error)}"}
 
 
 def fitting(measure: Callable[[int], dict[str, Any]], rows: int, device: torch.device) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def fitting(measure: Callable[[int], dict[str, Any]], rows: int, device: torch.d
         try:
             return {"grad_accum": number, **measure(number)}
         except Exception as error:
-            if not is_memory(error) or 2 * number > rows:
+            if not is_out_of_memory(error) or 2 * number > rows:
                 raise
         number *= 2  # out here, where the error no longer holds what was allocated
         print(f"out of memory: again, in {number} micro-batches", file=sys.stderr)
@@ -334,7 +334,7 @@ def main() -> None:
     """Run the parts, and write what each has found as soon as it is there."""
     args = arguments()
     device, toy = args.device, args.toy
-    runtime_device.settle(None, False, device)
+    runtime_device.set_threads_and_determinism(None, False, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else runtime_device.processor()
     missing = compiler.compiler_missing(device)
     if missing and not toy:

@@ -42,7 +42,7 @@ SIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def passes(size: tuple[int, int, int], dtype: str) -> Callable[[str], None]:
     """A function that does one forward and backward pass of a side."""
     N, C, V = size
-    device.settle(None, False, torch.device("cpu"))
+    device.set_threads_and_determinism(None, False, torch.device("cpu"))
     torch.manual_seed(0)
     x_NC, weight_VC = (torch.randn(rows, C).mul(C**-0.5).requires_grad_() for rows in (N, V))
     target_N = torch.randint(V, (N,))

@@ -143,10 +143,10 @@ def right(run: Path, held: list[tuple[int, int]], when: str) -> dict[str, float]
     from bardlet.inference import answers
     from bardlet.run import hf
 
-    model, words = hf.read_folder(run)
-    asked = [chat_template.encode(words, [{"role": "user", "content": f"{a:02}+{b:02}="}], ask=True)[0]
+    model, tokenizer = hf.read_folder(run)
+    asked = [chat_template.encode(tokenizer, [{"role": "user", "content": f"{a:02}+{b:02}="}], ask=True)[0]
              for a, b in held]
-    made = answers.answers(model, words, asked, tokens=8)
+    made = answers.generate_answers(model, tokenizer, asked, tokens=8)
     found = [ended and text == str(a + b) for (text, ended), (a, b) in zip(made, held, strict=True)]
     known = {*held}
     alone = [one for one, (a, b) in zip(found, held, strict=True) if (b, a) in known]
@@ -212,27 +212,27 @@ def judged(folder: Path, stage: str, judge: Any, number: int = 1000) -> dict[str
     from bardlet.config.finetuning import PPOConfig
     from bardlet.data import chat_template, prompts
     from bardlet.data.records import Question
-    from bardlet.evaluation.metrics import distinct
+    from bardlet.evaluation.metrics import distinct_ngrams
     from bardlet.run import folder as run_folder
     from bardlet.run import hf
     from bardlet.runtime.distributed import Dist
     from bardlet.stages import rollout
 
     here = Dist(0, 1, torch.device("cpu"))
-    known, (reference, words) = run_folder.settings(folder / stage, changed=True)[1], hf.read_folder(folder / "sft")
+    known, (reference, tokenizer) = run_folder.settings(folder / stage, changed=True)[1], hf.read_folder(folder / "sft")
     config = PPOConfig(answer_tokens=64, dtype="fp32", rollout=32)
     question = Question([{"role": "user", "content": ASKED}], None)
-    asked = prompts.Prompts([question], [chat_template.encode(words, question.prompt, ask=True)[0]])
+    asked = prompts.Prompts([question], [chat_template.encode(tokenizer, question.prompt, ask=True)[0]])
     figures: dict[str, Any] = {"parameters": known["parameters"], "seconds": known["seconds"],
                                "reward_accuracy": run_folder.settings(folder / "reward", changed=True)[1]["accuracy"]}
     for when, model in (("before", reference), ("after", hf.read_folder(folder / stage)[0])):
-        made = rollout.write(model, words, asked, [0] * number, range(number), config, here, 1.0)
+        made = rollout.sample_rollout(model, tokenizer, asked, [0] * number, range(number), config, here, 1.0)
         texts = [answer.text for answer in made.answers]
         far = [rollout.log_probability(one, made, config, here).sum(1) for one in (model, reference)]
         figures |= {f"positive_{when}": round(float(judge.predict(texts).mean()), 4),
                     f"different_{when}": round(len(set(texts)) / number, 4),
                     f"same_opening_{when}": round(commonest_opening(texts) / number, 4),
-                    **{f"distinct{n}_{when}": round(distinct(texts, n), 4) for n in (1, 2, 3)},
+                    **{f"distinct{n}_{when}": round(distinct_ngrams(texts, n), 4) for n in (1, 2, 3)},
                     f"ended_{when}": round(sum(answer.ended for answer in made.answers) / number, 4),
                     f"kl_{when}": round((far[0] - far[1]).mean().item(), 3), f"samples_{when}": texts[:8]}
     return figures

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="rounds of each size")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
-    device.settle(None, False, torch.device("cpu"))
+    device.set_threads_and_determinism(None, False, torch.device("cpu"))
     if missing := compiler.compiler_missing(torch.device("cpu")):
         raise SystemExit(missing)
     for size in SIZES:

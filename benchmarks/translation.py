@@ -104,7 +104,7 @@ def lines(part: str, language: str) -> list[str]:
 
 def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -> dict[str, Any]:
     """Train by the command line, in the folder `keep` if one is given, and measure on the test files what it left."""
-    from bardlet.config.toml import changed
+    from bardlet.config.toml import non_default
     from bardlet.run import folder as run_folder
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +117,7 @@ def one_run(pair: str, words: list[str], beams: int, keep: Path | None = None) -
             sys.exit(f"{' '.join(command[2:])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         said = json.loads(done.stdout.splitlines()[-1])
         config, facts = run_folder.settings(out)
-        figures = {"settings": changed(config), "seed": config.seed, "model": config.model,
+        figures = {"settings": non_default(config), "seed": config.seed, "model": config.model,
                    "prefix_lm": config.prefix_lm, "parameters": said["parameters"],
                    "whole": round(whole, 1), "seconds": said["seconds"],
                    "steps": said["steps"], "epochs": round(said["steps"] / facts["batches"], 1),
@@ -140,8 +140,8 @@ def scores(folder: Path, pair: str, beams: int) -> dict[str, Any]:
         except FileNotFoundError:
             continue
         for number in (1, beams):
-            model, words, how = load(folder, number, 1.0, 64)
-            score = metrics.translation_score(translate.lines(model, words, given, how), wanted, lowercase=True)
+            model, tokenizer, how = load(folder, number, 1.0, 64)
+            score = metrics.translation_score(translate.translate_lines(model, tokenizer, given, how), wanted, lowercase=True)
             name = f"{part} {'greedy' if number == 1 else f'beam {number}'}"
             found[name] = {"bleu": round(score.bleu, 2), "chrf": round(score.chrf, 2)}
             found["signature"] = score.bleu_signature
@@ -162,9 +162,9 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
 
     from bardlet.cli.translate import load
     from bardlet.inference import translate
-    from bardlet.runtime.device import keep_freed_memory, pick_dtype
+    from bardlet.runtime.device import pick_dtype, tune_malloc
 
-    keep_freed_memory()
+    tune_malloc()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     given = lines(TESTS[0], args.pair.split("-")[0])
@@ -174,9 +174,9 @@ def speeds(args: argparse.Namespace, beams: int) -> dict[str, Any]:
     by_length = sorted(in_file, key=lambda i: (len(ids[i]), i))  # as bardlet sorts them
 
     def ours(dtype: torch.dtype) -> Callable[[], list[str]]:
-        model, words, how = load(Path(args.folder), beams, 1.0, args.batch)
+        model, tokenizer, how = load(Path(args.folder), beams, 1.0, args.batch)
         model.to(dtype)
-        return lambda: translate.lines(model, words, given, how)
+        return lambda: translate.translate_lines(model, tokenizer, given, how)
 
     def theirs(dtype: torch.dtype, order: list[int]) -> Callable[[], list[str]]:
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(args.folder, dtype=dtype).eval()
@@ -307,12 +307,12 @@ def publish(folder: Path) -> None:
     from bardlet.ladder import pictures
 
     docs = record.HERE.parent / "docs"
-    model, words, how = load(folder, 1, 1.0, 64)
-    text = translate.lines(model, words, [SENTENCE], how)[0]
-    maps, source, target = translate.attended(model, words, SENTENCE, how)
+    model, tokenizer, how = load(folder, 1, 1.0, 64)
+    text = translate.translate_lines(model, tokenizer, [SENTENCE], how)[0]
+    maps, source, target = translate.cross_attention(model, tokenizer, SENTENCE, how)
     pictures.draw(docs / "figures", "encdec-masks", pictures.masks(5, 4))
     pictures.draw(docs / "figures", "encdec-attention", pictures.cross_attention(maps.mean(1), source, target))
-    hidden = {name: only(model, words, how, place) for name, place in (("first", 0), ("last", -1))}
+    hidden = {name: only(model, tokenizer, how, place) for name, place in (("first", 0), ("last", -1))}
     facts = {**tables(), "sentence": SENTENCE, "translation": text, **hidden}
     (docs / "translation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{docs / 'translation.json'}, {docs / 'figures'}")
@@ -323,18 +323,18 @@ def only(model: Any, words: Any, how: Any, place: int) -> str:
     from unittest.mock import patch
 
     from bardlet.inference import translate
-    from bardlet.models.encdec import EncDec, Memory
+    from bardlet.models.encdec import EncDec, EncoderOutput
 
     encode = EncDec.encode
 
-    def hiding(self: EncDec, *args: Any) -> Memory:
+    def hiding(self: EncDec, *args: Any) -> EncoderOutput:
         memory = encode(self, *args)
         memory.seen[:] = False
         memory.seen[..., place] = True
         return memory
 
     with patch.object(EncDec, "encode", hiding):
-        made = translate.lines(model, words, [SENTENCE], how)[0]
+        made = translate.translate_lines(model, words, [SENTENCE], how)[0]
     return made if len(made) <= 40 else f"{made[:40]} ..."
 
 

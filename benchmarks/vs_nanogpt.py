@@ -145,7 +145,7 @@ def validation_windows(path: Path) -> Path:
     from bardlet.data import corpus, shards
     from bardlet.data import windows as data_windows
 
-    ready = shards.prepare(corpus.find(["tinyshakespeare"]), "char")
+    ready = shards.tokenize_corpus(corpus.find(["tinyshakespeare"]), "char")
     batches = data_windows.random_windows(ready.val, BLOCK, n_batches=200, batch_size=64, seed=0)
     rows = [np.concatenate([batch["idx"].numpy(), batch["target"].numpy()[:, -1:]], axis=1) for batch in batches]
     np.save(path, np.stack(rows))

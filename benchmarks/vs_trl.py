@@ -59,7 +59,7 @@ from bardlet.data import batch as data_batch
 from bardlet.data import chat_template, prompts
 from bardlet.data import preferences as data_preferences
 from bardlet.data import records as examples
-from bardlet.data.packing import ChatBatches, Chats
+from bardlet.data.packing import ChatBatches, TokenizedChats
 from bardlet.data.records import Question
 from bardlet.planning import compilation
 from bardlet.run import hf
@@ -163,10 +163,10 @@ def peer(args: argparse.Namespace) -> list[str]:
 
 def speed(args: argparse.Namespace, scratch: Path) -> None:
     """Run all sides in turn, print the table, append a line of results."""
-    model, words = hf.read_folder(args.model)
-    records = list(itertools.islice(fitting(args, words), args.records))
+    model, tokenizer = hf.read_folder(args.model)
+    records = list(itertools.islice(fitting(args, tokenizer), args.records))
     (scratch / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
-    rows = [row for one in records for row in conversations(words, one)]
+    rows = [row for one in records for row in conversations(tokenizer, one)]
     job = {"stage": args.command, "model": str(args.model.resolve()), "records": str(scratch / "records.jsonl"),
            "chat_template": chat_template.TEMPLATE, "scratch": str(scratch / "run"), "block_size": args.block_size,
            "rows": args.rows, "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes,
@@ -198,7 +198,7 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
                         "parameters": sum(p.numel() for p in model.parameters()), "versions": versions})
 
 
-def fitting(args: argparse.Namespace, words: Tokenizer) -> Iterator[Record]:
+def fitting(args: argparse.Namespace, tokenizer: Tokenizer) -> Iterator[Record]:
     """The records that are learned from and fit into the window, as TRL reads conversations."""
     found = examples.Examples(args.data.name, (args.data,))
     made: Iterator[Record]
@@ -210,14 +210,14 @@ def fitting(args: argparse.Namespace, words: Tokenizer) -> Iterator[Record]:
     else:
         made = ({"prompt": one.prompt, **{side: [{"role": "assistant", "content": getattr(one, side)}]
                                           for side in data_preferences.SIDES}} for one in found.preferences()[0])
-    return (one for one in made if all(len(ids) <= room for ids, _ in conversations(words, one)))
+    return (one for one in made if all(len(ids) <= room for ids, _ in conversations(tokenizer, one)))
 
 
-def conversations(words: Tokenizer, one: Record) -> list[tuple[Any, Any]]:
+def conversations(tokenizer: Tokenizer, one: Record) -> list[tuple[Any, Any]]:
     """(ids, which are learned) of a record: one conversation, or both of a pair, or a question."""
     ends = [one[name] for name in ("completion", *data_preferences.SIDES) if name in one]
-    asked = chat_template.encode(words, one["prompt"], ask=True)
-    made = [chat_template.encode(words, [*one["prompt"], *end]) for end in ends] or [asked]
+    asked = chat_template.encode(tokenizer, one["prompt"], ask=True)
+    made = [chat_template.encode(tokenizer, [*one["prompt"], *end]) for end in ends] or [asked]
     for _, learned in made:
         learned[: len(asked[0])] = False  # answers before the last are part of the question
     return made
@@ -245,20 +245,20 @@ def ours(job: Record) -> Record:
         model, words = stage.read_base(None)
         rows = [row for one in records for row in conversations(words, one)]
         if isinstance(stage, sft.SFT):
-            chats = Chats.of(rows, words.dtype)
-            stage.data = sft.PreparedChats(chats, chats.part(slice(1)), words, leaked=0.0)
+            chats = TokenizedChats.of(rows, words.dtype)
+            stage.data = sft.ChatDataset(chats, chats.part(slice(1)), words, leaked=0.0)
         elif isinstance(stage, rl.RL):
             asked = prompts.Prompts([Question(one["prompt"], "") for one in records], [ids for ids, _ in rows])
-            stage.data = prompts.PreparedPrompts(asked, asked, words)
+            stage.data = prompts.PromptDataset(asked, asked, words)
         else:
-            pairs = data_preferences.Pairs(*(Chats.of(rows[side::2], words.dtype) for side in range(2)))
+            pairs = data_preferences.TokenizedPreferences(*(TokenizedChats.of(rows[side::2], words.dtype) for side in range(2)))
             known = dpo.reference(model, pairs, stage.config, dist)
-            ready = data_preferences.PreparedPairs(pairs, pairs.part(slice(1)), words)
-            stage.data = dpo.Prepared(ready, known, known[:1], "")
+            ready = data_preferences.PreferenceDataset(pairs, pairs.part(slice(1)), words)
+            stage.data = dpo.DPODataset(ready, known, known[:1], "")
         stage.record = stage.record_class(text="records")
-        t = stage.assemble(run, model)
-        if isinstance(memory := t.objective.memory, rl.Rollouts):
-            memory.player = replace(memory.player, reward=share_of_e)
+        t = stage.build_trainer(run, model)
+        if isinstance(memory := t.objective.stage_state, rl.Rollouts):
+            memory.actor = replace(memory.actor, reward=share_of_e)
         batches = t.record.batches
         t.state.steps = job["passes"] * batches
         t.config = replace(t.config, steps=t.state.steps)
@@ -403,7 +403,7 @@ def our_losses(model: Any, given: dict[str, torch.Tensor]) -> dict[str, tuple[fl
     ids, labels, mask = given["ids"], given["labels"], given["mask"] == 1
     targets = int((labels != losses.IGNORE).sum())
     plain = {"idx": ids[:, :-1], "target": labels[:, 1:]}
-    chats = Chats.of([(i[m].numpy(), (w[m] != losses.IGNORE).numpy())
+    chats = TokenizedChats.of([(i[m].numpy(), (w[m] != losses.IGNORE).numpy())
                       for i, w, m in zip(ids, labels, mask, strict=True)], "int64")
     packed = ChatBatches(chats, ids.shape[1], len(ids), 0, PAD).batch(0)
 
@@ -419,15 +419,15 @@ def our_losses(model: Any, given: dict[str, torch.Tensor]) -> dict[str, tuple[fl
         return value.item(), logp.grad.norm().item()
 
     chosen, rejected = logprobs.pair_log_probability(model, as_pairs(ids, labels)).unbind(1)
-    preferred = losses.dpo(chosen, rejected, *given["reference"].unbind(1), BETA) / len(chosen)
+    preferred = losses.dpo_loss(chosen, rejected, *given["reference"].unbind(1), BETA) / len(chosen)
     old, advantage = given["old"], given["advantage"]
     return {
-        "SFT": of_model(losses.answers(model, plain) / targets),
-        "SFT, packed": of_model(losses.answers(model, packed) / targets),
+        "SFT": of_model(losses.completion_loss(model, plain) / targets),
+        "SFT, packed": of_model(losses.completion_loss(model, packed) / targets),
         "DPO": of_model(preferred),
-        "GRPO": of_logp(lambda logp, m: losses.grpo(logp, old, given["reference_logp"], advantage, m, CLIP, BETA)),
-        "clipped policy": of_logp(lambda logp, m: losses.clipped_policy(logp, old, advantage[:, None], m, CLIP)),
-        "divergence": of_logp(lambda logp, m: losses.divergence(logp, given["reference_logp"])[m].sum()),
+        "GRPO": of_logp(lambda logp, m: losses.grpo_loss(logp, old, given["reference_logp"], advantage, m, CLIP, BETA)),
+        "clipped policy": of_logp(lambda logp, m: losses.clipped_policy_loss(logp, old, advantage[:, None], m, CLIP)),
+        "divergence": of_logp(lambda logp, m: losses.kl_estimate(logp, given["reference_logp"])[m].sum()),
     }
 
 

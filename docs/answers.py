@@ -24,7 +24,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig
 from bardlet.data import corpus
 from bardlet.models import build, lecture
-from bardlet.models.layers import RMSNorm, rotary, rotate
+from bardlet.models.layers import RMSNorm, apply_rope, rope_cos_sin
 from bardlet.training import optim
 
 Figures = dict[str, float]
@@ -177,7 +177,7 @@ def same_distance(text: Text, seed: int) -> Figures:
     q, k = torch.randn(2, 1, 1, 1, 16)  # one token, one head, 16 channels each
 
     def score(at_q: int, at_k: int) -> float:
-        turned = [rotate(x, *rotary(torch.tensor([[at]]), 16, 10_000.0)) for x, at in ((q, at_q), (k, at_k))]
+        turned = [apply_rope(x, *rope_cos_sin(torch.tensor([[at]]), 16, 10_000.0)) for x, at in ((q, at_q), (k, at_k))]
         return (turned[0] * turned[1]).sum().item()
 
     return {f"query at {t}, key at {s}": score(t, s) for t, s in ((3, 1), (13, 11), (103, 101), (13, 3))}

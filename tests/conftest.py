@@ -18,7 +18,7 @@ from clocks import Clock, install
 from hypothesis import HealthCheck
 from safetensors.torch import load_file
 
-from bardlet.config.pretraining import LACKING
+from bardlet.config.pretraining import ABSENT_IN
 from bardlet.runtime.device import processor
 
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,7 +32,7 @@ TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16
 def settings_of(model: str, words: Sequence[str]) -> list[str]:
     """`words`, which are pairs of --NAME and VALUE, without the settings that a rung of the ladder does not have."""
     pairs = zip(words[::2], words[1::2], strict=True)
-    return [word for name, value in pairs if model not in LACKING.get(name[2:].replace("-", "_"), ())
+    return [word for name, value in pairs if model not in ABSENT_IN.get(name[2:].replace("-", "_"), ())
             for word in (name, value)]
 
 

@@ -36,7 +36,7 @@ def verdicts(run: Path) -> dict[str, list[str]]:
     """What is said of a run, by verdict."""
     found: dict[str, list[str]] = {"ok": [], "warning": [], "damaged": []}
     for one in doctor.health(run):
-        found[one.verdict].append(f"{one.about}: {one.said}")
+        found[one.verdict].append(f"{one.about}: {one.message}")
     return found
 
 
@@ -57,9 +57,9 @@ def test_a_machine_without_a_compiler_with_one_thread_and_no_data(monkeypatch: p
     monkeypatch.setattr(doctor.memory, "free_bytes", lambda device: 2**29)
     monkeypatch.setattr(doctor.torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(doctor.atomic, "free", lambda path: 10**8)
+    monkeypatch.setattr(doctor.atomic, "free_bytes", lambda path: 10**8)
     monkeypatch.setenv("BARDLET_DATA", str(tmp_path / "gone"))
-    said = {one.about: one.said for one in doctor.machine() if one.verdict == "warning"}
+    said = {one.about: one.message for one in doctor.machine() if one.verdict == "warning"}
     assert "apt install g++ python3-dev" in said["compiler"] and "--threads" in said["processor"]
     assert "close other programs" in said["memory"] and "make room" in said["disk"]
     assert "there is no such folder" in said["data"]
@@ -108,7 +108,7 @@ def test_what_is_not_damaged_but_in_the_way(run: Path, trained: Path, monkeypatc
     run_folder.write_run(run, config, {**record, "text_hash": "0" * 64, "finished": False, "steps": 2,
                                        "machine": {**record["machine"], "processor": "a better one"}})
     (run / "checkpoints" / ".step-00000006.77.tmp").mkdir()
-    monkeypatch.setattr(doctor.atomic, "free", lambda path: 100)
+    monkeypatch.setattr(doctor.atomic, "free_bytes", lambda path: 100)
     found = verdicts(run)
     assert found["damaged"] == []
     for words in ("text: ", "machine: processor was a better one", "disk: ", "left over: .step-00000006.77.tmp",
@@ -164,7 +164,7 @@ def test_looking_at_damaged_tokens_in_the_cache(trained: Path, monkeypatch: pyte
     cache = shutil.copytree(os.environ["BARDLET_CACHE"], tmp_path / "cache")
     monkeypatch.setenv("BARDLET_CACHE", str(cache))
     shard = next((cache / "tokens").glob("*/train.npy"))
-    assert manifest.wrong(shard.parent) is None
+    assert manifest.damaged_files(shard.parent) is None
     bit(shard)
-    said = [one.said for one in doctor.machine() if one.about == "cache" and one.verdict == "warning"]
+    said = [one.message for one in doctor.machine() if one.about == "cache" and one.verdict == "warning"]
     assert len(said) == 1 and str(shard) in said[0] and "built again" in said[0]

@@ -229,7 +229,7 @@ def test_training_is_deterministic_and_learns_merges():
 
 
 def test_a_small_text_has_fewer_merges_than_asked_for():
-    assert tk.SMALLEST_BPE <= tk.train_bpe(["abab"], 5000).vocab_size < 300
+    assert tk.MIN_BPE_VOCAB <= tk.train_bpe(["abab"], 5000).vocab_size < 300
 
 
 def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused():
@@ -267,7 +267,7 @@ def test_training_stops_where_its_memory_would(monkeypatch):
     ],
 )
 def test_auto(characters, alphabet, kind):
-    chosen, vocab_size, reason = tk.choose(characters, alphabet)
+    chosen, vocab_size, reason = tk.choose_kind(characters, alphabet)
     assert chosen == kind and (vocab_size is not None) == (kind == "bpe")
     assert reason.startswith(kind) and f"{characters:,}" in reason
 

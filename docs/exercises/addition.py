@@ -125,7 +125,7 @@ def addition_objective(task: Task, seed: int, batch_size: int, device: torch.dev
     def development_loss(model: torch.nn.Module) -> float:
         return metrics.mean_loss(model, [held_out], device)
 
-    return Objective(batch, losses.next_token, losses.count_targets, development_loss)
+    return Objective(batch, losses.next_token_loss, losses.count_targets, development_loss)
 
 
 # ---------------------------------------------------------------- training
@@ -193,7 +193,7 @@ def run(task: Task, config: TrainConfig, minutes: float | None = None) -> dict[s
     """Train, print how it goes, take the test. Returns the figures that --json prints."""
     where = Dist(0, 1, runtime_device.pick_device("auto"))
     config = replace(config, dtype=cast(Any, runtime_device.pick_dtype("auto", where.device)),
-                     threads=runtime_device.settle(None, False, where.device))
+                     threads=runtime_device.set_threads_and_determinism(None, False, where.device))
     objective, model = addition_objective(task, config.seed, config.batch_size, where.device), new_model(config, where)
     if minutes is not None:
         config = replace(config, steps=steps_in(60 * minutes, model, objective, config, where))

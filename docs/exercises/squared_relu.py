@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
-from bardlet.models.base import Rung
+from bardlet.models.base import LectureModel
 from bardlet.models.layers import RMSNorm, init_weights
 from bardlet.models.lecture import RotaryAttention
 
@@ -46,7 +46,7 @@ class SquaredBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class SquaredModel(Rung):
+class SquaredModel(LectureModel):
     """Nothing new but the square in each block."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -52,7 +52,7 @@ def clock_time(seconds: float) -> str:
 
 
 @contextmanager
-def preparing(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
+def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
     """A `progress(what, done, total)` for preparing a text: a bar on a terminal, a line per part when piped."""
     if not main:
         yield None
@@ -81,7 +81,7 @@ def preparing(main: bool = True) -> Iterator[Callable[[str, int, int | None], No
 
 
 @contextmanager
-def training(unit: str = "tokens") -> Iterator[Watch]:
+def training_progress(unit: str = "tokens") -> Iterator[Watch]:
     """A `watch` for `fit`: a live bar with ETA, speed and both losses on a terminal, else a line now and then.
 
     unit: what a step counts.
@@ -147,7 +147,7 @@ def _lines(unit: str) -> Watch:
 
 
 @contextmanager
-def climbing(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, dict[str, Any]], None]]:
+def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, dict[str, Any]], None]]:
     """A `watch(title, job, line)` for several runs in turn: where the current one is, and when all will be done.
 
     Args:

@@ -19,9 +19,9 @@ import torch
 from bardlet import __version__
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
-from bardlet.config.toml import sealed
+from bardlet.config.toml import is_untouched
 from bardlet.data import corpus, duplicates
-from bardlet.data.duplicates import Copied
+from bardlet.data.duplicates import Overlap
 from bardlet.errors import BardletError
 from bardlet.inference import text_generation
 from bardlet.planning import memory
@@ -32,7 +32,7 @@ from bardlet.runtime import atomic, compiler, distributed, manifest
 from bardlet.runtime import device as runtime_device
 from bardlet.stages import stage_of
 
-LITTLE = 2**30
+LOW_SPACE = 2**30
 """Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
 
 
@@ -58,7 +58,7 @@ def machine() -> Iterator[Finding]:
                       "Ubuntu: apt install g++ python3-dev)")
     else:
         yield ok("compiler", compiler.compiler(device) or "Triton, with a C compiler")
-    yield from _room(device)
+    yield from _free_space(device)
     yield from _data()
 
 
@@ -73,21 +73,21 @@ def _processor() -> Iterator[Finding]:
         yield ok("processor", f"{said}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}")
 
 
-def _room(device: torch.device) -> Iterator[Finding]:
+def _free_space(device: torch.device) -> Iterator[Finding]:
     """Memory and disk."""
     left = memory.free_bytes(device)
     if left is None:
         yield ok("memory", "nobody knows how much is free")
-    elif left < LITTLE:
+    elif left < LOW_SPACE:
         yield warning("memory", f"{left / 1e9:.1f} GB are free: close other programs, or train small models")
     else:
         yield ok("memory", f"{left / 1e9:.1f} GB are free")
     for about, place, setting in (("disk", Path.cwd(), "--out"), ("cache", corpus.cache_folder(), "$BARDLET_CACHE")):
         here = next(path for path in (place, *place.parents) if path.exists())
-        room = atomic.free(here)
+        room = atomic.free_bytes(here)
         if not os.access(here, os.W_OK):
             yield warning(about, f"{place}: may not be written to; choose another place with {setting}")
-        elif room < LITTLE:
+        elif room < LOW_SPACE:
             yield warning(about, f"{place}: {room / 1e9:.2f} GB are free; make room, or choose another place with "
                           f"{setting}")
         else:
@@ -105,9 +105,9 @@ def _data() -> Iterator[Finding]:
     else:
         yield warning("data", "no named corpus is here; `bardlet data get tinyshakespeare`, or take a file of yours")
     for listed in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{manifest.MANIFEST}")):
-        if sum(path.stat().st_size for path in listed.parent.iterdir()) > LITTLE:
+        if sum(path.stat().st_size for path in listed.parent.iterdir()) > LOW_SPACE:
             continue  # to look at it takes longer than a person waits; a run does
-        if wrong := manifest.wrong(listed.parent):
+        if wrong := manifest.damaged_files(listed.parent):
             yield warning("cache", f"{wrong}; the tokens will be built again when they are needed")
 
 
@@ -124,7 +124,7 @@ def health(run: Path) -> Iterator[Finding]:
     yield from _model(run)
     if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
         return
-    found = {folder: checkpoint.wrong(folder) for folder in checkpoint.steps_saved(run)}
+    found = {folder: checkpoint.find_damage(folder) for folder in checkpoint.steps_saved(run)}
     whole = [folder for folder, wrong in found.items() if not wrong]
     yield from _checkpoints(run, whole, [wrong for wrong in found.values() if wrong])
     try:
@@ -132,7 +132,7 @@ def health(run: Path) -> Iterator[Finding]:
     except BardletError as error:
         yield damaged("settings", str(error))
         return
-    if sealed(run / "run.toml"):
+    if is_untouched(run / "run.toml"):
         yield ok("settings", f"{run / 'run.toml'} is as the run wrote it")
     else:
         yield damaged("settings", f"{run / 'run.toml'}: changed, damaged or missing; `bardlet resume` takes the "
@@ -164,7 +164,7 @@ def _model(run: Path) -> Iterator[Finding]:
     """The Hugging Face folder at the root."""
     begun = time.monotonic()
     try:
-        model, words = hf.read_folder(run, scores=hf.read_model_config(run).scores)
+        model, tokenizer = hf.read_folder(run, scores=hf.read_model_config(run).scores)
     except BardletError as error:
         yield damaged("model", str(error))
         return
@@ -173,7 +173,7 @@ def _model(run: Path) -> Iterator[Finding]:
         return
     checked = ("as its manifest knows it" if manifest.has_manifest(run)
                else "no manifest, so only its shapes were checked")
-    yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {words.kind} "
+    yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.kind} "
              f"tokenizer: {checked} ({time.monotonic() - begun:.1f} s)")
 
 
@@ -187,9 +187,9 @@ def _checkpoints(run: Path, whole: list[Path], damages: list[str]) -> Iterator[F
         return
     yield ok("checkpoint", f"{', '.join(folder.name for folder in whole)}: whole")
     size = sum(path.stat().st_size for path in whole[-1].iterdir())
-    if atomic.free(run) < 2 * size:
-        yield warning("disk", f"{run}: {atomic.free(run):,} bytes are free, and a save takes {size:,}; free some space")
-    if left := run_folder.left_over(run):
+    if atomic.free_bytes(run) < 2 * size:
+        yield warning("disk", f"{run}: {atomic.free_bytes(run):,} bytes are free, and a save takes {size:,}; free some space")
+    if left := run_folder.has_partial(run):
         yield warning("left over", f"{', '.join(path.name for path in left)}: of a process that was killed, or that is "
                       "writing now; the next start removes it")
 
@@ -242,7 +242,7 @@ def _machine_of(known: dict[str, object], config: Settings) -> Iterator[Finding]
 # ---------------------------------------------------------------- a model
 
 
-def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[list[str], list[str], Copied, Copied]:
+def measure_memorization(run: Path, tokens: int, temperature: float, seed: int) -> tuple[list[str], list[str], Overlap, Overlap]:
     """(texts, held, own, chance): what the model of a run writes, documents of its validation text, and how much of
     each stands in the training text. The last tells how much of a text that nobody copied stands there.
 
@@ -255,16 +255,16 @@ def memorised(run: Path, tokens: int, temperature: float, seed: int) -> tuple[li
         raise BardletError(f"{run}: it {does}, and writes no text of its own; "
                            "leave --memorised out")
     found, several = corpus.find(config.text, config.field), record.get("documents", 2)
-    model, words = hf.read_folder(run)
+    model, tokenizer = hf.read_folder(run)
     # a text of less than some hundred tokens has no room for a copy of 32 characters
-    prompts = [text_generation.prompt_ids(words, None, several)] * max(1, min(20, tokens // 500))
+    prompts = [text_generation.prompt_ids(tokenizer, None, several)] * max(1, min(20, tokens // 500))
     texts: list[str] = []
     count = 0
     while count < tokens:
-        made = text_generation.complete(model, words, prompts, min(500, tokens), temperature=temperature, top_k=50,
+        made = text_generation.complete(model, tokenizer, prompts, min(500, tokens), temperature=temperature, top_k=50,
                                 seed=seed + len(texts))
-        texts += [words.decode(ids, skip_special=True) for ids in made]
+        texts += [tokenizer.decode(ids, skip_special=True) for ids in made]
         count += max(len(made), sum(map(len, made)))  # a model may end each text before it has begun
     held = list(itertools.islice(found.documents("val"), 10_000))
-    own, chance = (duplicates.copied(some, found.documents("train")) for some in (texts, held))
+    own, chance = (duplicates.find_copied(some, found.documents("train")) for some in (texts, held))
     return texts, held, own, chance

@@ -12,19 +12,19 @@ class BardletError(Exception):
     """What is wrong, where (file, byte, line), and what to do about it, in one line."""
 
 
-def shown(value: object) -> str:
+def printable(value: object) -> str:
     """A value from a file as a message quotes it: not more than its first 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def brief(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What a library says, on one line of not more than 200 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def is_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means that memory ran out; PyTorch on a CPU raises a plain RuntimeError that says so."""
     text = str(error)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (

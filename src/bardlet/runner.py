@@ -22,7 +22,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError
 from bardlet.planning import clock, compilation, scaling_law
-from bardlet.planning.plan import short
+from bardlet.planning.plan import short_number
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics, trackers
 from bardlet.run import folder as run_folder
 from bardlet.runtime import atomic, distributed, heartbeat
@@ -60,19 +60,19 @@ def start(config: Settings, out: str | None = None, begun: float | None = None,
         return resume(Path(str(out)), reward=getattr(config, "reward", None))
     with distributed.connect(config.device) as dist:
         console.show_notices(dist.main)
-        with console.preparing(dist.main) as progress:
+        with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
-            t = stage.begin(out, begun)
-        estimated = plan_only and t.record.reasons is not None  # by the machine's speed, not by this model's steps
+            trainer = stage.begin(out, begun)
+        estimated = plan_only and trainer.record.reasons is not None  # by the machine's speed, not by this model's steps
         if config.minutes is None:
-            compilation.choose_compile(t)
+            compilation.choose_compile(trainer)
         elif not estimated:
-            stage.plan_steps(t, config.minutes * 60, begun)
-        stage.predict(t)
-        for found in diagnosis.of_text(t.record.mapping()):
-            log.warning(found.said)
-        plan = _say_plan(t, stage) if dist.main else {}
-        return plan if plan_only else run_to_end(t, stage, resumed_from=None, begun=begun)
+            stage.plan_steps(trainer, config.minutes * 60, begun)
+        stage.predict(trainer)
+        for found in diagnosis.of_text(trainer.record.mapping()):
+            log.warning(found.message)
+        plan = _say_plan(trainer, stage) if dist.main else {}
+        return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, begun=begun)
 
 
 def resume(run: Path, reward: str | None = None, steps: int | None = None,
@@ -96,21 +96,21 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
     begun = time.monotonic()
     with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
-            run_folder.sweep(run)
-        with console.preparing(dist.main) as progress:
+            run_folder.remove_partial(run)
+        with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
-            go_on = continued if checkpoint.steps_saved(run) or record.get("saved") else begun_again
-            t = go_on(run, stage, record, allow_change)
+            go_on = restore_run if checkpoint.steps_saved(run) or record.get("saved") else restart_from_zero
+            trainer = go_on(run, stage, record, allow_change)
         if steps is not None:
-            _plan_again(t, steps)
-        step = t.state.step
-        if step >= t.state.steps and t.record.finished:
+            _change_steps(trainer, steps)
+        step = trainer.state.step
+        if step >= trainer.state.steps and trainer.record.finished:
             raise BardletError(f"{run}: all its {step:,} steps are done; --steps N --allow-change trains on, "
                                f"`bardlet train --init {run}` starts a new run from it")
         if dist.main:
-            console.say(f"going on after step {step:,} of {t.state.steps:,}" if step
+            console.say(f"going on after step {step:,} of {trainer.state.steps:,}" if step
                         else "it ended before its first checkpoint, and begins again")
-        return run_to_end(t, stage, resumed_from=step, begun=begun)
+        return run_to_end(trainer, stage, resumed_from=step, begun=begun)
 
 
 def _started_again(out: str | None) -> bool:
@@ -122,22 +122,22 @@ def _started_again(out: str | None) -> bool:
     return run_folder.settings(Path(out))[1].get("launch") == heartbeat.launch()
 
 
-def begun_again(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
+def restart_from_zero(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
     """The run as it began: it has no checkpoint yet, so nothing is lost; its settings and their plan stay."""
     config = stage.config
-    t = stage.begin(None, time.monotonic(), run)
+    trainer = stage.begin(None, time.monotonic(), run)
     _same_text(run, record, stage, allow_change)
     for name in ("base_hash", "reward_hash"):
-        if record.get(name) not in (None, getattr(t.record, name, None)):
+        if record.get(name) not in (None, getattr(trainer.record, name, None)):
             what = config.init if name == "base_hash" else getattr(config, "reward", None)
             raise BardletError(f"{run}: {what} is not the model any more that the run began with; put it back")
-    t.record.minutes = None  # the clock goes on, too
-    t.record.fill(record)
-    compilation.choose_compile(t)
-    return t
+    trainer.record.minutes = None  # the clock goes on, too
+    trainer.record.fill(record)
+    compilation.choose_compile(trainer)
+    return trainer
 
 
-def continued(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
+def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
     """The run as its newest whole checkpoint left it."""
     config, dist = stage.config.resolved(), stage.dist  # what a rung does not have is not in its run.toml
     stage.config = config
@@ -157,18 +157,18 @@ def continued(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: 
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
     stage.record = stage.record_class.of(record)
-    t = stage.assemble(run, model, resumed=True)
+    trainer = stage.build_trainer(run, model, resumed=True)
     if config.compile == "on":
-        compilation.choose_compile(t)
-    before = checkpoint.read_facts(folder)["machine"]
-    odd = [name for name, value in t.machine.items() if before.get(name) != value]
+        compilation.choose_compile(trainer)
+    before = checkpoint.read_metadata(folder)["machine"]
+    odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if odd and not allow_change:
-        raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {t.machine[odd[0]]} here, so the run "
+        raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "
                            "would not go on bit for bit; --allow-change goes on all the same")
-    if lost := bool(dist.from_main(int(dist.main and run_folder.mend_root(run)))):
-        t.record.update(finished=None, selected_by=None, selected_step=None, val_loss=None, averaged=None)
-    restore(t, folder, best_is_lost=lost)
-    return t
+    if lost := bool(dist.broadcast_int(int(dist.main and run_folder.repair_root(run)))):
+        trainer.record.update(finished=None, selected_by=None, selected_step=None, val_loss=None, averaged=None)
+    restore(trainer, folder, best_is_lost=lost)
+    return trainer
 
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:
@@ -191,41 +191,41 @@ def _same_reward(run: Path, config: Settings, reward: str | None) -> None:
             f"--reward {reward} would be another run"))
 
 
-def _plan_again(t: Trainer, steps: int) -> None:
+def _change_steps(trainer: Trainer, steps: int) -> None:
     """Another number of steps from here on: an event as a clock's decision is one, and the clock has no more say."""
-    before = [event for event in t.state.replans if event[0] < t.state.step] or [(0, t.state.steps)]
-    t.state.steps, t.state.replans = steps, [*before, (t.state.step, steps)]
-    t.config = replace(t.config, replans=tuple(t.state.replans))
+    before = [event for event in trainer.state.replans if event[0] < trainer.state.step] or [(0, trainer.state.steps)]
+    trainer.state.steps, trainer.state.replans = steps, [*before, (trainer.state.step, steps)]
+    trainer.config = replace(trainer.config, replans=tuple(trainer.state.replans))
     # the reasons, the limit and the prediction were those of the old plan
-    t.record.update(minutes=None, finished=False, reasons=None, most_steps=None, expected=None)
+    trainer.record.update(minutes=None, finished=False, reasons=None, most_steps=None, expected=None)
 
 
 # ---------------------------------------------------------------- the plan in words
 
 
-def _say_plan(t: Trainer, stage: AnyStage) -> dict[str, Any]:
+def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     """Print data, model and plan, and return the plan's figures."""
-    c, tokens, model = t.config, t.config.tokens_per_step, t.model.config
-    what, epochs = stage.describe(t)
-    steps = c.replans[-1][1] if c.replans else t.state.steps  # a run that is repeated knows what its clock decided
+    c, tokens, model = trainer.config, trainer.config.tokens_per_step, trainer.model.config
+    what, epochs = stage.describe(trainer)
+    steps = c.replans[-1][1] if c.replans else trainer.state.steps  # a run that is repeated knows what its clock decided
     for line in what:
         console.say(line)
     console.say(f"model: {model.model}, {_shape(model)}, context {c.block_size}, "
-                f"{t.record.parameters:,} parameters"
-                + (f"; LoRA of rank {c.lora}: {t.record.trainable:,} learn" if c.lora else ""))
-    for reason in t.record.reasons or []:
+                f"{trainer.record.parameters:,} parameters"
+                + (f"; LoRA of rank {c.lora}: {trainer.record.trainable:,} learn" if c.lora else ""))
+    for reason in trainer.record.reasons or []:
         console.say(f"  {reason}")
-    optimizer = "muon" if len(t.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
+    optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
     console.say(f"plan: {steps:,} steps of {'' if stage.material == 'text' else 'up to '}{tokens:,} tokens "
-                f"({short(epochs * steps / t.state.steps)} times the {stage.material}), {optimizer}, "
-                f"{c.dtype}{', compiled' if t.machine['compiled'] else ''}, "
-                f"{console.count(t.machine['threads'], 'thread')}"
-                + (f", to end within {_minutes(t.record.minutes)}" if t.record.minutes else ""))
+                f"({short_number(epochs * steps / trainer.state.steps)} times the {stage.material}), {optimizer}, "
+                f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
+                f"{console.count(trainer.machine['threads'], 'thread')}"
+                + (f", to end within {_minutes(trainer.record.minutes)}" if trainer.record.minutes else ""))
     if expected := stage.prediction():
         console.say(f"expected: {expected}")
-    return {"steps": steps, "tokens_per_step": tokens, "parameters": t.record.parameters, "model": model.model,
-            "tokenizer": stage.data.tokenizer.kind, "compiled": t.machine["compiled"],
-            "expected": t.record.expected, "reasons": t.record.reasons or []}
+    return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
+            "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
+            "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
 
 
 def _minutes(minutes: float) -> str:
@@ -244,120 +244,120 @@ def _shape(model: ModelConfig) -> str:
 # ---------------------------------------------------------------- to the end
 
 
-def run_to_end(t: Trainer, stage: AnyStage, resumed_from: int | None, begun: float) -> dict[str, Any]:
+def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, begun: float) -> dict[str, Any]:
     """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints.
 
     begun: when this command did (of time.monotonic): what was spent until the first step is part of the run's time.
     """
-    t.config = replace(t.config,
-                       eval_every=_eval_every(t) if t.config.eval_every is None else t.config.eval_every,
-                       save_every=max(1, t.state.steps // 10) if t.config.save_every is None else t.config.save_every)
-    if not t.dist.main:
-        _fit(t, stage, begun)
+    trainer.config = replace(trainer.config,
+                       eval_every=_eval_every(trainer) if trainer.config.eval_every is None else trainer.config.eval_every,
+                       save_every=max(1, trainer.state.steps // 10) if trainer.config.save_every is None else trainer.config.save_every)
+    if not trainer.dist.main:
+        _fit(trainer, stage, begun)
         return {}
     if resumed_from is None:
-        t.run.mkdir(parents=True, exist_ok=True)
-        atomic.sync_folder(t.run.parent)
+        trainer.run.mkdir(parents=True, exist_ok=True)
+        atomic.sync_folder(trainer.run.parent)
     # a run that goes on is locked already, since before its checkpoint was read
-    with lock.locked(t.run) if resumed_from is None else nullcontext():
+    with lock.locked(trainer.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
-            run_folder.new_folder(t.run, "", held=True)  # another process may have been first, and be done
-            run_folder.sweep(t.run)
-            if t.dist.world > 1:
-                t.record.launch = heartbeat.launch()
+            run_folder.new_folder(trainer.run, "", held=True)  # another process may have been first, and be done
+            run_folder.remove_partial(trainer.run)
+            if trainer.dist.world > 1:
+                trainer.record.launch = heartbeat.launch()
         try:
-            _fit(t, stage, begun)
-            return _summary(t, stage, resumed_from)
+            _fit(trainer, stage, begun)
+            return _summary(trainer, stage, resumed_from)
         except BaseException as error:
             # nothing was saved yet: what lies there is of no use to anybody
-            if resumed_from is None and t.record.saved is None and not checkpoint.steps_saved(t.run):
-                shutil.rmtree(t.run, ignore_errors=True)
+            if resumed_from is None and trainer.record.saved is None and not checkpoint.steps_saved(trainer.run):
+                shutil.rmtree(trainer.run, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):
-                raise Stopped(t.run, t.state.step, getattr(error, "number", signal.SIGINT)) from None
+                raise Stopped(trainer.run, trainer.state.step, getattr(error, "number", signal.SIGINT)) from None
             raise
 
 
-def _eval_every(t: Trainer) -> int:
+def _eval_every(trainer: Trainer) -> int:
     """Steps between evaluations: about 20 in a run, or so many that they do not take longer than the training.
 
     A token that is looked at takes about a third of one that is learned from.
     """
-    learned, looked_at = t.state.steps * t.config.tokens_per_step, t.record.val_tokens
+    learned, looked_at = trainer.state.steps * trainer.config.tokens_per_step, trainer.record.val_tokens
     number = clock.evaluations_for(3 * learned, looked_at, share=1) if looked_at else clock.EVALUATIONS
-    return -(-t.state.steps // number)
+    return -(-trainer.state.steps // number)
 
 
-def _fit(t: Trainer, stage: AnyStage, begun: float) -> None:
+def _fit(trainer: Trainer, stage: AnyStage, begun: float) -> None:
     def no_clock(state: State) -> None:
         return None
 
-    minutes = t.record.minutes
-    replan = clock.replanner(60 * minutes, t.record.most_steps) if minutes else no_clock
-    if not t.dist.main:
-        _time_spent(t.state, begun)
-        fit(t, replan)
+    minutes = trainer.record.minutes
+    replan = clock.replanner(60 * minutes, trainer.record.most_steps) if minutes else no_clock
+    if not trainer.dist.main:
+        _seconds_spent(trainer.state, begun)
+        fit(trainer, replan)
         return
-    write_run(t)
-    if t.state.step == 0:
+    write_run(trainer)
+    if trainer.state.step == 0:
         for name in ("metrics.jsonl", "model.safetensors"):  # of a process that ended before its first checkpoint
-            (t.run / name).unlink(missing_ok=True)
-        hf.write_folder(t.run, t.model, stage.data.tokenizer)
-    tell = trackers.trackers(t.config, t.run)
+            (trainer.run / name).unlink(missing_ok=True)
+        hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
+    tell = trackers.trackers(trainer.config, trainer.run)
     told: set[str] = set()
-    with console.training(stage.unit) as watch:
+    with console.training_progress(stage.unit) as watch:
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
-            if line["step"] % max(1, t.state.steps // diagnosis.LOOKS) == 0 or line["step"] == t.state.steps:
-                _diagnose(t, stage, told)
-            if tell and line["step"] % t.config.log_every == 0:
+            if line["step"] % max(1, trainer.state.steps // diagnosis.LOOKS) == 0 or line["step"] == trainer.state.steps:
+                _diagnose(trainer, stage, told)
+            if tell and line["step"] % trainer.config.log_every == 0:
                 values = {name: line[name] for name in ("train_loss", "val_loss", "lr") if line[name] is not None}
                 for tracker in tell:
                     tracker(line["step"], values)
 
-        _time_spent(t.state, begun)
+        _seconds_spent(trainer.state, begun)
         try:
-            fit(t, replan, see)
+            fit(trainer, replan, see)
         except BardletError:  # why, perhaps
-            _diagnose(t, stage, told)
+            _diagnose(trainer, stage, told)
             raise
 
 
-def _time_spent(state: State, begun: float) -> None:
+def _seconds_spent(state: State, begun: float) -> None:
     """What was spent since `begun`, none of it in a step, is time of the run."""
     spent = time.monotonic() - begun
     state.elapsed += spent
     state.prepared += spent
 
 
-def _diagnose(t: Trainer, stage: AnyStage, told: set[str]) -> None:
+def _diagnose(trainer: Trainer, stage: AnyStage, told: set[str]) -> None:
     """Say what the losses tell, each thing once; those of answers that a model wrote itself tell nothing."""
-    if not stage.loss_tells:
+    if not stage.loss_is_telling:
         return
-    for found in diagnosis.of_losses(metrics.read_metrics(t.run), t.config, t.state.steps, t.record.mapping()):
+    for found in diagnosis.of_losses(metrics.read_metrics(trainer.run), trainer.config, trainer.state.steps, trainer.record.mapping()):
         if found.about not in told:
             told.add(found.about)
-            log.warning(found.said)
+            log.warning(found.message)
 
 
-def _summary(t: Trainer, stage: AnyStage, resumed_from: int | None) -> dict[str, Any]:
-    facts, sample = stage.finish(t)
+def _summary(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dict[str, Any]:
+    facts, sample = stage.finish(trainer)
     console.say(f"\n{sample}\n")
     mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
-    console.say(f"validation loss {stage.loss_in_words()} ({facts['selected_by']} weights, "
+    console.say(f"validation loss {stage.describe_loss()} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}{mean}); {facts['steps']:,} steps in "
                 f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
-        came, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.BAND
-        console.say(f"expected: {scaling_law.in_words(expected)}; came: {came:.4f}"
+        came, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
+        console.say(f"expected: {scaling_law.describe(expected)}; came: {came:.4f}"
                     + (", which few texts do" if outside else ""))
     for line in stage.results():
         console.say(line)
-    console.say(f"the run is in {t.run}: " + (f"`bardlet {stage.use} {t.run}`, see " if stage.use else "see ")
-                + f"{t.run / 'loss.png'}")
-    return {"run": str(t.run), "steps": t.state.step, "resumed_from": resumed_from,
-            "seconds": round(t.state.seconds, 3), "train_loss": facts.get("train_loss"),
+    console.say(f"the run is in {trainer.run}: " + (f"`bardlet {stage.use} {trainer.run}`, see " if stage.use else "see ")
+                + f"{trainer.run / 'loss.png'}")
+    return {"run": str(trainer.run), "steps": trainer.state.step, "resumed_from": resumed_from,
+            "seconds": round(trainer.state.seconds, 3), "train_loss": facts.get("train_loss"),
             "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),
             "expected": facts.get("expected"), "selected_by": facts["selected_by"],
             "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
-            **stage.record.printed()}
+            **stage.record.for_json()}

@@ -188,7 +188,7 @@ def wide_vocabulary(n: int) -> Change:
 
 
 def sealed_with(name: str) -> Change:
-    return lambda folder, outside: manifest.seal(folder, [name.replace("OUTSIDE", str(outside))])
+    return lambda folder, outside: manifest.write_manifest(folder, [name.replace("OUTSIDE", str(outside))])
 
 
 EVIL_TEMPLATE = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for x in range(10**12) %}{% endfor %}"

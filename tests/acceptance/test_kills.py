@@ -83,7 +83,7 @@ def test_a_fault_at_each_call_of_a_save(fault: str, call: str, tmp_path: Path) -
         run = tmp_path / f"{number}"
         run.mkdir()
         (run / "config.json").write_text("{}")
-        manifest.seal(run, ["config.json"])
+        manifest.write_manifest(run, ["config.json"])
         save(run, 10)
         code, said, met = save_with(run, fault, call, number)
         newest = checkpoint.newest_whole(run)
@@ -91,8 +91,8 @@ def test_a_fault_at_each_call_of_a_save(fault: str, call: str, tmp_path: Path) -
         step, (weights, state) = int(newest.name[5:]), checkpoint.load(newest)
         assert torch.equal(weights["w"], torch.full((30, 20), float(step))), "bit for bit what was saved"
         assert torch.equal(state["rng"], torch.arange(step))
-        assert manifest.wrong(run) is None, f"{call} {number}"
-        run_folder.sweep(run)
+        assert manifest.damaged_files(run) is None, f"{call} {number}"
+        run_folder.remove_partial(run)
         left = {path.name for folder in (run, run / "checkpoints") for path in folder.iterdir()}
         assert left <= {"config.json", "model.safetensors", "manifest.json", "checkpoints", "step-00000010",
                         "step-00000020"}, f"{call} {number}"

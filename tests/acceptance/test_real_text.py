@@ -52,7 +52,7 @@ def test_it_trains_and_writes_its_kind(name: str, tmp_path: Path, bardlet: Calla
     run = tmp_path / "run"
     bardlet("train", name, "--out", run, "--minutes", "2")
     measured = bardlet("eval", run)
-    ready = shards.prepare(corpus.find([name]))
+    ready = shards.tokenize_corpus(corpus.find([name]))
     counts = Counter(ready.train[:2_000_000].tolist())
     total, vocabulary = sum(counts.values()), ready.tokenizer.vocab_size
     unigram = -sum(math.log((counts[t] + 1) / (total + vocabulary)) for t in ready.val.tolist()) / len(ready.val)

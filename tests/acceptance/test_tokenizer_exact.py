@@ -30,7 +30,7 @@ MADE = {
 @pytest.fixture(scope="module", params=MADE)
 def tokenizer(request, tmp_path_factory) -> tk.Tokenizer:
     name, kind, vocab_size = MADE[request.param]
-    return shards.prepare(corpus.find([name]), kind, vocab_size, cache=tmp_path_factory.mktemp("cache")).tokenizer
+    return shards.tokenize_corpus(corpus.find([name]), kind, vocab_size, cache=tmp_path_factory.mktemp("cache")).tokenizer
 
 
 def test_ten_thousand_texts_come_back(tokenizer):

@@ -53,8 +53,8 @@ def test_a_hundred_lines_are_translated_as_transformers_does(run: Path, tmp_path
     tokenizer.save_pretrained(tmp_path / "theirs")
     given = lines("test_2016_flickr", "de")[:100]
     model, words = hf.read_folder(run)
-    ours = translate.lines(model, words, given)
-    again = translate.lines(*hf.read_folder(tmp_path / "theirs"), given)
+    ours = translate.translate_lines(model, words, given)
+    again = translate.translate_lines(*hf.read_folder(tmp_path / "theirs"), given)
     wanted = []
     for line in given:
         ids = tokenizer(line, return_tensors="pt")

@@ -215,7 +215,7 @@ def test_weight_decay_is_that_of_the_steps_that_were_timed(text: Path, tmp_path:
         bardlet("train", text, "--out", out, "--minutes", "0.05", "--compile", "off", *words)
         config, record = read_run(out)
         epochs = config.replans[0][1] * config.tokens_per_step / record["tokens"]
-        decay, _ = budget.regularisation(budget.heart(config, epochs, record["tokens"]))
+        decay, _ = budget.regularization(budget.memorization(config, epochs, record["tokens"]))
         assert decay > 0.2 and config.weight_decay == (0.2 if words else decay)
         assert f"weight decay {config.weight_decay:g}" in record["reasons"][1]
         assert f"read {epochs:,.0f} times" in record["reasons"][1] or epochs < 10
@@ -345,10 +345,10 @@ def test_a_single_document_does_not_begin_with_the_separator(text: Path, tmp_pat
 
     bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--tokenizer", "bpe", "--vocab-size",
             "300")
-    _, words = hf.read_folder(tmp_path / "run")
-    assert words.eos_id is not None
-    assert prompt_ids(words, None, documents=2) == [words.eos_id]
-    assert prompt_ids(words, None, documents=1) == words.encode("\n").tolist()
+    _, tokenizer = hf.read_folder(tmp_path / "run")
+    assert tokenizer.eos_id is not None
+    assert prompt_ids(tokenizer, None, documents=2) == [tokenizer.eos_id]
+    assert prompt_ids(tokenizer, None, documents=1) == tokenizer.encode("\n").tolist()
 
 
 def test_a_plan_is_only_a_plan(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

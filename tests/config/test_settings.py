@@ -12,7 +12,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.config.stages import CONFIGS, config_class
-from bardlet.config.toml import as_mapping, changed, from_mapping, read_toml, settings_in, to_toml
+from bardlet.config.toml import as_mapping, from_mapping, non_default, read_toml, settings_in, to_toml
 from bardlet.errors import BardletError
 
 MODEL = ModelConfig("qwen3", vocab_size=300, block_size=64)
@@ -64,7 +64,7 @@ def test_an_int_serves_as_a_float() -> None:
 
 def test_changed_lists_what_differs() -> None:
     """The model card names the settings that somebody chose."""
-    assert changed(replace(TrainConfig(), n_layer=9).resolved()) == {"n_layer": 9}
+    assert non_default(replace(TrainConfig(), n_layer=9).resolved()) == {"n_layer": 9}
 
 
 def test_widths_of_the_feed_forward_layer() -> None:
@@ -115,12 +115,12 @@ def test_settings_of_the_version_before_are_read(values: dict[str, object], kind
     for name, value in values.items():
         if name not in ("stage", "text"):
             assert getattr(config, name) == value
-    assert not [name for name in config.plain if getattr(config, name) is None]
+    assert not [name for name in config.auto_defaults if getattr(config, name) is None]
 
 
 def test_what_is_open_is_resolved_by_what_was_chosen_then_by_the_plain_value() -> None:
     config = TrainConfig(n_layer=9)
-    assert config.block_size is None and config.by_hand == {"n_layer"}
+    assert config.block_size is None and config.set_by_user == {"n_layer"}
     done = config.resolved(dropout=0.3)
     assert (done.n_layer, done.dropout, done.block_size, done.n_embd) == (9, 0.3, 128, 192)
     assert done.resolved(dropout=0.5) == done, "what is set stays"

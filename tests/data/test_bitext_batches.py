@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet.config.pretraining import TranslationConfig
-from bardlet.config.stages import PARALLEL
+from bardlet.config.stages import NAMED_PAIRS
 from bardlet.data import bitext, bitext_batches
-from bardlet.data.bitext_batches import Format, Lines, PairBatches
+from bardlet.data.bitext_batches import PairBatches, PairFormat, TokenizedLines
 from bardlet.errors import BardletError
 from bardlet.training.losses import IGNORE
 
 PAD, EOS = 1, 0
 
 
-def lines_of(lengths: list[int], seed: int = 0) -> Lines:
+def lines_of(lengths: list[int], seed: int = 0) -> TokenizedLines:
     """Lines of such lengths, their separator among them, of ids from 2 on."""
     random = np.random.default_rng(seed)
     tokens = np.concatenate([[*random.integers(2, 60, n - 1), EOS] for n in lengths]).astype("<u2")
-    return Lines(tokens, np.cumsum(lengths))
+    return TokenizedLines(tokens, np.cumsum(lengths))
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=60)
@@ -35,7 +35,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1
 def test_an_epoch_has_every_pair_once(sizes: list[tuple[int, int]], tokens: int, seed: int, multiple: int,
                                       joined: bool) -> None:  # fmt: skip
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
-    batches = PairBatches(lines, Format(PAD, 80, joined), tokens, seed, multiple)
+    batches = PairBatches(lines, PairFormat(PAD, 80, joined), tokens, seed, multiple)
     for epoch in (0, 1, 7):
         made = batches.epoch(epoch)
         assert len(made) == batches.batches_per_epoch
@@ -46,7 +46,7 @@ def test_an_epoch_has_every_pair_once(sizes: list[tuple[int, int]], tokens: int,
         assert rows % multiple == 0
         real = rows - sum((row == IGNORE).all() for row in batch["target"])
         assert real * width <= max(tokens, width)
-        again = PairBatches(lines, Format(PAD, 80, joined), tokens, seed, multiple).batch(step)
+        again = PairBatches(lines, PairFormat(PAD, 80, joined), tokens, seed, multiple).batch(step)
         assert all(torch.equal(batch[name], again[name]) for name in batch)
 
 
@@ -55,8 +55,8 @@ def test_an_epoch_has_every_pair_once(sizes: list[tuple[int, int]], tokens: int,
 def test_a_batch_holds_its_pairs_whole(sizes: list[tuple[int, int]], seed: int) -> None:
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
     which = np.random.default_rng(seed).permutation(len(sizes))[:5]
-    beside = Format(PAD, 80).batch(lines, which)
-    joined = Format(PAD, 80, joined=True).batch(lines, which)
+    beside = PairFormat(PAD, 80).batch(lines, which)
+    joined = PairFormat(PAD, 80, joined=True).batch(lines, which)
     for row, number in enumerate(which):
         source, target = (side.line(number).tolist() for side in lines)
         n = int(beside["source_length"][row])
@@ -73,23 +73,23 @@ def test_a_batch_holds_its_pairs_whole(sizes: list[tuple[int, int]], seed: int) 
 
 def test_rows_that_fill_up_have_no_targets_and_real_sources() -> None:
     lines = lines_of([4, 5, 6]), lines_of([3, 3, 3], 1)
-    batch = Format(PAD, 80).batch(lines, np.array([0, 1, 2]), multiple=4)
+    batch = PairFormat(PAD, 80).batch(lines, np.array([0, 1, 2]), multiple=4)
     assert len(batch["source"]) == 4 and (batch["target"][3] == IGNORE).all() and int(batch["source_length"][3]) > 0
 
 
 def test_pairs_that_are_too_long_are_left_out() -> None:
     lines = lines_of([4, 50, 6]), lines_of([3, 3, 60], 1)
-    batches = PairBatches(lines, Format(PAD, 40), 100, 0)
+    batches = PairBatches(lines, PairFormat(PAD, 40), 100, 0)
     assert batches.left_out == 2 and np.concatenate(batches.epoch(0)).tolist() == [0]
     with pytest.raises(BardletError, match="--block-size 2"):
-        PairBatches(lines, Format(PAD, 2), 100, 0)
+        PairBatches(lines, PairFormat(PAD, 2), 100, 0)
 
 
 def test_the_widest_batch_is_as_large_as_any() -> None:
     sizes = [(int(n), int(m)) for n, m in np.random.default_rng(0).integers(1, 40, (300, 2))]
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
     for joined in (False, True):
-        batches = PairBatches(lines, Format(PAD, 64, joined), 256, 0, multiple=2)
+        batches = PairBatches(lines, PairFormat(PAD, 64, joined), 256, 0, multiple=2)
         widest, every = batches.widest(), [batches.batch(i) for i in range(batches.batches_per_epoch)]
         assert widest.keys() == every[0].keys() and len(widest["idx"]) % 2 == 0
         for name, x in widest.items():
@@ -101,7 +101,7 @@ def test_the_widest_batch_is_as_large_as_any() -> None:
 def test_held_out_pairs_are_there_once() -> None:
     sizes = [(int(n), int(m)) for n, m in np.random.default_rng(0).integers(1, 40, (50, 2))]
     lines = lines_of([a for a, _ in sizes]), lines_of([b for _, b in sizes], 1)
-    made = bitext_batches.held_out(lines, Format(PAD, 64), 200)
+    made = bitext_batches.validation_batches(lines, PairFormat(PAD, 64), 200)
     assert sum(len(batch["target"]) for batch in made) == 50
     assert sum(int((batch["target"] != IGNORE).sum()) for batch in made) == sum(m for _, m in sizes)
 
@@ -121,11 +121,11 @@ def test_lines_belong_together_by_number(tmp_path: Path) -> None:
     found = bitext.find(config)
     train, val = list(found.pairs("train")), list(found.pairs("val"))
     assert len(train) == 27 and val == [(f"eins {i}", f"One {i}") for i in (9, 19, 29)]
-    ready = bitext_batches.prepare(found, cache=tmp_path)
-    words = ready.tokenizer
-    assert [words.decode(ready.val[1].line(i), skip_special=True) for i in range(3)] == ["One 9", "One 19", "One 29"]
+    ready = bitext_batches.tokenize_pairs(found, cache=tmp_path)
+    tokenizer = ready.tokenizer
+    assert [tokenizer.decode(ready.val[1].line(i), skip_special=True) for i in range(3)] == ["One 9", "One 19", "One 29"]
     assert len(ready.train[0]) + len(ready.val[0]) == 30 and ready.leaked == 0
-    again = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
+    again = bitext_batches.tokenize_pairs(bitext.find(config), cache=tmp_path)
     assert again.folder == ready.folder and np.array_equal(again.train[0].tokens, ready.train[0].tokens)
 
 
@@ -159,27 +159,27 @@ def test_lowercase_is_in_the_tokenizer_that_transformers_reads(tmp_path: Path) -
 
     config = write(tmp_path, "".join(f"Größe ÄÖÜ {i}\n" for i in range(40)), "".join(f"Size {i}\n" for i in range(40)))
     for lowercase in (True, False):
-        ready = bitext_batches.prepare(bitext.find(replace(config, lowercase=lowercase)), cache=tmp_path)
-        words = ready.tokenizer
-        assert words.kind == "bpe" and words.lowercase == lowercase
+        ready = bitext_batches.tokenize_pairs(bitext.find(replace(config, lowercase=lowercase)), cache=tmp_path)
+        tokenizer = ready.tokenizer
+        assert tokenizer.kind == "bpe" and tokenizer.lowercase == lowercase
         theirs = AutoTokenizer.from_pretrained(ready.folder)
         for text in ("Größe", "SIZE 3", "ÄÖÜ"):
-            ids = words.encode(text).tolist()
-            assert theirs(text).input_ids == [*ids, words.eos_id]
-            assert words.decode(ids) == (text.lower() if lowercase else text)
+            ids = tokenizer.encode(text).tolist()
+            assert theirs(text).input_ids == [*ids, tokenizer.eos_id]
+            assert tokenizer.decode(ids) == (text.lower() if lowercase else text)
 
 
 def test_damaged_tokens_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = write(tmp_path, "".join(f"eins {i}\n" for i in range(30)), "".join(f"one {i}\n" for i in range(30)))
-    ready = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
+    ready = bitext_batches.tokenize_pairs(bitext.find(config), cache=tmp_path)
     whole = (ready.folder / "train.target.npy").read_bytes()
     (ready.folder / "train.target.npy").write_bytes(whole[:-1])
-    bitext_batches.prepare(bitext.find(config), cache=tmp_path)
+    bitext_batches.tokenize_pairs(bitext.find(config), cache=tmp_path)
     assert "built again" in caplog.text and (ready.folder / "train.target.npy").read_bytes() == whole
 
 
 def test_named_corpora_are_those_of_the_settings() -> None:
-    assert tuple(bitext.NAMED) == PARALLEL and bitext.DEFAULT in PARALLEL
+    assert tuple(bitext.NAMED) == NAMED_PAIRS and bitext.DEFAULT in NAMED_PAIRS
 
 
 @pytest.mark.skipif(not (Path(os.environ.get("BARDLET_DATA", "")) / "multi30k").is_dir(), reason="no multi30k here")

@@ -94,8 +94,8 @@ def test_an_answer_does_not_depend_on_those_beside_it(monkeypatch: pytest.Monkey
     model = Qwen3(config).eval()
     asked = [chat_template.encode(WORDS, [{"role": "user", "content": "who " * n}], ask=True)[0]
              for n in (9, 1, 5, 2, 3)]
-    alone = [answers.answers(model, WORDS, [ids], temperature=1.0, seed=i)[0] for i, ids in enumerate(asked)]
-    assert answers.answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
+    alone = [answers.generate_answers(model, WORDS, [ids], temperature=1.0, seed=i)[0] for i, ids in enumerate(asked)]
+    assert answers.generate_answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
     monkeypatch.setattr(answers, "ROWS", 2)
-    assert answers.answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
+    assert answers.generate_answers(model, WORDS, asked, temperature=1.0, seed=0) == alone
     assert not any(ended for _, ended in alone), "it has no time to end: the room is what ends these"

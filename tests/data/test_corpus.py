@@ -264,7 +264,7 @@ def test_a_named_corpus_that_cannot_be_had_is_an_error_with_the_remedy():
 def test_download_checks_and_caches(tmp_path, monkeypatch, capsys):
     content = b"To be, or not to be: that is the question." * 9
     url = Path(write(tmp_path / "server" / "input.txt", content)).as_uri()
-    good = cp.Named("a play", ("input.txt",), url=url, sha256=hashlib.sha256(content).hexdigest())
+    good = cp.NamedCorpus("a play", ("input.txt",), url=url, sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(cp.NAMED, "tinyshakespeare", cp.dataclasses.replace(good, sha256="0" * 64))
     assert "its sha256 is" in error_of("tinyshakespeare")
     target = tmp_path / "cache" / "data" / "tinyshakespeare"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bardlet.config.model import ModelConfig
 from bardlet.data import batch as data_batch
-from bardlet.data.packing import ChatBatches, Chats, Fitted, fitted, pack
+from bardlet.data.packing import ChatBatches, FittedRows, TokenizedChats, fit_to_window, pack
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
 from bardlet.training import losses
@@ -22,13 +22,13 @@ CONFIG = ModelConfig(model="qwen3", vocab_size=23, block_size=24, n_layer=2, n_h
                      head_dim=8, n_inner=24, activation="silu", norm_eps=1e-6)  # fmt: skip
 
 
-def chats(random: np.random.Generator, number: int, longest: int) -> Chats:
+def chats(random: np.random.Generator, number: int, longest: int) -> TokenizedChats:
     """Conversations of up to `longest` tokens; of some everything is masked, of some the answer is long."""
     length = random.integers(1, longest + 1, number)
     answer = [random.random(n) < random.choice([0.0, 0.3, 0.9]) for n in length]
     for mask in answer:
         mask[0] = False  # what begins a message is never learned
-    return Chats(random.integers(2, 23, length.sum()).astype("<u2"), np.concatenate(answer), np.cumsum(length))
+    return TokenizedChats(random.integers(2, 23, length.sum()).astype("<u2"), np.concatenate(answer), np.cumsum(length))
 
 
 @given(st.lists(st.integers(1, 30), max_size=60))
@@ -66,14 +66,14 @@ def test_a_thousand_mixes_lose_nothing_and_two_hundred_make_no_nan() -> None:
             whole = [tuple(held.tokens[a : a + n]) for a, n in zip(held.starts[fit.which], fit.length, strict=True)]
             assert sorted(spoken(made, packed)) == sorted(whole)
         if made and seed % 5 == 0:
-            total = sum(losses.answers(model, batch) for batch in made)
+            total = sum(losses.completion_loss(model, batch) for batch in made)
             assert torch.isfinite(total)
             if seed % 10 == 0:
                 total.backward()
                 assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def expected(held: Chats, fit: Fitted) -> list[tuple[int, int]]:
+def expected(held: TokenizedChats, fit: FittedRows) -> list[tuple[int, int]]:
     """(a token, the next one) wherever the next is of an answer."""
     places = [int(t) for i, n in zip(fit.which, fit.length, strict=True)
               for t in range(held.starts[i], held.starts[i] + n) if held.answer[t + 1]]  # fmt: skip
@@ -114,7 +114,7 @@ def test_packed_is_unpacked(kind: type) -> None:
         batches = ChatBatches(held, 24, 8, 3, PAD, packed=packed)
         made = list(batches.all())
         model.zero_grad()
-        total = sum(losses.answers(model, batch) for batch in made)
+        total = sum(losses.completion_loss(model, batch) for batch in made)
         total.backward()
         results.append((total.item(), [p.grad.clone() for p in model.parameters()], len(made)))
     assert results[0][2] < results[1][2], "several in a row"
@@ -125,12 +125,12 @@ def test_packed_is_unpacked(kind: type) -> None:
 
 def test_what_is_too_long_ends_with_its_last_answer_that_fits() -> None:
     answer = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0, 1], bool)  # three answers, which end with tokens 3, 7 and 9
-    held = Chats(np.arange(10), answer, np.array([10]))
+    held = TokenizedChats(np.arange(10), answer, np.array([10]))
     for room, length, cut in ((9, 9, 0), (8, 7, 1), (7, 7, 1), (6, 3, 1), (3, 3, 1)):
-        fit = fitted(held, room)
+        fit = fit_to_window(held, room)
         assert (fit.length.tolist(), fit.cut, fit.left_out) == ([length], cut, 0), room
-    assert fitted(held, 2).left_out == 1
-    assert fitted(Chats(np.arange(10), np.zeros(10, bool), np.array([4, 10])), 50).unanswered == 2
+    assert fit_to_window(held, 2).left_out == 1
+    assert fit_to_window(TokenizedChats(np.arange(10), np.zeros(10, bool), np.array([4, 10])), 50).unanswered == 2
 
 
 def test_epochs_differ_and_repeat() -> None:

@@ -33,8 +33,8 @@ def text(tmp_path) -> Path:
     return path
 
 
-def prepare(path: Path, *arguments: object, **named: object) -> shards.Prepared:
-    return shards.prepare(cp.find([str(path)]), *arguments, cache=path.parent / "cache", **named)  # type: ignore[arg-type]
+def prepare(path: Path, *arguments: object, **named: object) -> shards.TextDataset:
+    return shards.tokenize_corpus(cp.find([str(path)]), *arguments, cache=path.parent / "cache", **named)  # type: ignore[arg-type]
 
 
 def jsonl(path: Path, texts: list[str]) -> Path:
@@ -218,7 +218,7 @@ def test_who_comes_second_uses_what_is_there(text, monkeypatch):
         os.utime(winner[0].folder / "train.npy", (1, 1))
         build(*arguments)  # type: ignore[arg-type]
 
-    winner: list[shards.Prepared] = []
+    winner: list[shards.TextDataset] = []
     monkeypatch.setattr(shards, "_build", overtaken)
     loser = prepare(text)
     assert loser.folder == winner[0].folder and (loser.folder / "train.npy").stat().st_mtime == 1
@@ -233,7 +233,7 @@ def test_a_failure_leaves_nothing_behind(text):
 def test_a_cache_that_cannot_be_written_is_one_line(text, monkeypatch):
     (text.parent / "file").write_text("")
     with pytest.raises(BardletError, match=r"cannot be written there.*BARDLET_CACHE"):
-        shards.prepare(cp.find([str(text)]), cache=text.parent / "file")
+        shards.tokenize_corpus(cp.find([str(text)]), cache=text.parent / "file")
     if Path("/dev/full").exists():
         monkeypatch.setattr(shards.os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
         with pytest.raises(BardletError, match=r"No space left.*make room"):
@@ -270,7 +270,7 @@ def test_progress_is_told_and_ends_at_the_whole(text):
 
 @pytest.mark.skipif(not DATA, reason="BARDLET_DATA names no folder of data sets")
 def test_real_shakespeare_has_the_lecture_s_numbers(tmp_path):
-    p = shards.prepare(cp.find(["tinyshakespeare"]), cache=tmp_path)
+    p = shards.tokenize_corpus(cp.find(["tinyshakespeare"]), cache=tmp_path)
     assert (p.tokenizer.vocab_size, len(p.train), len(p.val)) == (65, 1_003_854, 111_540)
 
 

@@ -16,8 +16,8 @@ def words(n: int, seed: int) -> str:
     return " ".join(random.choice(["to", "be", "or", "not", "that", "is", "the", "question"], n).tolist())
 
 
-def look(path: Path, cache: Path) -> statistics.Survey:
-    return statistics.survey(corpus.find((str(path),)), cache=cache)
+def look(path: Path, cache: Path) -> statistics.CorpusStatistics:
+    return statistics.measure_corpus(corpus.find((str(path),)), cache=cache)
 
 
 def test_what_it_counts(tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_the_end_of_a_sorted_list_is_unlike_the_rest(tmp_path: Path) -> None:
     for name, listed in (("sorted", names), ("shuffled", random.permutation(names).tolist())):
         (tmp_path / f"{name}.txt").write_text("\n".join(listed), encoding="utf-8")
         found[name] = look(tmp_path / f"{name}.txt", tmp_path / "cache")
-    assert found["sorted"].unlike > 0.2 and found["sorted"].counting is None
-    assert abs(found["shuffled"].unlike) < 0.02 and found["shuffled"].counting is not None
+    assert found["sorted"].domain_shift > 0.2 and found["sorted"].counting is None
+    assert abs(found["shuffled"].domain_shift) < 0.02 and found["shuffled"].counting is not None
 
 
 def test_what_is_held_out_was_not_counted(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_is_held_out_was_not_counted(tmp_path: Path) -> None:
     for name, text in (("plain", known), ("end", known + strange[:len(known) // 9]),
                        ("before", known + strange[:len(known) // 7] + words(700, 2))):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    hard = {(name, part): min(statistics.survey(corpus.find((str(tmp_path / f"{name}.txt"),)), cache=tmp_path / "cache",
+    hard = {(name, part): min(statistics.measure_corpus(corpus.find((str(tmp_path / f"{name}.txt"),)), cache=tmp_path / "cache",
                                             held_out=part).losses)
             for name in ("plain", "end", "before") for part in ("val", "dev")}
     assert {at for at, loss in hard.items() if loss > 1.5} == {("end", "val"), ("before", "dev")}
@@ -84,7 +84,7 @@ def test_texts_without_words_have_losses_of_characters(tmp_path: Path, text: str
     found = look(tmp_path / "a.txt", tmp_path / "cache")
     assert found.losses and all(0 <= x < 20 for x in (*found.losses, *found.quarter))
     assert found.counted == pytest.approx(0.9 * found.characters, rel=0.01)
-    assert (found.counting is None) == (found.unlike > 1) == (" and so on" in text), "an end in another language"
+    assert (found.counting is None) == (found.domain_shift > 1) == (" and so on" in text), "an end in another language"
 
 
 def test_records_that_are_all_alike_have_no_difficulty(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from conftest import TINY
 
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
-from bardlet.models.base import Rung
+from bardlet.models.base import LectureModel
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
 
@@ -143,7 +143,7 @@ def test_thirty_steps_lower_the_loss() -> None:
     assert stage.evaluate(model.eval()) < values[0] - 0.4
 
 
-class Calculator(Rung):
+class Calculator(LectureModel):
     """In place of a model: it adds as one does by hand, from the reversed text; or it forgets the first carry."""
 
     def __init__(self, task: Any, forgets: bool) -> None:

@@ -24,7 +24,7 @@ from bardlet.errors import BardletError
 from bardlet.evaluation import likelihood, tasks
 from bardlet.evaluation.tasks import Record
 from bardlet.models import build
-from bardlet.models.base import LanguageModel, Rung
+from bardlet.models.base import LanguageModel, LectureModel
 from bardlet.run import hf
 
 CPU = torch.device("cpu")
@@ -129,20 +129,20 @@ def test_a_pair_that_cannot_be_is_an_error(model: Any) -> None:
 
 def test_a_context_and_its_continuation_are_encoded_together() -> None:
     """White space in between belongs to the continuation; both are the ids of the whole."""
-    words = tk.train_bpe(["what is the answer? the answer is no. " * 40], 330)
+    tokenizer = tk.train_bpe(["what is the answer? the answer is no. " * 40], 330)
     for between in ("", " ", " \n"):
         context, continuation = f"what is{between}", " the answer"
-        before, behind = likelihood.encode_pair(words, context, continuation)
-        assert [*before, *behind] == words.encode(context + continuation).tolist()
-        assert words.decode(before) == "what is" and words.decode(behind) == context[7:] + continuation
-    assert likelihood.encode_pair(words, "", " no") == ([words.eos_id], words.encode(" no").tolist())
+        before, behind = likelihood.encode_pair(tokenizer, context, continuation)
+        assert [*before, *behind] == tokenizer.encode(context + continuation).tolist()
+        assert tokenizer.decode(before) == "what is" and tokenizer.decode(behind) == context[7:] + continuation
+    assert likelihood.encode_pair(tokenizer, "", " no") == ([tokenizer.eos_id], tokenizer.encode(" no").tolist())
     assert likelihood.encode_pair(LETTERS, "", "no") == (LETTERS.encode("\n").tolist(), LETTERS.encode("no").tolist())
 
 
 # --------------------------------------------------------------------------------- a task
 
 
-class Follows(Rung):
+class Follows(LectureModel):
     """After each character of `order` the next one is likely by `strength`, whatever was before."""
 
     def __init__(self, order: str, strength: float = 5.0, block_size: int = 64) -> None:
@@ -165,38 +165,38 @@ def test_a_choice_that_is_known_wins() -> None:
     """" abc" is likely after "it is", so a question is right where that is gold, wherever it stands."""
     model = Follows(" abcdefgh")
     asked = [choice("abc", "cba", gold=0), choice("cab", "bca", "abc", gold=2), choice("cba", "abc", gold=0)]
-    result = likelihood.Asker(model, LETTERS, CPU).measure("copa", asked)
+    result = likelihood.TaskEvaluator(model, LETTERS, CPU).measure("copa", asked)
     assert (result.acc, result.acc_norm, result.records) == (2 / 3, 2 / 3, 3)
     assert result.stderr == pytest.approx(math.sqrt(2 / 9 / 2))
     assert result.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3) and result.always is None
     assert (result.cut, result.too_long, result.unseen) == (0, 0, 0)
-    single = likelihood.Asker(model, LETTERS, CPU).measure("copa", asked[:1])
+    single = likelihood.TaskEvaluator(model, LETTERS, CPU).measure("copa", asked[:1])
     assert single.acc == 1 and single.stderr is None
 
 
 def test_a_long_choice_wins_by_its_length_only() -> None:
     """log p is a sum, so "zz" is likelier than "abcdefgh"; for each character the long one is."""
-    asker = likelihood.Asker(Follows("abcdefgh", 3.0), LETTERS, CPU)
+    asker = likelihood.TaskEvaluator(Follows("abcdefgh", 3.0), LETTERS, CPU)
     result = asker.measure("copa", [choice("zz", "abcdefgh", gold=1)])
     assert (result.acc, result.acc_norm) == (0, 1)
 
 
 def test_of_two_contexts_the_one_that_explains_the_end() -> None:
     asked = [Record((("so a", "bc"), ("so z", "bc")), 0), Record((("so z", "bc"), ("so a", "bc")), 1)]
-    result = likelihood.Asker(Follows("abc"), LETTERS, CPU).measure("winogrande", asked)
+    result = likelihood.TaskEvaluator(Follows("abc"), LETTERS, CPU).measure("winogrande", asked)
     assert result.acc == 1 and result.acc_norm is None and result.chance == 0.5
 
 
 def test_labels_have_the_most_frequent_answer_beside_them() -> None:
     asked = [choice("no", "yes", gold=gold) for gold in (1, 1, 1, 0)]
-    result = likelihood.Asker(Follows(" yes"), LETTERS, CPU).measure("boolq", asked)
+    result = likelihood.TaskEvaluator(Follows(" yes"), LETTERS, CPU).measure("boolq", asked)
     assert (result.acc, result.always, result.chance, result.acc_norm) == (0.75, 0.75, 0.5, None)
 
 
 def test_the_last_word_must_be_what_the_model_writes() -> None:
     model = Follows("s abc.")
     asked = [Record((("it is", " abc"),)), Record((("it is", " abd"),))]
-    result = likelihood.Asker(model, LETTERS, CPU).measure("lambada", asked)
+    result = likelihood.TaskEvaluator(model, LETTERS, CPU).measure("lambada", asked)
     with torch.no_grad():
         logp = [sum(model.table_VV.log_softmax(-1)[a, b].item() for a, b in itertools.pairwise(ids))
                 for ids in ([LETTERS.vocab["s"], *LETTERS.encode(text).tolist()] for text in (" abc", " abd"))]
@@ -210,13 +210,13 @@ def test_what_is_cut_and_left_out_is_counted() -> None:
     asked = [choice("a", "b", gold=0), choice("a", "b", gold=0, context="this is a long story, is it"),
              choice("abcdefgh", "b", gold=0), choice("a", "é", gold=0), choice("a", "b", gold=0, context="é")]
     known = [one for one in asked if "," not in one.options[0][0]]
-    result = likelihood.Asker(model, LETTERS, CPU).measure("copa", known)
+    result = likelihood.TaskEvaluator(model, LETTERS, CPU).measure("copa", known)
     assert (result.records, result.cut, result.too_long, result.unseen) == (1, 0, 1, 2)
     long = choice("a", "b", gold=0, context="this is a long story")
-    result = likelihood.Asker(model, LETTERS, CPU).measure("copa", [long])
+    result = likelihood.TaskEvaluator(model, LETTERS, CPU).measure("copa", [long])
     assert (result.records, result.cut, result.acc) == (1, 1, 1)
     with pytest.raises(BardletError, match=r"no question is left: 2 .* never seen, 1 do not fit into its window of 8"):
-        likelihood.Asker(model, LETTERS, CPU).measure("copa", [*known[1:]])
+        likelihood.TaskEvaluator(model, LETTERS, CPU).measure("copa", [*known[1:]])
 
 
 @pytest.mark.parametrize(("text", "mark", "number"), [
@@ -225,7 +225,7 @@ def test_what_is_cut_and_left_out_is_counted() -> None:
     ("#### 4 #### 5", "####", "4"), ("#### four", "####", None),
 ])  # fmt: skip
 def test_the_number_that_counts(text: str, mark: str, number: str | None) -> None:
-    assert likelihood.number_behind(text, mark) == number
+    assert likelihood.number_after(text, mark) == number
 
 
 @pytest.mark.parametrize(("text", "number"), [("first 3, then 18.", "18"), ("$1,200 a year", "1200"), ("none", None),
@@ -237,9 +237,9 @@ def test_the_last_number(text: str, number: str | None) -> None:
 def test_sums_are_right_where_the_model_writes_them() -> None:
     """After "=" it writes 7 and a line end; the number is all digits of it, not the first of them."""
     asked = [Record((("3+4=", "7"),)), Record((("3+5=", "8"),)), Record((("35+36=", "71"),)), Record((("é=", "7"),))]
-    result = likelihood.Asker(Follows("=7\n\n"), LETTERS, CPU).measure("arithmetic", asked)
+    result = likelihood.TaskEvaluator(Follows("=7\n\n"), LETTERS, CPU).measure("arithmetic", asked)
     assert (result.acc, result.records, result.unseen, result.acc_last) == (1 / 3, 3, 1, None)
-    other = likelihood.Asker(Follows("=71\n\n"), LETTERS, CPU).measure("arithmetic", asked[:1])
+    other = likelihood.TaskEvaluator(Follows("=71\n\n"), LETTERS, CPU).measure("arithmetic", asked[:1])
     assert other.acc == 0, "71 begins with 7, and is another number"
 
 
@@ -248,17 +248,17 @@ def test_each_prompt_gets_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Follows("abcdefgh", block_size=8)
     monkeypatch.setattr(likelihood, "ROWS", 2)
     prompts = [LETTERS.encode(text).tolist() for text in ("xyzxyzxyzd", "a", "xxb", "xa", "c")]
-    assert likelihood.write(model, LETTERS, prompts, 3) == ["efg", "bcd", "cde", "bcd", "def"]
-    until_e = likelihood.write(model, LETTERS, prompts, 99, stop_ids=[LETTERS.vocab["e"]])
+    assert likelihood.generate_answers(model, LETTERS, prompts, 3) == ["efg", "bcd", "cde", "bcd", "def"]
+    until_e = likelihood.generate_answers(model, LETTERS, prompts, 99, stop_ids=[LETTERS.vocab["e"]])
     assert until_e == ["e", "bcde", "cde", "bcde", "de"]
-    assert likelihood.write(model, LETTERS, prompts[1:2], 99) == ["bcde"], "half of the window"
+    assert likelihood.generate_answers(model, LETTERS, prompts[1:2], 99) == ["bcde"], "half of the window"
 
 
 def test_word_problems_stop_before_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts stands behind ####; the last number is told beside it."""
     texts = [" 9 + 9 = 18\n#### 18\nQuestion: and 7?", " it is 18", " none"]
-    monkeypatch.setattr(likelihood, "write", lambda *_, **__: texts)
-    result = likelihood.Asker(Follows("ab"), LETTERS, CPU).measure("gsm8k", [Record((("question:", "18"),))] * 3)
+    monkeypatch.setattr(likelihood, "generate_answers", lambda *_, **__: texts)
+    result = likelihood.TaskEvaluator(Follows("ab"), LETTERS, CPU).measure("gsm8k", [Record((("question:", "18"),))] * 3)
     assert result.acc == pytest.approx(1 / 3) and result.acc_last == pytest.approx(2 / 3)
 
 
@@ -304,21 +304,21 @@ def test_the_command_says_each_task(run: Path, data: Path, bardlet: Callable[...
 def test_a_model_that_answers_is_asked_by_its_template(data: Path, tmp_path: Path,
                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
     """Numbers by the chat template, choices as plain text; a question without room for an answer is left out."""
-    words = tk.train_bpe(["who sang the songs of the little bards, and how many? " * 40], 330)
-    words.chat_template = chat_template.TEMPLATE
+    tokenizer = tk.train_bpe(["who sang the songs of the little bards, and how many? " * 40], 330)
+    tokenizer.chat_template = chat_template.TEMPLATE
     torch.manual_seed(0)
     model = build(TrainConfig(model="qwen3", n_layer=1, n_head=2, n_embd=32, block_size=48).model_config(330))
     (tmp_path / "chat").mkdir()
-    hf.write_folder(tmp_path / "chat", model, words)
+    hf.write_folder(tmp_path / "chat", model, tokenizer)
     hf.write_weights(tmp_path / "chat", model.hf_state_dict())
     made = bardlet("eval", tmp_path / "chat", "--task", "copa", "arithmetic")["tasks"]
     assert made["copa"]["form"] == "plain text" and made["arithmetic"]["form"] == "chat template"
     assert made["arithmetic"]["acc_last"] is not None and made["arithmetic"]["records"] == 8
 
     seen: list[list[int]] = []
-    talker = likelihood.Talker(lambda text: seen.append(text) or [1] * len(text), [0])  # type: ignore[arg-type,func-returns-value]
+    talker = likelihood.ChatFormat(lambda text: seen.append(text) or [1] * len(text), [0])  # type: ignore[arg-type,func-returns-value]
     asked = [Record((("1+1=", "2"),), question=question) for question in ("1+1=", "1" * 40)]
-    result = likelihood.Asker(model, words, CPU, talker=talker).measure("arithmetic", asked)
+    result = likelihood.TaskEvaluator(model, tokenizer, CPU, talker=talker).measure("arithmetic", asked)
     assert seen == ["1+1=", "1" * 40] and (result.records, result.too_long) == (1, 1)
 
 

@@ -11,11 +11,11 @@ from bardlet import models
 from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig
 from bardlet.evaluation import metrics
-from bardlet.models.base import Rung
+from bardlet.models.base import LectureModel
 from bardlet.training.losses import IGNORE
 
 
-class Uniform(Rung):
+class Uniform(LectureModel):
     """Knows nothing about four tokens."""
 
     def __init__(self) -> None:

@@ -71,9 +71,9 @@ def test_a_limit_is_spread_evenly(put: Put) -> None:
 def test_chance_and_the_most_frequent_answer() -> None:
     """The mean of 1 / options; only names that every question has can be answered always the same."""
     two, four = (Record((("a", " b"),) * n, gold) for n, gold in ((2, 1), (4, 3)))
-    assert tasks.chance("choice", [two, four]) == (1 / 2 + 1 / 4) / 2
-    assert tasks.chance("last", [two]) == tasks.chance("number", [two]) == 0
-    assert tasks.always("label", [two, two, four]) == 2 / 3 and tasks.always("choice", [two, four]) is None
+    assert tasks.chance_accuracy("choice", [two, four]) == (1 / 2 + 1 / 4) / 2
+    assert tasks.chance_accuracy("last", [two]) == tasks.chance_accuracy("number", [two]) == 0
+    assert tasks.majority_accuracy("label", [two, two, four]) == 2 / 3 and tasks.majority_accuracy("choice", [two, four]) is None
 
 
 @pytest.mark.parametrize(("name", "values", "said"), [
@@ -120,7 +120,7 @@ def test_the_real_files(name: str) -> None:
         pytest.skip(f"needs BARDLET_DATA, with {tasks.TASKS[name].file} in it")
     questions = tasks.records(name)
     assert len(questions) == COUNTS[name]
-    assert tasks.chance(tasks.TASKS[name].kind, questions) == CHANCE.get(name, len(questions[0].options) ** -1)
+    assert tasks.chance_accuracy(tasks.TASKS[name].kind, questions) == CHANCE.get(name, len(questions[0].options) ** -1)
     assert all(context.strip() and continuation.strip() for one in questions for context, continuation in one.options)
     if name == "boolq":
-        assert tasks.always("label", questions) == pytest.approx(2_033 / 3_270)
+        assert tasks.majority_accuracy("label", questions) == pytest.approx(2_033 / 3_270)

@@ -17,7 +17,7 @@ from bardlet.cli import main
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError
-from bardlet.inference.chat_session import Talk
+from bardlet.inference.chat_session import ChatSession
 from bardlet.models.qwen3 import Qwen3
 from bardlet.run import hf
 
@@ -26,14 +26,14 @@ CONFIG = ModelConfig(model="qwen3", vocab_size=330, block_size=48, n_layer=1, n_
                      head_dim=8, n_inner=24, activation="silu", norm_eps=1e-6)  # fmt: skip
 
 
-def talker(answers: bool = True, **options: Any) -> Talk:
+def talker(answers: bool = True, **options: Any) -> ChatSession:
     torch.manual_seed(0)
-    words = tk.Tokenizer(WORDS.json)
-    words.chat_template = chat_template.TEMPLATE if answers else None
-    return Talk(Qwen3(CONFIG).eval(), words, tokens=12, **options)
+    tokenizer = tk.Tokenizer(WORDS.json)
+    tokenizer.chat_template = chat_template.TEMPLATE if answers else None
+    return ChatSession(Qwen3(CONFIG).eval(), tokenizer, tokens=12, **options)
 
 
-def roles(talk: Talk) -> str:
+def roles(talk: ChatSession) -> str:
     return "".join(message["role"][0] for message in talk.messages)
 
 
@@ -58,9 +58,9 @@ def test_the_model_sees_the_conversation_as_the_template_writes_it(monkeypatch: 
 def test_again_is_another_answer_to_the_same(tmp_path: Path) -> None:
     talk = talker(seed=3)
     with pytest.raises(BardletError, match="nothing was said"):
-        talk.again()
+        talk.regenerate()
     one = "".join(talk.ask("asks"))
-    two = "".join(talk.again())
+    two = "".join(talk.regenerate())
     assert one != two and roles(talk) == "ua" and talk.messages[1]["content"] == two
     same = talker(seed=3)
     assert "".join(same.ask("asks")) == one, "the seed decides"
@@ -107,7 +107,7 @@ def test_a_base_begins_anew_behind_the_end_of_a_text(monkeypatch: pytest.MonkeyP
     talk = talker(answers=False)
     "".join(talk.ask("the user"))
     "".join(talk.ask("asks"))
-    "".join(talk.again())  # the answer that ended is taken back, and the text that it ended with it
+    "".join(talk.regenerate())  # the answer that ended is taken back, and the text that it ended with it
     assert seen == [[WORDS.eos_id, *WORDS.encode(text).tolist()] for text in ("the user", "asks", "asks")]
     "".join(talk.ask("who"))
     assert seen[3] == [WORDS.eos_id, *WORDS.encode("who").tolist()]
@@ -194,8 +194,8 @@ def test_control_c_ends_the_answer_and_not_the_conversation(capsys: pytest.Captu
 
     with monkeypatch.context() as patched:
         patched.setattr(generate, "stream", interrupted)
-        assert command.obey(talk, "asks")
+        assert command.handle_command(talk, "asks")
     assert capsys.readouterr().out.endswith(" ...\n")
     assert roles(talk) == "ua"
     assert talk.messages[1]["content"]
-    assert command.obey(talk, "the user") and roles(talk) == "uaua"
+    assert command.handle_command(talk, "the user") and roles(talk) == "uaua"

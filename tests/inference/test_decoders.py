@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bardlet.errors import BardletError
 from bardlet.inference.decoders.cache import DecodeStep, TransposedCache
 from bardlet.models.layers import KVCache
-from bardlet.ops.linear import Product, RoundedProduct, many_rows, sums_rows
+from bardlet.ops.linear import Int8Linear, PackedLinear, has_fast_embedding_bag, linear_rows
 
 few = settings(max_examples=30)
 
@@ -26,7 +26,7 @@ def test_product_is_linear(width: int, out: int, rows: int, bias: bool, dtype: s
     x = torch.randn(rows, width)
     weight, x = weight.to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
     b = None if b is None else b.to(weight.dtype)
-    got, want = Product(weight, b)(x), F.linear(x.double(), weight.double(), None if b is None else b.double())
+    got, want = PackedLinear(weight, b)(x), F.linear(x.double(), weight.double(), None if b is None else b.double())
     near = 1e-5 if dtype == "float32" else 0.02  # of the largest output: sums of 40 in bf16
     assert got.dtype == weight.dtype
     assert float((got.double() - want).abs().max()) <= near * max(1.0, float(want.abs().max()))
@@ -39,7 +39,7 @@ def test_bf16_that_would_be_emulated_is_computed_in_fp32(bias: bool, monkeypatch
     b = torch.randn(30).bfloat16() if bias else None
     want = F.linear(x.double(), weight.double(), None if b is None else b.double())
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    got = many_rows(weight, b)(x)
+    got = linear_rows(weight, b)(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)  # one rounding, at the end
 
@@ -52,7 +52,7 @@ def test_a_build_without_onednn_multiplies_too(dtype: torch.dtype, monkeypatch: 
     want = F.linear(x.double(), weight.double(), b.double())
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
-    got = many_rows(weight, b)(x)
+    got = linear_rows(weight, b)(x)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)
 
@@ -65,7 +65,7 @@ def test_a_weight_rounded_to_int8_is_off_by_half_a_scale(
     torch.manual_seed(0)
     weight, b = torch.randn(out, width) * size, torch.randn(out) if bias else None
     weight[0] = 0  # a row without any range
-    rounded = RoundedProduct(weight, b, torch.bfloat16)
+    rounded = Int8Linear(weight, b, torch.bfloat16)
     back = rounded.q_OI.double() * rounded.scale_O.double()[:, None]
     assert bool(((back - weight.double()).abs() <= rounded.scale_O.double()[:, None] / 2 * 1.0001).all())
     assert float(rounded.scale_O[1:].float().max() if out > 1 else 0) <= float(weight.abs().max()) / 127 * 1.01
@@ -81,7 +81,7 @@ def test_a_weight_rounded_to_int8_is_off_by_half_a_scale(
 def test_few_tokens_and_many_take_the_same_int8_weights() -> None:
     """The operator that reads bytes, and the widened weights: alike but for bf16's rounding of the outcome."""
     torch.manual_seed(0)
-    rounded, x = RoundedProduct(torch.randn(96, 64), torch.randn(96), torch.bfloat16), torch.randn(9, 64).bfloat16()
+    rounded, x = Int8Linear(torch.randn(96, 64), torch.randn(96), torch.bfloat16), torch.randn(9, 64).bfloat16()
     together = rounded(x).float()
     for row in range(9):
         torch.testing.assert_close(rounded(x[row : row + 1])[0].float(), together[row], rtol=0.02, atol=0.05)
@@ -89,7 +89,7 @@ def test_few_tokens_and_many_take_the_same_int8_weights() -> None:
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [127, 3, 60]])
-@pytest.mark.skipif(not sums_rows(torch.device("cpu"), torch.float32), reason="made for x86")
+@pytest.mark.skipif(not has_fast_embedding_bag(torch.device("cpu"), torch.float32), reason="made for x86")
 def test_columns_hold_what_the_cache_holds(heads: int, kv_heads: int, lengths: list[int]) -> None:
     """Token by token, beyond the part that was there first, with rows that leave and a row that starts again."""
     torch.manual_seed(0)

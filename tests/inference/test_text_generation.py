@@ -22,9 +22,9 @@ BYTES = tokenizer.train_byte(separator=True)
 class Says(nn.Module):
     """In place of a model: behind a prompt of so many tokens it says what it was told to, again and again."""
 
-    def __init__(self, words: Tokenizer, says: list[int], prompt: int = 1, spare: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, says: list[int], prompt: int = 1, spare: int = 0) -> None:
         super().__init__()
-        self.config = ModelConfig("bigram", words.vocab_size + spare, block_size=512)
+        self.config = ModelConfig("bigram", tokenizer.vocab_size + spare, block_size=512)
         self.says, self.prompt = says, prompt
         self.nothing = nn.Parameter(torch.zeros(()))
 
@@ -36,13 +36,13 @@ class Says(nn.Module):
         return logits_BTV
 
 
-def ids(words: Tokenizer, text: str) -> list[int]:
-    return [int(i) for i in words.encode(text)]
+def ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [int(i) for i in tokenizer.encode(text)]
 
 
-def eos(words: Tokenizer) -> int:
-    assert words.eos_id is not None
-    return words.eos_id
+def eos(tokenizer: Tokenizer) -> int:
+    assert tokenizer.eos_id is not None
+    return tokenizer.eos_id
 
 
 # ---------------------------------------------------------------------------- prompts
@@ -78,13 +78,13 @@ def test_a_text_ends_with_the_separator_and_spare_rows_mean_nothing() -> None:
 
 
 @pytest.mark.parametrize("words", [LETTERS, NAMES, BYTES], ids=["letters", "names", "bytes"])
-def test_pieces_make_up_the_whole(words: Tokenizer) -> None:
+def test_pieces_make_up_the_whole(tokenizer: Tokenizer) -> None:
     """Each piece is whole characters: é is two bytes, and comes with the second."""
-    said = "abé" if words.eos_id is None else "abé" * 4
-    model = Says(words, ids(words, "abé"))
+    said = "abé" if tokenizer.eos_id is None else "abé" * 4
+    model = Says(tokenizer, ids(tokenizer, "abé"))
     pieces: list[str] = []
-    count = writing.stream(model, words, ids(words, "\n"), len(ids(words, said)), pieces.append, temperature=0)
-    assert "".join(pieces) == said and count == len(ids(words, said))
+    count = writing.stream(model, tokenizer, ids(tokenizer, "\n"), len(ids(tokenizer, said)), pieces.append, temperature=0)
+    assert "".join(pieces) == said and count == len(ids(tokenizer, said))
     assert not any("\ufffd" in piece for piece in pieces)
 
 
@@ -109,11 +109,11 @@ def test_short_documents_follow_one_another() -> None:
     """A model of names shows as many as make up half of what was asked for, a line each; of one text it shows one."""
     how: dict[str, Any] = {"temperature": 1.0, "top_k": None, "seed": 0}
     model = Says(NAMES, [*ids(NAMES, "ab"), eos(NAMES)])
-    assert writing.write(model, NAMES, None, documents=1000, tokens=20, **how) == "ab\nab\nab\nab"  # 4 of 3 tokens
-    assert writing.write(model, NAMES, None, documents=1000, tokens=400, **how) == "\n".join(["ab"] * 8)  # no more
+    assert writing.generate_text(model, NAMES, None, documents=1000, tokens=20, **how) == "ab\nab\nab\nab"  # 4 of 3 tokens
+    assert writing.generate_text(model, NAMES, None, documents=1000, tokens=400, **how) == "\n".join(["ab"] * 8)  # no more
     long = Says(NAMES, ids(NAMES, "abcd"))
-    assert writing.write(long, NAMES, None, documents=1000, tokens=8, **how) == "abcdabcd"
-    assert writing.write(Says(LETTERS, ids(LETTERS, "abcd")), LETTERS, None, documents=1, tokens=6, **how) == "abcdab"
+    assert writing.generate_text(long, NAMES, None, documents=1000, tokens=8, **how) == "abcdabcd"
+    assert writing.generate_text(Says(LETTERS, ids(LETTERS, "abcd")), LETTERS, None, documents=1, tokens=6, **how) == "abcdab"
 
 
 def test_a_text_depends_on_its_seed_alone() -> None:
@@ -122,11 +122,11 @@ def test_a_text_depends_on_its_seed_alone() -> None:
             return 0 * super().forward(idx_BT)
 
     how: dict[str, Any] = {"documents": 1, "tokens": 60, "temperature": 1.0}
-    one, again, other = (writing.write(Even(LETTERS, [0]), LETTERS, "a", top_k=None, seed=s, **how) for s in (1, 1, 2))
+    one, again, other = (writing.generate_text(Even(LETTERS, [0]), LETTERS, "a", top_k=None, seed=s, **how) for s in (1, 1, 2))
     assert one == again != other and len(one) == 60
-    assert set(writing.write(Even(LETTERS, [0]), LETTERS, "a", top_k=1, seed=1, **how)) == {one_of(LETTERS)}
+    assert set(writing.generate_text(Even(LETTERS, [0]), LETTERS, "a", top_k=1, seed=1, **how)) == {one_of(LETTERS)}
 
 
-def one_of(words: Tokenizer) -> str:
+def one_of(tokenizer: Tokenizer) -> str:
     """What the likeliest of equal logits is: the one that `topk` names first."""
-    return words.decode([int(torch.zeros(1, words.vocab_size).double().topk(1).indices[0, 0])])
+    return tokenizer.decode([int(torch.zeros(1, tokenizer.vocab_size).double().topk(1).indices[0, 0])])

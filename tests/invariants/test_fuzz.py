@@ -64,7 +64,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "metrics": ("metrics.jsonl", lambda path: metrics.read_metrics(path.parent)),
     # what a manifest, a seal or a checksum would have refused, if whoever made it had not made that, too
     "line": ("line.json", sealed_line),
-    "facts": ("trainer.json", lambda path: checkpoint.read_facts(path.parent)),
+    "facts": ("trainer.json", lambda path: checkpoint.read_metadata(path.parent)),
     "record": ("record.json", lambda path: run_record.checked(manifest.read_json(path), str(path))),
     "shard": ("train.npy", shards.open_shard),
     "shard of the version before": ("old.bin", lambda path: shards.open_shard(path.with_suffix(".npy"))),

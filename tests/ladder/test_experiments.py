@@ -123,8 +123,8 @@ def test_heads_one_by_one_and_at_once(found: dict[str, Experiment]) -> None:
 def test_lines_print_figures_and_no_other_number(found: dict[str, Experiment]) -> None:
     """Outside the places for figures a sentence holds no digit; every figure is a finite number."""
     for name, experiment in found.items():
-        assert experiment.says and experiment.name == name in EXPERIMENTS
-        for sentence in experiment.says:
+        assert experiment.conclusion and experiment.name == name in EXPERIMENTS
+        for sentence in experiment.conclusion:
             parts = list(Formatter().parse(sentence))
             assert not any(c.isdigit() for literal, *_ in parts for c in literal), sentence
             assert any(field for _, field, *_ in parts), f"{name} says without a number: {sentence}"

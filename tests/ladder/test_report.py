@@ -22,7 +22,7 @@ from bardlet import models, tokenizer
 from bardlet.config.model import ModelConfig
 from bardlet.ladder import pictures, report, rungs, sources
 from bardlet.ladder.pictures import DARK, LIGHT, Palette
-from bardlet.ladder.report import picture, sentence_for
+from bardlet.ladder.report import fit_sentence, picture
 from bardlet.ladder.run import Outcome
 from bardlet.ladder.rungs import LADDER
 from bardlet.run import hf, metrics
@@ -230,7 +230,7 @@ def test_pictures_show_what_they_are_given() -> None:
     values = shown[0].images[0].get_array()
     assert np.array_equal(values.mask, np.triu(np.ones((5, 5), bool), 1))
     np.testing.assert_allclose(values.filled(0), weights[0][1][0])
-    last = pictures.last_look(weights, list("abcde"))(LIGHT).axes[0]
+    last = pictures.last_row_of_attention(weights, list("abcde"))(LIGHT).axes[0]
     np.testing.assert_allclose(last.images[0].get_array()[2], weights[1][1][0, -1])
 
     positions = pictures.position_embeddings(torch.eye(4, 6))(DARK).axes
@@ -259,7 +259,7 @@ def test_loss_curves_have_a_panel_for_each_kind_of_rung(tmp_path: Path) -> None:
 
 
 def test_signs_that_cannot_be_seen_are_made_visible() -> None:
-    assert [pictures.visible(c) for c in ("a", " ", "\n", "\t", "\x00", "", "é")] == ["a", "␣", "↵", "⇥", "·", "·", "é"]
+    assert [pictures.printable(c) for c in ("a", " ", "\n", "\t", "\x00", "", "é")] == ["a", "␣", "↵", "⇥", "·", "·", "é"]
 
 
 # ---------------------------------------------------------------------------- the page
@@ -397,14 +397,14 @@ def test_the_note_on_a_sentence_stands_where_there_are_maps(tmp_path: Path) -> N
 
 
 def test_a_sentence_that_the_model_cannot_write_is_replaced() -> None:
-    assert sentence_for(WORDS, "to be", "") == ("to be", "")
-    kept, note = sentence_for(WORDS, "to Ωbe", "")
+    assert fit_sentence(WORDS, "to be", "") == ("to be", "")
+    kept, note = fit_sentence(WORDS, "to Ωbe", "")
     assert kept == "to be" and note.startswith("Left out of the sentence")
-    kept, note = sentence_for(WORDS, "ΩΩ", "")
+    kept, note = fit_sentence(WORDS, "ΩΩ", "")
     assert kept == WORDS.drop_unseen(report.SENTENCE)[0] and "Hamlet" in note
     greek = tokenizer.train_char("αβγ", False)
-    assert sentence_for(greek, "to be", "βα")[0] == "βα"
-    assert sentence_for(greek, "", "")[0] == "αβγ"
+    assert fit_sentence(greek, "to be", "βα")[0] == "βα"
+    assert fit_sentence(greek, "", "")[0] == "αβγ"
 
 
 def test_a_pictures_size_is_read_from_its_file(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.ladder import report, run
-from bardlet.ladder.run import Ladder, Plan
+from bardlet.ladder.run import Ladder, LadderPlan
 from bardlet.ladder.rungs import LADDER, bands, select
 from bardlet.run import folder as run_folder
 from bardlet.run import hf, metrics
@@ -96,7 +96,7 @@ def test_what_names_no_rung_is_one_line(words: str, said: str, capsys: pytest.Ca
 def test_rungs_have_the_lecture_s_settings(monkeypatch: pytest.MonkeyPatch, text: Path, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("BARDLET_CACHE", str(tmp_path / "cache"))
-    ladder = Ladder(Plan(LADDER, tmp_path / "out", (str(text),), threads=3), HERE)
+    ladder = Ladder(LadderPlan(LADDER, tmp_path / "out", (str(text),), threads=3), HERE)
     for rung in LADDER[:7]:
         c = ladder.config(rung, 1337)
         assert (c.batch_size, c.block_size, c.n_embd, c.n_head, c.n_layer, c.threads) == (32, 8, 32, 4, 3, 1)
@@ -114,7 +114,7 @@ def test_rungs_have_the_lecture_s_settings(monkeypatch: pytest.MonkeyPatch, text
 
 def test_on_a_gpu_the_scaled_rungs_have_the_lecture_s_size(text: Path, tmp_path: Path) -> None:
     """Counted without a GPU: 10.8 M parameters (the lecture's 10,788,929 less the head's 65 biases), its batches."""
-    ladder = Ladder(Plan(LADDER[7:], tmp_path / "out", (str(text),)), Dist(0, 1, torch.device("cuda")))
+    ladder = Ladder(LadderPlan(LADDER[7:], tmp_path / "out", (str(text),)), Dist(0, 1, torch.device("cuda")))
     assert ladder.minutes is None
     ladder.plan_steps(nothing)
     for rung in LADDER[7:]:
@@ -136,7 +136,7 @@ def test_whether_to_compile_is_decided_once(text: Path, tmp_path: Path, monkeypa
         t.machine.update(compiled=len(told) == 1)
 
     monkeypatch.setattr(run.compilation, "choose_compile", choose)
-    ladder = Ladder(Plan(select("8,12,13"), tmp_path / "l", (str(text),), seeds=2), HERE)
+    ladder = Ladder(LadderPlan(select("8,12,13"), tmp_path / "l", (str(text),), seeds=2), HERE)
     for rung, seed in ladder.jobs():
         ladder._compiled(rung, seed, 5)
     assert told == [("dropout", "auto"), ("qk-norm", "auto"), ("qk-norm", "off"),
@@ -192,7 +192,7 @@ def test_measured_as_eval_measures(bardlet: Callable[..., dict[str, Any]], text:
 
 
 def test_what_is_finished_stays(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(select("1,3,8"), tmp_path / "l", (str(text),), seeds=2, minutes=0.001)
+    plan = LadderPlan(select("1,3,8"), tmp_path / "l", (str(text),), seeds=2, minutes=0.001)
     first = all_outcomes(Ladder(plan, HERE))
     assert [(o.rung.number, o.seed) for o in first] == [(n, seed) for seed in (1337, 1338) for n in (1, 3, 8)]
     kept = {o.folder: hf.read_weights(o.folder) for o in first}
@@ -215,14 +215,14 @@ def test_what_is_finished_stays(text: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_folder_is_called_as_the_text_is(text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    ladder = Ladder(Plan(select("1"), text=(str(text.parent / "*.txt"),)), HERE)
-    assert ladder.out == Path("runs") / f"ladder-{ladder.found.name}" and "*" not in ladder.found.name
+    ladder = Ladder(LadderPlan(select("1"), text=(str(text.parent / "*.txt"),)), HERE)
+    assert ladder.out == Path("runs") / f"ladder-{ladder.corpus.name}" and "*" not in ladder.corpus.name
     before = torch.get_num_threads()
     assert len(all_outcomes(ladder)) == 1 and torch.get_num_threads() == before
 
 
 def test_a_damaged_outcome_is_trained_again(text: Path, tmp_path: Path) -> None:
-    plan = Plan(select("1"), tmp_path / "l", (str(text),))
+    plan = LadderPlan(select("1"), tmp_path / "l", (str(text),))
     [first] = all_outcomes(Ladder(plan, HERE))
     (first.folder / "outcome.json").write_text("{", encoding="utf-8")
     with heard() as said:
@@ -234,7 +234,7 @@ def test_a_damaged_outcome_is_trained_again(text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("recorded", [True, False], ids=["outcome.json says with which", "only run.toml says so"])
 def test_an_outcome_of_other_settings_is_trained_again(recorded: bool, text: Path, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(select("3,4"), tmp_path / "l", (str(text),))
+    plan = LadderPlan(select("3,4"), tmp_path / "l", (str(text),))
     first = all_outcomes(Ladder(plan, HERE))
     if not recorded:  # outcomes of an older bardlet
         for path in (tmp_path / "l").glob("*/*/outcome.json"):
@@ -251,7 +251,7 @@ def test_an_outcome_of_other_settings_is_trained_again(recorded: bool, text: Pat
 
 
 def test_other_threads_than_the_timed_ones_are_said(text: Path, tmp_path: Path) -> None:
-    plan = Plan(select("1,8"), tmp_path / "l", (str(text),), minutes=0.001, threads=1)
+    plan = LadderPlan(select("1,8"), tmp_path / "l", (str(text),), minutes=0.001, threads=1)
     all_outcomes(Ladder(plan, HERE))
     with heard() as said:
         all_outcomes(Ladder(replace(plan, threads=2), HERE))  # nothing is left to train
@@ -269,7 +269,7 @@ def test_other_threads_than_the_timed_ones_are_said(text: Path, tmp_path: Path) 
 
 def test_the_plan_is_read_by_who_holds_the_folder(text: Path, tmp_path: Path) -> None:
     """Two calls begin at once: the second waits for nothing, but takes over what the first has planned meanwhile."""
-    first, second = (Ladder(Plan(select("8"), tmp_path / "l", (str(text),), minutes=m), HERE) for m in (0.001, 0.001))
+    first, second = (Ladder(LadderPlan(select("8"), tmp_path / "l", (str(text),), minutes=m), HERE) for m in (0.001, 0.001))
     all_outcomes(first)
     second.plan_steps(nothing)
     assert second.steps == first.steps and second.outcome(LADDER[7], 1337)
@@ -283,7 +283,7 @@ def test_the_report_shows_what_earlier_calls_made(bardlet: Callable[..., dict[st
     assert [line["rung"] for line in said["rungs"]] == [4]
     page = Path(said["report"]).read_text(encoding="utf-8")
     assert all(LADDER[number - 1].title in page for number in (1, 3, 4)) and LADDER[1].title not in page
-    ladder = Ladder(Plan(select("4"), tmp_path / "l", (str(text),)), HERE)
+    ladder = Ladder(LadderPlan(select("4"), tmp_path / "l", (str(text),)), HERE)
     assert [(o.rung.number, o.seed - 1337) for o in ladder.finished()] == [(1, 0), (1, 1), (3, 0), (3, 1), (4, 0)]
 
 
@@ -308,7 +308,7 @@ def test_a_text_too_short_is_one_line_and_leaves_nothing(tmp_path: Path, capsys:
 
 
 def test_ctrl_c_keeps_the_rungs_before(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = Plan(select("1,3"), tmp_path / "l", (str(text),))
+    plan = LadderPlan(select("1,3"), tmp_path / "l", (str(text),))
     ladder = Ladder(plan, HERE)
 
     def interrupt(rung: Any, seed: int, line: dict[str, Any]) -> None:
@@ -328,7 +328,7 @@ def test_ctrl_c_keeps_the_rungs_before(text: Path, tmp_path: Path, capsys: pytes
 def test_a_signal_at_the_end_of_a_rung_stops_the_ladder(when: str, number: int, code: int, text: Path, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """The rung is finished by then, and kept; the next does not begin."""
-    ladder = Ladder(Plan(select("1,3,4"), tmp_path / "l", (str(text),)), HERE)
+    ladder = Ladder(LadderPlan(select("1,3,4"), tmp_path / "l", (str(text),)), HERE)
     steps: list[str] = []
 
     def watch(rung: Any, seed: int, line: dict[str, Any]) -> None:
@@ -358,7 +358,7 @@ def test_a_signal_at_the_end_of_a_rung_stops_the_ladder(when: str, number: int, 
 def test_signals_act_at_once_while_a_rung_is_compiled(text: Path, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes a minute, and there is nothing to save."""
-    ladder = Ladder(Plan(select("8"), tmp_path / "l", (str(text),), minutes=0.001), HERE)
+    ladder = Ladder(LadderPlan(select("8"), tmp_path / "l", (str(text),), minutes=0.001), HERE)
     ladder.plan_steps(nothing)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -398,7 +398,7 @@ def test_near_misses_are_answered(words: str, says: str, capsys: pytest.CaptureF
 
 
 def test_seeds_of_a_scaled_rung_make_the_same_steps(text: Path, tmp_path: Path) -> None:
-    ladder = Ladder(Plan(select("8,11"), tmp_path / "l", (str(text),), seeds=2, minutes=0.001), HERE)
+    ladder = Ladder(LadderPlan(select("8,11"), tmp_path / "l", (str(text),), seeds=2, minutes=0.001), HERE)
     outcomes = all_outcomes(ladder)
     planned = json.loads((tmp_path / "l" / "ladder.json").read_text(encoding="utf-8"))["steps"]
     assert [o.steps for o in outcomes] == [planned["dropout"], planned["qk-norm"]] * 2
@@ -411,7 +411,7 @@ def test_what_a_climb_prints_when_piped(monkeypatch: pytest.MonkeyPatch, capsys:
     now = 1000.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     line = {"step": 1, "steps": 100, "train_loss": 4.0, "val_loss": None}
-    with console.climbing({"a": 10.0, "b": 30.0}) as watch:
+    with console.ladder_progress({"a": 10.0, "b": 30.0}) as watch:
         watch("1 bigram", "a", line)
         assert capsys.readouterr().out == ("rung 1 bigram: step     1/100  train 4.0000  val -  whole ladder   0%\n")
         now += 5

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.inference import decoders, translate
-from bardlet.inference.translate import How
+from bardlet.inference.translate import TranslateOptions
 from bardlet.models.encdec import EncDec, sinusoids
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -182,10 +182,10 @@ def test_beams_of_the_fast_decoder_move_with_their_history() -> None:
     written = decode.begin(memory, 40)
     for t in range(3):
         decode(tgt[:, t], written)
-    written.pick(torch.tensor([0, 0, 1, 1]))  # two beams for each
+    written.reorder(torch.tensor([0, 0, 1, 1]))  # two beams for each
     decode(torch.stack((tgt[0, 3], tgt[0, 4], tgt[1, 3], tgt[1, 4])), written)
-    written.pick(torch.tensor([1, 0, 2, 2]))
-    written.keep(torch.tensor([0]), 2)
+    written.reorder(torch.tensor([1, 0, 2, 2]))
+    written.select(torch.tensor([0]), 2)
     logits = decode(torch.tensor([5, 6]), written)
     alone = model.encode(src[:1], length[:1])
     for row, history in enumerate(([*tgt[0, :3], tgt[0, 4], 5], [*tgt[0, :4], 6])):
@@ -234,11 +234,11 @@ def test_beam_1_is_greedy_and_a_batch_is_one_by_one(lines: list[list[int]], beam
         end = model.model.shared.weight[EOS]
         model.model.decoder.layer_norm.bias.add_(end / end.norm())
     most = [2 * len(source) + 20 for source in sources]
-    one = beam_search.beam(translate.Crossing(model, decoders.decoder(model), sources, PAD, max(most)), EOS, most, 1)
-    assert one == translate.translate(model, sources, EOS, PAD, How())
-    batched = translate.translate(model, sources, EOS, PAD, How(beams=beams))
+    one = beam_search.beam(translate.EncDecReader(model, decoders.decoder(model), sources, PAD, max(most)), EOS, most, 1)
+    assert one == translate.translate(model, sources, EOS, PAD, TranslateOptions())
+    batched = translate.translate(model, sources, EOS, PAD, TranslateOptions(beams=beams))
     for source, made in zip(sources, batched, strict=True):
-        assert [made] == translate.translate(model, [source], EOS, PAD, How(beams=beams))
+        assert [made] == translate.translate(model, [source], EOS, PAD, TranslateOptions(beams=beams))
 
 
 @torch.no_grad()
@@ -267,7 +267,7 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
         best_cut = max(cut, key=unended)
         score = probable(model, source, best) / (len(best) + 1) ** penalty
         wanted = best if score >= unended(best_cut) else best_cut
-        wide = _Wide(translate.Crossing(model, decoders.decoder(model), [source], PAD, most), 200)
+        wide = _Wide(translate.EncDecReader(model, decoders.decoder(model), [source], PAD, most), 200)
         assert beam_search.beam(wide, EOS, [most], 100, penalty) == [wanted]
 
 

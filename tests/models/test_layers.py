@@ -13,9 +13,9 @@ from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.inference.decoders.cache import DecodeStep
-from bardlet.models.layers import KVCache, RMSNorm, place, rotary, rotate
+from bardlet.models.layers import KVCache, RMSNorm, apply_rope, positions_and_mask, rope_cos_sin
 from bardlet.ops.attention import attention, attention_by_hand
-from bardlet.ops.dropout import Dropout, drop
+from bardlet.ops.dropout import Dropout, byte_dropout
 
 few = settings(max_examples=30)
 
@@ -38,8 +38,8 @@ def test_rotated_products_depend_on_the_distance_alone(m: int, n: int, shift: in
     q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
 
     def at(x: torch.Tensor, position: int) -> torch.Tensor:
-        cos, sin = rotary(torch.tensor([[position]]), 8, 10_000.0)
-        return rotate(x[None, None, None], cos.double(), sin.double())[0, 0, 0]
+        cos, sin = rope_cos_sin(torch.tensor([[position]]), 8, 10_000.0)
+        return apply_rope(x[None, None, None], cos.double(), sin.double())[0, 0, 0]
 
     torch.testing.assert_close(at(q, m) @ at(k, n), at(q, m + shift) @ at(k, n + shift), rtol=0, atol=2e-4)
     torch.testing.assert_close(at(q, m).norm(), q.norm(), rtol=1e-6, atol=1e-6)
@@ -98,7 +98,7 @@ def test_dropout_drops_a_part_and_keeps_the_mean(p: float, dtype: torch.dtype) -
     torch.manual_seed(0)
     part = min(max(1, round(256 * p)), 255) / 256
     x = torch.ones(1000, 1001, dtype=dtype, requires_grad=True)
-    y = drop(x, p)
+    y = byte_dropout(x, p)
     kept = y != 0
     assert y.dtype == dtype
     assert abs((~kept).float().mean() - part) < 0.003
@@ -106,22 +106,22 @@ def test_dropout_drops_a_part_and_keeps_the_mean(p: float, dtype: torch.dtype) -
     y.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, y.detach())
-    assert not torch.equal(drop(x, p) != 0, kept)  # another mask at each call
+    assert not torch.equal(byte_dropout(x, p) != 0, kept)  # another mask at each call
     torch.manual_seed(0)
-    assert torch.equal(drop(x, p), y)  # and the same from the same seed
+    assert torch.equal(byte_dropout(x, p), y)  # and the same from the same seed
 
 
 def test_dropout_rests_outside_training() -> None:
     x = torch.randn(4, 5)
     layer = Dropout(0.5)
     assert torch.equal(layer.eval()(x), x)
-    assert torch.equal(drop(x, 0.0), x)
+    assert torch.equal(byte_dropout(x, 0.0), x)
     assert (layer.train()(x) == 0).any()
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (8, 8)])
 def test_dropout_takes_every_shape(shape: tuple[int, ...]) -> None:
-    assert drop(torch.ones(shape), 0.5).shape == shape
+    assert byte_dropout(torch.ones(shape), 0.5).shape == shape
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
@@ -195,10 +195,10 @@ def test_half_precision_attention_is_near_the_full_one() -> None:
 
 def test_place_knows_who_stands_where_and_sees_whom() -> None:
     idx = torch.zeros(2, 5, dtype=torch.int64)
-    position, mask = place(idx, 8)
+    position, mask = positions_and_mask(idx, 8)
     assert position.tolist() == [[0, 1, 2, 3, 4]] and mask is None
 
-    position, mask = place(idx, 8, segment_BT=torch.tensor([[7, 7, 7, 3, 3], [1, 2, 2, 1, 1]]))
+    position, mask = positions_and_mask(idx, 8, segment_BT=torch.tensor([[7, 7, 7, 3, 3], [1, 2, 2, 1, 1]]))
     assert position.tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 0, 1]]
     assert mask is not None and mask.shape == (2, 1, 5, 5)
     assert mask[1, 0].int().tolist() == [
@@ -209,7 +209,7 @@ def test_place_knows_who_stands_where_and_sees_whom() -> None:
         [0, 0, 0, 1, 1],
     ]
 
-    _, mask = place(idx, 8, prefix_B=torch.tensor([0, 3]))
+    _, mask = positions_and_mask(idx, 8, prefix_B=torch.tensor([0, 3]))
     assert mask is not None
     assert mask[0, 0].int().tolist() == torch.ones(5, 5).tril().int().tolist()
     assert mask[1, 0].int().tolist() == [
@@ -221,7 +221,7 @@ def test_place_knows_who_stands_where_and_sees_whom() -> None:
     ]
 
     empty = torch.zeros(1, 2, 1, 8, 4)
-    position, mask = place(idx[:, :2], 8, cache=KVCache(empty, empty, torch.tensor([1, 3])))
+    position, mask = positions_and_mask(idx[:, :2], 8, cache=KVCache(empty, empty, torch.tensor([1, 3])))
     assert position.tolist() == [[1, 2], [3, 4]]
     assert mask is not None
     assert mask[:, 0].int().tolist() == [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
@@ -230,13 +230,13 @@ def test_place_knows_who_stands_where_and_sees_whom() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     idx = torch.zeros(1, 5, dtype=torch.int64)
     with pytest.raises(BardletError, match="5 tokens do not fit in a context of 4"):
-        place(idx, 4)
+        positions_and_mask(idx, 4)
     empty = torch.zeros(1, 1, 1, 6, 4)
     cache = KVCache(empty, empty, torch.tensor([2]))
     with pytest.raises(BardletError, match="7 tokens do not fit in a context of 6"):
-        place(idx, 8, cache)
+        positions_and_mask(idx, 8, cache)
     with pytest.raises(ValueError, match="segment_BT or cache"):
-        place(idx[:, :1], 8, cache, segment_BT=idx[:, :1])
+        positions_and_mask(idx[:, :1], 8, cache, segment_BT=idx[:, :1])
     with pytest.raises(BardletError, match="cache is full"):
         DecodeStep(KVCache(empty, empty, torch.tensor([6])))
 

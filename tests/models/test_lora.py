@@ -19,7 +19,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig
 from bardlet.inference import decoders
 from bardlet.models import lora
-from bardlet.models.reward import on_top_of
+from bardlet.models.reward import with_scalar_head
 from bardlet.run import hf
 from bardlet.training import optim
 
@@ -53,7 +53,7 @@ def moved(model: Any) -> Any:
     """The model with changes that are not nothing."""
     torch.manual_seed(1)
     for layer in model.modules():
-        if isinstance(layer, lora.LowRank):
+        if isinstance(layer, lora.LoRALinear):
             torch.nn.init.normal_(layer.up, std=0.1)
     return model
 
@@ -62,7 +62,7 @@ def moved(model: Any) -> Any:
 def test_it_begins_as_the_model_and_ends_as_the_sum(shape: ModelConfig) -> None:
     model = models.build(shape).eval()
     before, weights = model(IDX), {name: x.clone() for name, x in model.hf_state_dict().items()}
-    lora.adapt(model, 4)
+    lora.add_lora(model, 4)
     assert torch.equal(model(IDX), before)
     assert all(torch.equal(x, weights[name]) for name, x in model.hf_state_dict().items())
     logits = moved(model)(IDX)
@@ -75,7 +75,7 @@ def test_it_begins_as_the_model_and_ends_as_the_sum(shape: ModelConfig) -> None:
 @pytest.mark.parametrize("shape", [QWEN3, GPT2])
 def test_the_decoder_reads_the_sum(shape: ModelConfig) -> None:
     model = models.build(shape).eval()
-    lora.adapt(model, 4)
+    lora.add_lora(model, 4)
     moved(model)
     with torch.inference_mode():
         decoder, cache = decoders.decoder(model), model.new_cache(2)
@@ -88,20 +88,20 @@ def test_what_is_loaded_is_the_whole_layer() -> None:
     model = models.build(QWEN3).eval()
     weights = {name: x.clone() for name, x in model.hf_state_dict().items()}
     before = model(IDX)
-    lora.adapt(model, 4)
+    lora.add_lora(model, 4)
     moved(model).load_hf_state_dict(weights)
     assert torch.equal(model(IDX), before)
 
 
 def test_only_the_factors_learn_and_a_new_head() -> None:
     model = models.build(QWEN3)
-    lora.adapt(model, 4)
+    lora.add_lora(model, 4)
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(learning) == 2 * 2 * 7 and all(name.endswith((".up", ".down")) for name in learning)
     groups = optim.parameter_groups(model, True)
     assert {name for group in groups.values() for name, _ in group} == learning
-    scorer = on_top_of(models.build(QWEN3))
-    lora.adapt(scorer, 4)
+    scorer = with_scalar_head(models.build(QWEN3))
+    lora.add_lora(scorer, 4)
     assert {name for name, p in scorer.named_parameters() if p.requires_grad} == learning | {"score.weight"}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.inference.generate import generate
-from bardlet.models.layers import rotary
+from bardlet.models.layers import rope_cos_sin
 from bardlet.models.qwen3 import Block, Qwen3
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -173,7 +173,7 @@ def test_dropout_is_in_training_alone() -> None:
     assert isinstance(block, Block)
     x = torch.randn(64, 16, 32)
     block.eval()
-    cos, sin = rotary(torch.arange(16)[None], CONFIG.head_dim, CONFIG.rope_theta)
+    cos, sin = rope_cos_sin(torch.arange(16)[None], CONFIG.head_dim, CONFIG.rope_theta)
     with torch.no_grad():
         weights_whole = block.self_attn.train()(x, cos, sin)
         assert torch.equal(weights_whole, block.self_attn.eval()(x, cos, sin))
@@ -187,7 +187,7 @@ def test_a_block_is_one_graph_and_trains_in_bf16() -> None:
     block = lively(CONFIG).model.layers[0].train()
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 16, 32, requires_grad=True)
-    cos, sin = rotary(torch.arange(16)[None], CONFIG.head_dim, CONFIG.rope_theta)
+    cos, sin = rope_cos_sin(torch.arange(16)[None], CONFIG.head_dim, CONFIG.rope_theta)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = compiled(x, cos, sin)
         (grad,) = torch.autograd.grad(y.square().mean(), x)

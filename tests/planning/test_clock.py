@@ -42,7 +42,7 @@ def drive(seconds: float, pace: Callable[[int], float], planned: int, evaluation
 def test_the_clock_looks_a_few_times() -> None:
     """A run whose steps take twice as long as planned ends on time all the same, after a few decisions."""
     state, ended = drive(100.0, lambda step: 0.2, 970)
-    assert len(state.replans) == 1 + len(clock.LOOKS) and 0.9 * 100 < ended <= 100
+    assert len(state.replans) == 1 + len(clock.RATE_CHECKS) and 0.9 * 100 < ended <= 100
 
 
 @pytest.mark.parametrize("later", [0.6, 1.5])

@@ -49,13 +49,13 @@ def trainer(vocab_size: int = 11, dist: Dist = ALONE, dtype: str = "fp32", **set
     net = models.build(config.model_config(vocab_size))
     tokens = torch.randint(vocab_size, (config.batch_size * config.grad_accum, config.block_size + 1))
     batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
-    objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
+    objective = Objective(lambda step: batch, losses.next_token_loss, losses.count_targets, lambda model: 0.0)
     return Trainer(Path(), net, optim.build(net, config), objective, config, dist, {"dtype": dtype}, Record())
 
 
-def first(t: Trainer, rows: int) -> data_batch.Batch:
+def first(trainer: Trainer, rows: int) -> data_batch.Batch:
     """The first rows of a batch, which own their memory."""
-    return {name: x[:rows].clone() for name, x in t.objective.batch(0).items()}
+    return {name: x[:rows].clone() for name, x in trainer.objective.batch(0).items()}
 
 
 # ---------------------------------------------------------------- what there is
@@ -176,7 +176,7 @@ def test_the_formula_is_above_the_measurement(model: str) -> None:
         t = trainer(model=model, **sizes)
         each, most = memory._logits(t, t.config.block_size)
         rows = t.config.batch_size
-        assert memory.at_most(t) - memory.fixed(t) > rows * memory.per_row(t) + min(rows * each, most)
+        assert memory.upper_bound(t) - memory.fixed(t) > rows * memory.per_row(t) + min(rows * each, most)
 
 
 # ---------------------------------------------------------------- what is done about it
@@ -193,7 +193,7 @@ def test_what_is_chosen_fits_and_is_the_same_step(batch: int, accumulate: int, w
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "free_here", lambda dist: free)
         patch.setattr(memory, "per_row", lambda t, limit: row)
-        patch.setattr(memory, "at_most", lambda t: 10**11)
+        patch.setattr(memory, "upper_bound", lambda t: 10**11)
         allowed = memory.SHARE * (free - memory.fixed(t))
         try:
             memory.fit_micro_batches(t)
@@ -213,7 +213,7 @@ def test_a_cut_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     free = memory.fixed(t) + int(5.5 * memory.per_row(t) / memory.SHARE)
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     monkeypatch.setattr(memory, "UPDATE", 0)
-    monkeypatch.setattr(memory, "LITTLE", 0)
+    monkeypatch.setattr(memory, "SMALL_FREE", 0)
     memory.fit_micro_batches(t)
     assert (t.config.batch_size, t.config.grad_accum) == (4, 3)
     done = train_step(t.model, [], t.objective.batch(0), t.objective, t.config, ALONE, "fp32")

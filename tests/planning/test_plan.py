@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
-from bardlet.data.statistics import Survey
+from bardlet.data.statistics import CorpusStatistics
 from bardlet.errors import BardletError
 from bardlet.planning import calibrate, clock, memory, scaling_law
 from bardlet.planning import plan as planning
@@ -71,7 +71,7 @@ def test_a_plan_can_be_trained_and_grows_with_the_minutes(seconds: float, more: 
     assert 2 * c.block_size <= tokens and c.block_size & (c.block_size - 1) == 0
     assert c.batch_size * c.block_size <= 2**19
     heart = steps(plan, tokens) * c.batch_size * c.block_size / tokens * calibrate.weights(c) / tokens
-    low, high = planning.regularisation(0.8 * heart), planning.regularisation(1.3 * heart)  # steps are whole ones
+    low, high = planning.regularization(0.8 * heart), planning.regularization(1.3 * heart)  # steps are whole ones
     assert low[0] <= c.weight_decay <= high[0] and low[1] <= c.dropout <= high[1]
     longer = chosen(seconds * more, tokens, documents=documents, vocab_size=vocab_size, speed=speed).config
     assert calibrate.weights(longer) >= calibrate.weights(c) and longer.block_size >= c.block_size
@@ -96,7 +96,7 @@ def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
     tokens = night.config.batch_size * night.config.block_size
     epochs = steps(night, 40_000) * tokens / 40_000
     assert night.most_steps and steps(night, 40_000) <= night.most_steps
-    assert epochs * calibrate.weights(night.config) / 40_000 <= planning.MOST_HEART * 1.1
+    assert epochs * calibrate.weights(night.config) / 40_000 <= planning.MAX_MEMORIZATION * 1.1
     hour = chosen(3_600, 40_000, documents=8_000)
     assert hour.config == night.config and hour.epochs == night.epochs
     mine = chosen(3_600, 40_000, TrainConfig(dropout=0.3))
@@ -106,7 +106,7 @@ def test_a_small_text_has_a_small_model_and_is_not_read_for_ever() -> None:
 
 
 def test_a_vocabulary_is_chosen_for_a_long_text_alone() -> None:
-    long, short = Survey(60_000_000, 54_000_000, "abc"), Survey(1_000_000, 900_000, "abc")
+    long, short = CorpusStatistics(60_000_000, 54_000_000, "abc"), CorpusStatistics(1_000_000, 900_000, "abc")
     config = TrainConfig()
     three_minutes = Machine(180, LAPTOP)
     assert planning.plan_vocabulary(short, three_minutes, config) == (config, "")
@@ -137,10 +137,10 @@ def test_an_evaluation_takes_no_more_than_its_share(seconds: float, asked: int, 
     config = TrainConfig(eval_tokens=asked)
     takes = speed.seconds(calibrate.operations(config, 65)) / 3
     looks = planning.evaluation_tokens(config, 65, seconds, speed)
-    assert looks == 1 or looks * takes <= clock.EVALUATING * seconds * (1 + 1e-9)
+    assert looks == 1 or looks * takes <= clock.EVALUATION_SHARE * seconds * (1 + 1e-9)
     halved = int(math.log2(asked / looks))
     assert looks == 1 or (looks == asked >> halved and (looks == asked or asked / 2 ** (halved - 1) * takes
-                                                        > clock.EVALUATING * seconds * (1 - 1e-9)))
+                                                        > clock.EVALUATION_SHARE * seconds * (1 - 1e-9)))
 
 
 def test_processes_on_two_machines_choose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_a_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return len(calls)
 
     first = calibrate.calibrate(CPU, "fp32", 1, tmp_path)
-    assert [round(x) for x, _ in first.points] == [round(shape[2] * 1e5) for shape in calibrate.TIMED]
+    assert [round(x) for x, _ in first.points] == [round(shape[2] * 1e5) for shape in calibrate.TIMED_SHAPES]
     assert calls_of() == 1 and calibrate.calibrate(CPU, "fp32", 1, tmp_path) == first
     assert calls_of(threads=2) == calls_of(dtype="bf16") == 3 and calls_of(threads=2) == 1
     factor = 1.3
@@ -210,10 +210,10 @@ def test_processes_share_the_windows_of_a_batch() -> None:
 def test_the_expected_loss_falls_with_what_is_learned() -> None:
     """More fresh characters, a lower loss; what is read again is worth less than what is new."""
     counting = (1.6, 1.8, 500_000.0, 0.0, 0.0)
-    once, more, again = (scaling_law.expected_loss(counting, *seen)
+    once, more, again = (scaling_law.predict_loss(counting, *seen)
                          for seen in ((1e6, 0.5), (4e6, 0.5), (4e6, 40.0)))
     assert more < again < 1.6 and more < once
-    twenty, forty = (scaling_law.expected_loss(counting, 1e6 * n, float(n)) for n in (20, 40))
+    twenty, forty = (scaling_law.predict_loss(counting, 1e6 * n, float(n)) for n in (20, 40))
     assert abs(twenty / forty - 1) < 0.02, "a text that is known teaches nothing"
 
 
@@ -234,7 +234,7 @@ def test_no_model_is_timed_that_does_not_fit(tmp_path: Path, monkeypatch: pytest
     time_model = calibrate._time_model
 
     def timed(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
-        return (5e6, 1e-5) if shape == calibrate.TIMED[0] else time_model(shape, dist, dtype)
+        return (5e6, 1e-5) if shape == calibrate.TIMED_SHAPES[0] else time_model(shape, dist, dtype)
 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**8)
     with pytest.raises(BardletError, match="100 MB of memory are free, too little to find out"):

@@ -22,7 +22,7 @@ def saved(run: Path, step: int, keep: int = 9) -> Path:
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     """Weights, state and facts, and the checkpoint is whole."""
     folder = saved(tmp_path, 7)
-    assert manifest.wrong(folder) is None
+    assert manifest.damaged_files(folder) is None
     (weights, state), facts = checkpoint.load(folder), manifest.read_json(folder / "trainer.json")
     assert torch.equal(weights["w"], torch.full((3, 2), 7.0)) and torch.equal(state["rng"], torch.arange(7))
     assert facts == {"step": 7, "seconds": 1.5}
@@ -54,7 +54,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".run.toml.77.tmp").write_text("half")
     (tmp_path / ".tmpmine").mkdir()
     (tmp_path / "run.toml").write_text("")
-    run_folder.sweep(tmp_path)
+    run_folder.remove_partial(tmp_path)
     assert [p.name for p in kept.parent.iterdir()] == [kept.name]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".tmpmine", "checkpoints", "run.toml"]
 
@@ -92,7 +92,7 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     def full(*args: object, **facts: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(manifest, "seal", full)
+    monkeypatch.setattr(manifest, "write_manifest", full)
     with pytest.raises(BardletError, match=r"no space left on device: [\d,]+ bytes are needed, [\d,]+ are free"):
         saved(tmp_path, 6)
     assert checkpoint.newest_whole(tmp_path) == good

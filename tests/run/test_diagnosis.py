@@ -25,7 +25,7 @@ def lines(train: list[float], val: list[float] = []) -> list[dict[str, Any]]:  #
 
 
 def said(*args: Any, config: TrainConfig = CONFIG, steps: int = 1000, record: dict[str, float] = RECORD) -> str:
-    return " | ".join(found.said for found in diagnosis.of_losses(lines(*args), config, steps, record))
+    return " | ".join(found.message for found in diagnosis.of_losses(lines(*args), config, steps, record))
 
 
 FALLING = list(np.linspace(4, 1.5, 40))
@@ -78,7 +78,7 @@ def test_a_rate_that_was_too_high_is_not_forgotten() -> None:
     """The losses fall in the end, when the rate does; what else was said on the way is settled by then."""
     train = [4, 3.8, 3.5, 3.2, *[3.0] * 15, *np.linspace(2.9, 1.6, 20)]
     found = diagnosis.of_run(lines(train, [3.0, 2.9, 2.0, 1.7]), CONFIG, 10 * len(train), RECORD)
-    assert [one.about for one in found] == ["learning rate"] and "stands still at" in found[0].said
+    assert [one.about for one in found] == ["learning rate"] and "stands still at" in found[0].message
     assert diagnosis.of_run(lines(FALLING, [3.0, 2.0]), CONFIG, 400, RECORD) == []
 
 
@@ -87,7 +87,7 @@ def test_a_rate_that_was_too_high_is_not_forgotten() -> None:
     ({"duplicated": 0.4, "leaked": 0.2}, "validation text occurs in training: 20%"),
     ({"duplicated": 0.4, "leaked": 0.01}, ""), ({}, "")])
 def test_of_the_text(record: dict[str, float], words: str) -> None:
-    found = " | ".join(one.said for one in diagnosis.of_text(record))
+    found = " | ".join(one.message for one in diagnosis.of_text(record))
     assert words in found and bool(found) == bool(words)
 
 

@@ -59,26 +59,26 @@ def test_transformers_writes_the_same_100_tokens(name: str, runs: dict[str, Path
     """model.generate(**tok(prompt, return_tensors="pt")), as users type it, greedily: the same 100 tokens."""
     model = transformers.AutoModelForCausalLM.from_pretrained(runs[name])
     tok = transformers.AutoTokenizer.from_pretrained(runs[name])
-    ours, words = hf.read_folder(runs[name])
+    ours, tokenizer = hf.read_folder(runs[name])
     prompt = "the little bard"
     theirs = model.generate(**tok(prompt, return_tensors="pt"), max_new_tokens=100, do_sample=False)[0].tolist()
-    start = words.encode(prompt).tolist()
+    start = tokenizer.encode(prompt).tolist()
     assert theirs[: len(start)] == start
     assert theirs[len(start) :] == generate.generate(ours, [start], 100, temperature=0)[0]
-    assert tok.decode(theirs) == words.decode(theirs)
+    assert tok.decode(theirs) == tokenizer.decode(theirs)
 
 
 @pytest.mark.parametrize("name", ["gpt2-char", "gpt2-byte", "gpt2-bpe"])
 def test_transformers_gives_the_same_ids(name: str, runs: dict[str, Path]) -> None:
     """AutoTokenizer.from_pretrained(run): the ids of 1,000 random strings, over the vocabulary with char."""
     tok = transformers.AutoTokenizer.from_pretrained(runs[name])
-    _, words = hf.read_folder(runs[name])
+    _, tokenizer = hf.read_folder(runs[name])
     draw = random.Random(0)
     wild = "the bard \n\t'sZ0é漢🦊\u200d\u0301 \u00a0" + "".join(map(chr, range(1, 700)))
-    letters = words.alphabet if name.endswith("char") else wild
+    letters = tokenizer.alphabet if name.endswith("char") else wild
     for _ in range(1000):
         string = "".join(draw.choices(letters, k=draw.randrange(1, 40)))
-        assert tok(string)["input_ids"] == words.encode(string).tolist(), repr(string)
+        assert tok(string)["input_ids"] == tokenizer.encode(string).tolist(), repr(string)
         assert tok.decode(tok(string)["input_ids"]) == string
 
 

@@ -56,7 +56,7 @@ def test_a_limit_on_the_instructions_is_a_limit_on_bf16(variable: str, value: st
     monkeypatch.setenv(variable, value)
     assert runtime_device.pick_dtype("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
     assert runtime_device.processor().endswith(f" with {variable}={value}") == (not native)
-    said = [one.said for one in doctor.machine() if one.about == "precision"]
+    said = [one.message for one in doctor.machine() if one.about == "precision"]
     assert said == (["bf16, which this processor multiplies natively"] if native else
                     [f"fp32: {variable}={value} rules out native bf16"])
 

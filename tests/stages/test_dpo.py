@@ -83,23 +83,23 @@ def test_no_prompt_is_in_both_parts_and_no_pair_is_lost(pairs: Path) -> None:
 
 
 def test_both_answers_are_what_the_template_writes(model: Path, pairs: Path) -> None:
-    words = hf.read_folder(model)[1]
+    tokenizer = hf.read_folder(model)[1]
     [one] = [records.preference({"prompt": "red <|end|>", "chosen": "good", "rejected": "bad"}, "here")]
     for side in data_preferences.SIDES:
-        chats = data_preferences.encoded(words, [one], side)
+        chats = data_preferences.encode_side(tokenizer, [one], side)
         messages = [*one.prompt, {"role": "assistant", "content": getattr(one, side)}]
-        ids, answer = chat_template.encode(words, messages)
+        ids, answer = chat_template.encode(tokenizer, messages)
         assert chats.tokens.tolist() == ids.tolist() and chats.answer.tolist() == answer.tolist()
 
 
 def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) -> None:
     """By hand, one answer at a time and without padding; and 0 for a pair that fills a batch up."""
-    gpt, words = hf.read_folder(model)
-    ready = data_preferences.prepare(records.find([str(pairs)]), words, HERE)
-    batches = data_preferences.PairBatches(ready.train, 48, 3, 0, 1, multiple=2)
+    gpt, tokenizer = hf.read_folder(model)
+    ready = data_preferences.tokenize_preferences(records.find([str(pairs)]), tokenizer, HERE)
+    batches = data_preferences.PreferenceBatches(ready.train, 48, 3, 0, 1, multiple=2)
     batch = batches.of(batches.kept[:3])
     found = logprobs.pair_log_probability(gpt, batch)
-    assert found.shape == (4, 2) and found[3].tolist() == [0, 0] and data_preferences.count(batch) == 3
+    assert found.shape == (4, 2) and found[3].tolist() == [0, 0] and data_preferences.count_tokens(batch) == 3
     for b, i in enumerate(batches.kept[:3]):
         for s, side in enumerate(ready.train.sides):
             here = slice(int(side.starts[i]), int(side.ends[i]))
@@ -112,12 +112,12 @@ def test_log_p_of_a_pair_is_the_sum_over_its_answer(model: Path, pairs: Path) ->
 def test_at_the_reference_the_loss_is_log_2(model: Path, pairs: Path) -> None:
     config = config_of(model, pairs, steps=1, grad_accum=2)
     stage = DPO(config, HERE)
-    t = stage.begin(str(model.parent / "never"), 0.0)
-    assert t.objective.evaluate(t.model) == pytest.approx(math.log(2), abs=1e-6) and t.objective.all_logits
-    total = sum(t.objective.loss(t.model, t.objective.batch(step)).item() for step in range(t.record.batches))
-    count = sum(t.objective.count(t.objective.batch(step)) for step in range(t.record.batches))
+    trainer = stage.begin(str(model.parent / "never"), 0.0)
+    assert trainer.objective.evaluate(trainer.model) == pytest.approx(math.log(2), abs=1e-6) and trainer.objective.all_logits
+    total = sum(trainer.objective.loss(trainer.model, trainer.objective.batch(step)).item() for step in range(trainer.record.batches))
+    count = sum(trainer.objective.count(trainer.objective.batch(step)) for step in range(trainer.record.batches))
     assert total / count == pytest.approx(math.log(2), abs=1e-6)
-    assert count + t.record.left_out == len(stage.data.pairs.train) and t.record.left_out > 0
+    assert count + trainer.record.left_out == len(stage.data.pairs.train) and trainer.record.left_out > 0
 
 
 def test_it_learns_what_is_preferred(run: Path) -> None:

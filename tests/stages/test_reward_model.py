@@ -69,16 +69,16 @@ def test_the_rewards_are_those_of_transformers(family: str, tmp_path: Path, mode
     """Its class loads the folder without a key missing or left over, and reads the last token before the padding."""
     from transformers import AutoModelForSequenceClassification
 
-    words = hf.read_folder(model)[1]
+    tokenizer = hf.read_folder(model)[1]
     torch.manual_seed(3)
-    scorer = heads.on_top_of(models.build(replace(SHAPES[family], vocab_size=words.vocab_size))).eval()
-    hf.write_folder(tmp_path, scorer, words)
+    scorer = heads.with_scalar_head(models.build(replace(SHAPES[family], vocab_size=tokenizer.vocab_size))).eval()
+    hf.write_folder(tmp_path, scorer, tokenizer)
     hf.write_weights(tmp_path, scorer.hf_state_dict())
     theirs, told = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"] and type(theirs).__name__.startswith(
         {"qwen3": "Qwen3For", "gpt2": "GPT2For"}[family])  # fmt: skip
-    idx_BT, length_B = torch.randint(10, words.vocab_size, (5, 20)), torch.tensor([20, 7, 1, 13, 20])
-    idx_BT[torch.arange(20) >= length_B[:, None]] = words.pad_id
+    idx_BT, length_B = torch.randint(10, tokenizer.vocab_size, (5, 20)), torch.tensor([20, 7, 1, 13, 20])
+    idx_BT[torch.arange(20) >= length_B[:, None]] = tokenizer.pad_id
     found = scorer(idx_BT, length_B)
     torch.testing.assert_close(theirs(input_ids=idx_BT).logits[:, 0], found, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scorer.values(idx_BT)[torch.arange(5), length_B - 1], found)
@@ -92,7 +92,7 @@ def test_the_rewards_are_those_of_transformers(family: str, tmp_path: Path, mode
 
 def test_what_stands_behind_the_length_changes_nothing() -> None:
     torch.manual_seed(0)
-    scorer = heads.on_top_of(models.build(SHAPE)).eval()
+    scorer = heads.with_scalar_head(models.build(SHAPE)).eval()
     idx_BT, length_B = torch.randint(50, (4, 24)), torch.tensor([24, 5, 1, 12])
     other = torch.where(torch.arange(24) < length_B[:, None], idx_BT, (idx_BT + 7) % 50)
     assert torch.equal(scorer(idx_BT, length_B), scorer(other, length_B))
@@ -101,7 +101,7 @@ def test_what_stands_behind_the_length_changes_nothing() -> None:
 def test_in_bf16_the_number_itself_stays_fp32() -> None:
     """Else a hundred conversations would share a dozen rewards."""
     torch.manual_seed(0)
-    scorer = heads.on_top_of(models.build(SHAPE)).eval()
+    scorer = heads.with_scalar_head(models.build(SHAPE)).eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         reward_B = scorer(torch.randint(50, (100, 24)), torch.full((100,), 24))
         value_BT = scorer.values(torch.randint(50, (4, 24)))
@@ -110,7 +110,7 @@ def test_in_bf16_the_number_itself_stays_fp32() -> None:
 
 
 def test_the_head_is_not_for_muon() -> None:
-    scorer = heads.on_top_of(models.build(replace(SHAPE, tie_embeddings=False)))
+    scorer = heads.with_scalar_head(models.build(replace(SHAPE, tie_embeddings=False)))
     groups = optim.parameter_groups(scorer, muon=True)
     assert [name for name, _ in groups["decay"]] == ["model.embed_tokens.weight", "score.weight"]
     assert "lm_head.weight" not in scorer.hf_state_dict()
@@ -123,7 +123,7 @@ def test_its_objective_says_that_it_has_all_logits(model: Path, pairs: Path) -> 
 
 
 def test_labels_that_are_several_are_one_line(tmp_path: Path, model: Path) -> None:
-    for name in hf.WORDS_AND_SHAPE:
+    for name in hf.TOKENIZER_AND_CONFIG:
         (tmp_path / name).write_bytes((model / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}
@@ -134,18 +134,18 @@ def test_labels_that_are_several_are_one_line(tmp_path: Path, model: Path) -> No
 
 def test_rows_that_fill_up_a_batch_do_not_count() -> None:
     torch.manual_seed(0)
-    scorer = heads.on_top_of(models.build(SHAPE)).eval()
+    scorer = heads.with_scalar_head(models.build(SHAPE)).eval()
     batch = {"idx": torch.randint(50, (4, 2, 24)), "length": torch.tensor([[24, 5], [9, 9], [1, 12], [0, 0]])}
     reward_B2 = logprobs.pair_rewards(scorer, batch)
     by_hand = -sum((reward_B2[i, 0] - reward_B2[i, 1]).sigmoid().log() for i in range(3))
-    torch.testing.assert_close(logprobs.preferred(scorer, batch), by_hand)
-    assert data_preferences.count(batch) == 3
+    torch.testing.assert_close(logprobs.preference_loss(scorer, batch), by_hand)
+    assert data_preferences.count_tokens(batch) == 3
 
 
 def test_certainty_is_measured_as_it_was_by_hand() -> None:
     """Two pairs at p = 3/4, one of them right; two at p = 1/2 + a little, ties; one at nearly 1, right."""
     sure = np.log(3)
-    found = reward_model.Judged(np.array([sure, -sure, 0.0, 0.0, 50.0]), np.array([2, 0, 0, -1, 5]))
+    found = reward_model.RewardEvaluation(np.array([sure, -sure, 0.0, 0.0, 50.0]), np.array([2, 0, 0, -1, 5]))
     p, right, number = found.calibration()
     assert p == pytest.approx([0.5, 0.75, 1.0]) and right == pytest.approx([0.5, 0.5, 1.0])
     assert number.tolist() == [2, 2, 1]
@@ -153,7 +153,7 @@ def test_certainty_is_measured_as_it_was_by_hand() -> None:
     assert found.accuracy_where(found.longer > 0) == 1 and found.accuracy_where(found.longer < 0) == 0.5
     assert found.accuracy_where(found.longer > 9) is None
     assert found.likes_length() == pytest.approx(np.corrcoef(found.margins, found.longer)[0, 1])
-    assert reward_model.Judged(np.ones(3), np.arange(3)).likes_length() == 0
+    assert reward_model.RewardEvaluation(np.ones(3), np.arange(3)).likes_length() == 0
 
 
 def test_it_learns_what_is_preferred(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

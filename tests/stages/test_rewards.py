@@ -34,11 +34,11 @@ def words() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def scorer(words: Tokenizer) -> torch.nn.Module:
+def scorer(tokenizer: Tokenizer) -> torch.nn.Module:
     torch.manual_seed(0)
-    shape = ModelConfig("qwen3", vocab_size=words.vocab_size, block_size=16, n_layer=1, n_head=2, n_kv_head=2,
+    shape = ModelConfig("qwen3", vocab_size=tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_kv_head=2,
                         n_embd=16, head_dim=8, n_inner=32, activation="silu")  # fmt: skip
-    return heads.on_top_of(models.build(shape)).eval()
+    return heads.with_scalar_head(models.build(shape)).eval()
 
 
 def test_exact_is_the_answer_of_the_data() -> None:
@@ -51,13 +51,13 @@ def test_exact_is_the_answer_of_the_data() -> None:
     assert rewards.exact([worked] * 2, [Answer("so #### 1004", True), Answer("4 #### 5", True)]).tolist() == [1, 0]
 
 
-def test_a_judge_reads_the_whole_conversation(words: Tokenizer, scorer: torch.nn.Module) -> None:
+def test_a_judge_reads_the_whole_conversation(tokenizer: Tokenizer, scorer: torch.nn.Module) -> None:
     """The same number as for the conversation alone, whatever is beside it; of a long one its end."""
-    judge = rewards.Judge(scorer, words, HERE, "fp32")
+    judge = rewards.RewardModelScorer(scorer, tokenizer, HERE, "fp32")
     answers = [Answer("4", True), Answer("four and two is four", True), Answer("x" * 40, True)]
     worth = judge([Question(ASKED, None)] * 3, answers)
     for answer, found in zip(answers, worth, strict=True):
-        ids = chat_template.encode(words, [*ASKED, {"role": "assistant", "content": answer.text}])[0][-16:]
+        ids = chat_template.encode(tokenizer, [*ASKED, {"role": "assistant", "content": answer.text}])[0][-16:]
         with torch.no_grad():
             alone = scorer(torch.from_numpy(ids)[None], torch.tensor([len(ids)])).item()
         assert found == pytest.approx(alone, abs=1e-6)
@@ -70,7 +70,7 @@ def test_a_program_is_asked_by_lines_of_json(tmp_path: Path) -> None:
         "for line in sys.stdin:\n"
         "    r = json.loads(line)\n"
         "    print(len(r['answer']) + 10 * r['ended'] + 100 * (r['reference'] == '4') + len(r['messages']) / 2)\n")
-    ask = rewards.Command(f"{sys.executable} {tmp_path / 'judge.py'}")
+    ask = rewards.CommandScorer(f"{sys.executable} {tmp_path / 'judge.py'}")
     worth = ask([Question(ASKED, "4"), Question(ASKED, None)], [Answer("a\nö", True), Answer("", False)])
     assert worth.tolist() == [113.5, 0.5]
 
@@ -78,7 +78,7 @@ def test_a_program_is_asked_by_lines_of_json(tmp_path: Path) -> None:
 def test_ctrl_c_is_not_for_the_program(tmp_path: Path) -> None:
     """It has a session of its own: signals of the terminal go to the run alone, which lets it end and saves."""
     (tmp_path / "judge.py").write_text("import os\nprint(int(os.getsid(0) == os.getpid()))\n")
-    judge = rewards.Command(f"{sys.executable} {tmp_path / 'judge.py'}")
+    judge = rewards.CommandScorer(f"{sys.executable} {tmp_path / 'judge.py'}")
     assert judge([Question(ASKED, None)], [Answer("", True)]) == 1
 
 
@@ -91,11 +91,11 @@ def test_a_program_that_fails_is_one_line(code: str, what: str, tmp_path: Path) 
     (tmp_path / "judge.py").write_text(code)
     asked = [Question(ASKED, None)] * 2, [Answer("", True)] * 2
     with pytest.raises(BardletError) as error:
-        rewards.Command(f"{sys.executable} {tmp_path / 'judge.py'}")(*asked)
+        rewards.CommandScorer(f"{sys.executable} {tmp_path / 'judge.py'}")(*asked)
     assert what in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_no_reward_is_one_line(tmp_path: Path, words: Tokenizer, scorer: torch.nn.Module) -> None:
+def test_what_is_no_reward_is_one_line(tmp_path: Path, tokenizer: Tokenizer, scorer: torch.nn.Module) -> None:
     def config(reward: str | None) -> GRPOConfig:
         return GRPOConfig(reward=reward, dtype="fp32")
 
@@ -109,9 +109,9 @@ def test_what_is_no_reward_is_one_line(tmp_path: Path, words: Tokenizer, scorer:
                                     ("", told, "no program named")):  # fmt: skip
         with pytest.raises(BardletError, match=what):
             rewards.build(config(reward), questions, HERE)
-    hf.write_folder(tmp_path, scorer, words)
+    hf.write_folder(tmp_path, scorer, tokenizer)
     hf.write_weights(tmp_path, scorer.hf_state_dict())  # type: ignore[operator]
-    assert isinstance(rewards.build(config(str(tmp_path)), told, HERE), rewards.Judge)
+    assert isinstance(rewards.build(config(str(tmp_path)), told, HERE), rewards.RewardModelScorer)
     assert not is_command(str(tmp_path)) and not is_command("exact") and is_command("judge")
 
 

@@ -83,14 +83,14 @@ def begun(config: RolloutConfig, model: Path) -> Trainer:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> None:
-    t = begun(config_of(kind, model, chats), model)
-    assert t.objective.period == 8 and t.objective.all_logits
-    batches = [t.objective.batch(step) for step in range(8)]
-    rows = t.objective.memory.rows  # type: ignore[union-attr]
+    trainer = begun(config_of(kind, model, chats), model)
+    assert trainer.objective.period == 8 and trainer.objective.all_logits
+    batches = [trainer.objective.batch(step) for step in range(8)]
+    rows = trainer.objective.stage_state.rows  # type: ignore[union-attr]
     for a_pass in (batches[:4], batches[4:]):
         seen = torch.cat([batch["idx"] for batch in a_pass])
         assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, rows["idx"].tolist()))
-    again = [t.objective.batch(step) for step in range(8)]
+    again = [trainer.objective.batch(step) for step in range(8)]
     assert all(torch.equal(one[name], other[name]) for one, other in zip(batches, again, strict=True) for name in one)
     if kind == "grpo":  # the answers to one question stand together, and their advantages have mean 0
         assert rows["advantage"].view(-1, 8).mean(1).abs().max() < 1e-5
@@ -103,20 +103,20 @@ def test_a_pass_has_each_answer_once(kind: str, model: Path, chats: Path) -> Non
 def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, model: Path, chats: Path) -> None:
     """log p now is log p then: the ratio is 1, and the gradient the plain policy gradient, at any temperature."""
     config = config_of(kind, model, chats, beta=0.0, temperature=temperature)
-    t = begun(config, model)
-    batch = t.objective.batch(0)
+    trainer = begun(config, model)
+    batch = trainer.objective.batch(0)
     mask = batch["target"] != losses.IGNORE
-    t.model.train()
-    policy = t.model.policy if kind == "ppo" else t.model
+    trainer.model.train()
+    policy = trainer.model.policy if kind == "ppo" else trainer.model
     logp = -token_losses(policy(batch["idx"])[mask], batch["target"], temperature)
     if kind == "ppo":  # the policy inside of the actor says the same
-        inside = t.model(batch["idx"], batch["target"], temperature=temperature)[0]
+        inside = trainer.model(batch["idx"], batch["target"], temperature=temperature)[0]
         torch.testing.assert_close(-inside, logp)
     torch.testing.assert_close(logp, batch["old"], rtol=1e-5, atol=1e-5)
-    assert abs(t.objective.facts()["kl"]) < 1e-4
-    t.objective.loss(t.model, batch).backward()
+    assert abs(trainer.objective.metadata()["kl"]) < 1e-4
+    trainer.objective.loss(trainer.model, batch).backward()
     found = [p.grad.clone() for p in policy.parameters()]
-    t.model.zero_grad()
+    trainer.model.zero_grad()
     logp = -token_losses(policy(batch["idx"])[mask], batch["target"], temperature)
     (-(batch["advantage"].expand_as(logp) * logp)[mask].sum()).backward()
     for one, p in zip(found, policy.parameters(), strict=True):
@@ -124,27 +124,27 @@ def test_at_the_first_update_nothing_has_moved(kind: str, temperature: float, mo
 
 
 def test_who_learns_once_from_a_rollout_need_not_be_told_what_it_thought(model: Path, chats: Path) -> None:
-    t = begun(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), model)
-    batch = t.objective.batch(0)
+    trainer = begun(config_of("grpo", model, chats, beta=0.0, passes=1, batch_size=16), model)
+    batch = trainer.objective.batch(0)
     assert "old" not in batch and "reference" not in batch
-    t.objective.loss(t.model, batch).backward()
-    found = [p.grad.clone() for p in t.model.parameters()]
-    t.model.zero_grad()
-    told = batch | {"old": logprobs.log_probability(t.model, batch["idx"], batch["target"]).detach()}
-    t.objective.loss(t.model, told).backward()
-    torch.testing.assert_close([p.grad for p in t.model.parameters()], found)
+    trainer.objective.loss(trainer.model, batch).backward()
+    found = [p.grad.clone() for p in trainer.model.parameters()]
+    trainer.model.zero_grad()
+    told = batch | {"old": logprobs.log_probability(trainer.model, batch["idx"], batch["target"]).detach()}
+    trainer.objective.loss(trainer.model, told).backward()
+    torch.testing.assert_close([p.grad for p in trainer.model.parameters()], found)
 
 
 def test_a_reward_comes_with_the_last_token_and_the_way_from_the_reference_costs() -> None:
     """By hand, with a critic that expects nothing: what an answer's token is worth is what comes from there on."""
     torch.manual_seed(0)
-    actor = PPO_HERE.actor(models.build(SHAPE))
+    actor = PPO_HERE.build_policy(models.build(SHAPE))
     target = torch.full((2, 5), losses.IGNORE)
     target[0, 1:4], target[1, 2:3] = 7, 8
     old, reference = -torch.rand(2, 5), -torch.rand(2, 5)
     old, reference = (torch.where(target != losses.IGNORE, x, 0.0) for x in (old, reference))
     batch = {"idx": torch.randint(30, (2, 5)), "target": target, "old": old, "reference": reference}
-    made = PPO_HERE.learnable(actor, batch, torch.tensor([2.0, -1.0]), 0.5)
+    made = PPO_HERE.compute_advantages(actor, batch, torch.tensor([2.0, -1.0]), 0.5)
     assert not made["value"].any()
     earned = -0.5 * (old - reference)
     earned[0, 3] += 2
@@ -161,29 +161,29 @@ def test_the_distance_is_in_nats_of_an_answer(monkeypatch: pytest.MonkeyPatch) -
     one, other = torch.tensor([[-1.0, -1, 0], [-1, 0, 0]]), torch.tensor([[-2.0, -3, 0], [-1.5, 0, 0]])
     monkeypatch.setattr(rl.rollout, "log_probability", lambda model, *_: model)
     nothing: Any = None
-    assert rl.Player(one, other, nothing, nothing, nothing, HERE, {}).kl(nothing) == 1.75
+    assert rl.Actor(one, other, nothing, nothing, nothing, HERE, {}).kl(nothing) == 1.75
 
 
 def test_beta_follows_its_target() -> None:
-    assert ppo.adapted(0.1, 5.0, None) == 0.1
-    assert ppo.adapted(0.1, 6.0, 6.0) == pytest.approx(0.1)
-    assert ppo.adapted(0.1, 60.0, 6.0) == pytest.approx(0.104) and ppo.adapted(0.1, 0.0, 6.0) == pytest.approx(0.096)
+    assert ppo.adapt_kl_coef(0.1, 5.0, None) == 0.1
+    assert ppo.adapt_kl_coef(0.1, 6.0, 6.0) == pytest.approx(0.1)
+    assert ppo.adapt_kl_coef(0.1, 60.0, 6.0) == pytest.approx(0.104) and ppo.adapt_kl_coef(0.1, 0.0, 6.0) == pytest.approx(0.096)
     beta, kl = 0.05, 0.0
     for _ in range(100):  # a policy that goes a fifth of the way to where its reward and beta are in balance
         kl += 0.2 * (1.5 / beta - kl)
-        beta = ppo.adapted(beta, kl, 6.0)
+        beta = ppo.adapt_kl_coef(beta, kl, 6.0)
     assert kl == pytest.approx(6.0, rel=0.1)
 
 
 def test_the_critic_is_no_part_of_what_the_run_makes() -> None:
     torch.manual_seed(0)
     policy = models.build(SHAPE)
-    both = PPO_HERE.actor(policy)
+    both = PPO_HERE.build_policy(policy)
     assert both.hf_state_dict().keys() == policy.hf_state_dict().keys() and both.config is policy.config
-    other = ActorCritic(models.build(SHAPE), PPO_HERE.actor(policy).critic)
+    other = ActorCritic(models.build(SHAPE), PPO_HERE.build_policy(policy).critic)
     for p in both.critic.parameters():
         torch.nn.init.normal_(p)
-    other.load_beside(both.beside())
+    other.load_extra_tensors(both.extra_tensors())
     idx = torch.randint(30, (2, 9))
     assert torch.equal(other.critic.values(idx), both.critic.values(idx))
 
@@ -250,10 +250,10 @@ def test_micro_batches_change_nothing(kind: str, model: Path, chats: Path) -> No
     found = []
     for size, pieces in ((8, 1), (4, 2), (2, 4)):
         config = config_of(kind, model, chats, batch_size=size, grad_accum=pieces, optimizer="adamw")
-        t = begun(config, model)
-        by_gradient = [torch.optim.SGD(t.model.parameters(), 1.0)]  # what it adds to the weights is the gradient
-        done = train_step(t.model, by_gradient, t.objective.batch(0), t.objective, t.config, HERE, "fp32")
-        found.append((done, [p.detach().clone() for p in t.model.parameters()]))
+        trainer = begun(config, model)
+        by_gradient = [torch.optim.SGD(trainer.model.parameters(), 1.0)]  # what it adds to the weights is the gradient
+        done = train_step(trainer.model, by_gradient, trainer.objective.batch(0), trainer.objective, trainer.config, HERE, "fp32")
+        found.append((done, [p.detach().clone() for p in trainer.model.parameters()]))
     for loss_and_norm, weights in found[1:]:
         assert loss_and_norm == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
         for one, other in zip(weights, found[0][1], strict=True):
@@ -268,8 +268,8 @@ def test_a_judge_counts_in_deviations_of_the_reference(model: Path, chats: Path,
         judge.write_text("import sys, json\nfor line in sys.stdin: print("
                          f"{slope} * len(json.loads(line)['answer']) + {zero})\n")  # fmt: skip
         config = config_of("ppo", model, chats, reward=f"{sys.executable} {judge}")
-        t = begun(config, model)
-        told.append((t.objective.batch(0), t.objective.facts(), t.record))
+        trainer = begun(config, model)
+        told.append((trainer.objective.batch(0), trainer.objective.metadata(), trainer.record))
     for name, x in told[0][0].items():
         torch.testing.assert_close(x, told[1][0][name], rtol=1e-4, atol=1e-4)
     assert told[1][1]["reward"] == pytest.approx(100 * told[0][1]["reward"] - 7, rel=1e-5)
@@ -282,15 +282,15 @@ def test_what_does_not_end_costs_a_deviation(model: Path, chats: Path, tmp_path:
     main(["reward", str(model), str(_preferences(tmp_path)), "--dtype", "fp32", "--steps", "2", "--out",
           str(tmp_path / "judge")])  # fmt: skip
     config = config_of("ppo", model, chats, reward=str(tmp_path / "judge"), answer_tokens=2, temperature=3.0)
-    t = begun(config, model)
-    rollouts = t.objective.memory
+    trainer = begun(config, model)
+    rollouts = trainer.objective.stage_state
     assert isinstance(rollouts, rl.Rollouts)
-    player = rollouts.player
-    made, worth = player.look(rollouts.learned, 3.0)
+    player = rollouts.actor
+    made, worth = player.evaluate_policy(rollouts.learned, 3.0)
     ended = [answer.ended for answer in made.answers]
     assert 0 < sum(ended) < len(ended)
-    deviations = (worth - t.record.reward_mean) / t.record.reward_deviation
-    cost = deviations - player.learned_from(made, worth)
+    deviations = (worth - trainer.record.reward_mean) / trainer.record.reward_deviation
+    cost = deviations - player.normalize_rewards(made, worth)
     assert cost == pytest.approx([0.0 if by_itself else 1.0 for by_itself in ended], abs=1e-5)
     assert abs(deviations.mean()) < 0.5 and 0.5 < deviations.std() < 2
     assert isinstance(made, rollout.Rollout)
@@ -385,4 +385,4 @@ def test_what_people_get_wrong_is_one_line(model: Path, chats: Path, capsys: pyt
         assert not (tmp_path / "never").exists()
     with pytest.raises(BardletError, match="at least 2"):
         replace(config_of("grpo", model, chats), group=1)
-    assert GRPO(GRPOConfig(), HERE).actor(model) is model
+    assert GRPO(GRPOConfig(), HERE).build_policy(model) is model

@@ -65,9 +65,9 @@ def test_it_learns_to_answer_and_to_end(run: Path) -> None:
     assert record["val_loss"] < 0.5 * record["val_loss_before"]
     assert (record["cut"], record["left_out"], record["unanswered"]) == (0, 1, 1)
     assert record["ended"] == 1.0
-    model, words = hf.read_folder(run)
-    asked = [chat_template.encode(words, [{"role": "user", "content": name}], ask=True)[0] for name in NAMES]
-    answers = inference_answers.answers(model, words, asked, 10)
+    model, tokenizer = hf.read_folder(run)
+    asked = [chat_template.encode(tokenizer, [{"role": "user", "content": name}], ask=True)[0] for name in NAMES]
+    answers = inference_answers.generate_answers(model, tokenizer, asked, 10)
     assert all(ended for _, ended in answers)
     assert sum(text == str(n) for n, (text, _) in enumerate(answers)) >= 8
 
@@ -83,8 +83,8 @@ def test_the_folder_is_a_chat_model_of_transformers(run: Path) -> None:
     assert ids["input_ids"][0].tolist() == own.tolist()
     torch.testing.assert_close(model(**ids).logits, ours(torch.from_numpy(own)[None]), rtol=1e-5, atol=1e-5)
     written = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, len(own) :]
-    [(text, ended)] = inference_answers.answers(ours, own_words, [own], 12)
-    assert ended and int(written[-1]) == chat_template.special(own_words, "end")  # it stops by itself there, too
+    [(text, ended)] = inference_answers.generate_answers(ours, own_words, [own], 12)
+    assert ended and int(written[-1]) == chat_template.special_id(own_words, "end")  # it stops by itself there, too
     assert words.decode(written, skip_special_tokens=True).strip() == text
     assert (run / "README.md").read_text(encoding="utf-8").count("held-out") >= 3
 

@@ -25,7 +25,7 @@ from bardlet.data import bitext, bitext_batches
 from bardlet.errors import BardletError
 from bardlet.evaluation.metrics import translation_score
 from bardlet.inference import decoders, generate, translate
-from bardlet.inference.translate import How
+from bardlet.inference.translate import TranslateOptions
 from bardlet.models.gpt2 import GPT2
 from bardlet.models.qwen3 import Qwen3
 from bardlet.planning import calibrate, memory
@@ -70,14 +70,14 @@ def test_a_run_is_a_folder_that_transformers_loads(run: Path) -> None:
     line = "sieben acht neun"
     made = theirs.generate(**words(line, return_tensors="pt"), do_sample=False, max_new_tokens=20)
     ours, own = hf.read_folder(run)
-    assert translate.lines(ours, own, [line]) == [words.decode(made[0], skip_special_tokens=True).strip()]
+    assert translate.translate_lines(ours, own, [line]) == [words.decode(made[0], skip_special_tokens=True).strip()]
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "BLEU" in card and "AutoModelForSeq2SeqLM" in card
     row = next(line for line in card.splitlines() if line.startswith("| sacreBLEU's signature"))
     assert row.replace("\\|", "").count("|") == 3  # two cells: its own bars are escaped
     code = card.split("```python\n")[1].split("```")[0].replace("a line", line)
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=run.parent)
-    assert translate.lines(ours, own, [line])[0] in " ".join(said.stdout.split()), said.stderr
+    assert translate.translate_lines(ours, own, [line])[0] in " ".join(said.stdout.split()), said.stderr
     assert "batch_tokens" in (run / "run.toml").read_text() and "batch_size" not in (run / "run.toml").read_text()
 
 
@@ -141,7 +141,7 @@ def test_more_minutes_choose_a_larger_model(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("ein hund rennt durch den wald .\n" * 20_000, encoding="utf-8")
     (tmp_path / "b").write_text("a dog runs through the woods .\n" * 20_000, encoding="utf-8")
     config = TranslationConfig(source=str(tmp_path / "a"), target=str(tmp_path / "b"))
-    ready = bitext_batches.prepare(bitext.find(config), cache=tmp_path)
+    ready = bitext_batches.tokenize_pairs(bitext.find(config), cache=tmp_path)
     speed = calibrate.Speed(((1e6, 1e-5), (1e8, 1e-3)))
     source, target = (float(side.lengths.sum()) for side in ready.train)
     pairs = PairStatistics(source, target, ready.tokenizer.vocab_size)
@@ -208,18 +208,18 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
     batch = {"idx": idx, "target": target, "prefix": torch.tensor([4, 4, 4])}
     logits = model(idx).flatten(0, 1)
     want = torch.nn.functional.cross_entropy(logits, target.flatten(), ignore_index=loss.IGNORE, reduction="sum")
-    torch.testing.assert_close(loss.translation(model, batch), want)
+    torch.testing.assert_close(loss.translation_loss(model, batch), want)
     rows = logits[target.flatten() != loss.IGNORE].log_softmax(-1)
     kept = target[target != loss.IGNORE]
     smoothed = -(0.9 * rows.gather(1, kept[:, None])[:, 0] + 0.1 * rows.mean(-1)).sum()
-    torch.testing.assert_close(loss.translation(model, batch, smoothing=0.1), smoothed)
-    assert not torch.allclose(loss.translation(model, batch, prefix=True), want)
+    torch.testing.assert_close(loss.translation_loss(model, batch, smoothing=0.1), smoothed)
+    assert not torch.allclose(loss.translation_loss(model, batch, prefix=True), want)
     batch["prefix"] = torch.ones_like(batch["prefix"])  # a first token sees itself in any case
-    torch.testing.assert_close(loss.translation(model, batch, prefix=True), want)
+    torch.testing.assert_close(loss.translation_loss(model, batch, prefix=True), want)
     gradients = []
     for prefix in (True, False):
         model.zero_grad()
-        loss.translation(model, batch, prefix=prefix).backward()
+        loss.translation_loss(model, batch, prefix=prefix).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)
 
@@ -237,18 +237,18 @@ def test_a_prompted_reader_is_the_model_itself(family: Any, prefix_lm: bool) -> 
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     sources = [[5, 9, 3, 0], [7, 0], [11, 12, 13, 14, 15, 16, 0]]
-    made = translate.translate(model, sources, 0, 1, How(prefix_lm=prefix_lm))
+    made = translate.translate(model, sources, 0, 1, TranslateOptions(prefix_lm=prefix_lm))
     for source, tokens in zip(sources, made, strict=True):
         prefix = torch.tensor([len(source)]) if prefix_lm else None
         for n, token in enumerate([*tokens, 0] if len(tokens) < 2 * len(source) + 20 else tokens):
             logits = model(torch.tensor([source + tokens[:n]]), prefix_B=prefix)[0, -1]
             assert int(logits.argmax()) == token
     most = [2 * len(source) + 20 for source in sources]
-    reader = translate.Prompted(model, decoders.decoder(model), sources, max(most), prefix_lm)
+    reader = translate.PrefixReader(model, decoders.decoder(model), sources, max(most), prefix_lm)
     assert beam_search.beam(reader, 0, most, 1) == made
-    together = translate.translate(model, sources, 0, 1, How(beams=3, prefix_lm=prefix_lm))
+    together = translate.translate(model, sources, 0, 1, TranslateOptions(beams=3, prefix_lm=prefix_lm))
     for source, tokens in zip(sources, together, strict=True):
-        assert translate.translate(model, [source], 0, 1, How(beams=3, prefix_lm=prefix_lm)) == [tokens]
+        assert translate.translate(model, [source], 0, 1, TranslateOptions(beams=3, prefix_lm=prefix_lm)) == [tokens]
     assert generate.generate(model, sources, 3, temperature=0)  # the model is as it was
 
 
@@ -285,20 +285,20 @@ def test_lines_come_out_in_their_order(run: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_batches_side_by_side_are_batches_in_turn(run: Path, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, words = hf.read_folder(run)
+    model, tokenizer = hf.read_folder(run)
     given = [" ".join(WORDS[i * k % 10] for k in range(1, 2 + i % 7)) for i in range(30)]
-    how = How(beams=beams, batch_size=4)
+    how = TranslateOptions(beams=beams, batch_size=4)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        side_by_side = translate.lines(model, words, given, how)
+        side_by_side = translate.translate_lines(model, tokenizer, given, how)
         assert len({len(line) for line in side_by_side}) > 3  # they end at different places, and by themselves
-        assert max(len(words.encode(line)) for line in side_by_side) < model.config.block_size - 1
+        assert max(len(tokenizer.encode(line)) for line in side_by_side) < model.config.block_size - 1
         assert torch.get_num_threads() == 4
-        monkeypatch.setattr(translate, "SIDE_BY_SIDE", 1)
-        assert translate.lines(model.train(), words, given, how) == side_by_side  # in eval mode meanwhile
+        monkeypatch.setattr(translate, "THREADS", 1)
+        assert translate.translate_lines(model.train(), tokenizer, given, how) == side_by_side  # in eval mode meanwhile
         assert model.training
-        assert translate.lines(model, words, given, replace(how, batch_size=1)) == side_by_side
+        assert translate.translate_lines(model, tokenizer, given, replace(how, batch_size=1)) == side_by_side
     finally:
         torch.set_num_threads(threads)
 
@@ -316,13 +316,13 @@ def test_work_side_by_side_shares_the_cores() -> None:
 
     try:
         torch.set_num_threads(4)
-        assert list(runtime_threads.side_by_side(work, [5, 6], cpu)) == [(5, 2), (6, 2)]
+        assert list(runtime_threads.run_in_threads(work, [5, 6], cpu)) == [(5, 2), (6, 2)]
         torch.set_num_threads(3)
-        assert sorted(n for _, n in runtime_threads.side_by_side(work, [5, 6], cpu)) == [1, 2]
+        assert sorted(n for _, n in runtime_threads.run_in_threads(work, [5, 6], cpu)) == [1, 2]
         torch.set_num_threads(4)
         with pytest.raises(BardletError, match="item 5"):
-            list(runtime_threads.side_by_side(fails, [5, 6, 7], cpu))
-        for _ in runtime_threads.side_by_side(lambda item: item, range(9), cpu):
+            list(runtime_threads.run_in_threads(fails, [5, 6, 7], cpu))
+        for _ in runtime_threads.run_in_threads(lambda item: item, range(9), cpu):
             break
         made: list[int] = []
         later = threading.Thread(target=lambda: made.append(torch.get_num_threads()))

@@ -15,14 +15,14 @@ from torch import nn
 from bardlet import models
 from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
-from bardlet.models.base import Rung
+from bardlet.models.base import LectureModel
 from bardlet.ops import cross_entropy
 from bardlet.training import logprobs
 from bardlet.training import losses as loss
-from bardlet.training.losses import IGNORE, count_targets, next_token
+from bardlet.training.losses import IGNORE, count_targets, next_token_loss
 
 
-class Fixed(Rung):
+class Fixed(LectureModel):
     """A model that answers with the same logits, whatever it is asked."""
 
     def __init__(self, logits_V: list[float]) -> None:
@@ -36,21 +36,21 @@ class Fixed(Rung):
 def test_a_model_that_knows_nothing_pays_log_v() -> None:
     """Equal logits: log V nats for each target."""
     batch = {"idx": torch.zeros(2, 3, dtype=torch.long), "target": torch.ones(2, 3, dtype=torch.long)}
-    torch.testing.assert_close(next_token(Fixed([0.0] * 5), batch), torch.tensor(6 * math.log(5)))
+    torch.testing.assert_close(next_token_loss(Fixed([0.0] * 5), batch), torch.tensor(6 * math.log(5)))
 
 
 def test_the_sum_of_minus_log_p() -> None:
     """p = (1/2, 1/4, 1/4): targets 0, 1, 2 cost log 2, log 4 and log 4."""
     model = Fixed([math.log(2), 0.0, 0.0])
     batch = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, 1, 2]])}
-    torch.testing.assert_close(next_token(model, batch), torch.tensor(5 * math.log(2)))
+    torch.testing.assert_close(next_token_loss(model, batch), torch.tensor(5 * math.log(2)))
 
 
 def test_masked_targets_count_nothing() -> None:
     """IGNORE adds neither to the sum nor to the count."""
     model = Fixed([math.log(2), 0.0, 0.0])
     batch = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, IGNORE, IGNORE]])}
-    torch.testing.assert_close(next_token(model, batch), torch.tensor(math.log(2)))
+    torch.testing.assert_close(next_token_loss(model, batch), torch.tensor(math.log(2)))
     assert count_targets(batch) == 1
 
 
@@ -79,8 +79,8 @@ def by_logits(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, smoot
 def test_a_head_in_pieces_has_the_loss_and_the_gradients_of_the_whole(
         monkeypatch: pytest.MonkeyPatch, logits: int, smoothing: float) -> None:  # fmt: skip
     """In float64, so that the order of the sums is no excuse."""
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": logits})
-    monkeypatch.setattr(cross_entropy, "ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", {"cpu": logits})
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 1)
     x, weight, target = head(23, 5, 11, torch.float64)
     computed = [f(x, weight, target, smoothing) for f in (cross_entropy.linear_cross_entropy, by_logits)]
     torch.testing.assert_close(*computed)
@@ -90,8 +90,8 @@ def test_a_head_in_pieces_has_the_loss_and_the_gradients_of_the_whole(
 
 def test_a_head_in_bf16_is_as_exact_as_by_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast the loss is the same, and the gradients are as far from those in float64; in 13 pieces."""
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": 1})
-    monkeypatch.setattr(cross_entropy, "ROWS", 32)
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", {"cpu": 1})
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 32)
     x, weight, target = head(512, 64, 300)
     exact = [g.float() for g in torch.autograd.grad(by_logits(x.double(), weight.double(), target), (x, weight))]
     errors, losses = [], []
@@ -108,8 +108,8 @@ def test_a_head_in_bf16_is_as_exact_as_by_all_logits(monkeypatch: pytest.MonkeyP
 def test_no_gradient_is_made_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch, learns: tuple[bool, bool]) -> None:
     """Of a frozen head (LoRA), of states that nothing learns from, in an evaluation."""
     made: list[bool] = []
-    piece = cross_entropy._piece
-    monkeypatch.setattr(cross_entropy, "_piece", lambda *args: made.append(args[-1]) or piece(*args))
+    piece = cross_entropy._chunk
+    monkeypatch.setattr(cross_entropy, "_chunk", lambda *args: made.append(args[-1]) or piece(*args))
     x, weight, target = head(10, 4, 7)
     want = by_logits(x, weight, target)
     wanted = torch.autograd.grad(want, (x, weight))
@@ -152,10 +152,10 @@ def test_a_model_that_is_asked_for_its_loss_has_no_logits(
     smoothed = nn.functional.cross_entropy(model(idx).flatten(0, 1), target.flatten(), reduction="sum",
                                            label_smoothing=0.1)
     monkeypatch.setattr(model, "logits", lambda x: pytest.fail("logits"))
-    for compute in (next_token, loss.answers):
+    for compute in (next_token_loss, loss.completion_loss):
         torch.testing.assert_close(compute(model, batch), want)
-    torch.testing.assert_close(next_token(Wrapper(model), batch), want)
-    torch.testing.assert_close(loss.translation(Wrapper(model), batch, 0.1), smoothed)
+    torch.testing.assert_close(next_token_loss(Wrapper(model), batch), want)
+    torch.testing.assert_close(loss.translation_loss(Wrapper(model), batch, 0.1), smoothed)
 
 
 def test_an_encoder_decoder_has_the_smoothed_loss_of_its_logits() -> None:
@@ -167,7 +167,7 @@ def test_an_encoder_decoder_has_the_smoothed_loss_of_its_logits() -> None:
     batch = {"source": source, "source_length": torch.tensor([8, 3, 5, 1]), "idx": idx, "target": target}
     logits = model(source, idx, batch["source_length"])
     want = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum", label_smoothing=0.2)
-    torch.testing.assert_close(loss.translation(model, batch, 0.2), want)
+    torch.testing.assert_close(loss.translation_loss(model, batch, 0.2), want)
 
 
 def test_no_target_at_all_costs_nothing() -> None:
@@ -203,13 +203,13 @@ def test_rows_of_many_lengths_in_pieces_are_the_same_rows(piece: int, monkeypatc
     want.pow(2).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    monkeypatch.setattr(logprobs, "PIECE", piece)
+    monkeypatch.setattr(logprobs, "BUCKET_TOKENS", piece)
     got = logprobs.log_probability(model, idx, target, 0.7)
     got.pow(2).sum().backward()
     torch.testing.assert_close(got, want)
     assert not got[4].any()
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
-    rows = logprobs.pieces(target != IGNORE)
+    rows = logprobs.bucket_by_length(target != IGNORE)
     assert sorted(torch.cat([some for some, _ in rows]).tolist()) == list(range(9))
     assert max(len(some) for some, _ in rows) - min(len(some) for some, _ in rows) <= 1
     assert len(rows) == {1: 9, 20: 3, 1024: 1}[piece]
@@ -218,20 +218,20 @@ def test_rows_of_many_lengths_in_pieces_are_the_same_rows(piece: int, monkeypatc
 def test_a_comparison_costs_minus_log_of_its_odds() -> None:
     """Equal rewards: log 2. A reward that is log 3 higher: 3 to 1."""
     same, more = torch.zeros(4), torch.full((4,), math.log(3))
-    torch.testing.assert_close(loss.bradley_terry(same, same), torch.tensor(4 * math.log(2)))
-    torch.testing.assert_close(loss.bradley_terry(more, same), torch.tensor(4 * -math.log(3 / 4)))
-    torch.testing.assert_close(loss.bradley_terry(same, more), torch.tensor(4 * math.log(4)))
+    torch.testing.assert_close(loss.bradley_terry_loss(same, same), torch.tensor(4 * math.log(2)))
+    torch.testing.assert_close(loss.bradley_terry_loss(more, same), torch.tensor(4 * -math.log(3 / 4)))
+    torch.testing.assert_close(loss.bradley_terry_loss(same, more), torch.tensor(4 * math.log(4)))
 
 
 def test_dpo_begins_at_log_2_and_knows_its_reference() -> None:
     """Policy = reference: log 2 a pair, half of beta as gradient. Then odds of 3 to 1, by beta 1/2 of 2 log 3."""
     chosen, rejected = torch.tensor([-5.0, -7.0]).requires_grad_(), torch.tensor([-4.0, -9.0]).requires_grad_()
-    start = loss.dpo(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1)
+    start = loss.dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1)
     torch.testing.assert_close(start, torch.tensor(2 * math.log(2)))
     start.backward()
     torch.testing.assert_close(chosen.grad, torch.full((2,), -0.05))
     torch.testing.assert_close(rejected.grad, torch.full((2,), 0.05))
-    margin = loss.dpo(torch.tensor([1.5 * math.log(3)]), torch.tensor([-2.0]), torch.zeros(1),
+    margin = loss.dpo_loss(torch.tensor([1.5 * math.log(3)]), torch.tensor([-2.0]), torch.zeros(1),
                       torch.tensor([0.5 * math.log(3) - 2]), beta=0.5)  # fmt: skip
     torch.testing.assert_close(margin, torch.tensor(-math.log(3 / 4)))
 
@@ -283,7 +283,7 @@ def test_where_nothing_has_moved_it_is_the_plain_policy_gradient() -> None:
     old, advantage = torch.randn(3, 5), torch.randn(3, 5)
     mask = torch.rand(3, 5) < 0.7
     logp = old.clone().requires_grad_()
-    loss.clipped_policy(logp, old, advantage, mask, clip=0.2).backward()
+    loss.clipped_policy_loss(logp, old, advantage, mask, clip=0.2).backward()
     torch.testing.assert_close(logp.grad, -advantage * mask)
 
 
@@ -293,7 +293,7 @@ def test_where_nothing_has_moved_it_is_the_plain_policy_gradient() -> None:
 def test_a_token_that_has_moved_far_enough_is_left(moved: float, advantage: float, cost: float, slope: float) -> None:
     """By more than a fifth in the direction that its advantage asks for: no gradient."""
     logp = torch.tensor([[math.log(moved)]], requires_grad=True)
-    made = loss.clipped_policy(logp, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1).bool(), 0.2)
+    made = loss.clipped_policy_loss(logp, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1).bool(), 0.2)
     made.backward()
     torch.testing.assert_close((made, logp.grad), (torch.tensor(cost), torch.tensor([[slope]])))
 
@@ -302,15 +302,15 @@ def test_values_move_by_the_clip_at_once() -> None:
     """Old 0, return 1, clip 0.2: half of (1 - 0.1)^2; beyond the clip half of (1 - 0.2)^2, up to the return."""
     old, want, mask = torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
     for value, cost in ((0.1, 0.405), (0.5, 0.32), (0.9, 0.32), (-0.5, 1.125)):
-        got = loss.clipped_value(torch.tensor([[value]]), old, want, mask, 0.2)
+        got = loss.clipped_value_loss(torch.tensor([[value]]), old, want, mask, 0.2)
         torch.testing.assert_close(got, torch.tensor(cost))
 
 
 def test_divergence_is_kl_on_average_and_nothing_between_equals() -> None:
     torch.manual_seed(0)
     p, q = torch.randn(6, dtype=torch.float64).log_softmax(0), torch.randn(6, dtype=torch.float64).log_softmax(0)
-    assert (loss.divergence(p, q) >= 0).all() and not loss.divergence(p, p).any()
-    torch.testing.assert_close((p.exp() * loss.divergence(p, q)).sum(), (p.exp() * (p - q)).sum())
+    assert (loss.kl_estimate(p, q) >= 0).all() and not loss.kl_estimate(p, p).any()
+    torch.testing.assert_close((p.exp() * loss.kl_estimate(p, q)).sum(), (p.exp() * (p - q)).sum())
 
 
 def test_grpo_is_policy_gradient_and_the_way_back_to_the_reference() -> None:
@@ -319,7 +319,7 @@ def test_grpo_is_policy_gradient_and_the_way_back_to_the_reference() -> None:
     mask, advantage = torch.tensor([[True, True], [True, False]]), torch.tensor([2.0, -1.0])
     for reference, r in ((old, 1.0), (old - math.log(2), 0.5)):
         logp = old.clone().requires_grad_()
-        loss.grpo(logp, old, reference, advantage, mask, clip=0.2, beta=0.1).backward()
+        loss.grpo_loss(logp, old, reference, advantage, mask, clip=0.2, beta=0.1).backward()
         want = (-advantage[:, None] + 0.1 * (1 - r)) * mask
         torch.testing.assert_close(logp.grad, want)
 
@@ -330,10 +330,10 @@ def test_two_halves_are_the_whole() -> None:
     a, b, c, advantage = (torch.randn(6, 4) for _ in range(4))
     mask = torch.rand(6, 4) < 0.5
     for whole, part in (
-        (loss.grpo(a, b, c, advantage[:, 0], mask, 0.2, 0.1),
-         lambda s: loss.grpo(a[s], b[s], c[s], advantage[s, 0], mask[s], 0.2, 0.1)),
-        (loss.clipped_value(a, b, c, mask, 0.2), lambda s: loss.clipped_value(a[s], b[s], c[s], mask[s], 0.2)),
-        (loss.dpo(a[:, 0], b[:, 0], c[:, 0], c[:, 1], 0.1),
-         lambda s: loss.dpo(a[s, 0], b[s, 0], c[s, 0], c[s, 1], 0.1)),
+        (loss.grpo_loss(a, b, c, advantage[:, 0], mask, 0.2, 0.1),
+         lambda s: loss.grpo_loss(a[s], b[s], c[s], advantage[s, 0], mask[s], 0.2, 0.1)),
+        (loss.clipped_value_loss(a, b, c, mask, 0.2), lambda s: loss.clipped_value_loss(a[s], b[s], c[s], mask[s], 0.2)),
+        (loss.dpo_loss(a[:, 0], b[:, 0], c[:, 0], c[:, 1], 0.1),
+         lambda s: loss.dpo_loss(a[s, 0], b[s, 0], c[s, 0], c[s, 1], 0.1)),
     ):  # fmt: skip
         torch.testing.assert_close(part(slice(0, 1)) + part(slice(1, 6)), whole)

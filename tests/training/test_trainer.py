@@ -15,7 +15,7 @@ import torch
 from conftest import TINY, settings_of
 
 from bardlet import models
-from bardlet.config.model import FLAT, RUNGS
+from bardlet.config.model import RUNGS, WITHOUT_BLOCKS
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import batch as data_batch
@@ -33,7 +33,7 @@ ALONE = Dist(0, 1, torch.device("cpu"))
 
 
 def objective(batch: data_batch.Batch) -> training_state.Objective:
-    return training_state.Objective(lambda step: batch, loss.next_token, loss.count_targets, lambda model: 0.0)
+    return training_state.Objective(lambda step: batch, loss.next_token_loss, loss.count_targets, lambda model: 0.0)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
@@ -72,8 +72,8 @@ def trainer(tmp_path: Path, **settings: Any) -> training_state.Trainer:
     net = models.build(config.model_config(11))
     idx = torch.randint(11, (2, 9))
     batch = {"idx": idx[:, :-1].contiguous(), "target": idx[:, 1:].contiguous()}
-    evaluation = training_state.Objective(lambda step: batch, loss.next_token, loss.count_targets,
-                                lambda model: loss.next_token(model, batch).item() / 16)
+    evaluation = training_state.Objective(lambda step: batch, loss.next_token_loss, loss.count_targets,
+                                lambda model: loss.next_token_loss(model, batch).item() / 16)
     machine = {"dtype": "fp32", "compiled": False}
     return training_state.Trainer(tmp_path, net, optim.build(net, config), evaluation, config, ALONE, machine, Record(),
                             training_state.State(steps=config.steps or 0))
@@ -83,7 +83,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path, monkey
     """--on-nan stop: the weights are those of before, and the line says which step."""
     t = trainer(tmp_path)
     before = {name: p.detach().clone() for name, p in t.model.named_parameters()}
-    object.__setattr__(t.objective, "loss", lambda model, batch: loss.next_token(model, batch) * math.nan)
+    object.__setattr__(t.objective, "loss", lambda model, batch: loss.next_token_loss(model, batch) * math.nan)
     with pytest.raises(BardletError, match="the loss of step 1 is not a finite number"):
         training.fit(t)
     assert all(torch.equal(before[name], p) for name, p in t.model.named_parameters())
@@ -130,7 +130,7 @@ def test_skip_leaves_out_a_step_and_stops_at_ten(tmp_path: Path) -> None:
     bad = {3, *range(12, 30)}
 
     def sometimes(model: torch.nn.Module, batch: data_batch.Batch) -> torch.Tensor:
-        return loss.next_token(model, batch) * (math.inf if t.state.step in bad else 1.0)
+        return loss.next_token_loss(model, batch) * (math.inf if t.state.step in bad else 1.0)
 
     object.__setattr__(t.objective, "loss", sometimes)
     seen: dict[int, torch.Tensor] = {}
@@ -152,12 +152,12 @@ def test_the_average_is_the_mean_over_the_last_fifth(tmp_path: Path) -> None:
         assert torch.equal(p, after[9][name]), "the model itself goes on from its own weights"
 
 
-def fit_with_losses(t: training_state.Trainer, losses: list[float]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+def fit_with_losses(trainer: training_state.Trainer, losses: list[float]) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Train with these validation losses: (the first parameter after each step, the record in run.toml)."""
     values, after = iter(losses), []
-    object.__setattr__(t.objective, "evaluate", lambda model: next(values))
-    training.fit(t, watch=lambda line: after.append(next(t.model.parameters()).detach().clone()))
-    return after, read_toml(t.run / "run.toml")[1]
+    object.__setattr__(trainer.objective, "evaluate", lambda model: next(values))
+    training.fit(trainer, watch=lambda line: after.append(next(trainer.model.parameters()).detach().clone()))
+    return after, read_toml(trainer.run / "run.toml")[1]
 
 
 def test_best_keeps_the_lowest_validation_loss(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_the_loop_learns(model: str, text: Path, tmp_path: Path, bardlet: Callab
 
     Four seeds on each of two classes: averaging 2.00 at most, bigram 1.83, all others 1.72.
     """
-    rate = ["--lr", "0.05"] if model == "bigram" else ["--lr", "0.01"] if model in FLAT else []
+    rate = ["--lr", "0.05"] if model == "bigram" else ["--lr", "0.01"] if model in WITHOUT_BLOCKS else []
     summary = bardlet("train", text, "--out", tmp_path / "run", "--model", model,
                       *settings_of(model, TINY), "--steps", "120" if model == "averaging" else "60", *rate)
     assert summary["val_loss"] < 0.7 * math.log(30)
@@ -224,7 +224,7 @@ def test_what_was_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
     """torch's own folder, chosen when its compiler is loaded, is a temporary one; without ours it stays."""
     lines = ("import torch", "from bardlet.config.pretraining import TrainConfig",
              "from bardlet.runtime.distributed import Dist", "from bardlet.stages.pretrain import Pretraining",
-             "config = Pretraining(TrainConfig(), Dist(0, 1, torch.device('cpu'))).settle()",
+             "config = Pretraining(TrainConfig(), Dist(0, 1, torch.device('cpu'))).resolve_machine()",
              "from torch._inductor.runtime.cache_dir_utils import cache_dir", "print(cache_dir())")
     (tmp_path / "file").write_text("")
     for cache, kept in ((tmp_path / "cache", True), (tmp_path / "file", False)):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 
 from bardlet import __version__
-from bardlet.errors import BardletError, is_memory
+from bardlet.errors import BardletError, is_out_of_memory
 from bardlet.runtime.atomic import REMEDIES
 
 COMMANDS = {
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if is_memory(error):
+        if is_out_of_memory(error):
             print(f"bardlet: {_in_words(MemoryError())}", file=sys.stderr)
             return 1
         print(f"bardlet: this should not have happened: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "

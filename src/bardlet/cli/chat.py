@@ -17,7 +17,7 @@ from bardlet.cli.options import Sampling, parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.inference.chat_session import Talk
+    from bardlet.inference.chat_session import ChatSession
 
 log = logging.getLogger("bardlet")
 
@@ -50,30 +50,30 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     command = parse(Command, argv, "chat")
     console.show_notices()
-    from bardlet.inference.chat_session import Talk
+    from bardlet.inference.chat_session import ChatSession
     from bardlet.run import folder as run_folder
     from bardlet.run import hf
     from bardlet.runtime import device
 
-    device.keep_freed_memory()
+    device.tune_malloc()
     folder = Path(command.run)
-    model, words = hf.read_folder(folder)
+    model, tokenizer = hf.read_folder(folder)
     if model.config.model == "encdec":
         raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
     documents = 2
     if (folder / "run.toml").exists():
         documents = run_folder.settings(folder, changed=True)[1].get("documents", 2)
-    talk = Talk(model, words, command.system, command.tokens, documents=documents, **command.prepared(model))
+    talk = ChatSession(model, tokenizer, command.system, command.tokens, documents=documents, **command.prepared(model))
     if not talk.answers:
-        why = "answers by another template than bardlet's" if words.chat_template else "has not learned to answer"
+        why = "answers by another template than bardlet's" if tokenizer.chat_template else "has not learned to answer"
         log.warning("%s %s: it goes on with what you write; `bardlet sft %s DATA` teaches it to answer", folder, why,
                     folder)
     if sys.stdin.isatty():
         console.say("/help lists what can be said besides; Ctrl-D ends.")
     try:
-        for line in lines():
+        for line in typed_lines():
             try:
-                if line.strip() and not obey(talk, line):
+                if line.strip() and not handle_command(talk, line):
                     break
             except BardletError as error:
                 if not sys.stdin.isatty():
@@ -81,11 +81,11 @@ def main(argv: Sequence[str]) -> int:
                 console.say(f"({error})")
     finally:
         if command.json:
-            console.say_json({"messages": talk.said()})
+            console.say_json({"messages": talk.transcript()})
     return 0
 
 
-def lines() -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
     """What a person writes, line by line; from a pipe the lines that are in it."""
     from bardlet.data.text import decoded_lines
 
@@ -102,7 +102,7 @@ def lines() -> Iterator[str]:
             return
 
 
-def obey(talk: Talk, line: str) -> bool:
+def handle_command(talk: ChatSession, line: str) -> bool:
     """Do what a line says, or answer it; False: it was the last."""
     word, _, rest = line.strip().partition(" ")
     if word == "/quit":
@@ -110,7 +110,7 @@ def obey(talk: Talk, line: str) -> bool:
     if word == "/help":
         console.say(HELP)
     elif word == "/again":
-        speak(talk, talk.again)
+        stream_answer(talk, talk.regenerate)
     elif word == "/new":
         talk.clear()
     elif word == "/system":
@@ -124,11 +124,11 @@ def obey(talk: Talk, line: str) -> bool:
     elif word.startswith("/"):
         raise BardletError(f"{word}: there is no such command; /help lists them")
     else:
-        speak(talk, lambda: talk.ask(line))
+        stream_answer(talk, lambda: talk.ask(line))
     return True
 
 
-def speak(talk: Talk, answer: Callable[[], Iterator[str]]) -> None:
+def stream_answer(talk: ChatSession, answer: Callable[[], Iterator[str]]) -> None:
     """Print an answer as it comes; Ctrl-C ends it there."""
     before = talk.forgotten
     pieces = answer()

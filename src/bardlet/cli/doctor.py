@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,13 +52,13 @@ def main(argv: Sequence[str]) -> int:
     findings = []
     for found in looks:
         findings.append(found)
-        console.say(f"{found.verdict:8} {found.about}: {found.said}")
+        console.say(f"{found.verdict:8} {found.about}: {found.message}")
     worst = [sum(found.verdict == verdict for found in findings) for verdict in ("warning", "damaged")]
     copied: dict[str, Any] = {}
     if command.memorised and not any(f.verdict == "damaged" and f.about == "model" for f in findings):
         copied = _memorised(Path(command.run or ""), command)
     if command.json:
-        console.say_json({"findings": [asdict(found) for found in findings], "warnings": worst[0], "damaged": worst[1],
+        console.say_json({"findings": [{"about": f.about, "verdict": f.verdict, "said": f.message} for f in findings], "warnings": worst[0], "damaged": worst[1],
                           **({"memorised": copied} if copied else {})})
     return 1 if worst[1] else 0
 
@@ -67,7 +67,7 @@ def _memorised(run: Path, command: Command) -> dict[str, Any]:
     """Print how much of what the model writes is a copy, and return the figures."""
     from bardlet import doctor
 
-    texts, held, own, chance = doctor.memorised(run, command.tokens, command.temperature, command.seed)
+    texts, held, own, chance = doctor.measure_memorization(run, command.tokens, command.temperature, command.seed)
     characters = sum(map(len, texts))
     console.say(f"memorised: {own.share:.1%} of {characters:,} characters that the model wrote stand in its training "
                 f"text, in passages of 32 characters or more; of the validation text it is {chance.share:.1%}")

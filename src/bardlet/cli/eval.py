@@ -90,13 +90,13 @@ def main(argv: Sequence[str]) -> int:
         raise BardletError("--task needs a value: a name, as in --task arc-easy; `bardlet eval --help` has them")
     refuse(command, "limit", why="is for --task")
     if command.source or command.target or _translates(folder):
-        return translated(command, folder)
+        return evaluate_translation(command, folder)
     refuse(command, "beam", why="is for a model that translates")
-    model, words = hf.read_folder(folder)
+    model, tokenizer = hf.read_folder(folder)
     device = runtime_device.pick_device(command.device)
-    runtime_device.settle(None, False, device)
+    runtime_device.set_threads_and_determinism(None, False, device)
     model.to(device)
-    result, skipped, what = measure(command, folder, model, words, device)
+    result, skipped, what = evaluate_text(command, folder, model, tokenizer, device)
     if skipped:
         console.say(f"note: {skipped:,} characters that the tokenizer has never seen were left out")
     console.say(f"{what}: {result.loss:.4f} nats per token, {result.nats_per_char:.4f} nats per character, "
@@ -124,7 +124,7 @@ def _translates(folder: Path) -> bool:
     return folder.is_dir() and hf.read_model_config(folder).model == "encdec"
 
 
-def translated(command: Command, folder: Path) -> int:
+def evaluate_translation(command: Command, folder: Path) -> int:
     """BLEU and chrF of a model that translates; returns the exit code."""
     from bardlet.cli.translate import load
     from bardlet.config.pretraining import TranslationConfig
@@ -141,9 +141,9 @@ def translated(command: Command, folder: Path) -> int:
         raise BardletError(f"{' '.join(command.text)}: this model translates; name pairs with --source F --target F")
     if bool(command.source) != bool(command.target):
         raise BardletError("--source and --target belong together: name both files")
-    model, words, how = load(folder, command.beam, 1.0, 64)
+    model, tokenizer, how = load(folder, command.beam, 1.0, 64)
     model_device = runtime_device.place(model, command.device, command.dtype)
-    runtime_device.settle(None, False, model_device)
+    runtime_device.set_threads_and_determinism(None, False, model_device)
     if command.source and command.target:
         read = bitext.read_pairs(Path(command.source), Path(command.target))
         source, reference, what = [a for a, _ in read], [b for _, b in read], f"{command.source} to {command.target}"
@@ -159,15 +159,15 @@ def translated(command: Command, folder: Path) -> int:
         if found.hash != record.get("text_hash"):
             log.warning("the pairs of %s are not those that the run trained on any more; what is held out of them may "
                         "have been learned from", found.name)
-        stage.data = bitext_batches.prepare(found, words)
+        stage.data = bitext_batches.tokenize_pairs(found, tokenizer)
         source, reference = stage.held_out_lines()
         what = f"pairs of {found.name} that were held out"
     if not source:
         raise BardletError(f"{what}: there is no line in it")
     begun = time.monotonic()
-    made = translate.lines(model, words, source, how)
+    made = translate.translate_lines(model, tokenizer, source, how)
     seconds = time.monotonic() - begun
-    score = metrics.translation_score(made, reference, words.lowercase)
+    score = metrics.translation_score(made, reference, tokenizer.lowercase)
     console.say(f"{what}: BLEU {score.bleu:.2f}, chrF {score.chrf:.2f}, over {score.lines:,} lines "
                 f"({score.lines / seconds:.0f} a second, {'greedy' if command.beam == 1 else f'beam {command.beam}'})")
     console.say(f"sacreBLEU: {score.bleu_signature}; {score.chrf_signature}")
@@ -176,7 +176,7 @@ def translated(command: Command, folder: Path) -> int:
     return 0
 
 
-def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device: Any) -> tuple[Score, int, str]:
+def evaluate_text(command: Command, folder: Path, model: Any, tokenizer: Tokenizer, device: Any) -> tuple[Score, int, str]:
     """(score, characters left out, what was measured)."""
     from bardlet.data import corpus, shards, windows
     from bardlet.evaluation import metrics
@@ -190,7 +190,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     skipped, window = 0, min(256, model.config.block_size)
     if command.text:
         found = corpus.find(command.text, command.field)
-        tokens, characters, size, skipped = encoded(found, words)
+        tokens, characters, size, skipped = encode_corpus(found, tokenizer)
         what = found.name
     else:
         if not (folder / "run.toml").exists():
@@ -200,7 +200,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if isinstance(stage, SFT):
             refuse(command, "field", "protocol", "context", why="is for the loss on a text, and this run learned "
                     "conversations")  # fmt: skip
-            return answered(command, stage, record, model, words), 0, f"held-out answers of {record['text']}"
+            return evaluate_answers(command, stage, record, model, tokenizer), 0, f"held-out answers of {record['text']}"
         if not isinstance(stage, Pretraining):
             raise BardletError(f"{folder}: it learned by {config.stage}, and its README.md says how well; name a text "
                                "to measure on, or a --task")
@@ -208,7 +208,7 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
         if found.hash != record.get("text_hash"):
             log.warning("%s is not the text that the run trained on any more; what is held out of it may have been "
                         "learned from", found.name)
-        stage.data = shards.prepare(found, words, skip_unseen=True)
+        stage.data = shards.tokenize_corpus(found, tokenizer, skip_unseen=True)
         tokens, characters, size = stage.held_out()
         skipped, window = stage.data.skipped, min(256, config.block_size)  # as the run itself evaluates
         what = f"{'validation part' if config.val_part == 'val' else 'development split'} of {found.name}"
@@ -222,38 +222,38 @@ def measure(command: Command, folder: Path, model: Any, words: Tokenizer, device
     batches = windows.validation_windows(tokens, block) if full else windows.random_windows(tokens, block, seed=0)
     dtype = runtime_device.pick_dtype(command.dtype, device)
     loss = metrics.mean_loss(model, batches, device, dtype, metrics.rows_at_once(model.config, block))
-    result = metrics.score(loss, len(tokens), characters, size, words.decode([int(tokens[0])], skip_special=True))
+    result = metrics.score(loss, len(tokens), characters, size, tokenizer.decode([int(tokens[0])], skip_special=True))
     return replace(result, tokens=sum(batch["target"].numel() for batch in batches)), skipped, what
 
 
-def answered(command: Command, stage: SFT, record: dict[str, Any], model: Any, words: Tokenizer) -> Score:
+def evaluate_answers(command: Command, stage: SFT, record: dict[str, Any], model: Any, tokenizer: Tokenizer) -> Score:
     """The loss on the answers that a run of `bardlet sft` did not learn from."""
     from bardlet.evaluation import metrics
     from bardlet.runtime import device as runtime_device
     from bardlet.stages import sft
     from bardlet.training import losses
 
-    stage.load(words)
+    stage.load(tokenizer)
     if stage.source.hash != record.get("text_hash"):
         log.warning("%s is not what the run trained on any more; what is held out of it may have been learned from",
                     stage.source.name)
     device, block = stage.dist.device, stage.config.block_size
     held = stage.parts()[1]
-    batches = sft.held_out(held, replace(stage.config, eval_tokens=0), int(words.pad_id or 0))
+    batches = sft.validation_batches(held, replace(stage.config, eval_tokens=0), int(tokenizer.pad_id or 0))
     dtype = runtime_device.pick_dtype(command.dtype, device)
-    mean = metrics.mean_loss(model, batches, device, dtype, metrics.rows_at_once(model.config, block), losses.answers)
-    return sft.score(held, words, mean)
+    mean = metrics.mean_loss(model, batches, device, dtype, metrics.rows_at_once(model.config, block), losses.completion_loss)
+    return sft.score(held, tokenizer, mean)
 
 
-def encoded(found: Corpus, words: Tokenizer) -> tuple[np.ndarray, int, int, int]:
+def encode_corpus(found: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, int, int, int]:
     """All of a text: (tokens, characters, bytes, characters left out since the tokenizer does not know them)."""
     import numpy as np
 
     pieces, characters, size, skipped = [], 0, 0, 0
     for document in found.documents():
-        text, unseen = words.drop_unseen(document)
-        pieces.append(words.encode(text))
-        if words.eos_id is not None and found.several:
-            pieces.append(np.array([words.eos_id], pieces[-1].dtype))
+        text, unseen = tokenizer.drop_unseen(document)
+        pieces.append(tokenizer.encode(text))
+        if tokenizer.eos_id is not None and found.several:
+            pieces.append(np.array([tokenizer.eos_id], pieces[-1].dtype))
         characters, size, skipped = characters + len(text), size + len(text.encode()), skipped + unseen
     return np.concatenate(pieces), characters, size, skipped

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bardlet import console
 
 if TYPE_CHECKING:
-    from bardlet.evaluation.likelihood import Result, Talker
+    from bardlet.evaluation.likelihood import ChatFormat, Result
     from bardlet.tokenizer import Tokenizer
 
 TEXT, TEMPLATE = "plain text", "chat template"
@@ -27,21 +27,21 @@ def run(folder: Path, asked_for: Sequence[str], limit: int | None, device: str, 
 
     names = tuple(dict.fromkeys(asked_for))
     asked = {name: tasks.records(name, limit) for name in names}  # what is missing is said before any work
-    model, words = hf.read_folder(folder)
+    model, tokenizer = hf.read_folder(folder)
     where = runtime_device.pick_device(device)
-    runtime_device.settle(None, False, where)
+    runtime_device.set_threads_and_determinism(None, False, where)
     model.to(where)
-    talker, dtype = talker_of(words), runtime_device.pick_dtype(dtype, where)
+    talker, dtype = chat_format(tokenizer), runtime_device.pick_dtype(dtype, where)
     figures: dict[str, dict[str, Any]] = {}
     for name, questions in asked.items():
         by_template = talker is not None and tasks.find(name).kind == "number"
         begun = time.monotonic()
-        with console.preparing() as progress:
+        with console.preparation_progress() as progress:
             assert progress is not None
             tell = partial(progress, f"{name}: {console.count(len(questions), 'question')}")
-            result = likelihood.Asker(model, words, where, dtype, talker, tell).measure(name, questions)
+            result = likelihood.TaskEvaluator(model, tokenizer, where, dtype, talker, tell).measure(name, questions)
         seconds, form = time.monotonic() - begun, TEMPLATE if by_template else TEXT
-        say(name, result, form, seconds, model.config.block_size)
+        print_result(name, result, form, seconds, model.config.block_size)
         figures[name] = {**asdict(result), "form": form, "seconds": round(seconds, 3)}
     console.say("± is one standard error")
     if json:
@@ -49,19 +49,19 @@ def run(folder: Path, asked_for: Sequence[str], limit: int | None, device: str, 
     return 0
 
 
-def talker_of(words: Tokenizer) -> Talker | None:
+def chat_format(tokenizer: Tokenizer) -> ChatFormat | None:
     """How a model with bardlet's chat template is asked; None for every other tokenizer."""
     from bardlet.data import chat_template
-    from bardlet.evaluation.likelihood import Talker
+    from bardlet.evaluation.likelihood import ChatFormat
     from bardlet.inference import answers
 
-    if words.chat_template != chat_template.TEMPLATE:
+    if tokenizer.chat_template != chat_template.TEMPLATE:
         return None
-    return Talker(lambda text: chat_template.encode(words, [{"role": "user", "content": text}], ask=True)[0].tolist(),
-                  answers.stop_ids(words))
+    return ChatFormat(lambda text: chat_template.encode(tokenizer, [{"role": "user", "content": text}], ask=True)[0].tolist(),
+                  answers.stop_ids(tokenizer))
 
 
-def say(name: str, result: Result, form: str, seconds: float, window: int) -> None:
+def print_result(name: str, result: Result, form: str, seconds: float, window: int) -> None:
     """One line for a person, and a note for each thing that was not as it should be."""
     parts = [f"acc {_percent(result.acc, result.stderr)}"]
     if result.acc_norm is not None:

@@ -77,18 +77,18 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.run import lock
     from bardlet.runtime import distributed
 
-    plan = run.Plan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
+    plan = run.LadderPlan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
                     command.seeds, command.minutes, command.device, command.threads)
     with distributed.connect(command.device) as dist:
-        with console.preparing() as progress:
+        with console.preparation_progress() as progress:
             ladder = run.Ladder(plan, dist, progress)
         out = ladder.out
         out.mkdir(parents=True, exist_ok=True)
         with lock.locked(out):
-            console.say(f"text: {ladder.found.name}, {ladder.ready.train_chars + ladder.ready.val_chars:,} characters; "
+            console.say(f"text: {ladder.corpus.name}, {ladder.dataset.train_chars + ladder.dataset.val_chars:,} characters; "
                         f"{console.count(len(rungs), 'rung')}, {console.count(command.seeds, 'seed')}")
             ladder.plan_steps(console.say)
-            outcomes = climb(ladder)
+            outcomes = train_rungs(ladder)
             finished = ladder.finished()
             facts = report.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, finished, command.sentence, facts)
@@ -101,11 +101,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def climb(ladder: Ladder) -> list[Outcome]:
+def train_rungs(ladder: Ladder) -> list[Outcome]:
     """Train what is missing, with a line for each rung that is done."""
     outcomes: list[Outcome] = []
     say = console.say
-    with console.climbing(expected(ladder)) as watch:
+    with console.ladder_progress(expected_seconds(ladder)) as watch:
         for done in ladder.climb(lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
             outcomes.append(done)
             named = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
@@ -115,7 +115,7 @@ def climb(ladder: Ladder) -> list[Outcome]:
     return outcomes
 
 
-def expected(ladder: Ladder) -> dict[tuple[str, int], float]:
+def expected_seconds(ladder: Ladder) -> dict[tuple[str, int], float]:
     """About how many seconds each job that is left will take, for the bar."""
     from bardlet.ladder.run import MINUTES
     from bardlet.ladder.rungs import bands

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields, make_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from bardlet.config.settings import Settings, option
-from bardlet.config.stages import elsewhere
+from bardlet.config.settings import Settings, flag
+from bardlet.config.stages import classes_with
 from bardlet.config.toml import why_not
 from bardlet.errors import BardletError
 
@@ -34,7 +34,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str, default: Any = None,
     import tyro
 
     hints, marks = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-    hints = {option(field.name): hints[field.name] for field in fields(cast(Any, kind))
+    hints = {flag(field.name): hints[field.name] for field in fields(cast(Any, kind))
              if field.name not in hidden and tyro.conf.Positional not in getattr(marks[field.name], "__metadata__", ())}
     for word in argv:  # tyro would take what follows = for the next word
         name, equals, _ = word.partition("=")
@@ -136,7 +136,7 @@ def _unknown(argv: Sequence[str], hints: dict[str, Any], text: str, kind: type) 
         if re.match(r"-+[A-Za-z]", word) and not known:
             setting = name.strip("-").replace("-", "_")
             for alike in (setting, setting.removeprefix("no_")):
-                if issubclass(kind, Settings) and elsewhere(alike):
+                if issubclass(kind, Settings) and classes_with(alike):
                     return f"{name}: {why_not(alike, kind)}"
             near = get_close_matches(name, hints, 1)
             return f"there is no setting {word.partition('=')[0]}" + (f" (did you mean {near[0]}?)" if near else "")

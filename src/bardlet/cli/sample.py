@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.run import hf
     from bardlet.runtime import device
 
-    device.keep_freed_memory()
+    device.tune_malloc()
     folder = Path(command.run)
-    model, words = hf.read_folder(folder)
+    model, tokenizer = hf.read_folder(folder)
     if model.config.model == "encdec":
         raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
     documents = 2
@@ -58,21 +58,21 @@ def main(argv: Sequence[str]) -> int:
         except BardletError as error:
             log.warning("%s", error)
     try:  # before anything is printed
-        prompt = text_generation.prompt_ids(words, command.prompt, documents)
+        prompt = text_generation.prompt_ids(tokenizer, command.prompt, documents)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
     options = command.prepared(model)
     begun = time.monotonic()
     if command.json or command.num > 1:
-        made = text_generation.complete(model, words, [prompt] * command.num, command.tokens, **options)
+        made = text_generation.complete(model, tokenizer, [prompt] * command.num, command.tokens, **options)
         count = sum(len(ids) for ids in made)
-        texts = [words.decode(ids, skip_special=True) for ids in made]
+        texts = [tokenizer.decode(ids, skip_special=True) for ids in made]
         if not command.json:
             for number, text in enumerate(texts, 1):
                 console.say(f"--- {number} ---\n{command.prompt}{text}\n")
     else:
         print(command.prompt, end="", flush=True)
-        count = text_generation.stream(model, words, prompt, command.tokens,
+        count = text_generation.stream(model, tokenizer, prompt, command.tokens,
                                        lambda text: print(text, end="", flush=True), **options)
         print(flush=True)
     if command.json:

@@ -16,9 +16,9 @@ import tyro
 from bardlet import console
 from bardlet.cli.options import parse
 from bardlet.config.finetuning import FineTuneConfig
-from bardlet.config.pretraining import BY_WEIGHTS, TrainConfig, TranslationConfig
-from bardlet.config.settings import Settings, option
-from bardlet.config.stages import CONFIGS, PARALLEL, config_class
+from bardlet.config.pretraining import SET_BY_WEIGHTS, TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings, flag
+from bardlet.config.stages import CONFIGS, NAMED_PAIRS, config_class
 from bardlet.config.toml import read_toml, settings_in
 
 log = logging.getLogger("bardlet")
@@ -98,8 +98,8 @@ def read(argv: Sequence[str]) -> Command | PairsCommand:
         log.warning("%s: not used, %s does not have that", ", ".join(idle), command.model)
         command = replace(command, **{name: getattr(kind, name) for name in idle})
     command.refuse_unused(names)
-    if command.init and (ignored := [name for name in BY_WEIGHTS if name in names]):
-        log.warning("%s: not used, --init %s decides it", ", ".join(map(option, ignored)), command.init)
+    if command.init and (ignored := [name for name in SET_BY_WEIGHTS if name in names]):
+        log.warning("%s: not used, --init %s decides it", ", ".join(map(flag, ignored)), command.init)
         command = replace(command, **{name: getattr(kind, name) for name in ignored})
     return command
 
@@ -112,12 +112,12 @@ def typed(argv: Sequence[str]) -> set[str]:
 
 def _names_pairs(argv: Sequence[str]) -> bool:
     """Whether a command line, or the file of settings that it names, is about pairs of sentences."""
-    switches = {option(name) for name, hint in get_type_hints(Command).items() if hint is bool}
+    switches = {flag(name) for name, hint in get_type_hints(Command).items() if hint is bool}
     texts = [word for word, before in zip(argv, ["", *argv], strict=False)  # not the value of an option
              if not before.startswith("--") or "=" in before or before.replace("--no-", "--") in switches]
     file = config_file(argv)
     first = next((word for word in texts if not word.startswith("--")), None)
-    if {"pair", "source", "target"} & typed(argv) or first in PARALLEL:
+    if {"pair", "source", "target"} & typed(argv) or first in NAMED_PAIRS:
         return True
     return file is not None and first is None and config_class(settings_in(file)) is TranslationConfig
 
@@ -138,7 +138,7 @@ def defaults(argv: Sequence[str], kind: type[Kind]) -> Kind | None:
     config = next(config for config in CONFIGS if issubclass(kind, config))
     settings, _ = read_toml(file, config)
     values = {field.name: getattr(settings, field.name) for field in fields(config)}
-    known = {*values, "stage", *(BY_WEIGHTS if issubclass(config, FineTuneConfig) else ())}
+    known = {*values, "stage", *(SET_BY_WEIGHTS if issubclass(config, FineTuneConfig) else ())}
     if unused := [name for name in settings_in(file) if name not in known]:
         who = {TrainConfig: "a run on a text", TranslationConfig: "a run on pairs"}.get(config)
         who = who or f"`bardlet {config.command}`"

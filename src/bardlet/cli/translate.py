@@ -17,7 +17,7 @@ from bardlet.cli.options import parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
-    from bardlet.inference.translate import How
+    from bardlet.inference.translate import TranslateOptions
     from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     console.show_notices()
     from bardlet.runtime import device as runtime_device
 
-    runtime_device.keep_freed_memory()
-    model, words, how = load(Path(command.run), command.beam, command.length_penalty, command.batch_size)
+    runtime_device.tune_malloc()
+    model, tokenizer, how = load(Path(command.run), command.beam, command.length_penalty, command.batch_size)
     runtime_device.place(model, command.device, command.dtype)
     if command.attention and not hasattr(model, "cross_attention"):
         raise BardletError(f"--attention: {model.config.model} has no cross-attention to draw; leave it out")
@@ -75,27 +75,27 @@ def main(argv: Sequence[str]) -> int:
     made: list[str] = []
     at_once = 1 if not command.files and sys.stdin.isatty() else CHUNK  # a person waits for each answer
     while chunk := list(islice(lines, at_once)):
-        done = in_order(model, words, chunk, how, len(made), None if command.json else console.say)
+        done = in_order(model, tokenizer, chunk, how, len(made), None if command.json else console.say)
         first = first or next((source for source, text in zip(chunk, done, strict=True) if text), None)
         made += done
     if not made:
         raise BardletError("there is nothing to translate: standard input is empty; name a file, or pipe lines in"
                            if not command.files else f"{', '.join(command.files)}: there is no line in it")
     if command.attention:
-        draw(Path(command.attention), model, words, first, how)
+        draw_attention(Path(command.attention), model, tokenizer, first, how)
     if command.json:
         console.say_json({"translations": made})
     return 0
 
 
-def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tuple[Any, Tokenizer, How]:
+def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tuple[Any, Tokenizer, TranslateOptions]:
     """(model, tokenizer, how to translate) of a folder. BardletError for a model that does not translate."""
     from bardlet.config.pretraining import TranslationConfig
     from bardlet.inference import translate
     from bardlet.run import folder as run_folder
     from bardlet.run import hf
 
-    model, words = hf.read_folder(folder)
+    model, tokenizer = hf.read_folder(folder)
     prefix_lm = False
     if model.config.model != "encdec":
         config = run_folder.settings(folder, changed=True)[0] if (folder / "run.toml").exists() else None
@@ -103,9 +103,9 @@ def load(folder: Path, beams: int, length_penalty: float, batch_size: int) -> tu
             raise BardletError(f"{folder}: this {model.config.model} model was not trained to translate; train one "
                                "with `bardlet train --pair de-en`, or with --source F --target F")
         prefix_lm = config.prefix_lm
-    how = translate.How(beams, length_penalty, batch_size, prefix_lm)
-    translate.check(model, words, how)
-    return model, words, how
+    how = translate.TranslateOptions(beams, length_penalty, batch_size, prefix_lm)
+    translate.check(model, tokenizer, how)
+    return model, tokenizer, how
 
 
 def read(files: Sequence[str]) -> Iterator[str]:
@@ -118,13 +118,13 @@ def read(files: Sequence[str]) -> Iterator[str]:
     return iter([line for file in files for line in bitext.read_lines(Path(file))])
 
 
-def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, before: int, say: Any) -> list[str]:
+def in_order(model: Any, tokenizer: Tokenizer, lines: Sequence[str], how: TranslateOptions, before: int, say: Any) -> list[str]:
     """The translations of some lines, before which there were others; `say` hears each as soon as its turn has come."""
     from bardlet.inference import translate
 
     done: dict[int, str] = {}
     said = 0
-    for place, text in translate.stream(model, words, lines, how, before):
+    for place, text in translate.stream(model, tokenizer, lines, how, before):
         done[place] = text
         while say and said in done:
             say(done[said])
@@ -132,13 +132,13 @@ def in_order(model: Any, words: Tokenizer, lines: Sequence[str], how: How, befor
     return [done[i] for i in range(len(lines))]
 
 
-def draw(path: Path, model: Any, words: Tokenizer, line: str | None, how: How) -> None:
+def draw_attention(path: Path, model: Any, tokenizer: Tokenizer, line: str | None, how: TranslateOptions) -> None:
     """The cross-attention of one sentence and its translation as a picture."""
     from bardlet.inference import translate
     from bardlet.run import plots
 
     if line is None:
         raise BardletError("--attention: no line with a translation to draw; give one that has words")
-    maps, source, target = translate.attended(model, words, line, how)
+    maps, source, target = translate.cross_attention(model, tokenizer, line, how)
     plots.attention_maps(path, maps.numpy(), source, target)
     log.info("the attention of the first line is drawn in %s", path)

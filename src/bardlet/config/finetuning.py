@@ -57,7 +57,7 @@ class SFTConfig(FineTuneConfig):
         self.require(lambda x: x >= 0, "0 or more, and finite", "eval_tokens")
 
     @property
-    def varying(self) -> bool:
+    def rows_vary(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
         return not self.pack
 
@@ -80,7 +80,7 @@ class PreferenceConfig(FineTuneConfig):
         self.require(lambda x: x >= 0, "0 or more, and finite", "eval_tokens")
 
     @property
-    def varying(self) -> bool:
+    def rows_vary(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
         return True
 
@@ -173,7 +173,7 @@ class RolloutConfig(FineTuneConfig):
                                f"): take --rollout {-(-self.rollout // update) * update}")
 
     @property
-    def varying(self) -> bool:
+    def rows_vary(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
         return True
 

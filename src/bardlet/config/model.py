@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FLAT = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
+WITHOUT_BLOCKS = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
 """Rungs of the ladder that have one layer and no blocks."""
 
 ROTARY = ("rotary", "swiglu", "qk-norm")
 """Rungs of the ladder with rotary positions, RMSNorm and no biases."""
 
-RUNGS = (*FLAT, "residual", "layer-norm", "dropout", *ROTARY)
+RUNGS = (*WITHOUT_BLOCKS, "residual", "layer-norm", "dropout", *ROTARY)
 """The models of the ladder, in its order."""
 
-UNDIVIDED = ("bigram", "averaging", "one-head")
+WITHOUT_HEADS = ("bigram", "averaging", "one-head")
 """Rungs of the ladder that divide their channels among no heads."""
 
-LONGEST_SINUSOIDS = 2**16
+MAX_SINUSOIDS = 2**16
 """Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
 
 Activation = Literal["gelu_new", "gelu", "relu"]

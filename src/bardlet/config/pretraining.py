@@ -6,15 +6,15 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
-from bardlet.config.model import FLAT, LONGEST_SINUSOIDS, ROTARY, RUNGS, UNDIVIDED, Activation, ModelConfig
-from bardlet.config.settings import AUTO, Auto, Rows, Settings, option
+from bardlet.config.model import MAX_SINUSOIDS, ROTARY, RUNGS, WITHOUT_BLOCKS, WITHOUT_HEADS, Activation, ModelConfig
+from bardlet.config.settings import AUTO, Auto, Rows, Settings, flag
 from bardlet.errors import BardletError
 
 Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
                 "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
 
-LACKING = {"n_layer": FLAT, "n_head": UNDIVIDED, "n_embd": ("bigram",), "n_inner": FLAT,
-           "dropout": (*FLAT, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
+ABSENT_IN = {"n_layer": WITHOUT_BLOCKS, "n_head": WITHOUT_HEADS, "n_embd": ("bigram",), "n_inner": WITHOUT_BLOCKS,
+           "dropout": (*WITHOUT_BLOCKS, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
            "muon_lr": ("bigram", "averaging")}
 """The rungs of the ladder that do not have a part yet. (Muon trains matrices: two of them have none.)"""
 
@@ -47,7 +47,7 @@ class ModelSettings:
     """Of the feed-forward layer; none: gelu_new in gpt2, its own approximation, and relu in encdec (qwen3 has silu)."""
 
 
-BY_WEIGHTS = tuple(field.name for field in fields(ModelSettings))
+SET_BY_WEIGHTS = tuple(field.name for field in fields(ModelSettings))
 """The settings that the weights of --init decide."""
 
 
@@ -56,7 +56,7 @@ class FromScratch(ModelSettings, Settings):
     """A run whose model is new, unless --init names one."""
 
     stage, command, default_minutes = "pretrain", "train", 5.0
-    plain: ClassVar[dict[str, Any]] = {**Settings.plain, "n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128}
+    auto_defaults: ClassVar[dict[str, Any]] = {**Settings.auto_defaults, "n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128}
 
     block_size: Auto[int] = AUTO
     """Context window, in tokens; none: 128, by the plan, or that of --init."""
@@ -73,29 +73,29 @@ class FromScratch(ModelSettings, Settings):
             raise BardletError(f"--lora {self.lora}: is a change of a model that has learned already: name it with "
                                "--init DIR, or leave it out")
         if self.init is None:  # else the weights have a shape of their own
-            if self.model not in UNDIVIDED:
+            if self.model not in WITHOUT_HEADS:
                 self._check_heads()
             self._check_model()
 
     def _check_model(self) -> None:
         """Raise BardletError where the settings do not go with the architecture."""
-        if self.model in RUNGS and self.n_kv_head not in (None, self._or_plain("n_head")):
+        if self.model in RUNGS and self.n_kv_head not in (None, self._or_default("n_head")):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: the rungs of the ladder have a key and a value for each "
                                "head; leave it out, or take --model qwen3")
         if self.activation and self.model not in ("gpt2", "encdec"):
             raise BardletError(f"--activation {self.activation}: {self.model} has none to choose; "
                                "leave it out, or take --model gpt2")
-        if self.model in ("gpt2", "encdec") and self.n_kv_head not in (None, heads := self._or_plain("n_head")):
+        if self.model in ("gpt2", "encdec") and self.n_kv_head not in (None, heads := self._or_default("n_head")):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: {self.model} has a key and a value for each of its "
                                f"{heads} heads; leave it out, or take --model qwen3")
 
-    def _or_plain(self, name: str) -> int:
+    def _or_default(self, name: str) -> int:
         """A setting of the shape, which a plan may still choose where none of them is set."""
         value = getattr(self, name)
-        return cast(int, self.plain[name] if value is None else value)
+        return cast(int, self.auto_defaults[name] if value is None else value)
 
     def _check_heads(self) -> None:
-        n_embd, n_head = self._or_plain("n_embd"), self._or_plain("n_head")
+        n_embd, n_head = self._or_default("n_embd"), self._or_default("n_head")
         if n_embd % n_head:
             fits = [h for h in range(1, n_embd + 1) if n_embd % h == 0]
             near = min(fits, key=lambda h: abs(h - n_head))
@@ -110,7 +110,7 @@ class FromScratch(ModelSettings, Settings):
 
     def lacks(self, name: str) -> bool:
         """Whether the model has no part that this setting describes."""
-        return self.model in LACKING.get(name, ())
+        return self.model in ABSENT_IN.get(name, ())
 
     def unused(self, named: Collection[str] = ()) -> list[str]:
         """The settings that would do nothing, since the model does not have what they describe.
@@ -118,21 +118,21 @@ class FromScratch(ModelSettings, Settings):
         named: settings that somebody typed, which count although their value is the default.
         """
         found = []
-        for name in LACKING:
+        for name in ABSENT_IN:
             value, default = getattr(self, name), getattr(type(self), name)
             # an untied head and AdamW are all that these rungs know: what they lack is the default itself
             asked = value == default and name in named if name in ("tie_embeddings", "optimizer") else value != default
-            if asked and self.lacks(name) and not (self.init and name in BY_WEIGHTS):
+            if asked and self.lacks(name) and not (self.init and name in SET_BY_WEIGHTS):
                 found.append(name)
         return found
 
     def refuse_unused(self, named: Collection[str] = ()) -> None:
         """Raise BardletError for the first of the `unused` settings."""
         for name in self.unused(named):
-            *some, last = [model for model in (*RUNGS, "gpt2", "qwen3") if model not in LACKING[name]]
+            *some, last = [model for model in (*RUNGS, "gpt2", "qwen3") if model not in ABSENT_IN[name]]
             value = getattr(self, name)
-            flag = option(name) + ("" if value is True else f" {value}")
-            raise BardletError(f"{flag}: {self.model} does not have that; leave it out, or take --model "
+            setting = flag(name) + ("" if value is True else f" {value}")
+            raise BardletError(f"{setting}: {self.model} does not have that; leave it out, or take --model "
                                f"{', '.join(some)} or {last}")
 
     def as_model(self, shape: ModelConfig) -> Self:
@@ -168,11 +168,11 @@ class FromScratch(ModelSettings, Settings):
     def _rung(self, vocab_size: int) -> ModelConfig:
         """The shape of a rung of the ladder: what it does not have yet counts 1, and its head is its own."""
         gated, modern = self.model in ("swiglu", "qk-norm"), self.model in ROTARY
-        n_head = 1 if self.model in UNDIVIDED else self.n_head
+        n_head = 1 if self.model in WITHOUT_HEADS else self.n_head
         wide = self._gated_width() if gated else 4 * self.n_embd
         return ModelConfig(
             model=self.model, vocab_size=vocab_size, block_size=self.block_size,
-            n_layer=1 if self.model in FLAT else self.n_layer, n_head=n_head, n_kv_head=n_head, n_embd=self.n_embd,
+            n_layer=1 if self.model in WITHOUT_BLOCKS else self.n_layer, n_head=n_head, n_kv_head=n_head, n_embd=self.n_embd,
             head_dim=self.n_embd // n_head,
             n_inner=self.n_embd if self.model == "feed-forward" else self.n_inner or wide,
             dropout=0.0 if self.lacks("dropout") else self.dropout,
@@ -184,7 +184,7 @@ class FromScratch(ModelSettings, Settings):
 class TrainConfig(Rows, FromScratch):
     """Pretraining on a text."""
 
-    plain: ClassVar[dict[str, Any]] = {**FromScratch.plain, "batch_size": 32, "eval_tokens": 131_072}
+    auto_defaults: ClassVar[dict[str, Any]] = {**FromScratch.auto_defaults, "batch_size": 32, "eval_tokens": 131_072}
 
     text: tuple[str, ...] = ()
     """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
@@ -214,7 +214,7 @@ class TrainConfig(Rows, FromScratch):
 class TranslationConfig(FromScratch):
     """Training on pairs of sentences: each source with its translation."""
 
-    plain: ClassVar[dict[str, Any]] = {**FromScratch.plain, "block_size": 256, "lr": 8e-3, "muon_lr": 4e-2}
+    auto_defaults: ClassVar[dict[str, Any]] = {**FromScratch.auto_defaults, "block_size": 256, "lr": 8e-3, "muon_lr": 4e-2}
     short_rows = True
     batch_setting = "batch_tokens"
 
@@ -258,7 +258,7 @@ class TranslationConfig(FromScratch):
             raise BardletError(f"--n-encoder-layer {self.n_encoder_layer}: {self.model} has no encoder; leave it out, "
                                "or take --model encdec")
         if self.model == "encdec":
-            most = LONGEST_SINUSOIDS
+            most = MAX_SINUSOIDS
             self.require(lambda x: x <= most, f"at most {most} (encdec)", "block_size")
             if self.prefix_lm:
                 raise BardletError("--prefix-lm: an encoder sees its source both ways already; "
@@ -268,7 +268,7 @@ class TranslationConfig(FromScratch):
                                    "leave it out")
 
     @property
-    def varying(self) -> bool:
+    def rows_vary(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
         return True
 
@@ -277,7 +277,7 @@ class TranslationConfig(FromScratch):
         """Tokens of the longer side of the global batch, at most."""
         return self.batch_tokens * self.grad_accum
 
-    def in_pieces_of(self, rows: int, asked: int, world: int) -> Self:
-        """The same pairs in more and smaller micro-batches (`Settings.in_pieces_of`)."""
+    def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Self:
+        """The same pairs in more and smaller micro-batches (`Settings.with_micro_batches_of`)."""
         pieces = next(n for n in range(-(-asked // rows), self.batch_tokens + 1) if self.batch_tokens % n == 0)
         return replace(self, batch_tokens=self.batch_tokens // pieces, grad_accum=self.grad_accum * pieces)

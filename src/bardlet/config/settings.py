@@ -38,7 +38,7 @@ class Settings:
     """What it is called on the command line."""
     default_minutes: ClassVar[float | None] = None
     """The time of a run that has neither --steps nor --minutes; None: its data say how many steps it has."""
-    plain: ClassVar[dict[str, Any]] = {"dropout": 0.0, "weight_decay": 0.1}
+    auto_defaults: ClassVar[dict[str, Any]] = {"dropout": 0.0, "weight_decay": 0.1}
     """What an `Auto` setting becomes when no plan chooses it."""
     short_rows: ClassVar[bool] = False
     """Whether the rows of a batch are sentences, whose attention is a small part of the work."""
@@ -144,24 +144,24 @@ class Settings:
         for name in names:
             value = getattr(self, name)
             if value is not None and not holds(value):
-                raise BardletError(f"{option(name)} {value}: it must be {what}")
+                raise BardletError(f"{flag(name)} {value}: it must be {what}")
 
     def resolved(self, *names: str, **chosen: Any) -> Self:
         """The settings with a value for each `Auto` that is open: by `chosen`, else by `plain`; what is set stays.
 
         names: resolve these alone.
         """
-        values = {**self.plain, **chosen}
+        values = {**self.auto_defaults, **chosen}
         return replace(self, **{name: value for name, value in values.items()
                                 if getattr(self, name) is None and (not names or name in names)})
 
     @property
-    def by_hand(self) -> set[str]:
+    def set_by_user(self) -> set[str]:
         """The names of the settings that differ from their defaults, before they are resolved."""
         return {field.name for field in fields(self) if getattr(self, field.name) != field.default}
 
     @property
-    def varying(self) -> bool:
+    def rows_vary(self) -> bool:
         """Whether the rows of one step are wider than those of another."""
         return False
 
@@ -173,7 +173,7 @@ class Settings:
     def check_processes(self, world: int) -> None:
         """Raise BardletError where so many processes cannot share a micro-batch."""
 
-    def in_pieces_of(self, rows: int, asked: int, world: int) -> Self:
+    def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Self:
         """The same step in more and smaller micro-batches.
 
         Args:
@@ -202,13 +202,13 @@ class Rows:
             raise BardletError(f"--batch-size {self.batch_size} cannot be shared by {world} processes: "
                                f"take a multiple of {world}")
 
-    def in_pieces_of(self, rows: int, asked: int, world: int) -> Any:
-        """The same windows in more and smaller micro-batches (`Settings.in_pieces_of`)."""
+    def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Any:
+        """The same windows in more and smaller micro-batches (`Settings.with_micro_batches_of`)."""
         total = self.batch_size // world * self.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)
         return replace(cast(Any, self), batch_size=rows * world, grad_accum=total // rows)
 
 
-def option(name: str) -> str:
+def flag(name: str) -> str:
     """A setting as it is typed."""
     return "--" + name.replace("_", "-")

@@ -16,7 +16,7 @@ from bardlet.config.finetuning import DPOConfig, GRPOConfig, PPOConfig, RewardCo
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 
-PARALLEL = ("multi30k",)
+NAMED_PAIRS = ("multi30k",)
 """Named corpora of sentence pairs."""
 
 CONFIGS: tuple[type[Settings], ...] = (TrainConfig, TranslationConfig, SFTConfig, RewardConfig, DPOConfig, PPOConfig,
@@ -28,12 +28,12 @@ def config_class(values: Mapping[str, Any]) -> type[Settings]:
     stage = values.get("stage", "pretrain")
     if stage == "pretrain":
         text = values.get("text")
-        named = isinstance(text, list | tuple) and bool(text) and text[0] in PARALLEL
+        named = isinstance(text, list | tuple) and bool(text) and text[0] in NAMED_PAIRS
         pairs = named or any(values.get(name) is not None for name in ("pair", "source", "target"))
         return TranslationConfig if pairs else TrainConfig
     return {config.stage: config for config in CONFIGS}.get(stage, TrainConfig)
 
 
-def elsewhere(name: str) -> list[type[Settings]]:
+def classes_with(name: str) -> list[type[Settings]]:
     """The classes of settings that have one of this name."""
     return [config for config in CONFIGS if name in {field.name for field in fields(config)}]

@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, 
 
 from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.pretraining import BY_WEIGHTS, FromScratch, TrainConfig, TranslationConfig
+from bardlet.config.pretraining import SET_BY_WEIGHTS, FromScratch, TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
-from bardlet.config.stages import CONFIGS, config_class, elsewhere
-from bardlet.errors import BardletError, shown
+from bardlet.config.stages import CONFIGS, classes_with, config_class
+from bardlet.errors import BardletError, printable
 
 S = TypeVar("S", bound=Settings)
 STAGES = tuple(dict.fromkeys(config.stage for config in CONFIGS))
@@ -39,17 +39,17 @@ def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any
     """
     stage = values.get("stage", "pretrain")
     if stage not in STAGES:
-        raise BardletError(f"{where}: stage = {shown(stage)}: it must be one of {', '.join(STAGES)}")
+        raise BardletError(f"{where}: stage = {printable(stage)}: it must be one of {', '.join(STAGES)}")
     kind = kind or config_class(values)
     known = {f.name for f in fields(kind)}
     values = {name: value for name, value in values.items() if name != "stage"}
     if issubclass(kind, FineTuneConfig):  # run.toml tells its reader the shape, which the weights decide
-        values = {name: value for name, value in values.items() if name not in BY_WEIGHTS}
+        values = {name: value for name, value in values.items() if name not in SET_BY_WEIGHTS}
     hints, ready = get_type_hints(kind), {}
     for name, value in values.items():
         if name in known:
             ready[name] = _typed(value, hints[name], f"{where}: {name}")
-        elif not elsewhere(name):
+        elif not classes_with(name):
             near = get_close_matches(name, known, 1)
             raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near
                                else "; `bardlet train --help` lists them (here with _ for -)"))
@@ -61,7 +61,7 @@ def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any
 
 def why_not(name: str, kind: type[Settings]) -> str:
     """Why a class of settings does not have the one of this name, which others have, and what to do."""
-    others = elsewhere(name)
+    others = classes_with(name)
     if issubclass(kind, TranslationConfig) and TrainConfig in others:
         return "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
     stages = [f"`bardlet {other.command}`" for other in others if issubclass(other, FineTuneConfig)]
@@ -80,25 +80,25 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in inner:
-            raise BardletError(f"{where} = {shown(value)}: it must be one of {', '.join(map(str, inner))}")
+            raise BardletError(f"{where} = {printable(value)}: it must be one of {', '.join(map(str, inner))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise BardletError(f"{where} = {shown(value)}: it must be a list, in [ ]")
+            raise BardletError(f"{where} = {printable(value)}: it must be a list, in [ ]")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
-            raise BardletError(f"{where} = {shown(value)}: it must have {len(kinds)} entries")
+            raise BardletError(f"{where} = {printable(value)}: it must have {len(kinds)} entries")
         return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
     if inner:  # X | None
         return None if value is None else _typed(value, next(k for k in inner if k is not type(None)), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise BardletError(f"{where} = {shown(value)}: it must be {KINDS[hint]}")
+        raise BardletError(f"{where} = {printable(value)}: it must be {KINDS[hint]}")
     return value
 
 
-MOST_TOML = 1 << 22
+MAX_TOML_BYTES = 1 << 22
 """Bytes of the largest file of settings that is read: a run writes 3 kB, and more where many files were named."""
 
 
@@ -111,7 +111,7 @@ def read_toml(path: Path, kind: Any = None) -> Any:
     values = _read(path)
     record = values.pop("record", {})
     if not isinstance(record, dict):
-        raise BardletError(f"{path}: record = {shown(record)}: it must be a table, [record]; take the line out")
+        raise BardletError(f"{path}: record = {printable(record)}: it must be a table, [record]; take the line out")
     settings = from_mapping(values, str(path), kind) if kind else from_mapping(values, str(path))
     return settings, record
 
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise BardletError(f"{path}: is no file; name a TOML file of settings")
-        if path.stat().st_size > MOST_TOML:
+        if path.stat().st_size > MAX_TOML_BYTES:
             raise BardletError(f"{path}: {path.stat().st_size:,} bytes are too many for a file of settings; "
                                "name another, or put back a copy")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -164,17 +164,17 @@ def to_toml(config: Settings, record: Mapping[str, Any], shape: ModelConfig | No
             "[record] says what happened.\n")
     happened = {name: value for name, value in record.items() if value is not None}
     text = head + tomli_w.dumps({"stage": config.stage, **values, "record": happened})
-    return f"{text}{SEAL}{_digest(text)}\n"
+    return f"{text}{DIGEST_LINE}{_digest(text)}\n"
 
 
-SEAL = "# sha256 of all above, by which `bardlet resume` sees that nobody changed it: "
+DIGEST_LINE = "# sha256 of all above, by which `bardlet resume` sees that nobody changed it: "
 
 
-def sealed(path: Path) -> bool:
+def is_untouched(path: Path) -> bool:
     """Whether a run.toml is, byte for byte, what a run wrote."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_TOML:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_TOML_BYTES:
         return False
-    text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(SEAL)
+    text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(DIGEST_LINE)
     return digest == _digest(text) + "\n"
 
 
@@ -182,8 +182,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def changed(config: Settings) -> dict[str, Any]:
+def non_default(config: Settings) -> dict[str, Any]:
     """The settings that differ from their defaults."""
-    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING} | config.plain
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING} | config.auto_defaults
     return {f.name: getattr(config, f.name) for f in fields(config)
             if f.name in defaults and getattr(config, f.name) not in (defaults[f.name], None)}

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bardlet.config.pretraining import TranslationConfig
-from bardlet.data.corpus import MANY, folder_with
+from bardlet.data.corpus import MAX_FILES_LISTED, folder_with
 from bardlet.data.text import Source, digest_of, read_text
 from bardlet.errors import BardletError
 
@@ -21,7 +21,7 @@ log = logging.getLogger("bardlet")
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedPairs:
     """A parallel corpus that has a name: a file for each part and language, in the folder of that name.
 
     lowercase: whether its results are always quoted in lower case, so that a model of it need not know capitals.
@@ -35,7 +35,7 @@ class Named:
 
 
 NAMED = {
-    "multi30k": Named("30,014 captions in en, de, fr, cs (--pair de-en), 8 MB",
+    "multi30k": NamedPairs("30,014 captions in en, de, fr, cs (--pair de-en), 8 MB",
                       ("en", "de", "fr", "cs"), "train.{}.gz", "val.{}.gz", lowercase=True),
 }
 DEFAULT = "multi30k"
@@ -49,7 +49,7 @@ def locate(name: str) -> Path | None:
 
 
 @dataclass
-class Parallel:
+class ParallelCorpus:
     """Pairs of lines. train, val: (source, target) files; without files for validation every tenth pair is held out."""
 
     name: str
@@ -68,9 +68,9 @@ class Parallel:
         whole = [pair for pair in read_pairs(*(self.val if self.val and part == "val" else self.train)) if all(pair)]
         if self.val:
             yield from whole
-        elif len(whole) < MANY:
+        elif len(whole) < MAX_FILES_LISTED:
             raise BardletError(f"{self.name}: {len(whole)} pairs are too few to train on and to hold some out: "
-                               f"give {MANY} or more")
+                               f"give {MAX_FILES_LISTED} or more")
         else:
             yield from (pair for i, pair in enumerate(whole) if (i % 10 == 9) == (part == "val"))
 
@@ -100,7 +100,7 @@ def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
     return list(zip(left, right, strict=True))
 
 
-def find(config: TranslationConfig) -> Parallel:
+def find(config: TranslationConfig) -> ParallelCorpus:
     """The pairs that the settings name. BardletError for what is not there."""
     if config.source is not None or config.target is not None:
         if config.source is None or config.target is None:
@@ -110,7 +110,7 @@ def find(config: TranslationConfig) -> Parallel:
                                + ("--pair" if config.pair else " ".join(config.text)))
         source, target = _present(Path(config.source)), _present(Path(config.target))
         name = f"{_stem(source)}-{_stem(target)}"
-        return Parallel(name, (source, target), None, bool(config.lowercase))
+        return ParallelCorpus(name, (source, target), None, bool(config.lowercase))
     if len(config.text) > 1 or (config.text and config.text[0] not in NAMED):
         raise BardletError(f"--pair {config.pair} is for a named parallel corpus ({', '.join(NAMED)}), and "
                            f"{' '.join(config.text)} is none; for files of your own: --source F --target F")
@@ -126,7 +126,7 @@ def find(config: TranslationConfig) -> Parallel:
                            "of $BARDLET_DATA")
     train, val = ((folder / part.format(left), folder / part.format(right)) for part in (named.train, named.val))
     lowercase = named.lowercase if config.lowercase is None else config.lowercase
-    return Parallel(f"{name}-{left}-{right}", train, val, lowercase)
+    return ParallelCorpus(f"{name}-{left}-{right}", train, val, lowercase)
 
 
 def _stem(path: Path) -> str:

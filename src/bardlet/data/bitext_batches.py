@@ -22,7 +22,7 @@ import torch
 from bardlet import tokenizer as tokenization
 from bardlet.data import shards, windows
 from bardlet.data.batch import Batch
-from bardlet.data.bitext import Parallel
+from bardlet.data.bitext import ParallelCorpus
 from bardlet.data.corpus import cache_folder
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
@@ -40,7 +40,7 @@ SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
-class Lines:
+class TokenizedLines:
     """Lines as tokens: line i is tokens[ends[i - 1]:ends[i]], the separator last. ends: (N,) int64."""
 
     tokens: np.ndarray
@@ -63,12 +63,12 @@ class Lines:
         """The ids of a line, its separator last: (T,)."""
         return self.tokens[self.starts[number] : self.ends[number]]
 
-    def part(self, which: slice) -> Lines:
+    def part(self, which: slice) -> TokenizedLines:
         """The lines of a slice without step."""
         begins = self.starts[which]
         first = int(begins[0]) if len(begins) else 0
         ends = self.ends[which]
-        return Lines(self.tokens[first : int(ends[-1]) if len(ends) else 0], ends - first)
+        return TokenizedLines(self.tokens[first : int(ends[-1]) if len(ends) else 0], ends - first)
 
     def rows(self, which: np.ndarray, width: int, fill: int) -> np.ndarray:
         """The lines `which` (B,), filled up to `width` with `fill` on the right: (B, width) int64."""
@@ -78,21 +78,21 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class PreparedPairs:
+class TokenizedPairs:
     """Pairs as tokens. train, val: (source, target). reason: why this tokenizer, a sentence.
 
     leaked: the share of the pairs held out whose source is among those of the training part. folder: where they lie.
     """
 
-    train: tuple[Lines, Lines]
-    val: tuple[Lines, Lines]
+    train: tuple[TokenizedLines, TokenizedLines]
+    val: tuple[TokenizedLines, TokenizedLines]
     tokenizer: Tokenizer
     reason: str
     leaked: float
     folder: Path
 
-def prepare(found: Parallel, tokenizer: str | Tokenizer = "auto", vocab_size: int | None = None,
-            progress: Progress | None = None, cache: Path | None = None) -> PreparedPairs:
+def tokenize_pairs(found: ParallelCorpus, tokenizer: str | Tokenizer = "auto", vocab_size: int | None = None,
+            progress: Progress | None = None, cache: Path | None = None) -> TokenizedPairs:
     """The pairs as tokens: from the cache when they are there and whole, else made.
 
     Args:
@@ -110,10 +110,10 @@ def prepare(found: Parallel, tokenizer: str | Tokenizer = "auto", vocab_size: in
     def build(whole: Path) -> None:
         _build(found, tokenizer, vocab_size, whole, progress)
 
-    return shards.cached(folder, build, _open)
+    return shards.build_or_read(folder, build, _open)
 
 
-def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folder: Path,
+def _build(found: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None, folder: Path,
            progress: Progress | None) -> None:
     """Writes tokenizer, four shards and prepared.json into an empty folder."""
     parts = {part: list(found.pairs(part)) for part in ("train", "val")}
@@ -121,8 +121,8 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
         if not pairs:
             raise BardletError(f"{found.name}: its {'training' if part == 'train' else 'validation'} part has no pairs")
     if isinstance(spec, Tokenizer):
-        words, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
-        if words.eos_id is None or words.pad_id is None:
+        tokenizer, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
+        if tokenizer.eos_id is None or tokenizer.pad_id is None:
             raise BardletError("the model's tokenizer has no token for the end of a line, or none for padding; "
                                "pairs need both, which every bpe of bardlet has")
     else:
@@ -131,34 +131,34 @@ def _build(found: Parallel, spec: str | Tokenizer, vocab_size: int | None, folde
         size = vocab_size or 2 * tokenization.suggest_vocab_size(characters, 0)
         if progress:
             progress("train bpe", 0, None)
-        words = tokenization.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)
-        reason = f"bpe: {words.vocab_size:,} tokens for both languages" + (", lower case" if found.lowercase else "")
-    words.save(folder)
+        tokenizer = tokenization.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)
+        reason = f"bpe: {tokenizer.vocab_size:,} tokens for both languages" + (", lower case" if found.lowercase else "")
+    tokenizer.save(folder)
     for part, pairs in parts.items():
         for side, name in enumerate(SIDES):
             documents = ((f"{found.name}, {part}, {name}", pair[side]) for pair in pairs)
-            shards.write_shard(folder / f"{part}.{name}.npy", documents, words, several=True)
+            shards.write_shard(folder / f"{part}.{name}.npy", documents, tokenizer, several=True)
     known = {source for source, _ in parts["train"]}
     leaked = sum(source in known for source, _ in parts["val"]) / len(parts["val"])
     facts = {"reason": reason, "leaked": round(leaked, 4)}
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     names = [f"{part}.{name}.npy" for part in parts for name in SIDES]
-    manifest.seal(folder, [*names, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
+    manifest.write_manifest(folder, [*names, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
 
-def _open(folder: Path) -> PreparedPairs:
+def _open(folder: Path) -> TokenizedPairs:
     shards.check(folder)
-    words = tokenization.load(folder)
+    tokenizer = tokenization.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
 
-    def lines(part: str, name: str) -> Lines:
+    def lines(part: str, name: str) -> TokenizedLines:
         tokens = shards.open_shard(folder / f"{part}.{name}.npy")
-        return Lines(tokens, np.flatnonzero(tokens == words.eos_id) + 1)
+        return TokenizedLines(tokens, np.flatnonzero(tokens == tokenizer.eos_id) + 1)
 
     train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))
     if any(len(source) != len(target) for source, target in (train, val)):
         raise BardletError(f"{folder}: source and target have different numbers of lines")
-    return PreparedPairs(train=train, val=val, tokenizer=words, folder=folder, **facts)  # type: ignore[arg-type]
+    return TokenizedPairs(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------ batches
@@ -177,7 +177,7 @@ class PairBatches:
     on into the next wider bucket, so that one batch of an epoch at most is small. The batches come in random order.
     """
 
-    def __init__(self, lines: tuple[Lines, Lines], format: Format, batch_tokens: int, seed: int,
+    def __init__(self, lines: tuple[TokenizedLines, TokenizedLines], format: PairFormat, batch_tokens: int, seed: int,
                  multiple: int = 1) -> None:
         """batch_tokens: rows times width of a batch, at most. Pairs that are wider than format.longest are left out.
 
@@ -227,16 +227,16 @@ class PairBatches:
         own = {"prefix": torch.ones_like(length)} if self.format.joined else {"source": ids, "source_length": length}
         return {**own, "idx": ids, "target": ids}
 
-    def place(self, step: int) -> str:
+    def describe_batch(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
         epoch, within = divmod(step, self.batches_per_epoch)
         pairs = self.epoch(epoch)[within] + 1
-        return (f"{windows.place_of_batch(step, self.batches_per_epoch)}, with the pairs "
+        return (f"{windows.epoch_and_batch(step, self.batches_per_epoch)}, with the pairs "
                 f"{', '.join(map(str, pairs[:5]))}{' ...' if len(pairs) > 5 else ''}")
 
 
 @dataclass(frozen=True)
-class Format:
+class PairFormat:
     """How pairs become the tensors of a batch.
 
     pad: the id that fills a row up; targets are IGNORE there. longest: no row is wider. joined: False, for an
@@ -251,11 +251,11 @@ class Format:
         """How wide pairs are whose sides have such lengths."""
         return source + target - 1 if self.joined else np.maximum(source, target)
 
-    def wide(self, lengths: np.ndarray) -> int:
+    def widths(self, lengths: np.ndarray) -> int:
         """The width of rows of which the longest is as long as the longest of `lengths`."""
         return min(self.longest, int(bucket(lengths.max()[None])[0]))
 
-    def batch(self, lines: tuple[Lines, Lines], which: np.ndarray, multiple: int = 1) -> Batch:
+    def batch(self, lines: tuple[TokenizedLines, TokenizedLines], which: np.ndarray, multiple: int = 1) -> Batch:
         """The pairs `which` (B,), all tensors int64.
 
         Side by side: `source` (B, S), `source_length` (B,), `idx` (B, T), the target one later after a token of
@@ -268,20 +268,20 @@ class Format:
         length, ends = source.lengths[which], target.lengths[which]
         if self.joined:
             ends = self.width(length, ends)
-            T = self.wide(ends)
+            T = self.widths(ends)
             both = self._join(lines, which, T + 1)
             made = {"idx": both[:, :-1], "prefix": length}
             goal = np.where(np.arange(1, T + 1) < length[:, None], IGNORE, both[:, 1:])
         else:
-            T = self.wide(ends)
+            T = self.widths(ends)
             goal = target.rows(which, T, self.pad)
-            made = {"source": source.rows(which, self.wide(length), self.pad), "source_length": length,
+            made = {"source": source.rows(which, self.widths(length), self.pad), "source_length": length,
                     "idx": np.concatenate((np.full((len(which), 1), self.pad), goal[:, :-1]), axis=1)}
         goal = np.where(np.arange(T) < ends[:, None], goal, IGNORE)
         goal[rows:] = IGNORE
         return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in (*made.items(), ("target", goal))}
 
-    def _join(self, lines: tuple[Lines, Lines], which: np.ndarray, width: int) -> np.ndarray:
+    def _join(self, lines: tuple[TokenizedLines, TokenizedLines], which: np.ndarray, width: int) -> np.ndarray:
         """Source and target, one behind the other: (B, width)."""
         source, target = (side.rows(which, width, self.pad) for side in lines)
         length = lines[0].lengths[which, None]
@@ -290,14 +290,14 @@ class Format:
         return np.where(place < 0, source, shifted)
 
 
-def held_out(lines: tuple[Lines, Lines], format: Format, batch_tokens: int) -> list[Batch]:
+def validation_batches(lines: tuple[TokenizedLines, TokenizedLines], format: PairFormat, batch_tokens: int) -> list[Batch]:
     """Every pair of the validation part that is not wider than format.longest, once, shortest first, in batches."""
     length = format.width(lines[0].lengths, lines[1].lengths)
     order = np.argsort(length, kind="stable")
     order = order[length[order] <= format.longest]
     made, start = [], 0
     while start < len(order):
-        rows = max(1, batch_tokens // format.wide(length[order[start : start + 1]]))  # about: the last may be wider
+        rows = max(1, batch_tokens // format.widths(length[order[start : start + 1]]))  # about: the last may be wider
         made.append(format.batch(lines, order[start : start + rows]))
         start += rows
     return made

@@ -28,12 +28,12 @@ TEMPLATE = (
 """The same in Jinja, which transformers runs in a sandbox: `chat_template` of tokenizer_config.json."""
 
 
-def marks_of(words: Tokenizer) -> dict[str, int]:
-    """The ids of the template's special tokens, by name. Raises as `special` does."""
-    return {name: special(words, name) for name in (*ROLES, "end")}
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the template's special tokens, by name. Raises as `special_id` does."""
+    return {name: special_id(tokenizer, name) for name in (*ROLES, "end")}
 
 
-def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False,
+def encode(tokenizer: Tokenizer, messages: Sequence[Message], ask: bool = False,
            marks: Mapping[str, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A conversation as tokens, and which of them the assistant wrote.
 
@@ -50,11 +50,11 @@ def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False,
     Raises:
         BardletError: a tokenizer without these tokens; no message, or one that is none, and which.
     """
-    marks = marks or marks_of(words)
+    marks = marks or special_tokens(tokenizer)
     ids: list[int] = []
     answer: list[bool] = []
     for message in check(messages):
-        said = [*words.encode(without_marks(message["content"])).tolist(), marks["end"]]
+        said = [*tokenizer.encode(escape_special(message["content"])).tolist(), marks["end"]]
         ids += [marks[message["role"]], *said]
         answer += [False, *[message["role"] == "assistant"] * len(said)]
     if ask:
@@ -63,23 +63,23 @@ def encode(words: Tokenizer, messages: Sequence[Message], ask: bool = False,
     return np.array(ids, dtype=np.int64), np.array(answer, dtype=bool)
 
 
-def without_marks(content: str) -> str:
+def escape_special(content: str) -> str:
     """`content` with nothing in it that reads like a special token of the template."""
     return content.replace("<|", "< |")
 
 
-def special(words: Tokenizer, name: str) -> int:
+def special_id(tokenizer: Tokenizer, name: str) -> int:
     """The id of the special token of a role, or of `end`.
 
     Raises:
         BardletError: the tokenizer has none; or it is one by which a text could become a special token although `<|` is
             broken in it: it changes texts before it looks (other than to lower case), or has tokens of another shape.
     """
-    token = words.vocab.get(f"<|{name}|>")
-    if token is None or token not in words.special:
+    token = tokenizer.vocab.get(f"<|{name}|>")
+    if token is None or token not in tokenizer.special:
         raise BardletError(f"the model's tokenizer has no token <|{name}|>, so it cannot hold a conversation; "
                            "train the base with --tokenizer bpe")
-    if not words.closed or not all(text.startswith("<|") for text in words.special.values()):
+    if not tokenizer.closed or not all(text.startswith("<|") for text in tokenizer.special.values()):
         raise BardletError("with the model's tokenizer a text could become a special token, so it cannot hold a "
                            "conversation; train the base with --tokenizer bpe")
     return token

@@ -39,7 +39,7 @@ log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
 
-MANY = 20  # from so many documents on, whole documents are held out
+MAX_FILES_LISTED = 20  # from so many documents on, whole documents are held out
 
 
 def development_begins(count: int) -> int:
@@ -51,7 +51,7 @@ def development_begins(count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedCorpus:
     """A corpus that has a name. Files lie in the folder of that name under $BARDLET_DATA or the cache.
 
     val: files that are the validation part; empty: the rule of Corpus.documents. between: a regular
@@ -67,7 +67,7 @@ class Named:
 
 
 NAMED = {
-    "tinyshakespeare": Named(
+    "tinyshakespeare": NamedCorpus(
         "40,000 lines of Shakespeare, 1.1 MB",
         ("input.txt",),
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -75,20 +75,20 @@ NAMED = {
     ),
     # A name is a document: the files are sorted, so the last tenth of each would be names from T to Z,
     # and a model that knows where a name ends can be asked for one name
-    "names": Named("7,944 English first names, 56 kB", ("female.txt", "male.txt"), between=r"\n"),
-    "tinystories-lower": Named(
+    "names": NamedCorpus("7,944 English first names, 56 kB", ("female.txt", "male.txt"), between=r"\n"),
+    "tinystories-lower": NamedCorpus(
         "5,500 short stories for children, lower case, 4.2 MB",
         ("tinystories_lower.txt.xz",),
         between=r"(?<!\n)\n(?!\n)",  # an empty line separates paragraphs, a single line end two stories
     ),
     # WikiText-2's own training file is not in the collection: its test half trains, its validation half judges
-    "wikitext-2": Named("Wikipedia articles, tokenised, 2.4 MB", ("test.txt.gz",), ("valid.txt.gz",)),
-    "eltec-eng": Named("99 English novels 1840-1920, 64 MB", ("core.jsonl.xz", "rest.jsonl.xz"), ("val.jsonl.xz",)),
-    "eltec-fra": Named("14 French novels, 11 MB", ("train.jsonl.xz",), ("val.jsonl.xz",)),
+    "wikitext-2": NamedCorpus("Wikipedia articles, tokenised, 2.4 MB", ("test.txt.gz",), ("valid.txt.gz",)),
+    "eltec-eng": NamedCorpus("99 English novels 1840-1920, 64 MB", ("core.jsonl.xz", "rest.jsonl.xz"), ("val.jsonl.xz",)),
+    "eltec-fra": NamedCorpus("14 French novels, 11 MB", ("train.jsonl.xz",), ("val.jsonl.xz",)),
     # tang300, the third file of the set, is an anthology of poems that are in tang_all too
-    "chinese-poetry": Named("57,883 Chinese poems, 12 MB", ("song300.jsonl", "tang_all.jsonl.xz")),
-    "factbook": Named("261 countries of the CIA World Factbook, 7 MB", ("factbook.jsonl.xz",)),
-    "python-docs": Named("the prose of Python's own documentation, embedded in every Python"),
+    "chinese-poetry": NamedCorpus("57,883 Chinese poems, 12 MB", ("song300.jsonl", "tang_all.jsonl.xz")),
+    "factbook": NamedCorpus("261 countries of the CIA World Factbook, 7 MB", ("factbook.jsonl.xz",)),
+    "python-docs": NamedCorpus("the prose of Python's own documentation, embedded in every Python"),
 }
 DEFAULT, EMBEDDED = "tinyshakespeare", "python-docs"
 
@@ -199,7 +199,7 @@ class Corpus:
     @cached_property
     def many(self) -> bool:
         """Whether there are 20 documents or more, so that validation can have whole ones."""
-        return len(list(itertools.islice(self._read("both"), MANY))) == MANY
+        return len(list(itertools.islice(self._read("both"), MAX_FILES_LISTED))) == MAX_FILES_LISTED
 
     def documents(self, part: str = "all") -> Iterator[str]:
         """The documents of a part ("all", "train" or "val"), one at a time, never empty.

@@ -17,7 +17,7 @@ SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """An odd multiplier that spreads bits well (the golden ratio's)."""
 BASE = 0xD1B54A32D192ED03
 """Odd; each symbol further back counts so many times more."""
-MOST = 1 << 18
+MAX_WINDOWS = 1 << 18
 """Windows of a text that are compared at most, or nearly so: those whose hashes end in zeros, wherever they stand."""
 
 
@@ -40,7 +40,7 @@ def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
     return found ^ (found >> np.uint64(29))
 
 
-def compare(train: np.ndarray, held: np.ndarray, length: int) -> tuple[float, float]:
+def overlap(train: np.ndarray, held: np.ndarray, length: int) -> tuple[float, float]:
     """(duplicated, contained): the share of the windows of `train` that are equal to one before them, and the share of
     those of `held` that occur in `train`, too. 0 for a text shorter than a window.
 
@@ -48,10 +48,10 @@ def compare(train: np.ndarray, held: np.ndarray, length: int) -> tuple[float, fl
         train, held: (N,), (M,) tokens.
         length: of a window, a power of two.
     """
-    every = 1 << (len(train) // MOST).bit_length()
+    every = 1 << (len(train) // MAX_WINDOWS).bit_length()
     seen = _windows(train, length, every)
     if len(seen) < len(train) / every / 8:  # the same few windows again and again, and they were not chosen
-        train, every = train[:MOST], 1
+        train, every = train[:MAX_WINDOWS], 1
         seen = _windows(train, length, every)
     found, different = _windows(held, length, every), np.unique(seen)
     return (1 - len(different) / len(seen) if len(seen) else 0.0,
@@ -69,7 +69,7 @@ def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Copied:
+class Overlap:
     """How much of some texts stands in others."""
 
     share: float
@@ -80,7 +80,7 @@ class Copied:
     """How many of the texts are a source from beginning to end."""
 
 
-def copied(texts: Iterable[str], sources: Iterable[str], length: int = 32) -> Copied:
+def find_copied(texts: Iterable[str], sources: Iterable[str], length: int = 32) -> Overlap:
     """How much of `texts` stands word for word in `sources`, in stretches of at least `length` characters.
 
     Args:
@@ -106,7 +106,7 @@ def copied(texts: Iterable[str], sources: Iterable[str], length: int = 32) -> Co
             inside[begin:end + length - 1] = True
             longest = max(longest, text[begin:end + length - 1], key=len)
         covered += int(inside.sum())
-    return Copied(covered / max(1, sum(map(len, texts))), longest, sum(text.strip() in whole for text in texts))
+    return Overlap(covered / max(1, sum(map(len, texts))), longest, sum(text.strip() in whole for text in texts))
 
 
 def _pieces(text: str, length: int) -> Iterator[np.ndarray]:

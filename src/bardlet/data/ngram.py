@@ -15,7 +15,7 @@ MIX = np.uint64(0xBF58476D1CE4E5B9)
 """An odd multiplier that spreads bits well (Steele et al., 2014: SplitMix)."""
 
 
-def surprise(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int | None = None) -> np.ndarray:
+def ngram_losses(train: np.ndarray, held: np.ndarray, longest: int = 5, alphabet: int | None = None) -> np.ndarray:
     """-log p of each held-out symbol, by n-gram models that look at 0, 1, ... `longest` symbols before it.
 
     The probability after a context is mixed from the counts there and the model of one symbol less, by how many
@@ -70,7 +70,7 @@ def word_losses(train: str, held: str, spelling: np.ndarray, longest: int = 2) -
     known = np.array([number.get(word, 0) for word in read])
     letters = np.repeat(known == 0, [len(word) for word in read])
     letters[1:] |= letters[:-1]  # where it ends has to be said, too
-    of_words = surprise(np.array([number.get(word, 0) for word in learned]), known, longest).mean(1)
+    of_words = ngram_losses(np.array([number.get(word, 0) for word in learned]), known, longest).mean(1)
     return [float(loss * len(read) / len(held) + (spelling * letters).mean()) for loss in of_words]
 
 

@@ -29,7 +29,7 @@ ARRAYS = ("tokens", "answer", "ends")
 
 
 @dataclass(frozen=True)
-class Chats:
+class TokenizedChats:
     """Conversations as tokens: number i is tokens[ends[i - 1]:ends[i]]; answer (boolean) says which are to be learned.
 
     ends: int64, one for each conversation.
@@ -48,10 +48,10 @@ class Chats:
         return len(self.ends)
 
     @staticmethod
-    def of(rows: Sequence[tuple[np.ndarray, np.ndarray]], dtype: Any) -> Chats:
+    def of(rows: Sequence[tuple[np.ndarray, np.ndarray]], dtype: Any) -> TokenizedChats:
         """From (ids, answer) of each, as `chat_template.encode` gives them; the tokens get `dtype`."""
         ids, answers = zip(*rows, strict=True)
-        return Chats(np.concatenate(ids).astype(dtype), np.concatenate(answers), np.cumsum([len(row) for row in ids]))
+        return TokenizedChats(np.concatenate(ids).astype(dtype), np.concatenate(answers), np.cumsum([len(row) for row in ids]))
 
     def save(self, folder: Path, name: str) -> list[str]:
         """A file of numpy's for each array; returns their names."""
@@ -61,21 +61,21 @@ class Chats:
         return list(made)
 
     @staticmethod
-    def load(folder: Path, name: str) -> Chats:
+    def load(folder: Path, name: str) -> TokenizedChats:
         """What `save` wrote, memory-mapped."""
-        return Chats(*(shards.read_array(folder / f"{name}.{array}.npy") for array in ARRAYS))
+        return TokenizedChats(*(shards.read_array(folder / f"{name}.{array}.npy") for array in ARRAYS))
 
-    def part(self, which: slice) -> Chats:
+    def part(self, which: slice) -> TokenizedChats:
         """The conversations of a slice without step."""
         begins, ends = self.starts[which], self.ends[which]
         if not len(begins):
-            return Chats(self.tokens[:0], self.answer[:0], ends)
+            return TokenizedChats(self.tokens[:0], self.answer[:0], ends)
         span = slice(int(begins[0]), int(ends[-1]))
-        return Chats(self.tokens[span], self.answer[span], ends - begins[0])
+        return TokenizedChats(self.tokens[span], self.answer[span], ends - begins[0])
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedRows:
     """What of conversations goes into rows of a length: number which[i], its first length[i] + 1 tokens.
 
     cut: how many lost their last messages; left_out: of how many no answer fits; unanswered: how many have none.
@@ -88,11 +88,11 @@ class Fitted:
     unanswered: int
 
 
-def fitted(chats: Chats, longest: int) -> Fitted:
+def fit_to_window(chats: TokenizedChats, longest: int) -> FittedRows:
     """Cut the conversations that need more than `longest` positions behind their last answer that fits."""
     length = chats.ends - chats.starts - 1
     if not chats.answer.any():
-        return Fitted(np.zeros(0, np.int64), length[:0], cut=0, left_out=0, unanswered=len(chats))
+        return FittedRows(np.zeros(0, np.int64), length[:0], cut=0, left_out=0, unanswered=len(chats))
     # an answer ends where the next token is none of it; conversations end there, too
     after = np.append(chats.answer[1:], False)
     after[chats.ends - 1] = False
@@ -105,7 +105,7 @@ def fitted(chats: Chats, longest: int) -> Fitted:
     before = np.concatenate(([0], np.cumsum(chats.answer)))
     unanswered = int((before[chats.ends] == before[chats.starts]).sum())
     cut, lost = int((fits & (length > longest)).sum()), int((~fits).sum())
-    return Fitted(which, short[which], cut, lost - unanswered, unanswered)
+    return FittedRows(which, short[which], cut, lost - unanswered, unanswered)
 
 
 def pack(length: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def pack(length: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
 class ChatBatches:
     """Batches of rows of conversations, by step. An epoch has each conversation once."""
 
-    def __init__(self, chats: Chats, block_size: int, rows: int, seed: int, pad: int, multiple: int = 1,
+    def __init__(self, chats: TokenizedChats, block_size: int, rows: int, seed: int, pad: int, multiple: int = 1,
                  packed: bool = True) -> None:
         """rows: of a batch. pad: the id that fills a row up. packed: several conversations in a row.
 
@@ -146,7 +146,7 @@ class ChatBatches:
         """
         self.chats, self.block_size, self.rows = chats, block_size, rows
         self.seed, self.pad, self.multiple, self.packed = seed, pad, multiple, packed
-        self.fitted = fitted(chats, block_size)
+        self.fitted = fit_to_window(chats, block_size)
         self.order = np.argsort(-self.fitted.length, kind="stable")
         self.length = self.fitted.length[self.order]  # of each slot; they descend
         slots = len(self.length)
@@ -205,6 +205,6 @@ class ChatBatches:
         made = {"idx": idx, "target": target, **({"segment": segment} if self.packed else {})}
         return {name: torch.from_numpy(x) for name, x in made.items()}
 
-    def place(self, step: int) -> str:
+    def describe_batch(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
-        return windows.place_of_batch(step, self.batches_per_epoch)
+        return windows.epoch_and_batch(step, self.batches_per_epoch)

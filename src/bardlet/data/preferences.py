@@ -13,7 +13,7 @@ import torch
 from bardlet.data import chat_template, shards, windows
 from bardlet.data.batch import Batch
 from bardlet.data.corpus import cache_folder
-from bardlet.data.packing import PARTS, Chats
+from bardlet.data.packing import PARTS, TokenizedChats
 from bardlet.data.records import Examples, Preference
 from bardlet.data.shards import Progress
 from bardlet.ops.cross_entropy import IGNORE
@@ -30,23 +30,23 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TokenizedPreferences:
     """Number i of both are the two answers to the same question, with the question in front."""
 
-    chosen: Chats
-    rejected: Chats
+    chosen: TokenizedChats
+    rejected: TokenizedChats
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @property
-    def sides(self) -> tuple[Chats, Chats]:
+    def sides(self) -> tuple[TokenizedChats, TokenizedChats]:
         """(chosen, rejected)"""
         return self.chosen, self.rejected
 
-    def part(self, which: slice) -> Pairs:
+    def part(self, which: slice) -> TokenizedPreferences:
         """The pairs of a slice without step."""
-        return Pairs(self.chosen.part(which), self.rejected.part(which))
+        return TokenizedPreferences(self.chosen.part(which), self.rejected.part(which))
 
     def lengths(self) -> np.ndarray:
         """How many tokens the longer answer of each has, with its question: int64."""
@@ -54,60 +54,60 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class PreparedPairs:
+class PreferenceDataset:
     """Preferences as tokens; no prompt is in both parts."""
 
-    train: Pairs
-    val: Pairs
+    train: TokenizedPreferences
+    val: TokenizedPreferences
     tokenizer: Tokenizer
 
 
-def key(found: Examples, words: Tokenizer) -> str:
+def cache_key(found: Examples, tokenizer: Tokenizer) -> str:
     """What the tokens of preferences depend on, as sha256 (hex)."""
-    return hashlib.sha256(f"{found.hash} {words.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
+    return hashlib.sha256(f"{found.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
 
 
-def prepare(found: Examples, words: Tokenizer, dist: Dist, progress: Progress | None = None) -> PreparedPairs:
+def tokenize_preferences(found: Examples, tokenizer: Tokenizer, dist: Dist, progress: Progress | None = None) -> PreferenceDataset:
     """The preferences as tokens, by a tokenizer; rank 0 makes them, the others read what it made."""
-    folder = cache_folder() / "tokens" / f"{found.name[:60]}-pairs-{key(found, words)[:16]}"
+    folder = cache_folder() / "tokens" / f"{found.name[:60]}-pairs-{cache_key(found, tokenizer)[:16]}"
     with dist.main_first():
-        return shards.cached(folder, lambda whole: _build(found, words, whole, progress),
-                             lambda made: _open(made, words))
+        return shards.build_or_read(folder, lambda whole: _build(found, tokenizer, whole, progress),
+                             lambda made: _open(made, tokenizer))
 
 
-def _build(found: Examples, words: Tokenizer, folder: Path, progress: Progress | None) -> None:
+def _build(found: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
     """Writes the arrays of both parts and sides into an empty folder."""
     names: list[str] = []
     for part, preferences in zip(PARTS, found.preferences(), strict=True):
         if progress:
             progress(f"tokens, {part}", 0, len(preferences))
         for side in SIDES:
-            names += encoded(words, preferences, side).save(folder, f"{part}.{side}")
-    manifest.seal(folder, names)
+            names += encode_side(tokenizer, preferences, side).save(folder, f"{part}.{side}")
+    manifest.write_manifest(folder, names)
 
 
-def encoded(words: Tokenizer, preferences: Sequence[Preference], side: str) -> Chats:
+def encode_side(tokenizer: Tokenizer, preferences: Sequence[Preference], side: str) -> TokenizedChats:
     """The chosen or the rejected answers, each behind its question."""
-    marks, rows = chat_template.marks_of(words), []
+    marks, rows = chat_template.special_tokens(tokenizer), []
     for one in preferences:
         last = {"role": "assistant", "content": getattr(one, side)}
-        ids, answer = chat_template.encode(words, [*one.prompt, last], marks=marks)
+        ids, answer = chat_template.encode(tokenizer, [*one.prompt, last], marks=marks)
         begins = len(answer) - int(answer[::-1].argmin())  # answers before the last do not count
         rows.append((ids, np.arange(len(ids)) >= begins))
-    return Chats.of(rows, words.dtype)
+    return TokenizedChats.of(rows, tokenizer.dtype)
 
 
-def _open(folder: Path, words: Tokenizer) -> PreparedPairs:
+def _open(folder: Path, tokenizer: Tokenizer) -> PreferenceDataset:
     shards.check(folder)
 
-    train, val = (Pairs(*(Chats.load(folder, f"{part}.{side}") for side in SIDES)) for part in PARTS)
-    return PreparedPairs(train, val, words)
+    train, val = (TokenizedPreferences(*(TokenizedChats.load(folder, f"{part}.{side}") for side in SIDES)) for part in PARTS)
+    return PreferenceDataset(train, val, tokenizer)
 
 
-class PairBatches:
+class PreferenceBatches:
     """Batches of pairs in random order, by step. An epoch has each pair once whose answers both fit."""
 
-    def __init__(self, pairs: Pairs, block_size: int, rows: int, seed: int, pad: int, multiple: int = 1) -> None:
+    def __init__(self, pairs: TokenizedPreferences, block_size: int, rows: int, seed: int, pad: int, multiple: int = 1) -> None:
         """rows: pairs of a batch. multiple: the last one of an epoch is filled up to it, with pairs without targets."""
         self.pairs, self.block_size, self.rows = pairs, block_size, rows
         self.seed, self.pad, self.multiple = seed, pad, multiple
@@ -151,11 +151,11 @@ class PairBatches:
         length = torch.full((self.rows, 2), self.block_size)
         return {"idx": ids, "target": ids, "length": length, "number": torch.zeros(self.rows, dtype=torch.int64)}
 
-    def place(self, step: int) -> str:
+    def describe_batch(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
-        return windows.place_of_batch(step, self.batches_per_epoch)
+        return windows.epoch_and_batch(step, self.batches_per_epoch)
 
 
-def count(batch: Batch) -> int:
+def count_tokens(batch: Batch) -> int:
     """How many pairs of a batch have answers."""
     return int((batch["length"][:, 0] > 0).sum())

@@ -34,13 +34,13 @@ class Prompts:
         kept = [i for i, ids in enumerate(self.ids) if len(ids) <= length]
         return Prompts([self.questions[i] for i in kept], [self.ids[i] for i in kept])
 
-    def some(self, most: int) -> Prompts:
+    def evenly_spread(self, most: int) -> Prompts:
         """At most so many of them, evenly spread."""
         return self.part(slice(None, None, max(1, -(-len(self) // most))))
 
 
 @dataclass(frozen=True)
-class PreparedPrompts:
+class PromptDataset:
     """Questions as tokens; none is in both parts."""
 
     train: Prompts
@@ -48,20 +48,20 @@ class PreparedPrompts:
     tokenizer: Tokenizer
 
 
-def prepare(found: Examples, words: Tokenizer, progress: Progress | None = None) -> PreparedPrompts:
+def tokenize_prompts(found: Examples, tokenizer: Tokenizer, progress: Progress | None = None) -> PromptDataset:
     """The questions as tokens by the tokenizer of the model."""
-    marks = chat_template.marks_of(words)
+    marks = chat_template.special_tokens(tokenizer)
     made: list[Prompts] = []
     for part, questions in zip(("train", "val"), found.questions(), strict=True):
         if progress:
             progress(f"questions, {part}", 0, len(questions))
-        ids = [chat_template.encode(words, one.prompt, ask=True, marks=marks)[0] for one in questions]
+        ids = [chat_template.encode(tokenizer, one.prompt, ask=True, marks=marks)[0] for one in questions]
         made.append(Prompts(questions, ids))
     train, val = made
-    return PreparedPrompts(train, val, words)
+    return PromptDataset(train, val, tokenizer)
 
 
-def parts(ready: PreparedPrompts, config: RolloutConfig) -> tuple[Prompts, Prompts]:
+def split(ready: PromptDataset, config: RolloutConfig) -> tuple[Prompts, Prompts]:
     """(training, held-out) questions that leave room in the window for an answer of --answer-tokens.
 
     The development split is the last tenth of the training part, too long ones counted, so that it is the same one in
@@ -79,7 +79,7 @@ def parts(ready: PreparedPrompts, config: RolloutConfig) -> tuple[Prompts, Promp
     return fitting
 
 
-def asked(number: int, size: int, prompts: int, seed: int) -> np.ndarray:
+def sample_prompts(number: int, size: int, prompts: int, seed: int) -> np.ndarray:
     """Which of so many questions the rollout of a number from 0 on asks: (size,) int64. An epoch asks each once.
 
     A pure function of (seed, number).

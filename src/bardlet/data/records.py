@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bardlet.data.corpus import MANY
+from bardlet.data.corpus import MAX_FILES_LISTED
 from bardlet.data.text import Source, digest_of, inner_suffix, read_text
-from bardlet.errors import BardletError, shown
+from bardlet.errors import BardletError, printable
 
 log = logging.getLogger("bardlet")
 
@@ -49,7 +49,7 @@ class Examples:
         """
         found = [conversation(record, place) for file in self.files for place, record in records(file)]
         asked = [one[:-1] if one[-1]["role"] == "assistant" else one for one in found]
-        return self._by_prompt(found, [said(one) for one in asked], "conversations")
+        return self._by_prompt(found, [as_text(one) for one in asked], "conversations")
 
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
         """(training, held-out) preferences: those of every tenth prompt are held out, all that a prompt has together.
@@ -60,7 +60,7 @@ class Examples:
             BardletError: a record that is none, and where; or too few of them.
         """
         found = [preference(record, place) for file in self.files for place, record in records(file)]
-        return self._by_prompt(found, [said(one.prompt) for one in found], "preferences")
+        return self._by_prompt(found, [as_text(one.prompt) for one in found], "preferences")
 
     def questions(self) -> tuple[list[Question], list[Question]]:
         """(training, held-out) questions, of conversations and of preferences; as `preferences` holds some out.
@@ -69,16 +69,16 @@ class Examples:
             BardletError: a record that is none, and where; or too few of them.
         """
         found = [question(record, place) for file in self.files for place, record in records(file)]
-        return self._by_prompt(found, [said(one.prompt) for one in found], "questions")
+        return self._by_prompt(found, [as_text(one.prompt) for one in found], "questions")
 
-    def _by_prompt(self, found: list[Record], prompts: list[str], what: str) -> tuple[list[Record], list[Record]]:
+    def _by_prompt(self, found: list[T], prompts: list[str], what: str) -> tuple[list[T], list[T]]:
         """The records of which every tenth prompt is held out, and these; where prompts are few, every tenth record."""
-        if len(found) < MANY:
+        if len(found) < MAX_FILES_LISTED:
             raise BardletError(f"{self.name}: {len(found)} {what} are too few to train on and to hold some out: "
-                               f"give {MANY} or more")
+                               f"give {MAX_FILES_LISTED} or more")
         known: dict[str, int] = {}
         numbers = [known.setdefault(prompt, len(known)) for prompt in prompts]
-        if len(known) < MANY:
+        if len(known) < MAX_FILES_LISTED:
             log.warning("%s: of %d different questions none can be spared, so every tenth of the %s is held out, whose "
                         "question may be among those that are learned from, too", self.name, len(known), what)
             numbers = list(range(len(found)))
@@ -103,12 +103,12 @@ class Question:
     answer: str | None
 
 
-def said(messages: Sequence[Message]) -> str:
+def as_text(messages: Sequence[Message]) -> str:
     """Who says what, as a key: what else a message has, a model never sees."""
     return json.dumps([(one["role"], one["content"]) for one in messages])
 
 
-Record = TypeVar("Record")
+T = TypeVar("T")
 
 
 def find(text: Sequence[str], wanted: str = "conversations") -> Examples:
@@ -184,7 +184,7 @@ def conversation(record: Mapping[str, Any], place: str) -> Sequence[Message]:
         return [*_asked(record, place), {"role": "assistant", "content": record["answer"]}]
     if "instruction" not in record or "output" not in record:
         raise BardletError(f"{place}: has neither messages, nor instruction and output, nor prompt and answer, but "
-                           f"{', '.join(map(shown, list(record)[:5])) or 'nothing'}; see `bardlet sft --help`")
+                           f"{', '.join(map(printable, list(record)[:5])) or 'nothing'}; see `bardlet sft --help`")
     parts = {name: record[name] for name in ("instruction", "output")}
     parts |= {name: record[name] for name in ("input", "system") if record.get(name) is not None}
     turns = record.get("history") or []
@@ -218,7 +218,7 @@ def preference(record: Mapping[str, Any], place: str) -> Preference:
     """
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in record]
     if missing:
-        raise BardletError(f"{place}: has no {missing[0]}, but {', '.join(map(shown, list(record)[:5])) or 'nothing'}; "
+        raise BardletError(f"{place}: has no {missing[0]}, but {', '.join(map(printable, list(record)[:5])) or 'nothing'}; "
                            "a preference has prompt, chosen and rejected")
     prompt = _messages(record["prompt"], "user", f'{place}: "prompt"')
     answers = [_messages(record[name], "assistant", f'{place}: "{name}"')[-1] for name in ("chosen", "rejected")]
@@ -262,9 +262,9 @@ def check(messages: Sequence[Any]) -> Sequence[Message]:
     for number, message in enumerate(messages, 1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
-            raise BardletError(f"message {number}: its role is {shown(role)}; it must be system, user or assistant")
+            raise BardletError(f"message {number}: its role is {printable(role)}; it must be system, user or assistant")
         if "content" not in message:
-            raise BardletError(f"message {number}: has no content, but {', '.join(map(shown, list(message)[:5]))}")
+            raise BardletError(f"message {number}: has no content, but {', '.join(map(printable, list(message)[:5]))}")
         if not isinstance(message.get("content"), str):
             raise BardletError(f"message {number}: its content is {_kind(message.get('content'))}, not a text")
     return messages

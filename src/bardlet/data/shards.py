@@ -28,7 +28,7 @@ import numpy as np
 from bardlet import tokenizer as tokenization
 from bardlet.data import duplicates
 from bardlet.data.corpus import Corpus, cache_folder
-from bardlet.data.statistics import survey
+from bardlet.data.statistics import measure_corpus
 from bardlet.errors import BardletError
 from bardlet.runtime import manifest
 from bardlet.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ from bardlet.tokenizer import Tokenizer
 log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
-Made = TypeVar("Made")
+Built = TypeVar("Built")
 
 VERSION = 1
 WINDOW = {"char": 64, "byte": 64, "bpe": 16}
@@ -49,7 +49,7 @@ BEFORE = struct.Struct("<8sIIQ32s72x")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TextDataset:
     """A text as tokens. train, val: (N,) uint16 or uint32, memory-mapped and read-only.
 
     reason: why this tokenizer, a sentence. *_chars, *_bytes: length of the parts of the text, in characters
@@ -74,14 +74,14 @@ class Prepared:
     leaked: float = 0.0
 
 
-def prepare(
+def tokenize_corpus(
     corpus: Corpus,
     tokenizer: str | Tokenizer = "auto",
     vocab_size: int | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
     skip_unseen: bool = False,
-) -> Prepared:
+) -> TextDataset:
     """The token shards of a corpus: from the cache when they are there and whole, else built.
 
     tokenizer: "auto", "char", "byte", "bpe", or a Tokenizer from elsewhere, which then is used as it is.
@@ -91,14 +91,14 @@ def prepare(
     pieces of it are in memory. BardletError when the text is too short, or the cache cannot be written.
     """
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
-    if given and (known := _made_before(corpus, given, cache)):
+    if given and (known := _find_cached(corpus, given, cache)):
         return known
     spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
     folder = root / f"{corpus.name[:60]}-{key[:16]}"
     job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache)
-    return cached(folder, lambda whole: _build(job, whole), _open)
+    return build_or_read(folder, lambda whole: _build(job, whole), _open)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, BardletError)
 """What is raised where a folder of tokens cannot be used."""
 
 
-def cached(folder: Path, build: Callable[[Path], None], read: Callable[[Path], Made]) -> Made:
+def build_or_read(folder: Path, build: Callable[[Path], None], read: Callable[[Path], Built]) -> Built:
     """What `read` finds in `folder`; where it is not there, or damaged, `build` makes it in an empty folder first.
 
     BardletError where it cannot be written. A kill leaves no half of it, and a process that was faster is believed.
@@ -143,7 +143,7 @@ def cached(folder: Path, build: Callable[[Path], None], read: Callable[[Path], M
         ) from None
 
 
-def _made_before(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Prepared | None:
+def _find_cached(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> TextDataset | None:
     """The shards of this text by this very tokenizer, whatever it was called when they were made."""
     for path in sorted(((cache or cache_folder()) / "tokens").glob(f"{glob.escape(corpus.name[:60])}-*/prepared.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, BardletError):
@@ -186,10 +186,10 @@ def _build(job: _Job, folder: Path) -> None:
     facts["documents"] = corpus.count
     chosen.save(folder)
     train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
-    shares = duplicates.compare(train, val, WINDOW["bpe" if chosen.kind == "other" else chosen.kind])
+    shares = duplicates.overlap(train, val, WINDOW["bpe" if chosen.kind == "other" else chosen.kind])
     facts["duplicated"], facts["leaked"] = (round(share, 4) for share in shares)
     (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    manifest.seal(folder, ["train.npy", "val.npy", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
+    manifest.write_manifest(folder, ["train.npy", "val.npy", "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
 
 def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
@@ -197,10 +197,10 @@ def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     corpus, vocab_size, progress = job.corpus, job.vocab_size, job.progress
     if kind == "byte":
         return tokenization.train_byte(corpus.several), "byte: as asked for, every byte is a token", None
-    seen = survey(corpus, progress, job.cache)
+    seen = measure_corpus(corpus, progress, job.cache)
     characters, alphabet = seen.characters, set(seen.alphabet)
     if kind == "auto" and vocab_size is None:
-        kind, vocab_size, reason = tokenization.choose(characters, len(alphabet))
+        kind, vocab_size, reason = tokenization.choose_kind(characters, len(alphabet))
     else:
         kind = "bpe" if kind == "auto" else kind
         vocab_size = vocab_size or tokenization.suggest_vocab_size(characters, len(alphabet))
@@ -213,10 +213,10 @@ def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     if progress:
         progress("train bpe", 0, None)
     trained = tokenization.train_bpe(corpus.documents("train"), int(vocab_size or 0))
-    return trained, reason + too_few(trained, vocab_size), characters
+    return trained, reason + warn_small_vocabulary(trained, vocab_size), characters
 
 
-def too_few(trained: Tokenizer, wanted: int | None) -> str:
+def warn_small_vocabulary(trained: Tokenizer, wanted: int | None) -> str:
     """What is added to the reason where a text has fewer pieces than were wanted; mostly nothing."""
     few = trained.vocab_size < (wanted or 0)
     return f" (the text has only enough repetition for {trained.vocab_size:,})" if few else ""
@@ -326,20 +326,20 @@ def check(folder: Path) -> None:
     """BardletError where a folder of tokens is not what was written: it would train another model, and nobody knew."""
     if not (folder / manifest.MANIFEST).exists():
         raise BardletError(f"{folder}: made by an earlier version, or not whole")
-    if damage := manifest.wrong(folder):
+    if damage := manifest.damaged_files(folder):
         raise BardletError(damage)
 
 
-def _open(folder: Path) -> Prepared:
+def _open(folder: Path) -> TextDataset:
     check(folder)
     tokenizer = tokenization.load(folder)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     facts.pop("text")
     train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
-    return Prepared(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
+    return TextDataset(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)
 
 
-def _place(whole: Path, folder: Path, read: Callable[[Path], Made]) -> Made:
+def _place(whole: Path, folder: Path, read: Callable[[Path], Built]) -> Built:
     """Rename a finished folder to its place. When another process was first, its work is used."""
     for _ in range(3):
         with contextlib.suppress(OSError):

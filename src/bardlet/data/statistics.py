@@ -26,16 +26,16 @@ SAMPLE = 1 << 19
 """Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
-UNLIKE = 0.07
+DOMAIN_SHIFT = 0.07
 """From where on a held-out part is unlike the rest: by so much its letters alone cost more, as a share. (Of ten corpora
 it was 0.04 at most; of the ends of sorted lists of names 0.09 to 0.21, and there counting is worse than guessing.)"""
 END = "\uffff"
 """Stands behind each document of the sample. No text has it: Unicode keeps it free for such use."""
-VERSION = 8
+VERSION = 9
 
 
 @dataclass(frozen=True)
-class Survey:
+class CorpusStatistics:
     """What was found in a text."""
 
     characters: int
@@ -50,7 +50,7 @@ class Survey:
     and is no character, as in the losses of a run."""
     quarter: tuple[float, ...] = ()
     """The same, having counted a quarter as much: the difference tells how much more text helps."""
-    unlike: float = 0.0
+    domain_shift: float = 0.0
     """By how much the letters alone of the held-out part cost more than those of the training part, by the counts of
     the latter, as a share (of a nat at least): the end of a sorted list has others than its beginning."""
     counted: int = 0
@@ -62,15 +62,15 @@ class Survey:
         counted; what six characters of context are worth beside three, and letters beside words, as logarithms of the
         losses' ratios (the last 0 for a text without words). None for a text too short, or without surprise, and where
         counting says nothing of the held-out part."""
-        if not self.losses or min(self.losses) < 1e-3 or self.unlike > UNLIKE:  # too short, a loop, a sorted list
+        if not self.losses or min(self.losses) < 1e-3 or self.domain_shift > DOMAIN_SHIFT:  # too short, a loop, a sorted list
             return None
         best, words = min(self.losses), self.losses[LONGEST + 1:]
         far = math.log(self.losses[LONGEST] / self.losses[LONGEST // 2])
         return best, min(self.quarter), float(self.counted), far, math.log(words[1] / best) if words else 0.0
 
 
-def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None,
-           held_out: str = "val") -> Survey:
+def measure_corpus(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None,
+           held_out: str = "val") -> CorpusStatistics:
     """The survey of `corpus`: from the cache, or by reading it once.
 
     Args:
@@ -78,13 +78,13 @@ def survey(corpus: Corpus, progress: Progress | None = None, cache: Path | None 
     """
     folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": held_out, "version": VERSION}
     if (facts := runtime_cache.read(folder, key)) is not None:
-        return Survey(**facts | {name: tuple(facts[name]) for name in ("losses", "quarter")})
+        return CorpusStatistics(**facts | {name: tuple(facts[name]) for name in ("losses", "quarter")})
     found = _read(corpus, progress, held_out)
     runtime_cache.write(folder, key, asdict(found))
     return found
 
 
-def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> Survey:
+def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> CorpusStatistics:
     counted = {"train": 0, "val": 0}
     alphabet: set[str] = set()
     sample = {"train": _Sample(SAMPLE), "val": _Sample(SAMPLE // 8)}
@@ -100,8 +100,8 @@ def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> Survey:
     if held_out == "dev":
         cut = development_begins(len(learned))
         learned, held = learned[:cut], learned[cut:]
-    losses, quarter, unlike = _difficulty(learned, held)
-    return Survey(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, unlike,
+    losses, quarter, unlike = _ngram_features(learned, held)
+    return CorpusStatistics(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, unlike,
                   len(learned) - learned.count(END))
 
 
@@ -111,8 +111,8 @@ def _entropy(text: str) -> float:
     return float(-(counts / len(text) * np.log(counts / len(text))).sum())
 
 
-def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """The losses of `Survey`, having counted all of `learned` and a quarter of it, and how unlike it `held` is."""
+def _ngram_features(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """The losses of `CorpusStatistics`, having counted all of `learned` and a quarter of it, and how unlike it `held` is."""
     characters = len(held) - held.count(END)
     if min(len(learned) // 4, characters) < 100:
         return (), (), 0.0
@@ -132,7 +132,7 @@ def _difficulty(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float
 
 def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
     """In nats per character of `held`, line breaks between documents among them."""
-    nats = ngram.surprise(code_points(learned), code_points(held), LONGEST, alphabet)
+    nats = ngram.ngram_losses(code_points(learned), code_points(held), LONGEST, alphabet)
     characters = nats.mean(1)
     best = nats[characters.argmin()]
     spelling = np.concatenate((np.full(LONGEST, best.mean()), best))  # nobody knows what the first ones would cost

@@ -49,7 +49,7 @@ class Windows:
         starts = np.concatenate([self.starts(int(e))[within[epochs == e]] for e in np.unique(epochs)])
         return _windows_at(self.tokens, starts, self.block_size)
 
-    def place(self, step: int) -> str:
+    def describe_batch(self, step: int) -> str:
         """Where the batch of a step lies, in words."""
         first = step * self.batch_size
         (epoch, start), (later, end) = (divmod(i, self.windows_per_epoch) for i in (first, first + self.batch_size - 1))
@@ -57,7 +57,7 @@ class Windows:
         return f"windows {start + 1} to {until}, of {self.windows_per_epoch:,}, in epoch {epoch + 1}"
 
 
-def place_of_batch(step: int, batches_per_epoch: int) -> str:
+def epoch_and_batch(step: int, batches_per_epoch: int) -> str:
     """Where the batch of a step lies, in words, where an epoch has whole batches."""
     epoch, within = divmod(step, batches_per_epoch)
     return f"batch {within + 1} of {batches_per_epoch:,}, in epoch {epoch + 1}"

@@ -61,7 +61,7 @@ class Bardlet(LM):
             raise BardletError(f"{run}: this model translates; `bardlet eval {run}` measures it")
         # cuda:0 is what the harness says where nobody said anything
         self._device = runtime_device.pick_device("auto" if device == "cuda:0" else device)
-        runtime_device.settle(None, False, self._device)
+        runtime_device.set_threads_and_determinism(None, False, self._device)
         self.model.to(self._device)
         self.window, self.dtype = self.model.config.block_size, runtime_device.pick_dtype(dtype, self._device)
         self.told = False
@@ -102,7 +102,7 @@ class Bardlet(LM):
         return kept
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes behind each context, up to the first text of `until`; see `likelihood.write`."""
+        """What the model writes behind each context, up to the first text of `until`; see `likelihood.generate_answers`."""
         made = [""] * len(requests)
         alike: dict[str, list[int]] = {}  # the requests that want the same are written together
         for number, request in enumerate(requests):
@@ -115,7 +115,7 @@ class Bardlet(LM):
                            "top_p": wanted.get("top_p"), "seed": 0}  # fmt: skip
             texts = [self.known(requests[number].args[0]) for number in numbers]
             stop_ids = [] if self.words.eos_id is None else [self.words.eos_id]
-            written = likelihood.write(self.model, self.words, [prompt_ids(self.words, text) for text in texts],
+            written = likelihood.generate_answers(self.model, self.words, [prompt_ids(self.words, text) for text in texts],
                                        wanted.get("max_gen_toks", TOKENS), dtype=self.dtype, stop_ids=stop_ids,
                                        **options)
             until = wanted.get("until") or []

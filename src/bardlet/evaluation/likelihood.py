@@ -21,7 +21,7 @@ from bardlet.evaluation.metrics import rows_at_once
 from bardlet.evaluation.tasks import Record, Task
 from bardlet.inference import generate
 from bardlet.inference.text_generation import prompt_ids
-from bardlet.models.base import Rung
+from bardlet.models.base import LectureModel
 from bardlet.runtime.device import autocast
 from bardlet.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Talker:
+class ChatFormat:
     """How a model that answers is asked: `ask` gives the ids up to where the answer to a question begins, `stop_ids`
     are where an answer is over."""
 
@@ -79,7 +79,7 @@ def standard_error(share: float, of: int) -> float | None:
 # ---------------------------------------------------------------------------------- likelihood
 
 
-def encode_pair(words: Tokenizer, context: str, continuation: str) -> tuple[Ids, Ids]:
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, Ids]:
     """The ids of a context and of what follows it, both lists, the first never empty.
 
     White space at the context's end belongs to what follows: in most tokenizers it is part of a word's token. Where no
@@ -88,9 +88,9 @@ def encode_pair(words: Tokenizer, context: str, continuation: str) -> tuple[Ids,
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
     if not kept:
-        return prompt_ids(words, None), words.encode(continuation).tolist()
-    before = words.encode(kept).tolist()
-    return before, words.encode(kept + continuation).tolist()[len(before) :]
+        return prompt_ids(tokenizer, None), tokenizer.encode(continuation).tolist()
+    before = tokenizer.encode(kept).tolist()
+    return before, tokenizer.encode(kept + continuation).tolist()[len(before) :]
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def log_likelihoods(model: Any, pairs: Sequence[tuple[Ids, Ids]], device: torch.
             raise ValueError(f"pair {number}: {len(context)} and {len(continuation)} tokens, in a window of {window}")
         asked.setdefault(tuple([*context, *continuation][-(window + 1) : -1]), []).append(number)
     rows, made, done = sorted(asked, key=len, reverse=True), [(0.0, True)] * len(pairs), 0
-    with generate.evaluating(model):
+    with generate.eval_mode(model):
         while rows:
             size = rows_at_once(model.config, len(rows[0]))
             batch, rows = rows[:size], rows[size:]
@@ -137,11 +137,11 @@ def log_likelihoods(model: Any, pairs: Sequence[tuple[Ids, Ids]], device: torch.
 def _last_log_probabilities(model: Any, batch: Sequence[Ids], counts: Sequence[int],
                             device: torch.device) -> torch.Tensor:  # fmt: skip
     """log p of each token behind the last `counts` places of each row, one row after the other: (N, V) float32."""
-    idx_BT, length_B = generate.padded(batch, device)
+    idx_BT, length_B = generate.pad_rows(batch, device)
     time_T, first_B = torch.arange(idx_BT.shape[1], device=device), length_B - torch.tensor(counts, device=device)
     scored_BT = (time_T >= first_B[:, None]) & (time_T < length_B[:, None])
     # a rung of the ladder has no more than the lecture's logits
-    logits_NV = (model.logits(idx_BT)[scored_BT] if isinstance(model, Rung)
+    logits_NV = (model.logits(idx_BT)[scored_BT] if isinstance(model, LectureModel)
                  else model.logits(model.hidden(idx_BT)[scored_BT]))
     return logits_NV.float().log_softmax(-1)
 
@@ -149,7 +149,7 @@ def _last_log_probabilities(model: Any, batch: Sequence[Ids], counts: Sequence[i
 # ---------------------------------------------------------------------------------- what it writes
 
 
-def write(model: Any, words: Tokenizer, prompts: Sequence[Ids], tokens: int, *, dtype: str = "fp32",
+def generate_answers(model: Any, tokenizer: Tokenizer, prompts: Sequence[Ids], tokens: int, *, dtype: str = "fp32",
           progress: Progress | None = None, **options: Any) -> list[str]:
     """What a model writes behind each prompt, by default always its likeliest token: texts, without special tokens.
 
@@ -165,13 +165,13 @@ def write(model: Any, words: Tokenizer, prompts: Sequence[Ids], tokens: int, *, 
         these = order[first : first + ROWS]
         asked = [list(prompts[i])[-max(1, window - tokens) :] for i in these]
         for i, ids in zip(these, generate.generate(model, asked, tokens, **options), strict=True):
-            made[i] = words.decode((token for token in ids if token < words.vocab_size), skip_special=True)
+            made[i] = tokenizer.decode((token for token in ids if token < tokenizer.vocab_size), skip_special=True)
         if progress is not None:
             progress(first + len(these), len(order))
     return made
 
 
-def number_behind(text: str, mark: str) -> str | None:
+def number_after(text: str, mark: str) -> str | None:
     """The number that follows the first `mark` in a text, or where there is no mark to look for, begins it.
 
     Without commas and dollars, so that numbers compare as texts; None where there is none.
@@ -182,7 +182,7 @@ def number_behind(text: str, mark: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text, as `number_behind` gives it."""
+    """The last number in a text, as `number_after` gives it."""
     numbers = NUMBER.findall(text)
     return _plain(numbers[-1]) if numbers else None
 
@@ -194,19 +194,19 @@ def _plain(number: str) -> str:
 # ---------------------------------------------------------------------------------- a task
 
 
-def _has_unseen(words: Tokenizer, task: Task, one: Record) -> bool:
+def _has_unseen(tokenizer: Tokenizer, task: Task, one: Record) -> bool:
     """Whether a question has characters that the tokenizer does not know; what is written itself may be anything."""
     if task.kind == "number":
-        return words.drop_unseen(one.options[0][0])[1] > 0
-    return any(words.drop_unseen(context + continuation)[1] for context, continuation in one.options)
+        return tokenizer.drop_unseen(one.options[0][0])[1] > 0
+    return any(tokenizer.drop_unseen(context + continuation)[1] for context, continuation in one.options)
 
 
-Judged = tuple[Sequence[Record], int, dict[str, Any]]
+Outcomes = tuple[Sequence[Record], int, dict[str, Any]]
 """The questions that were asked, how many of them lost their beginning, and the figures of `Result`."""
 
 
 @dataclass(frozen=True)
-class Asker:
+class TaskEvaluator:
     """A decoder-only model that is asked the questions of tasks.
 
     model: on `device`. dtype: fp32 or bf16, of its matrix products. talker: how it is asked for a number; None: as a
@@ -217,7 +217,7 @@ class Asker:
     tokenizer: Tokenizer
     device: torch.device
     dtype: str = "fp32"
-    talker: Talker | None = None
+    talker: ChatFormat | None = None
     progress: Progress | None = None
 
     def measure(self, name: str, questions: Sequence[Record]) -> Result:
@@ -234,10 +234,10 @@ class Asker:
             raise BardletError(f"--task {name}: no question is left: {unseen:,} have characters that the model's "
                                f"tokenizer has never seen, {too_long:,} do not fit into its window of {window}; take "
                                "another task, or another model")
-        return Result(chance=tasks.chance(task.kind, asked), always=tasks.always(task.kind, asked), records=len(asked),
+        return Result(chance=tasks.chance_accuracy(task.kind, asked), always=tasks.majority_accuracy(task.kind, asked), records=len(asked),
                       cut=cut, too_long=too_long, unseen=unseen, **figures)
 
-    def _by_likelihood(self, task: Task, questions: Sequence[Record]) -> Judged:
+    def _by_likelihood(self, task: Task, questions: Sequence[Record]) -> Outcomes:
         """Questions whose options are compared, or whose one option is looked at."""
         window = self.model.config.block_size
         pairs = [[encode_pair(self.tokenizer, *option) for option in one.options] for one in questions]
@@ -263,7 +263,7 @@ class Asker:
             figures["perplexity"] = math.exp(nats / len(right))
         return [one for one, _ in fitting], cut, figures
 
-    def _by_number(self, task: Task, questions: Sequence[Record]) -> Judged:
+    def _by_number(self, task: Task, questions: Sequence[Record]) -> Outcomes:
         """Questions whose answer is a number that the model writes."""
         window = self.model.config.block_size
         tokens = min(task.tokens, max(1, window // 2))
@@ -275,11 +275,11 @@ class Asker:
             asked = [(one, self.talker.ask(one.question)) for one in questions]
             asked = [(one, prompt) for one, prompt in asked if len(prompt) + tokens <= window]
         questions, prompts = [one for one, _ in asked], [prompt for _, prompt in asked]
-        made = write(self.model, self.tokenizer, prompts, tokens, dtype=self.dtype, progress=self.progress,
+        made = generate_answers(self.model, self.tokenizer, prompts, tokens, dtype=self.dtype, progress=self.progress,
                      stop_ids=stop_ids)
         made = [text.split("Question:")[0] for text in made]  # where the next question would begin
         wanted = [one.options[0][1] for one in questions]
-        right = [number_behind(text, task.behind) == number for text, number in zip(made, wanted, strict=True)]
+        right = [number_after(text, task.behind) == number for text, number in zip(made, wanted, strict=True)]
         figures = _share(right, "acc", "stderr")
         if task.behind or self.talker is not None:
             right = [last_number(text) == number for text, number in zip(made, wanted, strict=True)]

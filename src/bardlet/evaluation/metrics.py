@@ -12,7 +12,7 @@ from torch import nn
 from bardlet.config.model import ModelConfig
 from bardlet.data.batch import Batch
 from bardlet.runtime.device import autocast
-from bardlet.training.losses import count_targets, next_token
+from bardlet.training.losses import count_targets, next_token_loss
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def rows_at_once(shape: ModelConfig, length: int, most: int = LARGE) -> int:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: str = "fp32",
-              rows: int = ROWS, loss: Callable[[nn.Module, Batch], torch.Tensor] = next_token) -> float:
+              rows: int = ROWS, loss: Callable[[nn.Module, Batch], torch.Tensor] = next_token_loss) -> float:
     """The mean loss in nats over every unmasked target of `batches`; `loss` gives the sum of a batch.
 
     The sums of the batches are added in float64 on the host. `dtype` is the precision of the matrix products. At most
@@ -71,7 +71,7 @@ def score(loss: float, tokens: int, characters: int, size: int, first: str = "")
     return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens - 1)
 
 
-def distinct(texts: Sequence[str], n: int) -> float:
+def distinct_ngrams(texts: Sequence[str], n: int) -> float:
     """The share of different runs of n words among all that stand in `texts`, 0 to 1; 0 where there is none.
 
     (Li et al. 2016, *A Diversity-Promoting Objective Function for Neural Conversation Models*, section 4.)

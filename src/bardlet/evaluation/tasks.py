@@ -95,14 +95,14 @@ def records(name: str, limit: int | None = None) -> list[Record]:
     return [found[i * len(found) // count] for i in range(count)]
 
 
-def chance(kind: Kind, questions: Sequence[Record]) -> float:
+def chance_accuracy(kind: Kind, questions: Sequence[Record]) -> float:
     """The share that guessing gets right: the mean of 1 / number of options; 0 where there is nothing to choose."""
     if kind in ("last", "number"):
         return 0.0
     return sum(1 / len(one.options) for one in questions) / len(questions)
 
 
-def always(kind: Kind, questions: Sequence[Record]) -> float | None:
+def majority_accuracy(kind: Kind, questions: Sequence[Record]) -> float | None:
     """The share that the most frequent answer, given to each question, gets right; None where that is no answer."""
     if kind != "label":
         return None

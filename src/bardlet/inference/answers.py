@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bardlet.data.chat_template import special
+from bardlet.data.chat_template import special_id
 from bardlet.inference import generate
 from bardlet.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ ROWS = 32
 """Answers that are written at once."""
 
 
-def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: int | None = None, *, seed: int = 0,
+def generate_answers(model: Any, tokenizer: Tokenizer, asked: Sequence[np.ndarray], tokens: int | None = None, *, seed: int = 0,
             **options: Any) -> list[tuple[str, bool]]:  # fmt: skip
     """What a model answers: (text, whether it ended by itself) of each.
 
@@ -27,7 +27,7 @@ def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: i
         tokens: at most so many for an answer; None: as many as the window has room for.
         options: of `generate.stream`; without any always the likeliest token.
     """
-    stops = stop_ids(words)
+    stops = stop_ids(tokenizer)
     rooms = [tokens or max(1, model.config.block_size - len(ids)) for ids in asked]
     made: list[list[int]] = [[] for _ in asked]
     order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # rows of one batch have similar lengths
@@ -38,12 +38,12 @@ def answers(model: Any, words: Tokenizer, asked: Sequence[np.ndarray], tokens: i
                                     seed=[seed + i for i in batch], stop_ids=stops, **options)
         for i, ids in zip(batch, written, strict=True):
             made[i] = ids[: rooms[i]]  # whoever is beside it: an answer has its own room, and no more
-    known = [[token for token in ids if token < words.vocab_size] for ids in made]  # spare rows mean nothing
-    ends = (special(words, "end"), words.eos_id)
-    return [(words.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in ends)
+    known = [[token for token in ids if token < tokenizer.vocab_size] for ids in made]  # spare rows mean nothing
+    ends = (special_id(tokenizer, "end"), tokenizer.eos_id)
+    return [(tokenizer.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in ends)
             for ids, text in zip(made, known, strict=True)]
 
 
-def stop_ids(words: Tokenizer) -> list[int]:
+def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Where an answer is over: at any special token, since what follows a role's would be somebody else's words."""
-    return sorted(words.special)
+    return sorted(tokenizer.special)

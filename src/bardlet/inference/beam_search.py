@@ -17,7 +17,7 @@ from torch import Tensor
 from bardlet.errors import BardletError
 
 
-class Reader(Protocol):
+class StepReader(Protocol):
     """What a model has read: a row for each beam of each source, and the logits of its next token."""
 
     def first(self) -> Tensor:
@@ -29,23 +29,23 @@ class Reader(Protocol):
     def next(self, idx_R: Tensor) -> Tensor:
         """Reads one more token (int64) of each row: the logits of the one after it, (R, V)."""
 
-    def pick(self, row_R: Tensor) -> None:
+    def reorder(self, row_R: Tensor) -> None:
         """Goes on with these rows (int64), in this order; each stays with its source."""
 
-    def keep(self, source_B: Tensor, beams: int) -> None:
+    def select(self, source_B: Tensor, beams: int) -> None:
         """Goes on with these sources (int64, ascending) alone, all their beams with them."""
 
 
-KEEP = 7 / 8
+CANDIDATES = 7 / 8
 """Sources that are done stay among the others until fewer than this part is left: to move rows takes time, too."""
 
 
 @torch.inference_mode()
-def greedy(reader: Reader, stop: int, most: Sequence[int]) -> list[list[int]]:
+def greedy(reader: StepReader, stop: int, most: Sequence[int]) -> list[list[int]]:
     """The likeliest token again and again: for each source up to `stop`, which is left out, or up to its `most`."""
     made: list[list[int]] = [[] for _ in most]
     alive, going = list(range(len(most))), [True] * len(most)
-    logits_BV = _sound(reader.first())
+    logits_BV = _check_logits(reader.first())
     while True:
         idx_B = largest(logits_BV, 1)[1][:, 0]
         for place, (source, token) in enumerate(zip(alive, idx_B.tolist(), strict=True)):
@@ -54,10 +54,10 @@ def greedy(reader: Reader, stop: int, most: Sequence[int]) -> list[list[int]]:
             going[place] = going[place] and token != stop and len(made[source]) < most[source]
         if not any(going):
             return made
-        if sum(going) < KEEP * len(alive):
+        if sum(going) < CANDIDATES * len(alive):
             places = [place for place, goes in enumerate(going) if goes]
             rows = torch.tensor(places, device=idx_B.device)
-            reader.keep(rows, 1)
+            reader.select(rows, 1)
             idx_B, alive, going = idx_B[rows], [alive[place] for place in places], [True] * len(places)
         logits_BV = reader.next(idx_B)
 
@@ -78,7 +78,7 @@ class _Beams:
     """(B,): how many tokens each source may get."""
     stop: int
 
-    def keep(self, source_B: Tensor) -> None:
+    def select(self, source_B: Tensor) -> None:
         """Goes on with these sources alone."""
         self.score, self.tokens = self.score[source_B], self.tokens[source_B]
         self.ended, self.ended_tokens = self.ended[source_B], self.ended_tokens[source_B]
@@ -104,7 +104,7 @@ class _Beams:
 
 
 @torch.inference_mode()
-def beam(reader: Reader, stop: int, most: Sequence[int], beams: int, length_penalty: float = 1.0) -> list[list[int]]:
+def beam(reader: StepReader, stop: int, most: Sequence[int], beams: int, length_penalty: float = 1.0) -> list[list[int]]:
     """The best of `beams` hypotheses that are followed side by side: for each source its tokens, without `stop`.
 
     A hypothesis that ends has the score (sum of log p) / length^length_penalty, `stop` counted as a token (as
@@ -115,7 +115,7 @@ def beam(reader: Reader, stop: int, most: Sequence[int], beams: int, length_pena
     sources, K = len(most), beams
     made: list[list[int]] = [[] for _ in most]
     alive, going = list(range(sources)), [True] * sources
-    logits_RV = _sound(reader.first())
+    logits_RV = _check_logits(reader.first())
     device = logits_RV.device
     b = _Beams(torch.zeros((sources, 1), device=device), torch.empty((sources, 1, 0), dtype=torch.int64, device=device),
                torch.full((sources, K), -math.inf, device=device),
@@ -144,12 +144,12 @@ def beam(reader: Reader, stop: int, most: Sequence[int], beams: int, length_pena
         if length == 1:
             reader.branch(K)  # all beams go on from the only one
         else:
-            reader.pick((torch.arange(len(alive), device=device)[:, None] * K + from_BK).flatten())
-        if sum(going) < KEEP * len(alive):
+            reader.reorder((torch.arange(len(alive), device=device)[:, None] * K + from_BK).flatten())
+        if sum(going) < CANDIDATES * len(alive):
             places = [place for place, goes in enumerate(going) if goes]
             going_B = torch.tensor(places, device=device)
-            b.keep(going_B)
-            reader.keep(going_B, K)
+            b.select(going_B)
+            reader.select(going_B, K)
             token_BK, alive, going = token_BK[going_B], [alive[place] for place in places], [True] * len(places)
         logits_RV = reader.next(token_BK.flatten())
     return made
@@ -179,7 +179,7 @@ def largest(x_BM: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return value_BN, piece_BN.gather(1, place_BN // size) * size + place_BN % size
 
 
-def _sound(logits: Tensor) -> Tensor:
+def _check_logits(logits: Tensor) -> Tensor:
     if not math.isfinite(logits.sum(dtype=torch.float32)):  # one number tells it of all
         raise BardletError("the model's logits are not finite: its weights are damaged, or its training diverged")
     return logits

@@ -19,7 +19,7 @@ from bardlet.runtime import atomic
 from bardlet.tokenizer import StreamDecoder, Tokenizer
 
 
-class Talk:
+class ChatSession:
     """What was said so far, and the model that says the rest.
 
     answers: whether the model was fine-tuned to answer; if not, it goes on with the text. forgotten: how many messages
@@ -27,12 +27,12 @@ class Talk:
     how many that were before a text ended with the last answer, which may be asked for again.
     """
 
-    def __init__(self, model: Any, words: Tokenizer, system: str = "", tokens: int = 256, seed: int = 0,
+    def __init__(self, model: Any, tokenizer: Tokenizer, system: str = "", tokens: int = 256, seed: int = 0,
                  documents: int = 2, **options: Any) -> None:
         """tokens: at most so many for an answer. documents: of how many the base's text consisted. options: those of
         `generate.stream`."""
-        self.model, self.words, self.system, self.options, self.seed = model, words, system, options, seed
-        self.documents, self.answers = documents, words.chat_template == chat_template.TEMPLATE
+        self.model, self.words, self.system, self.options, self.seed = model, tokenizer, system, options, seed
+        self.documents, self.answers = documents, tokenizer.chat_template == chat_template.TEMPLATE
         self.tokens = min(tokens, model.config.block_size // 2)
         self.messages: list[dict[str, str]] = []
         self.forgotten = self.began = 0
@@ -51,7 +51,7 @@ class Talk:
             raise
         return self._answer(prompt)
 
-    def again(self) -> Iterator[str]:
+    def regenerate(self) -> Iterator[str]:
         """Another answer to what was asked last. BardletError where nothing was."""
         if not self.messages:
             raise BardletError("nothing was said yet")
@@ -70,11 +70,11 @@ class Talk:
         """The conversation as a line of JSON, which `bardlet sft` reads, at the end of a file."""
         if not self.messages:
             raise BardletError("there is nothing to save: nothing was said yet")
-        line = json.dumps({"messages": self.said()}, ensure_ascii=False) + "\n"
-        with atomic.writing(path), path.open("a", encoding="utf-8") as file:
+        line = json.dumps({"messages": self.transcript()}, ensure_ascii=False) + "\n"
+        with atomic.explain_write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line)
 
-    def said(self) -> list[dict[str, str]]:
+    def transcript(self) -> list[dict[str, str]]:
         """All messages, the system's first."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages]
@@ -84,7 +84,7 @@ class Talk:
         room = self.model.config.block_size - self.tokens
         if not self.answers:
             return self._text()[-room:]
-        said = self.said()
+        said = self.transcript()
         first = len(said) - len(self.messages)
         for forgotten, message in enumerate(self.messages):
             if message["role"] != "user":  # what is left begins with a question

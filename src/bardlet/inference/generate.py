@@ -17,12 +17,12 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import decoders
-from bardlet.inference.sampling import _drawn, _Draws, row_seeds
+from bardlet.inference.sampling import _draw, _Draws, row_seeds
 from bardlet.models.layers import KVCache
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """The model is in eval mode inside, and afterwards in the mode that it was in."""
     training = model.training
     model.eval()
@@ -116,19 +116,19 @@ def stream(
         return
     context = [list(prompt[-model.config.block_size :]) for prompt in prompts]
     draws = None if temperature == 0 else _Draws(row_seeds(seed, len(prompts)))
-    reader = _Cached(model, max_new_tokens, int8) if hasattr(model, "new_cache") else _Uncached(model)
+    reader = _CachedReader(model, max_new_tokens, int8) if hasattr(model, "new_cache") else _UncachedReader(model)
 
     def choose(logits_BV: Tensor, alive: list[int]) -> Tensor:
         if draws is None:
             return logits_BV.argmax(dim=-1)
-        return _drawn(logits_BV, temperature, top_k, top_p, draws.next(alive))
+        return _draw(logits_BV, temperature, top_k, top_p, draws.next(alive))
 
-    with evaluating(model):
+    with eval_mode(model):
         yield from _steps(reader, context, choose, frozenset(stop_ids), max_new_tokens)
 
 
 def _steps(
-    reader: _Cached | _Uncached,
+    reader: _CachedReader | _UncachedReader,
     context: list[list[int]],
     choose: Callable[[Tensor, list[int]], Tensor],
     stop_ids: frozenset[int],
@@ -150,19 +150,19 @@ def _steps(
         if not going or step == max_new_tokens - 1:
             return
         if len(going) < len(alive):  # the rows that ended leave the batch
-            reader.keep(going)
+            reader.select(going)
             idx_B, alive = idx_B[going], [alive[place] for place in going]
         logits_BV = reader.next(idx_B, [context[row] for row in alive])
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """(idx_BT, length_B): rows of different lengths, with zeros behind the shorter ones."""
     length = [len(row) for row in rows]
     filled = [[*row, *[0] * (max(length) - len(row))] for row in rows]
     return torch.tensor(filled, device=device), torch.tensor(length, device=device)
 
 
-class _Cached:
+class _CachedReader:
     """Logits of each row's next token, from a cache of what was read before.
 
     To take rows out of a `TransposedCache` copies all that is kept. So rows that have ended stay there, and are
@@ -179,13 +179,13 @@ class _Cached:
         """Reads every row's context."""
         longest = max(map(len, context))
         cache = self.model.new_cache(len(context), min(self.window, longest + self.new), self.kept)
-        logits_BV = prefill(self.model, *padded(context, self.device), cache)
+        logits_BV = prefill(self.model, *pad_rows(context, self.device), cache)
         self.decode = decoders.decoder(self.model, torch.int8 if self.int8 else None)
         self.cache = self.decode.cache(cache)
         self.places = list(range(len(context)))
         return logits_BV
 
-    def keep(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
         self.places = [self.places[row] for row in rows]
         if not self.cache.copies or 4 * len(self.places) <= 3 * self.cache.rows:
@@ -220,7 +220,7 @@ class _Cached:
         self.cache.refill(place, len(ids), fill)
 
 
-class _Uncached:
+class _UncachedReader:
     """The same for a model without a cache, a rung of the ladder: the last window again at every token."""
 
     def __init__(self, model: Any) -> None:
@@ -228,10 +228,10 @@ class _Uncached:
 
     def first(self, context: list[list[int]]) -> Tensor:
         """Reads every row's window: causality hides the padding from the tokens before it."""
-        idx_BT, length_B = padded([row[-self.model.config.block_size :] for row in context], self.device)
+        idx_BT, length_B = pad_rows([row[-self.model.config.block_size :] for row in context], self.device)
         return self.model(idx_BT)[torch.arange(len(context), device=self.device), length_B - 1]
 
-    def keep(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
         """Nothing was kept."""
 
     def next(self, idx_B: Tensor, context: list[list[int]]) -> Tensor:

@@ -30,10 +30,10 @@ def sample_next(
         u_B1 = torch.stack([torch.rand(1, generator=row) for row in generator])
     else:
         u_B1 = torch.rand(len(logits_BV), 1, generator=generator)
-    return _drawn(logits_BV, temperature, top_k, top_p, u_B1)
+    return _draw(logits_BV, temperature, top_k, top_p, u_B1)
 
 
-def _drawn(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
+def _draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
     """The inverse of the distribution function at u_B1, in [0, 1): the first id whose running sum exceeds it."""
     cumulative_BV = probabilities(logits_BV, temperature, top_k, top_p).cumsum(dim=-1)
     u_B1 = u_B1.to(cumulative_BV) * cumulative_BV[:, -1:]

@@ -32,7 +32,7 @@ class Experiment:
     title: str
     question: str
     """One sentence."""
-    says: tuple[str, ...]
+    conclusion: tuple[str, ...]
     """What was found: sentences with places for the figures, as in "the variance is {variance:.2f}"."""
     figures: Mapping[str, float]
     """Every number that was computed, by name."""
@@ -42,7 +42,7 @@ class Experiment:
     @property
     def lines(self) -> list[str]:
         """What was found, with its numbers, as plain text: a sentence or two each."""
-        return [sentence.format_map(self.figures) for sentence in self.says]
+        return [sentence.format_map(self.figures) for sentence in self.conclusion]
 
 
 @contextmanager

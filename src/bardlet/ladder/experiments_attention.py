@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.ladder.experiment import SMALL, Experiment, largest, seeded
-from bardlet.ladder.experiments_paint import bars, curves, matrix, side_by_side
-from bardlet.models.layers import place, rotary, rotate
+from bardlet.ladder.experiments_paint import bars, curves, matrix, panels
+from bardlet.models.layers import apply_rope, positions_and_mask, rope_cos_sin
 from bardlet.models.lecture import (
     DropoutAttention,
     Head,
@@ -57,7 +57,7 @@ def averages() -> Experiment:
         {"forms": forms, "zero": largest(no_query.query.weight), "no_query": largest(asks_nothing - average),
          "no_key": largest(says_nothing - average), "positions": x.shape[1], "equal": float(average[-1, 0]),
          "least": float(chosen[-1].min()), "most": float(chosen[-1].max()), "chosen": largest(chosen - average)},
-        side_by_side(matrix("averaging, or query = 0", asks_nothing, most=1), matrix("random query", chosen, most=1)),
+        panels(matrix("averaging, or query = 0", asks_nothing, most=1), matrix("random query", chosen, most=1)),
     )
 
 
@@ -89,7 +89,7 @@ def mask() -> Experiment:
          "later ones by up to {later:.2f}."),
         {"least_sum": float(weight.sum(-1).min()), "most_sum": float(weight.sum(-1).max()),
          "future": largest(weight[tril == 0]), "earlier": largest(change.tril(-1)), "later": largest(change.triu())},
-        side_by_side(matrix("scores", score, around_zero=True), matrix("the future at -inf", masked, around_zero=True),
+        panels(matrix("scores", score, around_zero=True), matrix("the future at -inf", masked, around_zero=True),
                      matrix("softmax", weight), matrix("change in the logits", change, rows="changed token",
                                                        columns="logits of position")),
     )
@@ -139,7 +139,7 @@ def variance() -> Experiment:
          "The lecture's five numbers: the largest weight is {example:.2f}; {times:.0f} times as large, they "
          "give {example_times:.2f}."),
         figures,
-        side_by_side(
+        panels(
             curves("variance of the scores", {
                 "unscaled": (sizes, list(measured.values())),
                 "scaled": (sizes, [v / n for n, v in measured.items()]),
@@ -171,7 +171,7 @@ def masks() -> Experiment:
     idx = torch.zeros(1, T, dtype=torch.int64)
     seen = {}
     for name, prefix in (("encoder", T), ("decoder", 0), ("prefix", 5)):
-        _, mask = place(idx, block_size=T, prefix_B=torch.tensor([prefix]))  # the first `prefix` tokens see each other
+        _, mask = positions_and_mask(idx, block_size=T, prefix_B=torch.tensor([prefix]))  # the first `prefix` tokens see each other
         assert mask is not None
         seen[name] = mask[0, 0].float()  # (B, 1, T, T) -> (T, T)
 
@@ -188,7 +188,7 @@ def masks() -> Experiment:
         {"positions": T, "prefix_length": prefix, **{name: float(mask.sum()) for name, mask in seen.items()},
          **{f"{name}_first": float(mask[0].sum()) for name, mask in seen.items()},
          "decoder_from_triangle": largest(seen["decoder"] - torch.tril(torch.ones(T, T)))},
-        side_by_side(*(matrix(name, mask, rows="position" if name == "encoder" else "", columns="sees", bar=False)
+        panels(*(matrix(name, mask, rows="position" if name == "encoder" else "", columns="sees", bar=False)
                        for name, mask in seen.items()), columns=3, height=2.8),
     )
 
@@ -204,8 +204,8 @@ def rotary_positions() -> Experiment:
 
     def turned(start: int) -> Tensor:
         """Scores (T, T) of x with rotary positions from `start` on."""
-        cos, sin = rotary(torch.arange(start, start + T)[None], D, theta=10_000)
-        q, k = (rotate(part(x)[None, :, None], cos, sin)[0, :, 0] for part in (head.query, head.key))  # (T, D)
+        cos, sin = rope_cos_sin(torch.arange(start, start + T)[None], D, theta=10_000)
+        q, k = (apply_rope(part(x)[None, :, None], cos, sin)[0, :, 0] for part in (head.query, head.key))  # (T, D)
         return q @ k.T * D**-0.5
 
     def added(start: int) -> Tensor:
@@ -217,7 +217,7 @@ def rotary_positions() -> Experiment:
         figures = {"near": near, "far": far, "size": largest(turned(0)), "turned": largest(turned(near) - turned(0)),
                    "turned_far": largest(turned(far) - turned(0)), "added": largest(added(near) - added(0))}
         starts = (0, near, far)
-        panels = [
+        drawings = [
             curves(title, {f"from position {start}": (range(T), scores(start)[-1].tolist()) for start in starts},
                    "key of token", "score of the last query", nested=True)
             for title, scores in (("rotary: one curve", turned), ("table: three curves", added))
@@ -230,7 +230,7 @@ def rotary_positions() -> Experiment:
          "them by at most {turned:.2g}; by {far:,.0f}, {turned_far:.2g}: rounding of the angles.",
          "With a table of positions that is added, moving on by {near:.0f} changes them by up to {added:.2f}."),
         figures,
-        side_by_side(*panels),
+        panels(*drawings),
     )
 
 
@@ -257,5 +257,5 @@ def heads() -> Experiment:
         {"heads": SMALL.n_head, "channels": SMALL.n_embd // SMALL.n_head, "difference": difference,
          "one_by_one": sum(p.numel() for p in one_by_one.parameters()), "products_before": 3 * SMALL.n_head,
          "at_once": sum(p.numel() for p in at_once.parameters()), "products_after": 3},
-        side_by_side(*(matrix(f"head {h + 1}", weight, most=1) for h, weight in enumerate(maps))),
+        panels(*(matrix(f"head {h + 1}", weight, most=1) for h, weight in enumerate(maps))),
     )

@@ -17,7 +17,7 @@ Panel = Callable[[Any, Palette], None]
 """Draws into matplotlib axes, in a palette's colours."""
 
 
-def side_by_side(*panels: Panel, columns: int = 2, height: float = 3.3) -> Callable[[Palette], Figure]:
+def panels(*panels: Panel, columns: int = 2, height: float = 3.3) -> Callable[[Palette], Figure]:
     """A figure of panels in rows of `columns`, each row `height` inches high: a `paint` for `pictures.draw`."""
 
     def paint(palette: Palette) -> Figure:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.ladder.experiment import SMALL, Experiment, largest, seeded
-from bardlet.ladder.experiments_paint import curves, histogram, matrix, side_by_side
+from bardlet.ladder.experiments_paint import curves, histogram, matrix, panels
 from bardlet.models.layers import RMSNorm
 from bardlet.models.lecture import (
     BigramModel,
@@ -65,7 +65,7 @@ def residual_gradients() -> Experiment:
          "Of {shallow:.0f} blocks, as in the lecture, first against last: {plain_shallow:.1e} times without, "
          "{residual_shallow:.2f} with residual connections, {norm_shallow:.2f} with LayerNorm as well."),
         figures,
-        side_by_side(
+        panels(
             curves("gradient in a stack of untrained blocks", {
                 "residual connections": (places, found["residual"]), "without": (places, found["plain"]),
                 "residual and LayerNorm": (places, found["norm"])},
@@ -112,7 +112,7 @@ def dropout() -> Experiment:
          "one": 1, "mean": float(ones.mean()), "draws": draws, "units": 32, "linear": largest(off(sums, straight)),
          "nonlinear": largest(off(relus, bent)), "gap": float((relus.mean(0) - bent[0]).abs().mean()),
          "size": float(bent.mean()), "train": in_train, "eval": in_eval},
-        side_by_side(histogram("linear", sums[:, at], marks[0], "output of a unit"),
+        panels(histogram("linear", sums[:, at], marks[0], "output of a unit"),
                      histogram("with ReLU, worst unit", relus[:, at], marks[1], "output of a unit")),
     )
 
@@ -153,7 +153,7 @@ def layernorm() -> Experiment:
          "RMSNorm, which divides and subtracts nothing: the mean square of a row is {square:.5f}, its mean stays (up "
          "to {rms_mean:.2f})."),
         figures,
-        side_by_side(*(matrix(title, values, around_zero=True, most=most, rows=rows, columns="channel", bar=False)
+        panels(*(matrix(title, values, around_zero=True, most=most, rows=rows, columns="channel", bar=False)
                        for title, values, most, rows in (("before", x, 6, "row"), ("LayerNorm", by_row, 3, ""),
                                                          ("batch norm", by_column, 3, ""))), columns=3, height=2.8),
     )
@@ -196,7 +196,7 @@ def first_loss() -> Experiment:
          "Untrained models on random tokens: bigram {bigram:.3f}, LayerNorm rung {default:.3f}, dropout rung with its "
          "small first weights {careful:.3f}."),
         figures,
-        side_by_side(
+        panels(
             curves("loss of random logits", {
                 "measured": (scales, by_scale),
                 "ln V + s²/2": (scales, [math.log(V) + scale**2 / 2 for scale in scales]),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bardlet.inference.generate import evaluating
+from bardlet.inference.generate import eval_mode
 from bardlet.run import metrics
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def bigram_table(probability_VV: Tensor, letters: Sequence[str]) -> Paint:
             often_V = often_V @ probability_VV
         chosen = often_V.topk(MOST).indices.sort().values
     shown = probability_VV[chosen][:, chosen].numpy()
-    names = [visible(letters[i]) for i in chosen.tolist()]
+    names = [printable(letters[i]) for i in chosen.tolist()]
 
     def paint(palette: Palette) -> Figure:
         import matplotlib.pyplot as plt
@@ -253,7 +253,7 @@ def attention(model: nn.Module, idx_T: Tensor) -> list[tuple[str, Tensor]]:
     device = next(model.parameters()).device
     try:
         block_size: int = model.config.block_size  # type: ignore[union-attr, assignment]
-        with evaluating(model):
+        with eval_mode(model):
             model(idx_T[None, -block_size:].to(device))
         layers: dict[str, list[Tensor]] = {}
         for name, module in attending.items():
@@ -270,7 +270,7 @@ def attention_maps(maps: Sequence[tuple[str, Tensor]], letters: Sequence[str]) -
     A row of a map is a token that looks, a column one that is looked at. What may not be seen stays empty.
     """
     across, down, T = max(len(m) for _, m in maps), len(maps), len(letters)
-    names = [visible(letter) for letter in letters]
+    names = [printable(letter) for letter in letters]
     future = np.triu(np.ones((T, T), bool), 1)
 
     def paint(palette: Palette) -> Figure:
@@ -298,10 +298,10 @@ def attention_maps(maps: Sequence[tuple[str, Tensor]], letters: Sequence[str]) -
     return paint
 
 
-def last_look(maps: Sequence[tuple[str, Tensor]], letters: Sequence[str]) -> Paint:
+def last_row_of_attention(maps: Sequence[tuple[str, Tensor]], letters: Sequence[str]) -> Paint:
     """What the last token takes from each: the last row of every map, a line for each head, with room for letters."""
     rows = torch.cat([weights_HTT[:, -1] for _, weights_HTT in maps]).float().numpy()
-    names = [visible(letter) for letter in letters]
+    names = [printable(letter) for letter in letters]
     heads = [f"{layer + 1}.{head + 1}" for layer, (_, weights) in enumerate(maps) for head in range(len(weights))]
 
     def paint(palette: Palette) -> Figure:
@@ -367,13 +367,13 @@ def cross_attention(maps_LTS: Tensor, source: Sequence[str], target: Sequence[st
         for layer, axes in enumerate(column[:, 0]):
             axes.imshow(shown[layer], vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"layer {layer + 1}, mean of its heads", fontsize=12)
-            _name_ticks(axes, [visible(t) for t in source], [visible(t) for t in target], 11)
+            _name_ticks(axes, [printable(t) for t in source], [printable(t) for t in target], 11)
         return figure
 
     return paint
 
 
-def visible(text: str) -> str:
+def printable(text: str) -> str:
     """A token's text as a label: white space and control characters become signs that can be seen."""
     signs = {"\n": "↵", " ": "␣", "\t": "⇥", "\r": "←"}
     return "".join(signs.get(c, c if c.isprintable() else "·") for c in text) or "·"

@@ -49,7 +49,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Line:
+class RungRow:
     """A rung's line of the table: its figures over all seeds, as text, empty where there is none."""
 
     rung: Rung
@@ -94,7 +94,7 @@ class Comparison:
 class Section:
     """What the page says of one rung."""
 
-    line: Line
+    line: RungRow
     compared: list[Comparison]
     sample: str
     pictures: list[Picture]
@@ -155,7 +155,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def line(number: int, outcomes: Sequence[Outcome], comparable: bool) -> Line:
+def line(number: int, outcomes: Sequence[Outcome], comparable: bool) -> RungRow:
     """The table's line of a rung: means over its seeds, with the deviation (n - 1) where there are several.
 
     The lecture's figure and the normal band are only given where the text is the lecture's (`comparable`).
@@ -166,7 +166,7 @@ def line(number: int, outcomes: Sequence[Outcome], comparable: bool) -> Line:
     band = rungs.bands().get(rung.name) if comparable else None
     low, high = (float(band["low"]), float(band["high"])) if band else (0.0, 0.0)
     word = ("lower than normal" if loss < low else "higher than normal" if loss > high else "normal") if band else ""
-    return Line(
+    return RungRow(
         rung, len(mine), f"{mine[0].parameters:,}", f"{statistics.fmean(o.steps for o in mine):,.0f}",
         f"{min(o.seconds for o in mine):,.0f}", mean([o.val_loss for o in mine]),
         mean([o.val_loss_lecture for o in mine]),
@@ -183,12 +183,12 @@ def mean(values: Sequence[float]) -> str:
 # ---------------------------------------------------------------------------- sections
 
 
-def section(out: Path, outcome: Outcome, row: Line, sentence: str) -> Section:
+def section(out: Path, outcome: Outcome, row: RungRow, sentence: str) -> Section:
     """A rung's code beside the one before, its sample, and its pictures, which are drawn into out/figures."""
     rung = outcome.rung
-    model, words = hf.read_folder(outcome.folder)
-    shown, note = sentence_for(words, sentence, outcome.sample)
-    found = rung_pictures(out, rung, model, words, shown)
+    model, tokenizer = hf.read_folder(outcome.folder)
+    shown, note = fit_sentence(tokenizer, sentence, outcome.sample)
+    found = rung_pictures(out, rung, model, tokenizer, shown)
     has_maps = any(p.kind == "attention" for p in found)
     return Section(row, compared(rung), outcome.sample, found, note if has_maps else "")
 
@@ -216,32 +216,32 @@ def code_rows(old: str, new: str) -> list[CodeRow]:
             for row in sources.beside(old, new)]  # fmt: skip
 
 
-def sentence_for(words: Tokenizer, sentence: str, sample: str) -> tuple[str, str]:
+def fit_sentence(tokenizer: Tokenizer, sentence: str, sample: str) -> tuple[str, str]:
     """(a sentence that the tokenizer can write, what was left out of the user's, as a sentence or "").
 
     Where nothing is left of it, one of Hamlet's, and where the model knows no letter of that, its own sample.
     """
-    kept, dropped = words.drop_unseen(sentence)
-    if len(words.encode(kept)):
-        unseen = dict.fromkeys(c for c in sentence if not words.drop_unseen(c)[0]) if dropped else ()
-        named = ", ".join(pictures.visible(c) for c in unseen)
+    kept, dropped = tokenizer.drop_unseen(sentence)
+    if len(tokenizer.encode(kept)):
+        unseen = dict.fromkeys(c for c in sentence if not tokenizer.drop_unseen(c)[0]) if dropped else ()
+        named = ", ".join(pictures.printable(c) for c in unseen)
         return kept, f"Left out of the sentence, because the model never saw them: {named}." if dropped else ""
     why = "The model knows no character of the sentence that was asked for" if sentence else "No sentence was given"
     for other, name in ((SENTENCE, "one of Hamlet's"), (sample, "the start of its own sample")):
-        kept = words.drop_unseen(other)[0][: len(SENTENCE)]
-        if len(words.encode(kept)):
+        kept = tokenizer.drop_unseen(other)[0][: len(SENTENCE)]
+        if len(tokenizer.encode(kept)):
             return kept, f"{why}: this is {name}."
-    return words.decode(range(min(8, words.vocab_size))), f"{why}: these are its first characters."
+    return tokenizer.decode(range(min(8, tokenizer.vocab_size))), f"{why}: these are its first characters."
 
 
-def rung_pictures(out: Path, rung: Rung, model: nn.Module, words: Tokenizer, sentence: str) -> list[Picture]:
+def rung_pictures(out: Path, rung: Rung, model: nn.Module, tokenizer: Tokenizer, sentence: str) -> list[Picture]:
     """What there is to be seen in a trained rung: the bigram's table, the positions, the attention maps."""
-    name, unit = f"{rung.number:02}-{rung.name}", unit_of(words)
+    name, unit = f"{rung.number:02}-{rung.name}", token_unit(tokenizer)
     found: list[Picture] = []
     tables: dict[str, torch.Tensor] = dict(model.named_parameters())
     if rung.model == "bigram":
         probability = tables["token_embedding_table.weight"].detach().softmax(-1)
-        letters = [words.decode([i]) for i in range(len(probability))]
+        letters = [tokenizer.decode([i]) for i in range(len(probability))]
         many = f" Of {len(letters):,}, the {pictures.MOST} that it writes most often." if len(letters) > 100 else ""
         found.append(picture(out, f"{name}-table", "table", pictures.bigram_table(probability, letters),
                              f"The bigram's table: a square for each pair of {unit}s, the stronger its colour, the "
@@ -255,20 +255,20 @@ def rung_pictures(out: Path, rung: Rung, model: nn.Module, words: Tokenizer, sen
                              "Two pictures of the position embeddings: the table itself, a row for each position, and "
                              "how alike the rows are, with 1 along the diagonal.",
                              "The table of positions, and the cosine between the rows of each two."))
-    return found + attention_pictures(out, name, model, words, sentence)
+    return found + attention_pictures(out, name, model, tokenizer, sentence)
 
 
-def attention_pictures(out: Path, name: str, model: nn.Module, words: Tokenizer, sentence: str) -> list[Picture]:
+def attention_pictures(out: Path, name: str, model: nn.Module, tokenizer: Tokenizer, sentence: str) -> list[Picture]:
     """The attention maps of a sentence, and of a longer one its last rows enlarged; [] for a rung without attention."""
-    ids = words.encode(sentence)
+    ids = tokenizer.encode(sentence)
     maps = pictures.attention(model, torch.from_numpy(ids))
     if not maps:
         return []
-    T, unit = maps[0][1].shape[-1], unit_of(words)
-    letters = [words.decode([int(i)]) for i in ids[-T:]]
+    T, unit = maps[0][1].shape[-1], token_unit(tokenizer)
+    letters = [tokenizer.decode([int(i)]) for i in ids[-T:]]
     heads = sum(len(weights) for _, weights in maps)
     several = f"{heads} heads" if heads > 1 else "one head"
-    what = f"“{words.decode(ids[-T:])}”"
+    what = f"“{tokenizer.decode(ids[-T:])}”"
     cut = f", the last {T} {unit}s of the sentence: no more fit in this context" if len(ids) > T else ""
     found = [picture(out, f"{name}-attention", "attention", pictures.attention_maps(maps, letters),
                      f"Attention maps of {several} for {what}, each a triangle: a row for each {unit}, and in it "
@@ -276,7 +276,7 @@ def attention_pictures(out: Path, name: str, model: nn.Module, words: Tokenizer,
                      f"Who looks at whom in {what}{cut}. A row looks, a column is looked at, and the weights of a row "
                      "add up to 1.", wide=heads > 1)]  # fmt: skip
     if T > pictures.NAMED:
-        found.append(picture(out, f"{name}-last", "last", pictures.last_look(maps, letters),
+        found.append(picture(out, f"{name}-last", "last", pictures.last_row_of_attention(maps, letters),
                              f"Attention of the last {unit} of {what}: a row for each head, and in it how much the "
                              f"last {unit} takes from each {unit} of the sentence.",
                              "The last rows of the maps above, enlarged: what each head takes in before the next "
@@ -284,16 +284,16 @@ def attention_pictures(out: Path, name: str, model: nn.Module, words: Tokenizer,
     return found
 
 
-def unit_of(words: Tokenizer) -> str:
+def token_unit(tokenizer: Tokenizer) -> str:
     """What a token is called on the page."""
-    return "character" if words.kind == "char" else "token"
+    return "character" if tokenizer.kind == "char" else "token"
 
 
 def likeliest(probability: torch.Tensor, letters: Sequence[str]) -> str:
     """The three surest pairs of the bigram's table, in words."""
     values, places = probability.flatten().topk(min(3, probability.numel()))
-    pairs = (f"{pictures.visible(letters[place // len(letters)])} then "
-             f"{pictures.visible(letters[place % len(letters)])} ({100 * value:.0f} %)"
+    pairs = (f"{pictures.printable(letters[place // len(letters)])} then "
+             f"{pictures.printable(letters[place % len(letters)])} ({100 * value:.0f} %)"
              for value, place in zip(values.tolist(), places.tolist(), strict=True))
     return "The surest: " + ", ".join(pairs) + "."
 
@@ -325,7 +325,7 @@ def facts(ladder: Ladder, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         made = [{"date": time.strftime("%Y-%m-%d"), "bardlet": __version__, "torch": torch.__version__,
                  "threads": ladder.threads,
                  "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor()}]
-    return {"text": ladder.found.name, "comparable": ladder.comparable, **summary(made)}
+    return {"text": ladder.corpus.name, "comparable": ladder.comparable, **summary(made)}
 
 
 def summary(made: Sequence[Mapping[str, Any]]) -> dict[str, str]:

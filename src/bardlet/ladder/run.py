@@ -23,7 +23,7 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import corpus, shards, windows
 from bardlet.data.batch import Batch
-from bardlet.data.shards import Prepared
+from bardlet.data.shards import TextDataset
 from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
@@ -46,7 +46,7 @@ TURNS = 4
 """How often each scaled rung is timed."""
 MINUTES = 2.0
 """Training time of a scaled rung on a CPU, where nobody asks for another."""
-AROUND = ("text", "field", "minutes", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every",
+BAND_MARGIN = ("text", "field", "minutes", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every",
           "device", "dtype", "compile", "threads", "deterministic", "tensorboard", "wandb", "replans")
 """Settings that do not make another training: the text by its name (ladder.json has its hash), what is written on the
 way, and the machine, which outcome.json records."""
@@ -78,7 +78,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LadderPlan:
     """What a ladder is told to do."""
 
     rungs: tuple[Rung, ...]
@@ -101,21 +101,21 @@ Watch = Callable[[Rung, int, dict[str, Any]], None]
 class Ladder:
     """A text, made ready once, and the rungs to be trained on it."""
 
-    def __init__(self, plan: Plan, dist: Dist, progress: shards.Progress | None = None) -> None:
+    def __init__(self, plan: LadderPlan, dist: Dist, progress: shards.Progress | None = None) -> None:
         if dist.world > 1:
             raise BardletError("bardlet ladder trains in one process: start it without torchrun")
         self.plan, self.dist = plan, dist
-        self.found = corpus.find(plan.text, plan.field)
-        self.out = plan.out or Path(f"runs/ladder-{self.found.name}")
-        config = TrainConfig(text=plan.text or (self.found.name,), tokenizer=plan.tokenizer)  # type: ignore[arg-type]
+        self.corpus = corpus.find(plan.text, plan.field)
+        self.out = plan.out or Path(f"runs/ladder-{self.corpus.name}")
+        config = TrainConfig(text=plan.text or (self.corpus.name,), tokenizer=plan.tokenizer)  # type: ignore[arg-type]
         stage = Pretraining(config, dist, progress)
-        stage.source = self.found
-        self.ready: Prepared = stage.tokenize(None)
+        stage.source = self.corpus
+        self.dataset: TextDataset = stage.tokenize(None)
         self.threads = plan.threads or torch.get_num_threads()
         gpu = dist.device.type == "cuda"
         self.minutes = plan.minutes if plan.minutes is not None else None if gpu else MINUTES
         self.scale = GPU if gpu else CPU
-        self.asked = {"text": self.found.hash, "tokenizer": plan.tokenizer, "minutes": self.minutes,
+        self.asked = {"text": self.corpus.hash, "tokenizer": plan.tokenizer, "minutes": self.minutes,
                       "device": dist.device.type}
         for rung in plan.rungs:
             self._check_length(rung)
@@ -130,8 +130,8 @@ class Ladder:
     @property
     def comparable(self) -> bool:
         """Whether the lecture's figures apply: its text, whatever its file is called, and its tokens."""
-        shakespeare = (self.ready.train_chars, self.ready.val_chars) == (1_003_854, 111_540)
-        return shakespeare and self.ready.tokenizer.kind == "char" and self.ready.tokenizer.vocab_size == 65
+        shakespeare = (self.dataset.train_chars, self.dataset.val_chars) == (1_003_854, 111_540)
+        return shakespeare and self.dataset.tokenizer.kind == "char" and self.dataset.tokenizer.vocab_size == 65
 
     @property
     def seeds(self) -> range:
@@ -140,9 +140,9 @@ class Ladder:
 
     def _check_length(self, rung: Rung) -> None:
         """Raises BardletError where the text is too short for a rung's windows."""
-        block, train, val = self.config(rung, FIRST_SEED).block_size, len(self.ready.train), len(self.ready.val)
+        block, train, val = self.config(rung, FIRST_SEED).block_size, len(self.dataset.train), len(self.dataset.val)
         if train < 2 * block or val < block + 1:
-            raise BardletError(f"{self.found.name}: {train} tokens to train on and {val} to validate are too few for "
+            raise BardletError(f"{self.corpus.name}: {train} tokens to train on and {val} to validate are too few for "
                                f"the windows of {block} of rung {rung.number}, {rung.name}: give a longer text")
 
     def _check_folder(self) -> None:
@@ -175,7 +175,7 @@ class Ladder:
         every = max(1, steps // 25)
         # tensors of a few thousand numbers: a second thread costs more than it does
         small: dict[str, Any] = {} if rung.scaled else {"dtype": "fp32", "compile": "off", "threads": 1}
-        text = self.plan.text or (self.found.name,)
+        text = self.plan.text or (self.corpus.name,)
         return TrainConfig(**{"threads": self.threads, **sizes, **small, "text": text, "field": self.plan.field,
                               "model": rung.model, "tokenizer": self.plan.tokenizer, "steps": steps, "seed": seed,
                               "eval_every": every, "eval_tokens": 32_768 if rung.scaled else 8_192, "save_every": 0,
@@ -184,18 +184,18 @@ class Ladder:
     def stage(self, config: TrainConfig) -> Pretraining:
         """The stage of a rung: its text is there already."""
         stage = Pretraining(config, self.dist)
-        stage.source, stage.data = self.found, self.ready
+        stage.source, stage.data = self.corpus, self.dataset
         return stage
 
     def trainer(self, rung: Rung, seed: int, steps: int | None = None) -> Trainer:
         """A rung before its first step. Nothing is written."""
         config = self.config(rung, seed, steps)
         torch.manual_seed(seed)
-        model = models.build(config.model_config(self.ready.tokenizer.vocab_size))
+        model = models.build(config.model_config(self.dataset.tokenizer.vocab_size))
         stage = self.stage(config)
-        stage.record = TextRecord(text=self.found.name, text_hash=self.found.hash, tokenizer=self.ready.tokenizer.kind,
-                                  documents=self.ready.documents, tokens=len(self.ready.train), rung=rung.name)
-        return stage.assemble(self.folder(rung, seed), model)
+        stage.record = TextRecord(text=self.corpus.name, text_hash=self.corpus.hash, tokenizer=self.dataset.tokenizer.kind,
+                                  documents=self.dataset.documents, tokens=len(self.dataset.train), rung=rung.name)
+        return stage.build_trainer(self.folder(rung, seed), model)
 
     def folder(self, rung: Rung, seed: int) -> Path:
         """Where a rung of a seed lies."""
@@ -220,7 +220,7 @@ class Ladder:
             kinds = {_kind(rung): rung for rung in todo}
             with torch._dynamo.config.patch(recompile_limit=64):  # the graphs of all rungs at once
                 trainers = {kind: self._compiled(rung, FIRST_SEED, None) for kind, rung in kinds.items()}
-                turns = [{kind: clock.seconds_per_step(t, 10, patience=4.0) for kind, t in trainers.items()}
+                turns = [{kind: clock.seconds_per_step(trainer, 10, patience=4.0) for kind, trainer in trainers.items()}
                          for _ in range(TURNS)]
             self.timed_with = self.timed_with or self.threads
             for rung in todo:
@@ -239,12 +239,12 @@ class Ladder:
 
     def _compiled(self, rung: Rung, seed: int, steps: int | None) -> Trainer:
         """A scaled rung, its blocks compiled where that pays: decided once, so that all seeds train alike."""
-        t = self.trainer(rung, seed, steps)
+        trainer = self.trainer(rung, seed, steps)
         if (known := self.compiled.get(_kind(rung))) is not None:
-            t.config = replace(t.config, compile="on" if known else "off")
-        compilation.choose_compile(t, 60 * self.minutes if self.minutes is not None else None)
-        self.compiled[_kind(rung)] = t.machine["compiled"]
-        return t
+            trainer.config = replace(trainer.config, compile="on" if known else "off")
+        compilation.choose_compile(trainer, 60 * self.minutes if self.minutes is not None else None)
+        self.compiled[_kind(rung)] = trainer.machine["compiled"]
+        return trainer
 
     def train(self, rung: Rung, seed: int, watch: Watch, late: list[int]) -> Outcome:
         """Train a rung from the start, measure it, and put its outcome on disk.
@@ -263,7 +263,7 @@ class Ladder:
         else:
             t = self.trainer(rung, seed)
         folder.mkdir(parents=True)
-        hf.write_folder(folder, t.model, self.ready.tokenizer)
+        hf.write_folder(folder, t.model, self.dataset.tokenizer)
         checkpointing.write_run(t)
         with signals() as box:
             trainer.fit(t, watch=lambda line: watch(rung, seed, line), asked=box)
@@ -273,12 +273,12 @@ class Ladder:
         late[:] = [box.number]
         return outcome
 
-    def _measure(self, t: Trainer, rung: Rung, seed: int) -> Outcome:
+    def _measure(self, trainer: Trainer, rung: Rung, seed: int) -> Outcome:
         """The losses of the weights at the root, by the lecture's way and by protocol (b)."""
-        model = hf.read_folder(t.run)[0].to(self.dist.device)
-        config = cast(TrainConfig, t.config)
+        model = hf.read_folder(trainer.run)[0].to(self.dist.device)
+        config = cast(TrainConfig, trainer.config)
         block, rows = config.block_size, config.batch_size * config.grad_accum
-        at_once = metrics.rows_at_once(t.model.config, block)
+        at_once = metrics.rows_at_once(trainer.model.config, block)
 
         def loss(batches: Sequence[Batch]) -> float:
             # as `bardlet eval` does: 400 batches of a scaled rung on a CPU take 19 s of a core, 7 in bf16, which is off
@@ -286,25 +286,25 @@ class Ladder:
             return metrics.mean_loss(model, batches, self.dist.device, "fp32", at_once)
 
         stage = self.stage(config)
-        stage.record = cast(TextRecord, t.record)
+        stage.record = cast(TextRecord, trainer.record)
         train, val = stage.parts()
         full = windows.validation_windows(val, min(256, block))
-        t.record.update(val_loss=loss(full), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
-        facts, sample = stage.finish(t)
-        return Outcome(rung, seed, t.run, facts["parameters"], t.state.step, round(t.state.seconds, 3),
+        trainer.record.update(val_loss=loss(full), val_tokens=len(val) - 1, val_tokens_of=len(val) - 1)
+        facts, sample = stage.finish(trainer)
+        return Outcome(rung, seed, trainer.run, facts["parameters"], trainer.state.step, round(trainer.state.seconds, 3),
                        loss(windows.random_windows(train, block, 200, rows, seed=1)),
                        loss(windows.random_windows(val, block, 200, rows, seed=2)), facts["val_loss"], sample,
-                       self._decisive(config), self._made(t))
+                       self._decisive(config), self._model_of(trainer))
 
     def _decisive(self, config: TrainConfig) -> dict[str, Any]:
         """The settings that make another training, the shape as the model has it, a step's micro-batches as one."""
         whole = replace(config, batch_size=config.batch_size * config.grad_accum, grad_accum=1)
-        training = {name: value for name, value in asdict(whole).items() if name not in AROUND}
-        return training | asdict(config.model_config(self.ready.tokenizer.vocab_size))
+        training = {name: value for name, value in asdict(whole).items() if name not in BAND_MARGIN}
+        return training | asdict(config.model_config(self.dataset.tokenizer.vocab_size))
 
-    def _made(self, t: Trainer) -> dict[str, Any]:
+    def _model_of(self, trainer: Trainer) -> dict[str, Any]:
         """When and by what a rung was trained."""
-        machine = {name: t.machine[name] for name in ("torch", "threads", "dtype", "compiled", "processor", "device")}
+        machine = {name: trainer.machine[name] for name in ("torch", "threads", "dtype", "compiled", "processor", "device")}
         return {"date": time.strftime("%Y-%m-%d"), "bardlet": __version__, **machine}
 
     def outcome(self, rung: Rung, seed: int, say: Callable[[str], None] = lambda why: None) -> Outcome | None:
@@ -336,8 +336,8 @@ class Ladder:
         """Every outcome in the folder that belongs to this ladder, also of rungs and seeds not asked for now."""
         seeds = [(rung, path.name.removeprefix("seed-")) for rung in LADDER
                  for path in sorted(self.out.glob(f"{rung.number:02}-{rung.name}/seed-*"))]
-        found = (self.outcome(rung, int(seed)) for rung, seed in seeds if seed.isdecimal())
-        return [outcome for outcome in found if outcome]
+        corpus = (self.outcome(rung, int(seed)) for rung, seed in seeds if seed.isdecimal())
+        return [outcome for outcome in corpus if outcome]
 
     # ------------------------------------------------------------------------ all of them
 

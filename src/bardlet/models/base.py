@@ -1,6 +1,6 @@
 """What all models have in common: token ids in; logits, or the loss of the next tokens, out.
 
-`LanguageModel` is the base of the families, `Rung` that of the lecture's steps in `lecture.py`. A family writes
+`LanguageModel` is the base of the families, `LectureModel` that of the lecture's steps in `lecture.py`. A family writes
 `hidden`, where its head is, and how its config.json looks. (`_BT` behind a name is the tensor's shape: B rows, T
 positions, C channels, V vocabulary, N targets.)
 """
@@ -37,7 +37,7 @@ class Predictor(nn.Module):
         """The head: hidden states (..., C) -> logits (..., V)."""
         return F.linear(x, self.head)
 
-    def predicted(self, x_BTC: Tensor, target_BT: Tensor | None, reduction: Reduction, smoothing: float,
+    def token_loss(self, x_BTC: Tensor, target_BT: Tensor | None, reduction: Reduction, smoothing: float,
                   temperature: float) -> Tensor:
         """What `LanguageModel.forward` returns, from the hidden states."""
         if target_BT is None:
@@ -61,7 +61,7 @@ class LanguageModel(Predictor):
 
     def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
                prefix_B: Tensor | None = None) -> Tensor:
-        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.place` for the options.
+        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.positions_and_mask` for the options.
 
         With a cache, the new keys and values are written into it and length_B grows by T.
         """
@@ -84,7 +84,7 @@ class LanguageModel(Predictor):
         Returns:
             Losses are in nats, float32.
         """
-        return self.predicted(self.hidden(idx_BT, **options), target_BT, reduction, smoothing, temperature)
+        return self.token_loss(self.hidden(idx_BT, **options), target_BT, reduction, smoothing, temperature)
 
     def hf_state_dict(self) -> dict[str, Tensor]:
         """The checkpoint: names and layout of Hugging Face, contiguous, a tied head left out."""
@@ -94,7 +94,7 @@ class LanguageModel(Predictor):
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "n_inner")
 
 
-class Rung(nn.Module):
+class LectureModel(nn.Module):
     """A step of the ladder. Subclasses define the layers and `logits(idx_BT) -> logits_BTV`.
 
     It keeps no cache of keys and values: `inference/generate.py` asks it for the whole window again at every token, as

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bardlet.config.model import LONGEST_SINUSOIDS, ModelConfig
+from bardlet.config.model import MAX_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models.base import Predictor, Reduction, load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
     KVCache,
-    Store,
+    LayerCache,
     init_weights,
-    layer_store,
-    place,
-    remember,
+    layer_cache,
+    positions_and_mask,
+    update_cache,
 )
 from bardlet.ops.attention import attention
 from bardlet.ops.dropout import Dropout
@@ -37,7 +37,7 @@ Keys = tuple[Tensor, Tensor]  # k_BHSD, v_BHSD: what a sequence offers to those 
 
 
 @dataclass
-class Memory:
+class EncoderOutput:
     """What a decoder sees of the sources; made once for each source.
 
     keys: for each layer of the decoder its cross-attention's keys and values, two (B, H, S, D). seen: (B, 1, 1, S)
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(C, C) for _ in range(4))
 
-    def offer(self, x_BSC: Tensor) -> Keys:
+    def keys_and_values(self, x_BSC: Tensor) -> Keys:
         """The keys and values of a sequence: two (B, H, S, D)."""
         return self._heads(self.k_proj(x_BSC)), self._heads(self.v_proj(x_BSC))
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
     def forward(self, x_BSC: Tensor, seen: Tensor) -> Tensor:
         h_BSC = self.self_attn_layer_norm(x_BSC)
-        x_BSC = x_BSC + self.dropout(self.self_attn(h_BSC, self.self_attn.offer(h_BSC), seen))
+        x_BSC = x_BSC + self.dropout(self.self_attn(h_BSC, self.self_attn.keys_and_values(h_BSC), seen))
         return x_BSC + self.dropout(self.mlp(self.final_layer_norm(x_BSC)))
 
     def mlp(self, x_BTC: Tensor) -> Tensor:
@@ -105,14 +105,14 @@ class CrossBlock(Block):
         self.encoder_attn = Attention(config)
 
     def forward(  # type: ignore[override]
-        self, x_BTC: Tensor, source: Keys, seen: Tensor, mask: Tensor | None = None, store: Store | None = None
+        self, x_BTC: Tensor, source: Keys, seen: Tensor, mask: Tensor | None = None, store: LayerCache | None = None
     ) -> Tensor:
         h_BTC = self.self_attn_layer_norm(x_BTC)
-        keys = self.self_attn.offer(h_BTC)
+        keys = self.self_attn.keys_and_values(h_BTC)
         if store is not None:
             assert mask is not None
             k_BTHD, v_BTHD = (x.transpose(1, 2) for x in keys)
-            keys = remember(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
+            keys = update_cache(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
         x_BTC = x_BTC + self.dropout(self.self_attn(h_BTC, keys, mask))  # no mask: triangular
         h_BTC = self.encoder_attn_layer_norm(x_BTC)
         x_BTC = x_BTC + self.dropout(self.encoder_attn(h_BTC, source, seen))
@@ -159,7 +159,7 @@ class EncDec(Predictor):
         x_BTC = self.model.shared(idx_BT) * math.sqrt(self.config.n_embd) + self.position_TC[position_BT]
         return self.dropout(x_BTC)
 
-    def encode(self, src_BS: Tensor, length_B: Tensor | None = None) -> Memory:
+    def encode(self, src_BS: Tensor, length_B: Tensor | None = None) -> EncoderOutput:
         """Reads sources (int64), padded on the right with any id; length_B (int64): how long each is, None: all of S.
 
         Raises BardletError where S is more than block_size.
@@ -175,17 +175,17 @@ class EncDec(Predictor):
             x_BSC = block(x_BSC, seen)
         x_BSC = self.model.encoder.layer_norm(x_BSC)
         blocks: Any = self.model.decoder.layers
-        return Memory([block.encoder_attn.offer(x_BSC) for block in blocks], seen, length_B)
+        return EncoderOutput([block.encoder_attn.keys_and_values(x_BSC) for block in blocks], seen, length_B)
 
-    def hidden(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tgt_BT: Tensor, memory: EncoderOutput, cache: KVCache | None = None) -> Tensor:
         """The decoder's last states of tgt_BT (int64): (B, T, C). Padding on the right is hidden by causality.
 
         With a cache, the new keys and values are written into it and length_B grows by T.
         """
-        position_BT, mask = place(tgt_BT, self.config.block_size, cache)
+        position_BT, mask = positions_and_mask(tgt_BT, self.config.block_size, cache)
         x_BTC = self.embed(tgt_BT, position_BT)
         for layer, block in enumerate(self.model.decoder.layers):
-            x_BTC = block(x_BTC, memory.keys[layer], memory.seen, mask, layer_store(cache, layer, position_BT))
+            x_BTC = block(x_BTC, memory.keys[layer], memory.seen, mask, layer_cache(cache, layer, position_BT))
         if cache is not None:
             cache.length_B += tgt_BT.shape[1]
         return self.model.decoder.layer_norm(x_BTC)
@@ -195,7 +195,7 @@ class EncDec(Predictor):
         """The head's weights, which are the embeddings: (V, C)."""
         return self.model.shared.weight
 
-    def decode(self, tgt_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
+    def decode(self, tgt_BT: Tensor, memory: EncoderOutput, cache: KVCache | None = None) -> Tensor:
         """Logits of the token after each of tgt_BT: (B, T, V); options as for `hidden`."""
         return self.logits(self.hidden(tgt_BT, memory, cache))
 
@@ -206,7 +206,7 @@ class EncDec(Predictor):
         Targets and their loss are those of `LanguageModel.forward`, length_B is that of `encode`.
         """
         x_BTC = self.hidden(tgt_BT, self.encode(src_BS, length_B))
-        return self.predicted(x_BTC, target_BT, reduction, smoothing, 1.0)
+        return self.token_loss(x_BTC, target_BT, reduction, smoothing, 1.0)
 
     @torch.no_grad()
     def cross_attention(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None) -> Tensor:
@@ -270,9 +270,9 @@ class EncDec(Predictor):
         if n_embd % n_head or n_embd % 2:
             raise BardletError(f"config.json: d_model {n_embd} cannot be cut into {n_head} equal heads, or into halves")
         block_size = take(hf, "max_position_embeddings", int)
-        if block_size > LONGEST_SINUSOIDS:
+        if block_size > MAX_SINUSOIDS:
             raise BardletError(f"config.json: a context of {block_size} tokens; bardlet makes sinusoids for up to "
-                               f"{LONGEST_SINUSOIDS}")
+                               f"{MAX_SINUSOIDS}")
         return ModelConfig(
             model="encdec",
             vocab_size=take(hf, "vocab_size", int),

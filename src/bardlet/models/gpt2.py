@@ -19,11 +19,11 @@ from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     ACTIVATIONS,
     KVCache,
-    Store,
+    LayerCache,
     init_weights,
-    layer_store,
-    place,
-    remember,
+    layer_cache,
+    positions_and_mask,
+    update_cache,
 )
 from bardlet.ops.attention import attention
 from bardlet.ops.dropout import Dropout
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(C, C)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: Store | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: LayerCache | None = None) -> Tensor:
         B, T, C = x_BTC.shape
         qkv = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3C) -> (B, T, 3, H, D)
         q_BTHD, k_BTHD, v_BTHD = qkv.unbind(2)
@@ -50,7 +50,7 @@ class Attention(nn.Module):
             k_BHSD, v_BHSD = k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2)
         else:
             assert mask is not None
-            k_BHSD, v_BHSD = remember(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
+            k_BHSD, v_BHSD = update_cache(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
         dropout = self.dropout if self.training else 0.0
         y_BHTD = attention(q_BTHD.transpose(1, 2), k_BHSD, v_BHSD, mask, dropout)
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: Store | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, store: LayerCache | None = None) -> Tensor:
         x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask, store)
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
@@ -112,11 +112,11 @@ class GPT2(LanguageModel):
     def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
                prefix_B: Tensor | None = None) -> Tensor:
         """The last layer's states of idx_BT (int64): (B, T, C) (`LanguageModel.hidden`)."""
-        position_BT, mask = place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
+        position_BT, mask = positions_and_mask(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
         gpt = self.transformer
         x_BTC = gpt.drop(gpt.wte(idx_BT) + gpt.wpe(position_BT))
         for layer, block in enumerate(gpt.h):
-            x_BTC = block(x_BTC, mask, layer_store(cache, layer, position_BT))
+            x_BTC = block(x_BTC, mask, layer_cache(cache, layer, position_BT))
         if cache is not None:
             cache.length_B += idx_BT.shape[1]
         return gpt.ln_f(x_BTC)

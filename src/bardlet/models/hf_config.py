@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bardlet.errors import BardletError, shown
+from bardlet.errors import BardletError, printable
 
 _required: Any = object()
 
@@ -28,7 +28,7 @@ def take(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) 
         str: (isinstance(value, str), "a text"),
     }[kind]
     if not good:
-        raise BardletError(f"config.json: '{key}' is {shown(value)}, but {words} is needed there")
+        raise BardletError(f"config.json: '{key}' is {printable(value)}, but {words} is needed there")
     return kind(value)
 
 
@@ -36,6 +36,6 @@ def refuse(hf: Mapping[str, Any], key: str, *computed: Any) -> None:
     """Raises BardletError where `hf` sets `key` to something else than the values that bardlet computes."""
     if key in hf and hf[key] not in computed:
         raise BardletError(
-            f"config.json: '{key}' is {shown(hf[key])}, which bardlet does not compute "
+            f"config.json: '{key}' is {printable(hf[key])}, which bardlet does not compute "
             f"(only {' or '.join(map(repr, computed))}): use transformers for this model"
         )

@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
 # ---------------------------------------------------------------------------- rotary positions
 
 
-def rotary(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_cos_sin(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin of the angle by which each channel pair turns at each position: two fp32 (B, T, 1, D).
 
     Pair i of D/2 turns by position * theta^(-2i/D) (Su et al. 2021, *RoFormer*, section 3.2.2). The pairs are
@@ -50,7 +50,7 @@ def rotary(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Te
     return angle_BTD.cos()[:, :, None], angle_BTD.sin()[:, :, None]
 
 
-def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x with each channel pair turned by its angle, in x's dtype; cos and sin come from `rotary`."""
     left, right = x_BTHD.chunk(2, dim=-1)
     return (x_BTHD * cos + torch.cat((-right, left), dim=-1) * sin).to(x_BTHD.dtype)
@@ -72,7 +72,7 @@ class KVCache:
     length_B: Tensor
 
 
-Store = tuple[Tensor, Tensor, Tensor]  # a layer's part of the cache: k_BKSD, v_BKSD, position_BT to write at
+LayerCache = tuple[Tensor, Tensor, Tensor]  # a layer's part of the cache: k_BKSD, v_BKSD, position_BT to write at
 
 
 def new_cache(
@@ -91,12 +91,12 @@ def new_cache(
     return KVCache(k, v, torch.zeros(shape[1], dtype=torch.int64, device=device))
 
 
-def layer_store(cache: KVCache | None, layer: int, position_BT: Tensor) -> Store | None:
-    """Layer `layer` of the cache, for `remember`."""
+def layer_cache(cache: KVCache | None, layer: int, position_BT: Tensor) -> LayerCache | None:
+    """Layer `layer` of the cache, for `update_cache`."""
     return None if cache is None else (cache.k[layer], cache.v[layer], position_BT)
 
 
-def remember(store: Store, k_BTKD: Tensor, v_BTKD: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+def update_cache(store: LayerCache, k_BTKD: Tensor, v_BTKD: Tensor, reach: int) -> tuple[Tensor, Tensor]:
     """Writes new keys and values at their positions; gives back the first `reach` ones: two (B, K, S, D)."""
     k_BKSD, v_BKSD, position_BT = store
     row_B1 = torch.arange(len(position_BT), device=position_BT.device)[:, None]
@@ -108,7 +108,7 @@ def remember(store: Store, k_BTKD: Tensor, v_BTKD: Tensor, reach: int) -> tuple[
 # ---------------------------------------------------------------------------- who sees whom
 
 
-def place(
+def positions_and_mask(
     idx_BT: Tensor,
     block_size: int,
     cache: KVCache | None = None,
@@ -153,13 +153,13 @@ def place(
 
 
 @contextmanager
-def sketching() -> Iterator[None]:
+def on_meta_device() -> Iterator[None]:
     """Models that are made inside are on the meta device: shapes that take no memory."""
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), _SkipInit():
         yield
 
 
-class _Unfilled(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """`normal_` does nothing: for it torch loads its compiler on the meta device, which takes a second and 100 MB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

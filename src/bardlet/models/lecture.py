@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
-from bardlet.models.base import Rung
-from bardlet.models.layers import RMSNorm, init_weights, rotary, rotate
+from bardlet.models.base import LectureModel
+from bardlet.models.layers import RMSNorm, apply_rope, init_weights, rope_cos_sin
 
 # ============================================================================ 1: the bigram
 
 
-class BigramModel(Rung):
+class BigramModel(LectureModel):
     """A table: the row of a token holds the logits of the next one. Nothing before the current token is looked at."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -67,7 +67,7 @@ def average_by_softmax(x: Tensor) -> Tensor:
     return F.softmax(score, dim=-1) @ x  # (T, T) @ (B, T, C) -> (B, T, C)
 
 
-class AveragingModel(Rung):
+class AveragingModel(LectureModel):
     """Each position becomes the average of itself and all before it: everything equally, so little of anything."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -112,7 +112,7 @@ class Head(nn.Module):
         return self.weights(x) @ self.value(x)  # (B, T, T) @ (B, T, D) -> (B, T, D)
 
 
-class OneHeadModel(Rung):
+class OneHeadModel(LectureModel):
     """The average becomes a choice: which of the past matters is computed from the text itself."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
         return torch.cat([head(x) for head in self.heads], dim=-1)  # H times (B, T, D) -> (B, T, C)
 
 
-class MultiHeadModel(Rung):
+class MultiHeadModel(LectureModel):
     """One head of C channels becomes H heads of C / H: as many parameters, several conversations."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -177,7 +177,7 @@ class FeedForward(nn.Module):
         return self.net(x)  # (B, T, C) -> (B, T, C)
 
 
-class FeedForwardModel(Rung):
+class FeedForwardModel(LectureModel):
     """First the positions talk, then each thinks: a layer without any exchange between them."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -242,7 +242,7 @@ class ResidualBlock(nn.Module):
         return x + self.ffwd(x)
 
 
-class ResidualModel(Rung):
+class ResidualModel(LectureModel):
     """Deep at last: blocks one after the other, which residual connections make trainable."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -279,7 +279,7 @@ class LayerNormBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class LayerNormModel(Rung):
+class LayerNormModel(LectureModel):
     """A norm before each part of a block (the paper of 2017 puts it after), and a last one before the head."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -370,7 +370,7 @@ class DropoutBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class DropoutModel(Rung):
+class DropoutModel(LectureModel):
     """The lecture's GPT, ready to be made large: dropout, careful first weights, and a head without a bias.
 
     First weights are from N(0, 0.02²), smaller where a layer (`proj`, the net's entry 2) adds to the residual stream.
@@ -426,8 +426,8 @@ class RotaryAttention(nn.Module):
         """How much each position takes from each, for every head: (B, H, T, T)."""
         B, T, C = x.shape
         position = torch.arange(T, device=x.device)[None]
-        cos, sin = rotary(position, C // self.n_head, self.theta)  # (1, T, 1, D)
-        q, k = rotate(self.heads(self.query(x)), cos, sin), rotate(self.heads(self.key(x)), cos, sin)
+        cos, sin = rope_cos_sin(position, C // self.n_head, self.theta)  # (1, T, 1, D)
+        q, k = apply_rope(self.heads(self.query(x)), cos, sin), apply_rope(self.heads(self.key(x)), cos, sin)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
         score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
@@ -472,7 +472,7 @@ class RotaryBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class RotaryModel(Rung):
+class RotaryModel(LectureModel):
     """No table of positions: rotations know them. RMSNorm for LayerNorm, and no biases anywhere."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -526,7 +526,7 @@ class SwiGLUBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class SwiGLUModel(Rung):
+class SwiGLUModel(LectureModel):
     """Nothing new but the gate in each block."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -577,9 +577,9 @@ class QKNormAttention(nn.Module):
         """How much each position takes from each, for every head: (B, H, T, T)."""
         B, T, C = x.shape
         position = torch.arange(T, device=x.device)[None]
-        cos, sin = rotary(position, C // self.n_head, self.theta)  # (1, T, 1, D)
+        cos, sin = rope_cos_sin(position, C // self.n_head, self.theta)  # (1, T, 1, D)
         q, k = self.query_norm(self.heads(self.query(x))), self.key_norm(self.heads(self.key(x)))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
         score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
@@ -608,7 +608,7 @@ class QKNormBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class QKNormModel(Rung):
+class QKNormModel(LectureModel):
     """New are the norms in attention. With the same weights `qwen3.py`, its head untied, computes the same."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -22,7 +22,7 @@ HEADS = ("lm_head", "score")
 """Matrices behind the blocks."""
 
 
-class LowRank(nn.Module):
+class LoRALinear(nn.Module):
     """A linear map whose own weights are frozen, and a change of it of rank R that learns: W + ALPHA / R * up down."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
@@ -42,14 +42,14 @@ class LowRank(nn.Module):
         """x (..., in) -> (..., out), without the sum ever being made."""
         return F.linear(x, self.frozen, self.bias) + self.scale * F.linear(F.linear(x, self.down), self.up)
 
-    def beside(self) -> dict[str, Tensor]:
+    def extra_tensors(self) -> dict[str, Tensor]:
         """What the sum does not say, and a run that goes on needs."""
         return {"frozen": self.frozen.detach(), "down": self.down.detach(), "up": self.up.detach()}
 
     @torch.no_grad()
-    def load_beside(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what `beside` gave."""
-        for name, mine in self.beside().items():
+        for name, mine in self.extra_tensors().items():
             mine.copy_(tensors[name])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -66,7 +66,7 @@ class LowRank(nn.Module):
             self.bias.copy_(state_dict[prefix + "bias"])
 
 
-def adapt(model: nn.Module, rank: int) -> None:
+def add_lora(model: nn.Module, rank: int) -> None:
     """Freezes `model`, and gives every matrix of its blocks a change of rank `rank` that learns; in place.
 
     A scalar head goes on learning as a whole: it is new. The thin matrices come from torch's global generator.
@@ -86,4 +86,4 @@ def adapt(model: nn.Module, rank: int) -> None:
                            "take a lower one, or leave it out to train them whole")
     for name, layer in layers:
         above, _, last = name.rpartition(".")
-        setattr(model.get_submodule(above), last, LowRank(layer, rank))
+        setattr(model.get_submodule(above), last, LoRALinear(layer, rank))

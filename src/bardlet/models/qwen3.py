@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
-from bardlet.errors import BardletError, shown
+from bardlet.errors import BardletError, printable
 from bardlet.models.base import LanguageModel, load_strictly
 from bardlet.models.hf_config import refuse, take
 from bardlet.models.layers import (
     KVCache,
+    LayerCache,
     RMSNorm,
-    Store,
+    apply_rope,
     init_weights,
-    layer_store,
-    place,
-    remember,
-    rotary,
-    rotate,
+    layer_cache,
+    positions_and_mask,
+    rope_cos_sin,
+    update_cache,
 )
 from bardlet.ops.attention import attention
 from bardlet.ops.dropout import Dropout
@@ -46,19 +46,19 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.norm_eps)
 
     def forward(
-        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: Store | None = None
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: LayerCache | None = None
     ) -> Tensor:
         B, T, _ = x_BTC.shape
         q_BTHD = self.q_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, HD) -> (B, T, H, D)
         k_BTKD = self.k_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, KD) -> (B, T, K, D)
         v_BTKD = self.v_proj(x_BTC).view(B, T, -1, self.head_dim)
-        q_BTHD = rotate(self.q_norm(q_BTHD), cos, sin)
-        k_BTKD = rotate(self.k_norm(k_BTKD), cos, sin)
+        q_BTHD = apply_rope(self.q_norm(q_BTHD), cos, sin)
+        k_BTKD = apply_rope(self.k_norm(k_BTKD), cos, sin)
         if store is None:
             k_BKSD, v_BKSD = k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         else:
             assert mask is not None
-            k_BKSD, v_BKSD = remember(store, k_BTKD, v_BTKD, reach=mask.shape[-1])
+            k_BKSD, v_BKSD = update_cache(store, k_BTKD, v_BTKD, reach=mask.shape[-1])
         y_BHTD = attention(q_BTHD.transpose(1, 2), k_BKSD, v_BKSD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # the heads side by side again
 
@@ -92,7 +92,7 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: Store | None = None
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: LayerCache | None = None
     ) -> Tensor:
         y_BTC = self.self_attn(self.input_layernorm(x_BTC), cos, sin, mask, store)
         x_BTC = x_BTC + self.dropout(y_BTC)
@@ -124,11 +124,11 @@ class Qwen3(LanguageModel):
     def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
                prefix_B: Tensor | None = None) -> Tensor:
         """The last layer's states of idx_BT (int64): (B, T, C) (`LanguageModel.hidden`)."""
-        position_BT, mask = place(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
-        cos, sin = rotary(position_BT, self.config.head_dim, self.config.rope_theta)  # the same in every layer
+        position_BT, mask = positions_and_mask(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
+        cos, sin = rope_cos_sin(position_BT, self.config.head_dim, self.config.rope_theta)  # the same in every layer
         x_BTC = self.dropout(self.model.embed_tokens(idx_BT))
         for layer, block in enumerate(self.model.layers):
-            x_BTC = block(x_BTC, cos, sin, mask, layer_store(cache, layer, position_BT))
+            x_BTC = block(x_BTC, cos, sin, mask, layer_cache(cache, layer, position_BT))
         if cache is not None:
             cache.length_B += idx_BT.shape[1]
         return self.model.norm(x_BTC)
@@ -181,7 +181,7 @@ class Qwen3(LanguageModel):
         refuse(hf, "rope_scaling", None)
         rope = hf.get("rope_parameters") or {}
         if not isinstance(rope, Mapping):
-            raise BardletError(f"config.json: 'rope_parameters' is {shown(rope)}, but an object is needed there")
+            raise BardletError(f"config.json: 'rope_parameters' is {printable(rope)}, but an object is needed there")
         refuse(rope, "rope_type", "default")
         if any(kind != "full_attention" for kind in hf.get("layer_types") or []):
             raise BardletError("config.json: 'layer_types' asks for more than full_attention: use transformers for it")

@@ -23,7 +23,7 @@ from bardlet.models.qwen3 import Qwen3
 from bardlet.ops.cross_entropy import IGNORE
 
 
-class Scalar(nn.Module):
+class ScalarModel(nn.Module):
     """What both families with a scalar head have in common: the head, and what is read from it."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,7 +55,7 @@ class Scalar(nn.Module):
             return self.score(x.float()).squeeze(-1)
 
 
-class ScalarGPT2(Scalar, GPT2):  # type: ignore[misc]  # the body of one, but no language model
+class ScalarGPT2(ScalarModel, GPT2):  # type: ignore[misc]  # the body of one, but no language model
     """GPT-2 with a scalar head."""
 
     @staticmethod
@@ -64,7 +64,7 @@ class ScalarGPT2(Scalar, GPT2):  # type: ignore[misc]  # the body of one, but no
         return {**GPT2.to_hf(config), "architectures": ["GPT2ForSequenceClassification"], **ONE_LABEL}
 
 
-class ScalarQwen3(Scalar, Qwen3):  # type: ignore[misc]
+class ScalarQwen3(ScalarModel, Qwen3):  # type: ignore[misc]
     """Qwen3 with a scalar head."""
 
     @staticmethod
@@ -76,7 +76,7 @@ class ScalarQwen3(Scalar, Qwen3):  # type: ignore[misc]
 ONE_LABEL: Mapping[str, Any] = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
 
 
-def on_top_of(model: Any) -> Any:
+def with_scalar_head(model: Any) -> Any:
     """A scalar head, from torch's global generator, on a copy of the body of a gpt2 or qwen3 `model`."""
     scorer = models.build(replace(model.config, scores=True))
     body = {name: x for name, x in model.hf_state_dict().items() if not name.startswith(("lm_head.", "score."))}
@@ -102,10 +102,10 @@ class ActorCritic(nn.Module):
         loss_BT = self.policy(idx_BT, target_BT, reduction="none", temperature=temperature)
         return loss_BT, loss_BT.new_zeros(loss_BT.shape).masked_scatter(where_BT, self.critic.values(idx_BT)[where_BT])
 
-    def beside(self) -> dict[str, Tensor]:
+    def extra_tensors(self) -> dict[str, Tensor]:
         """The critic's weights."""
         return self.critic.hf_state_dict()
 
-    def load_beside(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what `beside` gave. Raises BardletError for what does not fit."""
         self.critic.load_hf_state_dict(tensors)

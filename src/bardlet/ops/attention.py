@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bardlet.ops.dropout import drop, kept_share
+from bardlet.ops.dropout import byte_dropout, keep_prob
 
 
 def attention(
@@ -47,26 +47,26 @@ def attention_by_hand(
         half = T // 2
         first = attention_by_hand(q_BHTD[:, :, :half], k_BKSD[:, :, :half], v_BKSD[:, :, :half], None, dropout)
         hide = torch.full((half, T), float("-inf"), device=q_BHTD.device).triu(half + 1)
-        return torch.cat((first, _weigh(q_BHTD[:, :, half:], k_BKSD, v_BKSD, hide, dropout)), dim=2)
+        return torch.cat((first, _attention_weights(q_BHTD[:, :, half:], k_BKSD, v_BKSD, hide, dropout)), dim=2)
     if mask is None:
         hide = torch.full((T, S), float("-inf"), device=q_BHTD.device).triu(1)
     else:
         hide = torch.zeros(mask.shape, device=q_BHTD.device).masked_fill(~mask, float("-inf"))
-    return _weigh(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
+    return _attention_weights(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
 
 
-def _weigh(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, hide: Tensor, dropout: float) -> Tensor:
+def _attention_weights(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, hide: Tensor, dropout: float) -> Tensor:
     """Attention with a mask to be added to the scores, (T, S) or (B, 1, T, S)."""
     B, H, T, D = q_BHTD.shape
     K = k_BKSD.shape[1]
     if H != K:  # the heads of a group as more queries of one head: no copies of k and v
         q_BHTD = q_BHTD.reshape(B, K, H // K * T, D)
         hide = hide.repeat(*[1] * (hide.dim() - 2), H // K, 1)
-    y, _, _ = _Weighted.apply(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
+    y, _, _ = _AttentionByHand.apply(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
     return y.reshape(B, H, T, D)
 
 
-class _Weighted(torch.autograd.Function):
+class _AttentionByHand(torch.autograd.Function):
     """softmax(q k^T / sqrt(D) + hide) v, and its gradients from the weights as they were.
 
     Left to itself, the compiler keeps the scores and makes the weights again from them in the backward pass, masks and
@@ -79,7 +79,7 @@ class _Weighted(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         score = (q @ k.transpose(-2, -1)).to(wide) * (1.0 / math.sqrt(q.shape[-1])) + hide  # (B, K, H/K * T, S)
         weight = F.softmax(score, dim=-1).to(v.dtype)
-        kept = drop(weight, dropout) if dropout else weight.new_empty(0)
+        kept = byte_dropout(weight, dropout) if dropout else weight.new_empty(0)
         return (kept if dropout else weight) @ v, weight, kept
 
     @staticmethod
@@ -96,7 +96,7 @@ class _Weighted(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         d_weight = (dy @ v.transpose(-2, -1)).to(wide)
         if ctx.dropout:
-            d_weight = torch.where(kept.to(wide) != 0, d_weight / kept_share(ctx.dropout, q.device), 0.0)
+            d_weight = torch.where(kept.to(wide) != 0, d_weight / keep_prob(ctx.dropout, q.device), 0.0)
         along = (dy.to(wide) * y.to(wide)).sum(-1, keepdim=True)
         d_score = (weight.to(wide) * (d_weight - along) * (1.0 / math.sqrt(q.shape[-1]))).to(q.dtype)
         return d_score @ k, d_score.transpose(-2, -1) @ q, dv, None, None

@@ -14,16 +14,16 @@ from torch import Tensor
 IGNORE = -100
 """A target that no loss is taken on (PyTorch's own number for it)."""
 
-LOGITS = {"cpu": 2**22, "cuda": 2**27, "mps": 2**24}
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27, "mps": 2**24}
 """How many logits `linear_cross_entropy` has at once: on a CPU they fit into its cache. (GPUs: not measured yet.)"""
 
-ROWS = 512
+CHUNK_ROWS = 512
 """States that it takes at least at once: after each such piece the gradient of the whole head is added to."""
 
 
-def rows_of_a_piece(vocab_size: int, device: torch.device) -> int:
+def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
     """How many states `linear_cross_entropy` makes logits of at once."""
-    return max(ROWS, LOGITS[device.type] // vocab_size)
+    return max(CHUNK_ROWS, CHUNK_LOGITS[device.type] // vocab_size)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,9 +37,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if for_x else None
         grad_weight = torch.zeros_like(weight_VC) if for_weight else None
         total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
-        rows = rows_of_a_piece(len(weight), x.device)
+        rows = rows_per_chunk(len(weight), x.device)
         for some in (slice(start, start + rows) for start in range(0, len(x), rows)):
-            loss, grad_RV = _piece(x[some] @ weight.T, target_N[some, None], smoothing, for_x or for_weight)
+            loss, grad_RV = _chunk(x[some] @ weight.T, target_N[some, None], smoothing, for_x or for_weight)
             total += loss
             if grad_x is not None:
                 torch.mm(grad_RV, weight, out=grad_x[some])
@@ -58,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 None if grad_weight is None else grad_weight * grad, None, None, None)  # fmt: skip
 
 
-def _piece(logits_RV: Tensor, target_R1: Tensor, smoothing: float, learns: bool) -> tuple[Tensor, Tensor]:
+def _chunk(logits_RV: Tensor, target_R1: Tensor, smoothing: float, learns: bool) -> tuple[Tensor, Tensor]:
     """(summed cross-entropy, its gradient by the logits in their dtype); the logits may be overwritten.
 
     learns: whether the second is asked for; it means nothing else.

@@ -23,7 +23,7 @@ def _(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=torch.uint8)
 
 
-def drop(x: Tensor, p: float) -> Tensor:
+def byte_dropout(x: Tensor, p: float) -> Tensor:
     """x with a part p of its elements, drawn anew at each call, set to 0, and the others grown to keep the mean.
 
     Srivastava et al. 2014, *Dropout*; scaled in training, as everywhere today. On a CPU F.dropout draws 24 bits for
@@ -34,22 +34,22 @@ def drop(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    share = kept_share(p, x.device)
+    share = keep_prob(p, x.device)
     # compared as floats: the compiler has no vector instructions for the bytes themselves, and takes ten times as long
     return torch.where(random_bytes(x.detach()).float() >= round(256 * (1 - share)), x * (1 / share), 0.0)
 
 
-def kept_share(p: float, device: torch.device) -> float:
-    """The part of the elements that `drop` keeps."""
+def keep_prob(p: float, device: torch.device) -> float:
+    """The part of the elements that `byte_dropout` keeps."""
     return 1 - min(max(1, round(256 * p)), 255) / 256 if device.type == "cpu" else 1 - p
 
 
 class Dropout(nn.Module):
-    """`drop` in training, nothing otherwise."""
+    """`byte_dropout` in training, nothing otherwise."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return drop(x, self.p) if self.training else x
+        return byte_dropout(x, self.p) if self.training else x

@@ -23,7 +23,7 @@ from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
-TIMED = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
+TIMED_SHAPES = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
 """Those whose steps are timed to know a machine."""
 
 COMPILED, COMPILED_PAIRS = 1.7, 1.1
@@ -87,24 +87,24 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
     """
     key = {**distributed.machine(dist, dtype, threads), "bardlet": __version__}
     begun = time.monotonic()
-    points, known = [_time_model(TIMED[0], dist, dtype)], _known(cache, key)
-    if dist.from_main(len(known) > 0 and 1 / 1.5 < points[0][1] / known[0][1] < 1.5):
+    points, known = [_time_model(TIMED_SHAPES[0], dist, dtype)], _known(cache, key)
+    if dist.broadcast_int(len(known) > 0 and 1 / 1.5 < points[0][1] / known[0][1] < 1.5):
         points = known or points  # of another machine's process the cache may be empty
     else:
-        for shape in TIMED[1:]:
+        for shape in TIMED_SHAPES[1:]:
             # a machine that takes a second for a step is not asked for a larger model
             slow, hurry = points[-1][1] * _timed_rows(dist) * 128 > 1.0, time.monotonic() - begun > 0.03 * seconds
-            if dist.from_main(int(slow or hurry)):
+            if dist.broadcast_int(int(slow or hurry)):
                 break
             try:
                 points.append(_time_model(shape, dist, dtype))
             except BardletError:  # too large for the memory, in all processes
                 break
-        if dist.main and (len(points) == len(TIMED) or slow):
+        if dist.main and (len(points) == len(TIMED_SHAPES) or slow):
             runtime_cache.write(cache / "machines", key, {"points": points})
     # in each process the first one's watch counts: all must choose the same model
-    points = (points + [points[0]] * len(TIMED))[:dist.from_main(len(points))]
-    return Speed(tuple((float(dist.from_main(round(x))), dist.from_main(round(y * 1e15)) / 1e15) for x, y in points))
+    points = (points + [points[0]] * len(TIMED_SHAPES))[:dist.broadcast_int(len(points))]
+    return Speed(tuple((float(dist.broadcast_int(round(x))), dist.broadcast_int(round(y * 1e15)) / 1e15) for x, y in points))
 
 
 def _known(cache: Path, key: dict[str, object]) -> list[tuple[float, float]]:
@@ -122,13 +122,13 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
     batch: Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
-    objective = Objective(lambda step: batch, losses.next_token, losses.count_targets, lambda model: 0.0)
-    t = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, Record())
-    rows, _, free = memory.rows_that_fit(t)
+    objective = Objective(lambda step: batch, losses.next_token_loss, losses.count_targets, lambda model: 0.0)
+    trainer = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, Record())
+    rows, _, free = memory.rows_that_fit(trainer)
     if rows < config.batch_size // dist.world:
         raise BardletError(f"{free / 1e6:,.0f} MB of memory are free, too little to find out how fast this machine is; "
                            "take --steps for --minutes, or free some")
-    return operations(config, 256), clock.seconds_per_step(t, 3, patience=1.0) / batch["idx"].numel()
+    return operations(config, 256), clock.seconds_per_step(trainer, 3, patience=1.0) / batch["idx"].numel()
 
 
 def _timed_rows(dist: Dist) -> int:

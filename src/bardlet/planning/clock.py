@@ -19,55 +19,55 @@ from bardlet.training.trainer import seed_step, train_step
 RESERVE = 0.03
 """Share of the time kept for the last evaluation, the last checkpoint and the sample."""
 
-EVALUATING = 0.05
+EVALUATION_SHARE = 0.05
 """Share of the time for the evaluations on the way; there is at least one, which takes no more (`planning/plan.py`)."""
 
 EVALUATIONS = 20
 """Evaluations of a run, where they do not take too long."""
 
-LOOKS = (0.1, 0.3, 0.5, 0.7, 0.9)
+RATE_CHECKS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in the planned steps the clock is looked at again: a machine may be slower in its second half hour than in its
 first. A new plan bends the decay by as much as the old one was wrong."""
 
 
-def seconds_per_step(t: Trainer, count: int = 4, patience: float = 5.0) -> float:
+def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) -> float:
     """The time of a training step, from `count` of them after one that warms up (and compiles). Nothing is kept.
 
     Where steps are long, fewer are made: none begins once `patience` seconds went to the timed ones.
 
     The steps are real ones, on the run's own batches with an optimizer made for it; the weights are put back.
     """
-    weights = {name: p.detach().clone() for name, p in t.model.named_parameters()}
-    optimizers = optim.build(t.model, t.config)
-    wrapped = t.dist.wrap(t.model)
-    t.model.train()
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    optimizers = optim.build(trainer.model, trainer.config)
+    wrapped = trainer.dist.wrap(trainer.model)
+    trainer.model.train()
     times: list[float] = []
     for step in range(count + 1):
         # each process must make the same number: the first one's watch counts
-        if t.dist.from_main(int(sum(times[1:]) > patience)):
+        if trainer.dist.broadcast_int(int(sum(times[1:]) > patience)):
             break
-        seed_step(t.config.seed, step, t.dist.rank)
+        seed_step(trainer.config.seed, step, trainer.dist.rank)
         begun = time.monotonic()
-        train_step(wrapped, optimizers, t.objective.batch(step), t.objective, t.config, t.dist, t.machine["dtype"])
+        train_step(wrapped, optimizers, trainer.objective.batch(step), trainer.objective, trainer.config, trainer.dist, trainer.machine["dtype"])
         times.append(time.monotonic() - begun)
     with torch.no_grad():
-        for name, p in t.model.named_parameters():
+        for name, p in trainer.model.named_parameters():
             p.copy_(weights[name])
-    timed = times[1 : t.objective.period] or times[1:] or times
+    timed = times[1 : trainer.objective.period] or times[1:] or times
     seconds = sorted(timed)[len(timed) // 2]
-    if t.objective.period == 1:
+    if trainer.objective.period == 1:
         return seconds
-    return seconds + max(0.0, times[0] - seconds) / t.objective.period  # what the first of a period takes besides
+    return seconds + max(0.0, times[0] - seconds) / trainer.objective.period  # what the first of a period takes besides
 
 
-def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUATING) -> int:
+def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUATION_SHARE) -> int:
     """How many evaluations a run of `seconds` can afford: EVALUATIONS, or what takes a `share` of it, at least 1."""
     return max(1, min(EVALUATIONS, int(share * seconds / per_evaluation)))
 
 
 def usable(seconds: float) -> float:
     """What is left for training steps of so many seconds, about."""
-    return seconds * (1 - RESERVE - EVALUATING)
+    return seconds * (1 - RESERVE - EVALUATION_SHARE)
 
 
 def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
@@ -90,7 +90,7 @@ def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State]
     def replan(state: State) -> int | None:
         nonlocal before
         looks = len(state.replans) - 1  # the first is the plan itself
-        if looks >= len(LOOKS) or not max(1, LOOKS[looks] * state.steps) <= state.step < state.steps:
+        if looks >= len(RATE_CHECKS) or not max(1, RATE_CHECKS[looks] * state.steps) <= state.step < state.steps:
             return None
         step, trained = before or (0, 0.0)
         besides = max(0.0, state.elapsed - state.prepared - state.seconds)
@@ -102,6 +102,6 @@ def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State]
     return replan
 
 
-def left(until: float, dist: Dist) -> float:
+def seconds_left(until: float, dist: Dist) -> float:
     """Seconds until then, by the watch of rank 0; at least 1."""
-    return max(1.0, dist.from_main(int(1000 * (until - time.monotonic()))) / 1000)
+    return max(1.0, dist.broadcast_int(int(1000 * (until - time.monotonic()))) / 1000)

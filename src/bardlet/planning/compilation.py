@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet import __version__
-from bardlet.config.model import FLAT, ModelConfig
+from bardlet.config.model import WITHOUT_BLOCKS, ModelConfig
 from bardlet.config.settings import Settings
 from bardlet.data import corpus
 from bardlet.planning import calibrate, clock
@@ -43,7 +43,7 @@ def _compiled_folder() -> Path:
     return corpus.cache_folder() / "compiler" / hashlib.sha256(device.processor().encode()).hexdigest()[:12]
 
 
-def choose_compile(t: Trainer, seconds: float | None = None) -> None:
+def choose_compile(trainer: Trainer, seconds: float | None = None) -> None:
     """Resolve --compile: auto compiles where a compiler is found and the run is long enough to win the time back.
 
     The compiler takes less time where this machine has compiled the same model before.
@@ -51,23 +51,23 @@ def choose_compile(t: Trainer, seconds: float | None = None) -> None:
     Args:
         seconds: how long the run will be; None: measure a few eager steps to find out.
     """
-    missing = compiler.compiler_missing(t.dist.device)
-    blocks = t.model.config.model not in FLAT  # a table has nothing to compile
-    on = t.config.compile == "on" and blocks
+    missing = compiler.compiler_missing(trainer.dist.device)
+    blocks = trainer.model.config.model not in WITHOUT_BLOCKS  # a table has nothing to compile
+    on = trainer.config.compile == "on" and blocks
     if on and missing:
         log.warning("--compile on: %s; going on without compilation, which is slower", missing)
         on = False
-    if t.config.compile == "auto" and not missing and blocks:
+    if trainer.config.compile == "auto" and not missing and blocks:
         if seconds is None:
-            seconds = clock.seconds_per_step(t, 2) * (t.config.steps or 1)
-        before = compiled_before(t.config, t.model.config, t.machine, t.dist)
+            seconds = clock.seconds_per_step(trainer, 2) * (trainer.config.steps or 1)
+        before = compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist)
         takes = calibrate.COLD if cache.read(*before) is None else calibrate.WARM
-        gain = calibrate.COMPILED_PAIRS if t.config.short_rows else calibrate.COMPILED
-        on = bool(t.dist.from_main(int(calibrate.worth_compiling(seconds, takes, gain))))
-    if on and (on := _compile(t)) and t.dist.main:
-        cache.write(*compiled_before(t.config, t.model.config, t.machine, t.dist), {})
-    t.config = replace(t.config, compile="on" if on else "off")
-    t.machine.update(compiled=on, compiler=compiler.compiler(t.dist.device) if on else "")
+        gain = calibrate.COMPILED_PAIRS if trainer.config.short_rows else calibrate.COMPILED
+        on = bool(trainer.dist.broadcast_int(int(calibrate.worth_compiling(seconds, takes, gain))))
+    if on and (on := _compile(trainer)) and trainer.dist.main:
+        cache.write(*compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist), {})
+    trainer.config = replace(trainer.config, compile="on" if on else "off")
+    trainer.machine.update(compiled=on, compiler=compiler.compiler(trainer.dist.device) if on else "")
 
 
 def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any],
@@ -83,14 +83,14 @@ def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any
         "model": asdict(shape), "rows": rows, "block_size": config.block_size}
 
 
-def _compile(t: Trainer) -> bool:
+def _compile(trainer: Trainer) -> bool:
     """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
     log.info("compiling (the first time on a machine takes up to a minute)")
-    compiler.compile_blocks(t.model, widths=t.config.varying)
+    compiler.compile_blocks(trainer.model, widths=trainer.config.rows_vary)
     try:
-        clock.seconds_per_step(t, 1)
+        clock.seconds_per_step(trainer, 1)
     except Exception as error:
-        compiler.compile_blocks(t.model, on=False)
+        compiler.compile_blocks(trainer.model, on=False)
         what = (str(error).strip().splitlines() or ["no message"])[0][:150]
         log.warning("torch.compile failed here (%s: %s); going on without compilation", type(error).__name__, what)
         return False

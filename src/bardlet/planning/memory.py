@@ -19,12 +19,12 @@ import torch
 
 from bardlet import models
 from bardlet.config.model import ModelConfig
-from bardlet.config.settings import option
+from bardlet.config.settings import flag
 from bardlet.data.batch import Batch
-from bardlet.errors import BardletError, is_memory
+from bardlet.errors import BardletError, is_out_of_memory
 from bardlet.evaluation import metrics
-from bardlet.models.layers import sketching
-from bardlet.ops.cross_entropy import rows_of_a_piece
+from bardlet.models.layers import on_meta_device
+from bardlet.ops.cross_entropy import rows_per_chunk
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
 from bardlet.training import optim
@@ -50,7 +50,7 @@ LOGIT = 16
 """Bytes of each of the logits that `linear_cross_entropy` has at once: as computed, in float32, their gradient, and as
 much again for the holes in the heap."""
 
-LITTLE = 0.2
+SMALL_FREE = 0.2
 """A run that cannot take more than this part of what is free is not measured."""
 
 HEAP = {"cpu": (1.8, 6.0), "cuda": (1.1, 3.0)}
@@ -121,7 +121,7 @@ def _table(path: Path) -> dict[str, int]:
 # ---------------------------------------------------------------- what is needed
 
 
-def fixed(t: Trainer) -> int:
+def fixed(trainer: Trainer) -> int:
     """Bytes that a run comes to keep besides its weights, whatever the micro-batch.
 
     Gradients, the optimizers' state, a copy of the weights (while steps are timed, later their average), the buckets in
@@ -129,72 +129,72 @@ def fixed(t: Trainer) -> int:
     a CPU the windows of a step and LATER.
     """
     state = sum(p.numel() * len(optim.STATE[type(optimizer)] - {"step"})
-                for optimizer in t.optimizers for group in optimizer.param_groups for p in group["params"])
-    copies = 2 + (t.dist.world > 1) + 0.5 * (t.machine["dtype"] == "bf16")
-    here = _windows(t) + LATER if t.dist.device.type == "cpu" else 0
-    return int(4 * (copies * _parameters(t) + state)) + 2 * _head_gradient(t) + here
+                for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"])
+    copies = 2 + (trainer.dist.world > 1) + 0.5 * (trainer.machine["dtype"] == "bf16")
+    here = _windows(trainer) + LATER if trainer.dist.device.type == "cpu" else 0
+    return int(4 * (copies * _parameters(trainer) + state)) + 2 * _head_gradient(trainer) + here
 
 
-def _head(t: Trainer) -> torch.Tensor | None:
+def _head(trainer: Trainer) -> torch.Tensor | None:
     """The head whose logits `linear_cross_entropy` makes some at a time; None where a loss has them all: that of a rung
     of the ladder, and those of the stages that learn from preferences and rewards."""
-    head: torch.Tensor | None = None if t.objective.all_logits else getattr(t.model, "head", None)
+    head: torch.Tensor | None = None if trainer.objective.all_logits else getattr(trainer.model, "head", None)
     return head
 
 
-def _head_gradient(t: Trainer) -> int:
+def _head_gradient(trainer: Trainer) -> int:
     """Bytes of the gradient that `linear_cross_entropy` saves of a head; it has it twice."""
-    head = _head(t)
+    head = _head(trainer)
     return 4 * head.numel() if head is not None and head.requires_grad else 0
 
 
-def _logits(t: Trainer, width: int) -> tuple[int, int]:
+def _logits(trainer: Trainer, width: int) -> tuple[int, int]:
     """(of a row of `width` tokens, at most): bytes of the logits that `linear_cross_entropy` has at once."""
-    if (head := _head(t)) is None:
+    if (head := _head(trainer)) is None:
         return 0, 0
     each = LOGIT * len(head)
-    most = each * rows_of_a_piece(len(head), t.dist.device)
+    most = each * rows_per_chunk(len(head), trainer.dist.device)
     return min(each * width, most), most
 
 
-def _parameters(t: Trainer) -> int:
-    return sum(p.numel() for p in t.model.parameters())
+def _parameters(trainer: Trainer) -> int:
+    return sum(p.numel() for p in trainer.model.parameters())
 
 
-def _windows(t: Trainer) -> int:
+def _windows(trainer: Trainer) -> int:
     """Bytes of the global batch while it is cut out of the text: tokens, targets, places and copies of them."""
-    return 40 * t.config.tokens_per_step
+    return 40 * trainer.config.tokens_per_step
 
 
-def _micro_batch(t: Trainer) -> tuple[int, int]:
+def _micro_batch(trainer: Trainer) -> tuple[int, int]:
     """(rows, width): the largest micro-batch of a process, in rows and in tokens of a row."""
-    if t.objective.widest is None:
-        width = t.config.block_size
-        return t.config.tokens_per_step // t.config.grad_accum // width // t.dist.world, width
-    rows, *widths = t.objective.widest()["target"].shape  # of preferences two answers, side by side
-    return rows // (t.config.grad_accum * t.dist.world), math.prod(widths)
+    if trainer.objective.widest is None:
+        width = trainer.config.block_size
+        return trainer.config.tokens_per_step // trainer.config.grad_accum // width // trainer.dist.world, width
+    rows, *widths = trainer.objective.widest()["target"].shape  # of preferences two answers, side by side
+    return rows // (trainer.config.grad_accum * trainer.dist.world), math.prod(widths)
 
 
-def at_most(t: Trainer) -> int:
+def upper_bound(trainer: Trainer) -> int:
     """Bytes that a run takes at most besides its weights: a formula with room to spare, which costs nothing.
 
     `fixed`, UPDATE for each parameter, and for each token of a micro-batch
     4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V): L layers, C channels, I inner ones, H heads, T positions, V vocabulary,
     whose logits may all be there at once.
     """
-    m, (rows, T) = t.model.config, _micro_batch(t)
+    m, (rows, T) = trainer.model.config, _micro_batch(trainer)
     blocks = 2 * m.n_layer + m.n_encoder_layer if m.n_encoder_layer else m.n_layer  # with cross-attention nearly two
     layers = blocks * (30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T)
     token = 4 * (layers + 60 * m.n_embd + 20 * m.vocab_size)
-    return fixed(t) + UPDATE * _parameters(t) + rows * T * token
+    return fixed(trainer) + UPDATE * _parameters(trainer) + rows * T * token
 
 
-def saved(t: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, int]]:
+def saved(trainer: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, int]]:
     """What a forward pass of `batch` keeps for the backward pass: (bytes, bytes as float32) of each tensor.
 
     Each piece of memory counts once, parameters not at all. MemoryError as soon as more than `limit` bytes are kept.
     """
-    total, seen = 0, {p.untyped_storage().data_ptr(): (0, 0) for p in t.model.parameters()}
+    total, seen = 0, {p.untyped_storage().data_ptr(): (0, 0) for p in trainer.model.parameters()}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         nonlocal total
@@ -206,13 +206,13 @@ def saved(t: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, 
             raise MemoryError
         return x
 
-    here = {name: t.dist.put(x) for name, x in batch.items()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(t.machine["dtype"], t.dist.device):
-        t.objective.loss(t.model, here)
+    here = {name: trainer.dist.to_device(x) for name, x in batch.items()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(trainer.machine["dtype"], trainer.dist.device):
+        trainer.objective.loss(trainer.model, here)
     return [sizes for sizes in seen.values() if sizes[0]]
 
 
-def per_row(t: Trainer, limit: float = math.inf) -> int:
+def per_row(trainer: Trainer, limit: float = math.inf) -> int:
     """Bytes that each row of a micro-batch takes in a training step; more than `limit` as soon as that is known.
 
     One forward pass of one row and one of two: the difference is what a row saves, without what rows share (the weights
@@ -223,18 +223,18 @@ def per_row(t: Trainer, limit: float = math.inf) -> int:
     1.9 times the growth of the process when all models had all logits (LOG.md). Compiled it grows by less, down to a
     third, but compiling may fail. Of a GPU's allocator, which has few holes, 1.1 and 3 times are expected, unmeasured.
     """
-    slack, transient = HEAP[t.dist.device.type]
-    once = _head_gradient(t)  # `fixed` has counted it, and the weights in bf16
-    shared = once + (2 * _parameters(t) if t.machine["dtype"] == "bf16" else 0)
+    slack, transient = HEAP[trainer.dist.device.type]
+    once = _head_gradient(trainer)  # `fixed` has counted it, and the weights in bf16
+    shared = once + (2 * _parameters(trainer) if trainer.machine["dtype"] == "bf16" else 0)
     found: list[Counter[tuple[int, int]]] = [Counter({(once, once): 1})]
-    first = {name: x[:1] for name, x in (t.objective.widest or partial(t.objective.batch, 0))().items()}
-    t.model.train()
+    first = {name: x[:1] for name, x in (trainer.objective.widest or partial(trainer.objective.batch, 0))().items()}
+    trainer.model.train()
     for rows in (1, 2):
         try:
             batch = {name: x.repeat_interleave(rows, 0) for name, x in first.items()}
-            found.append(Counter(saved(t, batch, limit + shared)))
+            found.append(Counter(saved(trainer, batch, limit + shared)))
         except (MemoryError, RuntimeError) as error:
-            if not is_memory(error):
+            if not is_out_of_memory(error):
                 raise
             break
     if len(found) == 1:
@@ -256,24 +256,24 @@ def free_here(dist: Dist) -> int | None:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", dist.world))  # torchrun says how many share this machine
 
 
-def rows_that_fit(t: Trainer) -> tuple[int, int, int]:
+def rows_that_fit(trainer: Trainer) -> tuple[int, int, int]:
     """(rows, needed, free): how many rows of a micro-batch each process can have at once, the same in all of them.
 
     As many as `t.config` asks for where they fit or nobody knows; 0 where not even one does, or what the run keeps is
     too much already. needed: the bytes that have to be free for one row; free: those that this process may take.
     """
-    (rows, width), needed, free = _micro_batch(t), 0, free_here(t.dist)
-    if free is not None and at_most(t) > LITTLE * free:
-        room, update = free - fixed(t), UPDATE * _parameters(t)
-        row = per_row(t, SHARE * room) if room >= update else 0
-        each, most = _logits(t, width)
+    (rows, width), needed, free = _micro_batch(trainer), 0, free_here(trainer.dist)
+    if free is not None and upper_bound(trainer) > SMALL_FREE * free:
+        room, update = free - fixed(trainer), UPDATE * _parameters(trainer)
+        row = per_row(trainer, SHARE * room) if room >= update else 0
+        each, most = _logits(trainer, width)
         # as many as fit with all of their logits, or with the most logits that there are at once
         rows = min(rows, max(int(SHARE * room) // (row + each), (int(SHARE * room) - most) // row)) if row else 0
-        needed = fixed(t) + max(update, int((row + each) / SHARE))
-    return t.dist.least(rows), needed, free or 0
+        needed = fixed(trainer) + max(update, int((row + each) / SHARE))
+    return trainer.dist.all_min(rows), needed, free or 0
 
 
-def fit_micro_batches(t: Trainer) -> None:
+def fit_micro_batches(trainer: Trainer) -> None:
     """Make the micro-batches of a new run so small that a step fits into memory; the step stays the same.
 
     Where --batch-size is too much, `t.config` gets a smaller one and so much more --grad-accum, and a notice says so.
@@ -282,42 +282,42 @@ def fit_micro_batches(t: Trainer) -> None:
 
     Raises BardletError where not even one row for each process fits, with what is needed and what is free.
     """
-    c, world, length = t.config, t.dist.world, min(256, t.config.block_size)
-    asked, width = _micro_batch(t)
-    rows, needed, free = rows_that_fit(t)
+    c, world, length = trainer.config, trainer.dist.world, min(256, trainer.config.block_size)
+    asked, width = _micro_batch(trainer)
+    rows, needed, free = rows_that_fit(trainer)
     if rows < 1:
-        what = option(c.batch_setting) if _windows(t) > free // 2 else "--block-size, --n-embd or --n-layer"
+        what = flag(c.batch_setting) if _windows(trainer) > free // 2 else "--block-size, --n-embd or --n-layer"
         raise BardletError(f"training does not fit into memory: by single rows of {width:,} tokens it wants "
-                           f"{_in_words(needed)} or more, {_in_words(free)} are free; take a smaller {what}")
+                           f"{_size(needed)} or more, {_size(free)} are free; take a smaller {what}")
     if rows < asked:
-        t.config = c.in_pieces_of(rows, asked, world)
+        trainer.config = c.with_micro_batches_of(rows, asked, world)
         log.warning("%s of memory are free, too little for %s %d: a step is computed in %d micro-batches, with the "
-                    "same result%s", _in_words(free), option(c.batch_setting), getattr(c, c.batch_setting),
-                    t.config.grad_accum, " but for where dropout falls" if c.dropout else "")
-    room = SHARE * max(0, free - fixed(t)) / HEAP["cpu"][1] if free else metrics.LARGE
-    looks = t.dist.least(metrics.rows_at_once(t.model.config, length, min(int(room), metrics.LARGE)))
-    if looks < metrics.rows_at_once(t.model.config, length):
-        t.record.evaluation_rows = looks
+                    "same result%s", _size(free), flag(c.batch_setting), getattr(c, c.batch_setting),
+                    trainer.config.grad_accum, " but for where dropout falls" if c.dropout else "")
+    room = SHARE * max(0, free - fixed(trainer)) / HEAP["cpu"][1] if free else metrics.LARGE
+    looks = trainer.dist.all_min(metrics.rows_at_once(trainer.model.config, length, min(int(room), metrics.LARGE)))
+    if looks < metrics.rows_at_once(trainer.model.config, length):
+        trainer.record.evaluation_rows = looks
 
 
 def most_parameters(dist: Dist) -> float:
     """How many parameters a model may have that is to be trained here: they take half of what is free."""
     free = free_here(dist)
-    return math.inf if free is None else dist.least(free // (2 * TRAINED))
+    return math.inf if free is None else dist.all_min(free // (2 * TRAINED))
 
 
 def check_weights(shape: ModelConfig, dist: Dist) -> None:
     """Raise BardletError where a model of this shape cannot be trained here, whatever the batch: before it is made."""
     free = free_here(dist)
     try:
-        with sketching():
+        with on_meta_device():
             needed = float(TRAINED) * sum(p.numel() for p in models.build(shape).parameters())
     except RuntimeError:  # more than 64 bits can count
         needed = math.inf
     if free is not None and needed > free:
-        raise BardletError(f"the model does not fit into memory: training it takes {_in_words(needed)}, "
-                           f"{_in_words(free)} are free; take a smaller --n-embd or --n-layer")
+        raise BardletError(f"the model does not fit into memory: training it takes {_size(needed)}, "
+                           f"{_size(free)} are free; take a smaller --n-embd or --n-layer")
 
 
-def _in_words(size: float) -> str:
+def _size(size: float) -> str:
     return f"{size / 1e6:,.0f} MB" if size < math.inf else "more than any machine has"

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 from bardlet import tokenizer as tokenization
 from bardlet.config.pretraining import FromScratch, TrainConfig, TranslationConfig
-from bardlet.config.settings import option
-from bardlet.data.statistics import Survey
+from bardlet.config.settings import flag
+from bardlet.data.statistics import CorpusStatistics
 from bardlet.planning import clock
 from bardlet.planning.calibrate import Speed, operations, weights, with_shape
 
@@ -45,7 +45,7 @@ with 1.8 for each 1.8 M was worse than 0.8 M in the same three."""
 WEIGHTS_PER_CHARACTER = 10
 """No model has more weights than so many for each character of its text."""
 
-MOST_HEART = 330
+MAX_MEMORIZATION = 330
 """How far a text is learned by heart, as its epochs times the weights for each of its tokens: no run goes beyond this.
 (Names, 0.33 M weights, weight decay 1: 2.355 after 10 epochs, which is 83; 2.323 after 40, with dropout.)"""
 
@@ -121,7 +121,7 @@ class Plan(Generic[C]):
     """Whether `epochs` counts on compiled blocks."""
 
 
-def plan_vocabulary(seen: Survey, machine: Machine, config: TrainConfig) -> tuple[TrainConfig, str]:
+def plan_vocabulary(seen: CorpusStatistics, machine: Machine, config: TrainConfig) -> tuple[TrainConfig, str]:
     """`config` with the number of byte pairs for a text that wants them and the model that the time will train.
 
     The head multiplies each token by the whole vocabulary: a third more than the blocks is what it may cost, of the
@@ -133,7 +133,7 @@ def plan_vocabulary(seen: Survey, machine: Machine, config: TrainConfig) -> tupl
     """
     if config.vocab_size is not None or config.tokenizer in ("char", "byte"):
         return config, ""
-    kind, size, reason = tokenization.choose(seen.characters, len(seen.alphabet))
+    kind, size, reason = tokenization.choose_kind(seen.characters, len(seen.alphabet))
     if config.tokenizer == "bpe":
         kind, size = "bpe", tokenization.suggest_vocab_size(seen.characters, len(seen.alphabet))
         reason = f"bpe: as asked for, so {size:,} tokens stand for its most frequent pieces"
@@ -151,7 +151,7 @@ def plan_vocabulary(seen: Survey, machine: Machine, config: TrainConfig) -> tupl
 def plan(data: TextStatistics, machine: Machine, config: TrainConfig) -> Plan[TrainConfig]:
     """Model, context, batch and regularisation for the seconds that `machine` has: the settings resolved."""
     open_ = {name for name, value in vars(config).items() if value is None}
-    tokens, by_hand = data.tokens, [option(name) for name in SHAPE if name not in open_]
+    tokens, by_hand = data.tokens, [flag(name) for name in SHAPE if name not in open_]
     config, why = _fitting(data, machine, config), []
     if by_hand:
         why.append(f"{config.n_layer} layers of {config.n_embd} channels, whatever the time: a shape is chosen where "
@@ -162,14 +162,14 @@ def plan(data: TextStatistics, machine: Machine, config: TrainConfig) -> Plan[Tr
         why.append(f"context {context}: {because}")
     learned, most = machine.seconds / machine.speed.seconds(operations(config, data.vocab_size)), math.inf
     if not by_hand and {"dropout", "weight_decay"} <= open_:  # else he has a plan of his own; --keep best does the rest
-        most = _most_learned(config, tokens)
+        most = _max_training_tokens(config, tokens)
     learned = min(learned, most)
     if "batch_size" in open_ and config.grad_accum == 1:
         at_once = min(4096 * math.sqrt(learned / 6e6), tokens / 48)  # larger where there is more to average
         at_once = 2 ** round(math.log2(min(max(at_once, 256), 2**19)))
         rows = round(at_once / config.block_size / machine.processes)
         config = replace(config, batch_size=max(1, rows) * machine.processes)
-    decay, dropout = regularisation(heart(config, learned / tokens, tokens))
+    decay, dropout = regularization(memorization(config, learned / tokens, tokens))
     config = config.resolved(weight_decay=decay, dropout=dropout)
     return Plan(config, (*reasons(config, tokens, learned, learned == most), *why), learned / tokens,
                 None if most == math.inf else max(1, math.ceil(most / config.tokens_per_step)), machine.compiled)
@@ -218,14 +218,14 @@ def reasons(config: TrainConfig, tokens: int, learned: float, enough: bool) -> t
     enough: whether more would only learn the text by heart.
     """
     return (
-        f"{short(weights(config) / 1e6)} million weights in the blocks: about {short(learned / 1e6)} million tokens "
-        f"can be learned from, {short(learned / weights(config))} for each",
-        f"the text is read {short(learned / tokens)} times, with weight decay {config.weight_decay:g} and dropout "
+        f"{short_number(weights(config) / 1e6)} million weights in the blocks: about {short_number(learned / 1e6)} million tokens "
+        f"can be learned from, {short_number(learned / weights(config))} for each",
+        f"the text is read {short_number(learned / tokens)} times, with weight decay {config.weight_decay:g} and dropout "
         f"{config.dropout:g}" + (", and no more, or it would be known by heart" if enough else ""),
     )
 
 
-def short(x: float) -> str:
+def short_number(x: float) -> str:
     """A number by its two first digits, or as a whole one."""
     return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
@@ -238,7 +238,7 @@ def _fitting(data: TextStatistics, machine: Machine, config: TrainConfig) -> Tra
     for shape in SHAPES[1:]:
         larger = with_shape(config, shape)
         size, time = weights(larger), machine.speed.seconds(operations(larger, data.vocab_size))
-        learned = min(machine.seconds / time, _most_learned(larger, data.tokens))
+        learned = min(machine.seconds / time, _max_training_tokens(larger, data.tokens))
         parameters = size + (1 if larger.tie_embeddings else 2) * larger.n_embd * data.vocab_size
         if (learned >= _wanted(size) and size <= WEIGHTS_PER_CHARACTER * data.characters
                 and parameters <= machine.most_parameters):
@@ -260,7 +260,7 @@ def _context(config: TrainConfig, tokens: int, documents: int) -> tuple[int, str
     return min(
         (next(context for most, context in CONTEXTS if weights(config) <= most), "what a model of this size can use"),
         (2 ** math.ceil(math.log2(8 * tokens / documents)),
-         f"the documents are short, about {short(tokens / documents)} tokens each"),
+         f"the documents are short, about {short_number(tokens / documents)} tokens each"),
         (2 ** int(math.log2(max(8, tokens / 64))), "the text is short"), key=lambda found: found[0])
 
 
@@ -270,22 +270,22 @@ def evaluation_tokens(config: TrainConfig, vocab_size: int, seconds: float, spee
     As many as the settings say, or half of them, a quarter ... (so that runs that differ little look at the same).
     speed: uncompiled, as evaluations are. A forward pass is a third of a training step.
     """
-    fitting = 3 * clock.EVALUATING * seconds / speed.seconds(operations(config, vocab_size))
+    fitting = 3 * clock.EVALUATION_SHARE * seconds / speed.seconds(operations(config, vocab_size))
     halvings = math.ceil(math.log2(config.eval_tokens / fitting))
     return max(1, config.eval_tokens >> max(0, halvings))
 
 
-def heart(config: TrainConfig, epochs: float, tokens: int) -> float:
+def memorization(config: TrainConfig, epochs: float, tokens: int) -> float:
     """How far a text of so many tokens is learned by heart: what MOST_HEART counts."""
     return weights(config) / tokens * epochs
 
 
-def _most_learned(config: TrainConfig, tokens: int) -> float:
+def _max_training_tokens(config: TrainConfig, tokens: int) -> float:
     """How many tokens, those read again counted again, a model learns from until MOST_HEART."""
-    return MOST_HEART / heart(config, 1, tokens) * tokens
+    return MAX_MEMORIZATION / memorization(config, 1, tokens) * tokens
 
 
-def regularisation(heart: float) -> tuple[float, float]:
+def regularization(heart: float) -> tuple[float, float]:
     """(weight decay, dropout) that keep a text from being learned by heart, from what `heart` says of the run."""
     least, most = DECAY
     begins, dropout = DROPOUT

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 from bardlet.planning.plan import SHAPE
 
-UNTOLD = {*SHAPE, "model", "tokenizer", "vocab_size", "block_size", "dropout", "batch_size", "grad_accum", "optimizer",
+BLOCKS_PREDICTION = {*SHAPE, "model", "tokenizer", "vocab_size", "block_size", "dropout", "batch_size", "grad_accum", "optimizer",
           "lr", "muon_lr", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
           "grad_clip"}
 """No loss is foretold of a run for which one of these was set: LAW knows the plans of `plan` alone."""
 
-LAW = (-0.1137, 0.4254, -0.0628, 0.4426, 1.0245)
+COEFFICIENTS = (-0.1137, 0.4254, -0.0628, 0.4426, 1.0245)
 """Least squares over runs on development splits: `python benchmarks/dial.py law`."""
 
-REREAD = 8.0
+REPEAT_DECAY = 8.0
 """How many fresh readings of a text its repetition can be worth at most; LAW depends on it. (Chosen with runs of the
 dial, on the validation part, in sight: LOG.md.)"""
 
-BAND = 0.15
+PREDICTION_BAND = 0.15
 """Half the width of the band around the expected loss, as a share of it: twice what laws fitted to the other texts were
 off for a text (root mean square; `dial.py law`)."""
 
@@ -28,7 +28,7 @@ def features(counting: Sequence[float], characters: float, epochs: float) -> tup
     """What the loss to expect is computed from: the logarithm of its ratio to counting's is a weighted sum of these.
 
     Args:
-        counting: of a `Survey`.
+        counting: of a `CorpusStatistics`.
         characters: how many are learned from, those read again counted again.
         epochs: how often the text is read.
 
@@ -38,11 +38,11 @@ def features(counting: Sequence[float], characters: float, epochs: float) -> tup
     """
     most, fewer, counted, *worth = counting
     gain = math.log(most / fewer) / math.log(4)  # of the logarithm of the loss, for each of the number of characters
-    fresh = characters if epochs <= 1 else characters / epochs * (1 + REREAD * (1 - math.exp((1 - epochs) / REREAD)))
+    fresh = characters if epochs <= 1 else characters / epochs * (1 + REPEAT_DECAY * (1 - math.exp((1 - epochs) / REPEAT_DECAY)))
     return 1.0, gain * math.log(fresh / counted), math.log(fresh / 1e6), *worth
 
 
-def expected_loss(counting: Sequence[float], characters: float, epochs: float) -> float:
+def predict_loss(counting: Sequence[float], characters: float, epochs: float) -> float:
     """The validation loss to expect of a plan of `planning.plan`, in nats per character.
 
     An n-gram model that counted the text knows how hard it is, and two that counted more and less of it know what more
@@ -50,9 +50,9 @@ def expected_loss(counting: Sequence[float], characters: float, epochs: float) -
     What is read again is worth less and less (Muennighoff et al., 2023, equation 5).
     """
     of = features(counting, characters, epochs)
-    return counting[0] * math.exp(sum(a * x for a, x in zip(LAW, of, strict=True)))
+    return counting[0] * math.exp(sum(a * x for a, x in zip(COEFFICIENTS, of, strict=True)))
 
 
-def in_words(expected: float) -> str:
+def describe(expected: float) -> str:
     """A predicted loss with the band that nearly all runs fall into."""
-    return f"{expected:.2f} ({expected * (1 - BAND):.2f} to {expected * (1 + BAND):.2f}) nats per character"
+    return f"{expected:.2f} ({expected * (1 - PREDICTION_BAND):.2f} to {expected * (1 + PREDICTION_BAND):.2f}) nats per character"

@@ -9,7 +9,7 @@ from typing import Any
 
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import Settings
-from bardlet.config.toml import changed
+from bardlet.config.toml import non_default
 from bardlet.run.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,7 +39,7 @@ class Card:
 
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True,
                                          autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-        settings = {name: value for name, value in changed(self.config).items() if name != "replans"}
+        settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
         text = environment.get_template(f"{template}.md.jinja").render(
             title=self.title, run=self.run, config=self.config, model=self.model,
             r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"), settings=settings,

@@ -52,7 +52,7 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
     folder = run / "checkpoints" / f"step-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     needed = sum(t.nbytes for t in (*weights.values(), *state.values())) + 100_000
-    with atomic.writing(folder, needed):
+    with atomic.explain_write_errors(folder, needed):
         before = steps_saved(run)
         with suppress(FileNotFoundError):  # what the lines say belongs to this checkpoint
             atomic.flush(run / "metrics.jsonl")
@@ -65,15 +65,15 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
                 atomic.flush(temporary / name)
             known = manifest.read_manifest(run)["files"] if (run / manifest.MANIFEST).exists() else {}
             # as they were written, not as they are now: damage must not become the truth
-            root = {name: known[name][0]["sha256"] for name in hf.WORDS_AND_SHAPE if name in known}
-            manifest.seal(temporary, FILES, step=step, root=root)
+            root = {name: known[name][0]["sha256"] for name in hf.TOKENIZER_AND_CONFIG if name in known}
+            manifest.write_manifest(temporary, FILES, step=step, root=root)
             if folder.exists():  # a run that went back to an older checkpoint comes by here again
                 atomic.remove_folder(folder)
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         atomic.sync_folder(folder.parent)
-        if damage := manifest.wrong(folder):
+        if damage := manifest.damaged_files(folder):
             raise BardletError(f"{damage}, just now: the disk or the memory of this machine may be failing; "
                                "the checkpoints before it are as they were")
         saved_steps = sorted({*before, folder})
@@ -99,7 +99,7 @@ def newest_whole(run: Path) -> Path:
     """
     damaged: list[str] = []
     for folder in reversed(steps_saved(run)):
-        if (damage := wrong(folder)) is None:
+        if (damage := find_damage(folder)) is None:
             for line in damaged:
                 log.warning("%s; going back to %s", line, folder.name)
             return folder
@@ -109,11 +109,11 @@ def newest_whole(run: Path) -> Path:
                        f"`bardlet train --config {run / 'run.toml'} --out ANOTHER`")
 
 
-def wrong(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint: a damaged file, one that is missing, another step's name; None: it is whole."""
     if folder.is_symlink():
         return f"{folder}: is a link to another folder"
-    if damage := manifest.wrong(folder):
+    if damage := manifest.damaged_files(folder):
         return damage
     known = manifest.read_manifest(folder)
     if folder.name != f"step-{known.get('step')!s:0>8}" or set(known["files"]) != set(FILES):
@@ -126,7 +126,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     return hf.read_tensors(folder / "model.safetensors"), hf.read_tensors(folder / "trainer.safetensors")
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """trainer.json of a checkpoint. BardletError where it is not what `save` was given by a run."""
     path = folder / "trainer.json"
     facts = manifest.read_json(path)

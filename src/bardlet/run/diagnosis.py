@@ -34,7 +34,7 @@ class Finding:
     about: str
     """A word or two: what was looked at."""
     verdict: Literal["ok", "warning", "damaged"]
-    said: str
+    message: str
     """What was found and, where it is not ok, what to do about it."""
 
 
@@ -94,7 +94,7 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
     yield from _rising(train, record.get("guessing", 0.0) if not config.init else 0.0)
     if not pairs or (isinstance(config, FromScratch) and config.model == "bigram"):  # nothing to be compared with
         return
-    yield from _standing_still(train, min(config.warmup_steps, steps // 5), config, pairs)
+    yield from _plateau(train, min(config.warmup_steps, steps // 5), config, pairs)
     if val and val[-1][0] >= LATE * steps:
         best = min(loss for _, loss in val)
         if best > pairs:
@@ -119,7 +119,7 @@ def _rising(train: Sequence[tuple[int, float]], guessing: float) -> Iterator[Fin
                       f"{low:.2f} at step {at:,} and is {smooth[-1][1]:.2f} now; take a lower --lr and --muon-lr")
 
 
-def _standing_still(train: Sequence[tuple[int, float]], warmup: int, config: Settings,
+def _plateau(train: Sequence[tuple[int, float]], warmup: int, config: Settings,
                     pairs: float) -> Iterator[Finding]:
     """Since the warm-up the training loss has hardly fallen, and is above that of pairs of characters."""
     after = [(step, loss) for step, loss in train if step >= warmup]

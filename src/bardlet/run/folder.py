@@ -12,26 +12,26 @@ from typing import Any
 
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import Settings
-from bardlet.config.toml import from_mapping, read_toml, sealed, to_toml
+from bardlet.config.toml import from_mapping, is_untouched, read_toml, to_toml
 from bardlet.errors import BardletError
 from bardlet.run import hf, lock
-from bardlet.run.checkpoint import newest_whole, read_facts, steps_saved
+from bardlet.run.checkpoint import newest_whole, read_metadata, steps_saved
 from bardlet.run.record import checked
 from bardlet.runtime import atomic, manifest
 
 log = logging.getLogger("bardlet")
 
 
-def sweep(run: Path) -> None:
+def remove_partial(run: Path) -> None:
     """Remove what a killed process was writing or removing when it was killed; the caller holds the lock."""
-    for left in left_over(run):
+    for left in has_partial(run):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
 
 
-def left_over(run: Path) -> list[Path]:
+def has_partial(run: Path) -> list[Path]:
     """What a killed process was writing or removing: folders of checkpoints, and files at the root."""
     folder = run / "checkpoints"
     halves = [] if folder.is_symlink() else folder.glob(".*.tmp")
@@ -49,27 +49,27 @@ def verify_root(run: Path, folder: Path) -> None:
     if not isinstance(known, dict):
         raise BardletError(f"{folder / manifest.MANIFEST}: damaged: it does not know the files of the root; take "
                            "another checkpoint")
-    for name in hf.WORDS_AND_SHAPE:
+    for name in hf.TOKENIZER_AND_CONFIG:
         if name in known and (not (run / name).is_file() or manifest.sha256(run / name) != known[name]):
             raise BardletError(f"{run / name}: missing or not the file that the run had at {folder.name}; "
                                "put back a copy of it")
 
 
-def mend_root(run: Path) -> bool:
+def repair_root(run: Path) -> bool:
     """Whether the weights at the root are lost: then what is left of them is put aside, and the next take their place.
 
     A root whose manifest is damaged or missing gets a new one, for its files as they are.
     """
     weights = run / "model.safetensors"
-    damage = manifest.wrong(run)
-    lost = not weights.exists() or bool(damage and manifest.has_manifest(run) and manifest.wrong(run, [weights.name]))
+    damage = manifest.damaged_files(run)
+    lost = not weights.exists() or bool(damage and manifest.has_manifest(run) and manifest.damaged_files(run, [weights.name]))
     if damage or lost:
         log.warning("%s; %s", damage or f"{weights}: missing",
                     "the weights at the root are lost, and the next that are kept will replace them" if lost
                     else "the files beside it count as whole")
         if lost and weights.exists():
             os.replace(weights, weights.with_suffix(".damaged"))
-        manifest.seal(run, [name for name in (*hf.WORDS_AND_SHAPE, weights.name) if (run / name).exists()])
+        manifest.write_manifest(run, [name for name in (*hf.TOKENIZER_AND_CONFIG, weights.name) if (run / name).exists()])
     return lost
 
 
@@ -122,7 +122,7 @@ def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]
     says so; unless it can be read and `changed` says that it counts.
     """
     path = run / "run.toml"
-    if sealed(path) or not run.is_dir():
+    if is_untouched(path) or not run.is_dir():
         return read_run(run)
     if path.is_file() and changed:
         with suppress(BardletError):
@@ -134,7 +134,7 @@ def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]
         raise BardletError(f"{path}: somebody changed it, and no checkpoint knows what it was; put it back, "
                            "or add --allow-change")
     folder = newest_whole(run)
-    facts = read_facts(folder)
+    facts = read_metadata(folder)
     log.warning("%s: %s; going on with the settings that %s has%s", path,
                 "changed or damaged" if path.exists() else "missing", folder.name,
                 "" if changed or not path.exists() else " (--allow-change takes what it says)")

@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 
 from bardlet import models, tokenizer
 from bardlet.config.model import ModelConfig
-from bardlet.errors import BardletError, brief, shown
-from bardlet.models.layers import sketching
+from bardlet.errors import BardletError, one_line, printable
+from bardlet.models.layers import on_meta_device
 from bardlet.runtime import atomic, manifest
 
 log = logging.getLogger("bardlet")
 
-LONGEST = 2**24
+MAX_NAME = 2**24
 """Tokens of the longest context that is believed of a config.json."""
-MOST_HEADER = 2**22
+MAX_HEADER_BYTES = 2**22
 """Bytes of the longest safetensors header that is read: enough for 30,000 tensors."""
 
 
@@ -49,16 +49,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with open(path, "rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
-        if header > MOST_HEADER:
+        if header > MAX_HEADER_BYTES:
             raise BardletError(f"{path}: damaged: a header of {header:,} bytes; copy it again")
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise BardletError(f"{path}: damaged or cut short ({brief(error)}); copy it again, "
+        raise BardletError(f"{path}: damaged or cut short ({one_line(error)}); copy it again, "
                            "or take another checkpoint") from None
 
 
-WORDS_AND_SHAPE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 """The files of a folder beside its weights."""
 
 
@@ -75,17 +75,17 @@ def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
     if words.chat_template and tokenizer.END in words.vocab:  # a chat model stops behind its answer
         ids = {**ids, "eos_token_id": sorted(set(words.special) - {words.pad_id})}
     atomic.write_json(folder / "generation_config.json", ids)
-    with atomic.writing(folder / "tokenizer.json", len(words.json.encode())):
+    with atomic.explain_write_errors(folder / "tokenizer.json", len(words.json.encode())):
         words.save(folder, model_max_length=config.block_size)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             atomic.flush(folder / name)
-    manifest.seal(folder, WORDS_AND_SHAPE)
+    manifest.write_manifest(folder, TOKENIZER_AND_CONFIG)
 
 
 def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """model.safetensors, from a model's `hf_state_dict()`: a kill leaves the old weights or the new ones."""
     needed = sum(t.nbytes for t in tensors.values())
-    manifest.replace_sealed(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
+    manifest.replace_file(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -94,7 +94,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     family = models.MODEL_TYPES.get(family, family)
     if family not in models.FAMILIES:
-        raise BardletError(f"{folder / 'config.json'}: model_type {shown(values.get('model_type'))} is not one that "
+        raise BardletError(f"{folder / 'config.json'}: model_type {printable(values.get('model_type'))} is not one that "
                            f"bardlet computes ({', '.join(models.FAMILIES)}): use transformers for it")
     try:
         config = models.load_class(family).from_hf(values)
@@ -139,7 +139,7 @@ def verify(folder: Path) -> None:
     """BardletError where a file of `folder` is not the one that its manifest knows; without a manifest, nothing."""
     is_run = (folder / "run.toml").exists()
     if os.path.lexists(folder / manifest.MANIFEST):
-        if (damage := manifest.wrong(folder)) and (is_run or not _of_another_tool(folder / manifest.MANIFEST)):
+        if (damage := manifest.damaged_files(folder)) and (is_run or not _of_another_tool(folder / manifest.MANIFEST)):
             weights = damage.startswith(str(folder / "model.safetensors")) and (folder / "checkpoints").is_dir()
             remedy = f"`bardlet resume {folder}` makes it anew from a checkpoint" if weights else "copy it again"
             raise BardletError(f"{damage}; {remedy}, or, where you changed it yourself, remove "
@@ -192,10 +192,10 @@ def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -
     if config.model != "bigram" and layers > len(weights):
         raise BardletError(f"{folder / 'config.json'}: damaged: it asks for {layers} layers, and {where.name} "
                            f"has {len(weights)} tensors; copy both again")
-    if config.block_size > LONGEST:
+    if config.block_size > MAX_NAME:
         raise BardletError(f"{folder / 'config.json'}: damaged: a context of {config.block_size} tokens; copy it again")
     try:
-        with sketching(), warnings.catch_warnings():
+        with on_meta_device(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that nothing is copied into a sketch
             models.build(config).load_hf_state_dict(weights)
     except BardletError as error:

@@ -22,9 +22,9 @@ FILES = LOCK, HOLDER = ".lock", ".holder"
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder for this process, or name the one that holds it. The system frees a killed one's lock."""
-    lock, name = _taken(run), run / HOLDER
+    lock, name = _raise_taken(run), run / HOLDER
     if lock is None:
-        raise in_use(run, _who(run))
+        raise in_use(run, _describe_holder(run))
     try:
         atomic.write_text(name, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
         yield
@@ -39,9 +39,9 @@ def holder(run: Path) -> str | None:
     """Which process holds a run folder, in words; None: none does. BardletError where its lock cannot be opened."""
     if not os.path.lexists(run / LOCK):
         return None
-    lock = _taken(run)
+    lock = _raise_taken(run)
     if lock is None:
-        return _who(run)
+        return _describe_holder(run)
     lock.release()
     return None
 
@@ -51,7 +51,7 @@ def in_use(run: Path, other: str) -> BardletError:
     return BardletError(f"{run}: in use by {other}; wait for it, or stop it")
 
 
-def _taken(run: Path) -> BaseFileLock | None:
+def _raise_taken(run: Path) -> BaseFileLock | None:
     """The lock of a folder, held now; None where another process holds it."""
     path = run / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -66,7 +66,7 @@ def _taken(run: Path) -> BaseFileLock | None:
     return lock
 
 
-def _who(run: Path) -> str:
+def _describe_holder(run: Path) -> str:
     """What the holder of a lock says of itself, perhaps in this moment; not what one that was killed has left."""
     for _ in range(20):
         with suppress(OSError):

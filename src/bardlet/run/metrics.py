@@ -14,7 +14,7 @@ from bardlet.runtime import atomic, manifest
 log = logging.getLogger("bardlet")
 
 
-def _sealed(line: dict[str, Any]) -> str:
+def _with_crc(line: dict[str, Any]) -> str:
     """`line` as JSON whose last key is the CRC-32 of the text before it."""
     text = json.dumps(line)
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
@@ -22,8 +22,8 @@ def _sealed(line: dict[str, Any]) -> str:
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """One line at the end of metrics.jsonl."""
-    text = _sealed(line)
-    with atomic.writing(run / "metrics.jsonl", len(text)), open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
+    text = _with_crc(line)
+    with atomic.explain_write_errors(run / "metrics.jsonl", len(text)), open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
         f.write(text)
 
 
@@ -60,6 +60,6 @@ def cut_metrics(run: Path, step: int, evaluated: int | None = None) -> list[dict
     """
     until = step if evaluated is None else evaluated
     lines = [line for line in read_metrics(run) if line["step"] <= (until if "val_loss" in line else step)]
-    text = "".join(_sealed(line) for line in lines)
+    text = "".join(_with_crc(line) for line in lines)
     atomic.write_text(run / "metrics.jsonl", text)
     return lines

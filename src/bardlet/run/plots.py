@@ -120,15 +120,15 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
             axes = grid[layer][head]
             axes.imshow(maps[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
-            axes.set_xticks(range(S), [shown_token(t) for t in source], rotation=90, fontsize=6)
-            axes.set_yticks(range(T), [shown_token(t) for t in target] if head == 0 else [""] * T, fontsize=6)
+            axes.set_xticks(range(S), [printable_token(t) for t in source], rotation=90, fontsize=6)
+            axes.set_yticks(range(T), [printable_token(t) for t in target] if head == 0 else [""] * T, fontsize=6)
     figure.supxlabel("source token that is looked at", fontsize=9)
     figure.supylabel("target token that is being written", fontsize=9)
-    with atomic.writing(path):
+    with atomic.explain_write_errors(path):
         figure.savefig(path)
     plt.close(figure)
 
 
-def shown_token(text: str) -> str:
+def printable_token(text: str) -> str:
     """A token as a label: its spaces seen, and no sign that matplotlib takes for mathematics."""
     return (text.strip("\n").replace(" ", "\u00b7").replace("$", r"\$") or "\u00b7")[:16]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
 from bardlet.config.settings import AUTO, Auto
-from bardlet.errors import BardletError, shown
+from bardlet.errors import BardletError, printable
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Record:
             getattr(self, name)
             setattr(self, name, value)
 
-    def printed(self) -> dict[str, Any]:
+    def for_json(self) -> dict[str, Any]:
         """What `--json` prints of `results`."""
         return {name: getattr(self, name) for name in self.results}
 
@@ -182,9 +182,9 @@ class RewardRecord(PreferencesRecord):
     """The correlation of margin and difference in length."""
     calibration_error: Auto[float] = AUTO
 
-    def printed(self) -> dict[str, Any]:
+    def for_json(self) -> dict[str, Any]:
         """What `--json` prints; not of pairs that there are not, such as those with a longer chosen answer."""
-        return {name: value for name, value in super().printed().items() if value is not None}
+        return {name: value for name, value in super().for_json().items() if value is not None}
 
 
 @dataclass
@@ -228,7 +228,7 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
     for name, value in values.items():
         kind = kinds.get(name)
         if kind and value is not None and type(value) not in ((float, int) if kind is float else (kind,)):
-            raise BardletError(f"{where}: record.{name} is {shown(value)}, which it cannot be; put back a copy")
+            raise BardletError(f"{where}: record.{name} is {printable(value)}, which it cannot be; put back a copy")
     return values
 
 

@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], needed: int | 
     Raises BardletError, with the bytes that are `needed` and those that are free, where it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, needed):
+    with explain_write_errors(path, needed):
         try:
             write(temporary)
             flush(temporary)
@@ -90,7 +90,7 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+def explain_write_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """What fails inside becomes a BardletError that names `path`, and the bytes that are needed and free."""
     try:
         yield
@@ -102,7 +102,7 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
             raise
         why = os.strerror(number).lower()
         if number in (errno.ENOSPC, errno.EDQUOT):
-            why += (f": {needed:,} bytes are needed," if needed else ":") + f" {free(path):,} are free"
+            why += (f": {needed:,} bytes are needed," if needed else ":") + f" {free_bytes(path):,} are free"
         remedy = REMEDIES.get(number, "check the path and the disk")
         raise BardletError(f"{path}: cannot be written: {why}; {remedy}") from None
 
@@ -115,7 +115,7 @@ def _errno(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """The bytes that are free where `path` is, or is to be; 0 where nobody can tell."""
     for place in (path, *path.parents):
         with suppress(OSError):

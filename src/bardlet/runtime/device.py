@@ -40,7 +40,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         if name == "bf16" and device.type == "cpu" and pick_dtype("auto", device) != "bf16":
-            _say_emulated()
+            _warn_emulated()
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -85,7 +85,7 @@ def place(model: torch.nn.Module, device: str, dtype: str) -> torch.device:
 
 
 @cache
-def _say_emulated() -> None:
+def _warn_emulated() -> None:
     log.warning("bf16: this processor has to emulate it, which takes several times as long as fp32; "
                 "leave --dtype out, or say --dtype fp32")
 
@@ -95,10 +95,10 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
-def settle(threads: int | None, deterministic: bool, device: torch.device) -> int:
+def set_threads_and_determinism(threads: int | None, deterministic: bool, device: torch.device) -> int:
     """Pin the number of CPU threads and choose deterministic algorithms (always on a CPU). Returns the threads."""
     if device.type == "cpu":
-        keep_freed_memory()
+        tune_malloc()
     if threads:
         torch.set_num_threads(threads)
     if deterministic:  # what cuBLAS wants to see before it starts
@@ -110,7 +110,7 @@ def settle(threads: int | None, deterministic: bool, device: torch.device) -> in
     return torch.get_num_threads()
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Have the C library keep memory that is freed, for the next step, instead of giving it back each time.
 
     A training step frees all its activations and asks for them again. By default glibc returns large blocks to the

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from bardlet import __version__
-from bardlet.errors import BardletError, brief
+from bardlet.errors import BardletError, one_line
 from bardlet.runtime import heartbeat
 from bardlet.runtime.device import pick_device, processor
 
@@ -44,7 +44,7 @@ class Dist:
         share = n // self.world
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def put(self, x: torch.Tensor) -> torch.Tensor:
+    def to_device(self, x: torch.Tensor) -> torch.Tensor:
         """`x` on this process's device; to a GPU it travels from pinned memory, and nobody waits for it."""
         if self.device.type == "cuda":
             return x.pin_memory().to(self.device, non_blocking=True)
@@ -56,7 +56,7 @@ class Dist:
             torch.distributed.all_reduce(x)
         return x
 
-    def from_main(self, value: int) -> int:
+    def broadcast_int(self, value: int) -> int:
         """Rank 0's `value`, in each process: for decisions that must not differ (a clock's, a signal's)."""
         if self.world == 1:
             return value
@@ -64,7 +64,7 @@ class Dist:
         torch.distributed.broadcast(box, src=0)
         return int(box.item())
 
-    def most(self, value: int) -> int:
+    def all_max(self, value: int) -> int:
         """The largest `value` of all processes, in each of them."""
         if self.world == 1:
             return value
@@ -72,11 +72,11 @@ class Dist:
         torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
         return int(box.item())
 
-    def least(self, value: int) -> int:
+    def all_min(self, value: int) -> int:
         """The smallest `value` of all processes, in each of them."""
-        return -self.most(-value)
+        return -self.all_max(-value)
 
-    def which(self, here: bool) -> list[int]:
+    def ranks_where(self, here: bool) -> list[int]:
         """The ranks of the processes in which `here` is true, in each of them."""
         flags = torch.zeros(self.world, dtype=torch.int64, device=self.device)
         flags[self.rank] = int(here)
@@ -86,10 +86,10 @@ class Dist:
     def main_first(self) -> Iterator[None]:
         """What is inside is done by rank 0, and then by the others: they find what it has made."""
         if not self.main:
-            self.from_main(0)
+            self.broadcast_int(0)
         yield
         if self.main:
-            self.from_main(0)
+            self.broadcast_int(0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model`, whose gradients are averaged over the processes; itself when there is one process."""
@@ -127,7 +127,7 @@ def connect(device: str) -> Iterator[Dist]:
     try:
         _join(backend, rank, world)
     except RuntimeError as error:
-        why = f"process {rank} of {world} cannot reach the others ({brief(error)})"
+        why = f"process {rank} of {world} cannot reach the others ({one_line(error)})"
         raise BardletError(f"{why}; start all of them again") from None
     heart = heartbeat.Heartbeat(rank, world)
     heart.start()
@@ -137,11 +137,11 @@ def connect(device: str) -> Iterator[Dist]:
         with suppress(ValueError):  # a launcher that has seen another one end asks this one to end, too: it will
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if hasattr(signal, "alarm"):  # a process group with an unfinished collective may hang at exit
-            signal.alarm(int(3 * heartbeat.SILENT))
-        if heartbeat.of_a_peer(error):
-            heart.wait(2 * heartbeat.SILENT)
+            signal.alarm(int(3 * heartbeat.SILENT_SECONDS))
+        if heartbeat.is_peer_failure(error):
+            heart.wait(2 * heartbeat.SILENT_SECONDS)
         elif isinstance(error, KeyboardInterrupt):  # perhaps from such a launcher
-            heart.wait(heartbeat.SHORTLY + 1)
+            heart.wait(heartbeat.BRIEF_SECONDS + 1)
         # one that was stopped by a signal has saved with all the others, and leaves as they do
         heart.close(heartbeat.DONE if getattr(error, "exit_code", 1) > 128 else heartbeat.FAILED)
         if hasattr(signal, "alarm"):

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-SILENT = 15.0
+SILENT_SECONDS = 15.0
 """Seconds without a sign of life after which a process counts as lost."""
 
-SHORTLY = 3.0
+BRIEF_SECONDS = 3.0
 """Seconds after which one that is not among this machine's processes counts as lost: in another container it is not,
 either, but speaks."""
 
-FROZEN = 5.0
+FROZEN_SECONDS = 5.0
 """Seconds between two looks that show that this process itself stood still."""
 
 DONE, FAILED = "done", "failed"
@@ -58,7 +58,7 @@ class Heartbeat(threading.Thread):
         super().__init__(daemon=True)
         self.rank, self.world = rank, world
         # a client of its own: the store that the process group has may be waiting for somebody
-        self.store = store(timedelta(seconds=SILENT))
+        self.store = store(timedelta(seconds=SILENT_SECONDS))
         self.prefix = f"bardlet/{attempt()}"
         self.ended = threading.Event()
         self.seen: dict[int, tuple[str, float]] = {}
@@ -74,7 +74,7 @@ class Heartbeat(threading.Thread):
         """Until `close`: a sign of life each second, and a look at the others."""
         while not self.ended.wait(1.0):
             self.beat()
-            self.look()
+            self.check_peers()
 
     def beat(self) -> None:
         """A sign of life."""
@@ -82,29 +82,29 @@ class Heartbeat(threading.Thread):
         with suppress(RuntimeError):
             self._say(f"{os.getpid()} {socket.gethostname()} {self.beats}")
 
-    def look(self) -> None:
+    def check_peers(self) -> None:
         """End this process, with a line that names the other, where one is lost."""
         now = time.monotonic()
-        if now - self.looked > FROZEN:  # this process was stopped, perhaps all were: nobody's silence counts
+        if now - self.looked > FROZEN_SECONDS:  # this process was stopped, perhaps all were: nobody's silence counts
             self.seen, self.heard = {}, now
         self.looked = now
         for rank in range(self.world):
             if rank != self.rank and (why := self._lost(rank)):
                 self._leave(f"process {rank} of {self.world} {why}")
-        if time.monotonic() - self.heard > SILENT:
+        if time.monotonic() - self.heard > SILENT_SECONDS:
             self._leave("the process that started this one, or process 0, is gone")
 
     def wait(self, seconds: float) -> None:
         """Give `look` so much time to find out who is to blame for an error: it ends this process when it does."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self.look()
+            self.check_peers()
             time.sleep(0.2)
 
     def close(self, word: str) -> None:
         """Fall silent; `word` says why."""
         self.ended.set()
-        self.join(SILENT)  # its last sign of life must not come after the last word
+        self.join(SILENT_SECONDS)  # its last sign of life must not come after the last word
         with suppress(RuntimeError):
             self._say(word)
 
@@ -128,18 +128,18 @@ class Heartbeat(threading.Thread):
             return "ended with an error of its own"
         silent = now - since
         if not before:
-            return "was lost on its way here" if silent > SILENT else None
+            return "was lost on its way here" if silent > SILENT_SECONDS else None
         pid, host, _ = before.split()
         who = f"(pid {pid} on {host})"
         here = host == socket.gethostname()
-        if silent > SHORTLY and here and not alive(int(pid)):
+        if silent > BRIEF_SECONDS and here and not alive(int(pid)):
             return f"{who} was killed"
-        if silent <= SILENT:
+        if silent <= SILENT_SECONDS:
             return None
         if here and _facts(int(pid))[:2] == ["T", str(os.getppid())]:
             os.kill(int(pid), signal.SIGKILL)  # its launcher would ask it to end, and wait for half a minute
-            return f"{who} was stopped {SILENT:g} s ago, and is ended"
-        return f"{who} has been silent for {SILENT:g} s: stopped, or cut off"
+            return f"{who} was stopped {SILENT_SECONDS:g} s ago, and is ended"
+        return f"{who} has been silent for {SILENT_SECONDS:g} s: stopped, or cut off"
 
     def _leave(self, why: str) -> None:
         again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > int(attempt())
@@ -171,7 +171,7 @@ def _facts(pid: int) -> list[str]:
     return []
 
 
-def of_a_peer(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error of a collective may be the fault of another process."""
     signs = ("onnection", "roken pipe", "gloo", "NCCL", "timed out", "Timed out")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bardlet.errors import BardletError, shown
-from bardlet.runtime.atomic import write_atomically, writing
+from bardlet.errors import BardletError, printable
+from bardlet.runtime.atomic import explain_write_errors, write_atomically
 
 MANIFEST = "manifest.json"
 
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 # ---------------------------------------------------------------- reading
 
 
-MOST_JSON = 1 << 22
+MAX_JSON_BYTES = 1 << 22
 """Bytes of the largest JSON file that is read, which takes 100 MB at worst; the index of a large model has 100 kB."""
 
 
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; an error names the file, the line and the column."""
     inside(path.parent, path.name)
     try:
-        if (size := path.stat().st_size) > MOST_JSON:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise BardletError(f"{path}: damaged: {size:,} bytes are too many for a file of this kind; copy it again")
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -57,18 +57,18 @@ def sha256(path: Path) -> str:
 # ---------------------------------------------------------------- manifests
 
 
-def seal(folder: Path, names: Iterable[str], **facts: Any) -> None:
+def write_manifest(folder: Path, names: Iterable[str], **facts: Any) -> None:
     """Write the manifest of `folder` for its files `names`; `facts` stand in it, too."""
     _write_manifest(folder, {**facts, "files": {name: [_entry(folder / name)] for name in names}})
 
 
-def replace_sealed(folder: Path, name: str, write: Callable[[Path], object], needed: int | None = None) -> None:
+def replace_file(folder: Path, name: str, write: Callable[[Path], object], needed: int | None = None) -> None:
     """`write_atomically` for a file of a folder that has a manifest, or gets one with it.
 
     A kill at any instant leaves the old file or the new one, and a manifest that knows it.
     """
     path = folder / name
-    with writing(path, needed):
+    with explain_write_errors(path, needed):
         known = read_manifest(folder) if (folder / MANIFEST).exists() else {"files": {}}
     new: dict[str, Any] = {}
 
@@ -102,7 +102,7 @@ def has_manifest(folder: Path) -> bool:
         return False
 
 
-def wrong(folder: Path, names: Collection[str] = ()) -> str | None:
+def damaged_files(folder: Path, names: Collection[str] = ()) -> str | None:
     """What is wrong with a folder that has a manifest, in words that name the file; None when it is whole.
 
     names: look at these files only; none: at all that the manifest knows.
@@ -112,7 +112,7 @@ def wrong(folder: Path, names: Collection[str] = ()) -> str | None:
         for name, allowed in manifest["files"].items():
             if (not names or name in names) and not _is_one_of(inside(folder, name), allowed):
                 # a run that is under way may have replaced it since the manifest was read
-                return wrong(folder, names) if read_manifest(folder) != manifest else f"{folder / name}: {DAMAGED}"
+                return damaged_files(folder, names) if read_manifest(folder) != manifest else f"{folder / name}: {DAMAGED}"
     except BardletError as error:
         return str(error)
     except OSError as error:
@@ -127,7 +127,7 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if Path(name).name != name or len(name) > 255:
-        raise BardletError(f"{folder}: a file in it names {shown(name)}, which is not a file of this folder; "
+        raise BardletError(f"{folder}: a file in it names {printable(name)}, which is not a file of this folder; "
                            "do not use a folder that you do not trust")
     if not os.path.lexists(path):
         raise BardletError(f"{path}: there is no such file, so {folder} is not a whole model folder; "

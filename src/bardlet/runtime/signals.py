@@ -16,7 +16,7 @@ from bardlet.errors import BardletError
 
 
 @dataclass
-class Asked:
+class StopRequest:
     """What signals have asked for."""
 
     number: int = 0
@@ -25,7 +25,7 @@ class Asked:
     """Whether a signal may break off what is under way, by raising BrokenOff: an evaluation, which leaves no trace."""
 
 
-class BrokenOff(BaseException):
+class Interrupted(BaseException):
     """A signal came in an evaluation."""
 
 
@@ -38,9 +38,9 @@ class Stopped(BardletError):
 
 
 @contextmanager
-def signals() -> Iterator[Asked]:
+def signals() -> Iterator[StopRequest]:
     """What a signal asks for (Ctrl-C, SIGTERM, a terminal that is closed) is noted here; a second one acts at once."""
-    asked = Asked()
+    asked = StopRequest()
 
     def note(number: int, frame: object) -> None:
         if asked.number:
@@ -50,7 +50,7 @@ def signals() -> Iterator[Asked]:
         with suppress(OSError):  # not by way of a buffer that may be in use just now; and a terminal may be gone
             os.write(2, b"note: finishing what is under way and saving; once more to leave at once\n")
         if asked.breakable:
-            raise BrokenOff
+            raise Interrupted
 
     heard = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows; nohup
@@ -64,10 +64,10 @@ def signals() -> Iterator[Asked]:
 
 
 @contextmanager
-def breakable(asked: Asked, may_break: bool) -> Iterator[None]:
+def interruptible(asked: StopRequest, may_break: bool) -> Iterator[None]:
     """Inside, a signal raises BrokenOff at once, also one that came before; where it may."""
     if may_break and asked.number:
-        raise BrokenOff
+        raise Interrupted
     asked.breakable = may_break
     try:
         yield

@@ -10,14 +10,14 @@ import torch
 
 Item = TypeVar("Item")
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
-SIDE_BY_SIDE = 4
+THREADS = 4
 """Pieces of work at a time: Python itself runs in one thread only."""
 
 
-def side_by_side(work: Callable[[Item], Made], items: Sequence[Item], device: torch.device,
-                 most: int = SIDE_BY_SIDE) -> Generator[Made, None, None]:
+def run_in_threads(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device,
+                 most: int = THREADS) -> Generator[Result, None, None]:
     """work(item) of each, in order; on a CPU of up to `most` at a time, each in a thread with its share of the cores.
 
     The operations of a small model are too small for more than one core, but for its products, and those gain little

@@ -18,8 +18,8 @@ import torch
 
 from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.model import ModelConfig
-from bardlet.config.pretraining import BY_WEIGHTS, FromScratch
-from bardlet.config.settings import Settings, option
+from bardlet.config.pretraining import SET_BY_WEIGHTS, FromScratch
+from bardlet.config.settings import Settings, flag
 from bardlet.data import chat_template
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
@@ -40,11 +40,11 @@ from bardlet.training.trainer import evaluate
 
 log = logging.getLogger("bardlet")
 
-SHORT = 50
+FEW_STEPS = 50
 """Steps of a plan that was not asked for; with fewer a notice says so."""
 
 
-class Named(Protocol):
+class NamedSource(Protocol):
     """Data as they were found: what a run puts on record of them."""
 
     @property
@@ -56,7 +56,7 @@ class Named(Protocol):
         """sha256 (hex) of what they hold."""
 
 
-class Tokenized(Protocol):
+class TokenizedData(Protocol):
     """Data as tokens."""
 
     @property
@@ -65,8 +65,8 @@ class Tokenized(Protocol):
 
 
 C = TypeVar("C", bound=Settings)
-Source = TypeVar("Source", bound=Named)
-Data = TypeVar("Data", bound=Tokenized)
+Source = TypeVar("Source", bound=NamedSource)
+Data = TypeVar("Data", bound=TokenizedData)
 R = TypeVar("R", bound=Record)
 
 
@@ -82,7 +82,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     """What the steps count."""
     use: ClassVar[str] = ""
     """The command that uses the finished model."""
-    loss_tells: ClassVar[bool] = True
+    loss_is_telling: ClassVar[bool] = True
     """Whether the curve of the training loss shows what is wrong with a run."""
     template: ClassVar[str]
     """The template of the model card, in run/templates."""
@@ -121,16 +121,16 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """
 
     @abstractmethod
-    def describe(self, t: Trainer) -> tuple[list[str], float]:
+    def describe(self, trainer: Trainer) -> tuple[list[str], float]:
         """(lines, epochs): what a plan says of the data, and how often the planned steps read them."""
 
     @abstractmethod
-    def measure(self, t: Trainer) -> str:
+    def measure(self, trainer: Trainer) -> str:
         """Put what a trained model can do on record, and draw it; return a sample of it."""
 
     # ------------------------------------------------------------------------ with defaults
 
-    def predict(self, t: Trainer) -> None:
+    def predict(self, trainer: Trainer) -> None:
         """Put on record what loss the planned steps should come to (`expected`), where that is known."""
 
     def prediction(self) -> str:
@@ -141,36 +141,36 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """What a finished run has come to, in lines."""
         return []
 
-    def loss_in_words(self) -> str:
+    def describe_loss(self) -> str:
         """The validation loss with its units, and over how much of the held-out data where it is not all of them."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
         return f"{r.val_loss:.4f} nats per token, {r.bits_per_byte:.4f} bits per byte{part}"
 
-    def fit_to_steps(self, t: Trainer) -> None:
+    def fit_to_steps(self, trainer: Trainer) -> None:
         """Adapt settings that depend on how many steps were planned."""
 
-    def assemble(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
+    def build_trainer(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
         """A `Trainer` at step 0 that learns `data`, settings resolved: device, precision, threads, optimizers.
 
         resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
         """
-        config, dist, record = self.settle(), self.dist, self.record
+        config, dist, record = self.resolve_machine(), self.dist, self.record
         config.check_processes(dist.world)
         model.to(dist.device)
         record.parameters = sum(x.numel() for x in model.hf_state_dict().values())
         if config.lora:
-            lora.adapt(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
+            lora.add_lora(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
-        t = Trainer(run, model, optim.build(model, config), self.objective(config), config, dist, machine, record,
+        trainer = Trainer(run, model, optim.build(model, config), self.objective(config), config, dist, machine, record,
                     State(steps=config.steps or 0, replans=list(config.replans[:1])))
         if not resumed:
-            memory.fit_micro_batches(t)
-            if t.config != config:  # rows are then filled up to another multiple
-                self.config = cast(C, t.config)
-                t.objective = self.objective(self.config)
-        return t
+            memory.fit_micro_batches(trainer)
+            if trainer.config != config:  # rows are then filled up to another multiple
+                self.config = cast(C, trainer.config)
+                trainer.objective = self.objective(self.config)
+        return trainer
 
     # ------------------------------------------------------------------------ the same for all
 
@@ -179,11 +179,11 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         self.source = self.load_data()
         self.data = self.tokenize(tokenizer)
 
-    def settle(self) -> C:
+    def resolve_machine(self) -> C:
         """`config` with device, precision and threads as this machine has them; PyTorch is told."""
         keep_compiled()
         config, device = self.config, self.dist.device
-        threads = runtime_device.settle(config.threads, config.deterministic, device)
+        threads = runtime_device.set_threads_and_determinism(config.threads, config.deterministic, device)
         dtype = runtime_device.pick_dtype(config.dtype, device)
         self.config = replace(config, dtype=cast(Any, dtype), threads=threads,
                               device=device.type if config.device == "auto" else config.device)
@@ -193,47 +193,47 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """The run folder: that of a run that begins again, or a new one."""
         return run or run_folder.new_folder(Path(out) if out else None, name)
 
-    def plan_steps(self, t: Trainer, seconds: float, begun: float) -> None:
+    def plan_steps(self, trainer: Trainer, seconds: float, begun: float) -> None:
         """Decide the number of steps and whether to compile, from a few timed steps.
 
         Args:
             seconds: the time of the whole run, which began at `begun` (of time.monotonic).
         """
-        choose_compile(t, seconds - (time.monotonic() - begun))
-        per_step = clock.seconds_per_step(t)
+        choose_compile(trainer, seconds - (time.monotonic() - begun))
+        per_step = clock.seconds_per_step(trainer)
         began = time.monotonic()
-        evaluate(t)
+        evaluate(trainer)
         per_evaluation = time.monotonic() - began
         left = max(0.0, seconds - (time.monotonic() - begun))
         evaluations = clock.evaluations_for(left, per_evaluation)
-        steps = t.dist.from_main(clock.steps_for(left, per_step, evaluations * per_evaluation))
-        steps = min(steps, t.record.most_steps or steps)
-        t.state.steps, t.state.replans = steps, [(0, steps)]
+        steps = trainer.dist.broadcast_int(clock.steps_for(left, per_step, evaluations * per_evaluation))
+        steps = min(steps, trainer.record.most_steps or steps)
+        trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
         if steps < 20:
             log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "
                         "smaller model (--n-layer, --n-embd)", steps, per_step)
-        if t.config.eval_every is None:
-            t.config = replace(t.config, eval_every=t.dist.from_main(-(-steps // evaluations)))
-        self.fit_to_steps(t)
+        if trainer.config.eval_every is None:
+            trainer.config = replace(trainer.config, eval_every=trainer.dist.broadcast_int(-(-steps // evaluations)))
+        self.fit_to_steps(trainer)
 
-    def finish(self, t: Trainer) -> tuple[dict[str, Any], str]:
+    def finish(self, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Leave what a finished run has besides its weights: figures, pictures, the model card, the mark at the end.
 
         Returns:
             (record, sample): what run.toml says happened, and what the weights at the root of the run write.
         """
-        sample = self.measure(t)
+        sample = self.measure(trainer)
         self.record.finished = True
-        record = checkpointing.write_run(t)
-        card.Card(t.run, t.config, t.model.config, record, sample, self.loss_in_words(),
-                  card.title(t.run, self.record)).write(self.template)
+        record = checkpointing.write_run(trainer)
+        card.Card(trainer.run, trainer.config, trainer.model.config, record, sample, self.describe_loss(),
+                  card.title(trainer.run, self.record)).write(self.template)
         return record, sample
 
 
-def tell_unused(config: FromScratch, shape: ModelConfig) -> None:
+def warn_unused(config: FromScratch, shape: ModelConfig) -> None:
     """Say which settings of a model were chosen in vain, since the weights of --init have another shape."""
-    chosen = [name for name in BY_WEIGHTS if name in config.by_hand]
-    if ignored := [option(name) for name in chosen if getattr(config, name) != getattr(shape, name, None)]:
+    chosen = [name for name in SET_BY_WEIGHTS if name in config.set_by_user]
+    if ignored := [flag(name) for name in chosen if getattr(config, name) != getattr(shape, name, None)]:
         log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
 
 
@@ -257,7 +257,7 @@ class FineTuning(Stage[F, Source, Data, R]):
         """What is trained, from the model that --init names."""
         return model
 
-    def look_before(self, t: Trainer) -> None:
+    def evaluate_before(self, trainer: Trainer) -> None:
         """Put on record what the model can do before it learns."""
 
     def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
@@ -266,20 +266,20 @@ class FineTuning(Stage[F, Source, Data, R]):
         self.load(tokenizer)
         self.record = self.new_record(tokenizer)
         run = self.folder(run, out, f"{self.source.name}-{self.config.stage}")
-        t = self.assemble(run, self.new_model(model))
-        self.plan_default(t)
-        self.look_before(t)
-        return t
+        trainer = self.build_trainer(run, self.new_model(model))
+        self.plan_default(trainer)
+        self.evaluate_before(trainer)
+        return trainer
 
-    def plan_default(self, t: Trainer) -> None:
+    def plan_default(self, trainer: Trainer) -> None:
         """Plan to read the data `epochs` times, where neither --steps nor --minutes says something else."""
-        if t.config.steps is None and t.config.minutes is None:
-            t.state.steps = self.epochs * t.record.batches
-            if t.state.steps < SHORT:
+        if trainer.config.steps is None and trainer.config.minutes is None:
+            trainer.state.steps = self.epochs * trainer.record.batches
+            if trainer.state.steps < FEW_STEPS:
                 times = "once" if self.epochs == 1 else f"{self.epochs} times"
                 log.warning("%s is short: to read it %s makes %d steps, which teach little; --steps 200 makes more",
-                            t.record.text, times, t.state.steps)
-            t.config = replace(t.config, steps=t.state.steps)
+                            trainer.record.text, times, trainer.state.steps)
+            trainer.config = replace(trainer.config, steps=trainer.state.steps)
 
     def read_base(self, out: str | None) -> tuple[Any, Tokenizer]:
         """(model, tokenizer) of --init; `config` becomes what the model decides of it.
@@ -310,11 +310,11 @@ class FineTuning(Stage[F, Source, Data, R]):
                         model.config.block_size)
         torch.manual_seed(config.seed)
         self.config = config
-        self.config = self.settle().as_model(model.config)
+        self.config = self.resolve_machine().as_model(model.config)
         return model, tokenizer
 
 
-def same_base(config: Settings, record: Record, digest: str) -> None:
+def check_base(config: Settings, record: Record, digest: str) -> None:
     """Put the sha256 of --init's weights on record. BardletError where another one is there already."""
     record.base_hash = record.base_hash or digest
     if record.base_hash != digest:

@@ -19,7 +19,7 @@ from bardlet.training import logprobs, losses
 class GRPO(RL[GRPOConfig]):
     """`bardlet grpo MODEL DATA --reward R`."""
 
-    def actor(self, policy: Any) -> Any:
+    def build_policy(self, policy: Any) -> Any:
         """The policy alone."""
         return policy
 
@@ -27,8 +27,8 @@ class GRPO(RL[GRPOConfig]):
         """A group of answers, which are compared with each other."""
         return self.config.group
 
-    def learnable(self, model: Any, batch: Batch, reward_A: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
-        """`advantage` (A, 1): how much better an answer is than the others of its group (`RL.learnable`)."""
+    def compute_advantages(self, model: Any, batch: Batch, reward_A: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
+        """`advantage` (A, 1): how much better an answer is than the others of its group (`RL.compute_advantages`)."""
         return {"advantage": losses.group_advantages(reward_A.view(-1, self.config.group)).view(-1, 1)}
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
@@ -38,4 +38,4 @@ class GRPO(RL[GRPOConfig]):
         old_AT = batch.get("old", logp_AT.detach())
         # at beta 0 the divergence would be 0 times a number that may be infinite
         reference_AT = batch["reference"] if config.beta else logp_AT
-        return losses.grpo(logp_AT, old_AT, reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)
+        return losses.grpo_loss(logp_AT, old_AT, reference_AT, batch["advantage"][:, 0], mask_AT, config.clip, config.beta)

@@ -13,8 +13,8 @@ import torch
 from bardlet.config.finetuning import PPOConfig
 from bardlet.data.batch import Batch
 from bardlet.evaluation.metrics import rows_at_once
-from bardlet.inference.generate import evaluating
-from bardlet.models.reward import ActorCritic, on_top_of
+from bardlet.inference.generate import eval_mode
+from bardlet.models.reward import ActorCritic, with_scalar_head
 from bardlet.runtime.compiler import eager
 from bardlet.runtime.device import autocast
 from bardlet.stages.rl import RL
@@ -31,15 +31,15 @@ policy comes after it."""
 class PPO(RL[PPOConfig]):
     """`bardlet ppo MODEL DATA --reward R`."""
 
-    def actor(self, policy: Any) -> ActorCritic:
+    def build_policy(self, policy: Any) -> ActorCritic:
         """The policy, and a critic that begins as its body, expecting 0 everywhere."""
-        critic = on_top_of(policy)
+        critic = with_scalar_head(policy)
         torch.nn.init.zeros_(critic.score.weight)
         return ActorCritic(policy, critic)
 
-    def learnable(self, model: ActorCritic, batch: Batch, reward_A: torch.Tensor,
+    def compute_advantages(self, model: ActorCritic, batch: Batch, reward_A: torch.Tensor,
                   beta: float) -> dict[str, torch.Tensor]:
-        """`advantage`, `value` and `return`, (A, T) each (`RL.learnable`); a reward comes with the last token."""
+        """`advantage`, `value` and `return`, (A, T) each (`RL.compute_advantages`); a reward comes with the last token."""
         mask_AT = batch["target"] != losses.IGNORE
         value_AT = values(model, batch["idx"], self.config.dtype) * mask_AT
         reward_AT = -beta * (batch["old"] - batch["reference"])
@@ -57,9 +57,9 @@ class PPO(RL[PPOConfig]):
             loss_RT, value_RT = model(batch["idx"][rows, :width], target, temperature=config.temperature)
             return 0 - loss_RT, value_RT
 
-        logp_AT, value_AT = logprobs.by_length(mask_AT, compute)
-        policy = losses.clipped_policy(logp_AT, batch["old"], batch["advantage"], mask_AT, config.clip)
-        value = losses.clipped_value(value_AT, batch["value"], batch["return"], mask_AT, config.clip)
+        logp_AT, value_AT = logprobs.map_buckets(mask_AT, compute)
+        policy = losses.clipped_policy_loss(logp_AT, batch["old"], batch["advantage"], mask_AT, config.clip)
+        value = losses.clipped_value_loss(value_AT, batch["value"], batch["return"], mask_AT, config.clip)
         return policy + VALUE_WEIGHT * value
 
     def compares_with_reference(self) -> bool:
@@ -68,7 +68,7 @@ class PPO(RL[PPOConfig]):
 
     def next_beta(self, beta: float, kl: float) -> float:
         """beta as --target-kl has it follow (`RL.next_beta`)."""
-        return adapted(beta, kl, self.config.target_kl)
+        return adapt_kl_coef(beta, kl, self.config.target_kl)
 
 
 @torch.no_grad()
@@ -76,11 +76,11 @@ def values(model: ActorCritic, idx_AT: torch.Tensor, dtype: str) -> torch.Tensor
     """What the critic expects before each next token: (A, T) float32 on the CPU."""
     device = model.critic.score.weight.device
     rows = rows_at_once(model.config, idx_AT.shape[1])
-    with evaluating(model), eager(model), autocast(dtype, device):
+    with eval_mode(model), eager(model), autocast(dtype, device):
         return torch.cat([model.critic.values(some.to(device)).cpu() for some in idx_AT.split(rows)])
 
 
-def adapted(beta: float, kl: float, target: float | None) -> float:
+def adapt_kl_coef(beta: float, kl: float, target: float | None) -> float:
     """beta after a rollout whose answers are so far from the reference, in nats of an answer."""
     if target is None:
         return beta

@@ -20,7 +20,7 @@ from bardlet.data import preferences as data_preferences
 from bardlet.data import records
 from bardlet.data.batch import Batch
 from bardlet.data.corpus import development_begins
-from bardlet.data.preferences import AT_ONCE, PairBatches, Pairs, PreparedPairs
+from bardlet.data.preferences import AT_ONCE, PreferenceBatches, PreferenceDataset, TokenizedPreferences
 from bardlet.data.records import Examples
 from bardlet.errors import BardletError
 from bardlet.run.record import PreferencesRecord
@@ -48,13 +48,13 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         """Find the preferences that the settings name."""
         return records.find(self.config.text, "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
 
-    def tokenized(self, tokenizer: Tokenizer | None) -> PreparedPairs:
+    def tokenized(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
         """Make tokens of the preferences by the tokenizer of the model; rank 0 writes them, the others read."""
         if tokenizer is None:
             raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
-        return data_preferences.prepare(self.source, tokenizer, self.dist, self.progress)
+        return data_preferences.tokenize_preferences(self.source, tokenizer, self.dist, self.progress)
 
-    def pairs(self) -> tuple[Pairs, Pairs]:
+    def pairs(self) -> tuple[TokenizedPreferences, TokenizedPreferences]:
         """(training, held-out) pairs. The development split is the last tenth of the training part."""
         prepared = self.prepared()
         if self.config.val_part == "val":
@@ -63,7 +63,7 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         return prepared.train.part(slice(cut)), prepared.train.part(slice(cut, None))
 
     @abstractmethod
-    def prepared(self) -> PreparedPairs:
+    def prepared(self) -> PreferenceDataset:
         """The preferences as tokens."""
 
     def new_record(self, tokenizer: Tokenizer) -> R:
@@ -72,16 +72,16 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         return cast(R, self.record_class(
             text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
             tokens=int(sum(side.answer.sum() for side in learned.sides)), minutes=self.config.minutes,
-            longer=round(longer(held, self.config), 4), guessing=round(math.log(2), 4)))
+            longer=round(longer_wins(held, self.config), 4), guessing=round(math.log(2), 4)))
 
-    def loss_in_words(self) -> str:
+    def describe_loss(self) -> str:
         """The validation loss with its units."""
         return f"{self.record.val_loss:.4f} nats per pair"
 
-    def batches(self, config: PreferenceConfig) -> PairBatches:
+    def batches(self, config: PreferenceConfig) -> PreferenceBatches:
         """Batches of the training pairs. BardletError where none fits into the window, or none of those held out."""
         learned, held = self.pairs()
-        made = PairBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed,
+        made = PreferenceBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed,
                            int(self.data.tokenizer.pad_id or 0), config.grad_accum * self.dist.world)
         for pairs, what in ((learned, "pair of answers"), (held, "held-out pair of answers")):
             if not (pairs.lengths() <= config.block_size).any():
@@ -90,15 +90,15 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         self.record.batches, self.record.left_out = made.batches_per_epoch, made.left_out
         return made
 
-    def describe(self, t: Trainer) -> tuple[list[str], float]:
+    def describe(self, trainer: Trainer) -> tuple[list[str], float]:
         """What a plan says of the pairs, and how often the planned steps read them."""
         r, held = self.record, len(self.pairs()[1])
         lines = [f"preferences: {r.text}, {r.documents:,} to learn from, {held:,} held out",
-                 f"{self.begins_with}: {t.config.init}; the longer answer is the chosen one in {r.longer:.1%} of "
+                 f"{self.begins_with}: {trainer.config.init}; the longer answer is the chosen one in {r.longer:.1%} of "
                  "those held out"]
         if r.left_out:
-            lines.append(f"left out, longer than the window of {t.config.block_size} tokens: {r.left_out:,}")
-        return lines, t.state.steps / r.batches
+            lines.append(f"left out, longer than the window of {trainer.config.block_size} tokens: {r.left_out:,}")
+        return lines, trainer.state.steps / r.batches
 
     def results(self) -> list[str]:
         """What a finished run has come to, in lines."""
@@ -108,20 +108,20 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
                 f"average), {beats} taking the longer answer, {r.longer:.1%}"]
 
 
-def longer(held: Pairs, config: PreferenceConfig) -> float:
+def longer_wins(held: TokenizedPreferences, config: PreferenceConfig) -> float:
     """The share of the pairs that fit into the window in which the chosen answer has more tokens; equal counts half."""
-    kept = PairBatches(held, config.block_size, AT_ONCE, 0, pad=0).kept
+    kept = PreferenceBatches(held, config.block_size, AT_ONCE, 0, pad=0).kept
     chosen, rejected = (side.ends[kept] - side.starts[kept] for side in held.sides)
     return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()) if len(kept) else math.nan
 
 
-def looked_at(config: PreferenceConfig) -> int:
+def evaluation_rows(config: PreferenceConfig) -> int:
     """How many held-out pairs --eval-tokens are, at least one; 0: all."""
     return max(1, config.eval_tokens // (2 * config.block_size)) if config.eval_tokens else 0
 
 
 @torch.no_grad()
-def measured(measure: Callable[[Batch], torch.Tensor], pairs: Pairs, config: PreferenceConfig, dist: Dist,
+def measure_pairs(measure: Callable[[Batch], torch.Tensor], pairs: TokenizedPreferences, config: PreferenceConfig, dist: Dist,
              most: int = 0) -> tuple[np.ndarray, torch.Tensor]:
     """What `measure`, (B, 2) of a batch, says of both answers of the pairs that fit into the window.
 
@@ -131,12 +131,12 @@ def measured(measure: Callable[[Batch], torch.Tensor], pairs: Pairs, config: Pre
     Returns:
         (numbers of the pairs, (N,) int64; what was measured, (N, 2) float64 on the CPU)
     """
-    rows = PairBatches(pairs, config.block_size, AT_ONCE, 0, pad=0)
+    rows = PreferenceBatches(pairs, config.block_size, AT_ONCE, 0, pad=0)
     rows.kept = rows.kept[:: -(-len(rows.kept) // most) if most else 1]
     numbers, made = [np.zeros(0, np.int64)], [torch.zeros((0, 2), dtype=torch.float64)]  # none may fit
     for which in rows.all():
         numbers.append(which)
-        batch = {name: dist.put(x) for name, x in rows.of(which).items()}
+        batch = {name: dist.to_device(x) for name, x in rows.of(which).items()}
         with autocast(config.dtype, dist.device):
             made.append(measure(batch).double().cpu())
     return np.concatenate(numbers), torch.cat(made)
@@ -156,5 +156,5 @@ def figures(reward_N2: torch.Tensor) -> Figures:
     """The figures of the rewards of both answers, (N, 2); a tie counts half."""
     chosen, rejected = reward_N2.unbind(1)
     right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-    value = losses.bradley_terry(chosen, rejected).item() / len(chosen)
+    value = losses.bradley_terry_loss(chosen, rejected).item() / len(chosen)
     return Figures(value, right.mean().item(), (chosen - rejected).mean().item())

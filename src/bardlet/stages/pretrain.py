@@ -13,12 +13,12 @@ import torch
 
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
-from bardlet.config.settings import option
+from bardlet.config.settings import flag
 from bardlet.data import corpus, shards, statistics
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, development_begins
-from bardlet.data.shards import Prepared
-from bardlet.data.statistics import Survey
+from bardlet.data.shards import TextDataset
+from bardlet.data.statistics import CorpusStatistics
 from bardlet.evaluation import metrics
 from bardlet.inference import text_generation
 from bardlet.planning import calibrate, clock, memory, scaling_law
@@ -29,7 +29,7 @@ from bardlet.planning.plan import Machine, Plan, TextStatistics
 from bardlet.run import card, folder, hf, plots
 from bardlet.run.record import TextRecord
 from bardlet.runtime import cache, compiler, distributed
-from bardlet.stages.base import Stage, tell_unused
+from bardlet.stages.base import Stage, warn_unused
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses, optim
 from bardlet.training.state import Objective, Trainer
@@ -40,7 +40,7 @@ SAMPLE_TOKENS = 400
 """Length of the sample that a finished run prints and its model card shows."""
 
 
-class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
+class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     """`bardlet train TEXT`."""
 
     material = "text"
@@ -56,10 +56,10 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
         """Find the text that the settings name."""
         return corpus.find(self.config.text, self.config.field)
 
-    def tokenize(self, tokenizer: Tokenizer | None) -> Prepared:
+    def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
         """Make tokens of the text, by `tokenizer` or one of its own; rank 0 writes them, the others read."""
         with self.dist.main_first():
-            ready = shards.prepare(self.source, tokenizer or self.config.tokenizer, self.config.vocab_size,
+            ready = shards.tokenize_corpus(self.source, tokenizer or self.config.tokenizer, self.config.vocab_size,
                                    self.progress, skip_unseen=tokenizer is not None)
         if ready.skipped:
             log.warning("%s: %d characters that the tokenizer has never seen were left out", self.source.name,
@@ -100,7 +100,7 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
             rows = self.record.evaluation_rows or metrics.rows_at_once(model.config, length)
             return metrics.mean_loss(model, look_at, self.dist.device, config.dtype, rows)
 
-        return Objective(windows.batch, losses.next_token, losses.count_targets, validation_loss, windows.place)
+        return Objective(windows.batch, losses.next_token_loss, losses.count_targets, validation_loss, windows.describe_batch)
 
     # ------------------------------------------------------------------------ a new run
 
@@ -112,12 +112,12 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
         base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
         if base:
             shape = base[0].config
-            tell_unused(config, shape)
+            warn_unused(config, shape)
             replace(config, model=cast(Any, shape.model)).refuse_unused()
             self.config = config.as_model(shape).resolved()
         else:
             config.refuse_unused()
-        self.settle()
+        self.resolve_machine()
         self.source = self.load_data()
         plan = seen = None
         if config.minutes is not None and base is None and config.model in planning.MODELS:
@@ -138,21 +138,21 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
         self.record = self._new_record(config)
         if plan:
             self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
-        if plan and (own := scaling_law.UNTOLD & config.by_hand):
+        if plan and (own := scaling_law.BLOCKS_PREDICTION & config.set_by_user):
             self.record.untold = sorted(own)
         elif seen and seen.counting:
             self.record.counting = list(seen.counting)
-        t = self.assemble(self.folder(run, out, f"{self.source.name}-{self.config.model}"), model)
+        trainer = self.build_trainer(self.folder(run, out, f"{self.source.name}-{self.config.model}"), model)
         if plan:  # until the run has timed its own steps
-            t.state.steps = max(1, round(plan.epochs * self.record.tokens / t.config.tokens_per_step))
-            t.machine["compiled"] = plan.compiled
-        return t
+            trainer.state.steps = max(1, round(plan.epochs * self.record.tokens / trainer.config.tokens_per_step))
+            trainer.machine["compiled"] = plan.compiled
+        return trainer
 
     def _new_record(self, config: TrainConfig) -> TextRecord:
         """What run.toml says of the text; some of it is not there when the text is too short."""
         tokens, characters, _ = self.held_out()
         with self.dist.main_first():
-            losses = statistics.survey(self.source, held_out=config.val_part).losses
+            losses = statistics.measure_corpus(self.source, held_out=config.val_part).losses
         return TextRecord(
             text=self.source.name, text_hash=self.source.hash, tokenizer=self.data.tokenizer.kind,
             documents=self.data.documents, tokens=len(self.parts()[0]), minutes=config.minutes,
@@ -161,30 +161,30 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
             guessing=round(math.log(self.data.tokenizer.vocab_size), 4),
             bigram=round(losses[1], 4) if losses else None)
 
-    def _plan(self, begun: float) -> tuple[Survey, Plan[TrainConfig]]:
+    def _plan(self, begun: float) -> tuple[CorpusStatistics, Plan[TrainConfig]]:
         """(statistics of the text, plan) for this machine and the minutes left; `data` is the text as planned."""
         config, dist = self.config, self.dist
         until = begun + 60 * (config.minutes or 0)
         with dist.main_first():
-            seen = statistics.survey(self.source, self.progress, held_out=config.val_part)
+            seen = statistics.measure_corpus(self.source, self.progress, held_out=config.val_part)
         eager = calibrate.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(),
-                                    clock.left(until, dist))
-        room = _Room(self, until, eager)
+                                    clock.seconds_left(until, dist))
+        room = _PlanningMachine(self, until, eager)
         config, reason = planning.plan_vocabulary(seen, room.machine(calibrate.COLD), config)
         self.config = config
         self.data = self.tokenize(None)
         if reason:
-            self.data = replace(self.data, reason=reason + shards.too_few(self.data.tokenizer, config.vocab_size))
+            self.data = replace(self.data, reason=reason + shards.warn_small_vocabulary(self.data.tokenizer, config.vocab_size))
         tokens, vocabulary = len(self.parts()[0]), self.data.tokenizer.vocab_size
         characters = round(self.data.train_chars * tokens / len(self.data.train))
         text = TextStatistics(tokens, characters, self.data.documents, vocabulary)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         plan = planning.plan(text, room.machine(calibrate.WARM), config)  # if the compiler knows the model of this plan
-        if not dist.from_main(int(plan.compiled and cache.read(*compiled_before(
+        if not dist.broadcast_int(int(plan.compiled and cache.read(*compiled_before(
                 plan.config, plan.config.model_config(vocabulary), machine, dist)) is not None)):
             plan = planning.plan(text, room.machine(calibrate.COLD), config)
         if config.eval_tokens is None:
-            looks = planning.evaluation_tokens(plan.config, vocabulary, clock.left(until, dist), eager)
+            looks = planning.evaluation_tokens(plan.config, vocabulary, clock.seconds_left(until, dist), eager)
             plan = replace(plan, config=replace(plan.config, eval_tokens=looks))
         if plan.compiled:
             of_compiler = ("compiled, which takes part of the time and makes steps about "
@@ -192,76 +192,76 @@ class Pretraining(Stage[TrainConfig, Corpus, Prepared, TextRecord]):
             plan = replace(plan, reasons=(*plan.reasons, of_compiler))
         return seen, plan
 
-    def fit_to_steps(self, t: Trainer) -> None:
+    def fit_to_steps(self, trainer: Trainer) -> None:
         """Have weight decay, and what is said of it, fit the steps that were timed; dropout stays, it costs time."""
-        config = t.config
+        config = trainer.config
         if self.record.reasons is None or not isinstance(config, TrainConfig):  # no plan was made before the timing
             return
-        tokens, learned = self.record.tokens, float(t.state.steps * config.tokens_per_step)
-        decay, _ = planning.regularisation(planning.heart(config, learned / tokens, tokens))
+        tokens, learned = self.record.tokens, float(trainer.state.steps * config.tokens_per_step)
+        decay, _ = planning.regularization(planning.memorization(config, learned / tokens, tokens))
         if self.decay_is_open and decay != config.weight_decay:
-            t.config = config = replace(config, weight_decay=decay)
-            t.optimizers = optim.build(t.model, config)
-        enough = t.state.steps == self.record.most_steps
+            trainer.config = config = replace(config, weight_decay=decay)
+            trainer.optimizers = optim.build(trainer.model, config)
+        enough = trainer.state.steps == self.record.most_steps
         self.record.reasons[:2] = planning.reasons(config, tokens, learned, enough)
 
     # ------------------------------------------------------------------------ what is said of it
 
-    def describe(self, t: Trainer) -> tuple[list[str], float]:
+    def describe(self, trainer: Trainer) -> tuple[list[str], float]:
         """What a plan says of the text, and how often the planned steps read it."""
         data = self.data
         lines = [f"text: {self.record.text}, {data.train_chars + data.val_chars:,} characters in "
                  f"{data.documents:,} document{'s' * (data.documents != 1)}", f"tokenizer: {data.reason}"]
-        return lines, t.state.steps * t.config.tokens_per_step / max(1, self.record.tokens)
+        return lines, trainer.state.steps * trainer.config.tokens_per_step / max(1, self.record.tokens)
 
-    def predict(self, t: Trainer) -> None:
+    def predict(self, trainer: Trainer) -> None:
         """Put on record what loss the planned steps should come to (`expected`, nats per character), if known."""
         if counting := self.record.counting:
-            characters, epochs = self.learned(t)
-            self.record.expected = round(scaling_law.expected_loss(counting, characters, epochs), 4)
+            characters, epochs = self.learned(trainer)
+            self.record.expected = round(scaling_law.predict_loss(counting, characters, epochs), 4)
 
     def prediction(self) -> str:
         """What the plan says of the loss to expect."""
         r = self.record
         if r.expected:
-            return f"a validation loss of {scaling_law.in_words(r.expected)}"
+            return f"a validation loss of {scaling_law.describe(r.expected)}"
         if r.untold:
-            what = ", ".join(map(option, r.untold)) if len(r.untold) < 4 else "model, batch and rates"
+            what = ", ".join(map(flag, r.untold)) if len(r.untold) < 4 else "model, batch and rates"
             return f"nobody knows; a loss is foretold where bardlet chooses {what}, too"
         if r.reasons is not None:
             return "nobody knows; the text is too short to tell, or its end is unlike the rest"
         return ""
 
-    def learned(self, t: Trainer) -> tuple[float, float]:
+    def learned(self, trainer: Trainer) -> tuple[float, float]:
         """(characters, epochs) that the planned steps learn from: how many, and how often the text."""
-        tokens = t.state.steps * t.config.tokens_per_step
+        tokens = trainer.state.steps * trainer.config.tokens_per_step
         return tokens * self.data.train_chars / len(self.data.train), tokens / self.record.tokens
 
-    def measure(self, t: Trainer) -> str:
+    def measure(self, trainer: Trainer) -> str:
         """Put bits per byte on record and draw the curve; return a text by the weights at the root."""
         tokens, characters, size = self.held_out()
         first = self.data.tokenizer.decode([int(tokens[0])], skip_special=True)
         score = metrics.score(self.record.val_loss, len(tokens), characters, size, first)
         self.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char,
-                        characters=round(self.learned(t)[0]))
-        plots.loss_curve(t.run, card.title(t.run, self.record))
-        model, tokenizer = hf.read_folder(t.run)
-        return text_generation.write(model, tokenizer, None, documents=self.data.documents, tokens=SAMPLE_TOKENS,
+                        characters=round(self.learned(trainer)[0]))
+        plots.loss_curve(trainer.run, card.title(trainer.run, self.record))
+        model, tokenizer = hf.read_folder(trainer.run)
+        return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents, tokens=SAMPLE_TOKENS,
                                      temperature=0.8, top_k=50, seed=0)
 
 
-class _Room:
+class _PlanningMachine:
     """What is left of the minutes, seen from now, with the compiler and without."""
 
     def __init__(self, stage: Pretraining, until: float, eager: Speed) -> None:
         self.config, self.dist, self.until, self.eager = stage.config, stage.dist, until, eager
         self.parameters = memory.most_parameters(stage.dist)
         missing = compiler.compiler_missing(stage.dist.device) is not None
-        self.compiler = stage.config.compile != "off" and not stage.dist.most(int(missing))
+        self.compiler = stage.config.compile != "off" and not stage.dist.all_max(int(missing))
 
     def machine(self, takes: float) -> Machine:
         """What there is to train with, if compilation takes so many seconds."""
-        seconds = clock.left(self.until, self.dist)
+        seconds = clock.seconds_left(self.until, self.dist)
         compiled = self.compiler and (self.config.compile == "on" or calibrate.worth_compiling(seconds, takes))
         speed = self.eager.compiled() if compiled else self.eager
         seconds = clock.usable(max(1.0, seconds - takes) if compiled else seconds)

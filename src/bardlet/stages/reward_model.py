@@ -15,7 +15,7 @@ import torch
 
 from bardlet.config.finetuning import RewardConfig
 from bardlet.data import preferences as data_preferences
-from bardlet.data.preferences import Pairs, PreparedPairs
+from bardlet.data.preferences import PreferenceDataset, TokenizedPreferences
 from bardlet.models import reward as reward_heads
 from bardlet.run import card, hf, plots
 from bardlet.run.record import RewardRecord
@@ -33,7 +33,7 @@ SHOWN, LONGEST_SHOWN = 3, 300
 """Pairs on the card of a finished run, and characters of an answer there."""
 
 
-class RewardModeling(PreferenceStage[RewardConfig, PreparedPairs, RewardRecord]):
+class RewardModeling(PreferenceStage[RewardConfig, PreferenceDataset, RewardRecord]):
     """`bardlet reward MODEL DATA`."""
 
     template = "reward_model"
@@ -41,27 +41,27 @@ class RewardModeling(PreferenceStage[RewardConfig, PreparedPairs, RewardRecord])
     use = ""
     begins_with = "begins with"
 
-    def tokenize(self, tokenizer: Tokenizer | None) -> PreparedPairs:
+    def tokenize(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
         """Make tokens of the preferences by the tokenizer of the model."""
         return self.tokenized(tokenizer)
 
-    def prepared(self) -> PreparedPairs:
+    def prepared(self) -> PreferenceDataset:
         """The preferences as tokens."""
         return self.data
 
     def new_model(self, model: Any) -> Any:
         """The body of the model with a new head of one number."""
-        return reward_heads.on_top_of(model)
+        return reward_heads.with_scalar_head(model)
 
     def objective(self, config: RewardConfig) -> Objective:
         """Batches of pairs, the loss of Bradley and Terry, and that of the held-out pairs as evaluation."""
-        batches, held, most = self.batches(config), self.pairs()[1], preference.looked_at(config)
+        batches, held, most = self.batches(config), self.pairs()[1], preference.evaluation_rows(config)
 
         def evaluate(model: Any) -> float:
-            found = preference.measured(partial(logprobs.pair_rewards, model), held, config, self.dist, most)[1]
+            found = preference.measure_pairs(partial(logprobs.pair_rewards, model), held, config, self.dist, most)[1]
             return preference.figures(found).loss
 
-        return Objective(batches.batch, logprobs.preferred, data_preferences.count, evaluate, batches.place,
+        return Objective(batches.batch, logprobs.preference_loss, data_preferences.count_tokens, evaluate, batches.describe_batch,
                          batches.widest, all_logits=True)
 
     def results(self) -> list[str]:
@@ -72,26 +72,26 @@ class RewardModeling(PreferenceStage[RewardConfig, PreparedPairs, RewardRecord])
         return [*super().results(), f"the chosen answer has the greater reward in {', '.join(where)}; margin and "
                 f"difference in length correlate by {r.likes_length:.2f}; calibration error {r.calibration_error:.3f}"]
 
-    def measure(self, t: Trainer) -> str:
+    def measure(self, trainer: Trainer) -> str:
         """Put the accuracy on held-out pairs on record and draw the curves; return some answers and rewards."""
         held = self.pairs()[1]
-        plots.loss_curve(t.run, card.title(t.run, self.record), "loss (nats per pair)")
-        model, tokenizer = hf.read_folder(t.run, scores=True)
-        model.to(t.dist.device)
-        which, reward_N2, found = judged(model, held, self.config, t.dist)
+        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), "loss (nats per pair)")
+        model, tokenizer = hf.read_folder(trainer.run, scores=True)
+        model.to(trainer.dist.device)
+        which, reward_N2, found = evaluate_rewards(model, held, self.config, trainer.dist)
         whole = preference.figures(reward_N2)
         self.record.update(
             accuracy=round(whole.accuracy, 4), margin=round(whole.margin, 4),
             accuracy_longer=found.accuracy_where(found.longer > 0),
             accuracy_shorter=found.accuracy_where(found.longer < 0),
             likes_length=round(found.likes_length(), 4), calibration_error=round(found.calibration_error(), 4))
-        plots.margins(t.run, card.title(t.run, self.record), found.margins, *found.calibration())
+        plots.margins(trainer.run, card.title(trainer.run, self.record), found.margins, *found.calibration())
         return "\n\n".join(_shown(tokenizer, held, int(i), reward_2.tolist()) for i, reward_2 in
                            list(zip(which, reward_N2, strict=True))[:: max(1, len(which) // SHOWN)][:SHOWN])
 
 
 @dataclass(frozen=True)
-class Judged:
+class RewardEvaluation:
     """What a reward model says of the held-out pairs, and what it takes for good.
 
     margins: by how much more the chosen answer got, (N,) float64. longer: how many tokens longer it is, (N,) int64.
@@ -131,14 +131,14 @@ class Judged:
         return float(np.corrcoef(self.margins, self.longer)[0, 1])
 
 
-def judged(model: Any, held: Pairs, config: RewardConfig, dist: Dist) -> tuple[np.ndarray, torch.Tensor, Judged]:
+def evaluate_rewards(model: Any, held: TokenizedPreferences, config: RewardConfig, dist: Dist) -> tuple[np.ndarray, torch.Tensor, RewardEvaluation]:
     """(numbers, (N,); rewards of both answers, (N, 2); how good they are) of the held-out pairs that fit."""
-    which, reward_N2 = preference.measured(partial(logprobs.pair_rewards, model), held, config, dist)
+    which, reward_N2 = preference.measure_pairs(partial(logprobs.pair_rewards, model), held, config, dist)
     chosen, rejected = (side.ends[which] - side.starts[which] for side in held.sides)
-    return which, reward_N2, Judged((reward_N2[:, 0] - reward_N2[:, 1]).numpy(), chosen - rejected)
+    return which, reward_N2, RewardEvaluation((reward_N2[:, 0] - reward_N2[:, 1]).numpy(), chosen - rejected)
 
 
-def _shown(tokenizer: Tokenizer, held: Pairs, number: int, rewards: list[float]) -> str:
+def _shown(tokenizer: Tokenizer, held: TokenizedPreferences, number: int, rewards: list[float]) -> str:
     """A pair with its rewards, the question first."""
     lines: list[str] = []
     for side, reward in zip(held.sides, rewards, strict=True):

@@ -22,7 +22,7 @@ from bardlet.data import chat_template
 from bardlet.data.records import Question
 from bardlet.errors import BardletError
 from bardlet.evaluation.metrics import rows_at_once
-from bardlet.inference.generate import padded
+from bardlet.inference.generate import pad_rows
 from bardlet.run import hf
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
@@ -43,7 +43,7 @@ class Answer:
     ended: bool
 
 
-class Reward(Protocol):
+class Scorer(Protocol):
     """What the answers to some questions are worth: (N,) float32."""
 
     def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray: ...
@@ -63,12 +63,12 @@ def exact(questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarra
     return np.array(right, np.float32)
 
 
-class Judge:
+class RewardModelScorer:
     """A reward model, with its own tokenizer."""
 
-    def __init__(self, model: Any, words: Tokenizer, dist: Dist, dtype: str) -> None:
-        self.model, self.words, self.dist, self.dtype = model.to(dist.device), words, dist, dtype
-        self.marks = chat_template.marks_of(words)
+    def __init__(self, model: Any, tokenizer: Tokenizer, dist: Dist, dtype: str) -> None:
+        self.model, self.words, self.dist, self.dtype = model.to(dist.device), tokenizer, dist, dtype
+        self.marks = chat_template.special_tokens(tokenizer)
 
     @torch.no_grad()
     def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
@@ -84,12 +84,12 @@ class Judge:
         for first in range(0, len(order), size):
             which = order[first : first + size]
             with autocast(self.dtype, self.dist.device):
-                reward_B = self.model(*padded([rows[i] for i in which], self.dist.device))
+                reward_B = self.model(*pad_rows([rows[i] for i in which], self.dist.device))
             made[which] = reward_B.cpu().numpy()
         return made
 
 
-class Command:
+class CommandScorer:
     """A program of the user's: it reads a line of JSON for each answer, with `messages`, `answer`, `ended` and, where
     the data have one, `reference`, and prints a number for each, in their order."""
 
@@ -140,13 +140,13 @@ def named(config: RolloutConfig) -> str | None:
     return config.reward
 
 
-def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist) -> Reward:
+def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist) -> Scorer:
     """The reward that --reward names. BardletError for one that is not there, or that these questions do not have."""
     if program := named(config):
-        return Command(program)
+        return CommandScorer(program)
     if config.reward == EXACT:
         if without := sum(question.answer is None for question in questions):
             raise BardletError(f"--reward exact: {without:,} of {len(questions):,} questions have no answer to compare "
                                "with; name another reward, or leave these questions out")
         return exact
-    return Judge(*hf.read_folder(Path(str(config.reward)), scores=True), dist, config.dtype)
+    return RewardModelScorer(*hf.read_folder(Path(str(config.reward)), scores=True), dist, config.dtype)

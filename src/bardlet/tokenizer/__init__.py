@@ -17,17 +17,34 @@ from bardlet.tokenizer.base import (
     BPE_SPECIAL,
     END,
     KINDS,
+    MIN_BPE_VOCAB,
     PAD,
     SEPARATOR,
-    SMALLEST_BPE,
     StreamDecoder,
     Tokenizer,
     code_points,
     load,
 )
 from bardlet.tokenizer.pieces import PIECE, pieces
-from bardlet.tokenizer.training import choose, suggest_vocab_size, train_bpe, train_byte, train_char
+from bardlet.tokenizer.training import choose_kind, suggest_vocab_size, train_bpe, train_byte, train_char
 
-__all__ = ["BATCH", "BPE_SPECIAL", "END", "KINDS", "PAD", "PIECE", "SEPARATOR", "SMALLEST_BPE", "StreamDecoder",
-           "Tokenizer", "choose", "code_points", "load", "pieces", "suggest_vocab_size", "train_bpe", "train_byte",
-           "train_char"]
+__all__ = [
+    "BATCH",
+    "BPE_SPECIAL",
+    "END",
+    "KINDS",
+    "MIN_BPE_VOCAB",
+    "PAD",
+    "PIECE",
+    "SEPARATOR",
+    "StreamDecoder",
+    "Tokenizer",
+    "choose_kind",
+    "code_points",
+    "load",
+    "pieces",
+    "suggest_vocab_size",
+    "train_bpe",
+    "train_byte",
+    "train_char",
+]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from bardlet.errors import BardletError, brief
+from bardlet.errors import BardletError, one_line
 from bardlet.runtime import manifest
 from bardlet.tokenizer.pieces import PIECE, pieces
 
@@ -28,7 +28,7 @@ SEPARATOR = "<|endoftext|>"  # begins and ends a document
 PAD = "<|pad|>"
 END = "<|end|>"  # ends a message of a conversation
 BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", END)
-SMALLEST_BPE = 256 + len(BPE_SPECIAL)
+MIN_BPE_VOCAB = 256 + len(BPE_SPECIAL)
 LOWERCASE = {"type": "Lowercase"}  # the normalizer that a bpe may have
 
 BATCH = 32  # pieces in flight; what bounds the memory of encoding
@@ -45,7 +45,7 @@ class Tokenizer:
 
     def __init__(self, text: str, eos: str = SEPARATOR, pad: str = PAD) -> None:
         """text: the content of a tokenizer.json. ValueError when the library cannot read it, or it means harm."""
-        if text.count('"') > MOST_QUOTES:
+        if text.count('"') > MAX_QUOTES:
             raise ValueError("it has more words than any known one")
         try:
             self.inner = tokenizers.Tokenizer.from_str(text)
@@ -56,7 +56,7 @@ class Tokenizer:
         if self.vocab_size > 1 << 24:  # ids index tables: one absurd id would take all memory
             raise ValueError(f"its largest id is {self.vocab_size - 1}")
         described = json.loads(self.inner.to_str())
-        if (growth := _growth(described.get("normalizer")) * _growth(described.get("decoder"))) > MOST_GROWTH:
+        if (growth := _growth(described.get("normalizer")) * _growth(described.get("decoder"))) > MAX_GROWTH:
             raise ValueError(f"it may make a text {growth:,} times as long")
         self.inner.no_padding()
         self.inner.no_truncation()
@@ -110,7 +110,7 @@ class Tokenizer:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # a bare one of the library, or the panic of its regular expressions
-                raise BardletError(f"the tokenizer of this model cannot read the text ({brief(error)}); "
+                raise BardletError(f"the tokenizer of this model cannot read the text ({one_line(error)}); "
                                    "take the model's own tokenizer.json") from None
         elif self.kind == "bpe":
             batch: list[str] = []
@@ -250,18 +250,18 @@ class Tokenizer:
         return config
 
 
-MOST_QUOTES = 1 << 21
+MAX_QUOTES = 1 << 21
 """Quotation marks in the largest tokenizer.json that is read; that of Qwen3, with 151,000 tokens, has under half."""
-MOST_GROWTH = 1000
+MAX_GROWTH = 1000
 """How many times as long a text may become by the rules of a tokenizer."""
-LARGEST = 1 << 25
+MAX_TOKENIZER_BYTES = 1 << 25
 """Bytes of the largest tokenizer.json that is read; that of Qwen3, with 151,000 tokens, has a third of it."""
 
 
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model folder. BardletError when tokenizer.json is missing or damaged."""
     path = manifest.inside(Path(folder), "tokenizer.json")
-    if (size := path.stat().st_size) > LARGEST:
+    if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
         raise BardletError(f"{path}: damaged: {size:,} bytes are too many for a tokenizer; copy it again")
     try:
         text = path.read_text(encoding="utf-8")
@@ -276,14 +276,14 @@ def load(folder: str | Path) -> Tokenizer:
         token = token.get("content") if isinstance(token, dict) else token
         names[key] = token if isinstance(token, str) else names[key]
     try:
-        words = Tokenizer(text, **names)
+        tokenizer = Tokenizer(text, **names)
     except (ValueError, KeyError, TypeError) as error:
-        raise BardletError(f"{path}: is damaged ({brief(error)}); copy it again from where it came") from None
+        raise BardletError(f"{path}: is damaged ({one_line(error)}); copy it again from where it came") from None
     template, alone = config.get("chat_template"), path.with_name("chat_template.jinja")
-    if template is None and alone.is_file() and alone.stat().st_size <= LARGEST:  # where transformers writes it
+    if template is None and alone.is_file() and alone.stat().st_size <= MAX_TOKENIZER_BYTES:  # where transformers writes it
         template = alone.read_text(encoding="utf-8", errors="replace")
-    words.chat_template = template if isinstance(template, str) else None
-    return words
+    tokenizer.chat_template = template if isinstance(template, str) else None
+    return tokenizer
 
 
 # ---------------------------------------------------------------------------------------- streaming

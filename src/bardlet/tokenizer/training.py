@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardlet.errors import BardletError
-from bardlet.tokenizer.base import BPE_SPECIAL, BYTE_OF_SIGN, SEPARATOR, SMALLEST_BPE, Tokenizer
+from bardlet.tokenizer.base import BPE_SPECIAL, BYTE_OF_SIGN, MIN_BPE_VOCAB, SEPARATOR, Tokenizer
 from bardlet.tokenizer.pieces import PIECE, pieces
 
 DISTINCT = 6_000_000
@@ -48,9 +48,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool = False, cl
     few hundred MB; soon, in text without spaces): that bounds the trainer's memory. Deterministic.
     A small text has fewer merges than asked for. BardletError when vocab_size cannot hold bytes and specials.
     """
-    if vocab_size < SMALLEST_BPE:
+    if vocab_size < MIN_BPE_VOCAB:
         raise BardletError(
-            f"--vocab-size {vocab_size} is too small for bpe: at least {SMALLEST_BPE} "
+            f"--vocab-size {vocab_size} is too small for bpe: at least {MIN_BPE_VOCAB} "
             f"(256 bytes and {len(BPE_SPECIAL)} special tokens), or --tokenizer byte"
         )
     inner = tokenizers.Tokenizer(models.BPE())
@@ -87,7 +87,7 @@ def _until_distinct(texts: Iterable[str]) -> Iterator[str]:
                     return
 
 
-def choose(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:
+def choose_kind(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:
     """`--tokenizer auto`: (kind, vocab_size for bpe or None, the reason as a sentence).
 
     characters: length of the text; alphabet_size: how many different characters it has.
@@ -105,7 +105,7 @@ def choose(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:
 def suggest_vocab_size(characters: int, alphabet_size: int) -> int:
     """A power of two near 2 * sqrt(characters), room for the alphabet, and every token seen some 200 times."""
     by_length = 2 ** round(math.log2(2 * math.sqrt(max(characters, 1))))
-    by_alphabet = 2 ** math.ceil(math.log2(alphabet_size + SMALLEST_BPE)) if alphabet_size > 256 else 0
+    by_alphabet = 2 ** math.ceil(math.log2(alphabet_size + MIN_BPE_VOCAB)) if alphabet_size > 256 else 0
     ceiling = 2 ** int(math.log2(max(characters / 200, 512)))
     return int(min(max(by_length, by_alphabet, 512), max(ceiling, by_length), 32_768))
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from bardlet.data.batch import Batch
 from bardlet.ops.cross_entropy import IGNORE
-from bardlet.training.losses import bradley_terry
+from bardlet.training.losses import bradley_terry_loss
 
-PIECE = 1024
+BUCKET_TOKENS = 1024
 """Tokens, about, that a processor computes at once of rows of many lengths."""
 
 
-def pieces(where_RT: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+def bucket_by_length(where_RT: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
     """Rows of similar lengths together, so that little padding is computed: [(their places, the longest's length)].
 
     A row is as long as its last True says. A piece has about PIECE tokens, and all have equally many rows, or
@@ -27,21 +27,21 @@ def pieces(where_RT: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
         return [(torch.arange(R, device=where_RT.device), T)]
     length_R = ((torch.arange(T) + 1) * where_RT).amax(1).clamp_min(1)
     order = length_R.argsort(stable=True)
-    number = min(R, max(1, round(int(length_R.sum()) / PIECE)))
+    number = min(R, max(1, round(int(length_R.sum()) / BUCKET_TOKENS)))
     return [(rows, int(length_R[rows[-1]])) for rows in order.tensor_split(number)]
 
 
-def in_place(made: Sequence[torch.Tensor], rows: Sequence[tuple[torch.Tensor, int]]) -> torch.Tensor:
+def unbucket(made: Sequence[torch.Tensor], rows: Sequence[tuple[torch.Tensor, int]]) -> torch.Tensor:
     """What was made of each of the `pieces`, rows in front, with the rows where they were."""
     return torch.cat(list(made))[torch.cat([some for some, _ in rows]).argsort()]
 
 
-def by_length(where_RT: torch.Tensor,
+def map_buckets(where_RT: torch.Tensor,
               compute: Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:  # fmt: skip
     """What `compute`(rows, width), tensors (rows, width), makes of each of the `pieces`: (R, T) each, 0 behind it."""
-    rows = pieces(where_RT)
+    rows = bucket_by_length(where_RT)
     made = [[F.pad(x, (0, where_RT.shape[1] - width)) for x in compute(some, width)] for some, width in rows]
-    return [in_place(parts, rows) for parts in zip(*made, strict=True)]
+    return [unbucket(parts, rows) for parts in zip(*made, strict=True)]
 
 
 def log_probability(model: nn.Module, idx_RT: torch.Tensor, target_RT: torch.Tensor,
@@ -56,7 +56,7 @@ def log_probability(model: nn.Module, idx_RT: torch.Tensor, target_RT: torch.Ten
         loss_RT = model(idx_RT[rows, :width], target, reduction="none", temperature=temperature)
         return (0 - loss_RT,)  # not -loss_RT, which has -0 where there is no target
 
-    return by_length(target_RT != IGNORE, compute)[0]
+    return map_buckets(target_RT != IGNORE, compute)[0]
 
 
 def pair_log_probability(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -78,11 +78,11 @@ def pair_rewards(model: nn.Module, batch: Batch) -> torch.Tensor:
     """
     idx_RT, length_R = batch["idx"].flatten(0, 1), batch["length"].flatten()  # R: both answers of all pairs
     at_T = torch.arange(idx_RT.shape[1], device=idx_RT.device)
-    rows = pieces(at_T < length_R[:, None])
-    return in_place([model(idx_RT[some, :width], length_R[some]) for some, width in rows], rows).view(-1, 2)
+    rows = bucket_by_length(at_T < length_R[:, None])
+    return unbucket([model(idx_RT[some, :width], length_R[some]) for some, width in rows], rows).view(-1, 2)
 
 
-def preferred(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """`bradley_terry` of a reward model on a batch of pairs, of which those of length 0 do not count."""
+def preference_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """`bradley_terry_loss` of a reward model on a batch of pairs, of which those of length 0 do not count."""
     reward_B2 = pair_rewards(model, batch)[batch["length"][:, 0] > 0]
-    return bradley_terry(*reward_B2.unbind(1))
+    return bradley_terry_loss(*reward_B2.unbind(1))

@@ -16,7 +16,7 @@ from bardlet.data.batch import Batch
 from bardlet.ops.cross_entropy import IGNORE
 
 
-def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
+def next_token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The cross-entropy of each next token, summed.
 
     Args:
@@ -30,12 +30,12 @@ def next_token(model: nn.Module, batch: Batch) -> torch.Tensor:
     return total
 
 
-def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: bool = False) -> torch.Tensor:
+def translation_loss(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: bool = False) -> torch.Tensor:
     """The cross-entropy of each token of the targets, summed.
 
     Args:
         model: an encoder-decoder where `batch` has a `source` beside the target, else a decoder-only model.
-        batch: as `bitext_batches.Format` makes it.
+        batch: as `bitext_batches.PairFormat` makes it.
         smoothing: the part of each target that is spread evenly over the vocabulary (Szegedy et al. 2016, *Rethinking
             the Inception Architecture*, section 7).
         prefix: a decoder-only model sees the source both ways.
@@ -51,12 +51,12 @@ def translation(model: nn.Module, batch: Batch, smoothing: float = 0.0, prefix: 
     return total
 
 
-def answers(model: nn.Module, batch: Batch) -> torch.Tensor:
+def completion_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The cross-entropy of each token of the answers in conversations, summed.
 
     Args:
         model: decoder-only.
-        batch: `idx` and `target` as for `next_token`; with `segment` (B, T) int64 a row holds several conversations,
+        batch: `idx` and `target` as for `next_token_loss`; with `segment` (B, T) int64 a row holds several conversations,
             and a token sees those before it of its own.
 
     Returns:
@@ -74,7 +74,7 @@ def count_targets(batch: Batch) -> int:
 # ---------------------------------------------------------------- preferences
 
 
-def bradley_terry(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Tensor:
+def bradley_terry_loss(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Tensor:
     """What a reward model learns from comparisons: -log of the odds that it gives to what people chose, summed.
 
     Bradley and Terry (1952); Ouyang et al. (2022), *Training language models to follow instructions with human
@@ -83,16 +83,16 @@ def bradley_terry(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Ten
     return -F.logsigmoid(chosen_B.float() - rejected_B.float()).sum()
 
 
-def dpo(chosen_B: torch.Tensor, rejected_B: torch.Tensor, reference_chosen_B: torch.Tensor,
+def dpo_loss(chosen_B: torch.Tensor, rejected_B: torch.Tensor, reference_chosen_B: torch.Tensor,
         reference_rejected_B: torch.Tensor, beta: float) -> torch.Tensor:
     """Direct preference optimization (Rafailov et al. 2023, equation 7), summed over the pairs.
 
-    The reward of an answer is beta log(policy / reference), and the loss is `bradley_terry` of these rewards: log 2 for
+    The reward of an answer is beta log(policy / reference), and the loss is `bradley_terry_loss` of these rewards: log 2 for
     each pair where the policy is the reference.
 
     Args: log p of whole answers, (B,) in nats, by the policy and by the reference, which gets no gradient.
     """
-    return bradley_terry(beta * (chosen_B - reference_chosen_B), beta * (rejected_B - reference_rejected_B))
+    return bradley_terry_loss(beta * (chosen_B - reference_chosen_B), beta * (rejected_B - reference_rejected_B))
 
 
 # ---------------------------------------------------------------- reinforcement
@@ -141,7 +141,7 @@ def whiten(x_AT: torch.Tensor, mask_AT: torch.Tensor) -> torch.Tensor:
     return torch.where(mask_AT, (x_AT - kept.mean()) * torch.rsqrt(kept.var(unbiased=False) + 1e-8), 0.0)
 
 
-def clipped_policy(logp_AT: torch.Tensor, old_AT: torch.Tensor, advantage_AT: torch.Tensor, mask_AT: torch.Tensor,
+def clipped_policy_loss(logp_AT: torch.Tensor, old_AT: torch.Tensor, advantage_AT: torch.Tensor, mask_AT: torch.Tensor,
                    clip: float) -> torch.Tensor:
     """PPO's objective of the policy (Schulman et al. 2017, equation 7) as a loss, summed over the tokens of the mask.
 
@@ -157,7 +157,7 @@ def clipped_policy(logp_AT: torch.Tensor, old_AT: torch.Tensor, advantage_AT: to
     return -torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - clip, 1 + clip) * advantage_N).sum()
 
 
-def clipped_value(value_AT: torch.Tensor, old_AT: torch.Tensor, return_AT: torch.Tensor, mask_AT: torch.Tensor,
+def clipped_value_loss(value_AT: torch.Tensor, old_AT: torch.Tensor, return_AT: torch.Tensor, mask_AT: torch.Tensor,
                   clip: float) -> torch.Tensor:
     """PPO's loss of the values, half the squared error, where they may move by `clip` at once; summed over the mask.
 
@@ -168,7 +168,7 @@ def clipped_value(value_AT: torch.Tensor, old_AT: torch.Tensor, return_AT: torch
     return 0.5 * torch.maximum((value_N - return_N) ** 2, (near_N - return_N) ** 2).sum()
 
 
-def divergence(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def kl_estimate(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """An estimate of KL(policy | reference) for each token that the policy drew, never negative: the arguments' shape.
 
     r - 1 - log r with r = reference / policy: without bias, and with less variance than -log r (Schulman 2020,
@@ -178,14 +178,14 @@ def divergence(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return log_r.exp() - 1 - log_r
 
 
-def grpo(logp_AT: torch.Tensor, old_AT: torch.Tensor, reference_AT: torch.Tensor, advantage_A: torch.Tensor,
+def grpo_loss(logp_AT: torch.Tensor, old_AT: torch.Tensor, reference_AT: torch.Tensor, advantage_A: torch.Tensor,
          mask_AT: torch.Tensor, clip: float, beta: float) -> torch.Tensor:
     """Group relative policy optimization (Shao et al. 2024, equation 3), summed over the tokens of the mask.
 
     The paper takes the mean over each answer first; here each token counts the same, whatever the length of its answer
     (Yu et al. 2025, *DAPO*, section 3.3).
 
-    `clipped_policy` with one advantage for all tokens of an answer, and beta times `divergence` from the reference.
+    `clipped_policy_loss` with one advantage for all tokens of an answer, and beta times `kl_estimate` from the reference.
     """
-    far = divergence(logp_AT[mask_AT], reference_AT[mask_AT]).sum()
-    return clipped_policy(logp_AT, old_AT, advantage_A[:, None], mask_AT, clip) + beta * far
+    far = kl_estimate(logp_AT[mask_AT], reference_AT[mask_AT]).sum()
+    return clipped_policy_loss(logp_AT, old_AT, advantage_A[:, None], mask_AT, clip) + beta * far

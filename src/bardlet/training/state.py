@@ -29,15 +29,15 @@ class Objective:
     """How many terms that sum has."""
     evaluate: Callable[[nn.Module], float]
     """The validation loss (nats per term) of a model in eval mode."""
-    place: Callable[[int], str] = lambda step: f"batch {step + 1}"
+    describe_batch: Callable[[int], str] = lambda step: f"batch {step + 1}"
     """Where the batch of a step lies in the data, in words."""
     widest: Callable[[], Batch] | None = None
     """A batch that takes as much memory as any; None: they all take the same."""
     all_logits: bool = False
     """Whether the loss has the logits of all its tokens at once, not some at a time (`ops/cross_entropy.py`)."""
-    facts: Callable[[], dict[str, float]] = dict
+    metadata: Callable[[], dict[str, float]] = dict
     """What else there is to log of the batch that was made last."""
-    memory: StageState | None = None
+    stage_state: StageState | None = None
     """What the batches depend on besides the step, where they do."""
     period: int = 1
     """Steps after which the time that a step takes comes again."""

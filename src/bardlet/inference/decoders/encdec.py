@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.errors import BardletError
-from bardlet.models.encdec import EncDec, Memory
+from bardlet.models.encdec import EncDec, EncoderOutput
 from bardlet.models.layers import ACTIVATIONS
-from bardlet.ops.linear import product
+from bardlet.ops.linear import pack_linear
 
 
 class Decoder:
@@ -52,19 +52,19 @@ class Decoder:
     def _product(self, parts: list[tuple[Tensor, Tensor | None, float]]) -> Any:
         weight = torch.cat([w.float() * factor for w, _, factor in parts])
         bias = None if parts[0][1] is None else torch.cat([b.float() * f for _, b, f in parts if b is not None])
-        return product(weight, bias, self.dtype)
+        return pack_linear(weight, bias, self.dtype)
 
     def _norm(self, norm: nn.LayerNorm) -> Any:
         weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         return lambda x_RC: F.layer_norm(x_RC, (self.n_embd,), weight, bias, norm.eps).to(self.dtype)
 
-    def begin(self, memory: Memory, most: int) -> Written:
+    def begin(self, memory: EncoderOutput, most: int) -> EncDecCache:
         """Nothing written yet, for these sources, with room for up to `most` tokens."""
         if most > self.block_size:
             raise BardletError(f"{most} tokens do not fit in a context of {self.block_size}")
-        return Written(memory, most, len(self.blocks), self.n_head)
+        return EncDecCache(memory, most, len(self.blocks), self.n_head)
 
-    def __call__(self, idx_R: Tensor, written: Written) -> Tensor:
+    def __call__(self, idx_R: Tensor, written: EncDecCache) -> Tensor:
         """Feeds one token a row (int64): logits of the next one (R, V), in fp32."""
         R, H = len(idx_R), self.n_head
         x_RC = torch.embedding(self.embedding, idx_R) + self.position_TC[written.step()]
@@ -72,12 +72,12 @@ class Decoder:
             q, k, v = qkv(norm_1(x_RC)).view(R, 3, -1).unbind(1)  # (R, 3C) -> three (R, C)
             x_RC = x_RC + out(written.attend(layer, q, k, v).to(self.dtype))
             q = query(norm_2(x_RC)).float().view(-1, R // written.sources, H, self.n_embd // H)  # (B, K, H, D)
-            x_RC = x_RC + cross_out(written.look(layer, q.transpose(1, 2)).reshape(R, -1).to(self.dtype))
+            x_RC = x_RC + cross_out(written.cross_attend(layer, q.transpose(1, 2)).reshape(R, -1).to(self.dtype))
             x_RC = x_RC + fc2(self.act(fc1(norm_3(x_RC))))
         return self.head(self.norm(x_RC)).float()
 
 
-class Written:
+class EncDecCache:
     """What a `Decoder` has written for some sources: R rows, the beams of each source side by side.
 
     All rows stand at the same place, so that nothing is masked but the padding of the sources. The keys and values of a
@@ -85,7 +85,7 @@ class Written:
     by time, so that to pick rows copies what was written and nothing else. N is R H: rows and heads.
     """
 
-    def __init__(self, memory: Memory, most: int, n_layer: int, n_head: int) -> None:
+    def __init__(self, memory: EncoderOutput, most: int, n_layer: int, n_head: int) -> None:
         self.most, self.length, self.n_head, self.sources = most, 0, n_head, len(memory.length_B)
         # (B, H, S, D) -> (B H, D, S) and (B H, S, D)
         self.source = [(k.float().transpose(-2, -1).flatten(0, 1), v.float().flatten(0, 1)) for k, v in memory.keys]
@@ -114,7 +114,7 @@ class Written:
         weight = torch.bmm(q_RC.float().reshape(N, 1, D), k_NDT).softmax(-1)
         return torch.bmm(weight, v_NTD).view(R, C)  # (N, 1, D) -> (R, HD)
 
-    def look(self, layer: int, q_BHKD: Tensor) -> Tensor:
+    def cross_attend(self, layer: int, q_BHKD: Tensor) -> Tensor:
         """What the queries of the beams read in their source: (B, K, H, D)."""
         B, H, K, D = q_BHKD.shape
         k_NDS, v_NSD = self.source[layer]
@@ -123,7 +123,7 @@ class Written:
             score.view(B, H, K, -1).add_(self.hide[:, None])
         return torch.bmm(score.softmax(-1), v_NSD).view(B, H, K, D).transpose(1, 2)
 
-    def pick(self, row_R: Tensor) -> None:
+    def reorder(self, row_R: Tensor) -> None:
         """Goes on with these rows (int64), in this order; each stays with its source."""
         most, L, _, R, C = self.kv.shape
         if len(row_R) == R and bool((row_R == torch.arange(R, device=row_R.device)).all()):
@@ -133,9 +133,9 @@ class Written:
         torch.index_select(self.kv[:t].flatten(0, 2), 1, row_R, out=kv[:t].flatten(0, 2))
         self.kv = kv
 
-    def keep(self, source_B: Tensor, beams: int) -> None:
+    def select(self, source_B: Tensor, beams: int) -> None:
         """Goes on with these sources (int64) alone, and their `beams` rows each."""
-        self.pick((source_B[:, None] * beams + torch.arange(beams, device=source_B.device)).flatten())
+        self.reorder((source_B[:, None] * beams + torch.arange(beams, device=source_B.device)).flatten())
         head_N = (source_B[:, None] * self.n_head + torch.arange(self.n_head, device=source_B.device)).flatten()
         self.sources, self.source = len(source_B), [(k[head_N], v[head_N]) for k, v in self.source]
         if self.hide is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bardlet.inference.decoders.cache import DecoderCache, PlainCache, TransposedCache
 from bardlet.models.gpt2 import GPT2, Block
 from bardlet.models.layers import KVCache
-from bardlet.ops.linear import computing_dtype, product, sums_rows
+from bardlet.ops.linear import computing_dtype, has_fast_embedding_bag, pack_linear
 
 
 class Decoder:
@@ -34,20 +34,20 @@ class Decoder:
             self.blocks.append(
                 (
                     self.wide(block.ln_1, wide),
-                    product(attn.c_attn.weight * scale[:, None], qkv_bias, dtype),
-                    product(attn.c_proj.weight, attn.c_proj.bias, dtype),
+                    pack_linear(attn.c_attn.weight * scale[:, None], qkv_bias, dtype),
+                    pack_linear(attn.c_proj.weight, attn.c_proj.bias, dtype),
                     self.wide(block.ln_2, wide),
-                    product(mlp.c_fc.weight, mlp.c_fc.bias, dtype),
+                    pack_linear(mlp.c_fc.weight, mlp.c_fc.bias, dtype),
                     mlp.act,
-                    product(mlp.c_proj.weight, mlp.c_proj.bias, dtype),
+                    pack_linear(mlp.c_proj.weight, mlp.c_proj.bias, dtype),
                 )
             )
         self.wte, self.wpe, self.ln_f = weight.to(wide), gpt.wpe.weight.detach().to(wide), self.wide(gpt.ln_f, wide)
-        self.head = product(weight if model.lm_head is None else model.lm_head.weight, None, dtype)
+        self.head = pack_linear(weight if model.lm_head is None else model.lm_head.weight, None, dtype)
 
     def cache(self, cache: KVCache) -> DecoderCache:
         """The same keys and values as this decoder reads them fastest."""
-        fast = sums_rows(self.wte.device, self.dtype)
+        fast = has_fast_embedding_bag(self.wte.device, self.dtype)
         return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
 
     def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bardlet.inference.decoders.cache import DecoderCache, PlainCache, TransposedCache
-from bardlet.models.layers import KVCache, RMSNorm, rotary
+from bardlet.models.layers import KVCache, RMSNorm, rope_cos_sin
 from bardlet.models.qwen3 import Block, Qwen3
-from bardlet.ops.linear import Product, RoundedProduct, computing_dtype, product, sums_rows
+from bardlet.ops.linear import Int8Linear, PackedLinear, computing_dtype, has_fast_embedding_bag, pack_linear
 
 
 class Decoder:
@@ -31,9 +31,9 @@ class Decoder:
         wide = torch.promote_types(self.dtype, torch.float32)
         dtype = dtype or weight.dtype
 
-        def after(norm: RMSNorm, *weights: Tensor) -> Product | RoundedProduct:
+        def after(norm: RMSNorm, *weights: Tensor) -> PackedLinear | Int8Linear:
             """The product with what `self.rms` leaves of a norm."""
-            return product(torch.cat(weights).to(wide) * (norm.weight.to(wide) * c.n_embd**0.5), None, dtype)
+            return pack_linear(torch.cat(weights).to(wide) * (norm.weight.to(wide) * c.n_embd**0.5), None, dtype)
 
         self.blocks, both = [], []
         for block in layers:
@@ -44,17 +44,17 @@ class Decoder:
             self.blocks.append(
                 (
                     after(block.input_layernorm, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight),
-                    product(a.o_proj.weight, None, dtype),
+                    pack_linear(a.o_proj.weight, None, dtype),
                     after(block.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight),
-                    product(m.down_proj.weight, None, dtype),
+                    pack_linear(m.down_proj.weight, None, dtype),
                 )
             )
         self.embedding = weight.to(wide)
         self.head = after(model.model.norm, weight if model.lm_head is None else model.lm_head.weight)
         position_1T = torch.arange(c.block_size, device=weight.device)[None]
-        cos, sin = (x[0].to(wide) for x in rotary(position_1T, c.head_dim, c.rope_theta))
+        cos, sin = (x[0].to(wide) for x in rope_cos_sin(position_1T, c.head_dim, c.rope_theta))
         left, right = sin.chunk(2, dim=-1)
-        self.cos_T1D, self.sin_T1D = cos, torch.cat((-left, right), dim=-1)  # the minus of `rotate`
+        self.cos_T1D, self.sin_T1D = cos, torch.cat((-left, right), dim=-1)  # the minus of `apply_rope`
         # a channel's weight turns with it: the cosine's factor is its own, the sine's that of its pair
         self.norm_L1HD = torch.cat(both).detach().to(wide).view(len(layers), 1, -1, c.head_dim)
         self.pair_L1HD = self.norm_L1HD.roll(c.head_dim // 2, dims=-1)
@@ -64,7 +64,7 @@ class Decoder:
 
     def cache(self, cache: KVCache) -> DecoderCache:
         """The same keys and values as this decoder reads them fastest."""
-        fast = sums_rows(self.embedding.device, self.dtype)
+        fast = has_fast_embedding_bag(self.embedding.device, self.dtype)
         return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
 
     def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:
