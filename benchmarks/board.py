@@ -1,16 +1,16 @@
-"""The record board: runs of one command over several seeds, and the table of all of them.
+"""The record board: train one command with several seeds, and build a table of all such runs.
 
     python benchmarks/board.py run CLASS --seeds 5 -- tinyshakespeare --steps 900 --keep average [...]
     python benchmarks/board.py build
 
-`run` trains once for each seed, each in a process of its own (`bardlet train ARGUMENTS --seed N`), measures the result
-by protocol (b) of the design (every validation token but the first once, windows of min(256, context), fp32) and
-appends a line to results/board.jsonl. `build` makes README.md of this folder from all lines: a row for each class and
-command, and under it the runs of the dial and its contests (dial.py).
+`run` trains once per seed, each in its own process (`bardlet train ARGUMENTS --seed N`). It measures the result by
+protocol (b) of the design (every validation token but the first once, windows of min(256, context), fp32) and appends a
+line to results/board.jsonl. `build` writes README.md of this folder from all lines: a row per class and command, then
+the runs of the dial and its contests (dial.py).
 
-CLASS is the machine and the time, as in "2-core CPU, 3 minutes". Seconds are those of training steps; `whole` is the
-wall time of the command, with start, tokens, compilation, evaluations and saving. Weights are those of the last step or
-the fixed average of the last fifth (`--keep last` or `average`): weights picked by validation have no row.
+CLASS is machine and time, such as "2-core CPU, 3 minutes". `seconds` counts training steps; `whole` is the wall time of
+the command, with start-up, tokenization, compilation, evaluations and saving. The weights are those of the last step or
+the average of the last fifth (`--keep last` or `average`): weights selected by validation get no row.
 """
 
 from __future__ import annotations
@@ -33,61 +33,63 @@ FIRST_SEED = 1337
 
 
 def main() -> None:
-    """Run or build; see the top of this file."""
+    """Run the command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="train and measure some seeds")
+    run = commands.add_parser("run", help="train and measure several seeds")
     run.add_argument("name", metavar="CLASS")
     run.add_argument("--seeds", type=int, default=5)
     run.add_argument("--first-seed", type=int, default=FIRST_SEED)
     run.add_argument("--no-save", action="store_true", help="print only")
-    commands.add_parser("build", help="make README.md from the results")
+    commands.add_parser("build", help="write README.md from the results")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    args, train_args = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     if args.command == "build":
         import dial
 
         pages = "\n".join((page(read()), DIAL, dial.table(dial.read("dial")) + "\n", CONTEST,
                            dial.contest(dial.read("sweep")) + "\n"))
         (record.HERE / "README.md").write_text(pages, encoding="utf-8")
-        print("made benchmarks/README.md")
+        print("wrote benchmarks/README.md")
         return
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        figures = one_run(words, seed)
+        figures = one_run(train_args, seed)
         print(json.dumps(figures), flush=True)
         if not args.no_save:
-            record.append("board", {"class": args.name, "arguments": words, **figures})
+            record.append("board", {"class": args.name, "arguments": train_args, **figures})
 
 
-def one_run(words: list[str], seed: int) -> dict[str, Any]:
-    """Train by the command line, and measure what it left."""
+def one_run(arguments: list[str], seed: int) -> dict[str, Any]:
+    """Train with `bardlet train ARGUMENTS`, and measure the final weights."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        command = [sys.executable, "-m", "bardlet", "train", *words, "--seed", str(seed), "--out", str(out), "--json"]
-        begun = time.monotonic()
+        command = [sys.executable, "-m", "bardlet", "train", *arguments, "--seed", str(seed), "--out", str(out),
+                   "--json"]
+        started = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True)
-        whole = time.monotonic() - begun
+        whole = time.monotonic() - started
         if done.returncode:
-            sys.exit(f"bardlet train {' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        said = json.loads(done.stdout.splitlines()[-1])
-        if said["selected_by"] == "best":
-            sys.exit("the weights were picked by validation, which is no record: give --keep last or --keep average")
-        return {"seed": seed, "loss": protocol_b(out), "seconds": said["seconds"], "whole": round(whole, 1),
-                "steps": said["steps"], "parameters": said["parameters"], "selected_by": said["selected_by"],
-                "tokens_per_second": said["tokens_per_second"], **facts(out)}
+            sys.exit(f"bardlet train {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        if result["selected_by"] == "best":
+            sys.exit("the weights were selected by validation, which does not count; use --keep last or --keep average")
+        return {"seed": seed, "loss": protocol_b(out), "seconds": result["seconds"], "whole": round(whole, 1),
+                "steps": result["steps"], "parameters": result["parameters"], "selected_by": result["selected_by"],
+                "tokens_per_second": result["tokens_per_second"], **run_metadata(out)}
 
 
-def facts(out: Path) -> dict[str, Any]:
-    """What run.toml knows of the run: model, context, precision, compiled or not, and what it computed on."""
+def run_metadata(out: Path) -> dict[str, Any]:
+    """Return model, context, corpus, precision and machine of a run, from its run.toml."""
     from bardlet.run import folder
 
-    config, made = folder.read_run(out)
-    on = {key: made["machine"][key] for key in ("device", "processor", "compiled", "threads")}
-    return {"model": config.model, "block_size": config.block_size, "text": made["text"], "dtype": config.dtype, **on}
+    config, run_record = folder.read_run(out)
+    machine = {key: run_record["machine"][key] for key in ("device", "processor", "compiled", "threads")}
+    return {"model": config.model, "block_size": config.block_size, "text": run_record["text"], "dtype": config.dtype,
+            **machine}
 
 
 def protocol_b(out: Path) -> float:
-    """Nats per token over every validation token but the first, no context carried over from window to window."""
+    """Return nats per token over all validation tokens but the first, without context across windows."""
     import torch
 
     from bardlet.data import corpus, shards
@@ -97,8 +99,8 @@ def protocol_b(out: Path) -> float:
 
     config, _ = folder.read_run(out)
     model, tokenizer = hf.read_folder(out)
-    ready = shards.tokenize_corpus(corpus.find(config.text, config.field), tokenizer)
-    windows = data_windows.validation_windows(ready.val, min(256, config.block_size))
+    dataset = shards.tokenize_corpus(corpus.find(config.text, config.field), tokenizer)
+    windows = data_windows.validation_windows(dataset.val, min(256, config.block_size))
     return metrics.mean_loss(model, windows, torch.device("cpu"), "fp32")
 
 
@@ -106,16 +108,16 @@ def protocol_b(out: Path) -> float:
 
 
 def read() -> list[dict[str, Any]]:
-    """All lines, oldest first."""
+    """Return all lines of results, oldest first."""
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
 def page(lines: list[dict[str, Any]]) -> str:
-    """README.md: a table for each text and class, the lowest loss first; a row for each command and machine."""
+    """Return README.md: a table per class and text, with a row per command and machine, lowest loss first."""
     groups: dict[tuple[str, str], dict[tuple[str, str], dict[int, dict[str, Any]]]] = {}
     for line in lines:
         rows = groups.setdefault((line["text"], line["class"]), {})
-        rows.setdefault((" ".join(line["arguments"]), machine(line)), {})[line["seed"]] = line  # the newest of a seed
+        rows.setdefault((" ".join(line["arguments"]), machine(line)), {})[line["seed"]] = line  # a seed's newest line
     parts = [HEAD]
     for (text, name), rows in sorted(groups.items(), key=lambda group: (numbers(group[0][1]), group[0][0])):
         table = "\n".join(row(list(runs.values())) for runs in sorted(rows.values(), key=mean_loss))
@@ -125,56 +127,60 @@ def page(lines: list[dict[str, Any]]) -> str:
 
 HEAD = """# The record board
 
-Built by `python benchmarks/board.py build` from `results/board.jsonl`, a line for each finished run.
+Built by `python benchmarks/board.py build` from `results/board.jsonl`, which has a line per finished run.
 
-Loss: nats per token by protocol (b): every validation token but the first once, windows of min(256, context), fp32;
-mean and deviation over the seeds, of each the newest run on that machine. A row with fewer than five seeds is no record
-yet. Seconds: of training steps, mean; whole: the command from start to exit, with what the compiler kept of earlier
-runs (the first takes some 30 s more, so that a minute from an empty cache is for uncompiled steps: the dial's).
-Weights: of the last step, or the fixed average over the last fifth of the steps; never picked by validation.
+- Loss: nats per token by protocol (b): every validation token but the first once, windows of min(256, context), fp32.
+  Mean and standard deviation over the seeds, with the newest run of each on that machine. A row with fewer than five
+  seeds is not a record yet.
+- Training: mean seconds of the training steps. Total: mean seconds of the command from start to exit, with a warm
+  compiler cache. (A cold one adds about 30 s; the dial then does not compile a one-minute run.)
+- Weights: of the last step, or the average over the last fifth of the steps; never selected by validation.
 """
 DIAL = """## The dial
 
-`bardlet train TEXT --minutes M` on the same machine, nothing else said: the newest run of each text, minutes and seed
-in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`). Wall: the command from start to exit. Losses
-in nats per character of the validation part; the weights are the best by validation, as `train` keeps them by default.
-Expected: what the run said before its first step, by the law of its commit, which is fitted to other runs on the
-development splits of most of these texts (`dial.py law`), and counts n-grams of the part that is validated on; how much
-repetition is worth, one of its constants, was chosen with runs of this table in sight. Off now: by the law that builds
-this page, which is told how much was read.
+`bardlet train TEXT --minutes M` on the same machine, without further options: the newest run per text, minutes and seed
+in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`).
+
+- Wall: the command from start to exit.
+- Predicted and actual: losses in nats per character of the validation split, with the best weights by validation, which
+  `train` keeps by default.
+- Predicted: before the first step, by the formula of the run's commit. It is fitted to other runs, on the development
+  splits of most of these texts (`dial.py law`), and uses n-gram losses of the validation split. One of its constants,
+  the effect of repetition, was chosen with runs of this table in sight.
+- Error now: that of the current formula, given the actual number of epochs.
 """
 CONTEST = """## Contests
 
-Runs on development splits of about three minutes each (`python benchmarks/dial.py contest`; lines of
-`results/sweep.jsonl`), one seed; qwen3 keeps the average of the last fifth, gpt2 with nanoGPT's settings its last step.
-The dial's, and those by the clock, were trained by `--minutes 3`, in one sitting, with what the calibration and the
-compiler had kept; the others have as many steps as three minutes have at their speed, which was timed apart when the
-machine was fast, and were then computed by one thread. How many tokens a weight wants and what a head may cost
-(`planning/plan.py`) was found with earlier runs of these contests, so they are no blind test of the dial.
+Runs of about three minutes each on development splits (`python benchmarks/dial.py contest`, from
+`results/sweep.jsonl`), with one seed. qwen3 keeps the average of the last fifth, gpt2 with nanoGPT's settings its last
+step. The dial's runs and those labeled "timed" used `--minutes 3`, one after the other, with warm calibration and
+compiler caches. The others have as many steps as fit in three minutes, timed separately while the machine was fast, and
+then ran with one thread. The rules for tokens per weight and the cost of the head (`planning/plan.py`) come from
+earlier runs of these contests, so this is not a blind test of the dial.
 """
-COLUMNS = """| loss | seeds | seconds | whole | parameters | context | weights | machine | commit | command |
+COLUMNS = """| loss | seeds | training, s | total, s | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def numbers(name: str) -> tuple[str | int, ...]:
-    """A class as it is sorted: "2-core CPU, 10 minutes" after "2-core CPU, 3 minutes"."""
+    """Return a sort key that puts "2-core CPU, 10 minutes" after "2-core CPU, 3 minutes"."""
     return tuple(int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name))
 
 
 def mean_loss(runs: dict[int, dict[str, Any]]) -> float:
-    """Over the seeds of a row."""
+    """Return the mean loss over the seeds of a row."""
     return statistics.mean(line["loss"] for line in runs.values())
 
 
 def machine(line: dict[str, Any]) -> str:
-    """What a run computed on and how, in words: a GPU by its name, a CPU with its threads."""
-    where = line.get("processor") or line["machine"]["processor"]  # older lines: they all ran on the machine's CPU
+    """Describe the machine and precision of a run: a GPU by its name, a CPU with its threads."""
+    processor = line.get("processor") or line["machine"]["processor"]  # older lines: all on the machine's CPU
     threads = f", {line['threads']} threads" if line.get("device", "cpu") == "cpu" else ""
-    return f"{where}{threads}, {line['dtype']}" + (", compiled" if line["compiled"] else "")
+    return f"{processor}{threads}, {line['dtype']}" + (", compiled" if line["compiled"] else "")
 
 
 def row(runs: list[dict[str, Any]]) -> str:
-    """One command on one machine, a run of each seed."""
+    """Format a row: one command on one machine, with a run per seed."""
     losses = [line["loss"] for line in runs]
     loss = f"{statistics.mean(losses):.4f}" + (f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
     last = runs[-1]

@@ -1,13 +1,13 @@
-"""Tokens per second of bardlet in fp32, bf16 and int8 beside transformers' `generate`, and nanoGPT's.
+"""Generation speed of bardlet in fp32, bf16 and int8, compared with transformers and nanoGPT in fp32.
 
     python benchmarks/generation.py [--family gpt2 --family qwen3] [--batch 1 --batch 16] [--dtype fp32 --dtype int8]
                                     [--runs 5] [--tokens 1000] [--temperature 0] [--threads 2] [--nanogpt PATH] [--save]
                                     [--layers 6 --heads 6 --width 384 --block 1024 --vocab 65]
 
-Untrained weights of 10.65 M parameters by default, rows of a prompt of one token; the peers in fp32. The sides take
-turns (A B C A B C ...) after a warm-up of each; the figures are medians, all rows' tokens counted. With --temperature 0
-the ids of fp32 are compared, too. With --save each family and batch appends a line to
-benchmarks/results/generation.jsonl; older lines name their one dtype in `dtype`, and are of one row.
+Models are untrained, with 10.65 M parameters by default; every row has a prompt of one token. After a warm-up of each,
+the sides take turns (A B C A B C ...). Figures are medians, in tokens per second over all rows. With --temperature 0 it
+also compares the fp32 token ids with those of transformers. --save appends a line per family and batch to
+benchmarks/results/generation.jsonl. (Older lines are for one row and one dtype, named by `dtype`.)
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ from bardlet.runtime.device import tune_malloc
 
 
 def arguments() -> argparse.Namespace:
-    """The command line; see the top of this file."""
+    """Parse the command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", action="append", choices=("gpt2", "qwen3"), help="may be repeated; default: both")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each side")
-    parser.add_argument("--tokens", type=int, default=1000, help="new tokens of a run, below --block")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; above, both sides sample")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch's threads")
+    parser.add_argument("--family", action="append", choices=("gpt2", "qwen3"), help="repeatable; default: both")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs per side")
+    parser.add_argument("--tokens", type=int, default=1000, help="new tokens per run, fewer than --block")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy; above 0: sample")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads of torch")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--block", type=int, default=1024, help="context window")
     parser.add_argument("--vocab", type=int, default=65)
-    parser.add_argument("--dtype", action="append", choices=("fp32", "bf16", "int8"), help="of ours; default: all")
-    parser.add_argument("--batch", action="append", type=int, help="rows; may be repeated; default: 1 and 16")
-    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT, to be measured beside gpt2")
-    parser.add_argument("--save", action="store_true", help="append each line to the results")
+    parser.add_argument("--dtype", action="append", choices=("fp32", "bf16", "int8"),
+                        help="of bardlet; repeatable; default: all")
+    parser.add_argument("--batch", action="append", type=int, help="rows; repeatable; default: 1 and 16")
+    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of karpathy/nanoGPT to compare gpt2 with")
+    parser.add_argument("--save", action="store_true", help="append the lines to the results")
     return parser.parse_args()
 
 
 def write_folder(family: str, args: argparse.Namespace, folder: str) -> Any:
-    """Makes an untrained model and saves it as a Hugging Face folder; returns it."""
+    """Return an untrained model, saved as a Hugging Face folder."""
     import torch
     from safetensors.torch import save_file
 
@@ -59,13 +60,13 @@ def write_folder(family: str, args: argparse.Namespace, folder: str) -> Any:
     from bardlet.models import build
 
     width, head_dim = args.width, args.width // args.heads
-    # SwiGLU has three matrices: 8/3 of the width holds as many parameters as GPT-2's two of four times the width
-    rest: dict[str, Any] = {"n_inner": 4 * width}
+    # SwiGLU has three matrices: at 8/3 of the width, they have as many parameters as GPT-2's two at 4 times the width
+    options: dict[str, Any] = {"n_inner": 4 * width}
     if family == "qwen3":
-        rest = {"n_inner": 8 * width // 3, "activation": "silu", "norm_eps": 1e-6}
+        options = {"n_inner": 8 * width // 3, "activation": "silu", "norm_eps": 1e-6}
     config = ModelConfig(
         model=family, vocab_size=args.vocab, block_size=args.block, n_layer=args.layers, n_head=args.heads,
-        n_kv_head=args.heads, n_embd=width, head_dim=head_dim, **rest,
+        n_kv_head=args.heads, n_embd=width, head_dim=head_dim, **options,
     )  # fmt: skip
     torch.manual_seed(0)
     model = build(config).eval()
@@ -76,18 +77,18 @@ def write_folder(family: str, args: argparse.Namespace, folder: str) -> Any:
 
 
 def nanogpt(checkout: str, model: Any) -> Any:
-    """nanoGPT's model, from a checkout, of the sizes of ours, a gpt2; speed does not depend on its weights."""
+    """Return nanoGPT's untrained model, from a checkout, with the sizes of `model`, a gpt2."""
     sys.path.insert(0, checkout)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     c = model.config
-    with contextlib.redirect_stdout(sys.stderr):  # it counts its parameters aloud
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its number of parameters
         return GPT(GPTConfig(block_size=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head,
                              n_embd=c.n_embd, dropout=0.0, bias=True)).eval()  # fmt: skip
 
 
 def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """All sides in turn, `batch` rows of one prompt each."""
+    """Time all sides in turn, with `batch` rows; return a line of results."""
     import torch
     import transformers
 
@@ -98,12 +99,12 @@ def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         ours = write_folder(family, args, folder)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    how = {"do_sample": False}
+    sampling = {"do_sample": False}
     if args.temperature > 0:
-        how = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0}
+        sampling = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0}
 
     def bardlet(dtype: torch.dtype | None) -> Callable[[], list[int]]:
-        # building the decoder is in the time
+        # the time includes building the decoder
         return lambda: generate(
             ours, [[1]] * batch, args.tokens, temperature=args.temperature, seed=0, dtype=dtype
         )[0]  # fmt: skip
@@ -112,15 +113,15 @@ def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]
         torch.manual_seed(0)
         prompt = torch.ones(batch, 1, dtype=torch.int64)
         out = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=args.tokens,
-                              min_new_tokens=args.tokens, **how)  # fmt: skip
+                              min_new_tokens=args.tokens, **sampling)  # fmt: skip
         return out[0, 1:].tolist()
 
     dtypes = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
-    sides: dict[str, tuple[Callable[[], Any], int]] = {  # how to run it, and for how many tokens a row
+    sides: dict[str, tuple[Callable[[], Any], int]] = {  # a function that runs it, and its tokens per row
         f"bardlet {name}": (bardlet(dtypes[name]), args.tokens) for name in args.dtype or dtypes
     }
     sides["transformers fp32"] = run_theirs, args.tokens
-    if args.nanogpt and family == "gpt2":  # some tens of tokens a second: fewer of them, in the middle of the context
+    if args.nanogpt and family == "gpt2":  # slow without a cache: fewer tokens, mid-context
         peer, context, few = nanogpt(args.nanogpt, ours), torch.ones(batch, args.tokens // 2, dtype=torch.int64), 20
         sides["nanogpt fp32"] = lambda: peer.generate(context, few, temperature=args.temperature or 1.0), few
     warm = {name: run() for name, (run, _) in sides.items()}
@@ -128,9 +129,9 @@ def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.runs):
         for name, (run, _) in sides.items():
-            start = time.perf_counter()
+            started = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - started)
     speed = {name: round(batch * sides[name][1] / statistics.median(times), 1) for name, times in seconds.items()}
     return {
         "family": family,
@@ -149,14 +150,14 @@ def measure(family: str, batch: int, args: argparse.Namespace) -> dict[str, Any]
 
 
 def main() -> None:
-    """Measure each family; print the figures and append them to the results."""
+    """Measure each family and batch; print the figures and, with --save, append them to the results."""
     args = arguments()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
-    tune_malloc()  # as the command line has it; it serves both sides
+    tune_malloc()  # as the command line does; it helps both sides
     for family in args.family or ("gpt2", "qwen3"):
         for batch in args.batch or (1, 16):
             figures = measure(family, batch, args)

@@ -1,25 +1,30 @@
-"""One GPU in one command: tokens/s and MFU at 124 M, seconds to a loss, generation. `bash benchmarks/gpu.sh` runs it.
+"""GPU benchmark: tokens/s and MFU of 124 M models, time to a loss, generation. `bash benchmarks/gpu.sh` runs it.
 
     bash benchmarks/gpu.sh [--nanogpt PATH] [--text FILE] [--out FILE.json] [--part NAME ...] [--toy]
 
-Parts: `throughput` trains gpt2 and qwen3 of 124 M parameters on random tokens at context 1,024 (beside nanoGPT's model,
-taken from PATH, with its own optimizer); `loss` trains a 10.7 M qwen3 on Tiny Shakespeare and notes when its validation
-loss by protocol (b) first is 1.4697 or lower, what nanoGPT's recipe ends at; `generation` is 10.65 M at batch 1 and 16.
-Each writes its figures into FILE (default: gpu.json in $OUT, or here) as soon as it has them: a run that is cut off
-keeps them. What fails leaves its error there, the rest goes on, and the exit code is not 0 then. A run of which nothing
-has failed also appends a line to results/gpu.jsonl.
+Parts:
 
-All of it is to take less than 10 minutes, which nobody has seen yet. --toy is the same code at a size that a CPU
-manages, to see that it works: nothing is compiled, and no line is appended.
+- `throughput` trains gpt2 and qwen3 with 124 M parameters on random tokens at context 1,024, and with --nanogpt also
+  nanoGPT's model with its own optimizer.
+- `loss` trains a 10.7 M qwen3 on Tiny Shakespeare, and reports when its validation loss by protocol (b) first reaches
+  1.4697, the final loss of nanoGPT's recipe.
+- `generation` uses a 10.65 M model at batch 1 and 16.
 
-A step that does not fit into the card's memory is made in 2, 4, 8 ... micro-batches, nanoGPT's, too: `grad_accum`.
-Where torch.compile lacks what it needs, all sides are eager: `compiler_missing` says what.
+Each part writes its figures to FILE (default: gpu.json in $OUT or in the current folder) when it ends, so an
+interrupted run keeps them. If something fails, its error goes to FILE, the rest continues, and the exit code is not 0.
+A run without failures also appends a line to results/gpu.jsonl.
 
-MFU counts what nanoGPT counts: 6 N + 12 L C T flops a token (PaLM, appendix B; N without position embeddings),
-over the peak of the card where that is known, and over the rate of a large bf16 product measured beside it.
+All parts should take less than 10 minutes (not yet verified). --toy runs the same code at a size for CPUs, to check
+that it works: without compilation, and without a line of results.
 
-It needs torch, numpy, tokenizers and safetensors, which bardlet's training step imports, a C compiler and Python's
-headers for torch.compile, and the text of `loss`, which it does not download.
+If a step runs out of GPU memory, it is split into 2, 4, 8 ... micro-batches (`grad_accum`), for nanoGPT, too. If
+torch.compile cannot be used, all sides run eagerly; `compiler_missing` has the reason.
+
+MFU counts flops as nanoGPT does: 6 N + 12 L C T per token (PaLM, appendix B; N without position embeddings). It is
+given as a share of the GPU's peak, if known, and as a share of the measured rate of a large bf16 product.
+
+Needs torch, numpy, tokenizers and safetensors (imported by bardlet's training step), a C compiler and Python's headers
+for torch.compile, and the text for `loss`, which it does not download.
 """
 
 from __future__ import annotations
@@ -59,31 +64,31 @@ from bardlet.training.trainer import seed_step, train_step
 
 PEAKS = {"MIG": None, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
          "A100": 312e12, "L40S": 362e12, "RTX 4090 Laptop": None, "RTX 4090 D": 147e12, "RTX 4090": 165e12}
-"""Dense bf16 flops per second from the makers' data sheets, by a part of the card's name: the first that fits counts.
-None: not known, as of a slice of a card."""
+"""Dense bf16 flops per second from the vendors' data sheets, by a substring of the GPU's name; the first match counts.
+None: unknown, for example for a MIG slice."""
 TARGET = 1.4697
-"""Validation loss of nanoGPT's GPU recipe (its README)."""
+"""Validation loss of nanoGPT's GPU recipe, from its README."""
 PARTS = ("throughput", "loss", "generation")
 
 
 def arguments() -> argparse.Namespace:
-    """The command line, see the top of this file, and the `device`. What is missing is said before anything begins."""
+    """Parse the command line, and set `device`. Exit with a message if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=PARTS, help="may be repeated; default: all")
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT, measured beside")
+    parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; default: all")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT to compare with")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu.json")
-    parser.add_argument("--text", type=Path, help="Tiny Shakespeare's input.txt; default: below $BARDLET_DATA",
+    parser.add_argument("--text", type=Path, help="Tiny Shakespeare's input.txt; default: in $BARDLET_DATA",
                         default=Path(os.environ.get("BARDLET_DATA", ".")) / "tinyshakespeare" / "input.txt")
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, any device")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, on any device")
     options = parser.parse_args()
     options.part = options.part or PARTS
     options.device = runtime_device.pick_device("auto")
     if options.device.type != "cuda" and not options.toy:
-        raise SystemExit("no GPU on this machine; --toy shows on a CPU that the benchmark works")
+        raise SystemExit("no GPU on this machine; use --toy to check the benchmark on a CPU")
     if options.nanogpt and not (options.nanogpt / "model.py").exists():
-        raise SystemExit(f"{options.nanogpt}: is no checkout of nanoGPT; give a folder that holds its model.py")
+        raise SystemExit(f"{options.nanogpt}: not a checkout of nanoGPT; give a folder with its model.py")
     if "loss" in options.part and not options.text.is_file():
-        raise SystemExit(f"{options.text}: there is no Tiny Shakespeare; name its file with --text")
+        raise SystemExit(f"{options.text}: no such file; give the path of Tiny Shakespeare with --text")
     return options
 
 
@@ -91,80 +96,80 @@ def arguments() -> argparse.Namespace:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(step: Callable[[], Any], device: torch.device, warm: int, count: int) -> list[float]:
-    """Seconds of each of `count` calls, after `warm` ones that are not counted."""
+    """Return the seconds of each of `count` calls, after `warm` warm-up calls."""
     times = []
     for i in range(warm + count):
         wait(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         step()
         wait(device)
         if i >= warm:
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
     return times
 
 
 def matrix_rate(device: torch.device, n: int) -> float:
-    """Flops per second of a bf16 product of two n x n matrices."""
+    """Return the flops per second of a bf16 product of two n x n matrices."""
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / statistics.median(timed(lambda: a @ b, device, 3, 10))
 
 
 def peak(device: torch.device) -> float | None:
-    """What the card's maker promises, where that is known."""
+    """Return the GPU's peak flops per second according to its vendor; None if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((flops for part, flops in PEAKS.items() if part in name), None)
 
 
 def speed(times: list[float], tokens: int, flops_per_token: float, rate: float, device: torch.device) -> dict[str, Any]:
-    """Figures of a training step of so many tokens."""
+    """Return the figures of training steps of `tokens` tokens each."""
     per_second = tokens / statistics.median(times)
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    known = peak(device)
-    return {"tokens_per_second": per_second, "mfu": per_second * flops_per_token / known if known else None,
+    peak_flops = peak(device)
+    return {"tokens_per_second": per_second, "mfu": per_second * flops_per_token / peak_flops if peak_flops else None,
             "share_of_measured_rate": per_second * flops_per_token / rate, "step_ms": 1000 * statistics.median(times),
             "steps": len(times), "tokens_per_step": tokens, "memory_gib": memory}
 
 
 def next_token_objective() -> Objective:
-    """Training alone: batches come from elsewhere, nothing is evaluated."""
+    """Return an objective for `train_step` alone, without batches and evaluation."""
     return Objective(lambda step: {}, losses.next_token_loss, losses.count_targets, lambda model: float("nan"))
 
 
-# ---------------------------------------------------------------- what fails
+# ---------------------------------------------------------------- failures
 
 
 def attempt(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` finds; where it fails, its error as one line: what comes after it goes on."""
+    """Return the figures of `work`; if it fails, its error as one line, so that the other parts can run."""
     try:
         return work()
     except Exception as error:
         traceback.print_exc()
-        print(f"{name} failed; going on", file=sys.stderr)
+        print(f"{name} failed; continuing", file=sys.stderr)
         return {"error": f"{type(error).__name__}: {one_line(error)}"}
 
 
 def fitting(measure: Callable[[int], dict[str, Any]], rows: int, device: torch.device) -> dict[str, Any]:
-    """What `measure` finds of a batch of so many rows, in as few micro-batches as fit into memory: 1, 2, 4 ..."""
+    """Return the figures of `measure` with the fewest micro-batches of `rows` rows that fit in memory: 1, 2, 4 ..."""
     number = 1
     while True:
-        start_afresh(device)
+        reset(device)
         try:
             return {"grad_accum": number, **measure(number)}
         except Exception as error:
             if not is_out_of_memory(error) or 2 * number > rows:
                 raise
-        number *= 2  # out here, where the error no longer holds what was allocated
-        print(f"out of memory: again, in {number} micro-batches", file=sys.stderr)
+        number *= 2  # outside of `except`, where the error no longer keeps tensors alive
+        print(f"out of memory; trying again with {number} micro-batches", file=sys.stderr)
 
 
-def start_afresh(device: torch.device) -> None:
-    """Forget what was compiled, free what is left of it, and count the peak of memory from here on."""
+def reset(device: torch.device) -> None:
+    """Drop compiled code, free its memory, and reset the peak memory counter."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -176,7 +181,7 @@ def start_afresh(device: torch.device) -> None:
 
 
 def throughput(device: torch.device, toy: bool, compiled: bool, nanogpt: Path | None) -> dict[str, Any]:
-    """Training steps of 124 M models on random tokens, in bf16."""
+    """Time training steps of 124 M models on random tokens, in bf16."""
     size: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 32}
     vocabulary, warm, count = 50_304, 5, 20
     if toy:
@@ -190,11 +195,12 @@ def throughput(device: torch.device, toy: bool, compiled: bool, nanogpt: Path | 
     sides: dict[str, Callable[..., Any]] = {name: partial(our_step, name) for name in ("gpt2", "qwen3")}
     if nanogpt:
         sides["nanoGPT"] = partial(nanogpt_step, nanogpt)
-    for name, make in sides.items():
+    for name, make_step in sides.items():
         positions = 0 if name == "qwen3" else T * size["n_embd"]
 
-        def measure(number: int, make: Callable[..., Any] = make, positions: int = positions) -> dict[str, Any]:
-            step, parameters = make(size, vocabulary, batch, device, compiled, number)
+        def measure(number: int, make_step: Callable[..., Any] = make_step,
+                    positions: int = positions) -> dict[str, Any]:
+            step, parameters = make_step(size, vocabulary, batch, device, compiled, number)
             times = timed(step, device, warm, count)
             per_token = 6 * (parameters - positions) + 12 * size["n_layer"] * size["n_embd"] * T
             return {"parameters": parameters, **speed(times, B * T, per_token, rate, device)}
@@ -206,23 +212,23 @@ def throughput(device: torch.device, toy: bool, compiled: bool, nanogpt: Path | 
 
 def our_step(name: str, size: dict[str, Any], vocabulary: int, batch: Batch, device: torch.device, compiled: bool,
              number: int) -> tuple[Callable[[], Any], int]:
-    """(a training step of bardlet with AdamW, as nanoGPT has it, in so many micro-batches; the model's parameters)."""
+    """Return a bardlet training step with nanoGPT's AdamW in `number` micro-batches, and the number of parameters."""
     rows = size["batch_size"] // number
     sizes = {**size, "batch_size": rows}
     config = TrainConfig(model=name, optimizer="adamw", lr=6e-4, grad_accum=number, **sizes).resolved()
     torch.manual_seed(0)
     model = models.build(config.model_config(vocabulary)).to(device)
     compiler.compile_blocks(model, on=compiled)
-    optimizers, objective, here = optim.build(model, config), next_token_objective(), Dist(0, 1, device)
-    return (lambda: train_step(model, optimizers, batch, objective, config, here, "bf16"),
+    optimizers, objective, dist = optim.build(model, config), next_token_objective(), Dist(0, 1, device)
+    return (lambda: train_step(model, optimizers, batch, objective, config, dist, "bf16"),
             sum(p.numel() for p in model.parameters()))
 
 
 def nanogpt_step(path: Path, size: dict[str, Any], vocabulary: int, batch: Batch, device: torch.device, compiled: bool,
                  number: int) -> tuple[Callable[[], Any], int]:
-    """(the same step as its train.py makes it, compiled as a whole and clipped at 1; the model's parameters)."""
+    """Return nanoGPT's step (as in its train.py: compiled as a whole, clipped at 1), and the number of parameters."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", path / "model.py")
-    assert spec and spec.loader, "the name ends in .py"
+    assert spec and spec.loader, "the file name must end in .py"
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)
@@ -245,60 +251,60 @@ def nanogpt_step(path: Path, size: dict[str, Any], vocabulary: int, batch: Batch
     return step, sum(p.numel() for p in model.parameters())
 
 
-# ---------------------------------------------------------------- seconds to a loss
+# ---------------------------------------------------------------- time to a loss
 
 
 def to_loss(device: torch.device, toy: bool, compiled: bool, text: Path) -> dict[str, Any]:
-    """Train a qwen3 of 10.7 M parameters on the training part; look at the validation loss on the way.
+    """Train a 10.7 M qwen3 on the training split, and evaluate its validation loss 40 times.
 
-    Seconds, those to the target, too, are of training: cutting a batch, bringing it to the device, the step. Left out
-    are the first two steps, in which the model is compiled (`compiling_seconds`), the evaluations, and what comes
-    before the first step. There are 40 evaluations: the target may be seen a fortieth of the steps late.
+    All seconds, including those to the target, are training time: building a batch, copying it to the device, the step.
+    They exclude the first two steps, which compile the model (`compiling_seconds`), evaluation, and setup. With 40
+    evaluations, the target may be noticed up to 1/40 of the steps late.
     """
-    whole = text.read_text(encoding="utf-8")
-    place = {c: i for i, c in enumerate(sorted(set(whole)))}
-    tokens = np.array([place[c] for c in whole], dtype=np.uint16)
+    corpus = text.read_text(encoding="utf-8")
+    ids = {c: i for i, c in enumerate(sorted(set(corpus)))}
+    tokens = np.array([ids[c] for c in corpus], dtype=np.uint16)
     cut = int(0.9 * len(tokens))
     size: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64, "steps": 800}
     if toy:
         size |= {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 4, "steps": 40}
-    look_at = validation_windows(tokens[cut:] if not toy else tokens[cut : cut + 100], min(256, size["block_size"]))
+    val_batches = validation_windows(tokens[cut:] if not toy else tokens[cut : cut + 100], min(256, size["block_size"]))
 
-    def learn(number: int) -> dict[str, Any]:
+    def train(number: int) -> dict[str, Any]:
         config = TrainConfig(dropout=0.2, lr=2e-3, muon_lr=2e-2, weight_decay=0.1, grad_accum=number,
                              **{**size, "batch_size": size["batch_size"] // number}).resolved()
         steps, every = size["steps"], max(1, size["steps"] // 40)
         torch.manual_seed(config.seed)
-        model = models.build(config.model_config(len(place))).to(device)
+        model = models.build(config.model_config(len(ids))).to(device)
         compiler.compile_blocks(model, on=compiled)
-        optimizers, here, objective = optim.build(model, config), Dist(0, 1, device), next_token_objective()
+        optimizers, dist, objective = optim.build(model, config), Dist(0, 1, device), next_token_objective()
         windows = Windows(tokens[:cut], config.block_size, size["batch_size"], config.seed)
         seconds, compiling, curve, reached = 0.0, 0.0, [], None
         for step in range(steps):
             wait(device)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             optim.set_learning_rate(optimizers, optim.learning_rate(step, steps, config))
             seed_step(config.seed, step, 0)
-            train_step(model, optimizers, windows.batch(step), objective, config, here, "bf16")
+            train_step(model, optimizers, windows.batch(step), objective, config, dist, "bf16")
             wait(device)
-            spent = time.perf_counter() - begun
-            if step < 2:  # forwards and backwards of the first step, and what the second finds changed
-                compiling += spent
+            elapsed = time.perf_counter() - started
+            if step < 2:  # the second step may recompile
+                compiling += elapsed
             else:
-                seconds += spent
+                seconds += elapsed
             if (step + 1) % every == 0:
-                value = validation(model, look_at, device)
+                value = validation(model, val_batches, device)
                 curve.append([step + 1, seconds, value])
                 if reached is None and value <= TARGET:
                     reached = seconds
         return {"target": TARGET, "seconds_to_target": reached, "compiling_seconds": compiling, "seconds": seconds,
                 "last": curve[-1][2], "steps": steps, "settings": size, "curve": curve}
 
-    return fitting(learn, size["batch_size"], device)
+    return fitting(train, size["batch_size"], device)
 
 
 def validation(model: Any, windows: Any, device: torch.device) -> float:
-    """Nats per character over every window once, protocol (b), in fp32, uncompiled."""
+    """Return the validation loss in nats per character by protocol (b), in fp32, uncompiled."""
     model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         value = mean_loss(model, windows, device, "fp32")
@@ -310,7 +316,7 @@ def validation(model: Any, windows: Any, device: torch.device) -> float:
 
 
 def generation(device: torch.device, toy: bool) -> dict[str, Any]:
-    """Tokens per second of an untrained 10.65 M qwen3, 1,000 new tokens, by dtype and batch."""
+    """Return tokens per second of an untrained 10.65 M qwen3 for 1,000 new tokens, by dtype and batch."""
     count = 8 if toy else 1000
     shape = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 1024}
     if toy:
@@ -319,10 +325,10 @@ def generation(device: torch.device, toy: bool) -> dict[str, Any]:
     figures = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for batch in (1, 16):
-            def write(count: int = count, dtype: torch.dtype = dtype, batch: int = batch) -> None:
+            def sample(count: int = count, dtype: torch.dtype = dtype, batch: int = batch) -> None:
                 generate.generate(model, [[0]] * batch, count, temperature=1.0, seed=0, dtype=dtype)
 
-            seconds = statistics.median(timed(write, device, 1, 1 if toy else 3))
+            seconds = statistics.median(timed(sample, device, 1, 1 if toy else 3))
             figures[f"{name} batch {batch}"] = batch * count / seconds
     return figures
 
@@ -331,38 +337,39 @@ def generation(device: torch.device, toy: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the parts, and write what each has found as soon as it is there."""
+    """Run the parts, and write the figures of each as soon as it ends."""
     args = arguments()
     device, toy = args.device, args.toy
     runtime_device.set_threads_and_determinism(None, False, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else runtime_device.processor()
     missing = compiler.compiler_missing(device)
     if missing and not toy:
-        print(f"{missing}: going on without torch.compile, which is slower", file=sys.stderr)
+        print(f"{missing}; continuing without torch.compile, which is slower", file=sys.stderr)
     compiled = not toy and not missing
     result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "device": name, "torch": torch.__version__,
                               "toy": toy, "compiled": compiled, "compiler_missing": missing}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     work = {"throughput": lambda: throughput(device, toy, compiled, args.nanogpt),
             "loss": lambda: to_loss(device, toy, compiled, args.text), "generation": lambda: generation(device, toy)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     failed = []
     for part in args.part:
-        found = result[part] = attempt(part, work[part])
-        failed += [name for name, one in ((part, found), *found.items()) if isinstance(one, dict) and "error" in one]
-        result["seconds"] = time.perf_counter() - begun
+        figures = result[part] = attempt(part, work[part])
+        failed += [name for name, value in ((part, figures), *figures.items())
+                   if isinstance(value, dict) and "error" in value]
+        result["seconds"] = time.perf_counter() - started
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(part, json.dumps(without_curve(found)), flush=True)
-    print(f"written to {args.out} after {result['seconds']:.0f} s")
+        print(part, json.dumps(without_curve(figures)), flush=True)
+    print(f"wrote {args.out} after {result['seconds']:.0f} s")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
     if not toy:
-        record.append("gpu", {key: without_curve(found) for key, found in result.items()})
+        record.append("gpu", {key: without_curve(value) for key, value in result.items()})
 
 
-def without_curve(found: Any) -> Any:
-    """What a part has found, on a line."""
-    return {key: one for key, one in found.items() if key != "curve"} if isinstance(found, dict) else found
+def without_curve(figures: Any) -> Any:
+    """Return the figures of a part without its loss curve."""
+    return {key: value for key, value in figures.items() if key != "curve"} if isinstance(figures, dict) else figures
 
 
 if __name__ == "__main__":

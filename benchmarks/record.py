@@ -1,7 +1,7 @@
-"""A line per finished run: what was measured, on which machine, at which commit.
+"""Append one line per finished run to a results file: figures, machine and commit.
 
-Most benchmarks write their line when they end. What a ladder holds was measured earlier: its lines have the date,
-versions and machine that its runs noted themselves, and the recording's own date and commit under names that say so.
+Most benchmarks append their line when they end. A ladder's runs were measured earlier: their lines have the date,
+versions and machine that the runs recorded, plus `recorded` and `recorded_commit` for the time of writing the line.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ HERE = Path(__file__).resolve().parent
 
 @cache
 def commit() -> str | None:
-    """The commit that was measured, `+` behind it where a tracked file is not as it was there; None outside a checkout.
+    """Return the current commit, with `+` if a tracked file was changed; None outside a checkout.
 
-    What benchmarks write themselves, their results and the board, does not count. Asked once for all lines of a run.
+    Changes to the files that benchmarks write, the results and the board, do not count. Cached for all lines of a run.
     """
-    looked_at = (":/", ":(exclude)results", ":(exclude)README.md")  # all of the checkout but these
+    paths = (":/", ":(exclude)results", ":(exclude)README.md")
     try:
         head = git("describe", "--always", "--abbrev=12")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *looked_at)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *paths)
     except OSError:
         return None
     return head + "+" * bool(changed) if head else None
 
 
-def git(*words: str) -> str:
-    """What git says of this checkout; nothing where it fails."""
-    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
+def git(*arguments: str) -> str:
+    """Return git's output in this checkout; "" if it fails."""
+    return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
 def append(name: str, figures: dict[str, Any]) -> None:
-    """One line at the end of results/NAME.jsonl, of what was measured just now: date, commit, machine, the figures."""
+    """Append a line to results/NAME.jsonl for a measurement made now: date, commit, machine and figures."""
     import torch
 
     from bardlet.runtime.device import pick_dtype, processor
 
-    # two types of processor may have one name: what the faster multiplies natively in sets them apart
+    # different processors may share a name; natively supported precision tells them apart
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
                "native": pick_dtype("auto", torch.device("cpu")), "torch": torch.__version__}
     write(name, {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine, **figures})
 
 
 def append_earlier(name: str, figures: dict[str, Any]) -> None:
-    """The same for what was measured earlier: `figures` say themselves when and by what."""
+    """Append a line for an earlier measurement, whose `figures` contain date and machine."""
     write(name, {"recorded": time.strftime("%Y-%m-%d"), "recorded_commit": commit(), **figures})
 
 
 def write(name: str, line: dict[str, Any]) -> None:
-    """One line at the end of results/NAME.jsonl."""
+    """Append a line to results/NAME.jsonl."""
     path = HERE / "results" / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:

@@ -1,11 +1,11 @@
-"""What share of a CPU training takes: model flops per second over the rate of a large bf16 product beside it.
+"""CPU utilization of training: model flops per second as a share of the rate of a large bf16 matrix product.
 
     python benchmarks/share.py [--runs 5] [--no-save]
 
-qwen3 as `bardlet train` makes it (Muon, bf16, compiled), on random characters, at several sizes. In each round the
-product is timed first, then some steps of one size; the figures are medians of the rounds' shares. Model flops are
-counted as in gpu.py: 6 N + 12 L C T for each token, attention as if it looked ahead, too; without that,
-6 N + 6 L C T, the share is `causal`. Appends a line to results/share.jsonl.
+qwen3 with the defaults of `bardlet train` (Muon, bf16, compiled), on random characters, at several sizes. Each round
+times the product, then a few steps of one size; the figures are medians over the rounds. Model flops are counted as in
+gpu.py: 6 N + 12 L C T per token, with attention to all positions. `causal` counts only the past: 6 N + 6 L C T. Appends
+a line per size to results/share.jsonl.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ CHARACTERS = 65
 
 
 def main() -> None:
-    """See the top of this file."""
+    """Run the command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="rounds of each size")
+    parser.add_argument("--runs", type=int, default=5, help="rounds per size")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     device.set_threads_and_determinism(None, False, torch.device("cpu"))
@@ -49,15 +49,15 @@ def main() -> None:
 
 
 def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
-    """Tokens per second, flops per second and their share of the product's, medians of some rounds."""
+    """Return tokens per second, the flops rate of the product, and the share of it, as medians over `runs` rounds."""
     cpu = torch.device("cpu")
-    torch.compiler.reset()  # the graphs of the size before
+    torch.compiler.reset()  # drop the graphs of the previous size
     torch.manual_seed(0)
     model = models.build(config.model_config(CHARACTERS))
     compiler.compile_blocks(model)
     tokens = torch.randint(CHARACTERS, (config.batch_size, config.block_size + 1))
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}
-    optimizers, stage, here = optim.build(model, config), gpu.next_token_objective(), distributed.Dist(0, 1, cpu)
+    optimizers, objective, dist = optim.build(model, config), gpu.next_token_objective(), distributed.Dist(0, 1, cpu)
     parameters = sum(p.numel() for p in model.parameters())
     attention = 6 * config.n_layer * config.n_embd * config.block_size
     flops = config.tokens_per_step * (6 * parameters + 2 * attention)
@@ -65,7 +65,7 @@ def measure(config: TrainConfig, runs: int) -> dict[str, Any]:
     for _ in range(runs):
         rates.append(gpu.matrix_rate(cpu, 4096))
         times.append(statistics.median(gpu.timed(
-            lambda: train_step(model, optimizers, batch, stage, config, here, "bf16"), cpu, 2, 5)))
+            lambda: train_step(model, optimizers, batch, objective, config, dist, "bf16"), cpu, 2, 5)))
     shares = [flops / seconds / rate for seconds, rate in zip(times, rates, strict=True)]
     return {"parameters": parameters, "tokens_per_second": config.tokens_per_step / statistics.median(times),
             "bf16_product_gflops": statistics.median(rates) / 1e9, "share": statistics.median(shares),

@@ -216,7 +216,7 @@ def fitting(args: argparse.Namespace, tokenizer: Tokenizer) -> Iterator[Record]:
 def conversations(tokenizer: Tokenizer, one: Record) -> list[tuple[Any, Any]]:
     """(ids, which are learned) of a record: one conversation, or both of a pair, or a question."""
     ends = [one[name] for name in ("completion", *data_preferences.SIDES) if name in one]
-    asked = chat_template.encode(tokenizer, one["prompt"], ask=True)
+    asked = chat_template.encode(tokenizer, one["prompt"], add_generation_prompt=True)
     made = [chat_template.encode(tokenizer, [*one["prompt"], *end]) for end in ends] or [asked]
     for _, learned in made:
         learned[: len(asked[0])] = False  # answers before the last are part of the question

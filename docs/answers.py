@@ -1,10 +1,10 @@
-"""The exercises of the course, answered by a run. Their figures stand in answers.json, and the pages show them.
+"""Answers to the course's exercises. Running this file writes their figures to answers.json for the pages to show.
 
-    python docs/answers.py [NAME ...] [--seeds N]      # all answers: some ten minutes on one core
+    python docs/answers.py [NAME ...] [--seeds N]      # all answers: about ten minutes on one core
 
-Training is the lecture's own loop, short enough to change: Tiny Shakespeare by characters, batches of 32 windows of 8,
-AdamW. An answer gives named figures; where a rung is trained, the validation loss as a mean over seeds. Where the
-figures are there to choose by, the loss is that of the development split instead.
+Training uses the lecture's own loop, short enough to modify: Tiny Shakespeare as characters, batches of 32 windows of
+8, AdamW. An answer returns named figures; trained rungs give the validation loss, averaged over seeds. An exercise that
+chooses between settings uses the loss on the development split instead.
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ Figures = dict[str, float]
 
 
 class Text:
-    """Tiny Shakespeare as ids: its characters, its training part and its validation part."""
+    """Tiny Shakespeare as ids: the characters, the training part and the validation part."""
 
     def __init__(self) -> None:
         text = "".join(corpus.find(["tinyshakespeare"]).documents())
         self.chars = sorted(set(text))
-        place = {c: i for i, c in enumerate(self.chars)}
-        ids = torch.tensor([place[c] for c in text])
+        stoi = {c: i for i, c in enumerate(self.chars)}
+        ids = torch.tensor([stoi[c] for c in text])
         cut = int(0.9 * len(ids))
         self.train, self.val = ids[:cut], ids[cut:]
 
     def development(self) -> Text:
-        """The same text for making choices: the validation part is not in it, the last tenth of the rest takes its
-        place."""
+        """Return the text for making choices: the validation part is the last tenth of the original training part."""
         other = Text.__new__(Text)
         cut = int(0.9 * len(self.train))
         other.chars, other.train, other.val = self.chars, self.train[:cut], self.train[cut:]
@@ -53,21 +52,21 @@ class Text:
 
 
 def shape(model: str, text: Text, **changed: int) -> ModelConfig:
-    """The lecture's small sizes."""
+    """Return the lecture's small model shape, with changes."""
     sizes = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 8, **changed}
     return TrainConfig(model=model, **sizes).model_config(len(text.chars))  # type: ignore[arg-type]
 
 
 def batch(part: Tensor, generator: torch.Generator, rows: int = 32, length: int = 8) -> tuple[Tensor, Tensor]:
-    """Random windows and, one further, what follows each of their characters: two (rows, length)."""
+    """Return random windows, and the same windows one character later: two (rows, length)."""
     start = torch.randint(len(part) - length, (rows, 1), generator=generator)
-    place = start + torch.arange(length)
-    return part[place], part[place + 1]
+    position = start + torch.arange(length)
+    return part[position], part[position + 1]
 
 
 def train(model: nn.Module, text: Text, seed: int, steps: int = 5000, lr: float = 1e-3,
-          each: Callable[[int], None] = lambda step: None) -> float:
-    """Train as the lecture does; the validation loss over every character once."""
+          after_step: Callable[[int], None] = lambda step: None) -> float:
+    """Train as the lecture does; return the validation loss over every character once."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for step in range(steps):
@@ -76,20 +75,20 @@ def train(model: nn.Module, text: Text, seed: int, steps: int = 5000, lr: float 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        each(step)
+        after_step(step)
     return validate(model, text)
 
 
 @torch.no_grad()
 def validate(model: nn.Module, text: Text) -> float:
-    """The mean loss over every validation character but the first."""
+    """Return the mean loss over every validation character except the first."""
     rows = (len(text.val) - 1) // 8
     idx, target = text.val[: 8 * rows].view(rows, 8), text.val[1 : 8 * rows + 1].view(rows, 8)
     return F.cross_entropy(model(idx).flatten(0, 1), target.flatten()).item()
 
 
 def new(name: str, text: Text, seed: int, **changed: int) -> nn.Module:
-    """A fresh rung."""
+    """Return an untrained rung."""
     torch.manual_seed(seed)
     model: nn.Module = build(shape(name, text, **changed))
     return model
@@ -99,9 +98,9 @@ def new(name: str, text: Text, seed: int, **changed: int) -> nn.Module:
 
 
 def counted(text: Text, seed: int) -> Figures:
-    """Rung 1: the table of a bigram, counted instead of trained."""
+    """Rung 1: count a bigram's table instead of training it."""
     V = len(text.chars)
-    pairs = torch.ones(V, V)  # one of each to begin with: a pair that was never seen is rare, not impossible
+    pairs = torch.ones(V, V)  # start at 1: an unseen pair is rare, not impossible
     pairs.index_put_((text.train[:-1], text.train[1:]), torch.ones(len(text.train) - 1), accumulate=True)
     log_p = (pairs / pairs.sum(dim=1, keepdim=True)).log()
     return {"counted": -log_p[text.val[:-1], text.val[1:]].mean().item(),
@@ -111,13 +110,13 @@ def counted(text: Text, seed: int) -> Figures:
 def only_itself(text: Text, seed: int) -> Figures:
     """Rung 2: the same model without the average."""
     figures = {"average of the past": train(new("averaging", text, seed), text, seed)}
-    with mock.patch.object(lecture, "average_by_softmax", lambda x: x):  # in here, and not behind it
+    with mock.patch.object(lecture, "average_by_softmax", lambda x: x):  # restored afterwards
         figures["only the current token"] = train(new("averaging", text, seed), text, seed)
     return figures
 
 
 def without_mask(text: Text, seed: int) -> Figures:
-    """Rung 3: every position may look at every other."""
+    """Rung 3: let every position look at every other."""
     model = new("one-head", text, seed)
     model.sa_head.tril.fill_(1)
     train(model, text, seed)
@@ -130,14 +129,14 @@ def without_mask(text: Text, seed: int) -> Figures:
 
 
 def number_of_heads(text: Text, seed: int) -> Figures:
-    """Rung 4: the same 32 channels in fewer and in more heads, to choose from: so by the development split."""
+    """Rung 4: the same 32 channels in fewer or more heads; a choice, so it uses the development split."""
     text = text.development()
     return {f"{n} of {32 // n}": train(new("multi-head", text, seed, n_head=n), text, seed)
             for n in (1, 2, 4, 8, 16, 32)}
 
 
 def without_relu(text: Text, seed: int) -> Figures:
-    """Rung 5: the feed-forward layer without its bend."""
+    """Rung 5: the feed-forward layer without its ReLU."""
     figures = {"with ReLU": train(new("feed-forward", text, seed), text, seed)}
     model = new("feed-forward", text, seed)
     model.ffwd.net[1] = nn.Identity()
@@ -147,19 +146,19 @@ def without_relu(text: Text, seed: int) -> Figures:
 
 
 def without_residual(text: Text, seed: int) -> Figures:
-    """Rung 6: three blocks that pass on what they compute, instead of adding it."""
+    """Rung 6: three blocks that replace x instead of adding to it."""
 
-    def replaces(self: nn.Module, x: Tensor) -> Tensor:
+    def without_sum(self: nn.Module, x: Tensor) -> Tensor:
         return self.ffwd(self.sa(x))
 
     figures = {"x + block(x)": train(new("residual", text, seed), text, seed)}
-    with mock.patch.object(lecture.ResidualBlock, "forward", replaces):
+    with mock.patch.object(lecture.ResidualBlock, "forward", without_sum):
         figures["block(x)"] = train(new("residual", text, seed), text, seed)
     return figures
 
 
 def ten_times_the_rate(text: Text, seed: int) -> Figures:
-    """Rung 7: 2,000 steps with ten times the learning rate, with and without LayerNorm."""
+    """Rung 7: 2,000 steps at three learning rates, with and without LayerNorm."""
     return {f"{name}, learning rate {lr:g}": train(new(name, text, seed), text, seed, steps=2000, lr=lr)
             for name in ("residual", "layer-norm") for lr in (1e-3, 1e-2, 3e-2)}
 
@@ -172,19 +171,20 @@ def first_loss(text: Text, seed: int) -> Figures:
 
 
 def same_distance(text: Text, seed: int) -> Figures:
-    """Rung 9: the score of one query and one key, put at several places."""
+    """Rung 9: the score of one query and one key at several pairs of positions."""
     torch.manual_seed(seed)
     q, k = torch.randn(2, 1, 1, 1, 16)  # one token, one head, 16 channels each
 
     def score(at_q: int, at_k: int) -> float:
-        turned = [apply_rope(x, *rope_cos_sin(torch.tensor([[at]]), 16, 10_000.0)) for x, at in ((q, at_q), (k, at_k))]
-        return (turned[0] * turned[1]).sum().item()
+        rotated = [apply_rope(x, *rope_cos_sin(torch.tensor([[position]]), 16, 10_000.0))
+                   for x, position in ((q, at_q), (k, at_k))]
+        return (rotated[0] * rotated[1]).sum().item()
 
     return {f"query at {t}, key at {s}": score(t, s) for t, s in ((3, 1), (13, 11), (103, 101), (13, 3))}
 
 
 def parameters_of_a_gate(text: Text, seed: int) -> Figures:
-    """Rung 10: the parameters of one feed-forward layer at 128 and at 384 channels."""
+    """Rung 10: count the parameters of one feed-forward layer at 128 and at 384 channels."""
 
     def count(name: str, C: int) -> int:
         return sum(p.numel() for p in new(name, text, seed, n_embd=C).blocks[0].ffwd.parameters())
@@ -194,25 +194,25 @@ def parameters_of_a_gate(text: Text, seed: int) -> Figures:
 
 
 def sharper_queries(text: Text, seed: int) -> Figures:
-    """Rung 11: the largest attention weight of each row, and again with a query matrix a hundred times larger."""
-    figures = {"equal weights": sum(1 / n for n in range(2, 9)) / 7}  # of the row at position t there are t + 1
+    """Rung 11: the largest attention weight of each row, also with a query matrix a hundred times larger."""
+    figures = {"equal weights": sum(1 / n for n in range(2, 9)) / 7}  # the row at position t has t + 1 weights
     x = torch.randn(64, 8, 32, generator=torch.Generator().manual_seed(seed))
     for n, name in ((10, "swiglu"), (11, "qk-norm")):
         attention = new(name, text, seed).blocks[0].sa
         with torch.no_grad():
-            for what, times in (("as initialised", 1), ("query matrix x 100", 100)):
-                attention.query.weight *= times
-                figures[f"rung {n}, {what}"] = attention.weights(x)[..., 1:, :].amax(dim=-1).mean().item()
+            for label, factor in (("as initialised", 1), ("query matrix x 100", 100)):
+                attention.query.weight *= factor
+                figures[f"rung {n}, {label}"] = attention.weights(x)[..., 1:, :].amax(dim=-1).mean().item()
     return figures
 
 
 def muon_update(text: Text, seed: int) -> Figures:
-    """Rung 12: singular values of a gradient, and of what Muon makes of it."""
+    """Rung 12: the singular values of a gradient, and of Muon's update."""
     model = new("qk-norm", text, seed)
     idx, target = batch(text.train, torch.Generator().manual_seed(seed))
     F.cross_entropy(model(idx).flatten(0, 1), target.flatten()).backward()
     gradient = model.blocks[0].sa.value.weight.grad
-    update = optim.orthogonalize(gradient[None], torch.float32)[0]  # in bf16 the third digit is the processor's
+    update = optim.orthogonalize(gradient[None], torch.float32)[0]  # in bf16 the third digit depends on the processor
     old, new_ = torch.linalg.svdvals(gradient), torch.linalg.svdvals(update)
     return {"gradient, largest / median": (old[0] / old.median()).item(),
             "gradient, smallest / median": (old[-1] / old.median()).item(),
@@ -221,35 +221,35 @@ def muon_update(text: Text, seed: int) -> Figures:
 
 
 def average_of_weights(text: Text, seed: int) -> Figures:
-    """Rung 13: rung 7, the last weights and the mean of those after each of the last thousand steps."""
+    """Rung 13: train rung 7; compare the last weights with their mean over the last thousand steps."""
     figures = {}
     for lr in (1e-3, 1e-2):
         model = new("layer-norm", text, seed)
         mean: dict[str, Tensor] = {}
-        taken = 0
+        count = 0
 
         def add(step: int, model: nn.Module = model, mean: dict[str, Tensor] = mean) -> None:
-            nonlocal taken
+            nonlocal count
             if step < 4000:
                 return
-            taken += 1
+            count += 1
             for name, p in model.named_parameters():
-                mean.setdefault(name, p.detach().clone()).lerp_(p.detach(), 1 / taken)
+                mean.setdefault(name, p.detach().clone()).lerp_(p.detach(), 1 / count)
 
-        figures[f"learning rate {lr:g}, last"] = train(model, text, seed, lr=lr, each=add)
+        figures[f"learning rate {lr:g}, last"] = train(model, text, seed, lr=lr, after_step=add)
         model.load_state_dict(mean)
         figures[f"learning rate {lr:g}, average"] = validate(model, text)
     return figures
 
 
 def centred(text: Text, seed: int) -> Figures:
-    """Rung 9: what a constant added to every channel does to two norms."""
+    """Rung 9: the change in two norms' outputs when a constant is added to every channel."""
     x = torch.randn(1000, 32, generator=torch.Generator().manual_seed(seed))
     norms = {"LayerNorm": nn.LayerNorm(32), "RMSNorm": RMSNorm(32, 1e-6)}
     return {f"{name} changes by": (norm(x + 5) - norm(x)).abs().mean().item() for name, norm in norms.items()}
 
 
-ANSWERS: dict[str, tuple[Callable[[Text, int], Figures], int]] = {  # name -> what answers it, and over how many seeds
+ANSWERS: dict[str, tuple[Callable[[Text, int], Figures], int]] = {  # name -> (function, number of seeds)
     "counted": (counted, 2), "only itself": (only_itself, 2), "without mask": (without_mask, 2),
     "number of heads": (number_of_heads, 1), "without ReLU": (without_relu, 2),
     "without residual": (without_residual, 2), "ten times the rate": (ten_times_the_rate, 1),
@@ -260,21 +260,21 @@ ANSWERS: dict[str, tuple[Callable[[Text, int], Figures], int]] = {  # name -> wh
 
 
 def main() -> None:
-    """Run the answers that are named, or all, and put their figures into answers.json."""
+    """Run the named answers, or all, and write their figures to answers.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ANSWERS))
-    parser.add_argument("--seeds", type=int, help="how many, for answers that train")
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)  # tensors of a few thousand numbers: a second thread costs more than it does
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: as listed in ANSWERS)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # the tensors are tiny: a second thread costs more than it saves
     path, text = Path(__file__).with_name("answers.json"), Text()
-    for name in chosen.names or ANSWERS:
+    for name in args.names or ANSWERS:
         run, seeds = ANSWERS[name]
-        figures = [run(text, 1337 + i) for i in range(chosen.seeds or seeds)]
+        figures = [run(text, 1337 + i) for i in range(args.seeds or seeds)]
         mean = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        found[name] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
-                       "threads": torch.get_num_threads(), "seeds": len(figures), "figures": mean}
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        entries[name] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
+                         "threads": torch.get_num_threads(), "seeds": len(figures), "figures": mean}
+        path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(mean), flush=True)
 
 

@@ -1,9 +1,9 @@
-"""What the pages of the course take from elsewhere: code from the sources, figures from runs. Hooks of mkdocs.
+"""The course's directives, which insert code from the sources and results from runs; hooks for mkdocs.
 
-A page asks by a directive, `{{ name: argument }}`, on a line of its own or, for a single value, within a line. The
-table DIRECTIVES below says which there are. A directive that cannot be answered stops the build with its page and line.
-What was measured stands in measured.json and figures/ (written by `python benchmarks/ladder.py publish`) and in
-answers.json (written by docs/answers.py). With BARDLET_DOCS_DRAFT=1 a page may say "not measured yet".
+A page writes a directive, `{{ name: argument }}`, on a line of its own or, for a single value, within a line. The table
+DIRECTIVES below lists them all. A directive that fails stops the build and names its page and line. Results come from
+measured.json and figures/ (written by `python benchmarks/ladder.py publish`) and from answers.json (written by
+docs/answers.py). With BARDLET_DOCS_DRAFT=1, a missing result becomes "not measured yet".
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "whole": course.whole,  # rung 3: all of its code, folded
     "beside": course.beside,  # bardlet.MODULE.NAME bardlet.MODULE.NAME: the second as a diff against the first
     "translated": course.translated,  # NAME in translation.json
-    "result": course.result,  # FILE NAME KEY=VALUE ...: of the lines of a benchmark
+    "result": course.result,  # FILE NAME KEY=VALUE ...: a figure from the results of a benchmark
     "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME
-    "losses": losses.losses,  # rung 3: what is normal
-    "verdict": losses.verdict,  # rung 9: whether it helped
-    "compare": losses.compare,  # NAME among the extras of measured.json with rung 8
+    "losses": losses.losses,  # rung 3: the normal losses
+    "verdict": losses.verdict,  # rung 9: did it help?
+    "compare": losses.compare,  # NAME with rung 8; NAME is one of the extras of measured.json
     "table": losses.table,  # 1-7
-    "sample": losses.sample,  # rung 3: what it wrote
-    "figure": losses.figure,  # NAME | what it shows
+    "sample": losses.sample,  # rung 3: its sample
+    "figure": losses.figure,  # NAME | alternative text
     "measured": losses.measured,  # PATH in measured.json
     "answer": losses.answer,  # NAME in answers.json
     "setting": course.setting,  # scaled n_embd: a size of the larger rungs on a CPU, or: small n_embd
-    "settings": losses.settings,  # no argument: what the rungs train with
-    "seen": losses.seen,  # rung 8: how often it went over the text
+    "settings": losses.settings,  # no argument: the settings of the rungs
+    "seen": losses.seen,  # rung 8: its epochs
     "experiment": course.experiment,  # NAME
+    "help": course.command_help,  # NAME of a command: all of its settings
 }
 
 
@@ -49,9 +50,9 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
 
 
 def expand(markdown: str, page: str, course: Course) -> str:
-    """`markdown` with its directives answered. `page` is the file's path below docs/, for links and for errors.
+    """Replace the directives of `markdown` by their text. `page` is the file's path below docs/, for links and errors.
 
-    Raises BardletError, with page and line, for a directive that is unknown or cannot be answered.
+    Raises BardletError, with page and line, for a directive that is unknown or fails.
     """
     return "\n".join(_expand_line(line, page, number, course)
                      for number, line in enumerate(markdown.split("\n"), start=1))
@@ -65,7 +66,7 @@ def _expand_line(line: str, page: str, number: int, course: Course) -> str:
         name, argument = match.group(1), (match.group(2) or "").strip()
         try:
             if name not in DIRECTIVES:
-                raise BardletError(f"there is no such directive; choose one of {', '.join(sorted(DIRECTIVES))}")
+                raise BardletError(f"unknown directive; choose from {', '.join(sorted(DIRECTIVES))}")
             text = DIRECTIVES[name](course, argument, page)
         except Missing as missing:
             if not course.draft:
@@ -74,22 +75,21 @@ def _expand_line(line: str, page: str, number: int, course: Course) -> str:
         except BardletError as error:
             raise BardletError(f"docs/{page}, line {number}: {match.group()}: {error}") from None
         if not alone and "\n" in text:
-            raise BardletError(f"docs/{page}, line {number}: {match.group()}: must stand on a line of its own")
+            raise BardletError(f"docs/{page}, line {number}: {match.group()}: must be on a line of its own")
         return "\n".join(indent + part if part else part for part in text.split("\n"))
 
     return DIRECTIVE.sub(answer, line.strip() if alone else line)
 
 
-# ---------------------------------------------------------------------------- mkdocs calls these
+# ---------------------------------------------------------------------------- hooks that mkdocs calls
 
 
 _course: Course | None = None
-_pictures = tempfile.TemporaryDirectory(prefix="bardlet-docs-")  # gone when the build ends
+_pictures = tempfile.TemporaryDirectory(prefix="bardlet-docs-")  # deleted when the build ends
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Before the first page: what was measured is read, the experiments that pages ask for run, and their pictures
-    join the site's files."""
+    """Load the results, run the experiments that pages ask for, and add their pictures to the site's files."""
     global _course
     from mkdocs.structure.files import File
 
@@ -98,14 +98,14 @@ def on_files(files: Any, config: Any) -> Any:
     for file in files.documentation_pages():
         for name, argument in DIRECTIVE.findall(file.content_string):
             if name == "experiment":
-                _answered(_course, name, argument, file.src_uri)
+                _run_experiment(_course, name, argument, file.src_uri)
     for path in sorted(folder.glob("*.png")):
         files.append(File.generated(config, f"experiments/{path.name}", abs_src_path=str(path)))
     return files
 
 
-def _answered(course: Course, name: str, argument: str, page: str) -> None:
-    """Run an experiment ahead of its page; what is wrong with it is reported when the page comes."""
+def _run_experiment(course: Course, name: str, argument: str, page: str) -> None:
+    """Run an experiment ahead of its page; an error is reported later, with the page and its line."""
     try:
         DIRECTIVES[name](course, argument, page)
     except BardletError:
@@ -113,7 +113,7 @@ def _answered(course: Course, name: str, argument: str, page: str) -> None:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """A page with its directives answered; an error ends the build with its page and line."""
+    """Replace the directives of a page; an error stops the build and names the page and line."""
     from mkdocs.exceptions import PluginError
 
     assert _course is not None
@@ -124,10 +124,10 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_post_build(*, config: Any) -> None:
-    """The search index once more as a script: for that Material asks where a page is opened from the disk.
+    """Write the search index as a script, too: Material loads it when a page is opened from the disk.
 
-    Without it every page would end in an error there. To search, a server is needed all the same: as they come,
-    browsers let no page from the disk start the worker that does it.
+    Without the script, every page opened from the disk would log an error. Searching still needs a server, because
+    browsers do not let a page from the disk start the search worker.
     """
     search = Path(config.site_dir) / "search"
     index = (search / "search_index.json").read_text(encoding="utf-8")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The story of laptop.sh for one GPU and about an hour and a half: a longer window, more answers, sums of three digits.
+# laptop.sh for one GPU and about an hour and a half: a longer context, more and longer answers, sums of three digits.
 #
-#   recipes/gpu.sh [FOLDER]         # by default runs/gpu; FRACTION=0.1 takes a tenth of the time, to look around
+#   recipes/gpu.sh [FOLDER]         # default: runs/gpu; FRACTION=0.1 takes a tenth of the time, for a quick look
 #
-# How large the models are follows from the minutes, as everywhere. These settings are those of laptop.sh, scaled. On two
-# cores every stage has run, in a hundredth of the time (tests/acceptance/test_stories.py); nobody has run or measured
-# them on a GPU yet.
+# The minutes determine the size of the models, as everywhere. The settings are those of laptop.sh, scaled up. Every
+# stage has run on two cores in a hundredth of the time (tests/acceptance/test_stories.py). No stage has been run or
+# measured on a GPU yet.
 out=${1:-runs/gpu}
 source "$(dirname "$0")/stages.sh"
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # From text to a chat model on two cores in less than half an hour, by the stages of ChatGPT:
 #
-#   recipes/laptop.sh [FOLDER]      # by default runs/laptop; FRACTION=0.1 takes a tenth of the time, to look around
+#   recipes/laptop.sh [FOLDER]      # default: runs/laptop; FRACTION=0.1 takes a tenth of the time, for a quick look
 #
-# Pretraining on novels, stories and facts; fine-tuning on instructions; a reward model from people's (here GPT-4's)
-# preferences; PPO with that reward model, DPO on the same preferences; and beside it a small model that learns sums by
-# GRPO, where right and wrong are known. Each stage is a run folder from which the next one starts, and says what it was
-# before and after. What lies there already is not made again, so a run that was stopped goes on by the same command.
+# Pretrain on novels, stories and facts; fine-tune on instructions; train a reward model on preferences (here GPT-4's,
+# in place of human ones); run PPO with that reward model, and DPO on the same preferences. Separately, a small model
+# learns sums by GRPO, where an answer can be checked. Each stage is a run folder, and the next stage starts from it.
+# The table at the end compares before and after. Run the same command again to continue; it skips finished stages.
 out=${1:-runs/laptop}
 source "$(dirname "$0")/stages.sh"
 

@@ -1,4 +1,4 @@
-"""A clock for runs with --minutes: they are the same on every machine, however busy, and no test waits for them."""
+"""A simulated clock for runs with --minutes: the same on every machine, and without waiting."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 
 class Clock:
-    """Time that passes in training steps and evaluations alone, and as much in each as the test says."""
+    """A clock that advances by a fixed time in each training step and evaluation, and not otherwise."""
 
     def __init__(self, per_step: float = 0.02, per_evaluation: float = 0.004) -> None:
         self.now = 1000.0
         self.per_step, self.per_evaluation = per_step, per_evaluation
 
     def monotonic(self) -> float:
-        """Seconds, as `time.monotonic` would say; a nanosecond goes by, so that no speed is infinite."""
+        """Return seconds, like `time.monotonic`; each call takes a nanosecond, so that no speed is infinite."""
         self.now += 1e-9
         return self.now
 
@@ -26,9 +26,9 @@ class Clock:
 
 
 def install(own: Clock, patch: pytest.MonkeyPatch) -> Clock:
-    """Have bardlet look at `own` in this process. The speed of the machine counts as known: nothing is calibrated."""
+    """Make bardlet use the clock `own` in this process, and a fixed speed instead of calibrating the machine."""
     import bardlet.cli.train
-    import bardlet.runner  # noqa: F401 (with the command, every module that looks at the clock of a run)
+    import bardlet.runner  # noqa: F401 (imports every module that reads the clock of a run)
     from bardlet.planning import calibrate, clock
     from bardlet.training import trainer
 

@@ -1,4 +1,4 @@
-"""Shared by the tests: a cache of their own, the command line in this process, a clock, and a very small run."""
+"""Fixtures: a separate cache, the command line in this process, a simulated clock, and tiny settings."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16
 """Settings of a model that trains in milliseconds."""
 
 
-def settings_of(model: str, words: Sequence[str]) -> list[str]:
-    """`words`, which are pairs of --NAME and VALUE, without the settings that a rung of the ladder does not have."""
-    pairs = zip(words[::2], words[1::2], strict=True)
-    return [word for name, value in pairs if model not in ABSENT_IN.get(name[2:].replace("-", "_"), ())
-            for word in (name, value)]
+def settings_of(model: str, argv: Sequence[str]) -> list[str]:
+    """Return `argv`, pairs of --NAME and VALUE, without the settings that `model` does not have."""
+    pairs = zip(argv[::2], argv[1::2], strict=True)
+    return [argument for name, value in pairs if model not in ABSENT_IN.get(name[2:].replace("-", "_"), ())
+            for argument in (name, value)]
 
 
 def assert_same_run(whole: Path, again: Path, step: int) -> None:
-    """The weights at both roots are the same bits, and so is what the checkpoint of `step` keeps besides."""
+    """Assert that two runs have the same weights, and the same trainer state at `step`, bit for bit."""
     for name in ("model.safetensors", f"checkpoints/step-{step:08}/trainer.safetensors"):
-        one, other = load_file(whole / name), load_file(again / name)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
+        expected, actual = load_file(whole / name), load_file(again / name)
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(tensor, actual[key]) for key, tensor in expected.items()), name
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Token shards of the tests go to a folder of theirs, made once for the session; what was compiled stays."""
-    kind = hashlib.sha256(processor().encode()).hexdigest()[:12]  # what was compiled for another processor aborts
+    """Use a temporary cache for the session, but keep compiled graphs across sessions."""
+    kind = hashlib.sha256(processor().encode()).hexdigest()[:12]  # code compiled for another processor crashes
     compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / kind
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     before = os.environ.get("BARDLET_CACHE")
@@ -61,23 +61,23 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 LONG = ("test_translation", "test_cli", "test_run", "test_kills", "test_resume", "test_bad_input", "test_rl",
         "test_heartbeat", "test_trainer", "test_benchmarks", "test_equivalence")
-"""Files that take longest, which several processes begin with: the last ones to end are then short."""
+"""The slowest files, which run first, so that parallel test processes finish at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first."""
+    """Run the slowest files first."""
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def pytest_configure() -> None:
-    """One thread, here and in the processes that tests start: such small models lose time with a second."""
+    """Use one thread, here and in subprocesses: models this small get slower with a second one."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """A run pins the number of threads, and sums differ by it: no test and no fixture finds that of another."""
+    """Reset the number of threads, which a run sets and which changes floating-point sums."""
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
@@ -85,9 +85,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_endings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the sample at the end of a run, and draw figures without laying them out first: a third of the time.
+    """Shorten the sample at the end of a run and skip the layout of figures: together a third of the time.
 
-    Not in tests/acceptance, and not in a test that is marked `laid_out`.
+    Does not apply to tests/acceptance and to tests marked `laid_out`.
     """
     if "acceptance" in request.path.parts or request.node.get_closest_marker("laid_out"):
         return
@@ -95,19 +95,19 @@ def short_endings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
     from bardlet.stages import pretrain
 
-    save = Figure.savefig
+    original = Figure.savefig
 
-    def sketch(self: Figure, *args: Any, **kwargs: Any) -> None:
+    def savefig(self: Figure, *args: Any, **kwargs: Any) -> None:
         self.set_layout_engine("none")
-        save(self, *args, **kwargs)
+        original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Figure, "savefig", sketch)
+    monkeypatch.setattr(Figure, "savefig", savefig)
     monkeypatch.setattr(pretrain, "SAMPLE_TOKENS", 40)
 
 
 @pytest.fixture
 def bardlet(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """`bardlet ARGV --json` in this process; returns the object it prints, and fails where it fails."""
+    """Run `bardlet ARGV --json` in this process, assert that it succeeds, and return the JSON object."""
 
     def run(*argv: str | Path) -> dict[str, Any]:
         from bardlet.cli import main
@@ -122,13 +122,13 @@ def bardlet(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of runs with --minutes in this process."""
+    """The simulated clock of runs with --minutes in this process."""
     return install(Clock(), monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 6,000 characters in which the next one can be guessed."""
+    """A predictable text of 6,000 characters."""
     path = tmp_path_factory.mktemp("text") / "rhyme.txt"
     path.write_text("".join(f"the {n} little bards sang {n * n % 97} songs\n" for n in range(200)), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""The order of the rooms: who may import whom, read from the sources."""
+"""The order of the rooms (top-level modules), and rules for every source file, checked on the syntax tree."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
-ROOMS = ("cli", "runner", "ladder", "doctor", "stages", "planning", "evaluation", "training", "run", "inference",
+ROOMS = ("cli", "api", "runner", "ladder", "doctor", "stages", "planning", "evaluation", "training", "run", "inference",
          "data", "tokenizer", "runtime", "models", "ops", "config", "console", "errors")
-"""From top to bottom: a room imports from the rooms below it, and its files from each other without a circle."""
+"""From top to bottom: a room imports only from itself and the rooms below it, without cycles."""
 ENTRANCES = ("__init__", "__main__", "harness")
-"""Files at the root that belong to no room: they only call what is inside."""
+"""Files at the root that belong to no room: they only call the rooms."""
 
 
 def name_of(path: Path) -> str:
-    """The dotted name below bardlet of a source file."""
+    """Return the dotted name of a source file, without `bardlet.`."""
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_of(path: Path) -> set[str]:
-    """The names below bardlet that a file imports, wherever in the file it does so."""
+    """Return the bardlet modules that a file imports, at the top or inside functions, without `bardlet.`."""
     modules = {name_of(p) for p in SOURCE.rglob("*.py")}
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("bardlet")}
+            imported |= {alias.name for alias in node.names if alias.name.startswith("bardlet")}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bardlet":
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    below = {name.removeprefix("bardlet").lstrip(".") for name in found}
-    exact = {name if name in modules else name.rpartition(".")[0] for name in below}
-    return exact - {""}
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    names = {name.removeprefix("bardlet").lstrip(".") for name in imported}
+    return {name if name in modules else name.rpartition(".")[0] for name in names} - {""}
 
 
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem not in ("__init__", "__main__"))
@@ -40,47 +39,47 @@ INSIDE = [path for path in FILES if name_of(path) not in ENTRANCES]
 
 
 def room_of(name: str) -> int:
-    """The place of a module's room, from the top."""
-    assert name.split(".")[0] in ROOMS, f"{name} stands in no room: add it to the order of this test"
+    """Return the index in ROOMS of a module's room."""
+    assert name.split(".")[0] in ROOMS, f"{name} is in no room: add its room to ROOMS"
     return ROOMS.index(name.split(".")[0])
 
 
 @pytest.mark.parametrize("path", INSIDE, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
     """No file imports from a room above its own."""
-    me = name_of(path)
-    for other in imports_of(path):
-        assert room_of(other) >= room_of(me), f"{me} imports {other}"
+    name = name_of(path)
+    for imported in imports_of(path):
+        assert room_of(imported) >= room_of(name), f"{name} imports {imported}"
 
 
-def test_there_is_no_circle() -> None:
-    """No file imports itself by way of others, be it inside a function."""
-    below = {name_of(path): imports_of(path) for path in INSIDE}
-    while below:
-        ends = {name for name, others in below.items() if not others & (below.keys() - {name})}
-        assert ends, f"a circle among {', '.join(sorted(below))}"
-        below = {name: others for name, others in below.items() if name not in ends}
+def test_there_is_no_import_cycle() -> None:
+    """No file imports itself through others, not even inside a function."""
+    remaining = {name_of(path): imports_of(path) for path in INSIDE}
+    while remaining:
+        leaves = {name for name, others in remaining.items() if not others & (remaining.keys() - {name})}
+        assert leaves, f"an import cycle among {', '.join(sorted(remaining))}"
+        remaining = {name: others for name, others in remaining.items() if name not in leaves}
 
 
 def test_the_root_is_small() -> None:
-    """A room is a folder; what stands at the root is few."""
+    """Code belongs in rooms; only a few files are at the root."""
     assert len(list(SOURCE.glob("*.py"))) <= 8
 
 
-def test_the_test_sees_imports() -> None:
-    """The reader of imports finds those that are known to be there, also inside functions."""
+def test_imports_of_finds_imports() -> None:
+    """Also inside functions."""
     assert {"run.lock", "config.settings", "errors"} <= imports_of(SOURCE / "run" / "folder.py")
-    assert "inference.text_generation" in imports_of(SOURCE / "cli" / "sample.py")
+    assert "doctor" in imports_of(SOURCE / "cli" / "doctor.py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_public_functions_are_documented(path: Path) -> None:
-    """Every public module, class, function and method has a docstring, but for an overload.
+    """Every public module, class, function and method has a docstring, except overloads.
 
-    The class describes `forward`, in models/lecture.py also `logits`.
+    The docstring of the class covers `forward`, and in models/lecture.py also `logits`.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{path.name} does not say what it is"
+    assert ast.get_docstring(tree), f"{path.name}: the module"
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path.name}: class {node.name}"
@@ -89,14 +88,14 @@ def test_public_functions_are_documented(path: Path) -> None:
         for child in node.body:
             if not isinstance(child, ast.FunctionDef) or child.name.startswith("_"):
                 continue
-            overloads = "overload" in map(ast.unparse, child.decorator_list)
-            described = ("forward", "logits") if path.name == "lecture.py" else ("forward",)
-            if not overloads and child.name not in described:
+            is_overload = "overload" in map(ast.unparse, child.decorator_list)
+            in_class_docstring = ("forward", "logits") if path.name == "lecture.py" else ("forward",)
+            if not is_overload and child.name not in in_class_docstring:
                 assert ast.get_docstring(child), f"{path.name}: {child.name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_nothing_runs_code_from_a_file(path: Path) -> None:
+def test_no_code_from_files_is_executed(path: Path) -> None:
     """No pickle, no torch.load, no eval or exec, no remote code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""tokenizer.py: exact in both directions, the same ids as the library and transformers, honest errors."""
+"""Tokenizers: exact round trips, the same ids as the library and transformers, clear errors."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ KINDS = {"bpe": BPE, "byte": BYTE, "char": CHAR}
 
 THOUSAND = settings(max_examples=1000)
 HUNDRED = settings(max_examples=100)
-# words and marks whose order decides where GPT-2's rule cuts, more often than chance would put them together
-LUMP = [*" \n\t'.,!1aéZ明。\x1c\xa0\u3000", "'s", "'ll", " the", "   "]
-LUMPS = st.lists(st.sampled_from(LUMP)).map("".join)
-# a vocabulary with merges of anything that the rule leaves together, so that a wrong cut changes the ids
-LUMPY = tk.train_bpe(["".join(random.Random(seed).choices(LUMP, k=400)) for seed in range(200)], 1500)
+# fragments whose order decides where GPT-2's rule splits; random text rarely combines them
+FRAGMENTS = [*" \n\t'.,!1aéZ明。\x1c\xa0\u3000", "'s", "'ll", " the", "   "]
+FRAGMENT_TEXTS = st.lists(st.sampled_from(FRAGMENTS)).map("".join)
+# a vocabulary with merges across all fragments that the rule keeps together, so that a wrong cut changes the ids
+FRAGMENT_BPE = tk.train_bpe(["".join(random.Random(seed).choices(FRAGMENTS, k=400)) for seed in range(200)], 1500)
 
 
 def texts(kind: str) -> st.SearchStrategy[str]:
-    return st.text(ALPHABET) if kind == "char" else st.text() | LUMPS
+    return st.text(ALPHABET) if kind == "char" else st.text() | FRAGMENT_TEXTS
 
 
 # ----------------------------------------------------------------------------------------- exactness
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_decode_undoes_encode(kind):
+def test_decode_inverts_encode(kind):
     @THOUSAND
     @given(texts(kind))
     def check(text):
@@ -53,8 +53,8 @@ def test_decode_undoes_encode(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_those_of_tokenizer_json(kind):
-    """The tables for characters and bytes, and the pieces of BPE, change nothing."""
+def test_ids_match_the_library(kind):
+    """The tables for characters and bytes, and the split into pieces for BPE, do not change the ids."""
 
     @THOUSAND
     @given(texts(kind))
@@ -68,15 +68,15 @@ def test_ids_are_those_of_tokenizer_json(kind):
 @THOUSAND
 @given(texts("bpe"), st.integers(1, 12))
 def test_pieces_join_to_the_text_and_keep_its_tokens(text, size):
-    cut = list(tk.pieces(text, size))
-    assert "".join(cut) == text and all(cut)
-    assert max(map(len, cut), default=0) <= 32 * size
-    if text and max(map(len, text.replace("\n", " ").split(" "))) < size:  # every piece could end where a word begins
-        ids = [i for piece in cut for i in LUMPY.inner.encode(piece, add_special_tokens=False).ids]
-        assert ids == LUMPY.inner.encode(text, add_special_tokens=False).ids
+    pieces = list(tk.pieces(text, size))
+    assert "".join(pieces) == text and all(pieces)
+    assert max(map(len, pieces), default=0) <= 32 * size
+    if text and max(map(len, text.replace("\n", " ").split(" "))) < size:  # every cut can be at a word start
+        ids = [i for piece in pieces for i in FRAGMENT_BPE.inner.encode(piece, add_special_tokens=False).ids]
+        assert ids == FRAGMENT_BPE.inner.encode(text, add_special_tokens=False).ids
 
 
-def test_a_long_text_has_the_tokens_of_the_whole(monkeypatch):
+def test_encoding_in_batches_gives_the_ids_of_the_whole_text(monkeypatch):
     text = PROSE * 20
     whole = BPE.inner.encode(text, add_special_tokens=False).ids
     monkeypatch.setattr(tk.base, "BATCH", 3)
@@ -87,7 +87,7 @@ def test_a_long_text_has_the_tokens_of_the_whole(monkeypatch):
     assert np.concatenate(parts).tolist() == whole
 
 
-def test_a_text_without_spaces_is_cut_and_decodes():
+def test_text_without_spaces_is_cut_and_decodes():
     text = "ab" * 40
     assert max(map(len, tk.pieces(text, 2))) == 64
     assert BPE.decode([i for p in tk.pieces(text, 2) for i in BPE.encode(p)]) == text
@@ -98,7 +98,7 @@ def test_transformers_gives_the_same_ids(kind, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer, rng = KINDS[kind], random.Random(5)
     tokenizer.save(tmp_path, model_max_length=512)
-    # the model's own file must not lead transformers to another tokenizer
+    # the model's config must not make transformers pick another tokenizer class
     (tmp_path / "config.json").write_text(
         json.dumps(
             {"model_type": "gpt2", "vocab_size": tokenizer.vocab_size, "bos_token_id": None, "eos_token_id": None}
@@ -114,8 +114,8 @@ def test_transformers_gives_the_same_ids(kind, tmp_path):
         ids = tokenizer.encode(text).tolist()
         assert theirs(text)["input_ids"] == ids, repr(text)
         assert theirs.decode(ids) == text, repr(text)
-    called = theirs("summer", return_tensors="pt")
-    assert set(called) == {"input_ids", "attention_mask"}
+    inputs = theirs("summer", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
     assert theirs.padding_side == "right" and theirs.model_max_length == 512
     assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (
         tokenizer.eos_id,
@@ -137,7 +137,7 @@ def test_transformers_pads_on_the_right_with_pad(tmp_path):
 # --------------------------------------------------------------------------------------- special tokens
 
 
-def test_special_tokens_have_their_places():
+def test_special_tokens_have_fixed_ids():
     assert [BPE.special[i] for i in range(6)] == list(tk.BPE_SPECIAL) and BPE.vocab_size == 400
     assert (BPE.eos_id, BPE.pad_id) == (0, 1)
     assert (BYTE.vocab_size, BYTE.eos_id, BYTE.pad_id) == (257, 256, None)
@@ -162,8 +162,8 @@ def test_decode_shows_or_skips_special_tokens():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_streaming_is_decoding(kind):
-    """Any ids, also those that cut characters in two, come out as decode() and the library have them."""
+def test_streaming_equals_decoding(kind):
+    """For any ids, including those that split characters."""
     tokenizer = KINDS[kind]
 
     @HUNDRED
@@ -178,13 +178,13 @@ def test_streaming_is_decoding(kind):
 
 @HUNDRED
 @given(st.text())
-def test_streaming_never_shows_half_a_character(text):
+def test_streaming_yields_whole_characters(text):
     stream = tk.StreamDecoder(BYTE)
-    shown = [stream.feed(i) for i in BYTE.encode(text)]
-    assert [s for s in shown if s] == list(text) and stream.finish() == ""
+    pieces = [stream.feed(i) for i in BYTE.encode(text)]
+    assert [piece for piece in pieces if piece] == list(text) and stream.finish() == ""
 
 
-def test_a_character_cut_at_the_end_is_replaced():
+def test_an_incomplete_last_character_is_replaced():
     stream = tk.StreamDecoder(BYTE)
     assert [stream.feed(i) for i in "é".encode()[:1]] == [""] and stream.finish() == "\ufffd"
 
@@ -192,10 +192,10 @@ def test_a_character_cut_at_the_end_is_replaced():
 # ------------------------------------------------------------------------------------ unseen characters
 
 
-def test_an_unseen_character_is_named_with_its_place():
-    with pytest.raises(BardletError, match=r'"Q" \(U\+0051\) at line 2, column 4 is not one of the \d+ characters'):
+def test_an_unseen_character_is_named_with_its_position():
+    with pytest.raises(BardletError, match=r'"Q" \(U\+0051\) at line 2, column 4 is not among the \d+ characters'):
         CHAR.encode("summer\nartQ")
-    with pytest.raises(BardletError, match=r"does not print \(U\+0000\) at line 1, column 1 "):
+    with pytest.raises(BardletError, match=r"a non-printable character \(U\+0000\) at line 1, column 1 "):
         CHAR.check("\0")
     CHAR.check("summer")
 
@@ -206,17 +206,17 @@ def test_unseen_characters_can_be_dropped_and_counted():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lone_surrogate_is_an_error_line(kind):
+def test_a_lone_surrogate_raises(kind):
     with pytest.raises(BardletError, match=r"U\+D800\) at line 1, column 4"):
         KINDS[kind].encode("day\ud800")
     with pytest.raises(BardletError, match=r"U\+D800"):
         KINDS[kind].check("\ud800")
 
 
-def test_an_unknown_id_is_an_error():
-    for wrong in (-1, BYTE.vocab_size):
+def test_an_unknown_id_raises():
+    for invalid in (-1, BYTE.vocab_size):
         with pytest.raises(BardletError, match="no token"):
-            BYTE.decode([wrong])
+            BYTE.decode([invalid])
 
 
 # -------------------------------------------------------------------------------------------- training
@@ -228,31 +228,31 @@ def test_training_is_deterministic_and_learns_merges():
     assert len(BPE.encode(PROSE)) < len(PROSE.encode()) / 2
 
 
-def test_a_small_text_has_fewer_merges_than_asked_for():
+def test_a_small_text_gives_a_smaller_vocabulary():
     assert tk.MIN_BPE_VOCAB <= tk.train_bpe(["abab"], 5000).vocab_size < 300
 
 
-def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused():
+def test_a_vocabulary_too_small_for_the_bytes_raises():
     with pytest.raises(BardletError, match="at least 262"):
         tk.train_bpe([PROSE], 261)
     with pytest.raises(BardletError, match="no characters"):
         tk.train_char("", separator=False)
 
 
-def test_training_stops_where_its_memory_would(monkeypatch):
-    read = []
+def test_training_reads_a_bounded_number_of_distinct_words(monkeypatch):
+    consumed = []
 
     def endless():
         for number in range(10**6):
-            read.append(number)
+            consumed.append(number)
             yield f"word{number} and\n"
 
     monkeypatch.setattr(tk.training, "DISTINCT", 1000)
     tk.train_bpe(endless(), 300)
-    assert 50 < len(read) < 1000
+    assert 50 < len(consumed) < 1000
 
 
-# --------------------------------------------------------------------------------------------- choice
+# --------------------------------------------------------------------------------------------- auto
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_training_stops_where_its_memory_would(monkeypatch):
         (1, 1, "char"),
     ],
 )
-def test_auto(characters, alphabet, kind):
+def test_choose_kind(characters, alphabet, kind):
     chosen, vocab_size, reason = tk.choose_kind(characters, alphabet)
     assert chosen == kind and (vocab_size is not None) == (kind == "bpe")
     assert reason.startswith(kind) and f"{characters:,}" in reason
@@ -274,7 +274,7 @@ def test_auto(characters, alphabet, kind):
 
 @HUNDRED
 @given(st.integers(0, 10**10), st.integers(1, 150_000))
-def test_the_suggested_vocabulary_is_possible(characters, alphabet):
+def test_the_suggested_vocabulary_is_a_power_of_two_in_range(characters, alphabet):
     size = tk.suggest_vocab_size(characters, alphabet)
     assert 512 <= size <= 32_768 and size & (size - 1) == 0
 
@@ -283,7 +283,7 @@ def test_the_suggested_vocabulary_is_possible(characters, alphabet):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_is_loaded(kind, tmp_path):
+def test_save_and_load_round_trip(kind, tmp_path):
     KINDS[kind].save(tmp_path / "new" / "folder")
     loaded = tk.load(tmp_path / "new" / "folder")
     assert (loaded.kind, loaded.hash, loaded.vocab) == (kind, KINDS[kind].hash, KINDS[kind].vocab)
@@ -291,7 +291,7 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     assert loaded.alphabet == (ALPHABET if kind == "char" else None)
 
 
-def test_a_foreign_tokenizer_is_used_as_it_is(tmp_path):
+def test_a_foreign_tokenizer_is_used_unchanged(tmp_path):
     data = json.loads(BPE.json)
     data["normalizer"] = {"type": "NFC"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
@@ -305,7 +305,7 @@ def test_a_foreign_tokenizer_is_used_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe", b'{"model": {"type": "Word'])
-def test_a_missing_or_damaged_file_is_one_line(content, tmp_path):
+def test_a_missing_or_damaged_file_is_a_one_line_error(content, tmp_path):
     path = Path(tmp_path) / "tokenizer.json"
     if content is not None:
         path.write_bytes(content)

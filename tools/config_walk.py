@@ -1,11 +1,11 @@
-"""Follow a run's settings from the command line to the token shards, and count the calls that pass them upwards.
+"""Trace a run's settings from the command line to the token shards, and count the calls that pass them upwards.
 
-    python tools/config_walk.py [FOLDER] [--list]    # a checkout whose package lies in rooms; default: this one
+    python tools/config_walk.py [FOLDER] [--list]    # a checkout whose package has rooms; default: this one
 
-The command is `bardlet train TEXT --minutes 1 --plan`, with an empty cache. A call passes the settings on if an
-argument is one (an instance of a class with the field `val_part`), or is an object that has one as its attribute
-`config`. It goes up if the room of the function that is called stands above that of its caller. The settings' own
-methods do not count. The walk ends where the text is handed to `shards.prepare`.
+The command is `bardlet train TEXT --minutes 1 --plan`, with an empty cache. A call passes the settings if an argument
+is a settings object (its class has the field `val_part`), or has one as its attribute `config`. It goes up if the
+callee's room is above the caller's. The settings' own methods do not count. The walk ends at the call of
+`shards.tokenize_corpus`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 
 
 class Arrived(BaseException):
-    """The settings have come to the shards."""
+    """The settings reached the shards."""
 
 
 def rooms_of(root: Path) -> tuple[str, ...]:
-    """The order of the rooms, from the top, as tests/test_imports.py has it."""
+    """Return the rooms from top to bottom, as listed in tests/test_imports.py."""
     tree = ast.parse((root / "tests" / "test_imports.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "ROOMS":
@@ -35,13 +35,13 @@ def rooms_of(root: Path) -> tuple[str, ...]:
 
 
 def is_config(value: Any) -> bool:
-    """Whether a value is a run's settings, or carries them."""
-    kinds = type(value), type(getattr(value, "config", None))
-    return any("val_part" in getattr(kind, "__dataclass_fields__", {}) for kind in kinds)
+    """Return True if a value is a run's settings, or has them as its attribute `config`."""
+    classes = type(value), type(getattr(value, "config", None))
+    return any("val_part" in getattr(cls, "__dataclass_fields__", {}) for cls in classes)
 
 
 class Walk:
-    """The calls that pass the settings on."""
+    """The calls that pass the settings, recorded by a profiler."""
 
     def __init__(self, root: Path) -> None:
         self.source, self.rooms = root / "src" / "bardlet", rooms_of(root)
@@ -49,44 +49,45 @@ class Walk:
         self.up: list[tuple[str, str]] = []
 
     def name(self, frame: FrameType) -> str | None:
-        """ROOM/FILE:FUNCTION of a frame of the package's; None of another one's."""
+        """Return ROOM/FILE:FUNCTION of a frame of the package; None for other frames."""
         path = Path(frame.f_code.co_filename)
         if not path.is_relative_to(self.source):
             return None
         return f"{path.relative_to(self.source).with_suffix('').as_posix()}:{frame.f_code.co_qualname}"
 
     def level(self, name: str) -> int:
-        """The place of a function's room, from the top; entrances stand above all."""
+        """Return the index of a function's room, from the top; -1 for the entrances above all rooms."""
         room = name.partition(":")[0].partition("/")[0]
         return self.rooms.index(room) if room in self.rooms else -1
 
-    def see(self, frame: FrameType, event: str, _: object) -> None:
-        """A profiler that looks at calls."""
-        me = self.name(frame) if event == "call" else None
-        if me is None:
+    def profile(self, frame: FrameType, event: str, _: object) -> None:
+        """Record a call; a profile function for `sys.setprofile`."""
+        callee = self.name(frame) if event == "call" else None
+        if callee is None:
             return
-        values = [frame.f_locals[name] for name in frame.f_code.co_varnames[:count(frame)] if name in frame.f_locals]
-        if not me.startswith("config/") and any(map(is_config, values)):
-            before, caller = frame.f_back, None
-            while before is not None and (caller := self.name(before)) is None:
-                before = before.f_back
+        n_arguments = argument_count(frame)
+        values = [frame.f_locals[name] for name in frame.f_code.co_varnames[:n_arguments] if name in frame.f_locals]
+        if not callee.startswith("config/") and any(map(is_config, values)):
+            outer, caller = frame.f_back, None
+            while outer is not None and (caller := self.name(outer)) is None:
+                outer = outer.f_back
             if caller is not None:
-                self.passed.append((caller, me))
-                if self.level(me) < self.level(caller):
-                    self.up.append((caller, me))
-        if me == "data/shards:prepare":
+                self.passed.append((caller, callee))
+                if self.level(callee) < self.level(caller):
+                    self.up.append((caller, callee))
+        if callee in ("data/shards:tokenize_corpus", "data/shards:prepare"):  # the second: in older checkouts
             sys.setprofile(None)
             raise Arrived
 
 
-def count(frame: FrameType) -> int:
-    """How many arguments a function has, with those that were gathered by * and **."""
+def argument_count(frame: FrameType) -> int:
+    """Return a function's number of arguments; *args and **kwargs count as one each."""
     code = frame.f_code
     return code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
 
 
 def main() -> None:
-    """See the top of this file."""
+    """Run the command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[1])
     parser.add_argument("--list", action="store_true", help="print every call")
@@ -97,11 +98,11 @@ def main() -> None:
         os.environ["BARDLET_CACHE"] = f"{scratch}/cache"
         text = Path(scratch) / "text.txt"
         text.write_text("To be, or not to be, that is the question:\n" * 400, encoding="utf-8")
-        from bardlet import runner  # noqa: F401  before the profiler, with all that is imported
+        from bardlet import runner  # noqa: F401  so that the profiler does not trace imports
         from bardlet.cli import train
 
         walk = Walk(root)
-        sys.setprofile(walk.see)
+        sys.setprofile(walk.profile)
         try:
             train.main([str(text), "--minutes", "1", "--plan", "--out", f"{scratch}/run"])
         except Arrived:
@@ -109,11 +110,11 @@ def main() -> None:
         finally:
             sys.setprofile(None)
     functions = {name for call in walk.passed for name in call}
-    stops = [walk.level(callee) for _, callee in walk.passed]
-    turns = sum(after < before for before, after in itertools.pairwise(stops))
+    levels = [walk.level(callee) for _, callee in walk.passed]
+    turns = sum(after < before for before, after in itertools.pairwise(levels))
     files = {name.partition(":")[0] for name in functions}
     print(f"{len(walk.passed)} calls pass the settings, through {len(functions)} functions in {len(files)} files; "
-          f"{len(walk.up)} of them to a room above; {turns} times the next call is in a room above the last one's")
+          f"{len(walk.up)} of them go to a room above; {turns} times the next call is in a room above the previous one")
     for caller, callee in walk.passed if args.list else walk.up:
         print(f"  {caller} -> {callee}")
 

@@ -1,24 +1,24 @@
 """Run the same training cells with two versions of bardlet and compare the results bit for bit.
 
-    python tools/same_bits.py OLD NEW                       # commits, or folders that hold src/bardlet
+    python tools/same_bits.py OLD NEW                       # commits, or folders that contain src/bardlet
     python tools/same_bits.py HEAD . --cells gpt2 dpo       # some cells, against the working tree
-    python tools/same_bits.py OLD NEW --handover            # NEW resumes, samples and evaluates the runs of OLD
-    python tools/same_bits.py --list                        # the cells
+    python tools/same_bits.py OLD NEW --handover            # NEW resumes, samples from and evaluates the runs of OLD
+    python tools/same_bits.py --list                        # list the cells
 
 Floating-point addition is not associative: a refactoring that reorders one operation shows in the last bit, and a few
 steps later everywhere. Each cell trains 40 steps with both versions on this machine, in fresh processes, with a
-checkpoint every seven. Then two copies of the run lose their last checkpoints, one after step 21 and one after 35,
-within the average, and are resumed. All runs must agree in
+checkpoint every seven steps. Two copies of the run then lose their last checkpoints, one after step 21 and one after
+step 35, inside the average, and are resumed. All runs must agree in
 
 - the tensors of every checkpoint (weights, optimizer, average, random state) and the weights at the root,
 - metrics.jsonl, run.toml and the `--json` output of every command, without times and paths,
 - config.json and the tokenizer, and the names of the files in the run folder,
-- what the model samples or translates, and its loss on the validation text.
+- samples or translations, and the loss on the validation text.
 
-With `--handover` only OLD trains. NEW takes over copies of its runs, checkpoints and cache, and must go on as OLD does
-without building the cache again: what the version before has written can still be read. `--keep DIR` keeps all of it.
+With `--handover` only OLD trains. NEW gets copies of its runs, checkpoints and cache, and must continue as OLD does
+without rebuilding the cache. This checks that NEW can read the files of OLD. `--keep DIR` keeps all files.
 
-Nothing is compared with a stored hash. The exit code is 1 when a cell differs or fails.
+There are no stored hashes. The exit code is 1 if a cell differs or fails.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ AVERAGE = ["--keep", "average"]
 TIMES = {"seconds", "tokens_per_second", "elapsed", "prepared", "bardlet", "launch", "run", "crc"}
 """Keys that differ from one run to the next."""
 
-WRITE = (["sample", "RUN", "--prompt", "the", "--tokens", "70", "--seed", "3", "--num", "2"],
+SAMPLE = (["sample", "RUN", "--prompt", "the", "--tokens", "70", "--seed", "3", "--num", "2"],
          ["sample", "RUN", "--tokens", "70", "--temperature", "0"],
          ["eval", "RUN"])
-"""Samples past the context window of 32 tokens, drawn and greedy, and the loss on the validation text."""
+"""Samples past the context window of 32 tokens, random and greedy, and the loss on the validation text."""
 
 ROUNDED = (["sample", "RUN", "--tokens", "40", "--temperature", "0", "--dtype", "int8"],
            ["sample", "RUN", "--tokens", "40", "--temperature", "0", "--dtype", "bf16"],
@@ -70,24 +70,24 @@ TRANSLATE = (["translate", "RUN", "new.de"], ["translate", "RUN", "new.de", "--b
 
 @dataclass(frozen=True)
 class Cell:
-    """A run and what it needs. RUN in a command is the run folder; other words name files and folders beside it."""
+    """The commands of a run. RUN in a command is the run folder; paths are relative to its parent."""
 
     command: list[str]
-    after: tuple[list[str], ...] = WRITE
-    """Commands whose output belongs to the result."""
+    after: tuple[list[str], ...] = SAMPLE
+    """Commands whose output is compared, too."""
     before: tuple[list[str], ...] = ()
-    """Commands that make the folders which the run starts from."""
+    """Commands that train the models the run starts from."""
     processes: int = 1
 
 
-def text(*settings: str, mode: Sequence[str] = EAGER, after: tuple[list[str], ...] = WRITE,
+def text(*settings: str, mode: Sequence[str] = EAGER, after: tuple[list[str], ...] = SAMPLE,
          processes: int = 1) -> Cell:
-    """Pretraining on rhyme.txt."""
+    """Return a cell that pretrains on rhyme.txt."""
     return Cell(["train", "rhyme.txt", *settings, *BATCH, *EVERY, *mode], after, processes=processes)
 
 
 def pairs(*settings: str, mode: Sequence[str] = EAGER) -> Cell:
-    """Translation of a.de into a.en."""
+    """Return a cell that trains a translator from a.de to a.en."""
     return Cell(["train", "--source", "a.de", "--target", "a.en", *settings, *SIZE, "--batch-tokens", "128",
                  "--block-size", "32", "--vocab-size", "300", *DROPOUT, *EVERY, *mode], TRANSLATE)  # fmt: skip
 
@@ -100,25 +100,25 @@ ANSWERS = ["--answer-tokens", "6", "--rollout", "16", "--batch-size", "8"]
 
 
 def tuned(stage: str, *settings: str, before: tuple[list[str], ...] = (BASE, CHAT), start: str = "chat",
-          after: tuple[list[str], ...] = WRITE[:2]) -> Cell:
-    """A stage that starts from another run."""
+          after: tuple[list[str], ...] = SAMPLE[:2]) -> Cell:
+    """Return a cell of a stage that starts from another run."""
     return Cell([stage, start, *settings, *DROPOUT, *EVERY, *EAGER], after, before)
 
 
 CELLS: dict[str, Cell] = {
     "qwen3": text(*SIZE, *DROPOUT, "--optimizer", "muon", *AVERAGE),
     "qwen3-adamw": text(*SIZE, *DROPOUT, "--optimizer", "adamw", "--n-kv-head", "1", "--tokenizer", "bpe",
-                        "--vocab-size", "300", after=(*WRITE, *ROUNDED)),
+                        "--vocab-size", "300", after=(*SAMPLE, *ROUNDED)),
     "qwen3-compiled": text(*SIZE, *DROPOUT, *AVERAGE, mode=COMPILED),
     "qwen3-bf16": text(*SIZE, *DROPOUT, "--grad-accum", "2", mode=["--dtype", "bf16", "--compile", "off", "--threads",
                                                                  "1"]),
     "qwen3-threads": text(*SIZE, *DROPOUT, *AVERAGE, mode=["--dtype", "fp32", "--compile", "off", "--threads", "2"]),
-    "gpt2": text("--model", "gpt2", *SIZE, *DROPOUT, "--optimizer", "adamw", *AVERAGE, after=(*WRITE, *ROUNDED)),
+    "gpt2": text("--model", "gpt2", *SIZE, *DROPOUT, "--optimizer", "adamw", *AVERAGE, after=(*SAMPLE, *ROUNDED)),
     "gpt2-byte": text("--model", "gpt2", *SIZE, *DROPOUT, "--tokenizer", "byte", "--no-tie-embeddings", "--grad-accum",
                       "2", "--schedule", "cosine", "--min-lr-ratio", "0.1", "--grad-clip", "0.5"),
     "gpt2-compiled": text("--model", "gpt2", *SIZE, *DROPOUT, "--optimizer", "muon", mode=COMPILED),
     "lora": Cell(["train", "chat.txt", "--init", "base", "--lora", "4", "--batch-size", "4", *DROPOUT, *EVERY, *EAGER],
-                 WRITE, (BASE,)),
+                 SAMPLE, (BASE,)),
     "bigram": text("--model", "bigram", *AVERAGE),
     "one-head": text("--model", "one-head", "--n-embd", "32", *AVERAGE),
     "layer-norm": text("--model", "layer-norm", *SIZE, "--optimizer", "adamw"),
@@ -141,18 +141,18 @@ CELLS: dict[str, Cell] = {
 
 
 def inputs(folder: Path) -> None:
-    """Write the texts, pairs, conversations and preferences that the cells learn from."""
-    def lines(name: str, *made: str) -> None:
-        (folder / name).write_text("".join(line + "\n" for line in made), encoding="utf-8")
+    """Write the texts, pairs, conversations and preferences that the cells train on."""
+    def write(name: str, *lines: str) -> None:
+        (folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
-    lines("rhyme.txt", *(f"the {n} little bards sang {n * n % 97} songs" for n in range(240)))
-    lines("chat.txt", *(f"{n} odd? {'yes' if n % 2 else 'no'}" for n in range(300)))
-    lines("a.de", *(f"{'ein ' * (1 + n % 5)}Barde singt {n} Lieder" for n in range(300)))
-    lines("a.en", *(f"{'one ' * (1 + n % 5)}bard sings {n} songs" for n in range(300)))
-    lines("new.de", *(f"{'ein ' * (1 + n % 3)}Barde singt {n * 7} Lieder" for n in range(9)))
-    lines("chats.jsonl", *(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"})
+    write("rhyme.txt", *(f"the {n} little bards sang {n * n % 97} songs" for n in range(240)))
+    write("chat.txt", *(f"{n} odd? {'yes' if n % 2 else 'no'}" for n in range(300)))
+    write("a.de", *(f"{'ein ' * (1 + n % 5)}Barde singt {n} Lieder" for n in range(300)))
+    write("a.en", *(f"{'one ' * (1 + n % 5)}bard sings {n} songs" for n in range(300)))
+    write("new.de", *(f"{'ein ' * (1 + n % 3)}Barde singt {n * 7} Lieder" for n in range(9)))
+    write("chats.jsonl", *(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"})
                            for n in range(160)))  # fmt: skip
-    lines("preferences.jsonl", *(json.dumps({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
+    write("preferences.jsonl", *(json.dumps({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
                                              "rejected": "no" if n % 2 else "yes"}) for n in range(80)))  # fmt: skip
 
 
@@ -175,7 +175,7 @@ for module in pkgutil.walk_packages(bardlet.__path__, "bardlet."):
             pass
 
 def run(job, rank):
-    os.chdir(job["where"])
+    os.chdir(job["cwd"])
     os.environ.update(job["environment"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
@@ -191,112 +191,112 @@ for line in sys.stdin:
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     print(max(map(abs, codes)), flush=True)
 """
-"""Forks each command from a process that has imported a version and computed nothing: every command starts afresh."""
+"""Forks each command from a process that has imported a version but computed nothing, so each command starts fresh."""
 
 
-def limits() -> str:
-    """The instructions that variables allow, as a name: compiled code for another processor aborts."""
+def instruction_limits() -> str:
+    """Return a name for the instruction sets that the environment allows: code compiled for other ones crashes."""
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
     return "-".join(filter(None, map(os.environ.get, names))) or "all"
 
 
 class Failed(Exception):
-    """A command of a cell ended with an error."""
+    """A command of a cell failed."""
 
 
 class Version:
-    """The source tree of a version, a folder for its runs, and a server for each thread that asks for one."""
+    """The source tree of a version, a folder for its runs, and a server per thread."""
 
     def __init__(self, tree: Path, folder: Path) -> None:
         self.tree, self.folder = tree, folder
-        self.own = threading.local()
+        self.local = threading.local()
 
     def _server(self) -> subprocess.Popen[str]:
-        if not hasattr(self.own, "server"):
-            compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / limits()
+        if not hasattr(self.local, "server"):
+            compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / instruction_limits()
             environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1",
                            "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
             environment.pop("BARDLET_DATA", None)
-            self.own.server = subprocess.Popen([sys.executable, "-c", SERVER, str(self.tree)], stdin=subprocess.PIPE,
-                                               stdout=subprocess.PIPE, text=True, env=environment)
-        return self.own.server
+            self.local.server = subprocess.Popen([sys.executable, "-c", SERVER, str(self.tree)], stdin=subprocess.PIPE,
+                                                 stdout=subprocess.PIPE, text=True, env=environment)
+        return self.local.server
 
-    def call(self, where: Path, *commands: Sequence[Sequence[str]], processes: int = 1) -> list[Any]:
-        """Run `bardlet COMMAND --json` in the folder `where`; return what each printed.
+    def call(self, cwd: Path, *batches: Sequence[Sequence[str]], processes: int = 1) -> list[Any]:
+        """Run `bardlet COMMAND --json` in the folder `cwd`; return the JSON output of each command.
 
-        Each of `commands` has the command lines that a process runs one after the other.
+        Each batch is a sequence of commands that one process runs in order.
         """
-        environment = {"BARDLET_CACHE": str(where / "cache"), "WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1"}
+        environment = {"BARDLET_CACHE": str(cwd / "cache"), "WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1"}
         printed = []
-        for together in commands:
+        for batch in batches:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = {"MASTER_PORT": str(free.getsockname()[1])}
-            job = {"where": str(where), "commands": [[*words, "--json"] for words in together], "processes": processes,
+            job = {"cwd": str(cwd), "commands": [[*command, "--json"] for command in batch], "processes": processes,
                    "environment": environment | port}
             for name in ("stdout", "stderr"):
-                (where / name).write_text("", encoding="utf-8")
+                (cwd / name).write_text("", encoding="utf-8")
             server = self._server()
             assert server.stdin and server.stdout
             server.stdin.write(json.dumps(job) + "\n")
             server.stdin.flush()
             if server.stdout.readline().strip() != "0":
-                said = (where / "stderr").read_text(encoding="utf-8").strip().splitlines()
-                raise Failed(f"bardlet {' '.join(together[0])}: {said[-1] if said else 'no message'}")
-            said = (where / "stdout").read_text(encoding="utf-8").splitlines()
-            found = [json.loads(line) for line in said if line.startswith("{")]
-            if len(found) != len(together):
-                raise Failed(f"bardlet {' '.join(together[0])}: {len(found)} JSON objects of {len(together)} commands")
-            printed += found
+                messages = (cwd / "stderr").read_text(encoding="utf-8").strip().splitlines()
+                raise Failed(f"bardlet {' '.join(batch[0])}: {messages[-1] if messages else 'no message'}")
+            lines = (cwd / "stdout").read_text(encoding="utf-8").splitlines()
+            objects = [json.loads(line) for line in lines if line.startswith("{")]
+            if len(objects) != len(batch):
+                raise Failed(f"bardlet {' '.join(batch[0])}: {len(batch)} commands printed {len(objects)} JSON objects")
+            printed += objects
         return printed
 
 
-def trained(cell: Cell, version: Version, name: str) -> dict[str, str]:
-    """Train the cell from its inputs in a new folder. Return digests of the run and of what was printed, by name."""
-    where = version.folder / name
-    shutil.rmtree(where, ignore_errors=True)
-    where.mkdir(parents=True)
-    inputs(where)
-    printed = version.call(where, *([words] for words in cell.before))
-    printed += version.call(where, [[*cell.command, "--out", "whole"]], processes=cell.processes)
-    settings = tomllib.loads((where / "whole" / "run.toml").read_text(encoding="utf-8"))
-    if (asked := cell.command[cell.command.index("--compile") + 1]) != settings["compile"]:
-        raise Failed(f"--compile {asked} became {settings['compile']}: is a C++ compiler installed?")
-    return {**digests(where / "whole", "whole"), **outputs("train", printed)}
+def train(cell: Cell, version: Version, name: str) -> dict[str, str]:
+    """Train the cell from its inputs in a new folder. Return digests of the run and of the output, by name."""
+    cwd = version.folder / name
+    shutil.rmtree(cwd, ignore_errors=True)
+    cwd.mkdir(parents=True)
+    inputs(cwd)
+    printed = version.call(cwd, *([command] for command in cell.before))
+    printed += version.call(cwd, [[*cell.command, "--out", "whole"]], processes=cell.processes)
+    settings = tomllib.loads((cwd / "whole" / "run.toml").read_text(encoding="utf-8"))
+    if (requested := cell.command[cell.command.index("--compile") + 1]) != settings["compile"]:
+        raise Failed(f"--compile {requested} became {settings['compile']}: is a C++ compiler installed?")
+    return {**digests(cwd / "whole", "whole"), **outputs("train", printed)}
 
 
-def resumed(cell: Cell, version: Version, name: str) -> dict[str, str]:
-    """Resume the cell's run after each of CUTS, and use the whole one. Return digests as `trained` does."""
-    where, printed, found = version.folder / name, [], {}
+def resume(cell: Cell, version: Version, name: str) -> dict[str, str]:
+    """Resume the cell's run after each step of CUTS, and run the `after` commands. Return digests as `train` does."""
+    cwd, printed, results = version.folder / name, [], {}
     for step in CUTS:
-        cut_short(where / "whole", where / f"after-{step}", step)
-        printed += version.call(where, [["resume", f"after-{step}"]], processes=cell.processes)
-        found |= digests(where / f"after-{step}", f"after-{step}")
+        cut_short(cwd / "whole", cwd / f"after-{step}", step)
+        printed += version.call(cwd, [["resume", f"after-{step}"]], processes=cell.processes)
+        results |= digests(cwd / f"after-{step}", f"after-{step}")
     if cell.after:
         after = [["whole" if word == "RUN" else word for word in command] for command in cell.after]
-        printed += version.call(where, after)
-    cache = sorted(path.name for path in (where / "cache").glob("*/*") if path.parent.name != "compiler")
-    return {**found, **outputs("resume", printed), "names in the cache": digest(cache)}
+        printed += version.call(cwd, after)
+    cache = sorted(path.name for path in (cwd / "cache").glob("*/*") if path.parent.name != "compiler")
+    return {**results, **outputs("resume", printed), "names in the cache": digest(cache)}
 
 
-def both(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The results of the cell with each version."""
-    first, second = ({**trained(cell, version, name), **resumed(cell, version, name)} for version in (old, new))
+def run_both(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the results of the cell with each version."""
+    first, second = ({**train(cell, version, name), **resume(cell, version, name)} for version in (old, new))
     return first, second
 
 
 def handover(cell: Cell, old: Version, new: Version, name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The results of each version for the run that `old` has trained."""
-    trained(cell, old, name)
+    """Return the results of each version for the run that `old` trained."""
+    train(cell, old, name)
     shutil.rmtree(new.folder / name, ignore_errors=True)
     shutil.copytree(old.folder / name, new.folder / name)
-    return resumed(cell, old, name), resumed(cell, new, name)
+    return resume(cell, old, name), resume(cell, new, name)
 
 
-def cut_short(whole: Path, again: Path, step: int) -> None:
-    """Copy a run as `resume` finds it when it ended after `step`: without its later checkpoints."""
-    shutil.copytree(whole, again)
-    for checkpoint in (again / "checkpoints").iterdir():
+def cut_short(whole: Path, copy: Path, step: int) -> None:
+    """Copy a run as if it had ended after `step`: without its later checkpoints."""
+    shutil.copytree(whole, copy)
+    for checkpoint in (copy / "checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
 
@@ -305,28 +305,28 @@ def cut_short(whole: Path, again: Path, step: int) -> None:
 
 
 def digests(run: Path, name: str) -> dict[str, str]:
-    """Digests of a run folder's files, by their content: a file is compared as tensors, TOML or lines of JSON."""
-    listed = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.name not in (".lock", ".holder"))
-    found = {f"{name} files": digest(listed)}
+    """Return digests of a run folder's files, parsed as tensors, TOML or JSON lines, and of the list of files."""
+    files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.name not in (".lock", ".holder"))
+    results = {f"{name} files": digest(files)}
     for path in sorted(run.rglob("*")):
         key = f"{name}/{path.relative_to(run)}"
         if path.suffix == ".safetensors":
-            found |= {f"{key} {tensor}": value for tensor, value in tensors(path)}
+            results |= {f"{key} {tensor}": value for tensor, value in tensors(path)}
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line[: line.rindex("}") + 1]) for line in path.read_text(encoding="utf-8").splitlines()]
-            found[key] = digest(without_times(lines))
+            results[key] = digest(without_times(lines))
         elif path.name == "run.toml":
-            found[key] = digest(without_times(tomllib.loads(path.read_text(encoding="utf-8"))))
+            results[key] = digest(without_times(tomllib.loads(path.read_text(encoding="utf-8"))))
         elif path.name == "manifest.json":
-            listed = json.loads(path.read_text(encoding="utf-8"))
-            found[key] = digest([sorted(listed), sorted(listed["files"]), listed.get("step")])
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            results[key] = digest([sorted(manifest), sorted(manifest["files"]), manifest.get("step")])
         elif path.name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-            found[key] = digest(json.loads(path.read_text(encoding="utf-8")))
-    return found
+            results[key] = digest(json.loads(path.read_text(encoding="utf-8")))
+    return results
 
 
 def tensors(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, digest of dtype, shape and bytes) of each tensor of a safetensors file."""
+    """Yield (name, digest of dtype, shape and bytes) for each tensor of a safetensors file."""
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     for name, entry in sorted(json.loads(raw[8:start]).items()):
@@ -339,24 +339,24 @@ def tensors(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def without_times(value: Any) -> Any:
-    """A JSON value without the keys that differ from run to run."""
+    """Return a JSON value without the keys that differ from run to run."""
     if isinstance(value, dict):
         return {name: without_times(x) for name, x in value.items() if name not in TIMES}
     return [without_times(x) for x in value] if isinstance(value, list) else value
 
 
 def outputs(name: str, printed: Sequence[Any]) -> dict[str, str]:
-    """Digests of the `--json` output of some commands."""
+    """Return digests of the `--json` output of commands."""
     return {f"output {i} of {name}": digest(without_times(line)) for i, line in enumerate(printed)}
 
 
 def digest(value: Any) -> str:
-    """sha256 of a JSON value."""
+    """Return the sha256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """The names whose digests differ, or that only one of the two has."""
+    """Return the names whose digests differ, or that are in only one of the two."""
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
@@ -364,7 +364,7 @@ def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
 
 
 def tree_of(name: str, folder: Path) -> Path:
-    """The source tree of a commit, unpacked into `folder`; a folder that holds src/bardlet is taken as it is."""
+    """Unpack the source tree of a commit into `folder` and return its path; a folder with src/bardlet is used as is."""
     if (Path(name) / "src" / "bardlet").is_dir():
         return Path(name).resolve()
     root = Path(__file__).resolve().parents[1]
@@ -378,15 +378,16 @@ def tree_of(name: str, folder: Path) -> Path:
 
 
 def main() -> int:
-    """Run the command; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", nargs="?", default="HEAD", help="a commit, or a folder that holds src/bardlet")
-    parser.add_argument("new", nargs="?", default=".", help="the same")
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
-    parser.add_argument("--handover", action="store_true", help="NEW takes over the runs that OLD has trained")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    parser.add_argument("old", nargs="?", default="HEAD", help="a commit, or a folder with src/bardlet (default: HEAD)")
+    parser.add_argument("new", nargs="?", default=".", help="the same (default: the current folder)")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL",
+                        help="cells to run (default: all)")
+    parser.add_argument("--handover", action="store_true", help="NEW continues the runs that OLD trained")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of cells at a time")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
-    parser.add_argument("--list", action="store_true", help="print the cells and stop")
+    parser.add_argument("--list", action="store_true", help="print the cells and exit")
     options = parser.parse_args()
     if options.list:
         for name, cell in CELLS.items():
@@ -400,10 +401,10 @@ def main() -> int:
         def compare(name: str) -> tuple[str, list[str]]:
             try:
                 return name, differences(*measure(CELLS[name], *versions, name))
-            except Exception as error:  # a version may lack a file or a command: the other cells go on
+            except Exception as error:  # a version may lack a file or a command; run the other cells
                 return name, [f"failed: {error!r}"]
 
-        measure, equal = handover if options.handover else both, 0
+        measure, equal = handover if options.handover else run_both, 0
         with ThreadPoolExecutor(options.jobs) as pool:
             for name, differing in pool.map(compare, options.cells):
                 equal += not differing

@@ -1,7 +1,7 @@
 """A feature from a paper as a rung: the squared ReLU of *Primer* (So et al. 2021, section 4). One change to rung 9.
 
-To make it a rung of the ladder, append the three classes to src/bardlet/models/lecture.py; docs/exercises/paper.md says
-what goes with it elsewhere.
+To add it to the ladder, append the three classes to src/bardlet/models/lecture.py; docs/exercises/paper.md lists the
+other steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bardlet.models.lecture import RotaryAttention
 
 
 class SquaredFeedForward(nn.Module):
-    """The feed-forward layer of rung 9 with the square of its ReLU: what is large becomes larger."""
+    """The feed-forward layer of rung 9 with a squared ReLU: large activations become larger."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class SquaredFeedForward(nn.Module):
 
 
 class SquaredBlock(nn.Module):
-    """The block of rung 9 with another feed-forward layer."""
+    """The block of rung 9 with the new feed-forward layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SquaredBlock(nn.Module):
 
 
 class SquaredModel(LectureModel):
-    """Nothing new but the square in each block."""
+    """The model of rung 9 with the new block."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -1,14 +1,16 @@
-"""What a person sees: notices, progress on a terminal, plain lines when the output is piped."""
+"""Notices and progress: a live bar on a terminal or in a notebook, plain lines when the output is piped."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any
 
 Watch = Callable[[dict[str, Any]], None]
@@ -16,13 +18,13 @@ Watch = Callable[[dict[str, Any]], None]
 
 class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # nobody listens any more: no reason to end a run
+        with suppress(OSError, ValueError):  # standard error is closed: no reason to stop a run
             print(f"note: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage(),
                   file=sys.stderr, flush=True)
 
 
 def show_notices(main: bool = True) -> None:
-    """Print what the library has to say (bardlet's logger) on standard error; only rank 0 speaks."""
+    """Print the messages of bardlet's logger to standard error, on rank 0 only."""
     logger = logging.getLogger("bardlet")
     logger.handlers = [_Notices()] if main else [logging.NullHandler()]
     logger.setLevel(logging.INFO)
@@ -30,22 +32,33 @@ def show_notices(main: bool = True) -> None:
 
 
 def say(text: str = "") -> None:
-    """A line on standard output, at once."""
+    """Print a line to standard output and flush it."""
     print(text, flush=True)
 
 
 def say_json(value: dict[str, Any]) -> None:
-    """`value` on one line, last: what `--json` promises."""
+    """Print `value` as JSON on one line, the last line of a command with --json."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def main_rank() -> bool:
+    """Return True on rank 0, before the processes are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def live() -> bool:
+    """Return True if standard output can show a progress bar: a terminal, or a notebook that has ipywidgets."""
+    notebook = type(sys.stdout).__module__.startswith("ipykernel")
+    return sys.stdout.isatty() or (notebook and find_spec("ipywidgets") is not None)
+
+
 def count(number: int, what: str) -> str:
-    """`number` of `what` in words: 1 layer, 2 layers."""
+    """Return a number with its noun: 1 layer, 2 layers."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def clock_time(seconds: float) -> str:
-    """75 -> '1:15'."""
+    """Return seconds as minutes and seconds: 75 -> '1:15'."""
     minutes, second = divmod(int(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
@@ -53,11 +66,14 @@ def clock_time(seconds: float) -> str:
 
 @contextmanager
 def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
-    """A `progress(what, done, total)` for preparing a text: a bar on a terminal, a line per part when piped."""
+    """Yield `progress(what, done, total)` for reading and tokenizing a text; None on other ranks.
+
+    On a terminal it is a bar; in a pipe a line per part, such as "reading my.txt".
+    """
     if not main:
         yield None
         return
-    if not sys.stdout.isatty():
+    if not live():
         seen: set[str] = set()
 
         def line(what: str, done: int, total: int | None) -> None:
@@ -82,11 +98,11 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
 
 @contextmanager
 def training_progress(unit: str = "tokens") -> Iterator[Watch]:
-    """A `watch` for `fit`: a live bar with ETA, speed and both losses on a terminal, else a line now and then.
+    """Yield a `watch` for `fit`: a live bar with losses, speed and ETA, or in a pipe a line every 10 seconds.
 
-    unit: what a step counts.
+    unit: what the speed counts.
     """
-    if not sys.stdout.isatty():
+    if not live():
         yield _lines(unit)
         return
     from rich.progress import BarColumn, Progress, TextColumn
@@ -99,26 +115,30 @@ def training_progress(unit: str = "tokens") -> Iterator[Watch]:
         def watch(line: dict[str, Any]) -> None:
             nonlocal first
             first = line if first is None else first
-            facts = _facts(line, smooth(line["train_loss"]), first, time.monotonic() - begun, unit)
+            facts = _progress_text(line, smooth(line["train_loss"]), first, time.monotonic() - begun, unit)
             progress.update(task, completed=line["step"], total=line["steps"], facts=facts)
 
         yield watch
 
 
 class _Smooth:
-    """A running mean of the training loss over about the last 20 steps, for the eye."""
+    """Running mean of the training loss over about the last 20 steps, for display."""
 
     def __init__(self) -> None:
         self.value: float | None = None
 
     def __call__(self, loss: float) -> float:
-        if math.isfinite(loss):  # a skipped step says nothing
+        if math.isfinite(loss):  # skipped steps have no loss
             self.value = loss if self.value is None else 0.95 * self.value + 0.05 * loss
         return loss if self.value is None else self.value
 
 
-def _facts(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float, unit: str) -> str:
-    speed, left = "-", "-"  # nobody knows after one step
+def _progress_text(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float, unit: str) -> str:
+    """Return step, losses, speed and ETA as text.
+
+    The held-out reward and the KL of reinforcement learning are measured once per rollout or evaluation, not per step.
+    """
+    speed, left = "-", "-"  # unknown after one step
     if steps := line["step"] - first["step"]:
         speed = f"{(line['tokens'] - first['tokens']) / max(line['seconds'] - first['seconds'], 1e-9):,.0f}"
         left = clock_time((line["steps"] - line["step"]) * spent / steps)
@@ -141,18 +161,17 @@ def _lines(unit: str) -> Watch:
         train_loss, now = smooth(line["train_loss"]), time.monotonic()
         if line["step"] == line["steps"] or line["val_loss"] != val or now - said > 10:
             said, val = now, line["val_loss"]
-            say(_facts(line, train_loss, first, now - begun, unit))
+            say(_progress_text(line, train_loss, first, now - begun, unit))
 
     return watch
 
 
 @contextmanager
 def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, dict[str, Any]], None]]:
-    """A `watch(title, job, line)` for several runs in turn: where the current one is, and when all will be done.
+    """Yield a `watch(title, job, line)` for several runs in turn: progress of the current run, and the ETA of all.
 
     Args:
-        expected: about how many seconds each job takes, as far as is known before; what the jobs that are done
-            really took corrects the rest.
+        expected: estimated seconds of each job. The measured time of finished jobs corrects the ETA.
     """
     begun, smooth, said = time.monotonic(), _Smooth(), 0.0
     done: list[Any] = []
@@ -171,7 +190,7 @@ def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, 
         return share, (f"rung {title}: step {line['step']:>5}/{line['steps']}  train {smooth(line['train_loss']):.4f}  "
                        f"val {val}  whole ladder {share:4.0%}{left}")
 
-    if not sys.stdout.isatty():
+    if not live():
         def lines(title: str, job: Any, line: dict[str, Any]) -> None:
             nonlocal said
             text = facts(title, job, line)[1]

@@ -1,6 +1,6 @@
-"""What a machine and a run folder are like: a line for each thing that was looked at, and what to do about it.
+"""Check a machine or a run folder: one finding per subject, with the remedy.
 
-Nothing is changed, and nothing is computed but hashes; a folder is read as if it came from a stranger.
+The checks change nothing and run no training. They trust a folder no more than one from a stranger.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -33,28 +34,28 @@ from bardlet.runtime import device as runtime_device
 from bardlet.stages import stage_of
 
 LOW_SPACE = 2**30
-"""Bytes of memory, or of disk, that are few: a run of ten million parameters wants about so many."""
+"""Bytes of memory or disk below which to warn: about what a run of ten million parameters needs."""
 
 
 # ---------------------------------------------------------------- the machine
 
 
 def machine() -> Iterator[Finding]:
-    """Versions, processor, device, precision, compiler, memory, disk and data of this machine."""
+    """Yield findings on versions, processor, device, precision, compiler, memory, disk and data of this machine."""
     yield ok("versions", f"bardlet {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
              f"{platform.system()} {platform.machine()}")
     yield from _processor()
     device = runtime_device.pick_device("auto")
-    names = {"cpu": "no GPU that torch can use: the CPU computes", "mps": "the GPU of an Apple processor"}
+    names = {"cpu": "the CPU; torch finds no GPU that it can use", "mps": "the GPU of an Apple processor"}
     yield ok("device", names.get(device.type) or torch.cuda.get_device_name(device))
     if runtime_device.pick_dtype("auto", device) == "bf16":
-        yield ok("precision", "bf16, which this processor multiplies natively")
+        yield ok("precision", "bf16, which this processor supports natively")
     elif limit := runtime_device.instruction_limit():
-        yield ok("precision", f"fp32: {limit} rules out native bf16")
+        yield ok("precision", f"fp32: {limit} disables native bf16")
     else:
         yield ok("precision", "fp32: this processor has no native bf16, which would be up to four times as fast")
     if missing := compiler.compiler_missing(device):
-        yield warning("compiler", f"{missing}: runs go on without compilation, which is slower; install it (Debian, "
+        yield warning("compiler", f"{missing}; runs train without compilation, which is slower; install it (Debian, "
                       "Ubuntu: apt install g++ python3-dev)")
     else:
         yield ok("compiler", compiler.compiler(device) or "Triton, with a C compiler")
@@ -63,70 +64,75 @@ def machine() -> Iterator[Finding]:
 
 
 def _processor() -> Iterator[Finding]:
-    """Its name, and whether torch uses all of it."""
+    """Check the processor: its name, and that torch uses all its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, said = torch.get_num_threads(), runtime_device.processor()
-    if threads < cores // 2:  # two threads of a core count as two cores
-        yield warning("processor", f"{said}: torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS, or give "
+    threads, name = torch.get_num_threads(), runtime_device.processor()
+    if threads < cores // 2:  # two hardware threads of a core count as two cores
+        yield warning("processor", f"{name}: torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS, or set "
                       "--threads")
     else:
-        yield ok("processor", f"{said}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}")
+        yield ok("processor", f"{name}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}")
 
 
 def _free_space(device: torch.device) -> Iterator[Finding]:
-    """Memory and disk."""
-    left = memory.free_bytes(device)
-    if left is None:
-        yield ok("memory", "nobody knows how much is free")
-    elif left < LOW_SPACE:
-        yield warning("memory", f"{left / 1e9:.1f} GB are free: close other programs, or train small models")
+    """Check free memory and disk space."""
+    free = memory.free_bytes(device)
+    if free is None:
+        yield ok("memory", "the free memory of this device is unknown")
+    elif free < LOW_SPACE:
+        yield warning("memory", f"only {free / 1e9:.1f} GB are free; close other programs, or train small models")
     else:
-        yield ok("memory", f"{left / 1e9:.1f} GB are free")
-    for about, place, setting in (("disk", Path.cwd(), "--out"), ("cache", corpus.cache_folder(), "$BARDLET_CACHE")):
-        here = next(path for path in (place, *place.parents) if path.exists())
-        room = atomic.free_bytes(here)
-        if not os.access(here, os.W_OK):
-            yield warning(about, f"{place}: may not be written to; choose another place with {setting}")
-        elif room < LOW_SPACE:
-            yield warning(about, f"{place}: {room / 1e9:.2f} GB are free; make room, or choose another place with "
-                          f"{setting}")
+        yield ok("memory", f"{free / 1e9:.1f} GB are free")
+    for about, folder, setting in (("disk", Path.cwd(), "--out"), ("cache", corpus.cache_folder(), "$BARDLET_CACHE")):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free_disk = atomic.free_bytes(existing)
+        if not os.access(existing, os.W_OK):
+            yield warning(about, f"{folder}: not writable; choose another folder with {setting}")
+        elif free_disk < LOW_SPACE:
+            yield warning(about, f"{folder}: only {free_disk / 1e9:.2f} GB are free; free some space, or choose "
+                          f"another folder with {setting}")
         else:
-            yield ok(about, f"{place}: {room / 1e9:.1f} GB are free")
+            yield ok(about, f"{folder}: {free_disk / 1e9:.1f} GB are free")
 
 
 def _data() -> Iterator[Finding]:
-    """The named corpora, and the tokens in the cache."""
-    here = [name for name in corpus.NAMED if corpus.locate(name)]
+    """Check the named corpora and the cached tokens."""
+    available = [name for name in corpus.NAMED if corpus.locate(name)]
     root = os.environ.get("BARDLET_DATA")
     if root and not Path(root).is_dir():
-        yield warning("data", f"$BARDLET_DATA is {root}, and there is no such folder; set it anew, or unset it")
-    elif here:
-        yield ok("data", f"{len(here)} of {len(corpus.NAMED) - 1} named corpora are here: {', '.join(here)}")
+        yield warning("data", f"$BARDLET_DATA is {root}, but there is no such folder; change it, or unset it")
+    elif available:
+        yield ok("data", f"{len(available)} of {len(corpus.NAMED) - 1} named corpora are available: "
+                 f"{', '.join(available)}")
     else:
-        yield warning("data", "no named corpus is here; `bardlet data get tinyshakespeare`, or take a file of yours")
-    for listed in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{manifest.MANIFEST}")):
-        if sum(path.stat().st_size for path in listed.parent.iterdir()) > LOW_SPACE:
-            continue  # to look at it takes longer than a person waits; a run does
-        if wrong := manifest.damaged_files(listed.parent):
-            yield warning("cache", f"{wrong}; the tokens will be built again when they are needed")
+        yield warning("data", "no named corpus is available; run `bardlet data get tinyshakespeare`, or train on your "
+                      "own text")
+    for path in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{manifest.MANIFEST}")):
+        if sum(file.stat().st_size for file in path.parent.iterdir()) > LOW_SPACE:
+            continue  # too slow here; a run checks it
+        if damage := manifest.damaged_files(path.parent):
+            yield warning("cache", f"{damage}; the next run that needs these tokens will rebuild them")
 
 
 # ---------------------------------------------------------------- a run
 
 
 def health(run: Path) -> Iterator[Finding]:
-    """The files of a run or Hugging Face folder, whether the run can go on, and what its losses say."""
+    """Yield findings on a run or Hugging Face folder: its files, its losses, and if the run can continue.
+
+    Raises:
+        BardletError: there is no such folder, or it contains several runs.
+    """
     if not run.is_dir():
-        raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
-    inside = sorted(path.parent.name for path in run.glob("*/run.toml"))
-    if inside and not (run / "config.json").exists():
-        raise BardletError(f"{run}: has runs in it ({', '.join(inside[:9])}); name one of them")
+        raise BardletError(f"{run}: there is no such folder; `bardlet train` prints the path of its run folder")
+    if not (run / "config.json").exists():
+        _check_one_run(run)
     yield from _model(run)
     if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
         return
-    found = {folder: checkpoint.find_damage(folder) for folder in checkpoint.steps_saved(run)}
-    whole = [folder for folder, wrong in found.items() if not wrong]
-    yield from _checkpoints(run, whole, [wrong for wrong in found.values() if wrong])
+    damages = {folder: checkpoint.find_damage(folder) for folder in checkpoint.steps_saved(run)}
+    intact = [folder for folder, damage in damages.items() if not damage]
+    yield from _checkpoints(run, intact, [damage for damage in damages.values() if damage])
     try:
         config, record = run_folder.settings(run)
     except BardletError as error:
@@ -135,7 +141,7 @@ def health(run: Path) -> Iterator[Finding]:
     if is_untouched(run / "run.toml"):
         yield ok("settings", f"{run / 'run.toml'} is as the run wrote it")
     else:
-        yield damaged("settings", f"{run / 'run.toml'}: changed, damaged or missing; `bardlet resume` takes the "
+        yield damaged("settings", f"{run / 'run.toml'}: edited, damaged or missing; `bardlet resume` uses the "
                       "settings of the newest checkpoint")
     yield from _text(config, record.get("text_hash"))
     yield from _machine_of(record.get("machine", {}), config)
@@ -148,21 +154,31 @@ def health(run: Path) -> Iterator[Finding]:
     except BardletError as error:
         yield damaged("metrics", str(error))
     holder = None
-    with suppress(BardletError):  # a lock that cannot be opened is named by who wants it
+    with suppress(BardletError):  # a command that needs the lock reports why it cannot be opened
         holder = lock.holder(run)
     if holder:
         yield ok("run", f"in use by {holder}")
     elif record.get("finished"):
         yield ok("run", f"finished after {record.get('steps', 0):,} steps")
-    elif whole:
-        step = int(whole[-1].name[5:])
-        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {run}` goes on from there"
-                      + ("" if step < steps else ", to its end"))
+    elif intact:
+        step = int(intact[-1].name[5:])
+        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {shlex.quote(str(run))}` "
+                      + ("continues from there" if step < steps else "finishes the run"))
+
+
+def _check_one_run(folder: Path) -> None:
+    """Raise BardletError if `folder` contains several runs: of a ladder, or any others."""
+    rungs = sorted(path.parent for path in folder.glob("*/seed-*/run.toml"))
+    if rungs or (folder / "ladder.json").exists():
+        example = f", for example `bardlet doctor {shlex.quote(str(rungs[0]))}`" if rungs else ""
+        raise BardletError(f"{folder}: a folder of ladder runs; name one of them{example}")
+    if runs := sorted(path.parent.name for path in folder.glob("*/run.toml")):
+        raise BardletError(f"{folder}: a folder of runs ({', '.join(runs[:9])}); name one of them")
 
 
 def _model(run: Path) -> Iterator[Finding]:
-    """The Hugging Face folder at the root."""
-    begun = time.monotonic()
+    """Check the Hugging Face folder at the root."""
+    started = time.monotonic()
     try:
         model, tokenizer = hf.read_folder(run, scores=hf.read_model_config(run).scores)
     except BardletError as error:
@@ -171,100 +187,110 @@ def _model(run: Path) -> Iterator[Finding]:
     if not all(p.isfinite().all() for p in model.parameters()):
         yield damaged("model", f"{run / 'model.safetensors'}: a weight is not a finite number; go back to a checkpoint")
         return
-    checked = ("as its manifest knows it" if manifest.has_manifest(run)
+    checked = ("its files match its manifest" if manifest.has_manifest(run)
                else "no manifest, so only its shapes were checked")
-    yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.kind} "
-             f"tokenizer: {checked} ({time.monotonic() - begun:.1f} s)")
+    yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, "
+             f"{tokenizer.kind} tokenizer: {checked} ({time.monotonic() - started:.1f} s)")
 
 
-def _checkpoints(run: Path, whole: list[Path], damages: list[str]) -> Iterator[Finding]:
-    """Which can be gone back to, and whether there is room for the next."""
-    for wrong in damages:
-        yield damaged("checkpoint", f"{wrong}" + (f"; `bardlet resume` goes on from {whole[-1].name}" if whole else ""))
-    if not whole:
-        yield warning("checkpoint", f"{run}: no whole checkpoint to go on from; start again with "
-                      f"`bardlet train --config {run / 'run.toml'} --out ANOTHER`")
+def _checkpoints(run: Path, intact: list[Path], damages: list[str]) -> Iterator[Finding]:
+    """Check that a checkpoint to continue from exists, and that there is space for the next one."""
+    for damage in damages:
+        yield damaged("checkpoint", damage + (f"; `bardlet resume` continues from {intact[-1].name}" if intact else ""))
+    if not intact:
+        yield warning("checkpoint", f"{run}: no intact checkpoint to continue from; start over with "
+                      f"`bardlet train --config {shlex.quote(str(run / 'run.toml'))} --out NEW`")
         return
-    yield ok("checkpoint", f"{', '.join(folder.name for folder in whole)}: whole")
-    size = sum(path.stat().st_size for path in whole[-1].iterdir())
+    yield ok("checkpoint", f"{', '.join(folder.name for folder in intact)}: intact")
+    size = sum(path.stat().st_size for path in intact[-1].iterdir())
     if atomic.free_bytes(run) < 2 * size:
-        yield warning("disk", f"{run}: {atomic.free_bytes(run):,} bytes are free, and a save takes {size:,}; free some space")
-    if left := run_folder.has_partial(run):
-        yield warning("left over", f"{', '.join(path.name for path in left)}: of a process that was killed, or that is "
-                      "writing now; the next start removes it")
+        yield warning("disk", f"{run}: {atomic.free_bytes(run):,} bytes are free, and a checkpoint takes {size:,}; "
+                      "free some space")
+    if partial := run_folder.has_partial(run):
+        yield warning("left over", f"{', '.join(path.name for path in partial)}: from a process that was killed, or "
+                      "that is writing now; the next start removes it")
 
 
-def _lines(path: Path, good: int) -> Iterator[Finding]:
-    """metrics.jsonl, of which so many lines are good."""
+def _lines(path: Path, valid: int) -> Iterator[Finding]:
+    """Check metrics.jsonl, of which `valid` lines match their checksum."""
     if not os.path.lexists(path):
-        yield warning("metrics", f"{path}: missing: the curve begins anew; the run itself does not need it")
+        yield warning("metrics", f"{path}: missing; the loss curve starts over, but the run does not need it")
         return
     count = path.read_bytes().count(b"\n")
-    if good < count:
-        yield damaged("metrics", f"{path}: {count - good} of {count} lines are damaged, and left out; the run itself "
-                      "does not need them")
+    if valid < count:
+        yield damaged("metrics", f"{path}: {count - valid} of {count} lines are damaged and skipped; the run does not "
+                      "need them")
     else:
-        yield ok("metrics", f"{path}: {good} lines, each with its checksum")
+        yield ok("metrics", f"{path}: {valid} lines, all with a valid checksum")
 
 
 def _text(config: Settings, known: str | None) -> Iterator[Finding]:
-    """Whether the text is still the one that the run learns from."""
+    """Check that the text still has the hash `known`, from the start of the run."""
     named = (getattr(config, name, None) for name in ("pair", "source", "target"))
     name = ", ".join(filter(None, (*config.text, *named)))
     try:
         same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == known
     except BardletError as error:
-        yield warning("text", f"{error}; the run cannot go on without its text")
+        yield warning("text", f"{error}; the run cannot continue without its text")
         return
     if same:
-        yield ok("text", f"{name}: the one that the run began with")
+        yield ok("text", f"{name}: unchanged since the run started")
     else:
-        yield warning("text", f"{name}: not the one that the run began with; put it back, or go on with --allow-change")
+        yield warning("text", f"{name}: changed since the run started; restore it, or continue with --allow-change")
 
 
 def _machine_of(known: dict[str, object], config: Settings) -> Iterator[Finding]:
-    """Whether the run would go on bit for bit here."""
+    """Check if the run would continue bit for bit on this machine; `known` is the machine it started on."""
     try:
         device = runtime_device.pick_device(config.device)
     except BardletError as error:
-        yield warning("machine", f"{error}; the run would not go on bit for bit")
+        yield warning("machine", f"{error}; the run would not continue bit for bit")
         return
-    here = distributed.machine(distributed.Dist(0, 1, device), config.dtype, config.threads or torch.get_num_threads())
-    odd = [name for name, value in here.items()
-           if name not in ("compiled", "compiler", "processes") and known.get(name, value) != value]
-    if odd:
-        yield warning("machine", f"{odd[0]} was {known[odd[0]]}, is {here[odd[0]]} here: the run would not go on bit "
-                      "for bit; --allow-change goes on all the same")
+    threads = config.threads or torch.get_num_threads()
+    current = distributed.machine(distributed.Dist(0, 1, device), config.dtype, threads)
+    different = [name for name, value in current.items()
+                 if name not in ("compiled", "compiler", "processes") and known.get(name, value) != value]
+    if different:
+        name = different[0]
+        yield warning("machine", f"{name} was {known[name]}, and is {current[name]} here: the run would not continue "
+                      "bit for bit; --allow-change continues it anyway")
     else:
-        yield ok("machine", f"the one that the run began on (Python {sys.version.split()[0]}): it goes on bit for bit")
+        yield ok("machine", f"the same as at the start of the run (Python {sys.version.split()[0]}); the run continues "
+                 "bit for bit")
 
 
 # ---------------------------------------------------------------- a model
 
 
-def measure_memorization(run: Path, tokens: int, temperature: float, seed: int) -> tuple[list[str], list[str], Overlap, Overlap]:
-    """(texts, held, own, chance): what the model of a run writes, documents of its validation text, and how much of
-    each stands in the training text. The last tells how much of a text that nobody copied stands there.
+def measure_memorization(run: Path, tokens: int, temperature: float,
+                         seed: int) -> tuple[list[str], list[str], Overlap, Overlap]:
+    """Generate text with the model of a run, and measure how much of it is copied from the training text.
 
     Args:
-        tokens: how many the model writes at least, in texts of up to 500, twenty at a time.
+        run: the run folder.
+        tokens: minimum number of tokens to generate, in texts of up to 500, twenty at a time.
+        temperature: sampling temperature.
+        seed: random seed of the first text.
+
+    Returns:
+        (completions, validation documents, overlap of the completions, overlap of the validation documents with the
+        training text). The last is the baseline: the overlap of text that was not copied.
     """
     config, record = run_folder.settings(run)
     if not isinstance(config, TrainConfig):
-        does = "translates" if isinstance(config, TranslationConfig) else "answers"
-        raise BardletError(f"{run}: it {does}, and writes no text of its own; "
-                           "leave --memorised out")
-    found, several = corpus.find(config.text, config.field), record.get("documents", 2)
+        task = "translates" if isinstance(config, TranslationConfig) else "answers"
+        raise BardletError(f"{run}: the model {task}, and does not generate free text; omit --memorised")
+    source, documents = corpus.find(config.text, config.field), record.get("documents", 2)
     model, tokenizer = hf.read_folder(run)
-    # a text of less than some hundred tokens has no room for a copy of 32 characters
-    prompts = [text_generation.prompt_ids(tokenizer, None, several)] * max(1, min(20, tokens // 500))
-    texts: list[str] = []
+    # a text of less than a few hundred tokens has little space for a copy of 32 characters
+    prompts = [text_generation.prompt_ids(tokenizer, None, documents)] * max(1, min(20, tokens // 500))
+    completions: list[str] = []
     count = 0
     while count < tokens:
-        made = text_generation.complete(model, tokenizer, prompts, min(500, tokens), temperature=temperature, top_k=50,
-                                seed=seed + len(texts))
-        texts += [tokenizer.decode(ids, skip_special=True) for ids in made]
-        count += max(len(made), sum(map(len, made)))  # a model may end each text before it has begun
-    held = list(itertools.islice(found.documents("val"), 10_000))
-    own, chance = (duplicates.find_copied(some, found.documents("train")) for some in (texts, held))
-    return texts, held, own, chance
+        generated = text_generation.complete(model, tokenizer, prompts, min(500, tokens), temperature=temperature,
+                                             top_k=50, seed=seed + len(completions))
+        completions += [tokenizer.decode(ids, skip_special=True) for ids in generated]
+        count += max(len(generated), sum(map(len, generated)))  # a model may end every text at once
+    validation = list(itertools.islice(source.documents("val"), 10_000))
+    own, baseline = (duplicates.find_copied(texts, source.documents("train")) for texts in (completions, validation))
+    return completions, validation, own, baseline

@@ -1,7 +1,7 @@
-"""Start a run, resume it, bring it to its end. The commands parse and print; what they call is here.
+"""Start a run, resume it, train it to its end.
 
-`start` takes settings and a stage's text to a trainer, plans its steps and trains; `resume` takes the trainer from the
-newest whole checkpoint; both leave the model card, the curve and the mark that the run is finished.
+`start` builds a trainer from settings, plans the steps and trains; `resume` builds it from the newest intact
+checkpoint. Both write the model card and the loss curve and mark the run as finished.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ AnyStage = Stage[Any, Any, Any, Any]
 
 def start(config: Settings, out: str | None = None, begun: float | None = None,
           plan_only: bool = False) -> dict[str, Any]:
-    """Begin a run and bring it to its end.
+    """Start a run and train it to its end.
 
     Args:
-        config: the settings; without steps and minutes pretraining takes five minutes.
-        out: the run folder to make; None: runs/NAME.
-        begun: when the time of --minutes began (of time.monotonic); None: now.
+        config: the settings; pretraining without steps and minutes takes five minutes.
+        out: the run folder to create; None: runs/NAME.
+        begun: start of the time budget (time.monotonic); None: now.
         plan_only: print the plan and stop.
 
     Returns:
-        What `--json` prints; empty on the other ranks.
+        What `--json` prints; empty on other ranks.
     """
     begun = time.monotonic() if begun is None else begun
     if config.steps is None and config.minutes is None:
@@ -63,30 +63,30 @@ def start(config: Settings, out: str | None = None, begun: float | None = None,
         with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
             trainer = stage.begin(out, begun)
-        estimated = plan_only and trainer.record.reasons is not None  # by the machine's speed, not by this model's steps
+        estimated = plan_only and trainer.record.reasons is not None  # from the calibration, without timing this model
         if config.minutes is None:
             compilation.choose_compile(trainer)
         elif not estimated:
             stage.plan_steps(trainer, config.minutes * 60, begun)
         stage.predict(trainer)
-        for found in diagnosis.of_text(trainer.record.mapping()):
-            log.warning(found.message)
+        for finding in diagnosis.of_text(trainer.record.mapping()):
+            log.warning(finding.message)
         plan = _say_plan(trainer, stage) if dist.main else {}
         return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, begun=begun)
 
 
 def resume(run: Path, reward: str | None = None, steps: int | None = None,
            allow_change: bool = False) -> dict[str, Any]:
-    """Go on exactly where a run stopped, and bring it to its end.
+    """Continue a run exactly where it stopped, and train it to its end.
 
     Args:
         run: the run folder.
-        reward: the program that scores completions, once more: none is run because a file names it.
-        steps: another number of steps in all, which is a change.
-        allow_change: go on although machine, precision, compiler, text or number of steps is another.
+        reward: the command that scores completions, again: bardlet never runs a command that only a file names.
+        steps: a new total number of steps, which is a change.
+        allow_change: continue even if machine, precision, compiler, text or number of steps changed.
 
     Returns:
-        What `--json` prints; empty on the other ranks.
+        What `--json` prints; empty on other ranks.
     """
     if steps is not None and not allow_change:
         raise BardletError(f"--steps {steps} changes the schedule of the run: add --allow-change")
@@ -99,59 +99,59 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
             run_folder.remove_partial(run)
         with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
-            go_on = restore_run if checkpoint.steps_saved(run) or record.get("saved") else restart_from_zero
-            trainer = go_on(run, stage, record, allow_change)
+            build = restore_run if checkpoint.steps_saved(run) or record.get("saved") else restart_from_zero
+            trainer = build(run, stage, record, allow_change)
         if steps is not None:
             _change_steps(trainer, steps)
         step = trainer.state.step
         if step >= trainer.state.steps and trainer.record.finished:
-            raise BardletError(f"{run}: all its {step:,} steps are done; --steps N --allow-change trains on, "
-                               f"`bardlet train --init {run}` starts a new run from it")
+            raise BardletError(f"{run}: finished, all {step:,} steps are done; train longer with --steps N "
+                               f"--allow-change, or start a new run with `bardlet train --init {run}`")
         if dist.main:
-            console.say(f"going on after step {step:,} of {trainer.state.steps:,}" if step
-                        else "it ended before its first checkpoint, and begins again")
+            console.say(f"continuing after step {step:,} of {trainer.state.steps:,}" if step
+                        else "no checkpoint yet; starting over")
         return run_to_end(trainer, stage, resumed_from=step, begun=begun)
 
 
 def _started_again(out: str | None) -> bool:
-    """Whether torchrun starts this command again (--max-restarts), and it had begun its run."""
+    """Return True if torchrun restarts this command (--max-restarts) and its run exists."""
     if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
-        raise BardletError("--max-restarts: processes that are started again must find their run; name it with --out")
+        raise BardletError("--max-restarts: restarted processes must find their run; name it with --out")
     if heartbeat.attempt() == "0" or out is None or not (Path(out) / "run.toml").exists():
         return False
     return run_folder.settings(Path(out))[1].get("launch") == heartbeat.launch()
 
 
 def restart_from_zero(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
-    """The run as it began: it has no checkpoint yet, so nothing is lost; its settings and their plan stay."""
+    """Build the trainer of a run that has no checkpoint yet, with its settings and plan."""
     config = stage.config
     trainer = stage.begin(None, time.monotonic(), run)
     _same_text(run, record, stage, allow_change)
     for name in ("base_hash", "reward_hash"):
         if record.get(name) not in (None, getattr(trainer.record, name, None)):
             what = config.init if name == "base_hash" else getattr(config, "reward", None)
-            raise BardletError(f"{run}: {what} is not the model any more that the run began with; put it back")
-    trainer.record.minutes = None  # the clock goes on, too
+            raise BardletError(f"{run}: {what} changed since the run started; restore it")
+    trainer.record.minutes = None  # the clock continues
     trainer.record.fill(record)
     compilation.choose_compile(trainer)
     return trainer
 
 
 def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
-    """The run as its newest whole checkpoint left it."""
-    config, dist = stage.config.resolved(), stage.dist  # what a rung does not have is not in its run.toml
+    """Build the trainer of a run from its newest intact checkpoint."""
+    config, dist = stage.config.resolved(), stage.dist  # run.toml omits settings that a rung lacks
     stage.config = config
     if "text_hash" not in record:
-        raise BardletError(f"{run / 'run.toml'}: no [record] of the text in it, so the run cannot go on; "
-                           f"put back a copy, or start a new run with `bardlet train --init {run}`")
+        raise BardletError(f"{run / 'run.toml'}: no [record] of its text, so the run cannot continue; "
+                           f"restore a copy, or start a new run with `bardlet train --init {run}`")
     folder = checkpoint.newest_whole(run)
     run_folder.verify_root(run, folder)
     known = tokenizer.load(run)
     try:
         stage.source = stage.load_data()
     except BardletError as error:
-        raise BardletError(f"{run}: its text cannot be read ({error}); a path is relative to the folder in which the "
-                           "run began: resume from there") from None
+        raise BardletError(f"{run}: its text cannot be read ({error}); relative paths start at the folder where the "
+                           "run was started: resume from there") from None
     _same_text(run, record, stage, allow_change)
     stage.data = stage.tokenize(known)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
@@ -164,7 +164,7 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
     odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if odd and not allow_change:
         raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "
-                           "would not go on bit for bit; --allow-change goes on all the same")
+                           "would not continue bit for bit; continue anyway with --allow-change")
     if lost := bool(dist.broadcast_int(int(dist.main and run_folder.repair_root(run)))):
         trainer.record.update(finished=None, selected_by=None, selected_step=None, val_loss=None, averaged=None)
     restore(trainer, folder, best_is_lost=lost)
@@ -172,31 +172,31 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
 
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:
-    """BardletError where a text is not the one that is on record, unless that is to be allowed."""
+    """Raise BardletError if the text changed since the run started, unless `allow_change`."""
     if stage.source.hash != record.get("text_hash") and not allow_change:
-        raise BardletError(f"{run}: the text {stage.source.name} is not the one that the run began with; "
-                           "put it back, or go on with --allow-change")
+        raise BardletError(f"{run}: the text {stage.source.name} changed since the run started; "
+                           "restore it, or continue with --allow-change")
 
 
 def _same_reward(run: Path, config: Settings, reward: str | None) -> None:
-    """BardletError where a run gets its rewards from a program and nobody typed which, or another reward was typed."""
+    """Raise BardletError if the run needs its reward command again, or if another reward is given."""
     known = getattr(config, "reward", None)
     asked = is_command(known) and reward is None
     if asked or reward not in (None, known):
         if known is None:
-            raise BardletError(f"--reward: a run of `bardlet {config.command}` gets no rewards; leave it out")
-        raise BardletError(f"{run}: what its answers are worth is said by `{known}`; " + (
-            f"if that is a program, `bardlet resume {run} --reward '{known}'` runs it again (none is run "
-            "because a file names it); if a reward model, its folder is gone: put it back" if asked else
-            f"--reward {reward} would be another run"))
+            raise BardletError(f"--reward: `bardlet {config.command}` has no rewards; drop it")
+        raise BardletError(f"{run}: its rewards come from `{known}`; " + (
+            f"if that is a command, run `bardlet resume {run} --reward '{known}'` (bardlet never runs a command that "
+            "only a file names); if it is a reward model, its folder is missing: restore it" if asked else
+            f"--reward {reward} would make it another run"))
 
 
 def _change_steps(trainer: Trainer, steps: int) -> None:
-    """Another number of steps from here on: an event as a clock's decision is one, and the clock has no more say."""
+    """Set a new total number of steps; from here on the clock changes it no more."""
     before = [event for event in trainer.state.replans if event[0] < trainer.state.step] or [(0, trainer.state.steps)]
     trainer.state.steps, trainer.state.replans = steps, [*before, (trainer.state.step, steps)]
     trainer.config = replace(trainer.config, replans=tuple(trainer.state.replans))
-    # the reasons, the limit and the prediction were those of the old plan
+    # reasons, limit and prediction belong to the old plan
     trainer.record.update(minutes=None, finished=False, reasons=None, most_steps=None, expected=None)
 
 
@@ -204,25 +204,25 @@ def _change_steps(trainer: Trainer, steps: int) -> None:
 
 
 def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
-    """Print data, model and plan, and return the plan's figures."""
+    """Print data, model and plan, and return what --json prints of the plan."""
     c, tokens, model = trainer.config, trainer.config.tokens_per_step, trainer.model.config
     what, epochs = stage.describe(trainer)
-    steps = c.replans[-1][1] if c.replans else trainer.state.steps  # a run that is repeated knows what its clock decided
+    steps = c.replans[-1][1] if c.replans else trainer.state.steps  # a repeated run knows the clock's last decision
     for line in what:
         console.say(line)
     console.say(f"model: {model.model}, {_shape(model)}, context {c.block_size}, "
                 f"{trainer.record.parameters:,} parameters"
-                + (f"; LoRA of rank {c.lora}: {trainer.record.trainable:,} learn" if c.lora else ""))
+                + (f"; LoRA of rank {c.lora}: {trainer.record.trainable:,} trainable" if c.lora else ""))
     for reason in trainer.record.reasons or []:
         console.say(f"  {reason}")
-    optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # a table has no matrices for Muon
+    optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # the bigram table has no matrices for Muon
     console.say(f"plan: {steps:,} steps of {'' if stage.material == 'text' else 'up to '}{tokens:,} tokens "
-                f"({short_number(epochs * steps / trainer.state.steps)} times the {stage.material}), {optimizer}, "
+                f"({short_number(epochs * steps / trainer.state.steps)} epochs of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}"
-                + (f", to end within {_minutes(trainer.record.minutes)}" if trainer.record.minutes else ""))
+                + (f", ends within {_minutes(trainer.record.minutes)}" if trainer.record.minutes else ""))
     if expected := stage.prediction():
-        console.say(f"expected: {expected}")
+        console.say(f"expected loss: {expected}")
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
             "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
             "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
@@ -233,7 +233,7 @@ def _minutes(minutes: float) -> str:
 
 
 def _shape(model: ModelConfig) -> str:
-    """The size of a model in words; a rung of the ladder counts 1 of what it does not have yet."""
+    """Return the shape of a model in words. A rung of the ladder counts 1 of each part it lacks."""
     if model.model == "bigram":
         return "a table"
     counts = ((model.n_layer, "layer"), (model.n_head, "head"), (model.n_embd, "channel"))
@@ -245,23 +245,23 @@ def _shape(model: ModelConfig) -> str:
 
 
 def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, begun: float) -> dict[str, Any]:
-    """Train, then leave the model card and the curve, and print where everything lies. Returns what --json prints.
+    """Train, write the model card and the curve, and print where they are. Return what --json prints.
 
-    begun: when this command did (of time.monotonic): what was spent until the first step is part of the run's time.
+    begun: start of this command (time.monotonic); the preparation counts as time of the run.
     """
-    trainer.config = replace(trainer.config,
-                       eval_every=_eval_every(trainer) if trainer.config.eval_every is None else trainer.config.eval_every,
-                       save_every=max(1, trainer.state.steps // 10) if trainer.config.save_every is None else trainer.config.save_every)
+    config, save_every = trainer.config, max(1, trainer.state.steps // 10)
+    trainer.config = replace(config, eval_every=_eval_every(trainer) if config.eval_every is None else config.eval_every,
+                             save_every=save_every if config.save_every is None else config.save_every)
     if not trainer.dist.main:
         _fit(trainer, stage, begun)
         return {}
     if resumed_from is None:
         trainer.run.mkdir(parents=True, exist_ok=True)
         atomic.sync_folder(trainer.run.parent)
-    # a run that goes on is locked already, since before its checkpoint was read
+    # a resumed run is locked already, since before its checkpoint was read
     with lock.locked(trainer.run) if resumed_from is None else nullcontext():
         if resumed_from is None:
-            run_folder.new_folder(trainer.run, "", held=True)  # another process may have been first, and be done
+            run_folder.new_folder(trainer.run, "", locked=True)  # another process may have created it meanwhile
             run_folder.remove_partial(trainer.run)
             if trainer.dist.world > 1:
                 trainer.record.launch = heartbeat.launch()
@@ -269,7 +269,7 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, begu
             _fit(trainer, stage, begun)
             return _summary(trainer, stage, resumed_from)
         except BaseException as error:
-            # nothing was saved yet: what lies there is of no use to anybody
+            # nothing was saved yet: the folder is useless
             if resumed_from is None and trainer.record.saved is None and not checkpoint.steps_saved(trainer.run):
                 shutil.rmtree(trainer.run, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):
@@ -278,9 +278,9 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, begu
 
 
 def _eval_every(trainer: Trainer) -> int:
-    """Steps between evaluations: about 20 in a run, or so many that they do not take longer than the training.
+    """Return the steps between evaluations: about 20 evaluations, fewer if they would take longer than the training.
 
-    A token that is looked at takes about a third of one that is learned from.
+    Evaluating a token takes about a third of training on it.
     """
     learned, looked_at = trainer.state.steps * trainer.config.tokens_per_step, trainer.record.val_tokens
     number = clock.evaluations_for(3 * learned, looked_at, share=1) if looked_at else clock.EVALUATIONS
@@ -299,7 +299,7 @@ def _fit(trainer: Trainer, stage: AnyStage, begun: float) -> None:
         return
     write_run(trainer)
     if trainer.state.step == 0:
-        for name in ("metrics.jsonl", "model.safetensors"):  # of a process that ended before its first checkpoint
+        for name in ("metrics.jsonl", "model.safetensors"):  # left by a process that ended before its first checkpoint
             (trainer.run / name).unlink(missing_ok=True)
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
     tell = trackers.trackers(trainer.config, trainer.run)
@@ -308,7 +308,7 @@ def _fit(trainer: Trainer, stage: AnyStage, begun: float) -> None:
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
-            if line["step"] % max(1, trainer.state.steps // diagnosis.LOOKS) == 0 or line["step"] == trainer.state.steps:
+            if line["step"] % max(1, trainer.state.steps // diagnosis.CHECKS) == 0 or line["step"] == line["steps"]:
                 _diagnose(trainer, stage, told)
             if tell and line["step"] % trainer.config.log_every == 0:
                 values = {name: line[name] for name in ("train_loss", "val_loss", "lr") if line[name] is not None}
@@ -318,43 +318,44 @@ def _fit(trainer: Trainer, stage: AnyStage, begun: float) -> None:
         _seconds_spent(trainer.state, begun)
         try:
             fit(trainer, replan, see)
-        except BardletError:  # why, perhaps
+        except BardletError:  # the diagnosis may say why
             _diagnose(trainer, stage, told)
             raise
 
 
 def _seconds_spent(state: State, begun: float) -> None:
-    """What was spent since `begun`, none of it in a step, is time of the run."""
+    """Count the time since `begun`, when no step ran, as time of the run."""
     spent = time.monotonic() - begun
     state.elapsed += spent
     state.prepared += spent
 
 
 def _diagnose(trainer: Trainer, stage: AnyStage, told: set[str]) -> None:
-    """Say what the losses tell, each thing once; those of answers that a model wrote itself tell nothing."""
+    """Log what the losses show, each finding once. Losses of reinforcement learning show nothing."""
     if not stage.loss_is_telling:
         return
-    for found in diagnosis.of_losses(metrics.read_metrics(trainer.run), trainer.config, trainer.state.steps, trainer.record.mapping()):
-        if found.about not in told:
-            told.add(found.about)
-            log.warning(found.message)
+    lines, record = metrics.read_metrics(trainer.run), trainer.record.mapping()
+    for finding in diagnosis.of_losses(lines, trainer.config, trainer.state.steps, record):
+        if finding.about not in told:
+            told.add(finding.about)
+            log.warning(finding.message)
 
 
 def _summary(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dict[str, Any]:
     facts, sample = stage.finish(trainer)
     console.say(f"\n{sample}\n")
     mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
-    console.say(f"validation loss {stage.describe_loss()} ({facts['selected_by']} weights, "
+    console.say(f"{stage.validation_label} {stage.describe_loss()} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}{mean}); {facts['steps']:,} steps in "
                 f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
         came, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
-        console.say(f"expected: {scaling_law.describe(expected)}; came: {came:.4f}"
-                    + (", which few texts do" if outside else ""))
+        console.say(f"expected loss: {scaling_law.describe(expected)}; got {came:.4f}"
+                    + (", outside the predicted band" if outside else ""))
     for line in stage.results():
         console.say(line)
-    console.say(f"the run is in {trainer.run}: " + (f"`bardlet {stage.use} {trainer.run}`, see " if stage.use else "see ")
-                + f"{trainer.run / 'loss.png'}")
+    console.say(f"saved to {trainer.run}" + (f"; try `bardlet {stage.use} {trainer.run}`" if stage.use else "")
+                + f"; loss curve: {trainer.run / 'loss.png'}")
     return {"run": str(trainer.run), "steps": trainer.state.step, "resumed_from": resumed_from,
             "seconds": round(trainer.state.seconds, 3), "train_loss": facts.get("train_loss"),
             "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),

@@ -37,6 +37,6 @@ def test_one_bad_byte_at_the_end_of_50_mb(tmp_path, monkeypatch):
     made = subprocess.run([sys.executable, "-m", "bardlet", "train", "line.txt", "--steps", "1", "--out", "out"],
                           cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert made.returncode == 1
-    assert made.stderr.startswith("bardlet: line.txt: byte 50000000 (line 1) is 0xFF")
+    assert made.stderr.startswith("bardlet: line.txt: not valid UTF-8 at byte 50000000 (line 1): 0xFF")
     assert made.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

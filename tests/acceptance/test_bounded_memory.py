@@ -26,7 +26,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 before, start = peak(), time.monotonic()
-made = shards.prepare(corpus.find([sys.argv[1]]), sys.argv[2], cache=Path(sys.argv[3]))
+made = shards.tokenize_corpus(corpus.find([sys.argv[1]]), sys.argv[2], cache=Path(sys.argv[3]))
 seconds, tokens, documents = time.monotonic() - start, len(made.train) + len(made.val), made.documents
 print(json.dumps({"grown_mib": peak() - before, "seconds": seconds, "tokens": tokens, "documents": documents,
                   "chars": made.train_chars + made.val_chars, "kind": made.tokenizer.kind}))

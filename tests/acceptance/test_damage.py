@@ -7,16 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from invariants.test_damage import Damage, cut, finished, flipped, said, unseen, zeroed  # noqa: F401 (fixtures)
+from invariants.test_damage import Damage, cut, finished, flipped, undetected, warnings, zeroed  # noqa: F401 (fixtures)
 
 from bardlet.run import checkpoint, hf
 
 
 @pytest.mark.parametrize(("kind", "times"), [(flipped, 1000), (cut, 100), (zeroed, 100)])
-def test_damage_is_seen(kind: Damage, times: int, finished: Path, tmp_path: Path, said: list[str]) -> None:  # noqa: F811
+def test_damage_is_detected(kind: Damage, times: int, finished: Path, tmp_path: Path,  # noqa: F811
+                            warnings: list[str]) -> None:  # noqa: F811
     """Every time."""
     run = shutil.copytree(finished, tmp_path / "run")
-    assert unseen(run, kind, times, random.Random(7), said) == []
+    assert undetected(run, kind, times, random.Random(7), warnings) == []
 
 
 def test_whole_folders_are_not_refused(finished: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -66,7 +66,7 @@ def test_a_disk_of_so_many_kilobytes(size: int, small_disk: Path, text: Path,
     if done.returncode:
         again = bardlet(run, text)
         assert again.returncode == 0, again.stderr
-        assert ("going on after step" in again.stdout) == begun, again.stdout
+        assert ("continuing after step" in again.stdout) == begun, again.stdout
     assert litter(run) == []
     assert outcome(run) == whole[0]
 

@@ -43,8 +43,8 @@ def test_a_pair(seed: int, text: Path, tmp_path: Path, whole: tuple[dict[str, ob
     said = [process.communicate(timeout=600)[0] for process in pair]
     assert sorted(process.returncode for process in pair) == [0, 1], said
     winner, loser = sorted(zip(pair, said, strict=True), key=lambda one: one[0].returncode)
-    late = r"there is a run in it already|all its 60 steps are done"
-    names = rf"in use by process {winner[0].pid} on \S+ since [-\d]+ [:\d]+; wait for it, or stop it"
+    late = r"already contains a run|all its 60 steps are done"
+    names = rf"in use by process {winner[0].pid} on \S+ since [-\d]+ [:\d]+; wait for it to finish, or stop it"
     last = loser[1].splitlines()[-1]
     assert re.search(names, last) or (ended[0] is winner[0] and re.search(late, last)), loser[1]
     assert read_toml(run / "run.toml")[1]["finished"]

@@ -1,7 +1,7 @@
-"""The ladder's page in a real browser: nothing is asked for, nothing complains, nothing overlaps, nothing sticks out.
+"""The ladder's page in a real browser: no requests, no console messages, no overlap, no overflow.
 
-Needs Chromium (`chromium`, `chromium-browser` or `google-chrome` on the path), spoken to over a pipe: no package.
-BARDLET_SCREENSHOTS=FOLDER keeps pictures of the page, to be looked at.
+Needs Chromium on the path (`chromium`, `chromium-browser` or `google-chrome`), driven over a pipe without a package.
+BARDLET_SCREENSHOTS=FOLDER saves screenshots of the page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bardlet.ladder import report
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
                 None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="there is no Chromium on the path")
+pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="no Chromium on the path")
 
 VIEWS = [(width, scheme) for width in (1280, 390, 320) for scheme in ("light", "dark")]
 
@@ -31,11 +31,11 @@ MEASURE = """(() => {
   const inside = (e) => e.closest('.scroll, .sample');
   for (const e of document.body.querySelectorAll('*')) {
     const box = e.getBoundingClientRect();
-    const blank = e.tagName === 'CODE';  // deep indentation may hang out; what is written is in its spans
+    const blank = e.tagName === 'CODE';  // deep indentation may overflow; the text itself is in spans
     if (box.width > 1 && box.right > innerWidth + 0.5 && !inside(e) && !blank && !e.closest('.skip'))
       wide.push(e.outerHTML);
   }
-  // the boxes of the text itself, wherever it stands: no two may share ground
+  // the boxes of the text itself: no two may overlap
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node; (node = walker.nextNode()); ) {
     const parent = node.parentElement;
@@ -68,8 +68,8 @@ MEASURE = """(() => {
 CONTRAST = """(() => {
   const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const ground = (e) => {
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const background = (e) => {
     for (; e; e = e.parentElement) {
       const color = numbers(getComputedStyle(e).backgroundColor);
       if (color.length === 3 || color[3] === 1) return color;
@@ -81,9 +81,9 @@ CONTRAST = """(() => {
     if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
     const pairs = [getComputedStyle(e).color, getComputedStyle(e.closest('.line') ?? e, '::before').color];
     for (const color of pairs) {
-      const [a, b] = [light(numbers(color)), light(ground(e))].sort((x, y) => y - x);
+      const [a, b] = [luminance(numbers(color)), luminance(background(e))].sort((x, y) => y - x);
       const ratio = (a + 0.05) / (b + 0.05);
-      if (ratio < 4.5) weak.add(`${e.tagName}.${e.className} ${color} on ${ground(e)}: ${ratio.toFixed(2)}`);
+      if (ratio < 4.5) weak.add(`${e.tagName}.${e.className} ${color} on ${background(e)}: ${ratio.toFixed(2)}`);
     }
   }
   return [...weak];
@@ -91,7 +91,7 @@ CONTRAST = """(() => {
 
 
 class Browser:
-    """Chromium without a window, told what to do by the DevTools protocol: JSON messages between zero bytes."""
+    """Headless Chromium, driven by the DevTools protocol: JSON messages separated by zero bytes."""
 
     def __init__(self, profile: Path) -> None:
         to_read, self.to = os.pipe()
@@ -113,7 +113,7 @@ class Browser:
         self("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
 
     def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command; events that come before it are kept."""
+        """Send a command and return its result; keep the events that arrive before it."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -127,18 +127,18 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.left:
             data = os.read(self.out, 1 << 20)
-            assert data, "Chromium has ended"
+            assert data, "Chromium exited"
             self.left += data
         line, _, self.left = self.left.partition(b"\0")
         return json.loads(line)
 
     def wait_for(self, event: str) -> None:
-        """Until an event has come."""
+        """Wait until an event arrives."""
         while not any(e.get("method") == event for e in self.events):
             self.events.append(self._next())
 
     def open(self, path: Path, width: int, scheme: str) -> None:
-        """Show a file in a window of a width, in a theme."""
+        """Open a file at a viewport width and in a color scheme."""
         self.events.clear()
         self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -146,18 +146,18 @@ class Browser:
         self.wait_for("Page.loadEventFired")
 
     def value(self, script: str) -> Any:
-        """What a script gives."""
+        """Evaluate a script and return its value."""
         answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"]["value"]
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Save the whole page as a PNG."""
         answer = self("Page.captureScreenshot", captureBeyondViewport=True, format="png")
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def close(self) -> None:
-        """End the browser."""
+        """Close the browser."""
         self.session = ""
         self("Browser.close")
         self.process.wait(20)
@@ -167,7 +167,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small report of rungs of every kind; BARDLET_REPORT names a real one that is looked at in its place."""
+    """A small report with rungs of every kind; BARDLET_REPORT=FILE tests a real report instead."""
     if os.environ.get("BARDLET_REPORT"):
         return Path(os.environ["BARDLET_REPORT"]).resolve()
     folder = tmp_path_factory.mktemp("report")
@@ -177,49 +177,49 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One Chromium for all tests of this file."""
+    """One Chromium for all tests in this file."""
     chromium = Browser(tmp_path_factory.mktemp("profile"))
     yield chromium
     chromium.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_the_page_is_quiet_and_fits(browser: Browser, page: Path, width: int, scheme: str) -> None:
-    """No console line, no request but the file, no overflow, no text upon text, all pictures there."""
+def test_page_logs_nothing_and_fits(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    """No console message, no request except the file, no overflow, no overlapping text, no broken picture."""
     browser.open(page, width, scheme)
-    found = browser.value(MEASURE)
+    layout = browser.value(MEASURE)
     if os.environ.get("BARDLET_SCREENSHOTS"):
         browser.screenshot(Path(os.environ["BARDLET_SCREENSHOTS"]) / f"report-{width}-{scheme}.png")
-    said = [e for e in browser.events if e.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown",
-                                                             "Log.entryAdded")]  # fmt: skip
-    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
-    assert (found["inner"], found["scroll"], found["wide"]) == (width, width, [])
-    assert found["texts"] > 200 and found["broken"] == 0
-    assert found["covered"] == []
+    messages = [e for e in browser.events if e.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown",
+                                                                 "Log.entryAdded")]  # fmt: skip
+    urls = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
+    assert messages == []
+    assert {url for url in urls if not url.startswith("data:")} == {page.as_uri()}
+    assert (layout["inner"], layout["scroll"], layout["wide"]) == (width, width, [])
+    assert layout["texts"] > 200 and layout["broken"] == 0
+    assert layout["covered"] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_letters_stand_out_and_pictures_follow_the_theme(browser: Browser, page: Path, scheme: str) -> None:
-    """Every text has a contrast of 4.5:1 to its ground (WCAG AA), and each theme has its own pictures."""
+def test_contrast_and_pictures_in_both_themes(browser: Browser, page: Path, scheme: str) -> None:
+    """All text has a contrast of 4.5:1 to its background (WCAG AA), and each theme shows its own pictures."""
     browser.open(page, 1280, scheme)
     assert browser.value(CONTRAST) == []
     dark = "[...document.images].every((i) => i.currentSrc === i.parentElement.querySelector('source').srcset)"
     assert browser.value(dark) == (scheme == "dark")
 
 
-def test_the_measures_see_what_they_look_for(browser: Browser, page: Path) -> None:
-    """Text upon text, something too wide, and letters too pale are found when they are there."""
+def test_checks_detect_broken_pages(browser: Browser, page: Path) -> None:
+    """Overlapping text, overflow and pale text are detected."""
     browser.open(page, 390, "light")
     browser.value("""document.querySelector('h1').style.cssText = 'position: absolute; top: 20rem; color: #999';
         document.querySelector('footer').style.width = '600px'; 0""")
-    found = browser.value(MEASURE)
-    assert found["covered"] and found["wide"] and found["scroll"] > 390 and browser.value(CONTRAST)
+    layout = browser.value(MEASURE)
+    assert layout["covered"] and layout["wide"] and layout["scroll"] > 390 and browser.value(CONTRAST)
 
 
-def test_the_narrow_page_folds_the_code(browser: Browser, page: Path) -> None:
-    """On a phone an unchanged line is there once, a changed one twice, with signs before both."""
+def test_narrow_page_shows_code_in_one_column(browser: Browser, page: Path) -> None:
+    """On a phone, an unchanged line appears once and a changed line twice, each with its sign."""
     browser.open(page, 390, "light")
     section = "document.querySelector('#rung-4, #rung-9').closest('section')"
     shown = f"(kind) => [...{section}" + """.querySelectorAll('tr.' + kind)].map(

@@ -60,7 +60,7 @@ def test_signals_at_random_times(seed: int, text: Path, tmp_path: Path,
             assert process.returncode == 128 + number and "interrupted" in out, out
         else:
             assert process.returncode == 128 + number, out
-            step = re.search(r"stopped after step (\d+), and saved; go on with `bardlet resume", out)
+            step = re.search(r"stopped after step (\d+), and saved; continue with `bardlet resume", out)
             assert step and newest(run) == int(step[1]), out
             stopped += 1
     assert stopped == 5

@@ -38,6 +38,6 @@ def test_a_story_runs_to_its_table_and_is_not_told_twice(story: str, tmp_path: P
     for name, _, *figures in rows:
         assert len(figures) == 3 and all(math.isfinite(float(figure)) for figure in figures), name
     again = told()
-    assert again.count("is there already") == len(STAGES)
+    assert again.count("already finished") == len(STAGES)
     assert [line for line in again.splitlines() if line.startswith("| ")] == [
         line for line in first.splitlines() if line.startswith("| ")]  # fmt: skip

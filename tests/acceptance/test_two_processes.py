@@ -128,7 +128,7 @@ def test_processes_that_are_started_again_leave_the_run_of_another_launcher_alon
     Launch(tmp_path / "first", "train", text, "--out", run, *SETTINGS, "--steps", "2").ends(0)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = Launch(tmp_path / "second", "train", text, "--out", run, *SETTINGS, "--steps", "3", restarts=1).ends()
-    assert said.count("there is a run in it already") == 4, said  # two processes, twice
+    assert said.count("already contains a run") == 4, said  # two processes, twice
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -98,7 +98,7 @@ def test_a_gpu_has_its_name() -> None:
 
 def test_a_run_says_what_it_computed_on(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
     bardlet("train", text, "--out", tmp_path / "run", *TINY, "--steps", "2", "--device", "cpu")
-    facts = board.facts(tmp_path / "run")
+    facts = board.run_metadata(tmp_path / "run")
     assert (facts["device"], facts["processor"]) == ("cpu", device.processor())
     assert (facts["dtype"], facts["compiled"], facts["block_size"]) == ("fp32", False, 16)
 

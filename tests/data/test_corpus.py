@@ -1,4 +1,4 @@
-"""data/corpus.py: every kind of file a person may have; what is mended is said, what is not is one line."""
+"""data/corpus.py: every kind of file, repairs with a notice, and errors in one line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bardlet.data import corpus as cp
 from bardlet.errors import BardletError
 
 DATA = os.environ.get("BARDLET_DATA")
-needs_data = pytest.mark.skipif(not (DATA and Path(DATA).is_dir()), reason="BARDLET_DATA names no folder of data sets")
+needs_data = pytest.mark.skipif(not (DATA and Path(DATA).is_dir()), reason="BARDLET_DATA is not set to a folder")
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch, request):
-    """No test sees this machine's cache or network; those that need real data ask for it by name."""
+    """Hide this machine's cache, network and data; only tests with "real" in their names see the data."""
     monkeypatch.setenv("BARDLET_CACHE", str(tmp_path / "cache"))
     if "real" not in request.node.name:
         monkeypatch.delenv("BARDLET_DATA", raising=False)
@@ -59,28 +59,28 @@ def test_a_file_is_one_document_whatever_its_suffix(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("xz", lzma.compress)])
-def test_compressed_files(tmp_path, suffix, pack):
+def test_compressed_files_are_read_and_damage_is_an_error(tmp_path, suffix, pack):
     assert read(write(tmp_path / f"a.txt.{suffix}", pack(b"text"))) == ["text"]
     assert read(write(tmp_path / f"a.jsonl.{suffix}", pack(b'{"text": "b"}\n'))) == ["b"]
     damaged = write(tmp_path / f"c.txt.{suffix}", pack(os.urandom(5000).hex().encode())[:-900])
-    assert damaged in error_of(damaged) and "compression is damaged" in error_of(damaged)
-    assert "compression is damaged" in error_of(write(tmp_path / f"d.{suffix}", b"not packed"))
+    assert damaged in error_of(damaged) and "compressed data is damaged" in error_of(damaged)
+    assert "compressed data is damaged" in error_of(write(tmp_path / f"d.{suffix}", b"not packed"))
 
 
-def test_jsonl_has_a_document_a_line(tmp_path):
+def test_jsonl_has_a_document_per_line(tmp_path):
     lines = [{"text": "eins\r\nzwei"}, {"text": ""}, {"text": "漢字", "id": 3}]
     path = write(tmp_path / "a.jsonl", "\n\n".join(json.dumps(line) for line in lines))
     assert read(path) == ["eins\nzwei", "漢字"]
 
 
-def test_a_folder_is_read_sorted_without_hidden_and_foreign_files(tmp_path):
+def test_a_folder_is_read_sorted_without_hidden_and_other_files(tmp_path):
     for name in ("b.txt", "a/z.md", "a/y.jsonl", ".hidden.txt", ".git/x.txt", "image.png", "c.txt.gz", "d.tar.gz"):
         content = '{"text": "a/y.jsonl"}' if name.endswith("jsonl") else name
         write(tmp_path / "t" / name, gzip.compress(name.encode()) if name.endswith("gz") else content)
     assert read(tmp_path / "t") == ["a/y.jsonl", "a/z.md", "b.txt", "c.txt.gz"]
 
 
-def test_globs_and_several_arguments(tmp_path, monkeypatch):
+def test_globs_and_multiple_arguments(tmp_path, monkeypatch):
     for name in "cab":
         write(tmp_path / f"{name}.text", name)
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_globs_and_several_arguments(tmp_path, monkeypatch):
     assert "no file matches" in error_of("*.nothing")
 
 
-def test_the_name_says_what_it_is(tmp_path):
+def test_a_corpus_is_named_after_its_files(tmp_path):
     files = [write(tmp_path / name, "x") for name in ("my poems.txt", "b.jsonl.xz.txt", "c.md", "d.md")]
     assert cp.find(files[:1]).name == "my_poems"
     assert cp.find(files).name == "my_poems+b+c+1"
@@ -100,25 +100,25 @@ def test_utf8_does_not_depend_on_the_locale(tmp_path, monkeypatch):
     assert read(write(tmp_path / "a.txt", "é漢\U0001f980")) == ["é漢\U0001f980"]
 
 
-# ------------------------------------------------------------------------------ mended, and said so once
+# ------------------------------------------------------------------------- repairs, with one notice
 
 
 @pytest.mark.parametrize(
-    ("content", "text", "said"),
+    ("content", "text", "notice"),
     [
         (b"\xef\xbb\xbfa\xc3\xa9", "aé", "byte order mark"),
-        (b"a\r\nb\r\n", "a\nb\n", "Windows line ends"),
+        (b"a\r\nb\r\n", "a\nb\n", "Windows line endings"),
         ("aé".encode("utf-16"), "aé", "UTF-16"),
         (b"\xfe\xff" + "aé".encode("utf-16-be"), "aé", "UTF-16"),
         ("aé".encode("utf-32"), "aé", "UTF-32"),
     ],
 )
-def test_what_is_mended_is_said_once(tmp_path, caplog, content, text, said):
+def test_a_repair_is_logged_once(tmp_path, caplog, content, text, notice):
     path = write(tmp_path / "a.txt", content)
     corpus = cp.find([path])
     with caplog.at_level(logging.WARNING, "bardlet"):
         assert list(corpus.documents()) == list(corpus.documents()) == [text]
-    assert sum(said in record.message and path in record.message for record in caplog.records) == 1
+    assert sum(notice in record.message and path in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -128,23 +128,23 @@ def test_jsonl_with_a_byte_order_mark(tmp_path, caplog, encoding):
     assert any(path in record.message for record in caplog.records)
 
 
-# --------------------------------------------------------------------------------- errors: file, place
+# ------------------------------------------------------------------------ errors name file and place
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_invalid_utf8_names_the_byte(tmp_path, mark):
     path = write(tmp_path / "a.txt", mark + b"ab\ncd\xffe")
-    assert error_of(path).startswith(f"{path}: byte {len(mark) + 5} (line 2) is 0xFF")
+    assert error_of(path).startswith(f"{path}: not valid UTF-8 at byte {len(mark) + 5} (line 2): 0xFF")
     path = write(tmp_path / "a.jsonl", mark + b'{"text": "ab"}\n{"text": "\xe9"}\n')
     offset = len(mark) + 15 + 10
-    assert error_of(path).startswith(f"{path}: byte {offset} (line 2) is 0xE9")
+    assert error_of(path).startswith(f"{path}: not valid UTF-8 at byte {offset} (line 2): 0xE9")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "fragments"),
     [
-        ("a.txt", b"ab\ncd\0e", ["byte 5 (line 2) is NUL"]),
-        ("a.bin", bytes(range(256)), ["byte 0 (line 1) is NUL"]),
+        ("a.txt", b"ab\ncd\0e", ["NUL at byte 5 (line 2)"]),
+        ("a.bin", bytes(range(256)), ["NUL at byte 0 (line 1)"]),
         ("a.txt", b"\xff\xfea\0b", ["byte 4", "UTF-16"]),
         ("a.txt", b"", ["is empty"]),
         ("a.txt", b"\xef\xbb\xbf", ["no text"]),
@@ -152,42 +152,42 @@ def test_invalid_utf8_names_the_byte(tmp_path, mark):
         ("a.jsonl", b'{"text": "a"}\n{oops}\n', ["line 2", "not JSON at column 2"]),
         ("a.jsonl", b'["a"]', ["line 1", "not an object"]),
         ("a.jsonl", b'{"body": "a", "title": "b", "n": 1}', ["line 1", 'no field "text"', "--field: body, title"]),
-        ("a.jsonl", b'{"n": 1}', ["no field with text"]),
+        ("a.jsonl", b'{"n": 1}', ["no other field with text"]),
         ("a.jsonl", b'{"text": 5}', ["line 1", "is int, not text"]),
         ("a.jsonl", b'{"text": "ab\\ud800"}', ["line 1", "character 2", "surrogate"]),
         ("a.jsonl", b'{"text": ""}\n', ["no text"]),
         ("a.jsonl", b"\0\0\0\0", ["line 1", "binary"]),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path, name, content, words):
+def test_an_unreadable_file_is_one_line(tmp_path, name, content, fragments):
     path = write(tmp_path / name, content)
     line = error_of(path)
-    assert path in line and all(word in line for word in words), line
+    assert path in line and all(fragment in line for fragment in fragments), line
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_a_path_that_is_not_a_file_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     assert "FIFO" in error_of(tmp_path / "fifo")
-    assert "not an ordinary file" in error_of("/dev/null")
+    assert "not a regular file" in error_of("/dev/null")
     (tmp_path / "empty").mkdir()
-    assert "no text in it" in error_of(tmp_path / "empty")
+    assert "no text files in the folder" in error_of(tmp_path / "empty")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    assert "check that it is still there" in error_of(tmp_path / "dangling")
+    assert "check that it still exists" in error_of(tmp_path / "dangling")
     assert "no such file" in error_of(tmp_path / "nowhere.txt")
     assert 'did you mean "eltec-eng"?' in error_of("eltec-en")
 
 
-def test_an_unreadable_file(tmp_path, monkeypatch):
+def test_a_file_without_read_permission(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "x")
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("bardlet.data.text.open", refuse, raising=False)  # taking rights away does not stop root
-    assert error_of(path).startswith(f"{path}: may not be read: change its permissions")
+    monkeypatch.setattr("bardlet.data.text.open", refuse, raising=False)  # root may read a file without permissions
+    assert error_of(path).startswith(f"{path}: permission denied; change its permissions")
 
 
-def test_an_empty_file_in_a_folder_is_left_out(tmp_path, caplog):
+def test_an_empty_file_in_a_folder_is_skipped(tmp_path, caplog):
     write(tmp_path / "t" / "a.txt", "")
     write(tmp_path / "t" / "b.txt", "b")
     assert read(tmp_path / "t") == ["b"]
@@ -198,7 +198,7 @@ def test_an_empty_file_in_a_folder_is_left_out(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 1000, 1003])
-def test_a_single_document_gives_its_last_tenth(tmp_path, length):
+def test_a_single_document_holds_out_its_last_tenth(tmp_path, length):
     rng = random.Random(length)
     text = "".join(rng.choices("abcé ", k=length))
     path = write(tmp_path / "a.txt", text)
@@ -207,7 +207,7 @@ def test_a_single_document_gives_its_last_tenth(tmp_path, length):
 
 
 @pytest.mark.parametrize("count", [2, 19, 20, 45])
-def test_documents_are_split_by_their_number(tmp_path, count):
+def test_twenty_documents_are_split_whole_and_fewer_are_cut(tmp_path, count):
     texts = [f"document {i:04}, ten" for i in range(count)]
     path = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"text": t}) for t in texts))
     train, val = read(path, part="train"), read(path, part="val")
@@ -217,7 +217,7 @@ def test_documents_are_split_by_their_number(tmp_path, count):
     else:
         assert val == texts[9::10] and sorted(train + val) == texts
     corpus = cp.find([path])
-    assert (corpus.count, corpus.several, read(path)) == (count, True, texts)
+    assert (corpus.count, corpus.needs_separator, read(path)) == (count, True, texts)
 
 
 def test_a_corpus_with_validation_files_uses_them(tmp_path, monkeypatch):
@@ -234,9 +234,9 @@ def test_a_corpus_with_validation_files_uses_them(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- hash
 
 
-def test_the_hash_is_of_names_bytes_and_field(tmp_path):
+def test_the_hash_depends_on_names_bytes_and_field(tmp_path):
     first = cp.find([write(tmp_path / "1" / "a.txt", "x")]).hash
-    assert cp.find([write(tmp_path / "2" / "a.txt", "x")]).hash == first, "not of the place"
+    assert cp.find([write(tmp_path / "2" / "a.txt", "x")]).hash == first, "not on the folder"
     others = [
         cp.find([write(tmp_path / "1" / "b.txt", "x")]).hash,
         cp.find([write(tmp_path / "3" / "a.txt", "y")]).hash,
@@ -249,26 +249,26 @@ def test_the_hash_is_of_names_bytes_and_field(tmp_path):
 # -------------------------------------------------------------------------------------- named corpora
 
 
-def test_without_text_the_embedded_corpus_steps_in(caplog):
+def test_without_text_or_download_the_embedded_corpus_is_used(caplog):
     with caplog.at_level(logging.WARNING, "bardlet"):
         corpus = cp.find()
     assert corpus.name == "python-docs" and len(caplog.records) == 1
     assert "could not be downloaded" in caplog.records[0].message and "\n" not in caplog.records[0].message
 
 
-def test_a_named_corpus_that_cannot_be_had_is_an_error_with_the_remedy():
-    assert "input.txt into the folder tinyshakespeare of $BARDLET_DATA" in error_of("tinyshakespeare")
-    assert "has no download: put core.jsonl.xz" in error_of("eltec-eng")
+def test_an_unavailable_corpus_is_an_error_with_the_remedy():
+    assert "put input.txt into $BARDLET_DATA/tinyshakespeare" in error_of("tinyshakespeare")
+    assert "has no download; put core.jsonl.xz" in error_of("eltec-eng")
 
 
-def test_download_checks_and_caches(tmp_path, monkeypatch, capsys):
+def test_a_download_is_checked_and_cached(tmp_path, monkeypatch, capsys):
     content = b"To be, or not to be: that is the question." * 9
     url = Path(write(tmp_path / "server" / "input.txt", content)).as_uri()
     good = cp.NamedCorpus("a play", ("input.txt",), url=url, sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(cp.NAMED, "tinyshakespeare", cp.dataclasses.replace(good, sha256="0" * 64))
     assert "its sha256 is" in error_of("tinyshakespeare")
     target = tmp_path / "cache" / "data" / "tinyshakespeare"
-    assert list(target.iterdir()) == [], "a wrong download leaves nothing behind"
+    assert list(target.iterdir()) == [], "a download with a wrong sha256 leaves nothing behind"
     monkeypatch.setitem(cp.NAMED, "tinyshakespeare", good)
     seen: list[tuple[str, int, int | None]] = []
     assert cp.get("tinyshakespeare", lambda *step: seen.append(step)) == target
@@ -280,7 +280,7 @@ def test_download_checks_and_caches(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"name": "tinyshakespeare", "found": str(target)}
 
 
-def test_a_name_wins_over_a_file_and_says_so(tmp_path, monkeypatch, caplog):
+def test_a_corpus_name_wins_over_a_file_with_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "python-docs", "mine")
     assert read("./python-docs") == ["mine"]
@@ -297,7 +297,7 @@ def test_the_embedded_corpus_is_clean_prose():
 
 
 @needs_data
-def test_real_shakespeare_is_split_as_always():
+def test_real_shakespeare_is_split_like_nanogpt():
     corpus = cp.find(["tinyshakespeare"])
     (train,), (val,) = corpus.documents("train"), corpus.documents("val")
     assert (len(train), len(val), len(set(train + val))) == (1_003_854, 111_540, 65)
@@ -305,7 +305,7 @@ def test_real_shakespeare_is_split_as_always():
 
 @needs_data
 @pytest.mark.parametrize(("name", "count"), [("names", 7944), ("wikitext-2", 2), ("factbook", 261)])
-def test_real_corpora_have_their_documents(name, count):
+def test_real_corpora_have_the_expected_documents(name, count):
     corpus = cp.find([name])
     assert corpus.count == count
     assert sum(map(len, corpus.documents("train"))) > sum(map(len, corpus.documents("val"))) > 0
@@ -314,18 +314,21 @@ def test_real_corpora_have_their_documents(name, count):
 # ----------------------------------------------------------------------------------------- bardlet data
 
 
-def test_the_table_lists_every_corpus(capsys):
+def test_the_table_lists_every_corpus(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert cli.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*cp.NAMED, *bitext.NAMED]
-    assert lines[0].endswith("not here: bardlet data get tinyshakespeare")
+    assert lines[0].endswith("missing: bardlet data get tinyshakespeare")
     assert cli.main(["--json"]) == 0
     assert {c["name"]: c["found"] for c in json.loads(capsys.readouterr().out)["corpora"]}["names"] is None
 
 
-def test_the_command_line_is_strict(capsys):
-    assert cli.main(["--help"]) == 0 and "bardlet data get NAME" in capsys.readouterr().out
-    with pytest.raises(BardletError, match="gte names: cannot be read"):
+def test_wrong_arguments_are_errors(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "bardlet data [get NAME]" in capsys.readouterr().out
+    with pytest.raises(BardletError, match="data gte names: use `bardlet data`, or `bardlet data get NAME`"):
         cli.main(["gte", "names"])
     assert cli.main(["get", "python-docs"]) == 0
     with pytest.raises(BardletError, match=r'no corpus called "name".*did you mean "names"'):

@@ -1,4 +1,4 @@
-"""The course's pages: every directive has an answer, every rung a page, and no code is pasted."""
+"""The course's pages: every directive works, every rung has a page, and no code is pasted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADINGS = ["What", "Why", "The code", "The figure", "Is my loss normal?", "Exer
 
 
 def load(path: Path, name: str) -> Any:
-    """A file outside of the package as a module; like mkdocs, with its folder in front of the path while it loads."""
+    """Load a file outside the package as a module, with its folder first on the path, as mkdocs does."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -48,7 +48,7 @@ answers = load(DOCS / "answers.py", "bardlet_docs_answers")
 
 
 def measured(falls_by: float = 0.05, deviation: float = 0.004, seeds: Sequence[int] = (1337, 1338, 1339)) -> Any:
-    """Figures as a ladder would have them: from rung to rung the loss falls by as much."""
+    """Return made-up results of a ladder, in which the loss falls by `falls_by` from rung to rung."""
 
     def loss(mean: float) -> dict[str, float]:
         return {"mean": mean, "deviation": deviation, "low": mean - 0.01, "high": mean + 0.01}
@@ -59,19 +59,19 @@ def measured(falls_by: float = 0.05, deviation: float = 0.004, seeds: Sequence[i
                          "train_loss": loss(2.4), "sample": "To be", "lecture": rung.lecture,
                          "made": {"processor": "a machine", "threads": 2 if rung.scaled else 1},
                          "recorded": {"date": "2026-01-01", "commit": "abc"}} for rung in LADDER}
-    noted = {"date": "2026-01-02", "commit": "def", "machine": {"processor": "another", "cores": 2}}
+    note = {"date": "2026-01-02", "commit": "def", "machine": {"processor": "another", "cores": 2}}
     column = "nats per character, one seed"
-    extras = {"dropout 0": noted | {"figures": rungs["dropout"] | {"seconds": {"mean": 5.0}, "val_loss": loss(2.0)},
-                                    "rung": rungs["dropout"]},
-              "addition": noted | {"figures": [{"hints": "both", "exact": 0.99}]},
-              "finetune": noted | {"figures": [{"run": name, column: 1.5}
-                                               for name in ("scratch", "finetuned", "same steps")]}}
+    extras = {"dropout 0": note | {"figures": rungs["dropout"] | {"seconds": {"mean": 5.0}, "val_loss": loss(2.0)},
+                                   "rung": rungs["dropout"]},
+              "addition": note | {"figures": [{"hints": "both", "exact": 0.99}]},
+              "finetune": note | {"figures": [{"run": name, column: 1.5}
+                                              for name in ("scratch", "finetuned", "same steps")]}}
     return {"machine": "a machine", "date": "2026-01-01", "commit": "abc", "rungs": rungs, "extras": extras}
 
 
 @pytest.fixture
 def course(tmp_path: Path) -> Any:
-    """A course with everything measured and every picture there; experiments are looked up, not run."""
+    """A course with all results and pictures; experiments do not run."""
     figures = tmp_path / "figures"
     figures.mkdir()
     for page in PAGES:
@@ -81,14 +81,14 @@ def course(tmp_path: Path) -> Any:
                 (figures / f"{stem}.png").touch()
                 (figures / f"{stem}-dark.png").touch()
     shutil.copy(DOCS / "translation.json", tmp_path)
-    done = {name: {"seeds": 1, "figures": {"loss": 2.0}} for name in answers.ANSWERS}
-    return site.Course(tmp_path, measured(), done)
+    entries = {name: {"seeds": 1, "figures": {"loss": 2.0}} for name in answers.ANSWERS}
+    return site.Course(tmp_path, measured(), entries)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_directive_has_an_answer(page: str, course: Any) -> None:
+def test_every_directive_works(page: str, course: Any) -> None:
     text = site.expand((DOCS / page).read_text(encoding="utf-8"), page, course)
-    assert not site.DIRECTIVE.search(text), "a directive is left"
+    assert not site.DIRECTIVE.search(text), "a directive remains"
 
 
 @pytest.mark.parametrize("rung", LADDER, ids=lambda rung: rung.name)
@@ -100,8 +100,8 @@ def test_every_rung_has_a_page(rung: Any) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    """Every link goes to a page that is there and, with a #, to one of its headings; and every page names the next."""
+def test_links_work(page: str) -> None:
+    """Every link goes to an existing page and heading; the last line of a course page links to the next page."""
     text = (DOCS / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("https://"):
@@ -113,7 +113,7 @@ def test_links_lead_somewhere(page: str) -> None:
                  for title in re.findall(r"^#+ (.*)", other.read_text(encoding="utf-8"), re.M)]
         assert not anchor or anchor in slugs, target
     last = [line for line in text.splitlines() if line.strip()][-1]
-    assert ".md)" in last, "the last line leads to the next page"
+    assert ".md)" in last or page.startswith(("guide/", "reference/")), "the last line must link to the next page"
 
 
 def test_all_pages_are_in_the_navigation() -> None:
@@ -123,37 +123,37 @@ def test_all_pages_are_in_the_navigation() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_code_is_pasted(page: str) -> None:
-    """No four lines in a row of a page stand in a source file, too: code comes by directives."""
+    """No four consecutive lines of a page occur in a source file: code comes from directives."""
     sources = [path.read_text(encoding="utf-8") for folder in ("src", "docs") for path in (ROOT / folder).rglob("*.py")]
-    known = {run for text in sources for run in runs_of(text)}
-    assert not known & set(runs_of((DOCS / page).read_text(encoding="utf-8")))
+    in_sources = {lines for text in sources for lines in four_lines(text)}
+    assert not in_sources & set(four_lines((DOCS / page).read_text(encoding="utf-8")))
 
 
-def runs_of(text: str) -> list[tuple[str, ...]]:
-    """All runs of four lines that say something, without their indentation."""
+def four_lines(text: str) -> list[tuple[str, ...]]:
+    """Return every four consecutive lines, ignoring indentation and nearly empty lines."""
     lines = [line.strip() for line in text.splitlines() if len(line.strip()) > 2]
     return [tuple(lines[i : i + 4]) for i in range(len(lines) - 3)]
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{{ curve: rung 3 }}", "there is no such directive; choose one of answer, beside, changes"),
+    ("{{ curve: rung 3 }}", "unknown directive; choose from answer, beside, changes"),
     ("{{ code: rung 99 }}", "there is no rung 99"),
-    ("{{ changes: rung 1 }}", "nothing stands before the first rung"),
+    ("{{ changes: rung 1 }}", "the first rung has no rung before it"),
     ("{{ source: bardlet.training.losses.nothing }}", "losses.py defines no 'nothing'"),
     ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
-    ("{{ experiment: nothing }}", "there is no such experiment"),
+    ("{{ experiment: nothing }}", "unknown experiment"),
     ("{{ figure: nothing }}", "docs/figures/nothing.png is missing"),
-    ("{{ setting: scaled nothing }}", "say which, as in: scaled n_embd"),
+    ("{{ setting: scaled nothing }}", "name a size, as in: scaled n_embd"),
     ("{{ measured: nothing }}", "docs/measured.json has no 'nothing'"),
     ("{{ answer: nothing }}", "docs/answers.json has no 'nothing'"),
-    ("see {{ table: 1-7 }}", "must stand on a line of its own"),
+    ("see {{ table: 1-7 }}", "must be on a line of its own"),
 ])  # fmt: skip
-def test_what_cannot_be_answered_names_its_line(line: str, message: str, course: Any) -> None:
+def test_bad_directive_names_page_and_line(line: str, message: str, course: Any) -> None:
     with pytest.raises(BardletError, match=f"docs/a.md, line 3: .*{re.escape(message)}"):
         site.expand(f"# A\n\n{line}\n", "a.md", course)
 
 
-def test_only_a_draft_may_lack_figures(course: Any) -> None:
+def test_only_a_draft_may_lack_results(course: Any) -> None:
     course.measured = {}
     with pytest.raises(BardletError, match="has no rung 'one-head'"):
         site.expand("{{ losses: rung 3 }}", "a.md", course)
@@ -161,15 +161,15 @@ def test_only_a_draft_may_lack_figures(course: Any) -> None:
     assert site.expand("{{ losses: rung 3 }}", "a.md", course) == "*not measured yet*"
 
 
-@pytest.mark.parametrize(("falls_by", "deviation", "says"), [
+@pytest.mark.parametrize(("falls_by", "deviation", "text"), [
     (0.05, 0.004, "a fall of 0.0500 with"), (0.05, 0.004, "of 0.0409 to 0.0591 (4 degrees of freedom). **It helped.**"),
     (-0.05, 0.004, "a rise of 0.0500 with"), (-0.05, 0.004, "of 0.0409 to 0.0591"), (-0.05, 0.004, "It did not help"),
-    (0.008, 0.004, "of −0.0011 to 0.0171"), (0.008, 0.004, "no difference was seen"), (0.05, 0.0, "too few to tell"),
+    (0.008, 0.004, "of −0.0011 to 0.0171"), (0.008, 0.004, "no difference detected"), (0.05, 0.0, "too few to tell"),
 ])  # fmt: skip
-def test_the_verdict_follows_from_the_figures(falls_by: float, deviation: float, says: str, course: Any) -> None:
+def test_verdict_follows_from_the_losses(falls_by: float, deviation: float, text: str, course: Any) -> None:
     """Two means of three seeds, equal deviations: 4 degrees of freedom, 2.776 * sqrt(2 * 0.004^2 / 3) = 0.0091."""
     course.measured = measured(falls_by, deviation)
-    assert says in site.expand("{{ verdict: rung 9 }}", "a.md", course)
+    assert text in site.expand("{{ verdict: rung 9 }}", "a.md", course)
 
 
 def test_one_seed_gives_no_verdict(course: Any) -> None:
@@ -180,15 +180,15 @@ def test_one_seed_gives_no_verdict(course: Any) -> None:
 @pytest.mark.parametrize(("freedom", "factor"), [
     (1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5.7, 2.47847), (8, 2.30600), (100, 1.98397),
 ])  # fmt: skip
-def test_students_t_is_that_of_the_tables(freedom: float, factor: float) -> None:
-    """Two-sided, 95 %; for 5.7 by numerical integration elsewhere."""
-    assert losses.reach(freedom) == pytest.approx(factor, rel=1e-5)
+def test_t_quantile_matches_published_tables(freedom: float, factor: float) -> None:
+    """Two-sided, 95 %; the value for 5.7 comes from an independent numerical integration."""
+    assert losses.t_quantile(freedom) == pytest.approx(factor, rel=1e-5)
     if freedom == 1:  # Cauchy's distribution, in closed form
-        assert losses.reach(1, 0.5) == pytest.approx(1)
+        assert losses.t_quantile(1, 0.5) == pytest.approx(1)
 
 
 def test_welchs_degrees_of_freedom() -> None:
-    """Between the smaller sample's and that of both together; unequal deviations take some away."""
+    """Between the freedom of the smaller sample and that of both together; unequal deviations reduce it."""
     def rung(deviation: float, n: int) -> dict[str, Any]:
         return {"val_loss": {"mean": 2.0, "deviation": deviation}, "seeds": list(range(n))}
 
@@ -197,8 +197,8 @@ def test_welchs_degrees_of_freedom() -> None:
     assert 2 < losses.difference(rung(0.017, 3), rung(0.010, 3), False)[2] < 4
 
 
-def test_one_training_looked_at_twice_is_compared_seed_by_seed(course: Any) -> None:
-    """Rung 13 keeps other weights of rung 12's runs, so what a seed does to both is no chance; no other pair is so."""
+def test_rungs_of_the_same_run_are_compared_seed_by_seed(course: Any) -> None:
+    """Rung 13 keeps other weights of rung 12's runs, so the effect of a seed cancels; this is the only such pair."""
     assert [b.number for a, b in itertools.pairwise(LADDER) if losses.same_run(a, b)] == [13]
     rungs = course.measured["rungs"]
     falls = [0.043, 0.035, 0.031]
@@ -214,48 +214,48 @@ def test_one_training_looked_at_twice_is_compared_seed_by_seed(course: Any) -> N
         site.expand("{{ verdict: rung 13 }}", "a.md", course)
 
 
-def test_a_band_needs_five_seeds(course: Any) -> None:
+def test_band_needs_five_seeds(course: Any) -> None:
     assert "normal" not in site.expand("{{ losses: rung 3 }}", "a.md", course)
     course.measured = measured(seeds=range(5))
     assert "**2.340 to 2.360**" in site.expand("{{ losses: rung 3 }}", "a.md", course)
 
 
-def test_changes_set_like_beside_like(course: Any) -> None:
+def test_changes_compare_classes_of_the_same_kind(course: Any) -> None:
     text = site.expand("{{ changes: rung 5 }}", "a.md", course)
-    assert "FeedForwardModel, beside MultiHeadModel of rung 4" in text
+    assert "FeedForwardModel, compared with MultiHeadModel of rung 4" in text
     assert [line for line in text.splitlines() if "self.ffwd" in line and not line.startswith("+")] == []
     assert "-optimizer = 'adamw'\n+optimizer = 'muon'" in site.expand("{{ changes: rung 12 }}", "a.md", course)
 
 
 @pytest.mark.parametrize(("rung", "pairs"), [
-    (6, ["ProjectedAttention, beside MultiHeadAttention", "WideFeedForward, beside FeedForward",
-         "ResidualModel, beside FeedForwardModel"]),
-    (8, ["DropoutAttention, beside ProjectedAttention", "DropoutFeedForward, beside WideFeedForward",
-         "DropoutBlock, beside LayerNormBlock", "DropoutModel, beside LayerNormModel"]),
+    (6, ["ProjectedAttention, compared with MultiHeadAttention", "WideFeedForward, compared with FeedForward",
+         "ResidualModel, compared with FeedForwardModel"]),
+    (8, ["DropoutAttention, compared with ProjectedAttention", "DropoutFeedForward, compared with WideFeedForward",
+         "DropoutBlock, compared with LayerNormBlock", "DropoutModel, compared with LayerNormModel"]),
 ])  # fmt: skip
-def test_a_class_is_set_beside_its_kind(rung: int, pairs: list[str], course: Any) -> None:
+def test_changes_list_every_pair_of_classes(rung: int, pairs: list[str], course: Any) -> None:
     text = site.expand(f"{{{{ changes: rung {rung} }}}}", "a.md", course)
     assert re.findall(r'title="(.*) of rung', text) == pairs
 
 
-@pytest.mark.parametrize(("lecture_way", "says"), [
-    (2.274, "2.27, it is 0.01 below its figure"), (2.2849, "2.28, it agrees with its figure"),
-    (2.286, "2.29, it is 0.01 above its figure"),
+@pytest.mark.parametrize(("lecture_way", "sentence"), [
+    (2.274, "our 2.27 is 0.01 below its number"), (2.2849, "our 2.28 agrees with its number"),
+    (2.286, "our 2.29 is 0.01 above its number"),
 ])  # fmt: skip
-def test_differences_fit_the_figures_beside_them(lecture_way: float, says: str, course: Any) -> None:
+def test_difference_from_the_lecture_uses_rounded_losses(lecture_way: float, sentence: str, course: Any) -> None:
     course.measured["rungs"]["multi-head"]["val_loss_lecture"]["mean"] = lecture_way
-    assert says in site.expand("{{ losses: rung 4 }}", "a.md", course)
+    assert sentence in site.expand("{{ losses: rung 4 }}", "a.md", course)
 
 
 def test_sizes_come_from_the_ladder(course: Any) -> None:
     assert site.expand("{{ setting: scaled n_embd }} {{ setting: small block_size }}", "a.md", course) \
         == f"{CPU['n_embd']} {SMALL['block_size']}"
-    often = 5000 * CPU["batch_size"] * CPU["block_size"] / 1_003_854
-    assert site.expand("{{ seen: rung 8 }}", "a.md", course) == f"{often:.1f} times"
+    epochs = 5000 * CPU["batch_size"] * CPU["block_size"] / 1_003_854
+    assert site.expand("{{ seen: rung 8 }}", "a.md", course) == f"{epochs:.1f} times"
 
 
-def test_a_table_names_the_machine_and_the_commit_of_its_own_rungs(course: Any) -> None:
-    """Small rungs take one thread, also where the file as a whole was made with two."""
+def test_table_names_machine_and_commit_of_its_rungs(course: Any) -> None:
+    """Small rungs show one thread, even if the file as a whole names two."""
     text = site.expand("{{ losses: rung 3 }}", "a.md", course)
     assert "on a machine, 1 thread; recorded 2026-01-01 at commit `abc`." in text
     assert "on a machine, 2 threads; recorded" in site.expand("{{ table: 8-13 }}", "a.md", course)
@@ -266,8 +266,8 @@ def test_a_table_names_the_machine_and_the_commit_of_its_own_rungs(course: Any) 
     assert "time, fastest seed |" in site.expand("{{ table: 1-7 }}", "a.md", course)
 
 
-def test_a_changed_setting_is_shown_beside_the_rung_of_the_same_measurement(course: Any) -> None:
-    course.measured["rungs"]["dropout"] = measured(falls_by=0.2)["rungs"]["dropout"] | {"steps": 9}  # trained anew
+def test_compare_shows_the_rung_of_the_same_measurement(course: Any) -> None:
+    course.measured["rungs"]["dropout"] = measured(falls_by=0.2)["rungs"]["dropout"] | {"steps": 9}  # retrained
     text = site.expand("{{ compare: dropout 0 with rung 8 }}", "a.md", course)
     assert "| rung 8 | 2.400 ± 0.004 | 2.100 ± 0.004 | 10 s |" in text and "| 2.000 ± 0.004 | 5 s |" in text
     assert "5,000 steps each" in text and "is 0.100 higher than with dropout 0. Recorded 2026-01-02 at" in text
@@ -275,14 +275,14 @@ def test_a_changed_setting_is_shown_beside_the_rung_of_the_same_measurement(cour
     assert site.expand(f"{{{{ measured: {row} }}}}", "a.md", course) == "1.500"
 
 
-def test_settings_are_those_of_the_ladder(course: Any) -> None:
+def test_settings_come_from_the_ladder(course: Any) -> None:
     text = site.expand("{{ settings }}", "a.md", course)
-    assert f"| `n_embd`, C | {SMALL['n_embd']} | {CPU['n_embd']} | 384 |" in text and "| by the clock |" in text
+    assert f"| `n_embd`, C | {SMALL['n_embd']} | {CPU['n_embd']} | 384 |" in text and "| set by time |" in text
     assert "rung 1: `steps = 3000`, `lr = 0.01`; rung 12:" in text
 
 
-def test_what_was_measured_is_whole() -> None:
-    """What is committed answers every page, pictures included."""
+def test_committed_results_are_complete() -> None:
+    """The committed results and pictures suffice for every page."""
     if not (DOCS / "measured.json").exists():
         pytest.skip("docs/measured.json: the ladder has not been measured yet")
     real = site.Course.load(DOCS)
@@ -291,29 +291,29 @@ def test_what_was_measured_is_whole() -> None:
         site.expand((DOCS / page).read_text(encoding="utf-8"), page, real)
 
 
-def test_every_exercise_that_is_shown_was_run() -> None:
-    done = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))
-    assert set(done) == set(answers.ANSWERS)
+def test_every_answer_has_results() -> None:
+    entries = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))
+    assert set(entries) == set(answers.ANSWERS)
 
 
 @pytest.mark.parametrize("name", ["first loss", "same distance", "centred", "parameters of a gate", "sharper queries",
                                   "muon update"])  # fmt: skip
-def test_answers_that_need_no_training_still_hold(name: str) -> None:
-    """They give what answers.json says: two on Tiny Shakespeare, the others on any text with 65 characters."""
+def test_answers_without_training_match_the_results(name: str) -> None:
+    """They reproduce answers.json: two on Tiny Shakespeare, the others on any text with 65 characters."""
     if name in ("first loss", "muon update"):
         if not os.environ.get("BARDLET_DATA"):
             pytest.skip("needs BARDLET_DATA, with Tiny Shakespeare in it")
         text = answers.Text()
     else:
-        text = some_text()
+        text = artificial_text()
     figures = answers.ANSWERS[name][0](text, 1337)
-    said = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))[name]["figures"]
-    assert set(figures) == set(said)
-    assert figures == pytest.approx(said, rel=1e-3, abs=1e-4)
+    expected = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))[name]["figures"]
+    assert set(figures) == set(expected)
+    assert figures == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
-def some_text() -> Any:
-    """In place of Tiny Shakespeare: as many characters, one after the other."""
+def artificial_text() -> Any:
+    """Return a text with as many characters as Tiny Shakespeare, in a repeating cycle."""
     text = answers.Text.__new__(answers.Text)
     text.chars = [chr(i) for i in range(65)]
     ids = torch.arange(65).repeat(20)
@@ -322,33 +322,33 @@ def some_text() -> Any:
 
 
 def test_choices_are_made_without_the_validation_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The development split is the last tenth of the training part; the number of heads is chosen there."""
-    text = some_text()
-    other = text.development()
-    assert torch.equal(torch.cat([other.train, other.val]), text.train) and len(other.val) == 117
-    seen: list[Any] = []
-    monkeypatch.setattr(answers, "train", lambda model, text, seed: seen.append(text) or 0.0)
+    """The development split is the last tenth of the training part, and the number of heads is chosen on it."""
+    text = artificial_text()
+    development = text.development()
+    assert torch.equal(torch.cat([development.train, development.val]), text.train) and len(development.val) == 117
+    texts: list[Any] = []
+    monkeypatch.setattr(answers, "train", lambda model, text, seed: texts.append(text) or 0.0)
     answers.number_of_heads(text, 1337)
-    assert len(seen) == 6 and all(torch.equal(one.val, other.val) for one in seen)
+    assert len(texts) == 6 and all(torch.equal(text.val, development.val) for text in texts)
 
 
-def test_what_an_answer_changes_in_a_rung_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its training fails."""
+def test_answers_restore_the_rungs_they_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if training fails."""
     average, forward = answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward
 
-    def fails(model: Any, text: Any, seed: int) -> float:
+    def fail(model: Any, text: Any, seed: int) -> float:
         if (answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward) != (average, forward):
             raise KeyboardInterrupt
         return 0.0
 
-    monkeypatch.setattr(answers, "train", fails)
+    monkeypatch.setattr(answers, "train", fail)
     for name in ("only itself", "without residual"):
         with pytest.raises(KeyboardInterrupt):
-            answers.ANSWERS[name][0](some_text(), 1337)
+            answers.ANSWERS[name][0](artificial_text(), 1337)
         assert (answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward) == (average, forward)
 
 
-def test_the_feature_from_a_paper_is_a_rung() -> None:
+def test_squared_relu_is_a_causal_model() -> None:
     squared = load(DOCS / "exercises" / "squared_relu.py", "bardlet_docs_squared_relu")
     config = TrainConfig(model="rotary", n_layer=2, n_head=2, n_embd=16, block_size=8).model_config(11)
     torch.manual_seed(0)
@@ -357,4 +357,4 @@ def test_the_feature_from_a_paper_is_a_rung() -> None:
     other = idx.clone()
     other[:, 5:] = (other[:, 5:] + 1) % 11
     assert model(idx).shape == (2, 8, 11)
-    torch.testing.assert_close(model(idx)[:, :5], model(other)[:, :5])  # the past knows nothing of the future
+    torch.testing.assert_close(model(idx)[:, :5], model(other)[:, :5])  # no position sees the future

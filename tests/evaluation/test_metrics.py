@@ -1,4 +1,4 @@
-"""A loss in its three units, and the mean over unequal batches."""
+"""The units of a loss, and its mean over unequal batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bardlet.training.losses import IGNORE
 
 
 class Uniform(LectureModel):
-    """Knows nothing about four tokens."""
+    """Predicts four tokens with equal probability."""
 
     def __init__(self) -> None:
         super().__init__(ModelConfig("bigram", vocab_size=4))
@@ -34,7 +34,7 @@ def test_units_worked_by_hand() -> None:
 
 
 def test_the_mean_is_over_targets_not_batches() -> None:
-    """A batch of 8 targets and one of 2: ten terms, and masked ones are none."""
+    """A batch of 8 targets and a batch of 2: ten terms, masked targets not counted."""
     long = {"idx": torch.zeros(2, 4, dtype=torch.long), "target": torch.zeros(2, 4, dtype=torch.long)}
     short = {"idx": torch.zeros(1, 3, dtype=torch.long), "target": torch.tensor([[0, 1, IGNORE]])}
 
@@ -49,8 +49,8 @@ def test_the_mean_is_over_targets_not_batches() -> None:
     assert mean == pytest.approx((8 * math.log(4) + 2 * math.log(2)) / 10, rel=1e-6)
 
 
-def test_a_large_vocabulary_is_evaluated_in_pieces() -> None:
-    """The widest tensor stays under 128 MiB; pieces of two rows give the mean of the whole batch."""
+def test_a_large_vocabulary_is_evaluated_in_micro_batches() -> None:
+    """The widest tensor stays under 128 MiB; micro-batches of two rows give the mean of the whole batch."""
     config = TrainConfig(model="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8).resolved()
     shape = config.model_config(50_000)
     assert metrics.rows_at_once(shape, 256) == 128 * 2**20 // (4 * 256 * 50_000) == 2
@@ -61,5 +61,5 @@ def test_a_large_vocabulary_is_evaluated_in_pieces() -> None:
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     batch = {"idx": torch.randint(11, (5, 8)), "target": torch.randint(11, (5, 8))}
-    whole, pieces = (metrics.mean_loss(model, [batch], torch.device("cpu"), rows=rows) for rows in (64, 2))
-    assert seen == [5, 2, 2, 1] and pieces == pytest.approx(whole, rel=1e-6)
+    whole, split = (metrics.mean_loss(model, [batch], torch.device("cpu"), rows=rows) for rows in (64, 2))
+    assert seen == [5, 2, 2, 1] and split == pytest.approx(whole, rel=1e-6)

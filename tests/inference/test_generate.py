@@ -1,3 +1,5 @@
+"""Sampling and generation: distributions, seeds, stop ids, dtypes and the context window."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -57,13 +59,13 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(
         kept = after > 0
         mass = float(before[kept].sum())
         assert mass >= top_p - 1e-12
-        assert mass - float(before[kept].min()) < top_p + 1e-12  # with one less it would not
+        assert mass - float(before[kept].min()) < top_p + 1e-12  # one token fewer would not reach it
         if not kept.all():
             assert float(before[kept].min()) >= float(before[~kept].max())
         torch.testing.assert_close(after[kept], before[kept] / mass, rtol=1e-9, atol=1e-12)
 
 
-def test_top_p_at_its_edges() -> None:
+def test_top_p_edge_cases() -> None:
     logits = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
     for top_p, kept in ((0.49, 1), (0.5, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.87, 3), (0.88, 4), (1.0, 4)):
         assert int((probabilities(logits, 1.0, None, top_p) > 0).sum()) == kept
@@ -76,7 +78,7 @@ def test_top_p_at_its_edges() -> None:
 @given(logit_rows, st.floats(0.05, 5), st.integers(1, V + 3))
 def test_top_k_keeps_exactly_the_k_likeliest(logits: torch.Tensor, temperature: float, top_k: int) -> None:
     cut = probabilities(logits, temperature, top_k, None)
-    below = logits.double() - logits.double().amax(-1, keepdim=True)  # where 0 and 2e-16 are the same below 2
+    below = logits.double() - logits.double().amax(-1, keepdim=True)  # 0 and 2e-16 are equal after the subtraction
     want = (below / temperature).softmax(-1)
     for before, after in zip(want, cut, strict=True):
         kept = after > 0
@@ -97,7 +99,7 @@ def test_temperature_0_and_top_k_1_are_greedy(seed: int) -> None:
     assert torch.equal(sample_next(logits * 100, 1e-6, None, None, generator), logits.argmax(-1))
 
 
-def test_samples_are_as_frequent_as_they_are_likely() -> None:
+def test_sample_frequencies_match_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([0.0, 1.0, -1.0, float("-inf"), 2.0])
     n = 40_000
@@ -108,8 +110,8 @@ def test_samples_are_as_frequent_as_they_are_likely() -> None:
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
-def test_no_draw_gives_what_has_no_probability(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At both ends of what torch.rand can return."""
+def test_ids_of_probability_0_are_never_sampled(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends of the range of torch.rand."""
     monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, u))
     logits = torch.tensor([[float("-inf"), -1.0, float("-inf"), 2.0, float("-inf")]] * 2)
     assert sample_next(logits, 1.0).tolist() == ([1, 1] if u == 0 else [3, 3])
@@ -127,26 +129,26 @@ def test_row_seeds() -> None:
 # ---------------------------------------------------------------------------- generation
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(model: Any) -> None:
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(model: Any) -> None:
     prompts = [[1], [2, 3, 4], [5] * 30, [6, 7]]
-    how: dict[str, Any] = {"temperature": 0.9, "top_k": 12, "top_p": 0.95, "stop_ids": (11,)}
+    options: dict[str, Any] = {"temperature": 0.9, "top_k": 12, "top_p": 0.95, "stop_ids": (11,)}
     seeds = [4, 3, 2, 1]
-    together = generate(model, prompts, 40, seed=seeds, **how)
-    alone = [generate(model, [p], 40, seed=[s], **how)[0] for p, s in zip(prompts, seeds, strict=True)]
+    together = generate(model, prompts, 40, seed=seeds, **options)
+    alone = [generate(model, [p], 40, seed=[s], **options)[0] for p, s in zip(prompts, seeds, strict=True)]
     assert together == alone
     assert generate(model, prompts, 10, seed=7)[:2] == generate(model, prompts[:2], 10, seed=7)
 
 
-def test_rows_that_have_ended_are_in_nobodys_way(model: Any) -> None:
-    """They stay in the cache for a while: some beyond its end, some until a quarter has ended."""
+def test_finished_rows_do_not_affect_the_others(model: Any) -> None:
+    """They stay in the cache for a while: some past its end, some until a quarter of the rows is finished."""
     prompts, seeds = [[1 + row % 5] * (1 + row % 13) for row in range(24)], list(range(24))
-    how: dict[str, Any] = {"temperature": 0.9, "stop_ids": (4, 9)}
-    together = generate(model, prompts, 40, seed=seeds, **how)
+    options: dict[str, Any] = {"temperature": 0.9, "stop_ids": (4, 9)}
+    together = generate(model, prompts, 40, seed=seeds, **options)
     assert len(set(map(len, together))) > 8 and max(map(len, together)) > 16
-    assert together == [generate(model, [p], 40, seed=[s], **how)[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert together == [generate(model, [p], 40, seed=[s], **options)[0] for p, s in zip(prompts, seeds, strict=True)]
 
 
-def test_the_seed_decides_and_torchs_own_generator_is_left_alone(model: Any) -> None:
+def test_the_seed_decides_and_the_global_generator_is_untouched(model: Any) -> None:
     torch.manual_seed(123)
     want = torch.rand(3)
     torch.manual_seed(123)
@@ -163,20 +165,20 @@ def test_rows_end_with_their_first_stop_id(model: Any) -> None:
     stop = free[0][7]
     steps: list[list[int | None]] = []
     got = generate(model, [[1], [2], [3]], 40, seed=0, stop_ids=[stop], on_token=steps.append)
-    for row, whole in zip(got, free, strict=True):
-        assert row == (whole[: whole.index(stop) + 1] if stop in whole else whole)
+    for row, unstopped in zip(got, free, strict=True):
+        assert row == (unstopped[: unstopped.index(stop) + 1] if stop in unstopped else unstopped)
     assert len(got[0]) <= 8
     assert [[step[row] for step in steps if step[row] is not None] for row in range(3)] == got
     assert len(steps) == max(map(len, got))
 
 
-def test_streaming_gives_the_same_ids_one_step_at_a_time(model: Any) -> None:
+def test_stream_yields_the_ids_of_generate_step_by_step(model: Any) -> None:
     whole = generate(model, [[1, 2], [3]], 20, seed=9)
     steps = stream(model, [[1, 2], [3]], 20, seed=9)
     assert [next(steps) for _ in range(5)] == [list(pair) for pair in zip(*whole, strict=True)][:5]
 
 
-def test_the_model_is_left_as_it_was(model: Any) -> None:
+def test_generation_does_not_change_the_model(model: Any) -> None:
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     generate(model, [[1]], 3, dtype=torch.bfloat16, seed=0)
@@ -186,21 +188,21 @@ def test_the_model_is_left_as_it_was(model: Any) -> None:
     steps.close()
     assert model.training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-    model(torch.tensor([[1, 2]])).sum().backward()  # and it can be trained on
+    model(torch.tensor([[1, 2]])).sum().backward()  # and it can still be trained
 
 
-def test_dropout_does_not_reach_generation(model: Any) -> None:
-    dropping = build(replace(model.config, dropout=0.5)).train()
-    dropping.load_state_dict(model.state_dict())
+def test_generation_disables_dropout(model: Any) -> None:
+    with_dropout = build(replace(model.config, dropout=0.5)).train()
+    with_dropout.load_state_dict(model.state_dict())
     prompt = [[1, 2, 3, 4, 5, 6, 7]]
-    assert generate(dropping, prompt, 40, temperature=0) == generate(model, prompt, 40, temperature=0)
-    assert dropping.training
+    assert generate(with_dropout, prompt, 40, temperature=0) == generate(model, prompt, 40, temperature=0)
+    assert with_dropout.training
 
 
 @pytest.mark.parametrize("cache_dtype", [None, torch.float32])
-def test_bf16_is_near_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
+def test_bf16_is_close_to_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
     if not hasattr(model, "new_cache"):
-        pytest.skip("a rung of the ladder has no cache")
+        pytest.skip("lecture models have no cache")
     idx = torch.arange(12)[None]
     with torch.inference_mode():
         want = model(idx)[0, -1]
@@ -210,15 +212,15 @@ def test_bf16_is_near_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
         cache = half.new_cache(1, dtype=cache_dtype)
         decode = decoders.decoder(half)
         half(idx[:, :3], cache=cache)
-        read = PlainCache(cache)
+        plain_cache = PlainCache(cache)
         for token in idx[0, 3:]:
-            got = decode(token[None], read)
+            got = decode(token[None], plain_cache)
     assert got.dtype == torch.bfloat16
     assert float((got[0].float() - want).abs().max()) < 0.1 * float(want.abs().max())
     assert len(generate(model, [[1], [2, 3]], 30, dtype=torch.bfloat16, seed=0)[1]) == 30
 
 
-def test_nothing_asked_nothing_given(model: Any) -> None:
+def test_no_prompts_or_no_tokens_give_empty_results(model: Any) -> None:
     assert generate(model, [], 5) == []
     assert generate(model, [[1], [2]], 0) == [[], []]
 
@@ -229,7 +231,7 @@ def test_nothing_asked_nothing_given(model: Any) -> None:
         ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
         ({"prompts": [[V]]}, "token 19, but the vocabulary ends at 18"),
         ({"prompts": [[-1]]}, "token -1"),
-        ({"max_new_tokens": -1}, "cannot make -1 tokens"),
+        ({"max_new_tokens": -1}, "cannot generate -1 tokens"),
         ({"temperature": -0.1}, "temperature -0.1"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"top_k": 0}, "top_k 0"),
@@ -237,13 +239,13 @@ def test_nothing_asked_nothing_given(model: Any) -> None:
         ({"top_p": 1.1}, "top_p 1.1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(change: dict[str, Any], message: str) -> None:
     model = build(CONFIGS[0])
     with pytest.raises(BardletError, match=message):
         generate(model, **({"prompts": [[1]], "max_new_tokens": 3} | change))
 
 
-def test_damaged_weights_are_refused() -> None:
+def test_nan_weights_raise() -> None:
     model = build(CONFIGS[1])
     with torch.no_grad():
         model.transformer.ln_f.weight[3] = float("nan")
@@ -251,12 +253,12 @@ def test_damaged_weights_are_refused() -> None:
         generate(model, [[1]], 3)
 
 
-def test_int8_is_near_fp32(model: Any) -> None:
+def test_int8_is_close_to_fp32(model: Any) -> None:
     if not hasattr(model, "new_cache"):
         with pytest.raises(BardletError, match="int8 is for gpt2 and qwen3"):
             generate(model, [[1]], 3, dtype=torch.int8)
         return
-    idx = torch.arange(12)[None].repeat(6, 1)  # few rows take the operator for bytes, many do not
+    idx = torch.arange(12)[None].repeat(6, 1)  # few rows use the int8 operator, many do not
     with torch.inference_mode():
         want = model(idx)[0, -1]
         for rows in (1, 6):
@@ -267,18 +269,18 @@ def test_int8_is_near_fp32(model: Any) -> None:
                 got = decode(token, cache)
             assert float((got.float() - want).abs().max()) < 0.1 * float(want.abs().max())
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert len(generate(model, [[1], [2, 3]], 40, dtype=torch.int8, seed=0)[1]) == 40  # beyond the window, too
+    assert len(generate(model, [[1], [2, 3]], 40, dtype=torch.int8, seed=0)[1]) == 40  # past the window, too
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
-def test_numbers_are_drawn_ahead(model: Any) -> None:
-    """A row's numbers are those of its generator, one a step: 300 steps are more than are drawn at once.
+def test_random_numbers_drawn_ahead_match_one_draw_per_step(model: Any) -> None:
+    """Each row uses one number of its generator per step; 300 steps are more than are drawn at once.
 
-    The plain way: a full window is cut, by a model with a cache to its last half.
+    The reference truncates a full window: to its last half with a cache, else to the last block_size tokens.
     """
     got = generate(model, [[1], [2]], 300, seed=[8, 9], temperature=1.1)
     window = model.config.block_size
-    rest = window // 2 if hasattr(model, "new_cache") else window
+    kept = window // 2 if hasattr(model, "new_cache") else window
     for row, seed, token in ((0, 8, 1), (1, 9, 2)):
         generator, context, ids = torch.Generator().manual_seed(seed), [token], []
         for _ in range(300):
@@ -287,15 +289,15 @@ def test_numbers_are_drawn_ahead(model: Any) -> None:
             ids.append(int(sample_next(logits, 1.1, generator=generator)[0]))
             context.append(ids[-1])
             if len(context) > window:
-                context = context[-rest:]
+                context = context[-kept:]
         assert got[row] == ids
 
 
 @pytest.mark.parametrize("prompts", [[[1]], [[1], [2, 3, 4], [5] * 12]])
-def test_the_ids_are_those_of_the_plain_way(model: Any, prompts: list[list[int]]) -> None:
-    """Beyond the window: the last half of it is read again, and then one token at a time by the model itself."""
+def test_greedy_ids_match_the_uncached_model(model: Any, prompts: list[list[int]]) -> None:
+    """Also past the window, where the last half of it is prefilled again."""
     if not hasattr(model, "new_cache"):
-        pytest.skip("a rung of the ladder has no cache")
+        pytest.skip("lecture models have no cache")
     got = generate(model, prompts, 40, temperature=0)
     window = model.config.block_size
     for prompt, new in zip(prompts, got, strict=True):

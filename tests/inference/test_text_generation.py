@@ -1,4 +1,4 @@
-"""Prompts and texts in characters: where a text begins, where it ends, and that pieces make up the whole."""
+"""Prompts, completions and streamed text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bardlet import tokenizer
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.inference import text_generation as writing
+from bardlet.inference import text_generation
 from bardlet.tokenizer import Tokenizer
 
 LETTERS = tokenizer.train_char("\n abcdé", separator=False)
@@ -19,20 +19,20 @@ NAMES = tokenizer.train_char("\n abcdé", separator=True)
 BYTES = tokenizer.train_byte(separator=True)
 
 
-class Says(nn.Module):
-    """In place of a model: behind a prompt of so many tokens it says what it was told to, again and again."""
+class Repeats(nn.Module):
+    """A fake model: after a prompt of `prompt` tokens it repeats `output` forever."""
 
-    def __init__(self, tokenizer: Tokenizer, says: list[int], prompt: int = 1, spare: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, output: list[int], prompt: int = 1, spare: int = 0) -> None:
         super().__init__()
         self.config = ModelConfig("bigram", tokenizer.vocab_size + spare, block_size=512)
-        self.says, self.prompt = says, prompt
-        self.nothing = nn.Parameter(torch.zeros(()))
+        self.output, self.prompt = output, prompt
+        self.unused = nn.Parameter(torch.zeros(()))
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         B, T = idx_BT.shape
         logits_BTV = torch.zeros(B, T, self.config.vocab_size)
         for t in range(T):
-            logits_BTV[:, t, self.says[max(0, t + 1 - self.prompt) % len(self.says)]] = 100.0
+            logits_BTV[:, t, self.output[max(0, t + 1 - self.prompt) % len(self.output)]] = 100.0
         return logits_BTV
 
 
@@ -48,85 +48,96 @@ def eos(tokenizer: Tokenizer) -> int:
 # ---------------------------------------------------------------------------- prompts
 
 
-def test_a_prompt_is_encoded_and_one_with_unknown_characters_is_refused() -> None:
-    assert writing.prompt_ids(LETTERS, "bad") == ids(LETTERS, "bad")
-    with pytest.raises(BardletError, match="is not one of the 7 characters that this model has seen"):
-        writing.prompt_ids(LETTERS, "bard")
+def test_a_prompt_is_encoded_and_unknown_characters_raise() -> None:
+    assert text_generation.prompt_ids(LETTERS, "bad") == ids(LETTERS, "bad")
+    with pytest.raises(BardletError, match="is not among the 7 characters that the tokenizer knows"):
+        text_generation.prompt_ids(LETTERS, "bard")
 
 
-def test_without_a_prompt_a_text_begins_where_documents_do() -> None:
-    """The separator, where the training text had several documents; else a line break; else the first character."""
-    assert writing.prompt_ids(NAMES, None) == [eos(NAMES)]
-    assert writing.prompt_ids(NAMES, "") == [eos(NAMES)]
-    assert writing.prompt_ids(NAMES, None, documents=1) == ids(NAMES, "\n")
-    assert writing.prompt_ids(LETTERS, None) == ids(LETTERS, "\n")
-    assert writing.prompt_ids(BYTES, None, documents=1) == ids(BYTES, "\n")
-    assert writing.prompt_ids(tokenizer.train_char("abc", separator=False), None) == [0]
+def test_the_default_prompt_starts_a_document() -> None:
+    """The separator if the training text had several documents; else a line break; else token 0."""
+    assert text_generation.prompt_ids(NAMES, None) == [eos(NAMES)]
+    assert text_generation.prompt_ids(NAMES, "") == [eos(NAMES)]
+    assert text_generation.prompt_ids(NAMES, None, documents=1) == ids(NAMES, "\n")
+    assert text_generation.prompt_ids(LETTERS, None) == ids(LETTERS, "\n")
+    assert text_generation.prompt_ids(BYTES, None, documents=1) == ids(BYTES, "\n")
+    assert text_generation.prompt_ids(tokenizer.train_char("abc", separator=False), None) == [0]
 
 
 # ---------------------------------------------------------------------------- texts
 
 
-def test_a_text_ends_with_the_separator_and_spare_rows_mean_nothing() -> None:
-    """A vocabulary that was rounded up has tokens without a text: they are left out."""
+def test_completions_end_at_the_separator_and_drop_padding_ids() -> None:
+    """A vocabulary that was rounded up has ids without text."""
     spare = NAMES.vocab_size
-    model = Says(NAMES, [*ids(NAMES, "ab"), spare, *ids(NAMES, "c"), eos(NAMES), *ids(NAMES, "d")], spare=8)
-    made = writing.complete(model, NAMES, [[eos(NAMES)]], 20, temperature=0)
-    assert made == [[*ids(NAMES, "abc"), eos(NAMES)]]
-    model = Says(LETTERS, ids(LETTERS, "abc"))  # nothing ends a text of a tokenizer without a separator
-    assert writing.complete(model, LETTERS, [[0]], 7, temperature=0) == [ids(LETTERS, "abcabca")]
+    model = Repeats(NAMES, [*ids(NAMES, "ab"), spare, *ids(NAMES, "c"), eos(NAMES), *ids(NAMES, "d")], spare=8)
+    completions = text_generation.complete(model, NAMES, [[eos(NAMES)]], 20, temperature=0)
+    assert completions == [[*ids(NAMES, "abc"), eos(NAMES)]]
+    model = Repeats(LETTERS, ids(LETTERS, "abc"))  # without a separator, only the token limit ends it
+    assert text_generation.complete(model, LETTERS, [[0]], 7, temperature=0) == [ids(LETTERS, "abcabca")]
 
 
-@pytest.mark.parametrize("words", [LETTERS, NAMES, BYTES], ids=["letters", "names", "bytes"])
-def test_pieces_make_up_the_whole(tokenizer: Tokenizer) -> None:
-    """Each piece is whole characters: é is two bytes, and comes with the second."""
-    said = "abé" if tokenizer.eos_id is None else "abé" * 4
-    model = Says(tokenizer, ids(tokenizer, "abé"))
-    pieces: list[str] = []
-    count = writing.stream(model, tokenizer, ids(tokenizer, "\n"), len(ids(tokenizer, said)), pieces.append, temperature=0)
-    assert "".join(pieces) == said and count == len(ids(tokenizer, said))
+@pytest.mark.parametrize("tokenizer", [LETTERS, NAMES, BYTES], ids=["letters", "names", "bytes"])
+def test_stream_yields_whole_characters(tokenizer: Tokenizer) -> None:
+    """One piece per token, then the rest: é is two bytes and arrives with the second."""
+    text = "abé" if tokenizer.eos_id is None else "abé" * 4
+    tokens = ids(tokenizer, text)
+    model = Repeats(tokenizer, ids(tokenizer, "abé"))
+    pieces = list(text_generation.stream(model, tokenizer, ids(tokenizer, "\n"), len(tokens), temperature=0))
+    assert "".join(pieces) == text and len(pieces) == len(tokens) + 1
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_prompt_that_ends_inside_a_character_is_finished_by_the_model() -> None:
+def test_stream_yields_each_piece_before_the_next_token() -> None:
+    """The caller gets a piece as soon as it is generated; closing the stream restores the model's mode."""
+    model = Repeats(LETTERS, ids(LETTERS, "abc")).train()
+    pieces = text_generation.stream(model, LETTERS, [0], 10**9, temperature=0)
+    assert [next(pieces) for _ in range(4)] == ["a", "b", "c", "a"] and not model.training
+    pieces.close()  # type: ignore[attr-defined]
+    assert model.training
+
+
+def test_stream_completes_a_character_that_the_prompt_started() -> None:
     first, second = ids(BYTES, "é")
-    pieces: list[str] = []
-    writing.stream(Says(BYTES, [second, eos(BYTES)]), BYTES, [first], 5, pieces.append, temperature=0)
+    pieces = text_generation.stream(Repeats(BYTES, [second, eos(BYTES)]), BYTES, [first], 5, temperature=0)
     assert "".join(pieces) == "é"
-    pieces.clear()
-    writing.stream(Says(BYTES, [first]), BYTES, ids(BYTES, "a"), 1, pieces.append, temperature=0)
-    assert "".join(pieces) == "\ufffd"  # a character that was never finished
+    pieces = text_generation.stream(Repeats(BYTES, [first]), BYTES, ids(BYTES, "a"), 1, temperature=0)
+    assert list(pieces) == ["", "\ufffd"]  # the character stays incomplete
 
 
-def test_spare_rows_are_not_streamed() -> None:
-    pieces: list[str] = []
-    model = Says(NAMES, [NAMES.vocab_size, *ids(NAMES, "b"), eos(NAMES)], spare=1)
-    assert writing.stream(model, NAMES, [eos(NAMES)], 9, pieces.append, temperature=0) == 3
-    assert "".join(pieces) == "b"
+def test_stream_drops_padding_ids() -> None:
+    model = Repeats(NAMES, [NAMES.vocab_size, *ids(NAMES, "b"), eos(NAMES)], spare=1)
+    assert list(text_generation.stream(model, NAMES, [eos(NAMES)], 9, temperature=0)) == ["", "b", "", ""]
 
 
-def test_short_documents_follow_one_another() -> None:
-    """A model of names shows as many as make up half of what was asked for, a line each; of one text it shows one."""
-    how: dict[str, Any] = {"temperature": 1.0, "top_k": None, "seed": 0}
-    model = Says(NAMES, [*ids(NAMES, "ab"), eos(NAMES)])
-    assert writing.generate_text(model, NAMES, None, documents=1000, tokens=20, **how) == "ab\nab\nab\nab"  # 4 of 3 tokens
-    assert writing.generate_text(model, NAMES, None, documents=1000, tokens=400, **how) == "\n".join(["ab"] * 8)  # no more
-    long = Says(NAMES, ids(NAMES, "abcd"))
-    assert writing.generate_text(long, NAMES, None, documents=1000, tokens=8, **how) == "abcdabcd"
-    assert writing.generate_text(Says(LETTERS, ids(LETTERS, "abcd")), LETTERS, None, documents=1, tokens=6, **how) == "abcdab"
+def test_generate_text_joins_short_documents() -> None:
+    """With many documents, as many as fill half of the token limit, one per line; with one document, a single text."""
+    options: dict[str, Any] = {"temperature": 1.0, "top_k": None, "seed": 0}
+    model = Repeats(NAMES, [*ids(NAMES, "ab"), eos(NAMES)])
+    text = text_generation.generate_text(model, NAMES, None, documents=1000, tokens=20, **options)
+    assert text == "ab\nab\nab\nab"  # 4 documents of 3 tokens
+    text = text_generation.generate_text(model, NAMES, None, documents=1000, tokens=400, **options)
+    assert text == "\n".join(["ab"] * 8)  # at most 8
+    long = Repeats(NAMES, ids(NAMES, "abcd"))
+    assert text_generation.generate_text(long, NAMES, None, documents=1000, tokens=8, **options) == "abcdabcd"
+    single = Repeats(LETTERS, ids(LETTERS, "abcd"))
+    assert text_generation.generate_text(single, LETTERS, None, documents=1, tokens=6, **options) == "abcdab"
 
 
-def test_a_text_depends_on_its_seed_alone() -> None:
-    class Even(Says):
+def test_generate_text_depends_on_the_seed_alone() -> None:
+    class Uniform(Repeats):
         def forward(self, idx_BT: Tensor) -> Tensor:
             return 0 * super().forward(idx_BT)
 
-    how: dict[str, Any] = {"documents": 1, "tokens": 60, "temperature": 1.0}
-    one, again, other = (writing.generate_text(Even(LETTERS, [0]), LETTERS, "a", top_k=None, seed=s, **how) for s in (1, 1, 2))
-    assert one == again != other and len(one) == 60
-    assert set(writing.generate_text(Even(LETTERS, [0]), LETTERS, "a", top_k=1, seed=1, **how)) == {one_of(LETTERS)}
+    def sample(top_k: int | None, seed: int) -> str:
+        return text_generation.generate_text(Uniform(LETTERS, [0]), LETTERS, "a", documents=1, tokens=60,
+                                             temperature=1.0, top_k=top_k, seed=seed)  # fmt: skip
+
+    first, again, other = (sample(None, seed) for seed in (1, 1, 2))
+    assert first == again != other and len(first) == 60
+    assert set(sample(1, 1)) == {first_of_ties(LETTERS)}
 
 
-def one_of(tokenizer: Tokenizer) -> str:
-    """What the likeliest of equal logits is: the one that `topk` names first."""
+def first_of_ties(tokenizer: Tokenizer) -> str:
+    """Return the character that `topk` picks among equal logits."""
     return tokenizer.decode([int(torch.zeros(1, tokenizer.vocab_size).double().topk(1).indices[0, 0])])

@@ -1,4 +1,4 @@
-"""What a decoder-only model owes to everybody: no token sees a later one, and every way to compute it agrees."""
+"""Decoder-only models: no token sees a later one, and all ways of computing the logits agree."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ CONFIGS = {
 }  # fmt: skip
 families = st.sampled_from(sorted(CONFIGS))
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=30)
+quick = settings(max_examples=30)
 
 
-def lively(config: ModelConfig, seed: int) -> Any:
-    """A model whose weights are large enough that every token matters."""
+def random_model(config: ModelConfig, seed: int) -> Any:
+    """Return a model with weights large enough that every token matters."""
     torch.manual_seed(seed)
     model = build(config).eval()
     with torch.no_grad():
@@ -46,11 +46,11 @@ def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(V, shape)
 
 
-@few
+@quick
 @given(families, seeds, st.integers(1, BLOCK), st.data())
 @torch.no_grad()
-def test_a_change_at_t_leaves_the_logits_before_t_as_they_are(family: str, seed: int, T: int, data: Any) -> None:
-    model = lively(CONFIGS[family], seed)
+def test_a_change_at_t_does_not_affect_logits_before_t(family: str, seed: int, T: int, data: Any) -> None:
+    model = random_model(CONFIGS[family], seed)
     t = data.draw(st.integers(0, T - 1))
     idx = tokens(2, T)
     changed = idx.clone()
@@ -63,8 +63,8 @@ def test_a_change_at_t_leaves_the_logits_before_t_as_they_are(family: str, seed:
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 @torch.no_grad()
 def test_every_earlier_token_matters(family: str) -> None:
-    """The reverse of causality: with a model that sees nothing, the tests above would pass as well."""
-    model = lively(CONFIGS[family], 1)
+    """The converse of causality, because a model that ignores all tokens would pass the test above."""
+    model = random_model(CONFIGS[family], 1)
     idx = tokens(1, BLOCK)
     for t in range(BLOCK):
         changed = idx.clone()
@@ -72,59 +72,59 @@ def test_every_earlier_token_matters(family: str) -> None:
         assert not torch.allclose(model(idx)[0, -1], model(changed)[0, -1], rtol=0, atol=1e-6)
 
 
-@few
+@quick
 @given(families, seeds, st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 3))
 @torch.no_grad()
-def test_cached_in_any_pieces_is_uncached(family: str, seed: int, pieces: list[int], B: int) -> None:
-    model = lively(CONFIGS[family], seed)
-    idx = tokens(B, min(BLOCK, sum(pieces)))
+def test_cached_logits_in_any_chunks_equal_uncached(family: str, seed: int, chunks: list[int], B: int) -> None:
+    model = random_model(CONFIGS[family], seed)
+    idx = tokens(B, min(BLOCK, sum(chunks)))
     cache, start, logits = model.new_cache(B, idx.shape[1]), 0, []
-    for piece in pieces:
-        part = idx[:, start : start + piece]
-        if part.shape[1]:
-            logits.append(model(part, cache=cache))
-        start += piece
+    for length in chunks:
+        chunk = idx[:, start : start + length]
+        if chunk.shape[1]:
+            logits.append(model(chunk, cache=cache))
+        start += length
     torch.testing.assert_close(torch.cat(logits, dim=1), model(idx), **CLOSE)
     assert cache.length_B.tolist() == [idx.shape[1]] * B
 
 
-@few
+@quick
 @given(families, seeds, st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 12))
 @torch.no_grad()
-def test_a_ragged_batch_is_its_rows_one_by_one(family: str, seed: int, lengths: list[int], steps: int) -> None:
-    """Prefill and decode, by the model and by its decoder, against the model on each whole row."""
-    model = lively(CONFIGS[family], seed)
+def test_a_ragged_batch_equals_its_rows(family: str, seed: int, lengths: list[int], steps: int) -> None:
+    """Compare prefill and decoding, with the model and with its decoder, to the model on each whole row."""
+    model = random_model(CONFIGS[family], seed)
     rows = [tokens(n + steps) for n in lengths]
-    padded = tokens(len(rows), max(lengths))  # the padding is noise
+    padded = tokens(len(rows), max(lengths))  # random ids as padding
     for row, n, whole in zip(padded, lengths, rows, strict=True):
         row[:n] = whole[:n]
-    plain, lean = model.new_cache(len(rows)), model.new_cache(len(rows))
+    model_cache, decoder_cache = model.new_cache(len(rows)), model.new_cache(len(rows))
     decode = decoders.decoder(model)
-    got = prefill(model, padded, torch.tensor(lengths), plain)
-    torch.testing.assert_close(prefill(model, padded, torch.tensor(lengths), lean), got)
-    read = PlainCache(lean)
+    logits = prefill(model, padded, torch.tensor(lengths), model_cache)
+    torch.testing.assert_close(prefill(model, padded, torch.tensor(lengths), decoder_cache), logits)
+    plain_cache = PlainCache(decoder_cache)
     whole_logits = [model(row[None])[0] for row in rows]
     for step in range(steps):
-        for row, n, want in zip(got, lengths, whole_logits, strict=True):
-            torch.testing.assert_close(row, want[n + step - 1], **CLOSE)
-        fed = torch.stack([row[n + step] for row, n in zip(rows, lengths, strict=True)])
-        got = decode_step(model, fed, plain)
-        # the decoder adds in another order, and sums are rounded by the size of their terms: 1e-5 of the largest logit,
-        # which is up to 8 here (measured over 150 seeds: 1.2e-5 at most, and twice more than 1e-5 by itself)
-        size = got.abs().max().clamp_min(1)
-        torch.testing.assert_close(decode(fed, read) / size, got / size, **CLOSE)
-    assert plain.length_B.tolist() == lean.length_B.tolist() == [n + steps for n in lengths]
+        for row, n, expected in zip(logits, lengths, whole_logits, strict=True):
+            torch.testing.assert_close(row, expected[n + step - 1], **CLOSE)
+        next_ids = torch.stack([row[n + step] for row, n in zip(rows, lengths, strict=True)])
+        logits = decode_step(model, next_ids, model_cache)
+        # the decoder sums in another order, and rounding grows with the terms: allow 1e-5 of the largest logit, which
+        # is up to 8 here (over 150 seeds: at most 1.2e-5 in absolute terms, above 1e-5 twice)
+        size = logits.abs().max().clamp_min(1)
+        torch.testing.assert_close(decode(next_ids, plain_cache) / size, logits / size, **CLOSE)
+    assert model_cache.length_B.tolist() == decoder_cache.length_B.tolist() == [n + steps for n in lengths]
 
 
-@few
+@quick
 @given(families, seeds, st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=3), min_size=1, max_size=3))
 @torch.no_grad()
-def test_packed_examples_are_the_examples_one_by_one(family: str, seed: int, packing: list[list[int]]) -> None:
-    model = lively(CONFIGS[family], seed)
+def test_packed_examples_equal_separate_examples(family: str, seed: int, packing: list[list[int]]) -> None:
+    model = random_model(CONFIGS[family], seed)
     T = max(map(sum, packing))
     idx, segment = tokens(len(packing), T), torch.full((len(packing), T), 9)
     for row, lengths in enumerate(packing):
-        ids = torch.tensor([number % 2 for number in range(len(lengths))])  # ids come back: runs count, not ids
+        ids = torch.tensor([i % 2 for i in range(len(lengths))])  # reused ids: only a change starts an example
         segment[row, : sum(lengths)] = ids.repeat_interleave(torch.tensor(lengths))
     packed = model(idx, segment_BT=segment)
     for row, lengths in enumerate(packing):
@@ -135,11 +135,11 @@ def test_packed_examples_are_the_examples_one_by_one(family: str, seed: int, pac
             start += n
 
 
-@few
+@quick
 @given(st.sampled_from(["gpt2", "gpt2-untied", "qwen3", "qwen3-untied"]), seeds, st.integers(2, BLOCK), st.data())
 @torch.no_grad()
-def test_a_prefix_sees_both_ways_and_the_rest_is_causal(family: str, seed: int, T: int, data: Any) -> None:
-    model = lively(CONFIGS[family], seed)
+def test_a_prefix_is_bidirectional_and_the_rest_is_causal(family: str, seed: int, T: int, data: Any) -> None:
+    model = random_model(CONFIGS[family], seed)
     prefix = data.draw(st.integers(0, T))
     t = data.draw(st.integers(0, T - 1))
     idx = tokens(1, T)
@@ -153,11 +153,11 @@ def test_a_prefix_sees_both_ways_and_the_rest_is_causal(family: str, seed: int, 
         torch.testing.assert_close(before, model(idx)[0], **CLOSE)
 
 
-@few
+@quick
 @given(st.sampled_from(["gpt2", "qwen3"]), seeds, st.integers(1, 12), st.data())
 @torch.no_grad()
-def test_a_prefix_may_be_cached(family: str, seed: int, T: int, data: Any) -> None:
-    model = lively(CONFIGS[family], seed)
+def test_a_prefix_can_be_cached(family: str, seed: int, T: int, data: Any) -> None:
+    model = random_model(CONFIGS[family], seed)
     prefix = torch.tensor([data.draw(st.integers(0, T)), data.draw(st.integers(0, T))])
     idx, cache = tokens(2, T + 3), model.new_cache(2)
     cached = torch.cat((model(idx[:, :T], cache=cache, prefix_B=prefix), model(idx[:, T:], cache=cache)), dim=1)
@@ -165,8 +165,8 @@ def test_a_prefix_may_be_cached(family: str, seed: int, T: int, data: Any) -> No
 
 
 @torch.no_grad()
-def uncached(model: Any, prompt: list[int], count: int) -> tuple[list[int], float]:
-    """Greedy, every step from scratch, with the rule for a full window; and how clear the closest choice was."""
+def generate_uncached(model: Any, prompt: list[int], count: int) -> tuple[list[int], float]:
+    """Generate greedily without a cache, halving a full window; also return the smallest margin of a choice."""
     context, new, margin = prompt[-BLOCK:], [], float("inf")
     for _ in range(count):
         best = model(torch.tensor([context]))[0, -1].topk(2)
@@ -180,12 +180,12 @@ def uncached(model: Any, prompt: list[int], count: int) -> tuple[list[int], floa
 
 @settings(max_examples=15)
 @given(families, seeds, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 70))
-def test_past_the_window_is_an_uncached_loop_with_the_same_rule(
+def test_generation_past_the_window_matches_an_uncached_loop(
     family: str, seed: int, lengths: list[int], count: int
 ) -> None:
-    model = lively(CONFIGS[family], seed)
+    model = random_model(CONFIGS[family], seed)
     prompts = [tokens(n).tolist() for n in lengths]
-    for prompt, got in zip(prompts, generate(model, prompts, count, temperature=0), strict=True):
-        want, margin = uncached(model, prompt, count)
-        if margin > 1e-4:  # where two tokens are as likely as each other, rounding may choose
-            assert got == want
+    for prompt, completion in zip(prompts, generate(model, prompts, count, temperature=0), strict=True):
+        expected, margin = generate_uncached(model, prompt, count)
+        if margin > 1e-4:  # rounding may decide between two equally likely tokens
+            assert completion == expected

@@ -1,6 +1,6 @@
-"""Damage to a run: any bit, half a file, zeros, a file that is gone or another's, is refused by name, or gone round.
+"""Damage to any file of a run is detected: its name is in an error, or in a warning about the fallback.
 
-tests/acceptance/test_damage.py does it 1,200 times.
+tests/acceptance/test_damage.py damages 1,200 files.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from bardlet.runtime import manifest
 Damage = Callable[[bytes, random.Random], bytes]
 
 
-def flipped(content: bytes, chance: random.Random) -> bytes:
-    """One bit is another."""
-    at = chance.randrange(len(content))
-    return content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
+def flipped(content: bytes, rng: random.Random) -> bytes:
+    """Flip a bit."""
+    at = rng.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
-def cut(content: bytes, chance: random.Random) -> bytes:
-    """The end is missing."""
-    return content[: chance.randrange(len(content))]
+def cut(content: bytes, rng: random.Random) -> bytes:
+    """Truncate."""
+    return content[: rng.randrange(len(content))]
 
 
-def zeroed(content: bytes, chance: random.Random) -> bytes:
-    """A block of the disk is zero."""
-    at, length = chance.randrange(len(content)), chance.choice((1, 16, 512, 4096))
+def zeroed(content: bytes, rng: random.Random) -> bytes:
+    """Fill a block with zeros."""
+    at, length = rng.randrange(len(content)), rng.choice((1, 16, 512, 4096))
     return content[:at] + bytes(len(content[at : at + length])) + content[at + length :]
 
 
@@ -50,74 +50,74 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def covered(run: Path) -> list[Path]:
-    """Every file that a manifest knows, and the manifests; of the checkpoints the newest's."""
+    """Return the manifests at the root and of the newest checkpoint, and every file in them."""
     folders = run, checkpoint.steps_saved(run)[-1]
     return [folder / name for folder in folders
             for name in (*manifest.read_manifest(folder)["files"], manifest.MANIFEST)]
 
 
-def seen(run: Path, path: Path, said: list[str]) -> bool:
-    """Whether what was done to `path` is refused with its name, or gone round with a notice that has it."""
-    said.clear()
+def detected(run: Path, path: Path, warnings: list[str]) -> bool:
+    """Return True if reading `run` names the damaged `path` in an error, or falls back with a warning that names it."""
+    warnings.clear()
     if path.parent == run:
         try:
             hf.read_folder(run)
         except BardletError as error:
             return str(path) in str(error)
-        return any(path.name in line for line in said)  # a manifest that is gone
-    gone_round = checkpoint.newest_whole(run) != path.parent
-    # another folder's manifest is whole itself: it is the files it knows that are not there
-    return gone_round and any(str(path if path.name != manifest.MANIFEST else path.parent) in line for line in said)
+        return any(path.name in line for line in warnings)  # a missing manifest
+    fell_back = checkpoint.newest_whole(run) != path.parent
+    # another folder's manifest is intact itself, but the files in it are missing here
+    name = str(path if path.name != manifest.MANIFEST else path.parent)
+    return fell_back and any(name in line for line in warnings)
 
 
 @pytest.fixture
-def said() -> Any:
-    """What the library says while a test runs."""
+def warnings() -> Any:
+    """The log messages of bardlet during a test."""
     lines: list[str] = []
 
-    class Ear(logging.Handler):
+    class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    ear, logger = Ear(), logging.getLogger("bardlet")
-    logger.addHandler(ear)
+    handler, logger = Collect(), logging.getLogger("bardlet")
+    logger.addHandler(handler)
     yield lines
-    logger.removeHandler(ear)
+    logger.removeHandler(handler)
 
 
-def unseen(run: Path, kind: Damage, times: int, chance: random.Random, said: list[str]) -> list[str]:
-    """Damage `times` files of a run in turn, each made whole again: those where nothing was seen."""
+def undetected(run: Path, kind: Damage, times: int, rng: random.Random, warnings: list[str]) -> list[str]:
+    """Damage and restore `times` files of a run, one after another; return those whose damage was not detected."""
     missed, paths = [], covered(run)
     for number in range(times):
         path = paths[number % len(paths)]
         content = damaged = path.read_bytes()
-        while damaged == content:  # zeros where there were zeros
-            damaged = kind(content, chance)
+        while damaged == content:  # zeros may replace zeros
+            damaged = kind(content, rng)
         path.write_bytes(damaged)
-        if not seen(run, path, said):
+        if not detected(run, path, warnings):
             missed.append(f"{path}: {kind.__name__}, {len(damaged)} of {len(content)} bytes")
         path.write_bytes(content)
-        assert hf.read_folder(run) and checkpoint.newest_whole(run) == checkpoint.steps_saved(run)[-1], "whole again"
+        assert hf.read_folder(run) and checkpoint.newest_whole(run) == checkpoint.steps_saved(run)[-1], "not restored"
     return missed
 
 
 @pytest.mark.parametrize("kind", [flipped, cut, zeroed], ids=lambda kind: kind.__name__)
-def test_damage_is_seen(kind: Damage, finished: Path, tmp_path: Path, said: list[str]) -> None:
-    """Forty times each."""
+def test_damage_is_detected(kind: Damage, finished: Path, tmp_path: Path, warnings: list[str]) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
-    assert unseen(run, kind, 40, random.Random(1), said) == []
+    assert undetected(run, kind, 40, random.Random(1), warnings) == []
 
 
-def test_files_that_are_gone_or_in_anothers_place_are_seen(finished: Path, tmp_path: Path, said: list[str]) -> None:
-    """Each file missing; each in the place of each other; and whole folders are never refused."""
+def test_missing_and_swapped_files_are_detected(finished: Path, tmp_path: Path, warnings: list[str]) -> None:
+    """Each file is missing, or has the content of each other file; an intact folder is never refused."""
     run = shutil.copytree(finished, tmp_path / "run")
     contents = {path: path.read_bytes() for path in covered(run)}
     for path, content in contents.items():
         path.unlink()
-        assert seen(run, path, said), f"{path}: missing"
+        assert detected(run, path, warnings), f"{path}: missing"
         for other, foreign in contents.items():
             if foreign != content:
                 path.write_bytes(foreign)
-                assert seen(run, path, said), f"{other} in the place of {path}"
+                assert detected(run, path, warnings), f"{path}: content of {other}"
         path.write_bytes(content)
         assert hf.read_folder(run)

@@ -1,6 +1,6 @@
-"""Rubbish for every reader of files: it reads it, or raises the one error that is written for people.
+"""Fuzzing of every file reader: it reads a corrupted file, or raises BardletError.
 
-Half of the rubbish is a good file with bytes changed, cut out or put in, half is one with another value somewhere.
+Half of the files have bytes changed, removed or inserted; the other half have another value somewhere.
 tests/acceptance/test_fuzz.py reads 100,000 of them.
 """
 
@@ -31,21 +31,21 @@ from bardlet.runtime import manifest
 Reader = Callable[[Path], object]
 
 
-def index(path: Path) -> None:
-    """Weights in several parts, by the list of them."""
+def read_shards(path: Path) -> None:
+    """Read sharded weights from their index."""
     path.with_name("model.safetensors").unlink(missing_ok=True)
     hf.read_weights(path.parent)
 
 
-def words(path: Path) -> None:
-    """A tokenizer is read, and used."""
-    found = tokenizer.load(path.parent)
+def use_tokenizer(path: Path) -> None:
+    """Load a tokenizer, encode and decode."""
+    loaded = tokenizer.load(path.parent)
     with suppress(BardletError):
-        found.decode(found.encode("the 7 little bards").tolist())
+        loaded.decode(loaded.encode("the 7 little bards").tolist())
 
 
-def sealed_line(path: Path) -> None:
-    """A line of metrics.jsonl that has the right checksum."""
+def line_with_crc(path: Path) -> None:
+    """Read a line of metrics.jsonl that has a valid checksum."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = path.with_name("metrics.jsonl")
     lines.write_text(f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n', encoding="utf-8")
@@ -56,24 +56,24 @@ def sealed_line(path: Path) -> None:
 READERS: dict[str, tuple[str, Reader]] = {
     "config": ("config.json", lambda path: hf.read_model_config(path.parent)),
     "weights": ("model.safetensors", hf.read_tensors),
-    "index": ("model.safetensors.index.json", index),
-    "tokenizer": ("tokenizer.json", words),
-    "tokenizer's settings": ("tokenizer_config.json", words),
+    "index": ("model.safetensors.index.json", read_shards),
+    "tokenizer": ("tokenizer.json", use_tokenizer),
+    "tokenizer config": ("tokenizer_config.json", use_tokenizer),
     "manifest": ("manifest.json", lambda path: manifest.read_manifest(path.parent)),
     "run.toml": ("run.toml", read_toml),
     "metrics": ("metrics.jsonl", lambda path: metrics.read_metrics(path.parent)),
-    # what a manifest, a seal or a checksum would have refused, if whoever made it had not made that, too
-    "line": ("line.json", sealed_line),
-    "facts": ("trainer.json", lambda path: checkpoint.read_metadata(path.parent)),
+    # corruption with a matching manifest, digest or checksum, as an attacker could write it
+    "line": ("line.json", line_with_crc),
+    "metadata": ("trainer.json", lambda path: checkpoint.read_metadata(path.parent)),
     "record": ("record.json", lambda path: run_record.checked(manifest.read_json(path), str(path))),
     "shard": ("train.npy", shards.open_shard),
-    "shard of the version before": ("old.bin", lambda path: shards.open_shard(path.with_suffix(".npy"))),
+    "old shard": ("old.bin", lambda path: shards.open_shard(path.with_suffix(".npy"))),
 }
-"""The file of each reader, and how it is called."""
+"""The file of each reader, and the reader."""
 
-ODD = [-1, 2**31, 2**63, 2**64, 10**30, 10**400, "qwen3", "../x", "\0", "\ud800", "Infinity", "a" * 999]
+UNUSUAL = [-1, 2**31, 2**63, 2**64, 10**30, 10**400, "qwen3", "../x", "\0", "\ud800", "Infinity", "a" * 999]
 SCALARS = (st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=8)
-           | st.sampled_from(ODD))
+           | st.sampled_from(UNUSUAL))
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3)
                       | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=6)
 BYTES = st.binary(max_size=9) | st.sampled_from([b"{", b"]" * 50, b"[" * 5000, b"\xff", b'"', b"1e999", b"-", b"\n"])
@@ -81,7 +81,7 @@ BYTES = st.binary(max_size=9) | st.sampled_from([b"{", b"]" * 50, b"[" * 5000, b
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Up to three places where bytes are replaced by others, or the whole is something else."""
+    """Replace bytes in up to three places, or the whole content."""
     if draw(st.integers(0, 19)) == 0:
         return draw(st.binary(max_size=99))
     for _ in range(draw(st.integers(1, 3))):
@@ -93,7 +93,7 @@ def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_value(draw: st.DrawFn, good: Any) -> Any:
-    """A JSON value with another one somewhere in it, or without one of its keys."""
+    """Replace a part of a JSON value, or remove a key."""
     if not isinstance(good, dict | list) or not good or draw(st.integers(0, 4)) == 0:
         return draw(VALUES)
     keys = sorted(good) if isinstance(good, dict) else range(len(good))
@@ -106,9 +106,9 @@ def changed_value(draw: st.DrawFn, good: Any) -> Any:
     return copy
 
 
-def rubbish(name: str, content: bytes) -> st.SearchStrategy[bytes]:
-    """What is read in the place of a good file."""
-    if name == "model.safetensors":  # eight bytes of length, a header in JSON, the numbers
+def corrupted(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    """Return a strategy for corrupted contents of a file."""
+    if name == "model.safetensors":  # eight bytes of length, a JSON header, the data
         end = 8 + int.from_bytes(content[:8], "little")
         header = changed_value(json.loads(content[8:end]))
         return changed_bytes(content[:end + 8]) | header.map(
@@ -129,7 +129,7 @@ def _json(value: Any) -> bytes:
 
 @pytest.fixture(scope="session")
 def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a good file of each kind."""
+    """A folder with a valid file of each kind."""
     from bardlet.cli import main
 
     folder = tmp_path_factory.mktemp("good") / "run"
@@ -142,13 +142,13 @@ def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "trainer.json").write_bytes((checkpoint.newest_whole(folder) / "trainer.json").read_bytes())
     ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
     np.save(folder / "train.npy", ids)
-    (folder / "old.bin").write_bytes(shards.BEFORE.pack(b"bardlet\0", 1, 2, len(ids), bytes(32)) + ids.tobytes())
+    (folder / "old.bin").write_bytes(shards.HEADER_V1.pack(b"bardlet\0", 1, 2, len(ids), bytes(32)) + ids.tobytes())
     assert len(shards.open_shard(folder / "train.npy")) == len(shards.open_shard(folder / "old.npy")) == len(ids)
     return folder
 
 
 def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
-    """Have a reader read so many pieces of rubbish; returns how many of them it refused."""
+    """Have a reader read `examples` corrupted files; return the number that it refused."""
     name, read = READERS[reader]
     refused = 0
     for path in good.iterdir():
@@ -157,8 +157,8 @@ def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
 
     @settings(max_examples=examples, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))
-    @given(rubbish(name, (good / name).read_bytes()))
-    def one(content: bytes) -> None:
+    @given(corrupted(name, (good / name).read_bytes()))
+    def read_corrupted(content: bytes) -> None:
         nonlocal refused
         (folder / name).write_bytes(content)
         try:
@@ -167,12 +167,12 @@ def feed(reader: str, good: Path, folder: Path, examples: int) -> int:
             refused += 1
             assert folder.name in str(error) and len(str(error)) < 1000, str(error)[:1500]
 
-    one()
+    read_corrupted()
     return refused
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_rubbish_is_read_or_refused(reader: str, good: Path, tmp_path: Path) -> None:
-    """Two hundred pieces each; most readers refuse most of them."""
+def test_a_corrupted_file_is_read_or_refused(reader: str, good: Path, tmp_path: Path) -> None:
+    """200 files for each reader; most readers refuse most of them."""
     refused = feed(reader, good, tmp_path, 200)
-    assert refused > 50 or reader in ("metrics", "line", "tokenizer's settings"), refused
+    assert refused > 50 or reader in ("metrics", "line", "tokenizer config"), refused

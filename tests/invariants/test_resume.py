@@ -1,4 +1,4 @@
-"""Exact resume: a run that broke off and went on is the run that did not, bit for bit."""
+"""Exact resume: an interrupted and resumed run equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ EXTRAS = {
     "evaluation off": ["--eval-every", "0"],
 }
 
-# every pair of (model, extra), (optimizer, mode) and (optimizer, extra); a compilation takes as long as all other
-# cells, so that blocks are compiled in three; tests/acceptance/test_resume.py has all 48 cells
+# every pair of (model, extra), (optimizer, mode) and (optimizer, extra); only three cells compile blocks, because one
+# compilation takes as long as all other cells; tests/acceptance/test_resume.py has all 48 cells
 PAIRWISE = [
     ("gpt2", "adamw", "eager fp32", "dropout"), ("gpt2", "adamw", "compiled bf16", "accumulation"),
     ("gpt2", "adamw", "eager fp32", "average"), ("gpt2", "muon", "eager fp32", "evaluation off"),
@@ -43,21 +43,21 @@ PAIRWISE = [
 
 
 class Broken(BaseException):
-    """The power went off."""
+    """A power cut."""
 
 
 def settings(model: str, optimizer: str, mode: str, extra: str) -> list[str]:
-    """The command line of one cell of the table, as far as the model has those settings."""
-    words = ["--optimizer", optimizer, *SMALL, *MODES[mode], *EXTRAS[extra]]
-    return ["--model", model, *settings_of(model, words)]
+    """Return the command line of a cell, without the settings that the model does not have."""
+    argv = ["--optimizer", optimizer, *SMALL, *MODES[mode], *EXTRAS[extra]]
+    return ["--model", model, *settings_of(model, argv)]
 
 
 def break_off_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    """Have the next run die in the middle of things once `step` steps were made."""
-    real = console._lines
+    """Make the next run raise Broken right after `step` steps."""
+    original = console._lines
 
     def lines(unit: str) -> console.Watch:
-        watch = real(unit)
+        watch = original(unit)
 
         def see(line: dict[str, Any]) -> None:
             watch(line)
@@ -70,21 +70,21 @@ def break_off_after(step: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def without_times(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, without what the clock says."""
+    """Return the lines of metrics.jsonl without times and speeds."""
     lines = metrics.read_metrics(run)
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
 
 def fingerprint(run: Path, step: int) -> dict[str, str]:
-    """sha256 of weights, optimizer, average and random state of a checkpoint."""
+    """Return sha256 hashes of a checkpoint: weights; optimizer, weight average and random state."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     return {name: manifest.sha256(folder / name) for name in ("model.safetensors", "trainer.safetensors")}
 
 
 @pytest.mark.parametrize("cell", PAIRWISE, ids=" ".join)
-def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path: Path,
-                                     bardlet: Callable[..., dict[str, Any]]) -> None:
-    """A run that dies after step 7 goes on from its checkpoint of step 5, and ends with the same bits."""
+def test_ten_steps_equal_five_and_five(cell: tuple[str, ...], text: Path, tmp_path: Path,
+                                       bardlet: Callable[..., dict[str, Any]]) -> None:
+    """A run that dies after step 7 resumes from its checkpoint of step 5 and ends with the same bits."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     bardlet("train", text, "--out", whole, *settings(*cell))
     with pytest.MonkeyPatch.context() as patch:
@@ -93,25 +93,25 @@ def test_ten_steps_are_five_and_five(cell: tuple[str, ...], text: Path, tmp_path
             bardlet("train", text, "--out", broken, *settings(*cell))
     assert [folder.name for folder in checkpoint.steps_saved(broken)] == ["step-00000005"]
     compiled = run_folder.read_run(whole)[1]["machine"]["compiled"]
-    possible = compiler_missing(torch.device("cpu")) is None and cell[0] != "bigram"  # a table has nothing to compile
-    assert compiled == (cell[2] == "compiled bf16" and possible)
+    can_compile = compiler_missing(torch.device("cpu")) is None and cell[0] != "bigram"  # a bigram has no blocks
+    assert compiled == (cell[2] == "compiled bf16" and can_compile)
 
     with pytest.MonkeyPatch.context() as patch:
         steps: list[int] = []
-        real = trainer.seed_step
-        patch.setattr(trainer, "seed_step", lambda seed, step, rank: (steps.append(step), real(seed, step, rank)))
+        original = trainer.seed_step
+        patch.setattr(trainer, "seed_step", lambda seed, step, rank: (steps.append(step), original(seed, step, rank)))
         summary = bardlet("resume", broken)
     assert summary["resumed_from"] == 5
-    assert steps == [5, 6, 7, 8, 9], "steps before the checkpoint were not computed again"
+    assert steps == [5, 6, 7, 8, 9], "steps before the checkpoint were computed again"
     assert fingerprint(broken, 10) == fingerprint(whole, 10)
     assert without_times(broken) == without_times(whole)
     assert manifest.sha256(broken / "model.safetensors") == manifest.sha256(whole / "model.safetensors")
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3", "bigram"])
-def test_evaluation_leaves_no_trace(model: str, text: Path, tmp_path: Path,
-                                    bardlet: Callable[..., dict[str, Any]]) -> None:
-    """checkpoints/ is the same whether a run evaluates after every second step or never."""
+def test_evaluation_has_no_side_effects(model: str, text: Path, tmp_path: Path,
+                                        bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The checkpoints are the same with an evaluation after every second step and without any."""
     for name, every in (("often", "2"), ("never", "0")):
         bardlet("train", text, "--out", tmp_path / name, "--model", model,
                 *settings_of(model, [*SMALL, *MODES["eager fp32"], "--dropout", "0.1"]), "--eval-every", every)
@@ -120,7 +120,7 @@ def test_evaluation_leaves_no_trace(model: str, text: Path, tmp_path: Path,
 
 
 def test_a_resumed_run_can_be_resumed(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
-    """Breaking off twice changes nothing either."""
+    """Two interruptions give the same bits, too."""
     cell = ("qwen3", "muon", "eager fp32", "dropout")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     bardlet("train", text, "--out", whole, *settings(*cell), "--save-every", "2")

@@ -1,1 +1,1 @@
-"""Tests of the ladder. A package, since benchmarks/ has a module of this name."""
+"""Tests of the ladder. A package, because benchmarks/ has a module with the same name."""

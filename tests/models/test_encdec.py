@@ -28,7 +28,7 @@ VARIANTS = {"deeper encoder": CONFIG, "deeper decoder": replace(CONFIG, n_encode
             "other activation": replace(CONFIG, activation="relu", n_head=2, n_kv_head=2, head_dim=16)}  # fmt: skip
 
 
-def lively(config: ModelConfig = CONFIG, seed: int = 0) -> EncDec:
+def random_model(config: ModelConfig = CONFIG, seed: int = 0) -> EncDec:
     torch.manual_seed(seed)
     model = EncDec(config).eval()
     with torch.no_grad():
@@ -43,7 +43,7 @@ def write_folder(model: Any, folder: Path) -> None:
     save_file(model.hf_state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def some(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+def random_ids(rows: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, CONFIG.vocab_size, (rows, width), generator=torch.Generator().manual_seed(seed))
 
 
@@ -56,59 +56,59 @@ def test_parity_with_transformers_in_both_directions(variant: str, tmp_path: Pat
     from transformers import AutoModelForSeq2SeqLM
 
     config = VARIANTS[variant]
-    ours = lively(config)
-    src, tgt, length = some(3, 20), some(3, 15, seed=1), torch.tensor([20, 7, 1])
+    ours = random_model(config)
+    src, tgt, length = random_ids(3, 20), random_ids(3, 15, seed=1), torch.tensor([20, 7, 1])
     seen = torch.arange(20) < length[:, None]
     write_folder(ours, tmp_path / "ours")
-    theirs, told = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(told.values()), told
-    want = theirs.eval()(input_ids=src, attention_mask=seen.long(), decoder_input_ids=tgt).logits
-    torch.testing.assert_close(ours(src, tgt, length), want, **CLOSE)
+    theirs, loading_info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(loading_info.values()), loading_info
+    expected = theirs.eval()(input_ids=src, attention_mask=seen.long(), decoder_input_ids=tgt).logits
+    torch.testing.assert_close(ours(src, tgt, length), expected, **CLOSE)
 
-    for name, parameter in theirs.named_parameters():  # other weights, so that the way back is seen to carry them
+    for name, parameter in theirs.named_parameters():  # change the weights, so that the way back has to carry them
         if "embed_positions" not in name:
             parameter.mul_(1.5)
     theirs.save_pretrained(tmp_path / "theirs")
-    back = EncDec.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
-    assert back == config
-    loaded = EncDec(back).eval()
+    restored = EncDec.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
+    assert restored == config
+    loaded = EncDec(restored).eval()
     loaded.load_hf_state_dict(load_file(tmp_path / "theirs" / "model.safetensors"))
-    want = theirs(input_ids=src, attention_mask=seen.long(), decoder_input_ids=tgt).logits
-    torch.testing.assert_close(loaded(src, tgt, length), want, **CLOSE)
+    expected = theirs(input_ids=src, attention_mask=seen.long(), decoder_input_ids=tgt).logits
+    torch.testing.assert_close(loaded(src, tgt, length), expected, **CLOSE)
     assert not torch.allclose(loaded(src, tgt, length), ours(src, tgt, length))
 
 
 @torch.no_grad()
-def test_the_same_greedy_translations_as_transformers(tmp_path: Path) -> None:
+def test_greedy_translations_match_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
-    ours = lively()
+    ours = random_model()
     write_folder(ours, tmp_path)
     theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
-    sources = [[*some(1, n, seed=n)[0].tolist(), EOS] for n in (1, 3, 9, 9, 12)]
-    for source, made in zip(sources, translate.translate(ours, sources, EOS, PAD), strict=True):
+    sources = [[*random_ids(1, n, seed=n)[0].tolist(), EOS] for n in (1, 3, 9, 9, 12)]
+    for source, translation in zip(sources, translate.translate(ours, sources, EOS, PAD), strict=True):
         src = torch.tensor([source])
-        most = min(2 * len(source) + 20, CONFIG.block_size)
-        want = theirs.generate(src, attention_mask=torch.ones_like(src), max_new_tokens=most, do_sample=False)
-        assert made == [i for i in want[0, 1:].tolist() if i != EOS][: len(made)]
-        assert len(made) == most or want[0, len(made) + 1] == EOS
+        max_tokens = min(2 * len(source) + 20, CONFIG.block_size)
+        expected = theirs.generate(src, attention_mask=torch.ones_like(src), max_new_tokens=max_tokens, do_sample=False)
+        assert translation == [i for i in expected[0, 1:].tolist() if i != EOS][: len(translation)]
+        assert len(translation) == max_tokens or expected[0, len(translation) + 1] == EOS
 
 
-def test_what_bardlet_does_not_compute_is_refused() -> None:
+def test_unsupported_checkpoints_are_refused() -> None:
     hf = EncDec.to_hf(CONFIG) | IDS
     for key, value in (("scale_embedding", False), ("decoder_ffn_dim", 7), ("activation_function", "swish2"),
                        ("decoder_attention_heads", 1), ("d_model", 33), ("decoder_start_token_id", 5)):  # fmt: skip
         with pytest.raises(BardletError, match="config"):
             EncDec.from_hf(hf | {key: value})
-    model, weights = lively(), lively().hf_state_dict()
-    learned = {name: x + 0.1 if "embed_positions" in name else x for name, x in weights.items()}
+    model, weights = random_model(), random_model().hf_state_dict()
+    learned_positions = {name: x + 0.1 if "embed_positions" in name else x for name, x in weights.items()}
     with pytest.raises(BardletError, match="sinusoids"):
-        model.load_hf_state_dict(learned)
+        model.load_hf_state_dict(learned_positions)
     with pytest.raises(BardletError, match="final_logits_bias"):
         model.load_hf_state_dict(weights | {"final_logits_bias": torch.ones(1, CONFIG.vocab_size)})
 
 
-def test_positions_are_the_papers() -> None:
+def test_sinusoids_match_the_paper() -> None:
     table = sinusoids(50, 8)
     assert table.shape == (50, 8) and table.dtype == torch.float32
     torch.testing.assert_close(table[7, 1], torch.tensor(7 / 10_000 ** (2 / 8)).sin())
@@ -119,27 +119,28 @@ def test_positions_are_the_papers() -> None:
 
 
 @torch.no_grad()
-def test_the_encoder_sees_both_ways_and_the_decoder_never_ahead() -> None:
-    model, src, tgt = lively(), some(1, 12), some(1, 10, seed=1)
+def test_encoder_is_bidirectional_and_decoder_is_causal() -> None:
+    model, src, tgt = random_model(), random_ids(1, 12), random_ids(1, 10, seed=1)
     before = model(src, tgt)
-    for place in (0, 5, 11):  # every place of the source is seen by the first token of the target
+    for position in (0, 5, 11):  # the first token of the target sees the whole source
         other = src.clone()
-        other[0, place] = (other[0, place] - 1) % 27 + 2
+        other[0, position] = (other[0, position] - 1) % 27 + 2
         assert not torch.equal(model(other, tgt)[0, 0], before[0, 0])
-    for place in range(10):
+    for position in range(10):
         other = tgt.clone()
-        other[0, place] = (other[0, place] - 1) % 27 + 2
+        other[0, position] = (other[0, position] - 1) % 27 + 2
         after = model(src, other)
-        torch.testing.assert_close(after[0, :place], before[0, :place], rtol=0, atol=1e-6)
-        assert not torch.allclose(after[0, place], before[0, place])
+        torch.testing.assert_close(after[0, :position], before[0, :position], rtol=0, atol=1e-6)
+        assert not torch.allclose(after[0, position], before[0, position])
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(0, 9), st.integers(0, 2**31))
 @settings(max_examples=25)
-def test_padding_changes_nothing_and_a_batch_is_its_rows(lengths: list[int], more: int, seed: int) -> None:
-    model = lively()
-    width = max(lengths) + more
-    src, tgt, length = some(len(lengths), width, seed), some(len(lengths), 8, seed + 1), torch.tensor(lengths)
+def test_padding_has_no_effect_and_a_batch_equals_its_rows(lengths: list[int], padding: int, seed: int) -> None:
+    model = random_model()
+    width = max(lengths) + padding
+    src, tgt = random_ids(len(lengths), width, seed), random_ids(len(lengths), 8, seed + 1)
+    length = torch.tensor(lengths)
     with torch.no_grad():
         batched = model(src, tgt, length)
         for row, n in enumerate(lengths):
@@ -149,72 +150,72 @@ def test_padding_changes_nothing_and_a_batch_is_its_rows(lengths: list[int], mor
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 2**31))
 @settings(max_examples=15)
-def test_a_cache_changes_nothing(pieces: list[int], seed: int) -> None:
-    model, src, length = lively(), some(2, 9, seed), torch.tensor([9, 4])
-    tgt = some(2, sum(pieces), seed + 1)
+def test_cached_logits_equal_uncached(chunks: list[int], seed: int) -> None:
+    model, src, length = random_model(), random_ids(2, 9, seed), torch.tensor([9, 4])
+    tgt = random_ids(2, sum(chunks), seed + 1)
     with torch.no_grad():
         memory, cache, start = model.encode(src, length), model.new_cache(2), 0
         whole = model.decode(tgt, memory)
-        for n in pieces:
-            part = model.decode(tgt[:, start : start + n], memory, cache)
-            torch.testing.assert_close(part, whole[:, start : start + n], **CLOSE)
+        for n in chunks:
+            chunk = model.decode(tgt[:, start : start + n], memory, cache)
+            torch.testing.assert_close(chunk, whole[:, start : start + n], **CLOSE)
             start += n
         assert cache.length_B.tolist() == [start, start]
 
 
 @torch.inference_mode()
-def test_the_fast_decoder_is_the_decoder() -> None:
-    model, src, length, tgt = lively(), some(3, 9), torch.tensor([9, 4, 1]), some(3, 40, seed=1)
+def test_fast_decoder_matches_the_model() -> None:
+    model, src, length, tgt = random_model(), random_ids(3, 9), torch.tensor([9, 4, 1]), random_ids(3, 40, seed=1)
     memory = model.encode(src, length)
     decode, whole = decoders.decoder(model), model.decode(tgt, memory)
-    written = decode.begin(memory, 40)
+    cache = decode.new_cache(memory, 40)
     for t in range(40):
-        torch.testing.assert_close(decode(tgt[:, t], written), whole[:, t], **CLOSE)
-    with pytest.raises(BardletError, match="room for 40"):
-        decode(tgt[:, 0], written)
+        torch.testing.assert_close(decode(tgt[:, t], cache), whole[:, t], **CLOSE)
+    with pytest.raises(BardletError, match="full after 40 tokens"):
+        decode(tgt[:, 0], cache)
 
 
 @torch.inference_mode()
-def test_beams_of_the_fast_decoder_move_with_their_history() -> None:
-    model, src, length, tgt = lively(), some(2, 9), torch.tensor([9, 4]), some(2, 6, seed=1)
+def test_fast_decoder_reorders_beams_with_their_history() -> None:
+    model, src, length, tgt = random_model(), random_ids(2, 9), torch.tensor([9, 4]), random_ids(2, 6, seed=1)
     memory = model.encode(src, length)
     decode = decoders.decoder(model)
-    written = decode.begin(memory, 40)
+    cache = decode.new_cache(memory, 40)
     for t in range(3):
-        decode(tgt[:, t], written)
-    written.reorder(torch.tensor([0, 0, 1, 1]))  # two beams for each
-    decode(torch.stack((tgt[0, 3], tgt[0, 4], tgt[1, 3], tgt[1, 4])), written)
-    written.reorder(torch.tensor([1, 0, 2, 2]))
-    written.select(torch.tensor([0]), 2)
-    logits = decode(torch.tensor([5, 6]), written)
+        decode(tgt[:, t], cache)
+    cache.reorder(torch.tensor([0, 0, 1, 1]))  # two beams per source
+    decode(torch.stack((tgt[0, 3], tgt[0, 4], tgt[1, 3], tgt[1, 4])), cache)
+    cache.reorder(torch.tensor([1, 0, 2, 2]))
+    cache.select(torch.tensor([0]), 2)
+    logits = decode(torch.tensor([5, 6]), cache)
     alone = model.encode(src[:1], length[:1])
     for row, history in enumerate(([*tgt[0, :3], tgt[0, 4], 5], [*tgt[0, :4], 6])):
-        want = model.decode(torch.tensor([history]), alone)[0, -1]
-        torch.testing.assert_close(logits[row], want, **CLOSE)
+        expected = model.decode(torch.tensor([history]), alone)[0, -1]
+        torch.testing.assert_close(logits[row], expected, **CLOSE)
 
 
 @torch.no_grad()
-def test_cross_attention_is_what_the_decoder_computes_with() -> None:
-    model, src, length, tgt = lively(), some(2, 9), torch.tensor([9, 4]), some(2, 6, seed=1)
+def test_cross_attention_returns_the_weights_that_the_decoder_uses() -> None:
+    model, src, length, tgt = random_model(), random_ids(2, 9), torch.tensor([9, 4]), random_ids(2, 6, seed=1)
     maps = model.cross_attention(src, tgt, length)
     assert maps.shape == (2, 2, 4, 6, 9)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 2, 4, 6))
     assert not maps[:, 1, :, :, 4:].any()
     block: Any = model.model.decoder.layers[0]
-    seen: list[Any] = []
-    hook = block.encoder_attn.out_proj.register_forward_hook(lambda m, x, y: seen.append(x[0]))
+    inputs: list[Any] = []
+    hook = block.encoder_attn.out_proj.register_forward_hook(lambda m, x, y: inputs.append(x[0]))
     memory = model.encode(src, length)
     model.decode(tgt, memory)
     hook.remove()
-    want = (maps[0] @ memory.keys[0][1]).transpose(1, 2).reshape(2, 6, -1)
-    torch.testing.assert_close(seen[0], want, **CLOSE)
+    expected = (maps[0] @ memory.keys[0][1]).transpose(1, 2).reshape(2, 6, -1)
+    torch.testing.assert_close(inputs[0], expected, **CLOSE)
 
 
 # ---------------------------------------------------------------- search
 
 
-def probable(model: EncDec, source: list[int], tokens: list[int]) -> float:
-    """The sum of log p of a translation and its end."""
+def log_probability(model: EncDec, source: list[int], tokens: list[int]) -> float:
+    """Return log p of a translation and its end."""
     src, tgt = torch.tensor([source]), torch.tensor([[PAD, *tokens]])
     logp = model(src, tgt)[0].log_softmax(-1)
     return float(sum(logp[t, i] for t, i in enumerate([*tokens, EOS])))
@@ -226,24 +227,25 @@ SOURCES = [[5, 9, 3, EOS], [7, EOS], [11, 12, 13, 14, 15, 16, EOS], [3, 3, EOS],
 @given(st.lists(st.lists(st.integers(2, 28), max_size=9), min_size=1, max_size=6), st.integers(1, 5),
        st.integers(0, 2**31))  # fmt: skip
 @settings(max_examples=15)
-def test_beam_1_is_greedy_and_a_batch_is_one_by_one(lines: list[list[int]], beams: int, seed: int) -> None:
+def test_beam_1_is_greedy_and_batching_changes_nothing(lines: list[list[int]], beams: int, seed: int) -> None:
     from bardlet.inference import beam_search
 
-    model, sources = lively(seed=seed), [[*line, EOS] for line in lines]
-    with torch.no_grad():  # the end is likelier than elsewhere: of some lines at once, of some never
+    model, sources = random_model(seed=seed), [[*line, EOS] for line in lines]
+    with torch.no_grad():  # make the end likely: some translations end at once, some never
         end = model.model.shared.weight[EOS]
         model.model.decoder.layer_norm.bias.add_(end / end.norm())
-    most = [2 * len(source) + 20 for source in sources]
-    one = beam_search.beam(translate.EncDecReader(model, decoders.decoder(model), sources, PAD, max(most)), EOS, most, 1)
-    assert one == translate.translate(model, sources, EOS, PAD, TranslateOptions())
+    max_tokens = [2 * len(source) + 20 for source in sources]
+    reader = translate.EncDecReader(model, decoders.decoder(model), sources, PAD, max(max_tokens))
+    beam_1 = beam_search.beam(reader, EOS, max_tokens, 1)
+    assert beam_1 == translate.translate(model, sources, EOS, PAD, TranslateOptions())
     batched = translate.translate(model, sources, EOS, PAD, TranslateOptions(beams=beams))
-    for source, made in zip(sources, batched, strict=True):
-        assert [made] == translate.translate(model, [source], EOS, PAD, TranslateOptions(beams=beams))
+    for source, translation in zip(sources, batched, strict=True):
+        assert [translation] == translate.translate(model, [source], EOS, PAD, TranslateOptions(beams=beams))
 
 
 @torch.no_grad()
-def test_beam_search_finds_the_best_of_all_there_are() -> None:
-    """With as many beams as there are prefixes nothing is lost: the result is the argmax over every translation."""
+def test_wide_beam_search_is_exhaustive() -> None:
+    """With as many beams as prefixes, the result is the argmax over all translations."""
     from itertools import product
 
     from bardlet.inference import beam_search
@@ -253,41 +255,41 @@ def test_beam_search_finds_the_best_of_all_there_are() -> None:
     model = EncDec(config).eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.3)
-    most, source = 3, [3, 4, 2, EOS]
+    max_tokens, source = 3, [3, 4, 2, EOS]
     others = [i for i in range(5) if i != EOS]
     for penalty in (0.0, 1.0):
-        every = [list(p) for n in range(most) for p in product(others, repeat=n)]  # those that end within `most`
-        best = max(every, key=lambda tokens: probable(model, source, tokens) / (len(tokens) + 1) ** penalty)
-        cut = [list(p) for p in product(others, repeat=most)]
+        ended = [list(p) for n in range(max_tokens) for p in product(others, repeat=n)]
+        best = max(ended, key=lambda tokens: log_probability(model, source, tokens) / (len(tokens) + 1) ** penalty)
+        cut = [list(p) for p in product(others, repeat=max_tokens)]
 
-        def unended(tokens: list[int], penalty: float = penalty) -> float:
+        def score_cut(tokens: list[int], penalty: float = penalty) -> float:
             logp = model(torch.tensor([source]), torch.tensor([[PAD, *tokens[:-1]]]))[0].log_softmax(-1)
-            return float(sum(logp[t, i] for t, i in enumerate(tokens))) / most**penalty
+            return float(sum(logp[t, i] for t, i in enumerate(tokens))) / max_tokens**penalty
 
-        best_cut = max(cut, key=unended)
-        score = probable(model, source, best) / (len(best) + 1) ** penalty
-        wanted = best if score >= unended(best_cut) else best_cut
-        wide = _Wide(translate.EncDecReader(model, decoders.decoder(model), [source], PAD, most), 200)
-        assert beam_search.beam(wide, EOS, [most], 100, penalty) == [wanted]
+        best_cut = max(cut, key=score_cut)
+        score = log_probability(model, source, best) / (len(best) + 1) ** penalty
+        expected = best if score >= score_cut(best_cut) else best_cut
+        reader = _PaddedReader(translate.EncDecReader(model, decoders.decoder(model), [source], PAD, max_tokens), 200)
+        assert beam_search.beam(reader, EOS, [max_tokens], 100, penalty) == [expected]
 
 
 @given(st.integers(1, 4), st.integers(1, 900), st.integers(1, 12), st.sampled_from([2, 1000]), st.integers(0, 2**31))
 @settings(max_examples=200)
-def test_the_largest_by_pieces_are_the_largest(rows: int, length: int, number: int, values: int, seed: int) -> None:
-    """Of rows with few values, many of them equal, and of rows with -inf in them; each place is named once."""
+def test_chunked_largest_matches_topk(rows: int, length: int, number: int, values: int, seed: int) -> None:
+    """Rows with many equal values and with -inf; no index appears twice."""
     from bardlet.inference import beam_search
 
     for wide in (length, 16 * length):
         random = torch.Generator().manual_seed(seed)
         x = torch.randint(values, (rows, max(wide, number)), generator=random).float()
         x[x < values // 4] = -math.inf
-        value, place = beam_search.largest(x, number)
-        assert torch.equal(value, x.topk(number, dim=1)[0]) and torch.equal(x.gather(1, place), value)
-        assert all(len(set(row)) == number for row in place.tolist())
+        value, index = beam_search.largest(x, number)
+        assert torch.equal(value, x.topk(number, dim=1)[0]) and torch.equal(x.gather(1, index), value)
+        assert all(len(set(row)) == number for row in index.tolist())
 
 
-class _Wide:
-    """A reader with a vocabulary padded by tokens that are never taken, so that a search may have many beams."""
+class _PaddedReader:
+    """A reader with a vocabulary padded by impossible tokens, so that a search can have many beams."""
 
     def __init__(self, reader: Any, width: int) -> None:
         self.reader, self.width = reader, width
@@ -305,10 +307,10 @@ class _Wide:
         return torch.nn.functional.pad(logits, (0, self.width - logits.shape[1]), value=-1e4)
 
 
-def test_too_long_and_damaged_are_said() -> None:
-    model = lively()
+def test_too_long_sources_and_nan_weights_raise() -> None:
+    model = random_model()
     with pytest.raises(BardletError, match="65 tokens"):
-        model.encode(some(1, 65))
+        model.encode(random_ids(1, 65))
     with torch.no_grad():
         model.model.shared.weight[3, 3] = float("nan")
     with pytest.raises(BardletError, match="not finite"):

@@ -26,7 +26,7 @@ VARIANTS = {
 }
 
 
-def lively(config: ModelConfig) -> GPT2:
+def random_model(config: ModelConfig) -> GPT2:
     torch.manual_seed(0)
     model = GPT2(config).eval()
     with torch.no_grad():
@@ -47,39 +47,39 @@ def test_parity_with_transformers_in_both_directions(variant: str, tmp_path: Pat
     from transformers import AutoModelForCausalLM
 
     config = VARIANTS[variant]
-    ours = lively(config)
+    ours = random_model(config)
     idx = torch.randint(config.vocab_size, (3, config.block_size))
     write_folder(ours, tmp_path / "ours")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     torch.testing.assert_close(ours(idx), theirs(idx).logits, **CLOSE)
 
-    for parameter in theirs.parameters():  # other weights, so that the way back is seen to carry them
+    for parameter in theirs.parameters():  # change the weights, so that the way back has to carry them
         parameter.mul_(1.5)
     theirs.save_pretrained(tmp_path / "theirs")
-    back = GPT2.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
-    assert back == config
-    loaded = GPT2(back).eval()
+    restored = GPT2.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
+    assert restored == config
+    loaded = GPT2(restored).eval()
     loaded.load_hf_state_dict(load_file(tmp_path / "theirs" / "model.safetensors"))
     torch.testing.assert_close(loaded(idx), theirs(idx).logits, **CLOSE)
     assert not torch.allclose(loaded(idx), ours(idx))
 
 
-def test_the_same_100_greedy_tokens_as_transformers(tmp_path: Path) -> None:
+def test_100_greedy_tokens_match_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    ours = lively(CONFIG)
+    ours = random_model(CONFIG)
     write_folder(ours, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     prompt = torch.tensor([[3, 1, 4, 1, 5]])
-    want = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=100, do_sample=False)
-    assert generate(ours, [prompt[0].tolist()], 100, temperature=0) == [want[0, 5:].tolist()]
+    expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=100, do_sample=False)
+    assert generate(ours, [prompt[0].tolist()], 100, temperature=0) == [expected[0, 5:].tolist()]
 
 
-def test_the_state_dict_is_the_checkpoint_but_for_four_transposed_matrices(tmp_path: Path) -> None:
+def test_state_dict_is_the_checkpoint_with_four_transposed_matrices(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     for config in VARIANTS.values():
-        ours = lively(config)
+        ours = random_model(config)
         write_folder(ours, tmp_path)
         AutoModelForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
         saved, own = load_file(tmp_path / "theirs" / "model.safetensors"), ours.hf_state_dict()
@@ -91,14 +91,14 @@ def test_the_state_dict_is_the_checkpoint_but_for_four_transposed_matrices(tmp_p
 
 
 @torch.no_grad()
-def test_weights_are_taken_in_every_form_they_come_in() -> None:
-    ours, other = lively(CONFIG), GPT2(CONFIG).eval()
+def test_all_checkpoint_variants_load() -> None:
+    ours, other = random_model(CONFIG), GPT2(CONFIG).eval()
     idx = torch.randint(CONFIG.vocab_size, (1, 9))
     tensors = ours.hf_state_dict()
     forms: dict[str, dict[str, torch.Tensor]] = {
         "with the tied head": tensors | {"lm_head.weight": tensors["transformer.wte.weight"]},
         "without the prefix": {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
-        "with the masks of old": tensors | {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8)},
+        "with the old mask buffers": tensors | {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8)},
     }
     for form in forms.values():
         other = GPT2(CONFIG).eval()
@@ -107,16 +107,16 @@ def test_weights_are_taken_in_every_form_they_come_in() -> None:
         assert torch.equal(other(idx), ours(idx))
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
+def test_mismatched_weights_are_named() -> None:
     model = GPT2(CONFIG)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors = {name: tensor + 1 for name, tensor in model.hf_state_dict().items()}
     missing = {name: tensor for name, tensor in tensors.items() if name != "transformer.h.1.ln_2.bias"}
-    with pytest.raises(BardletError, match=r"no 'transformer\.h\.1\.ln_2\.bias'"):
+    with pytest.raises(BardletError, match=r"no tensor 'transformer\.h\.1\.ln_2\.bias'"):
         model.load_hf_state_dict(missing)
-    with pytest.raises(BardletError, match=r"'transformer\.extra', which this model has no place for"):
+    with pytest.raises(BardletError, match=r"unexpected tensor 'transformer\.extra'"):
         model.load_hf_state_dict(tensors | {"transformer.extra": torch.zeros(1)})
-    with pytest.raises(BardletError, match=r"'transformer\.wpe\.weight' of shape \[5, 32\].*\[128, 32\]"):
+    with pytest.raises(BardletError, match=r"'transformer\.wpe\.weight' has shape \[5, 32\].*\[128, 32\]"):
         model.load_hf_state_dict(tensors | {"transformer.wpe.weight": torch.zeros(5, 32)})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -129,21 +129,21 @@ def test_weights_that_do_not_fit_are_named() -> None:
         ({"scale_attn_weights": False}, "scale_attn_weights"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"activation_function": "tanh"}, "'activation_function' is 'tanh'"),
-        ({"n_head": 5}, "n_embd 32 cannot be cut into n_head 5"),
+        ({"n_head": 5}, "n_embd 32 is not divisible by n_head 5"),
         ({"n_embd": None}, "no 'n_embd'"),
-        ({"n_layer": "2"}, "'n_layer' is '2', but a whole number of at least 1 is needed"),
+        ({"n_layer": "2"}, "'n_layer' is '2', but must be a positive integer"),
         ({"vocab_size": 0}, "'vocab_size' is 0"),
         ({"n_head": True}, "'n_head' is True"),
         ({"layer_norm_epsilon": -1.0}, "'layer_norm_epsilon' is -1.0"),
     ],
 )
-def test_a_config_that_is_not_computed_is_refused(change: dict[str, Any], message: str) -> None:
+def test_unsupported_config_is_refused(change: dict[str, Any], message: str) -> None:
     assert GPT2.from_hf(GPT2.to_hf(CONFIG)) == CONFIG
     with pytest.raises(BardletError, match=message):
         GPT2.from_hf(GPT2.to_hf(CONFIG) | change)
 
 
-def test_what_is_missing_has_hugging_faces_defaults(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_config_entries_get_hugging_face_defaults(caplog: pytest.LogCaptureFixture) -> None:
     from transformers import GPT2Config
 
     small = {"model_type": "gpt2", "vocab_size": 29, "n_embd": 32, "n_head": 4, "n_layer": 2}
@@ -154,28 +154,28 @@ def test_what_is_missing_has_hugging_faces_defaults(caplog: pytest.LogCaptureFix
     assert "embd_pdrop differs" in caplog.text
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     model = GPT2(replace(CONFIG, n_layer=8, n_embd=64, n_inner=256, tie_embeddings=False))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            one = ".ln_" in name and name.endswith("weight")
-            assert torch.equal(parameter, torch.full_like(parameter, 1.0 if one else 0.0)), name
+            is_scale = ".ln_" in name and name.endswith("weight")
+            assert torch.equal(parameter, torch.full_like(parameter, 1.0 if is_scale else 0.0)), name
         else:
-            want = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02  # 1 / sqrt(2 * 8)
-            assert 0.9 * want < float(parameter.detach().std()) < 1.1 * want, name
+            std = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02  # 1 / sqrt(2 * 8)
+            assert 0.9 * std < float(parameter.detach().std()) < 1.1 * std, name
     torch.manual_seed(0)
     again = GPT2(model.config)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_dropout_is_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     torch.manual_seed(0)
     idx = torch.randint(CONFIG.vocab_size, (2, 16))
-    plain, dropping = lively(CONFIG), lively(replace(CONFIG, dropout=0.3))
-    want = plain(idx)
-    assert torch.equal(plain.train()(idx), want)
-    assert torch.equal(dropping(idx), want)
+    plain, dropping = random_model(CONFIG), random_model(replace(CONFIG, dropout=0.3))
+    expected = plain(idx)
+    assert torch.equal(plain.train()(idx), expected)
+    assert torch.equal(dropping(idx), expected)
     dropping.train()
     assert not torch.equal(dropping(idx), dropping(idx))
     block = dropping.transformer.h[0]
@@ -183,27 +183,27 @@ def test_dropout_is_in_training_alone() -> None:
     x = torch.randn(64, 16, 32)
     block.eval()
     with torch.no_grad():
-        wanted = block.attn(x)
+        expected = block.attn(x)
         block.attn.train()
         mean = torch.stack([block.attn(x) for _ in range(200)]).mean(0)
-        assert float((mean - wanted).abs().mean()) < 0.1 * float(wanted.abs().mean())  # dropped, and scaled back
-        assert not torch.equal(block.attn(x), wanted)
+        assert float((mean - expected).abs().mean()) < 0.1 * float(expected.abs().mean())  # scaled back up
+        assert not torch.equal(block.attn(x), expected)
         block.eval()
         block.mlp.train()
         assert not torch.equal(block(x), block(x))
 
 
-def test_a_block_is_one_graph_and_trains_in_bf16() -> None:
-    """torch.compile takes the block whole, and autocast to bf16 stays near fp32."""
+def test_block_compiles_to_one_graph_and_trains_in_bf16() -> None:
+    """torch.compile captures the block as one graph, and bf16 autocast stays close to fp32."""
     torch.manual_seed(0)
-    block = lively(CONFIG).transformer.h[0].train()
+    block = random_model(CONFIG).transformer.h[0].train()
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 16, 32, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = compiled(x)
         (grad,) = torch.autograd.grad(y.square().mean(), x)
-    want = block(x)
-    (want_grad,) = torch.autograd.grad(want.square().mean(), x)
+    expected = block(x)
+    (expected_grad,) = torch.autograd.grad(expected.square().mean(), x)
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, want, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(grad, want_grad, rtol=0.05, atol=0.005)
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(grad, expected_grad, rtol=0.05, atol=0.005)

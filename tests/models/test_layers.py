@@ -17,37 +17,38 @@ from bardlet.models.layers import KVCache, RMSNorm, apply_rope, positions_and_ma
 from bardlet.ops.attention import attention, attention_by_hand
 from bardlet.ops.dropout import Dropout, byte_dropout
 
-few = settings(max_examples=30)
+quick = settings(max_examples=30)
 
 
-def test_rms_norm_is_its_formula_and_keeps_the_dtype() -> None:
+def test_rms_norm_matches_its_formula_and_keeps_the_dtype() -> None:
     torch.manual_seed(0)
     norm = RMSNorm(16, eps=1e-3)
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(3, 5, 16) * 0.1
-    wide = x.double()
-    want = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight.double()
-    torch.testing.assert_close(norm(x).double(), want, rtol=1e-6, atol=1e-6)
+    x64 = x.double()
+    expected = x64 / (x64.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight.double()
+    torch.testing.assert_close(norm(x).double(), expected, rtol=1e-6, atol=1e-6)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
-@few
+@quick
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500))
-def test_rotated_products_depend_on_the_distance_alone(m: int, n: int, shift: int) -> None:
+def test_rotated_dot_products_depend_only_on_distance(m: int, n: int, shift: int) -> None:
     torch.manual_seed(0)
     q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
 
-    def at(x: torch.Tensor, position: int) -> torch.Tensor:
+    def rotated(x: torch.Tensor, position: int) -> torch.Tensor:
         cos, sin = rope_cos_sin(torch.tensor([[position]]), 8, 10_000.0)
         return apply_rope(x[None, None, None], cos.double(), sin.double())[0, 0, 0]
 
-    torch.testing.assert_close(at(q, m) @ at(k, n), at(q, m + shift) @ at(k, n + shift), rtol=0, atol=2e-4)
-    torch.testing.assert_close(at(q, m).norm(), q.norm(), rtol=1e-6, atol=1e-6)
-    assert torch.equal(at(q, 0), q)
+    shifted = rotated(q, m + shift) @ rotated(k, n + shift)
+    torch.testing.assert_close(rotated(q, m) @ rotated(k, n), shifted, rtol=0, atol=2e-4)
+    torch.testing.assert_close(rotated(q, m).norm(), q.norm(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(rotated(q, 0), q)
 
 
-def by_loop(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention a query at a time, in float64; mask is (B, T, S)."""
+def attention_by_loop(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Compute attention one query at a time, in float64; mask is (B, T, S)."""
     B, H, T, D = q.shape
     out = torch.zeros(B, H, T, D, dtype=torch.float64)
     for b in range(B):
@@ -60,58 +61,58 @@ def by_loop(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     return out
 
 
-@few
+@quick
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(1, 9), st.booleans(), st.integers(0, 99))
-def test_both_attentions_are_the_formula(B: int, K: int, group: int, T: int, causal: bool, seed: int) -> None:
+def test_both_attentions_match_the_formula(B: int, K: int, group: int, T: int, causal: bool, seed: int) -> None:
     torch.manual_seed(seed)
     q, k, v = torch.randn(B, K * group, T, 4), torch.randn(B, K, T, 4), torch.randn(B, K, T, 4)
     mask = torch.ones(B, T, T, dtype=torch.bool).tril()
     if not causal:
         mask = mask | (torch.rand(B, T, T) < 0.3)
-    want = by_loop(q, k, v, mask)
+    expected = attention_by_loop(q, k, v, mask)
     for attend in (attention, attention_by_hand):
         got = attend(q, k, v, None if causal else mask[:, None])
-        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_drops_weights_and_scales_the_others(dtype: torch.dtype, masked: bool) -> None:
+def test_attention_drops_weights_and_scales_the_rest(dtype: torch.dtype, masked: bool) -> None:
     torch.manual_seed(0)
     T, dropout = 64, 0.25
     q, k = torch.randn(2, 4, T, T, dtype=dtype), torch.randn(2, 2, T, T, dtype=dtype)
-    v = torch.eye(T, dtype=dtype).expand(2, 2, T, T)  # so that the output is the weights
+    v = torch.eye(T, dtype=dtype).expand(2, 2, T, T)  # makes the output equal the weights
     mask = torch.ones(1, 1, T, T, dtype=torch.bool).tril() if masked else None
-    kept = attention(q, k, v, mask).float()
+    whole = attention(q, k, v, mask).float()
     dropped = attention(q, k, v, mask, dropout).float()
-    seen = kept > 0
+    seen = whole > 0
     gone = (dropped == 0) & seen
     assert 0.22 < gone.sum() / seen.sum() < 0.28
-    torch.testing.assert_close(dropped[~gone], kept[~gone] / (1 - dropout), rtol=2e-2, atol=1e-6)
+    torch.testing.assert_close(dropped[~gone], whole[~gone] / (1 - dropout), rtol=2e-2, atol=1e-6)
     assert attention(q, k, v, mask, dropout).dtype == dtype
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.2, 0.5, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_drops_a_part_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
-    """The part is p to the next 256th; what stays is scaled so that the mean is the same; gradients go the same way."""
+def test_dropout_drops_a_share_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    """The share is p to the nearest 256th; the rest is scaled to keep the mean; gradients use the same mask."""
     torch.manual_seed(0)
-    part = min(max(1, round(256 * p)), 255) / 256
+    share = min(max(1, round(256 * p)), 255) / 256
     x = torch.ones(1000, 1001, dtype=dtype, requires_grad=True)
     y = byte_dropout(x, p)
     kept = y != 0
     assert y.dtype == dtype
-    assert abs((~kept).float().mean() - part) < 0.003
-    torch.testing.assert_close(y[kept].float(), torch.full([int(kept.sum())], 1 / (1 - part)), rtol=4e-3, atol=0)
+    assert abs((~kept).float().mean() - share) < 0.003
+    torch.testing.assert_close(y[kept].float(), torch.full([int(kept.sum())], 1 / (1 - share)), rtol=4e-3, atol=0)
     y.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, y.detach())
-    assert not torch.equal(byte_dropout(x, p) != 0, kept)  # another mask at each call
+    assert not torch.equal(byte_dropout(x, p) != 0, kept)  # a new mask at each call
     torch.manual_seed(0)
-    assert torch.equal(byte_dropout(x, p), y)  # and the same from the same seed
+    assert torch.equal(byte_dropout(x, p), y)  # and the same mask from the same seed
 
 
-def test_dropout_rests_outside_training() -> None:
+def test_dropout_does_nothing_outside_training() -> None:
     x = torch.randn(4, 5)
     layer = Dropout(0.5)
     assert torch.equal(layer.eval()(x), x)
@@ -120,13 +121,13 @@ def test_dropout_rests_outside_training() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (8, 8)])
-def test_dropout_takes_every_shape(shape: tuple[int, ...]) -> None:
+def test_dropout_works_on_any_shape(shape: tuple[int, ...]) -> None:
     assert byte_dropout(torch.ones(shape), 0.5).shape == shape
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
-def test_a_compiled_block_drops_what_an_eager_one_drops(model: str) -> None:
-    """Masks of places that have one shape differ, forwards and backwards, and the generator ends where it ended."""
+def test_compiled_and_eager_blocks_drop_the_same_values(model: str) -> None:
+    """Dropout layers of equal shape get different masks, forward and backward agree, and so does the generator."""
     torch.manual_seed(0)
     net = models.build(TrainConfig(model=model, n_layer=1, n_head=2, n_embd=16, dropout=0.3).model_config(11))
     idx = torch.arange(8)[None] % 11
@@ -154,8 +155,8 @@ def test_gradients_of_both_attentions_agree() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradients_of_attention_by_hand_are_those_of_its_numbers(dropout: float, masked: bool) -> None:
-    """Against finite differences, in float64: grouped queries, dropped weights, any mask."""
+def test_gradients_of_attention_by_hand_match_finite_differences(dropout: float, masked: bool) -> None:
+    """In float64, with grouped queries, dropout and arbitrary masks."""
     torch.manual_seed(0)
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True)
               for shape in ((2, 4, 5, 3), (2, 2, 5, 3), (2, 2, 5, 3))]
@@ -163,14 +164,14 @@ def test_gradients_of_attention_by_hand_are_those_of_its_numbers(dropout: float,
     mask |= torch.eye(5, dtype=torch.bool)
 
     def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(1)  # the same weights dropped at each call
+        torch.manual_seed(1)  # drop the same weights at each call
         return attention_by_hand(q, k, v, mask if masked else None, dropout)
 
     assert torch.autograd.gradcheck(f, inputs)
 
 
-def test_attention_in_halves_is_attention() -> None:
-    """A long causal row is computed in two parts, an odd one in one: the last token's numbers tell no difference."""
+def test_attention_in_halves_matches_attention_in_one() -> None:
+    """A long causal row of even length is computed in two halves, one of odd length at once; the results agree."""
     torch.manual_seed(0)
     inputs = [torch.randn(1, 4, 160, 8), torch.randn(1, 2, 160, 8), torch.randn(1, 2, 160, 8)]
     causal = torch.ones(1, 1, 160, 160, dtype=torch.bool).tril()
@@ -185,7 +186,7 @@ def test_attention_in_halves_is_attention() -> None:
     torch.testing.assert_close(odd, grads[0][0][:, :, :159], rtol=1e-5, atol=1e-5)
 
 
-def test_half_precision_attention_is_near_the_full_one() -> None:
+def test_bf16_attention_is_close_to_fp32() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 32, 16).unbind(0)
     for T in (32, 8):
@@ -193,7 +194,7 @@ def test_half_precision_attention_is_near_the_full_one() -> None:
         torch.testing.assert_close(got.float(), attention(*(x[:, :, :T] for x in (q, k, v))), rtol=0.05, atol=0.05)
 
 
-def test_place_knows_who_stands_where_and_sees_whom() -> None:
+def test_positions_and_mask() -> None:
     idx = torch.zeros(2, 5, dtype=torch.int64)
     position, mask = positions_and_mask(idx, 8)
     assert position.tolist() == [[0, 1, 2, 3, 4]] and mask is None
@@ -227,7 +228,7 @@ def test_place_knows_who_stands_where_and_sees_whom() -> None:
     assert mask[:, 0].int().tolist() == [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_too_many_tokens_raise() -> None:
     idx = torch.zeros(1, 5, dtype=torch.int64)
     with pytest.raises(BardletError, match="5 tokens do not fit in a context of 4"):
         positions_and_mask(idx, 4)
@@ -241,12 +242,13 @@ def test_what_does_not_fit_is_refused() -> None:
         DecodeStep(KVCache(empty, empty, torch.tensor([6])))
 
 
-def test_a_sketch_does_not_load_the_compiler() -> None:
-    """It would take a second and 100 MB before the first word."""
+def test_a_meta_model_does_not_load_the_compiler() -> None:
+    """Loading it would take a second and 100 MB at start-up."""
     lines = ("import sys", "from bardlet import models", "from bardlet.config.pretraining import TrainConfig",
-             "from bardlet.models.layers import sketching",
-             "with sketching(): sizes = [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",
-             "assert sizes == [p.shape for p in models.build(TrainConfig().model_config(65)).parameters()]",
+             "from bardlet.models.layers import on_meta_device",
+             "config = TrainConfig().model_config(65)",
+             "with on_meta_device(): shapes = [p.shape for p in models.build(config).parameters()]",
+             "assert shapes == [p.shape for p in models.build(config).parameters()]",
              "print('torch._dynamo' in sys.modules)")
-    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "False"
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

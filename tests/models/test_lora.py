@@ -1,4 +1,4 @@
-"""LoRA: a change that begins as none, what learns, what files get; runs that go on; what people get wrong."""
+"""LoRA: the zero update at the start, trainable parameters, saved weights, resuming and user errors."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def moved(model: Any) -> Any:
-    """The model with changes that are not nothing."""
+def with_random_updates(model: Any) -> Any:
+    """Return the model with nonzero LoRA updates."""
     torch.manual_seed(1)
     for layer in model.modules():
         if isinstance(layer, lora.LoRALinear):
@@ -59,13 +59,13 @@ def moved(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("shape", [QWEN3, GPT2])
-def test_it_begins_as_the_model_and_ends_as_the_sum(shape: ModelConfig) -> None:
+def test_it_starts_as_the_model_and_saves_the_merged_weight(shape: ModelConfig) -> None:
     model = models.build(shape).eval()
     before, weights = model(IDX), {name: x.clone() for name, x in model.hf_state_dict().items()}
     lora.add_lora(model, 4)
     assert torch.equal(model(IDX), before)
     assert all(torch.equal(x, weights[name]) for name, x in model.hf_state_dict().items())
-    logits = moved(model)(IDX)
+    logits = with_random_updates(model)(IDX)
     assert (logits - before).abs().max() > 0.01
     merged = models.build(shape).eval()
     merged.load_hf_state_dict(model.hf_state_dict())
@@ -73,77 +73,77 @@ def test_it_begins_as_the_model_and_ends_as_the_sum(shape: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("shape", [QWEN3, GPT2])
-def test_the_decoder_reads_the_sum(shape: ModelConfig) -> None:
+def test_the_decoder_reads_the_merged_weight(shape: ModelConfig) -> None:
     model = models.build(shape).eval()
     lora.add_lora(model, 4)
-    moved(model)
+    with_random_updates(model)
     with torch.inference_mode():
-        decoder, cache = decoders.decoder(model), model.new_cache(2)
-        read = decoder.cache(cache)
-        logits = [decoder(column, read) for column in IDX.T]
+        decoder = decoders.decoder(model)
+        cache = decoder.cache(model.new_cache(2))
+        logits = [decoder(column, cache) for column in IDX.T]
         torch.testing.assert_close(torch.stack(logits, 1), model(IDX), atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_loaded_is_the_whole_layer() -> None:
+def test_loading_weights_resets_the_update() -> None:
     model = models.build(QWEN3).eval()
     weights = {name: x.clone() for name, x in model.hf_state_dict().items()}
     before = model(IDX)
     lora.add_lora(model, 4)
-    moved(model).load_hf_state_dict(weights)
+    with_random_updates(model).load_hf_state_dict(weights)
     assert torch.equal(model(IDX), before)
 
 
-def test_only_the_factors_learn_and_a_new_head() -> None:
+def test_only_the_factors_and_a_new_head_are_trainable() -> None:
     model = models.build(QWEN3)
     lora.add_lora(model, 4)
-    learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert len(learning) == 2 * 2 * 7 and all(name.endswith((".up", ".down")) for name in learning)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trainable) == 2 * 2 * 7 and all(name.endswith((".up", ".down")) for name in trainable)
     groups = optim.parameter_groups(model, True)
-    assert {name for group in groups.values() for name, _ in group} == learning
+    assert {name for group in groups.values() for name, _ in group} == trainable
     scorer = with_scalar_head(models.build(QWEN3))
     lora.add_lora(scorer, 4)
-    assert {name for name, p in scorer.named_parameters() if p.requires_grad} == learning | {"score.weight"}
+    assert {name for name, p in scorer.named_parameters() if p.requires_grad} == trainable | {"score.weight"}
 
 
-def test_what_is_frozen_stays_bit_for_bit(base: Path, chats: Path, tmp_path: Path) -> None:
+def test_frozen_weights_stay_bit_for_bit(base: Path, chats: Path, tmp_path: Path) -> None:
     assert main(["sft", str(base), str(chats), "--lora", "2", "--steps", "20", "--dtype", "fp32", "--compile", "off",
                  "--out", str(tmp_path / "run"), "--debug"]) == 0  # fmt: skip
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert before.keys() == after.keys()
     matrices = {name for name in before if "_proj" in name}
     assert {name for name in before if not torch.equal(before[name], after[name])} == matrices
-    for name in matrices:  # the change has the rank that was asked for
+    for name in matrices:  # the update has the requested rank
         s = torch.linalg.svdvals((after[name] - before[name]).double())
         assert s[1] > 1e-4 > 100 * s[2]
 
 
-@pytest.mark.parametrize("words", [["sft"], ["train"], ["grpo", "--reward", "exact"], ["ppo", "--reward", "exact"]],
-                         ids=lambda words: words[0])  # fmt: skip
-def test_a_run_goes_on_bit_for_bit(words: list[str], base: Path, chats: Path, tmp_path: Path,
+@pytest.mark.parametrize("command", [["sft"], ["train"], ["grpo", "--reward", "exact"], ["ppo", "--reward", "exact"]],
+                         ids=lambda command: command[0])  # fmt: skip
+def test_a_run_resumes_bit_for_bit(command: list[str], base: Path, chats: Path, tmp_path: Path,
                                    bardlet: Callable[..., dict[str, Any]]) -> None:
-    kind, *rest = words
-    what = [base.parent / "text.txt", "--init", base] if kind == "train" else [base, chats]
-    own = ["--rollout", "16", "--answer-tokens", "6"] if rest else []
-    words = [kind, *map(str, what), *rest, *own, "--lora", "2", "--steps", "10", "--save-every", "5", "--batch-size",
-             "8", "--dtype", "fp32", "--compile", "off", "--keep", "average"]  # fmt: skip
-    bardlet(*words, "--out", tmp_path / "whole")
-    power_cut([*words, "--out", tmp_path / "again"])
-    assert bardlet("resume", tmp_path / "again")["resumed_from"] == 5
-    assert_same_run(tmp_path / "whole", tmp_path / "again", 10)
+    kind, *options = command
+    inputs = [base.parent / "text.txt", "--init", base] if kind == "train" else [base, chats]
+    sizes = ["--rollout", "16", "--answer-tokens", "6"] if options else []
+    argv = [kind, *map(str, inputs), *options, *sizes, "--lora", "2", "--steps", "10", "--save-every", "5",
+            "--batch-size", "8", "--dtype", "fp32", "--compile", "off", "--keep", "average"]  # fmt: skip
+    bardlet(*argv, "--out", tmp_path / "whole")
+    power_cut([*argv, "--out", tmp_path / "resumed"])
+    assert bardlet("resume", tmp_path / "resumed")["resumed_from"] == 5
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed", 10)
     assert hf.read_model_config(tmp_path / "whole") == hf.read_model_config(base)
 
 
-@pytest.mark.parametrize(("rank", "what"), [
-    ("0", "--lora 0: it must be at least 1"),
-    ("500", "--lora 500: this model's matrices have a rank of at most 32"),
+@pytest.mark.parametrize(("rank", "message"), [
+    ("0", "--lora 0: must be at least 1"),
+    ("500", "--lora 500: the rank must be at most 32 for this model"),
 ])
-def test_what_people_get_wrong_is_one_line(rank: str, what: str, base: Path, chats: Path, tmp_path: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(rank: str, message: str, base: Path, chats: Path, tmp_path: Path,
+                                  capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", str(base), str(chats), "--lora", rank, "--out", str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().err
-    assert what in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_without_a_model_there_is_nothing_to_change() -> None:
-    with pytest.raises(Exception, match="--lora 4: is a change of a model that has learned already"):
+def test_lora_needs_a_pretrained_model() -> None:
+    with pytest.raises(Exception, match="--lora 4: LoRA adapts a trained model"):
         TrainConfig(lora=4)

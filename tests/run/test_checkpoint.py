@@ -1,4 +1,4 @@
-"""The run folder: whole or not there, and damage is named."""
+"""Checkpoints, metrics and the lock of a run folder: atomic writes, and damage detected by file."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ def saved(run: Path, step: int, keep: int = 9) -> Path:
     return checkpoint.save(run, step, weights, {"rng": torch.arange(step)}, {"seconds": 1.5}, keep)
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    """Weights, state and facts, and the checkpoint is whole."""
+def test_load_returns_what_save_wrote(tmp_path: Path) -> None:
+    """Weights, state and metadata; the checkpoint is intact."""
     folder = saved(tmp_path, 7)
     assert manifest.damaged_files(folder) is None
-    (weights, state), facts = checkpoint.load(folder), manifest.read_json(folder / "trainer.json")
+    (weights, state), metadata = checkpoint.load(folder), manifest.read_json(folder / "trainer.json")
     assert torch.equal(weights["w"], torch.full((3, 2), 7.0)) and torch.equal(state["rng"], torch.arange(7))
-    assert facts == {"step": 7, "seconds": 1.5}
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["step-00000007"], "nothing temporary is left"
+    assert metadata == {"step": 7, "seconds": 1.5}
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["step-00000007"], "a temporary file is left"
 
 
-def test_only_the_newest_stay(tmp_path: Path) -> None:
-    """Retention removes the oldest."""
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         saved(tmp_path, step, keep=2)
     assert [p.name for p in checkpoint.steps_saved(tmp_path)] == ["step-00000002", "step-00000010"]
 
 
-def test_going_back_leaves_the_later_ones_behind(tmp_path: Path) -> None:
-    """20 is damaged, the run goes on from 10: what it saves then stays, and 20 is history that was left."""
+def test_falling_back_abandons_later_checkpoints(tmp_path: Path) -> None:
+    """20 is damaged and the run continues from 10: its next checkpoint is kept, and 20 is removed."""
     for step in (10, 20):
         saved(tmp_path, step, keep=2)
     (tmp_path / "checkpoints" / "step-00000020" / "trainer.json").write_text("{}")
@@ -46,8 +45,8 @@ def test_going_back_leaves_the_later_ones_behind(tmp_path: Path) -> None:
     assert [p.name for p in checkpoint.steps_saved(tmp_path)] == ["step-00000012"]
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
-    """Half a checkpoint and half a file at the root go; everything else stays."""
+def test_partial_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    """A partial checkpoint and a partial file at the root are removed; everything else is kept."""
     kept = saved(tmp_path, 10)
     (tmp_path / "checkpoints" / ".step-00000020.77.tmp").mkdir()
     (tmp_path / "checkpoints" / ".step-00000020.77.tmp" / "model.safetensors").write_bytes(b"half")
@@ -61,9 +60,9 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors", "trainer.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_named_and_gone_round(name: str, damage: str, tmp_path: Path,
-                                        caplog: pytest.LogCaptureFixture) -> None:
-    """Any file, one bit, half of it or all of it: the checkpoint before is taken, and the file is named."""
+def test_a_damaged_file_is_named_and_its_checkpoint_skipped(name: str, damage: str, tmp_path: Path,
+                                                            caplog: pytest.LogCaptureFixture) -> None:
+    """Flip a bit of any file, cut it in half or remove it: the previous checkpoint is used, and the file is named."""
     good, bad = saved(tmp_path, 5), saved(tmp_path, 6)
     path = bad / name
     content = path.read_bytes()
@@ -78,15 +77,14 @@ def test_damage_is_named_and_gone_round(name: str, damage: str, tmp_path: Path,
     assert str(path) in caplog.text
 
 
-def test_nothing_whole_is_an_error(tmp_path: Path) -> None:
-    """One line with the remedy."""
+def test_no_intact_checkpoint_is_an_error(tmp_path: Path) -> None:
     (saved(tmp_path, 5) / "manifest.json").unlink()
-    with pytest.raises(BardletError, match="no whole checkpoint"):
+    with pytest.raises(BardletError, match=r"no intact checkpoint \(.*\); start over with"):
         checkpoint.newest_whole(tmp_path)
 
 
-def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk fills up in the middle: the checkpoint before is whole, and nothing temporary stays."""
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up during a save: the previous checkpoint is intact, and no temporary file is left."""
     good = saved(tmp_path, 5)
 
     def full(*args: object, **facts: object) -> None:
@@ -99,23 +97,23 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in good.parent.iterdir()] == [good.name]
 
 
-def test_a_damaged_line_of_metrics_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A CRC a line: half a line at the end is what a kill leaves, one before it is named."""
+def test_a_damaged_line_of_metrics_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each line has a CRC. A partial last line, which a kill leaves, is skipped silently; any other with a warning."""
     for step in (1, 2, 3):
         metrics.append_metrics(tmp_path, {"step": step, "train_loss": 1 / step})
     path = tmp_path / "metrics.jsonl"
-    whole = path.read_text()
+    text = path.read_text()
     assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 2, 3]
-    path.write_text(whole[:-10])
+    path.write_text(text[:-10])
     assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 2]
     assert not caplog.messages
-    path.write_text(whole.replace("0.5", "0.4"))
+    path.write_text(text.replace("0.5", "0.4"))
     assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 3]
-    assert caplog.messages == [f"{path}: line 2 is damaged, and left out"]
+    assert caplog.messages == [f"{path}: line 2 is damaged; skipping it"]
 
 
-def test_metrics_are_cut_to_a_step(tmp_path: Path) -> None:
-    """Lines after the step go, those before keep every byte."""
+def test_metrics_are_cut_after_a_step(tmp_path: Path) -> None:
+    """Later lines are removed, earlier ones keep every byte."""
     for step in (1, 2, 3):
         metrics.append_metrics(tmp_path, {"step": step, "train_loss": 0.1 * step})
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -123,8 +121,8 @@ def test_metrics_are_cut_to_a_step(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before[:2]
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    """A second holder is told who the first is; afterwards the folder is free."""
+def test_a_locked_folder_names_its_holder(tmp_path: Path) -> None:
+    """Locking it twice is an error with the holder's pid; after the release it can be locked again."""
     with (lock.locked(tmp_path), pytest.raises(BardletError, match=r"in use by process \d+ on"),
           lock.locked(tmp_path)):
         pass

@@ -1,4 +1,4 @@
-"""A run folder is a Hugging Face folder: what bardlet trained, `transformers` loads, computes and writes the same."""
+"""A run folder is a Hugging Face folder: `transformers` loads it, and computes and generates the same."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ WINDOW = ["--block-size", "128", "--steps", "8"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, Path]:
-    """A short run of each family with each kind of tokenizer, trained through the command line."""
+    """Train a short run of each family with each kind of tokenizer, from the command line."""
     from bardlet.cli import main
 
-    folder, made = tmp_path_factory.mktemp("runs"), {}
+    folder, runs = tmp_path_factory.mktemp("runs"), {}
     for model in ("gpt2", "qwen3"):
         for kind in ("char", "byte", "bpe"):
             out = folder / f"{model}-{kind}"
             vocabulary = ["--vocab-size", "300"] if kind == "bpe" else []
             assert main(["train", str(text), "--out", str(out), "--model", model, "--tokenizer", kind, *vocabulary,
                          *TINY, *WINDOW, "--json"]) == 0
-            made[f"{model}-{kind}"] = out
-    return made
+            runs[f"{model}-{kind}"] = out
+    return runs
 
 
 NAMES = [f"{model}-{kind}" for model in ("gpt2", "qwen3") for kind in ("char", "byte", "bpe")]
@@ -44,7 +44,7 @@ NAMES = [f"{model}-{kind}" for model in ("gpt2", "qwen3") for kind in ("char", "
 
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_computes_the_same_logits(name: str, runs: dict[str, Path]) -> None:
-    """AutoModelForCausalLM.from_pretrained(run), no remote code: logits within 1e-5 in float32."""
+    """Load it with AutoModelForCausalLM, without remote code: logits agree within 1e-5 in float32."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(runs[name])
     ours, _ = hf.read_folder(runs[name])
     assert next(theirs.parameters()).dtype == torch.float32
@@ -55,8 +55,8 @@ def test_transformers_computes_the_same_logits(name: str, runs: dict[str, Path])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_transformers_writes_the_same_100_tokens(name: str, runs: dict[str, Path]) -> None:
-    """model.generate(**tok(prompt, return_tensors="pt")), as users type it, greedily: the same 100 tokens."""
+def test_transformers_generates_the_same_100_tokens(name: str, runs: dict[str, Path]) -> None:
+    """Greedy decoding with model.generate(**tok(prompt, return_tensors="pt")), as users call it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(runs[name])
     tok = transformers.AutoTokenizer.from_pretrained(runs[name])
     ours, tokenizer = hf.read_folder(runs[name])
@@ -69,13 +69,13 @@ def test_transformers_writes_the_same_100_tokens(name: str, runs: dict[str, Path
 
 
 @pytest.mark.parametrize("name", ["gpt2-char", "gpt2-byte", "gpt2-bpe"])
-def test_transformers_gives_the_same_ids(name: str, runs: dict[str, Path]) -> None:
-    """AutoTokenizer.from_pretrained(run): the ids of 1,000 random strings, over the vocabulary with char."""
+def test_transformers_tokenizes_the_same(name: str, runs: dict[str, Path]) -> None:
+    """Compare the ids of 1,000 random strings; for a char tokenizer, of its own characters."""
     tok = transformers.AutoTokenizer.from_pretrained(runs[name])
     _, tokenizer = hf.read_folder(runs[name])
     draw = random.Random(0)
-    wild = "the bard \n\t'sZ0é漢🦊\u200d\u0301 \u00a0" + "".join(map(chr, range(1, 700)))
-    letters = tokenizer.alphabet if name.endswith("char") else wild
+    mixed = "the bard \n\t'sZ0é漢🦊\u200d\u0301 \u00a0" + "".join(map(chr, range(1, 700)))
+    letters = tokenizer.alphabet if name.endswith("char") else mixed
     for _ in range(1000):
         string = "".join(draw.choices(letters, k=draw.randrange(1, 40)))
         assert tok(string)["input_ids"] == tokenizer.encode(string).tolist(), repr(string)
@@ -83,9 +83,9 @@ def test_transformers_gives_the_same_ids(name: str, runs: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
-def test_a_folder_of_transformers_is_trained_on(model: str, runs: dict[str, Path], text: Path, tmp_path: Path,
-                                                bardlet: Callable[..., dict[str, Any]]) -> None:
-    """Saved by transformers' save_pretrained and given to --init: loads, trains, and is loaded again."""
+def test_init_from_a_folder_of_transformers(model: str, runs: dict[str, Path], text: Path, tmp_path: Path,
+                                            bardlet: Callable[..., dict[str, Any]]) -> None:
+    """A model saved with save_pretrained loads with --init, trains, and loads in transformers again."""
     source = runs[f"{model}-bpe"]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(source)
     theirs.save_pretrained(tmp_path / "theirs")
@@ -100,9 +100,9 @@ def test_a_folder_of_transformers_is_trained_on(model: str, runs: dict[str, Path
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3"])
-def test_a_vocabulary_with_rows_to_spare_is_trained_on(model: str, runs: dict[str, Path], text: Path, tmp_path: Path,
-                                                       bardlet: Callable[..., dict[str, Any]]) -> None:
-    """As Qwen3's own uploads have: 7 rows more than the tokenizer has tokens. Trains, samples, is measured."""
+def test_init_with_a_padded_vocabulary(model: str, runs: dict[str, Path], text: Path, tmp_path: Path,
+                                       bardlet: Callable[..., dict[str, Any]]) -> None:
+    """7 more embedding rows than tokens, like the published Qwen3 weights: train, eval and sample work."""
     source = runs[f"{model}-bpe"]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(source)
     theirs.resize_token_embeddings(307, mean_resizing=False)
@@ -113,28 +113,28 @@ def test_a_vocabulary_with_rows_to_spare_is_trained_on(model: str, runs: dict[st
     assert bardlet("sample", tmp_path / "run", "--tokens", "5", "--top-k", "1")["completions"]
 
 
-def test_init_decides_the_shape_and_says_so(runs: dict[str, Path], text: Path, tmp_path: Path,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
-    """Settings that the weights decide are named, also where they equal a default; windows may be shorter."""
+def test_init_warns_of_settings_that_the_weights_fix(runs: dict[str, Path], text: Path, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named even if they equal a default; --block-size may be shorter than the model's context."""
     from bardlet.cli import main
     from bardlet.run.folder import read_run
 
     assert main(["train", str(text), "--init", str(runs["gpt2-char"]), "--out", str(tmp_path / "run"), "--steps", "2",
                  "--model", "qwen3", "--n-embd", "192", "--block-size", "32", *TINY[-4:]]) == 0
-    assert "--model, --n-embd: not used, --init" in capsys.readouterr().err
+    assert "--model, --n-embd: ignored, --init" in capsys.readouterr().err
     config, _ = read_run(tmp_path / "run")
     assert (config.model, config.block_size) == ("gpt2", 32)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["n_positions"] == 128
 
 
-@pytest.mark.parametrize("change, words", [
+@pytest.mark.parametrize("change, fragments", [
     ({"model_type": "llama"}, ["'llama'", "gpt2", "qwen3"]),
     ({"n_embd": 10**12}, ["config.json"]),
     ({"n_head": "two"}, ["n_head"]),
 ])
-def test_a_config_that_cannot_be_computed_is_named(change: dict[str, Any], words: list[str], runs: dict[str, Path],
-                                                   tmp_path: Path) -> None:
-    """One line with the file and the key; nothing is allocated for absurd sizes."""
+def test_an_unsupported_config_is_one_line(change: dict[str, Any], fragments: list[str], runs: dict[str, Path],
+                                           tmp_path: Path) -> None:
+    """The line names the file and the key; absurd sizes allocate nothing."""
     for path in runs["gpt2-char"].iterdir():
         if path.is_file() and path.name != "manifest.json":
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -143,14 +143,14 @@ def test_a_config_that_cannot_be_computed_is_named(change: dict[str, Any], words
     with pytest.raises(BardletError) as caught:
         hf.read_folder(tmp_path)
     assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
 
 
-def test_weights_in_several_files_have_one_hash(tmp_path: Path) -> None:
-    """One file's hash is that of its bytes; of parts it changes with any of them, and all of them are read."""
-    parts = {"a.safetensors": {"x": torch.ones(2)}, "b.safetensors": {"y": torch.zeros(3)}}
-    for name, tensors in parts.items():
+def test_the_hash_of_sharded_weights(tmp_path: Path) -> None:
+    """The hash of shards changes with any of them; the hash of one file is its sha256."""
+    shards = {"a.safetensors": {"x": torch.ones(2)}, "b.safetensors": {"y": torch.zeros(3)}}
+    for name, tensors in shards.items():
         save_file(tensors, tmp_path / name)
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

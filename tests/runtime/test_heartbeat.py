@@ -1,6 +1,6 @@
-"""Several processes: one that is killed is named, nothing hangs, and those that go on end with the same bits.
+"""Two ranks: a killed one is named, nothing hangs, and the restarted run ends with the same bits.
 
-tests/acceptance/test_two_processes.py kills twenty times.
+tests/acceptance/test_two_processes.py repeats this twenty times.
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size",
 
 
 class Launch:
-    """`bardlet WORDS --json` in two processes of torchrun."""
+    """`bardlet ARGV --json` in two processes of torchrun."""
 
-    def __init__(self, log: Path, *words: str | Path, restarts: int = 0, program: Sequence[str] = ("-m", "bardlet")):
+    def __init__(self, log: Path, *argv: str | Path, restarts: int = 0, program: Sequence[str] = ("-m", "bardlet")):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                   "--max-restarts", str(restarts), *program, *map(str, words), "--json"]
+                   "--max-restarts", str(restarts), *program, *map(str, argv), "--json"]
         self.log = log
         with open(log, "w", encoding="utf-8") as file:
             self.launcher = subprocess.Popen(command, stdout=file, stderr=file,
                                              env={**os.environ, "OMP_NUM_THREADS": "1"})
 
-    def said(self) -> str:
+    def output(self) -> str:
+        """Return the output so far."""
         return self.log.read_text(encoding="utf-8")
 
     def workers(self) -> dict[int, int]:
-        """Process ids by rank."""
-        pid, found = self.launcher.pid, {}
+        """Return the process ids by rank."""
+        pid, pids = self.launcher.pid, {}
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            found |= {int(v[5:]): int(child) for v in variables if v.startswith(b"RANK=")}
-        return found
+            pids |= {int(v[5:]): int(child) for v in variables if v.startswith(b"RANK=")}
+        return pids
 
     def wait_for(self, path: Path) -> None:
-        """Until `path` is there."""
+        """Wait until `path` exists."""
         while not path.exists():
-            assert self.launcher.poll() is None, self.said()
+            assert self.launcher.poll() is None, self.output()
             time.sleep(0.01)
 
     def ends(self, code: int | None = None) -> str:
-        """What it has said when it has ended; a process that waits for one that is lost would never end."""
+        """Wait for the end and return the output; fail if it hangs, as a rank that waits for a lost one would."""
         try:
             self.launcher.wait(timeout=HANGS)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still there after {HANGS} s: {self.said()}") from None
-        assert (self.launcher.returncode == code) if code is not None else self.launcher.returncode, self.said()
-        return self.said()
+            raise AssertionError(f"still running after {HANGS} s: {self.output()}") from None
+        assert (self.launcher.returncode == code) if code is not None else self.launcher.returncode, self.output()
+        return self.output()
 
 
 def outcome(run: Path) -> dict[str, object]:
-    """The bits with which a run has ended."""
+    """Return hashes and losses of the end of a run."""
     last = checkpoint.newest_whole(run)
     values = [(line["step"], line.get("train_loss"), line.get("val_loss")) for line in metrics.read_metrics(run)]
     return {"step": last.name, "metrics": values, "root": manifest.sha256(run / "model.safetensors"),
@@ -73,15 +74,15 @@ def outcome(run: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The outcome of the run that nobody disturbs."""
+    """The outcome of an undisturbed run."""
     folder = tmp_path_factory.mktemp("two")
     in_two_processes(["train", text, "--out", folder / "run", *SETTINGS], folder / "log")
     return outcome(folder / "run")
 
 
-def resumed_from(said: str) -> int | None:
-    """The step from which a command that has ended went on."""
-    step: int | None = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])["resumed_from"]
+def resumed_from(output: str) -> int | None:
+    """Return the step from which a finished command resumed."""
+    step: int | None = json.loads([line for line in output.splitlines() if line.startswith("{")][-1])["resumed_from"]
     return step
 
 
@@ -101,15 +102,16 @@ def once(*args):
 trainer.train_step = once
 sys.exit(main(sys.argv[1:]))
 """
-"""Rank 1 is killed in its thirtieth update, but not when it is started again."""
+"""Rank 1 is killed in its thirtieth update, but not after a restart."""
 
 
-def test_torchrun_starts_them_again_and_the_run_goes_on(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
-    """Rank 1 is killed after step 29: rank 0 names it and ends; the two that torchrun starts resume, exactly."""
+def test_torchrun_restarts_a_killed_run(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
+    """Rank 1 is killed after step 29: rank 0 names it and exits; the two restarted ranks resume exactly."""
     run, program = tmp_path / "run", tmp_path / "killed.py"
     program.write_text(KILLED)
     launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS, restarts=1, program=[str(program)])
-    said = launch.ends(0)
-    assert re.search(r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; torchrun starts all of them", said), said
-    assert resumed_from(said) == 20
+    output = launch.ends(0)
+    killed = r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; torchrun restarts all processes"
+    assert re.search(killed, output), output
+    assert resumed_from(output) == 20
     assert outcome(run) == whole

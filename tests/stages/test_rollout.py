@@ -1,4 +1,4 @@
-"""A model writes answers: each a function of its seed alone, and as likely as the model says."""
+"""Rollouts: completions depend on their seeds alone, and log-probabilities match the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bardlet.stages.rewards import Answer
 from bardlet.tokenizer import Tokenizer, train_bpe
 from bardlet.training import losses
 
-HERE = Dist(0, 1, torch.device("cpu"))
+DIST = Dist(0, 1, torch.device("cpu"))
 SHAPE = ModelConfig("qwen3", vocab_size=270, block_size=48, n_layer=2, n_head=2, n_kv_head=2, n_embd=16, head_dim=8,
                     n_inner=32, activation="silu")  # fmt: skip
 SHAPES = {"qwen3": SHAPE, "gpt2": replace(SHAPE, model="gpt2", activation="gelu_new")}
@@ -29,7 +29,7 @@ CONFIG = GRPOConfig(reward="exact", answer_tokens=12, temperature=1.3, dtype="fp
 
 
 @pytest.fixture(scope="module")
-def words() -> Tokenizer:
+def tokenizer() -> Tokenizer:
     return train_bpe(iter(["one and two and three"] * 20), 270)
 
 
@@ -39,77 +39,79 @@ def policy(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> torch.nn.Mod
     model = models.build(replace(SHAPES[request.param], vocab_size=tokenizer.vocab_size))
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))  # so that answers end at different places
+            p.add_(0.1 * torch.randn_like(p))  # so that completions differ in length
     return model
 
 
 @pytest.fixture
-def asked(tokenizer: Tokenizer) -> Prompts:
+def chat_prompts(tokenizer: Tokenizer) -> Prompts:
     questions = [Question([{"role": "user", "content": "one " * n}], str(n)) for n in range(1, 9)]
-    return Prompts(questions, [chat_template.encode(tokenizer, one.prompt, ask=True)[0] for one in questions])
+    return Prompts(questions, [chat_template.encode(tokenizer, question.prompt, add_generation_prompt=True)[0]
+                               for question in questions])
 
 
-def write(policy: torch.nn.Module, tokenizer: Tokenizer, asked: Prompts, which: list[int],
-          seeds: list[int]) -> rollout.Rollout:  # fmt: skip
-    return rollout.sample_rollout(policy, tokenizer, asked, which, seeds, CONFIG, HERE, CONFIG.temperature)
+def sample(policy: torch.nn.Module, tokenizer: Tokenizer, chat_prompts: Prompts, which: list[int],
+           seeds: list[int]) -> rollout.Rollout:  # fmt: skip
+    return rollout.sample_rollout(policy, tokenizer, chat_prompts, which, seeds, CONFIG, DIST, CONFIG.temperature)
 
 
-def test_an_answer_depends_on_its_seed_alone(policy: torch.nn.Module, tokenizer: Tokenizer, asked: Prompts,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_completion_depends_on_its_seed_alone(policy: torch.nn.Module, tokenizer: Tokenizer, chat_prompts: Prompts,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     which, seeds = [0, 5, 5, 2, 7, 1], [11, 12, 13, 14, 15, 16]
-    made = write(policy, tokenizer, asked, which, seeds)
-    assert len({answer.text for answer in made.answers}) > 3
-    assert made.answers == [write(policy, tokenizer, asked, [i], [seed]).answers[0]
-                            for i, seed in zip(which, seeds, strict=True)]  # fmt: skip
-    monkeypatch.setattr(rollout, "AT_ONCE", 2)
-    again = write(policy, tokenizer, asked, which, seeds)
-    assert again.answers == made.answers and torch.equal(again.idx_AT, made.idx_AT)
+    completions = sample(policy, tokenizer, chat_prompts, which, seeds)
+    assert len({answer.text for answer in completions.answers}) > 3
+    assert completions.answers == [sample(policy, tokenizer, chat_prompts, [i], [seed]).answers[0]
+                                   for i, seed in zip(which, seeds, strict=True)]  # fmt: skip
+    monkeypatch.setattr(rollout, "MAX_ROWS", 2)
+    smaller_batches = sample(policy, tokenizer, chat_prompts, which, seeds)
+    assert smaller_batches.answers == completions.answers and torch.equal(smaller_batches.idx_AT, completions.idx_AT)
     assert policy.training
 
 
-def test_the_targets_are_what_was_written_behind_the_question(policy: torch.nn.Module, tokenizer: Tokenizer,
-                                                              asked: Prompts) -> None:  # fmt: skip
-    made = write(policy, tokenizer, asked, [3, 0, 6], [1, 2, 3])
+def test_the_targets_are_the_completion_tokens(policy: torch.nn.Module, tokenizer: Tokenizer,
+                                               chat_prompts: Prompts) -> None:  # fmt: skip
+    completions = sample(policy, tokenizer, chat_prompts, [3, 0, 6], [1, 2, 3])
     ends = {tokenizer.vocab["<|end|>"], tokenizer.eos_id}
-    for i, (which, answer) in enumerate(zip([3, 0, 6], made.answers, strict=True)):
-        mask = made.target_AT[i] != losses.IGNORE
-        places, asked_T = mask.nonzero().flatten(), asked.ids[which]
-        assert places.tolist() == list(range(len(asked_T) - 1, len(asked_T) - 1 + int(made.lengths[i])))
-        assert made.idx_AT[i, : len(asked_T)].tolist() == asked_T.tolist()
-        assert made.idx_AT[i, places[1:]].tolist() == made.target_AT[i, places[:-1]].tolist()
-        new = made.target_AT[i][mask].tolist()
-        assert tokenizer.decode(new, skip_special=True).strip() == answer.text
-        assert answer.ended == (new[-1] in ends) and (answer.ended or len(new) <= CONFIG.answer_tokens)
+    for i, (which, answer) in enumerate(zip([3, 0, 6], completions.answers, strict=True)):
+        mask = completions.target_AT[i] != losses.IGNORE
+        positions, prompt_T = mask.nonzero().flatten(), chat_prompts.ids[which]
+        assert positions.tolist() == list(range(len(prompt_T) - 1, len(prompt_T) - 1 + int(completions.lengths[i])))
+        assert completions.idx_AT[i, : len(prompt_T)].tolist() == prompt_T.tolist()
+        assert completions.idx_AT[i, positions[1:]].tolist() == completions.target_AT[i, positions[:-1]].tolist()
+        ids = completions.target_AT[i][mask].tolist()
+        assert tokenizer.decode(ids, skip_special=True).strip() == answer.text
+        assert answer.ended == (ids[-1] in ends) and (answer.ended or len(ids) <= CONFIG.answer_tokens)
 
 
-def test_log_p_is_that_of_the_distribution_it_was_drawn_from(policy: torch.nn.Module, tokenizer: Tokenizer, asked: Prompts,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    made = write(policy, tokenizer, asked, [3, 0, 6], [1, 2, 3])
-    monkeypatch.setattr(rollout, "AT_ONCE", 2)
-    found = rollout.log_probability(policy, made, CONFIG, HERE)
+def test_log_p_matches_the_sampling_distribution(policy: torch.nn.Module, tokenizer: Tokenizer, chat_prompts: Prompts,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    completions = sample(policy, tokenizer, chat_prompts, [3, 0, 6], [1, 2, 3])
+    monkeypatch.setattr(rollout, "MAX_ROWS", 2)
+    logp_AT = rollout.log_probability(policy, completions, CONFIG, DIST)
     policy.eval()
     for i in range(3):
-        n = int((made.target_AT[i] != losses.IGNORE).nonzero().max()) + 1
+        n = int((completions.target_AT[i] != losses.IGNORE).nonzero().max()) + 1
         with torch.no_grad():
-            logp = (policy(made.idx_AT[i : i + 1, :n])[0] / CONFIG.temperature).log_softmax(-1)
-        for t in range(made.idx_AT.shape[1]):
-            target = int(made.target_AT[i, t])
-            by_hand = logp[t, target].item() if target != losses.IGNORE else 0.0
-            assert found[i, t].item() == pytest.approx(by_hand, abs=1e-5)
+            logp = (policy(completions.idx_AT[i : i + 1, :n])[0] / CONFIG.temperature).log_softmax(-1)
+        for t in range(completions.idx_AT.shape[1]):
+            target = int(completions.target_AT[i, t])
+            expected = logp[t, target].item() if target != losses.IGNORE else 0.0
+            assert logp_AT[i, t].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_answers_show() -> None:
+def test_rollout_statistics() -> None:
     target = torch.tensor([[5, 6, losses.IGNORE], [5, losses.IGNORE, losses.IGNORE]])
-    made = rollout.Rollout([], [Answer("a b a b", True), Answer("a b", False)], torch.zeros_like(target), target)
-    found = rollout.rollout_stats(made, np.array([1.0, 0.0]))
-    assert (found.reward, found.tokens, found.ended, found.different) == (0.5, 1.5, 0.5, 1.0)
-    assert found.distinct == distinct_ngrams(["a b a b", "a b"], 2) == 0.5  # ab ba ab, ab
+    completions = rollout.Rollout([], [Answer("a b a b", True), Answer("a b", False)], torch.zeros_like(target), target)
+    stats = rollout.rollout_stats(completions, np.array([1.0, 0.0]))
+    assert (stats.reward, stats.tokens, stats.ended, stats.different) == (0.5, 1.5, 0.5, 1.0)
+    assert stats.distinct == distinct_ngrams(["a b a b", "a b"], 2) == 0.5  # ab ba ab, ab
     assert distinct_ngrams(["a", ""], 2) == 0
 
 
-def test_each_question_is_asked_once_in_an_epoch() -> None:
-    asked = np.concatenate([prompts.sample_prompts(number, 6, 15, seed=3) for number in range(5)])  # two epochs
-    assert sorted(asked[:15]) == sorted(asked[15:]) == list(range(15)) and asked[:15].tolist() != asked[15:].tolist()
-    assert (prompts.sample_prompts(2, 6, 15, seed=3) == asked[12:18]).all()
-    assert (prompts.sample_prompts(0, 15, 15, seed=4) != asked[:15]).any()
-    assert sorted(prompts.sample_prompts(0, 40, 10, seed=0)) == sorted(list(range(10)) * 4)  # more than there are
+def test_an_epoch_has_each_prompt_once() -> None:
+    sampled = np.concatenate([prompts.sample_prompts(number, 6, 15, seed=3) for number in range(5)])  # two epochs
+    assert sorted(sampled[:15]) == sorted(sampled[15:]) == list(range(15))
+    assert sampled[:15].tolist() != sampled[15:].tolist()
+    assert (prompts.sample_prompts(2, 6, 15, seed=3) == sampled[12:18]).all()
+    assert (prompts.sample_prompts(0, 15, 15, seed=4) != sampled[:15]).any()
+    assert sorted(prompts.sample_prompts(0, 40, 10, seed=0)) == sorted(list(range(10)) * 4)  # more than an epoch

@@ -1,7 +1,7 @@
-"""The command line: the first word picks a file of this folder, which is imported only then.
+"""The command line. Each command is a file of this folder, imported only when it runs.
 
-`bardlet --help` answers in a few milliseconds because nothing heavy is imported before a command needs it. Errors that
-are written for people end as one line on standard error; `--debug` shows where they came from.
+`bardlet --help` answers in milliseconds: no command's dependencies are imported before it is called. A user-facing
+error is one line on standard error; `--debug` shows its traceback.
 """
 
 from __future__ import annotations
@@ -14,84 +14,84 @@ from contextlib import suppress
 from difflib import get_close_matches
 
 from bardlet import __version__
+from bardlet.config.stages import FINE_TUNING
 from bardlet.errors import BardletError, is_out_of_memory
 from bardlet.runtime.atomic import REMEDIES
 
 COMMANDS = {
-    "train": "train a model on a text",
-    "sft": "teach a model to answer, from conversations",
-    "reward": "a model that says how good an answer is, from preferences",
-    "dpo": "teach a model which answers are preferred",
-    "ppo": "a model learns from rewards for its own answers, with a critic",
-    "grpo": "the same, from groups of answers to one question",
-    "resume": "go on exactly where a run stopped",
-    "sample": "let a model write",
-    "chat": "talk to a model",
-    "translate": "lines in, translations out",
-    "eval": "the loss of a model on a text, how well it translates, what it knows",
-    "ladder": "every rung of the lecture on the same text, and a report",
-    "doctor": "what is wrong with this machine, or with a run",
-    "data": "the named corpora: where they are, and getting them",
+    "train": "train a GPT on a text, or a translator on sentence pairs",
+    "resume": "continue a run exactly where it stopped",
+    "sample": "generate text",
+    "chat": "chat with a model in the terminal",
+    "translate": "translate lines",
+    "eval": "loss on a text, BLEU of a translator, accuracy on tasks",
+    **{kind.command: kind.summary for kind in FINE_TUNING},
+    "ladder": "train every rung of the lecture and write a report",
+    "runs": "list, compare and delete runs",
+    "doctor": "check this machine, or a run",
+    "data": "list and download named corpora",
 }
+
+SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample", "write": "sample", "infer": "sample",
+            "evaluate": "eval", "test": "eval", "benchmark": "eval", "finetune": "sft", "fine-tune": "sft",
+            "pretrain": "train", "rlhf": "ppo", "rm": "reward", "continue": "resume", "check": "doctor",
+            "status": "doctor", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat"}
+"""Words that other tools use for a command."""
+
+FLAGS = ("--help", "--version", "--print-completion", "--debug")
 
 HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, understood and can run anywhere comes out.
 
   bardlet train my.txt --minutes 5     train on a file (no file: Tiny Shakespeare)
-  bardlet sample runs/my-qwen3         let it write
+  bardlet sample runs/my-qwen3         generate text with the result
 
 Commands:
 {chr(10).join(f"  {name:9} {what}" for name, what in COMMANDS.items())}
 
-`bardlet COMMAND --help` lists the settings of a command; --debug shows the traceback of an error.
+`bardlet COMMAND --help` shows the main settings of a command, --help-all every one; --debug shows the traceback of an
+error. `eval "$(bardlet --print-completion bash)"` completes commands and settings (also zsh, fish).
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `bardlet ARGV` and return its exit code: 0 only if the work was done."""
     if argv is None and sys.getfilesystemencoding() != "utf-8":
-        # prompts and file names came in as ASCII (LC_ALL=C with PYTHONUTF8=0): only a new start reads them as they are
+        # arguments were decoded as ASCII (LC_ALL=C with PYTHONUTF8=0): only a restart decodes them as UTF-8
         os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "bardlet", *sys.argv[1:]])
     argv = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # text is UTF-8 here, whatever the locale says
+    for stream in (sys.stdout, sys.stderr):  # text is UTF-8 whatever the locale
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    # OpenMP's threads wait for each other by spinning; on a core that somebody else uses, too, without a bound, that
-    # costs ten times what it saves (LOG.md). GNU's OpenMP reads this when torch is imported, which is later.
+    # OpenMP's threads spin while they wait; on a core that another process uses, unbounded spinning costs ten times
+    # what it saves (LOG.md). GNU's OpenMP reads this when torch is imported, which is later.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
-        print(f"bardlet {__version__}")
-        return 0
-    with suppress(ValueError):  # called in a thread, which hears no signals
+    with suppress(ValueError):  # not the main thread: it gets no signals
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        return _dispatch(argv[0], argv[1:])
+        return _dispatch(argv)
     except BrokenPipeError:  # `bardlet sample ... | head`
-        _hush()
-        # what was cut short elsewhere is work that was not done
-        return 0 if argv[0] == "sample" else 141
+        _discard_output()
+        return 0 if argv[0] == "sample" else 141  # elsewhere the work was cut short
     except (BardletError, OSError, MemoryError, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"bardlet: {_in_words(error)}", file=sys.stderr)
+        print(f"bardlet: {_describe(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
     except Exception as error:
         if debug:
             raise
         if is_out_of_memory(error):
-            print(f"bardlet: {_in_words(MemoryError())}", file=sys.stderr)
+            print(f"bardlet: {_describe(MemoryError())}", file=sys.stderr)
             return 1
-        print(f"bardlet: this should not have happened: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
-              "run it again with --debug and report what it shows", file=sys.stderr)
+        print(f"bardlet: internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
+              "rerun with --debug and report the traceback", file=sys.stderr)
         return 1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: as Ctrl-C, what is under way is left in order."""
+    """SIGTERM, handled like Ctrl-C."""
 
     number = signal.SIGTERM
     exit_code = 128 + signal.SIGTERM
@@ -101,35 +101,47 @@ def _terminated(number: int, frame: object) -> None:
     raise Terminated
 
 
-def _dispatch(command: str, rest: list[str]) -> int:
+def _dispatch(argv: list[str]) -> int:
+    """Run the command that the first word names."""
+    if "_ARGCOMPLETE" in os.environ:
+        importlib.import_module("bardlet.cli.completion").complete(COMMANDS)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command in ("-V", "--version"):
+        print(f"bardlet {__version__}")
+        return 0
+    if command.partition("=")[0] == "--print-completion":
+        return importlib.import_module("bardlet.cli.completion").main([*command.split("=")[1:], *rest])
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists them"
+        near = [SYNONYMS[command]] if command in SYNONYMS else get_close_matches(command, (*COMMANDS, *FLAGS), 1)
+        hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists the commands"
         raise BardletError(f"there is no command '{command}'; {hint}")
-    return importlib.import_module(f"bardlet.cli.{command}").main(rest)
+    if command in {kind.command for kind in FINE_TUNING}:
+        return int(importlib.import_module("bardlet.cli.stage").main(command, rest))
+    return int(importlib.import_module(f"bardlet.cli.{command}").main(rest))
 
 
-def _hush() -> None:
-    """Nobody reads standard output any more: what is still in its buffer goes nowhere, without a complaint at exit."""
+def _discard_output() -> None:
+    """Point standard output at the null device, so that its buffer does not complain at exit."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
     except (OSError, ValueError):
         return
 
 
-def _in_words(error: BaseException) -> str:
-    """One line for a person: what is wrong, where, what to do."""
+def _describe(error: BaseException) -> str:
+    """Return one line for the user: what is wrong, where, what to do."""
     if isinstance(error, BardletError):
         return " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError):
-        return ("out of memory; take a smaller --batch-size, in training with more --grad-accum, or a smaller model "
+        return ("out of memory; use a smaller --batch-size (in training with more --grad-accum), or a smaller model "
                 "(--n-embd, --n-layer)")
     assert isinstance(error, OSError)
     where = f"{error.filename}: " if error.filename else ""
     remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
     return f"{where}{(error.strerror or str(error)).lower()}; {remedy}"
-
-

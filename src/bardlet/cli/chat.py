@@ -1,4 +1,4 @@
-"""`bardlet chat DIR`: talk to a model in the terminal."""
+"""`bardlet chat DIR`: chat with a model in the terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from bardlet import console
-from bardlet.cli.options import Sampling, parse
+from bardlet.cli.parser import Group, Usage, parse
+from bardlet.cli.sample import SAMPLING
+from bardlet.config.inference import SamplingOptions
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -21,59 +21,57 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bardlet")
 
-HELP = """/again       another answer to the last question
-/system TEXT what the model is told before the conversation; begins a new one
-/new         begin a new conversation
-/save FILE   add the conversation to a file that `bardlet sft` reads
-/quit        end (Ctrl-D does it, too); Ctrl-C stops an answer"""
+HELP = """/again       another answer to the last message
+/system TEXT set the system prompt; starts a new conversation
+/new         start a new conversation
+/save FILE   append the conversation to a file that `bardlet sft` reads
+/quit        leave, as does Ctrl-D; Ctrl-C stops an answer"""
+
+USAGE = Usage(
+    "chat", "RUN [OPTIONS]", "Chat with a model in the terminal. Messages come from standard input; /help lists the "
+    "commands of the chat.",
+    (("bardlet chat runs/chats-sft", "chat with a fine-tuned model"),
+     ("echo \"Hi\" | bardlet chat runs/chats-sft", "one message")),
+    (Group("conversation", ("system",)), SAMPLING, Group("machine", ("device", "dtype")), Group("output", ("json",))),
+    positionals={"run": "RUN"}, metavars={"system": "TEXT"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(Sampling):
-    """Talk to a model. Lines come from standard input; /help lists what else can be said."""
+class Command(SamplingOptions):
+    """The command line."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """A run folder of `bardlet sft`; of another gpt2 or qwen3 model too, which goes on with the text."""
+    run: str
+    """A run folder of `bardlet sft`. A model that was not fine-tuned continues the text instead."""
     system: str = ""
-    """What the model is told before the conversation."""
+    """System prompt."""
     tokens: int = 256
-    """The longest answer; at most half of the model's window."""
+    """Maximum number of tokens of an answer. At most half of the context window."""
     temperature: float = 0.7
-    """Below 1 more careful, above 1 wilder; 0: always the likeliest token."""
+    """Below 1 more careful, above 1 wilder. 0: always the likeliest token."""
     seed: int | None = None
-    """The same seed gives the same answers; none: others each time."""
+    """The same seed gives the same answers (default: a new seed each time)."""
     json: bool = False
-    """Print one JSON object on one line, last: the conversation."""
+    """Print one JSON object on the last line: the conversation."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    command = parse(Command, argv, "chat")
+    """Run the command and return its exit code."""
+    command = parse(Command, argv, USAGE)
     console.show_notices()
-    from bardlet.inference.chat_session import ChatSession
-    from bardlet.run import folder as run_folder
-    from bardlet.run import hf
-    from bardlet.runtime import device
+    from bardlet.api.models import load
 
-    device.tune_malloc()
-    folder = Path(command.run)
-    model, tokenizer = hf.read_folder(folder)
-    if model.config.model == "encdec":
-        raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
-    documents = 2
-    if (folder / "run.toml").exists():
-        documents = run_folder.settings(folder, changed=True)[1].get("documents", 2)
-    talk = ChatSession(model, tokenizer, command.system, command.tokens, documents=documents, **command.prepared(model))
-    if not talk.answers:
-        why = "answers by another template than bardlet's" if tokenizer.chat_template else "has not learned to answer"
-        log.warning("%s %s: it goes on with what you write; `bardlet sft %s DATA` teaches it to answer", folder, why,
-                    folder)
+    model = load(command.run, device=command.device, dtype=command.dtype)
+    session = model.session(system=command.system, **command.sampling)
+    if not session.uses_template:
+        why = "uses another chat template" if model.tokenizer.chat_template else "was not fine-tuned to answer"
+        log.warning("%s %s: it continues your text; `bardlet sft %s DATA` teaches it to answer", command.run, why,
+                    command.run)
     if sys.stdin.isatty():
-        console.say("/help lists what can be said besides; Ctrl-D ends.")
+        console.say("/help lists the commands; Ctrl-D leaves.")
     try:
         for line in typed_lines():
             try:
-                if line.strip() and not handle_command(talk, line):
+                if line.strip() and not handle_command(session, line):
                     break
             except BardletError as error:
                 if not sys.stdin.isatty():
@@ -81,19 +79,19 @@ def main(argv: Sequence[str]) -> int:
                 console.say(f"({error})")
     finally:
         if command.json:
-            console.say_json({"messages": talk.transcript()})
+            console.say_json({"messages": session.transcript()})
     return 0
 
 
 def typed_lines() -> Iterator[str]:
-    """What a person writes, line by line; from a pipe the lines that are in it."""
+    """Yield the lines that the user types, or those of a pipe."""
     from bardlet.data.text import decoded_lines
 
     if not sys.stdin.isatty():
         yield from decoded_lines(sys.stdin.buffer, "standard input")
         return
     with suppress(ImportError):
-        import readline  # noqa: F401  (the arrow keys work)
+        import readline  # noqa: F401  (arrow keys and history)
     while True:
         try:
             yield input("> ")
@@ -102,38 +100,38 @@ def typed_lines() -> Iterator[str]:
             return
 
 
-def handle_command(talk: ChatSession, line: str) -> bool:
-    """Do what a line says, or answer it; False: it was the last."""
+def handle_command(session: ChatSession, line: str) -> bool:
+    """Run a /command or answer a message; return False for /quit."""
     word, _, rest = line.strip().partition(" ")
     if word == "/quit":
         return False
     if word == "/help":
         console.say(HELP)
     elif word == "/again":
-        stream_answer(talk, talk.regenerate)
+        stream_answer(session, session.regenerate)
     elif word == "/new":
-        talk.clear()
+        session.clear()
     elif word == "/system":
-        talk.clear()
-        talk.system = rest
+        session.clear()
+        session.system = rest
     elif word == "/save":
         if not rest:
             raise BardletError("/save FILE: name the file")
-        talk.save(Path(rest).expanduser())
-        console.say(f"(added to {rest})")
+        session.save(Path(rest).expanduser())
+        console.say(f"(saved to {rest})")
     elif word.startswith("/"):
-        raise BardletError(f"{word}: there is no such command; /help lists them")
+        raise BardletError(f"{word}: no such command; /help lists them")
     else:
-        stream_answer(talk, lambda: talk.ask(line))
+        stream_answer(session, lambda: session.ask(line))
     return True
 
 
-def stream_answer(talk: ChatSession, answer: Callable[[], Iterator[str]]) -> None:
-    """Print an answer as it comes; Ctrl-C ends it there."""
-    before = talk.forgotten
+def stream_answer(session: ChatSession, answer: Callable[[], Iterator[str]]) -> None:
+    """Print an answer as it is generated; Ctrl-C stops it."""
+    before = session.forgotten
     pieces = answer()
-    if talk.forgotten > before:
-        log.warning("the first %d messages do not fit into the model's window any more", talk.forgotten)
+    if session.forgotten > before:
+        log.warning("the first %d messages no longer fit in the context window", session.forgotten)
     with closing(pieces):  # type: ignore[type-var]
         try:
             for piece in pieces:

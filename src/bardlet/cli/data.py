@@ -1,51 +1,64 @@
-"""`bardlet data`: the named corpora and where they are; `bardlet data get NAME` fetches one."""
+"""`bardlet data`: list the named corpora; `bardlet data get NAME`: download one."""
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from bardlet import console
+from bardlet.cli.parser import Group, Usage, parse
 from bardlet.errors import BardletError
 
-HELP = """usage: bardlet data [--json]            the named corpora, and where each was found
-       bardlet data get NAME [--json]   download NAME, check its sha256 and keep it in the cache
+USAGE = Usage(
+    "data", "[get NAME] [--json]",
+    "List the named corpora and where each one is, or download one. bardlet looks in the folders of $BARDLET_DATA, "
+    "then in its cache ($BARDLET_CACHE, or your cache folder). `bardlet train NAME` trains on a named corpus.",
+    (("bardlet data", "list the named corpora"),
+     ("bardlet data get tinyshakespeare", "download one, check its sha256 and keep it in the cache")),
+    (Group("output", ("json",)),), positionals={"words": "get NAME"})
 
-Corpora are looked up in the folders of $BARDLET_DATA, then in the cache ($BARDLET_CACHE, or the user's
-cache folder). `bardlet train NAME` trains on one; `bardlet train FILE` on any text of your own."""
+
+@dataclass(frozen=True)
+class Command:
+    """The command line."""
+
+    words: tuple[str, ...] = ()
+    """Download a corpus (default: list all of them)."""
+    json: bool = False
+    """Print one JSON object on the last line."""
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code. BardletError for what cannot be had."""
-    as_json = "--json" in argv
-    words = [word for word in argv if word != "--json"]
-    if any(word in ("-h", "--help") for word in words):
-        print(HELP)
-        return 0
-    if not words:
-        return _table(as_json)
-    if words[0] == "get" and len(words) == 2 and not words[1].startswith("-"):
-        return _get(words[1], as_json)
-    raise BardletError(f"data {' '.join(words)}: cannot be read; it is `bardlet data`, or `bardlet data get NAME` "
-                       "with one of the names that it lists")
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    command = parse(Command, argv, USAGE)
+    if not command.words:
+        return _table(command.json)
+    if command.words[0] == "get" and len(command.words) == 2:
+        return _get(command.words[1], command.json)
+    raise BardletError(f"data {' '.join(command.words)}: use `bardlet data`, or `bardlet data get NAME` with a name "
+                       "from its list")
 
 
 def _table(as_json: bool) -> int:
     from bardlet.data import bitext
     from bardlet.data.corpus import EMBEDDED, NAMED, locate
 
-    found = {name: str(locate(name) or "") for name in NAMED}
-    translated = {name: str(bitext.locate(name) or "") for name in bitext.NAMED}
-    found[EMBEDDED] = "in Python itself"
+    places = {name: locate(name) for name in NAMED} | {name: bitext.locate(name) for name in bitext.NAMED}
+    where = {name: str(path or "") for name, path in places.items()} | {EMBEDDED: "part of Python"}
+    named = {**{name: (corpus.description, corpus.url) for name, corpus in NAMED.items()},
+             **{name: (pairs.description, None) for name, pairs in bitext.NAMED.items()}}
     if as_json:
-        rows = [{"name": n, "what": c.what, "found": found[n] or None, "url": c.url} for n, c in NAMED.items()]
-        rows += [{"name": n, "what": c.what, "found": translated[n] or None, "url": None}
-                 for n, c in bitext.NAMED.items()]
-        print(json.dumps({"corpora": rows}))
+        console.say_json({"corpora": [{"name": name, "what": what, "found": where[name] or None, "url": url}
+                                      for name, (what, url) in named.items()]})
         return 0
-    for name, named in NAMED.items():
-        missing = f"not here: bardlet data get {name}" if named.url else "not here: put it into $BARDLET_DATA"
-        print(f"{name:18} {named.what:58} {found[name] or missing}")
-    for name, pairs in bitext.NAMED.items():
-        print(f"{name:18} {pairs.what:58} {translated[name] or 'not here: put it into $BARDLET_DATA'}")
+    width = shutil.get_terminal_size((100, 24)).columns
+    for name, (what, url) in named.items():
+        missing = f"missing: bardlet data get {name}" if url else "missing: put it in a folder of $BARDLET_DATA"
+        place = where[name].replace(str(Path.home()), "~", 1) or missing
+        line = f"{name:16} {what:58} {place}"
+        console.say(line if len(line) <= width else f"{name:16} {what}\n{'':16} {place}")
     return 0
 
 
@@ -59,8 +72,11 @@ def _get(name: str, as_json: bool) -> int:
         percent = 100 * done // total if total else 0
         if percent // 10 > shown and not as_json:
             shown = percent // 10
-            print(f"{what}: {done / 1e6:.1f} MB{f' of {total / 1e6:.1f} MB' if total else ''}", flush=True)
+            console.say(f"{what}: {done / 1e6:.1f} MB{f' of {total / 1e6:.1f} MB' if total else ''}")
 
-    where = "in Python itself" if name == EMBEDDED else str(get(name, progress))
-    print(json.dumps({"name": name, "found": where}) if as_json else f"{name}: {where}")
+    where = "part of Python" if name == EMBEDDED else str(get(name, progress))
+    if as_json:
+        console.say_json({"name": name, "found": where})
+    else:
+        console.say(f"{name}: {where}")
     return 0

@@ -1,4 +1,4 @@
-"""`bardlet ladder`: every rung of the lecture on the same text, and the report; `--explain`: the maths, tried out."""
+"""`bardlet ladder`: train every rung of the lecture on one text and write a report."""
 
 from __future__ import annotations
 
@@ -7,66 +7,71 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from bardlet import console
-from bardlet.cli.options import parse
+from bardlet.cli.parser import Group, Usage, parse
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
     from bardlet.ladder.run import Ladder, Outcome
 
+USAGE = Usage(
+    "ladder", "[TEXT ...] [OPTIONS]",
+    "Train every rung of the lecture on the same text, and write a page that compares each with the one before. Repeat "
+    "the command with the same --out to continue an interrupted ladder.",
+    (("bardlet ladder --rungs 1-7", "the lecture's rungs, on Tiny Shakespeare"),
+     ("bardlet ladder --seeds 5 --rungs bigram,one-head", "is my loss normal?"),
+     ("bardlet ladder --explain", "the lecture's math as small experiments")),
+    (Group("data", ("tokenizer", "field")),
+     Group("training", ("rungs", "seeds", "minutes", "explain")), Group("machine", ("device", "threads")),
+     Group("output", ("out", "sentence", "json"))),
+    positionals={"text": "TEXT"}, metavars={"rungs": "RUNGS", "field": "NAME", "sentence": "TEXT"})
+
 
 @dataclass(frozen=True)
 class Command:
-    """Train every rung of the lecture on the same text, and make a page that shows each beside the one before.
+    """The command line."""
 
-    A ladder that was stopped goes on where it was: the same command, the same --out.
-    """
-
-    text: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
+    text: tuple[str, ...] = ()
+    """Files, folders, globs or named corpora (default: Tiny Shakespeare)."""
     rungs: str = "1-13"
-    """Which rungs are trained: numbers, ranges and names, as in 1-7 or bigram,8-13. The report shows all in --out."""
+    """Rungs to train: numbers, ranges and names, as in 1-7 or bigram,8-13. The report shows all rungs in --out."""
     seeds: int = 1
-    """How often each is trained, every time from another seed."""
+    """Number of seeds per rung."""
     out: str | None = None
-    """The folder of the ladder; none: runs/ladder-NAME. Rungs that are finished there are not trained again."""
+    """Folder of the ladder (default: runs/ladder-NAME). Finished rungs in it are kept."""
     sentence: str = "To be, or not to be, that is the question"
-    """The sentence whose attention the report shows."""
+    """Sentence whose attention the report shows."""
     minutes: float | None = None
-    """Training time of each rung from 8 on; none: 2 on a CPU, the lecture's 5,000 steps on a GPU."""
+    """Training time of each rung from 8 on (default: 2 on a CPU). On a GPU: the lecture's 5,000 steps."""
     tokenizer: Literal["auto", "char", "byte", "bpe"] = "char"
-    """The lecture's characters, or another."""
+    """The lecture's characters, or another tokenizer."""
     field: str = "text"
-    """The field of a .jsonl record that holds its text."""
+    """Field of a .jsonl record that holds the text."""
     explain: bool = False
-    """Train nothing; run the maths of the lecture as small experiments and say what comes out."""
+    """Train nothing: run the lecture's math as small experiments."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes an NVIDIA GPU where there is one."""
+    """cpu, cuda, cuda:1 or mps. auto: an NVIDIA GPU if there is one."""
     threads: int | None = None
-    """CPU threads of the scaled rungs; none: all cores (the small ones need only one)."""
+    """CPU threads of the rungs from 8 on (default: all cores). The small rungs use one."""
     json: bool = False
-    """Print one JSON object on one line, last."""
+    """Print one JSON object on the last line."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise BardletError(f"--seeds {self.seeds}: it must be at least 1")
+            raise BardletError(f"--seeds {self.seeds}: must be at least 1")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
-            raise BardletError(f"--minutes {self.minutes}: it must be more than 0, and finite")
+            raise BardletError(f"--minutes {self.minutes}: must be more than 0, and finite")
         if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise BardletError(f"--threads {self.threads}: it must be from 1 to 1024")
+            raise BardletError(f"--threads {self.threads}: must be from 1 to 1024")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    # the parser would suggest --seeds
-    if any(len(word) > 3 and "--steps".startswith(word) for word in (word.partition("=")[0] for word in argv)):
-        raise BardletError("there is no setting --steps (did you mean --minutes, the training time of each rung from 8 "
-                           "on? The others make the lecture's steps); `bardlet ladder --help` lists the settings")
-    command = parse(Command, argv, "ladder")
+    """Run the command and return its exit code."""
+    command = parse(Command, argv, USAGE, explain=lambda name: (
+        "the small rungs take the lecture's steps; did you mean --minutes, the training time of each rung from 8 on?"
+        if name == "steps" else ""))
     console.show_notices()
     from bardlet.ladder.rungs import select
 
@@ -77,15 +82,17 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.run import lock
     from bardlet.runtime import distributed
 
-    plan = run.LadderPlan(rungs, Path(command.out) if command.out else None, command.text, command.field, command.tokenizer,
-                    command.seeds, command.minutes, command.device, command.threads)
+    out = Path(command.out) if command.out else None
+    plan = run.LadderPlan(rungs, out, command.text, command.field, command.tokenizer, command.seeds,
+                          command.minutes, command.device, command.threads)
     with distributed.connect(command.device) as dist:
         with console.preparation_progress() as progress:
             ladder = run.Ladder(plan, dist, progress)
         out = ladder.out
         out.mkdir(parents=True, exist_ok=True)
         with lock.locked(out):
-            console.say(f"text: {ladder.corpus.name}, {ladder.dataset.train_chars + ladder.dataset.val_chars:,} characters; "
+            characters = ladder.dataset.train_chars + ladder.dataset.val_chars
+            console.say(f"text: {ladder.corpus.name}, {characters:,} characters; "
                         f"{console.count(len(rungs), 'rung')}, {console.count(command.seeds, 'seed')}")
             ladder.plan_steps(console.say)
             outcomes = train_rungs(ladder)
@@ -93,20 +100,21 @@ def main(argv: Sequence[str]) -> int:
             facts = report.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, finished, command.sentence, facts)
     more = len(finished) - len(outcomes)
-    also = f" (it shows {console.count(more, 'model')} of earlier calls, too)" if more else ""
-    console.say(f"\nthe report is {page}{also}: open it in a browser; the models lie beside it (`bardlet sample "
-                f"{outcomes[-1].folder}`)")
+    also = f" (with {console.count(more, 'model')} of earlier calls)" if more else ""
+    console.say(f"\nreport: {page}{also}; open it in a browser. The models are next to it: `bardlet sample "
+                f"{outcomes[-1].folder}`")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0
 
 
 def train_rungs(ladder: Ladder) -> list[Outcome]:
-    """Train what is missing, with a line for each rung that is done."""
+    """Train the missing rungs and print a line for each."""
     outcomes: list[Outcome] = []
     say = console.say
     with console.ladder_progress(expected_seconds(ladder)) as watch:
-        for done in ladder.climb(lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
+        for done in ladder.train_all(
+                lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
             outcomes.append(done)
             named = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
             lecture = f"   the lecture: {done.rung.lecture:.2f}" if named else ""
@@ -116,7 +124,7 @@ def train_rungs(ladder: Ladder) -> list[Outcome]:
 
 
 def expected_seconds(ladder: Ladder) -> dict[tuple[str, int], float]:
-    """About how many seconds each job that is left will take, for the bar."""
+    """Return the estimated seconds of each remaining job, for the progress bar."""
     from bardlet.ladder.run import MINUTES
     from bardlet.ladder.rungs import bands
 
@@ -127,7 +135,7 @@ def expected_seconds(ladder: Ladder) -> dict[tuple[str, int], float]:
 
 
 def summary(outcomes: Sequence[Outcome], comparable: bool) -> list[dict[str, Any]]:
-    """A line per rung for --json: means over the seeds; the lecture's figure where it is `comparable`."""
+    """Return what --json prints of each rung: means over the seeds, and the lecture's loss if `comparable`."""
     lines = []
     for rung in dict.fromkeys(outcome.rung.name for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.rung.name == rung]
@@ -144,7 +152,7 @@ def summary(outcomes: Sequence[Outcome], comparable: bool) -> list[dict[str, Any
 
 
 def explain(command: Command) -> int:
-    """Print the experiments; with --out their pictures go there, too."""
+    """Print the experiments; with --out, save their pictures there."""
     from bardlet.ladder import experiments
 
     done = []

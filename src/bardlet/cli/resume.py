@@ -1,37 +1,42 @@
-"""`bardlet resume DIR`: go on exactly where a run stopped."""
+"""`bardlet resume DIR`: continue a run exactly where it stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from bardlet import console
-from bardlet.cli.options import parse
+from bardlet.cli.parser import Group, Usage, parse
+
+USAGE = Usage(
+    "resume", "RUN [OPTIONS]",
+    "Continue a run exactly where it stopped: with the same weights, optimizer state and batches, bit for bit.",
+    (("bardlet resume runs/my-qwen3", "continue after Ctrl-C, a crash or a power cut"),
+     ("bardlet resume runs/my-qwen3 --steps 4000 --allow-change", "train longer")),
+    (Group("changes", ("steps", "allow_change", "reward")), Group("output", ("json",))),
+    positionals={"run": "RUN"}, metavars={"reward": "COMMAND"})
 
 
 @dataclass(frozen=True)
 class Command:
-    """Go on exactly where a run stopped: same weights, same optimizer, same batches."""
+    """The command line."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: str
     """The run folder."""
     steps: int | None = None
-    """Another number of steps in all (a change: needs --allow-change)."""
+    """New total number of steps. This changes the run: it needs --allow-change."""
     allow_change: bool = False
-    """Go on although the machine, the precision, the compiler or the text is another: no longer bit for bit."""
+    """Continue even if machine, precision, compiler or text changed. The result is then not bit for bit the same."""
     reward: str | None = None
-    """The command that says what answers are worth, once more: no program is run because a file names it."""
+    """The reward command, again. bardlet never runs a command that only a file names."""
     json: bool = False
-    """Print one JSON object on one line, last."""
+    """Print one JSON object on the last line."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    command = parse(Command, argv, "resume")
+    """Run the command and return its exit code."""
+    command = parse(Command, argv, USAGE)
     from bardlet import runner
 
     result = runner.resume(Path(command.run), command.reward, command.steps, command.allow_change)

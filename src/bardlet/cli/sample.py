@@ -1,81 +1,68 @@
-"""`bardlet sample DIR`: let a model write, streaming."""
+"""`bardlet sample DIR`: generate text, streaming."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from bardlet import console
-from bardlet.cli.options import Sampling, parse
+from bardlet.cli.parser import Group, Usage, parse
+from bardlet.config.inference import SamplingOptions
 from bardlet.errors import BardletError
 
-log = logging.getLogger("bardlet")
+SAMPLING = Group("sampling", ("tokens", "temperature", "top_k", "top_p", "seed"))
+
+USAGE = Usage(
+    "sample", "RUN [OPTIONS]", "Generate text with a model. The text streams to standard output.",
+    (("bardlet sample runs/my-qwen3 --prompt \"Once\"", "continue a text"),
+     ("bardlet sample runs/my-qwen3 --num 3 --temperature 1", "three texts, with more variety")),
+    (Group("text", ("prompt", "num")), SAMPLING, Group("machine", ("device", "dtype")), Group("output", ("json",))),
+    positionals={"run": "RUN"}, metavars={"prompt": "TEXT"})
 
 
-@dataclass(frozen=True)
-class Command(Sampling):
-    """Let a model write. The text goes to standard output as it is made."""
+@dataclass(frozen=True, kw_only=True)
+class Command(SamplingOptions):
+    """The command line."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: str
     """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
     prompt: str = ""
-    """What the text begins with; none: where a text begins."""
+    """Text to continue (default: start a new text)."""
     num: int = 1
-    """How many texts."""
+    """Number of texts."""
     json: bool = False
-    """Print one JSON object on one line, last, instead of streaming."""
+    """Print one JSON object on the last line instead of streaming."""
 
     def __post_init__(self) -> None:
         if self.num < 1:
-            raise BardletError(f"--num {self.num}: it must be at least 1")
+            raise BardletError(f"--num {self.num}: must be at least 1")
         super().__post_init__()
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    command = parse(Command, argv, "sample")
+    """Run the command and return its exit code."""
+    command = parse(Command, argv, USAGE)
     console.show_notices()
-    from bardlet.inference import text_generation
-    from bardlet.run import folder as run_folder
-    from bardlet.run import hf
-    from bardlet.runtime import device
+    from bardlet.api.models import load
 
-    device.tune_malloc()
-    folder = Path(command.run)
-    model, tokenizer = hf.read_folder(folder)
-    if model.config.model == "encdec":
-        raise BardletError(f"{folder}: an encoder-decoder translates: `bardlet translate {folder} < LINES`")
-    documents = 2
-    if (folder / "run.toml").exists():
-        try:
-            documents = run_folder.settings(folder, changed=True)[1].get("documents", 2)
-        except BardletError as error:
-            log.warning("%s", error)
+    model = load(command.run, device=command.device, dtype=command.dtype)
     try:  # before anything is printed
-        prompt = text_generation.prompt_ids(tokenizer, command.prompt, documents)
+        model.prompt_ids(command.prompt)
     except BardletError as error:
         raise BardletError(f"--prompt: {error}") from None
-    options = command.prepared(model)
-    begun = time.monotonic()
-    if command.json or command.num > 1:
-        made = text_generation.complete(model, tokenizer, [prompt] * command.num, command.tokens, **options)
-        count = sum(len(ids) for ids in made)
-        texts = [tokenizer.decode(ids, skip_special=True) for ids in made]
-        if not command.json:
-            for number, text in enumerate(texts, 1):
-                console.say(f"--- {number} ---\n{command.prompt}{text}\n")
-    else:
+    if not command.json and command.num == 1:
         print(command.prompt, end="", flush=True)
-        count = text_generation.stream(model, tokenizer, prompt, command.tokens,
-                                       lambda text: print(text, end="", flush=True), **options)
+        for piece in model.stream(command.prompt, **command.sampling):
+            print(piece, end="", flush=True)
         print(flush=True)
+        return 0
+    started = time.monotonic()
+    texts, tokens = model.complete([command.prompt] * command.num, **command.sampling)
     if command.json:
         console.say_json({"prompt": command.prompt, "completions": texts,
-                          "tokens_per_second": round(count / (time.monotonic() - begun), 1)})
+                          "tokens_per_second": round(tokens / (time.monotonic() - started), 1)})
+        return 0
+    for number, text in enumerate(texts, 1):
+        console.say(f"--- {number} ---\n{command.prompt}{text}\n")
     return 0

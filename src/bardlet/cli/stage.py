@@ -1,46 +1,77 @@
-"""What the commands of a chat model's stages share: `bardlet sft BASE DATA`, `bardlet dpo MODEL DATA`."""
+"""The commands of the fine-tuning stages: `bardlet sft BASE DATA`, `bardlet dpo MODEL DATA` and the like.
+
+All are one function: a stage's settings class says what the command is called and shows an example.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 from bardlet import console
-from bardlet.cli import train
-from bardlet.cli.options import parse
-from bardlet.config.finetuning import RolloutConfig, is_command
-from bardlet.config.stages import CONFIGS, config_class
-from bardlet.config.toml import settings_in
+from bardlet.cli import training
+from bardlet.cli.parser import Group, Usage, typed
+from bardlet.config.finetuning import FineTuneConfig, RolloutConfig, is_command
+from bardlet.config.stages import CONFIGS, classes_with, config_class
+from bardlet.config.toml import settings_in, why_not
 from bardlet.errors import BardletError
 
-NOT_TYPED = (*train.NOT_TYPED, "init")
-"""Settings that stand in files alone; the model is the first word of the command line."""
+NOT_TYPED = (*training.NOT_TYPED, "init")
+"""Settings that only files can hold; the model is the first word of the command line."""
 
 
-def run(kind: type[Any], argv: Sequence[str], example: str, names_model: bool) -> int:
-    """Read the command line of a stage, of which the first word is the model that it begins with, and train.
+def usage(kind: type[FineTuneConfig]) -> Usage:
+    """Return the help of a stage's command."""
+    return Usage(
+        kind.command, "MODEL DATA [DATA ...] [SETTINGS]", kind.about,
+        ((kind.example, ""), (f"{kind.example} --minutes 5 --lora 16", "five minutes, LoRA factors only")),
+        (Group("model", ("lora", "block_size"), ("dropout",)),
+         Group("data", (), ("val_part",)),
+         Group("reward", ("reward", "rollout", "answer_tokens", "group", "passes", "clip", "target_kl")),
+         Group("training", ("beta", "minutes", "steps", "batch_size", "lr", "muon_lr", "temperature", "keep", "seed"),
+               ("pack", "grad_accum", *training.OPTIMIZER, *training.CHECKPOINTS)),
+         training.MACHINE, training.OUTPUT),
+        positionals={"text": "MODEL DATA"})
+
+
+def command_class(name: str) -> type[FineTuneConfig]:
+    """Return the settings class of a fine-tuning command."""
+    return next(kind for kind in CONFIGS if kind.command == name and issubclass(kind, FineTuneConfig))
+
+
+def main(name: str, argv: Sequence[str]) -> int:
+    """Run the command `name` and return its exit code."""
+    return run(command_class(name), argv)
+
+
+def run(kind: type[FineTuneConfig], argv: Sequence[str], names_model: bool = True) -> int:
+    """Parse the command line of a stage and train.
 
     Args:
-        kind: the stage's settings with `train.RunOptions`.
-        names_model: whether the first word of `argv` is the model; else a file of settings names it.
+        kind: the settings class of the stage.
+        names_model: True if the first word of `argv` is the model; else a settings file names it.
     """
     console.show_notices(os.environ.get("RANK", "0") == "0")
-    config = next(config for config in CONFIGS if issubclass(kind, config))
-    name, file = config.command, train.config_file(argv)
-    if file and (values := settings_in(file)).get("stage", name) != name:
-        other = config_class(values).command
-        raise BardletError(f"{file}: its settings are those of `bardlet {other}`, not of {name}")
-    settings = train.defaults(argv, kind)
-    command = parse(kind, argv, name, settings, NOT_TYPED)
-    before = settings.text if settings else ()
-    if names_model and command.text != before:  # typed: else the file says what is learned
-        first, *data = command.text
-        command = replace(command, init=first, text=tuple(data) or before)
-    if command.init is None:
-        raise BardletError(f"name the model that is to learn, a run folder, and behind it a file: {example}")
-    if isinstance(command, RolloutConfig) and is_command(command.reward) and "reward" not in train.typed(argv):
-        raise BardletError(f"--reward '{command.reward}': a program is not run because a file names it; say it again: "
-                           f"`bardlet {name} --config ... --reward ...`")
-    return train.start(command, config)
+    file = training.config_file(argv)
+    if file and (stage := settings_in(file).get("stage", kind.stage)) != kind.stage:
+        other = config_class({"stage": stage}).command
+        raise BardletError(f"{file}: has settings of `bardlet {other}`, not of {kind.command}")
+
+    def explain(name: str) -> str:
+        if name == "init":
+            return f"name the model first, without a flag; for example: {kind.example}"
+        return why_not(name, kind) if classes_with(name) and name not in NOT_TYPED else ""
+
+    values = typed((training.RunOptions, kind), argv, usage(kind), NOT_TYPED, explain)
+    options, settings, started = training.split(values)
+    defaults = training.file_settings(file, kind, settings)
+    if names_model and settings.get("text"):
+        model, *data = settings["text"]
+        settings |= {"init": model, "text": tuple(data) or defaults.get("text", ())}
+    config = kind(**defaults | settings)
+    if config.init is None:
+        raise BardletError(f"name the model to train, a run folder, and then a file: {kind.example}")
+    if isinstance(config, RolloutConfig) and is_command(config.reward) and "reward" not in settings:
+        raise BardletError(f"--reward '{config.reward}': bardlet never runs a command that only a file names; type it: "
+                           f"`bardlet {kind.command} --config ... --reward ...`")
+    return training.start(config, options, started)

@@ -1,52 +1,64 @@
-"""The settings of the stages that go on from a model: sft, reward, dpo, ppo, grpo. Nothing here imports torch."""
+"""Settings of the fine-tuning stages: sft, reward, dpo, ppo, grpo. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import AUTO, Auto, Rows, Settings
 from bardlet.errors import BardletError
 
 EXACT = "exact"
-"""The --reward that compares an answer with the one in the data."""
+"""The --reward that compares a completion with the reference answer in the data."""
 
 
 @dataclass(frozen=True)
 class FineTuneConfig(Rows, Settings):
-    """A stage that goes on from a model which has learned already. Its shape is that of the model."""
+    """Settings of a stage that fine-tunes a model, whose shape it keeps."""
 
+    summary: ClassVar[str]
+    """What the command does, in a few words."""
+    about: ClassVar[str]
+    """What the command does, in a sentence or two."""
+    example: ClassVar[str]
+    """A command line."""
+
+    text: tuple[str, ...] = ()
+    """The model, a run folder or a Hugging Face folder, then files: .jsonl or .json, also .gz and .xz."""
     lora: int | None = None
-    """LoRA of this rank, which leaves the matrices as they are and learns a small change of each; the result has both
-    in one. None: all weights are learned."""
+    """Train LoRA factors of this rank. The result has them merged into the weights (default: train all weights)."""
     batch_size: int = 32
-    """Rows of a micro-batch, over all processes."""
+    """Rows per micro-batch. Over all processes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(lambda x: x >= 1, "at least 1", "batch_size")
 
     def as_model(self, shape: ModelConfig) -> Self:
-        """The settings with the context window of the weights that training starts from, or a shorter one."""
+        """Return the settings with the context window of the base model, or a shorter one."""
         return replace(self, block_size=min(shape.block_size, self.block_size or shape.block_size))
 
 
 @dataclass(frozen=True)
 class SFTConfig(FineTuneConfig):
-    """Supervised fine-tuning on conversations."""
+    """Settings of supervised fine-tuning on conversations."""
 
     stage = command = "sft"
+    summary = "teach a model to answer, from conversations"
+    about = ("Fine-tune a model with a bpe tokenizer on conversations: JSON records with `messages` (role, content), "
+             "or with `instruction`, optional `input`, and `output`. The loss is taken on the assistant's tokens only.")
+    example = "bardlet sft runs/base chats.jsonl"
 
     pack: bool = True
-    """Several conversations in a row, none of which sees another; without it a row for each, filled up."""
+    """Pack several conversations per row. Attention is block-diagonal; --no-pack pads one conversation per row."""
     steps: int | None = None
-    """Optimizer steps; none: by --minutes (neither: three times all conversations)."""
+    """Number of optimizer steps (default: three epochs)."""
     minutes: float | None = None
-    """Time for the whole run; none: by --steps (neither: three times all conversations)."""
+    """Time budget for the whole run (default: three epochs)."""
     eval_tokens: int = 131_072
-    """Validation tokens of one evaluation, evenly spread; 0: all."""
+    """Validation tokens per evaluation. Evenly spread; 0: all."""
     lr: float = 5e-4
     """Peak learning rate of AdamW."""
     muon_lr: float = 5e-3
@@ -58,22 +70,22 @@ class SFTConfig(FineTuneConfig):
 
     @property
     def rows_vary(self) -> bool:
-        """Whether the rows of one step are wider than those of another."""
+        """True if the width of the rows varies between steps."""
         return not self.pack
 
 
 @dataclass(frozen=True)
 class PreferenceConfig(FineTuneConfig):
-    """What learning from pairs of answers has in common."""
+    """Settings of stages that train on preference pairs."""
 
     steps: int | None = None
-    """Optimizer steps; none: by --minutes (neither: all pairs once)."""
+    """Number of optimizer steps (default: one epoch)."""
     minutes: float | None = None
-    """Time for the whole run; none: by --steps (neither: all pairs once)."""
+    """Time budget for the whole run (default: one epoch)."""
     batch_size: int = 16
-    """Pairs of a micro-batch, over all processes."""
+    """Pairs per micro-batch. Over all processes."""
     eval_tokens: int = 131_072
-    """Validation tokens of one evaluation, evenly spread; 0: all."""
+    """Validation tokens per evaluation. Evenly spread; 0: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,20 +93,24 @@ class PreferenceConfig(FineTuneConfig):
 
     @property
     def rows_vary(self) -> bool:
-        """Whether the rows of one step are wider than those of another."""
+        """True if the width of the rows varies between steps."""
         return True
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of the global batch at most: two answers to each question."""
+        """Maximum number of tokens of the global batch: two completions per prompt."""
         return 2 * super().tokens_per_step
 
 
 @dataclass(frozen=True)
 class RewardConfig(PreferenceConfig):
-    """Training a reward model on preferences."""
+    """Settings of reward modeling on preference pairs."""
 
     stage = command = "reward"
+    summary = "train a reward model on preference pairs"
+    about = ("Train a reward model on preference pairs: JSON records with `prompt`, `chosen` and `rejected`. The "
+             "result scores completions for `bardlet ppo` and `bardlet grpo`.")
+    example = "bardlet reward runs/chats-sft preferences.jsonl"
 
     lr: float = 2e-4
     """Peak learning rate of AdamW."""
@@ -104,12 +120,16 @@ class RewardConfig(PreferenceConfig):
 
 @dataclass(frozen=True)
 class DPOConfig(PreferenceConfig):
-    """Direct preference optimization."""
+    """Settings of direct preference optimization."""
 
     stage = command = "dpo"
+    summary = "align a model with preference pairs (DPO)"
+    about = ("Direct preference optimization on preference pairs: JSON records with `prompt`, `chosen` and `rejected`. "
+             "The model at the start is the reference.")
+    example = "bardlet dpo runs/chats-sft preferences.jsonl"
 
     beta: float = 0.1
-    """How much it costs to leave the model that it began with; lower goes further."""
+    """KL coefficient against the reference model. Lower allows larger changes."""
     lr: float = 2e-5
     """Peak learning rate of AdamW."""
     muon_lr: float = 2e-4
@@ -123,43 +143,43 @@ class DPOConfig(PreferenceConfig):
 
 @dataclass(frozen=True)
 class RolloutConfig(FineTuneConfig):
-    """What learning from answers of the model's own has in common."""
+    """Settings of stages that sample completions and learn from their rewards."""
 
     reward: str | None = None
-    """What an answer is worth (has to be said): `exact` (1 for an answer that ended and is the one in the data, else
-    0), a run folder of `bardlet reward`, or a command that reads a line of JSON for each answer (messages; answer, what
-    the model wrote; ended; reference, the answer in the data or null) and prints a number for each."""
+    """Reward: `exact`, a run of `bardlet reward`, or a command (required). `exact` gives 1 for a completion that ended
+    and equals the answer in the data, else 0. A command reads one line of JSON per completion (messages; answer, the
+    completion; ended; reference, the answer in the data or null) and prints one number per line."""
     rollout: int = 128
-    """Answers that the model writes before it learns from them, over all processes."""
+    """Completions sampled per rollout. Over all processes."""
     passes: int = 1
-    """How often each answer is learned from."""
+    """Optimization epochs per rollout."""
     answer_tokens: Auto[int] = AUTO
-    """Tokens of the longest answer; none: 64, at most half of the window."""
+    """Maximum tokens of a completion (default: 64). At most half of the context window."""
     temperature: float = 1.0
-    """Of the answers: below 1 more careful, above 1 wilder."""
+    """Sampling temperature of completions."""
     clip: float = 0.2
-    """By how much a token's probability may change, as a share, before it is learned no more."""
+    """Clip range of the probability ratio."""
     beta: float = 0.0
-    """How much it costs to leave the model that it began with; 0: nothing."""
+    """KL coefficient against the reference model. 0 disables it."""
     steps: int | None = None
-    """Optimizer steps; none: by --minutes (neither: 100 rollouts)."""
+    """Number of optimizer steps (default: 100 rollouts)."""
     minutes: float | None = None
-    """Time for the whole run; none: by --steps (neither: 100 rollouts)."""
+    """Time budget for the whole run (default: 100 rollouts)."""
     batch_size: int = 32
-    """Answers of a micro-batch, over all processes."""
+    """Completions per micro-batch. Over all processes."""
     lr: float = 2e-4
     """Peak learning rate of AdamW."""
     muon_lr: float = 2e-3
     """Peak learning rate of Muon."""
     schedule: Literal["stable-decay", "cosine", "linear", "constant"] = "constant"
-    """What follows the warm-up: constant then a linear decay, a half cosine, a line, or nothing."""
+    """Learning-rate schedule after warmup. stable-decay: constant, then linear decay."""
     warmup_steps: int = 10
-    """Steps from zero to the peak learning rate (at most a fifth of the run)."""
+    """Warmup steps, at most a fifth of the run."""
     keep: Literal["best", "last", "average"] = "last"
-    """Weights of the result: of the last step, their mean over the last fifth of the steps, or those of the best
-    held-out reward."""
+    """Weights to save as the result. last: the final step; average: the mean over the last fifth of the steps;
+    best: the highest held-out reward."""
     compile: Literal["auto", "on", "off"] = "off"
-    """torch.compile the blocks for learning; what is written and read otherwise is not compiled."""
+    """Use torch.compile for training. Sampling and evaluation are never compiled."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,60 +188,67 @@ class RolloutConfig(FineTuneConfig):
         self.require(lambda x: 0 <= x < 100, "at least 0 and below 100", "beta")
         update = self.batch_size * self.grad_accum
         if self.rollout % update:
-            raise BardletError(f"--rollout {self.rollout} cannot be cut into updates of {update} answers (--batch-size "
-                               f"{self.batch_size}{f' x --grad-accum {self.grad_accum}' if self.grad_accum > 1 else ''}"
-                               f"): take --rollout {-(-self.rollout // update) * update}")
+            size = f"--batch-size {self.batch_size}" + f" x --grad-accum {self.grad_accum}" * (self.grad_accum > 1)
+            raise BardletError(f"--rollout {self.rollout} is not a multiple of an update of {update} completions "
+                               f"({size}); use --rollout {-(-self.rollout // update) * update}")
 
     @property
     def rows_vary(self) -> bool:
-        """Whether the rows of one step are wider than those of another."""
+        """True if the width of the rows varies between steps."""
         return True
 
     def as_model(self, shape: ModelConfig) -> Self:
-        """As `FineTuneConfig.as_model`; an answer that nobody bounded leaves half of the window to the question."""
+        """As `FineTuneConfig.as_model`; by default a completion takes at most half of the window."""
         config = super().as_model(shape)
         return config.resolved(answer_tokens=min(64, config.block_size // 2))
 
 
 @dataclass(frozen=True)
 class PPOConfig(RolloutConfig):
-    """Proximal policy optimization."""
+    """Settings of proximal policy optimization."""
 
     stage = command = "ppo"
+    summary = "reinforcement learning with PPO, with a critic"
+    about = ("Reinforcement learning with PPO: sample completions of the prompts in DATA, score them by --reward, "
+             "update the policy and a critic.")
+    example = "bardlet ppo runs/chats-sft chats.jsonl --reward runs/judge"
 
     passes: int = 4
-    """How often each answer is learned from."""
+    """Optimization epochs per rollout."""
     beta: float = 0.05
-    """What each nat costs by which it leaves the model that it began with; 0: nothing."""
+    """KL penalty per nat against the reference model. 0 disables it."""
     target_kl: float | None = None
-    """Let beta follow, so that answers are so far (nats of an answer) from the model that it began with; none: beta
-    stays."""
+    """Adapt beta towards this KL, in nats per completion (default: beta is fixed)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(lambda x: 0 < x < float("inf"), "more than 0, and finite", "target_kl")
         if self.target_kl is not None and not self.beta:
-            raise BardletError(f"--target-kl {self.target_kl:g} with --beta 0: a beta of 0 cannot follow it; "
-                               "give another, as 0.05")
+            raise BardletError(f"--target-kl {self.target_kl:g} with --beta 0: beta 0 cannot adapt; "
+                               "use another, such as --beta 0.05")
 
 
 @dataclass(frozen=True)
 class GRPOConfig(RolloutConfig):
-    """Group relative policy optimization."""
+    """Settings of group relative policy optimization."""
 
     stage = command = "grpo"
+    summary = "reinforcement learning with GRPO, without a critic"
+    about = ("Reinforcement learning with GRPO: sample a group of completions for each prompt in DATA, score them by "
+             "--reward, and learn from the differences within a group.")
+    example = "bardlet grpo runs/chats-sft sums.jsonl --reward exact"
 
     group: int = 8
-    """Answers to each question, which are compared with each other."""
+    """Completions per prompt, compared with each other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(lambda x: x >= 2, "at least 2: answers are compared with each other", "group")
+        self.require(lambda x: x >= 2, "at least 2: completions are compared with each other", "group")
         if self.rollout % self.group:
-            raise BardletError(f"--rollout {self.rollout} is no multiple of --group {self.group}: "
-                               f"take --rollout {-(-self.rollout // self.group) * self.group}")
+            raise BardletError(f"--rollout {self.rollout} is not a multiple of --group {self.group}; "
+                               f"use --rollout {-(-self.rollout // self.group) * self.group}")
 
 
 def is_command(reward: str | None) -> bool:
-    """Whether a --reward names a program: nobody runs one that only a file asks for."""
+    """Return True if a --reward is a command. bardlet never runs a command that only a file names."""
     return reward is not None and reward != EXACT and not (reward and Path(reward).is_dir())

@@ -1,4 +1,4 @@
-"""The shape of a model: what its weights and a tokenizer's size need to compute logits. No torch."""
+"""The shape of a model. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WITHOUT_BLOCKS = ("bigram", "averaging", "one-head", "multi-head", "feed-forward")
-"""Rungs of the ladder that have one layer and no blocks."""
+"""Rungs of the ladder without Transformer blocks."""
 
 ROTARY = ("rotary", "swiglu", "qk-norm")
 """Rungs of the ladder with rotary positions, RMSNorm and no biases."""
@@ -15,17 +15,17 @@ RUNGS = (*WITHOUT_BLOCKS, "residual", "layer-norm", "dropout", *ROTARY)
 """The models of the ladder, in its order."""
 
 WITHOUT_HEADS = ("bigram", "averaging", "one-head")
-"""Rungs of the ladder that divide their channels among no heads."""
+"""Rungs of the ladder whose channels are not split into heads."""
 
 MAX_SINUSOIDS = 2**16
-"""Tokens of the longest context of an encoder-decoder: its table of positions is made whole."""
+"""Maximum context of an encoder-decoder, in tokens: the table of positions is built in full."""
 
 Activation = Literal["gelu_new", "gelu", "relu"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model: with the weights, all that is needed to compute its logits."""
+    """The shape of a model: with its weights, enough to compute logits."""
 
     model: str
     """gpt2, qwen3, encdec or a rung of the ladder."""
@@ -34,21 +34,21 @@ class ModelConfig:
     """The context window, in tokens."""
     n_layer: int = 6
     n_encoder_layer: int = 0
-    """Blocks of the encoder (encdec only; n_layer are then those of the decoder)."""
+    """Encoder blocks (encdec only, where n_layer counts decoder blocks)."""
     n_head: int = 6
     n_kv_head: int = 6
     """Key and value heads; fewer than n_head is grouped-query attention (qwen3 only)."""
     n_embd: int = 384
     head_dim: int = 64
-    """Channels of one head: n_embd // n_head unless a Hugging Face folder says otherwise (qwen3 only)."""
+    """Channels per head: n_embd // n_head unless a Hugging Face folder says otherwise (qwen3 only)."""
     n_inner: int = 1536
     """Width of the feed-forward layer."""
     dropout: float = 0.0
     tie_embeddings: bool = True
-    """The head reads the token embedding's table instead of one of its own."""
+    """Share the matrix of the token embedding with the output head."""
     activation: str = "gelu_new"
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
-    """Base of the rotary frequencies (qwen3, and the ladder from `rotary` on)."""
+    """Base of the rotary frequencies (qwen3, and the rungs from `rotary` on)."""
     scores: bool = False
-    """A scalar head in place of that over the vocabulary: a reward model (gpt2, qwen3)."""
+    """A scalar head instead of the head over the vocabulary: a reward model (gpt2, qwen3)."""

@@ -1,4 +1,4 @@
-"""The settings of a model that learns from nothing: `bardlet train`, on a text or on pairs of sentences. No torch."""
+"""Settings of `bardlet train`: pretraining on a text, or translation on sentence pairs. No torch."""
 
 from __future__ import annotations
 
@@ -14,54 +14,57 @@ Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "m
                 "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
 
 ABSENT_IN = {"n_layer": WITHOUT_BLOCKS, "n_head": WITHOUT_HEADS, "n_embd": ("bigram",), "n_inner": WITHOUT_BLOCKS,
-           "dropout": (*WITHOUT_BLOCKS, "residual", "layer-norm"), "tie_embeddings": RUNGS, "optimizer": ("bigram", "averaging"),
-           "muon_lr": ("bigram", "averaging")}
-"""The rungs of the ladder that do not have a part yet. (Muon trains matrices: two of them have none.)"""
+             "dropout": (*WITHOUT_BLOCKS, "residual", "layer-norm"), "tie_embeddings": RUNGS,
+             "optimizer": ("bigram", "averaging"), "muon_lr": ("bigram", "averaging")}
+"""Settings that do nothing for some rungs of the ladder. (Two rungs have no matrices for Muon.)"""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The settings of a model and its tokenizer; with --init they follow from the weights."""
+    """Settings of a model and its tokenizer; with --init they come from the weights."""
 
     tokenizer: Literal["auto", "char", "byte", "bpe"] = "auto"
-    """Characters, bytes or byte pairs; auto picks by the text's size and alphabet, and says why."""
+    """Characters, bytes or byte-level BPE. auto chooses by the size and alphabet of the text."""
     vocab_size: int | None = None
-    """Vocabulary of a BPE tokenizer; none: by the size of the text."""
+    """BPE vocabulary size (default: by the size of the text)."""
     model: Model = "qwen3"
-    """Architecture: qwen3, gpt2, encdec (for pairs of sentences), or a rung of the lecture's ladder."""
+    """Architecture: qwen3, gpt2, encdec (translation) or a rung of the ladder. The rungs are bigram, averaging,
+    one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and qk-norm."""
     n_layer: Auto[int] = AUTO
-    """Blocks; none: 4, or by the plan."""
+    """Transformer blocks (default: by the plan). 4 without a plan."""
     n_encoder_layer: int | None = None
-    """Blocks of the encoder (encdec); none: n_layer."""
+    """Encoder blocks of encdec (default: n_layer)."""
     n_head: Auto[int] = AUTO
-    """Attention heads; none: 4, or by the plan."""
+    """Attention heads (default: by the plan). 4 without a plan."""
     n_kv_head: int | None = None
-    """Key and value heads (qwen3); none: n_head."""
+    """Key and value heads of qwen3 (default: n_head). Fewer is grouped-query attention."""
     n_embd: Auto[int] = AUTO
-    """Channels of the residual stream; none: 192, or by the plan."""
+    """Embedding dimension (default: by the plan). 192 without a plan."""
     n_inner: int | None = None
-    """Width of the feed-forward layer; none: 4 n_embd in gpt2, 8/3 n_embd in qwen3 (three matrices, the same cost)."""
+    """Width of the feed-forward layer (default: 4 n_embd; 8/3 n_embd in qwen3). The cost is the same: qwen3 has three
+    matrices."""
     tie_embeddings: bool = True
-    """One table for the embedding and the head."""
+    """Share one matrix between the token embedding and the output head."""
     activation: Activation | None = None
-    """Of the feed-forward layer; none: gelu_new in gpt2, its own approximation, and relu in encdec (qwen3 has silu)."""
+    """Activation of the feed-forward layer (default: gelu_new in gpt2, relu in encdec). qwen3 always uses silu."""
 
 
 SET_BY_WEIGHTS = tuple(field.name for field in fields(ModelSettings))
-"""The settings that the weights of --init decide."""
+"""Settings that come from the weights of --init."""
 
 
 @dataclass(frozen=True)
 class FromScratch(ModelSettings, Settings):
-    """A run whose model is new, unless --init names one."""
+    """Settings of a run that builds a new model, unless --init names one."""
 
     stage, command, default_minutes = "pretrain", "train", 5.0
-    auto_defaults: ClassVar[dict[str, Any]] = {**Settings.auto_defaults, "n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128}
+    auto_defaults: ClassVar[dict[str, Any]] = {**Settings.auto_defaults, "n_layer": 4, "n_head": 4, "n_embd": 192,
+                                               "block_size": 128}
 
     block_size: Auto[int] = AUTO
-    """Context window, in tokens; none: 128, by the plan, or that of --init."""
+    """Context window in tokens (default: by the plan). 128 without a plan; with --init that of the weights."""
     dropout: Auto[float] = AUTO
-    """Probability of dropping an activation in training; none: 0, or by the plan."""
+    """Dropout probability (default: by the plan). 0 without a plan."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,27 +73,27 @@ class FromScratch(ModelSettings, Settings):
                      "n_inner")
         self.require(lambda x: x <= 2**24, f"at most {2**24}", "vocab_size")
         if self.lora and self.init is None:
-            raise BardletError(f"--lora {self.lora}: is a change of a model that has learned already: name it with "
-                               "--init DIR, or leave it out")
-        if self.init is None:  # else the weights have a shape of their own
+            raise BardletError(f"--lora {self.lora}: LoRA adapts a trained model; name it with --init DIR, or "
+                               "drop --lora")
+        if self.init is None:  # else the weights decide the shape
             if self.model not in WITHOUT_HEADS:
                 self._check_heads()
             self._check_model()
 
     def _check_model(self) -> None:
-        """Raise BardletError where the settings do not go with the architecture."""
+        """Raise BardletError if a setting does not apply to the architecture."""
         if self.model in RUNGS and self.n_kv_head not in (None, self._or_default("n_head")):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: the rungs of the ladder have a key and a value for each "
-                               "head; leave it out, or take --model qwen3")
+                               "head; drop it, or use --model qwen3")
         if self.activation and self.model not in ("gpt2", "encdec"):
-            raise BardletError(f"--activation {self.activation}: {self.model} has none to choose; "
-                               "leave it out, or take --model gpt2")
+            raise BardletError(f"--activation {self.activation}: {self.model} has a fixed activation; "
+                               "drop it, or use --model gpt2")
         if self.model in ("gpt2", "encdec") and self.n_kv_head not in (None, heads := self._or_default("n_head")):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: {self.model} has a key and a value for each of its "
-                               f"{heads} heads; leave it out, or take --model qwen3")
+                               f"{heads} heads; drop it, or use --model qwen3")
 
     def _or_default(self, name: str) -> int:
-        """A setting of the shape, which a plan may still choose where none of them is set."""
+        """Return a setting of the shape, or its default while the plan has not chosen."""
         value = getattr(self, name)
         return cast(int, self.auto_defaults[name] if value is None else value)
 
@@ -99,44 +102,44 @@ class FromScratch(ModelSettings, Settings):
         if n_embd % n_head:
             fits = [h for h in range(1, n_embd + 1) if n_embd % h == 0]
             near = min(fits, key=lambda h: abs(h - n_head))
-            raise BardletError(f"--n-embd {n_embd} cannot be divided among --n-head {n_head} heads: "
-                               f"take --n-head {near} or --n-embd {-(-n_embd // n_head) * n_head}")
+            raise BardletError(f"--n-embd {n_embd} does not divide among --n-head {n_head} heads; "
+                               f"use --n-head {near} or --n-embd {-(-n_embd // n_head) * n_head}")
         if self.model in ("qwen3", *ROTARY) and (n_embd // n_head) % 2:
             raise BardletError(f"--n-embd {n_embd} with --n-head {n_head} gives heads of {n_embd // n_head} channels; "
-                               "rotary positions turn pairs: make it even")
+                               "rotary positions rotate pairs of channels: make it even")
         if n_head % (self.n_kv_head or n_head):
-            raise BardletError(f"--n-head {n_head} is no multiple of --n-kv-head {self.n_kv_head}: "
-                               "each key and value head serves the same number of query heads")
+            raise BardletError(f"--n-head {n_head} is not a multiple of --n-kv-head "
+                               f"{self.n_kv_head}; each key and value head serves the same number of query heads")
 
     def lacks(self, name: str) -> bool:
-        """Whether the model has no part that this setting describes."""
+        """Return True if the setting does nothing for this model."""
         return self.model in ABSENT_IN.get(name, ())
 
     def unused(self, named: Collection[str] = ()) -> list[str]:
-        """The settings that would do nothing, since the model does not have what they describe.
+        """Return the names of settings that do nothing for this model.
 
-        named: settings that somebody typed, which count although their value is the default.
+        named: settings that the user typed; they count even if the value is the default.
         """
-        found = []
+        unused = []
         for name in ABSENT_IN:
             value, default = getattr(self, name), getattr(type(self), name)
-            # an untied head and AdamW are all that these rungs know: what they lack is the default itself
-            asked = value == default and name in named if name in ("tie_embeddings", "optimizer") else value != default
-            if asked and self.lacks(name) and not (self.init and name in SET_BY_WEIGHTS):
-                found.append(name)
-        return found
+            # these rungs have an untied head and AdamW only: for them the default itself does nothing
+            chosen = value == default and name in named if name in ("tie_embeddings", "optimizer") else value != default
+            if chosen and self.lacks(name) and not (self.init and name in SET_BY_WEIGHTS):
+                unused.append(name)
+        return unused
 
     def refuse_unused(self, named: Collection[str] = ()) -> None:
-        """Raise BardletError for the first of the `unused` settings."""
+        """Raise BardletError for the first `unused` setting."""
         for name in self.unused(named):
-            *some, last = [model for model in (*RUNGS, "gpt2", "qwen3") if model not in ABSENT_IN[name]]
+            *others, last = [model for model in (*RUNGS, "gpt2", "qwen3") if model not in ABSENT_IN[name]]
             value = getattr(self, name)
             setting = flag(name) + ("" if value is True else f" {value}")
-            raise BardletError(f"{setting}: {self.model} does not have that; leave it out, or take --model "
-                               f"{', '.join(some)} or {last}")
+            raise BardletError(f"{setting}: does not apply to {self.model}; drop it, or use --model "
+                               f"{', '.join(others)} or {last}")
 
     def as_model(self, shape: ModelConfig) -> Self:
-        """The settings with the shape of the weights that training starts from; its windows may be shorter."""
+        """Return the settings with the shape of given weights; the context window may be shorter."""
         config = replace(self, model=cast(Model, shape.model), n_layer=shape.n_layer, n_head=shape.n_head,
                          n_encoder_layer=shape.n_encoder_layer or None, n_kv_head=shape.n_kv_head,
                          n_embd=shape.n_embd, n_inner=shape.n_inner, tie_embeddings=shape.tie_embeddings,
@@ -145,7 +148,7 @@ class FromScratch(ModelSettings, Settings):
         return config
 
     def model_config(self, vocab_size: int) -> ModelConfig:
-        """The shape of the model that these settings and a tokenizer of `vocab_size` tokens ask for."""
+        """Return the shape of the model for a tokenizer with `vocab_size` tokens."""
         c = self.resolved()
         if c.model in RUNGS:
             return c._rung(vocab_size)
@@ -162,18 +165,18 @@ class FromScratch(ModelSettings, Settings):
         )
 
     def _gated_width(self) -> int:
-        """Two thirds of 4 n_embd, rounded up to a multiple of 32: three matrices then cost what two did."""
+        """Return 8/3 n_embd, rounded up to a multiple of 32: three matrices for the cost of two of width 4 n_embd."""
         return -(-8 * self.n_embd // (3 * 32)) * 32
 
     def _rung(self, vocab_size: int) -> ModelConfig:
-        """The shape of a rung of the ladder: what it does not have yet counts 1, and its head is its own."""
+        """Return the shape of a rung of the ladder; parts that it lacks count as 1, and its head is not tied."""
         gated, modern = self.model in ("swiglu", "qk-norm"), self.model in ROTARY
         n_head = 1 if self.model in WITHOUT_HEADS else self.n_head
         wide = self._gated_width() if gated else 4 * self.n_embd
         return ModelConfig(
             model=self.model, vocab_size=vocab_size, block_size=self.block_size,
-            n_layer=1 if self.model in WITHOUT_BLOCKS else self.n_layer, n_head=n_head, n_kv_head=n_head, n_embd=self.n_embd,
-            head_dim=self.n_embd // n_head,
+            n_layer=1 if self.model in WITHOUT_BLOCKS else self.n_layer, n_head=n_head, n_kv_head=n_head,
+            n_embd=self.n_embd, head_dim=self.n_embd // n_head,
             n_inner=self.n_embd if self.model == "feed-forward" else self.n_inner or wide,
             dropout=0.0 if self.lacks("dropout") else self.dropout,
             tie_embeddings=False, activation="silu" if gated else "relu", norm_eps=1e-6 if modern else 1e-5,
@@ -182,18 +185,18 @@ class FromScratch(ModelSettings, Settings):
 
 @dataclass(frozen=True)
 class TrainConfig(Rows, FromScratch):
-    """Pretraining on a text."""
+    """Settings of pretraining on a text."""
 
     auto_defaults: ClassVar[dict[str, Any]] = {**FromScratch.auto_defaults, "batch_size": 32, "eval_tokens": 131_072}
 
     text: tuple[str, ...] = ()
-    """Named corpora, files, folders or globs; none: Tiny Shakespeare."""
+    """Files, folders, globs or named corpora (default: Tiny Shakespeare). `bardlet data` lists the named corpora."""
     field: str = "text"
-    """The field of a .jsonl record that holds its text."""
+    """Field of a .jsonl record that holds the text."""
     batch_size: Auto[int] = AUTO
-    """Windows of a micro-batch, over all processes; none: 32, or by the plan."""
+    """Windows per micro-batch (default: by the plan). Over all processes; 32 without a plan."""
     eval_tokens: Auto[int] = AUTO
-    """Validation tokens of one evaluation, evenly spread; none: 131,072, or fewer in a short run; 0: all."""
+    """Validation tokens per evaluation (default: 131,072, fewer in a short run). Evenly spread; 0: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,81 +206,81 @@ class TrainConfig(Rows, FromScratch):
     def _check_model(self) -> None:
         super()._check_model()
         if self.model == "encdec":
-            raise BardletError("an encoder-decoder translates: name its pairs, with --source F --target F or --pair "
-                               "de-en")
+            raise BardletError("--model encdec translates: name sentence pairs with --source FILE "
+                               "--target FILE, or with --pair de-en")
         if self.n_encoder_layer is not None:
-            raise BardletError(f"--n-encoder-layer {self.n_encoder_layer}: {self.model} has no encoder; leave it out, "
-                               "or take --model encdec")
+            raise BardletError(f"--n-encoder-layer {self.n_encoder_layer}: {self.model} has no encoder; drop it, "
+                               "or use --model encdec")
 
 
 @dataclass(frozen=True)
 class TranslationConfig(FromScratch):
-    """Training on pairs of sentences: each source with its translation."""
+    """Settings of translation: training on sentence pairs."""
 
-    auto_defaults: ClassVar[dict[str, Any]] = {**FromScratch.auto_defaults, "block_size": 256, "lr": 8e-3, "muon_lr": 4e-2}
+    auto_defaults: ClassVar[dict[str, Any]] = {**FromScratch.auto_defaults, "block_size": 256, "lr": 8e-3,
+                                               "muon_lr": 4e-2}
     short_rows = True
     batch_setting = "batch_tokens"
 
     text: tuple[str, ...] = ()
-    """A named parallel corpus, multi30k."""
+    """A named parallel corpus: multi30k."""
     source: str | None = None
-    """The file whose lines are to be translated; with --target."""
+    """File with the sentences to translate, one per line."""
     target: str | None = None
-    """The file whose line n is the translation of line n of --source."""
+    """File with the translation of each line of --source."""
     pair: str | None = None
-    """from-to of a named parallel corpus, as de-en of multi30k."""
+    """Language pair of a named parallel corpus, as in de-en."""
     lowercase: bool | None = None
-    """Have the tokenizer make all text lower case; none: as the corpus asks for, files of your own not."""
+    """Lowercase all text in the tokenizer (default: only if the named corpus asks for it)."""
     model: Model = "encdec"
     """Architecture: encdec, qwen3 or gpt2."""
     prefix_lm: bool = False
-    """A decoder-only model sees the source both ways, as an encoder does."""
+    """Let a decoder-only model attend to the source bidirectionally."""
     label_smoothing: float = 0.1
-    """The part of each target that is spread evenly over the vocabulary (in the training loss alone)."""
+    """Label smoothing of the training loss."""
     batch_tokens: int = 4096
-    """Tokens of a micro-batch with its padding, of the longer side, over all processes."""
+    """Tokens per micro-batch of sentence pairs. Counted on the longer side with padding, over all processes."""
     lr: Auto[float] = AUTO
-    """Peak learning rate of AdamW; none: 8e-3, with --init 2e-3."""
+    """Peak learning rate of AdamW (default: 8e-3, with --init 2e-3)."""
     muon_lr: Auto[float] = AUTO
-    """Peak learning rate of Muon; none: 4e-2, with --init 2e-2."""
+    """Peak learning rate of Muon (default: 4e-2, with --init 2e-2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(lambda x: x >= 1, "at least 1", "batch_tokens")
         self.require(lambda x: 0 <= x < 1, "at least 0 and below 1", "label_smoothing")
         if self.tokenizer in ("char", "byte"):
-            raise BardletError(f"--tokenizer {self.tokenizer}: pairs are translated with bpe, which has a token for "
-                               "padding; leave it out")
+            raise BardletError(f"--tokenizer {self.tokenizer}: translation needs bpe, which has a padding token; "
+                               "drop it")
 
     def _check_model(self) -> None:
         super()._check_model()
         if self.model in RUNGS:
             raise BardletError(f"--model {self.model}: a rung of the ladder does not translate; "
-                               "take encdec, qwen3 or gpt2")
+                               "use encdec, qwen3 or gpt2")
         if self.model != "encdec" and self.n_encoder_layer is not None:
-            raise BardletError(f"--n-encoder-layer {self.n_encoder_layer}: {self.model} has no encoder; leave it out, "
-                               "or take --model encdec")
+            raise BardletError(f"--n-encoder-layer {self.n_encoder_layer}: {self.model} has no encoder; drop it, "
+                               "or use --model encdec")
         if self.model == "encdec":
-            most = MAX_SINUSOIDS
-            self.require(lambda x: x <= most, f"at most {most} (encdec)", "block_size")
+            self.require(lambda x: x <= MAX_SINUSOIDS, f"at most {MAX_SINUSOIDS} (encdec)", "block_size")
             if self.prefix_lm:
-                raise BardletError("--prefix-lm: an encoder sees its source both ways already; "
-                                   "leave it out, or take --model qwen3 or gpt2")
+                raise BardletError("--prefix-lm: an encoder is bidirectional already; "
+                                   "drop it, or use --model qwen3 or gpt2")
             if not self.tie_embeddings:
-                raise BardletError("--no-tie-embeddings: encdec has one table for source, target and head; "
-                                   "leave it out")
+                raise BardletError("--no-tie-embeddings: encdec shares one matrix between source, target and head; "
+                                   "drop it")
 
     @property
     def rows_vary(self) -> bool:
-        """Whether the rows of one step are wider than those of another."""
+        """True if the width of the rows varies between steps."""
         return True
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of the longer side of the global batch, at most."""
+        """Maximum number of tokens of the global batch, on the longer side."""
         return self.batch_tokens * self.grad_accum
 
     def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Self:
-        """The same pairs in more and smaller micro-batches (`Settings.with_micro_batches_of`)."""
+        """Return the same pairs in smaller micro-batches (`Settings.with_micro_batches_of`)."""
         pieces = next(n for n in range(-(-asked // rows), self.batch_tokens + 1) if self.batch_tokens % n == 0)
         return replace(self, batch_tokens=self.batch_tokens // pieces, grad_accum=self.grad_accum * pieces)

@@ -1,9 +1,9 @@
-"""Which settings belong to which stage. Nothing here imports torch.
+"""Settings class of each stage. Nothing here imports torch.
 
     train   a text                   TrainConfig        reward  preferences   RewardConfig
             pairs of sentences       TranslationConfig  ppo     rewards       PPOConfig
     sft     conversations            SFTConfig          grpo    rewards       GRPOConfig
-    dpo     preferences              DPOConfig
+    dpo     preferences              DPOConfig          kto     labels        KTOConfig
 """
 
 from __future__ import annotations
@@ -12,19 +12,28 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from bardlet.config.finetuning import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
+from bardlet.config.finetuning import DPOConfig, FineTuneConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
+from bardlet.config.kto import KTOConfig
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 
 NAMED_PAIRS = ("multi30k",)
-"""Named corpora of sentence pairs."""
+"""Named parallel corpora."""
 
-CONFIGS: tuple[type[Settings], ...] = (TrainConfig, TranslationConfig, SFTConfig, RewardConfig, DPOConfig, PPOConfig,
-                                       GRPOConfig)
+STAGES: dict[type[Settings], str] = {
+    TrainConfig: "pretrain:Pretraining", TranslationConfig: "translation:Translation", SFTConfig: "sft:SFT",
+    RewardConfig: "reward_model:RewardModeling", DPOConfig: "dpo:DPO", KTOConfig: "kto:KTO",
+    PPOConfig: "ppo:PPO", GRPOConfig: "grpo:GRPO"}
+"""Every stage: its settings, and the class in stages/ that runs it. The commands and the Python API come from here."""
+
+CONFIGS = tuple(STAGES)
+
+FINE_TUNING = tuple(kind for kind in CONFIGS if issubclass(kind, FineTuneConfig))
+"""The stages that train a model further, in the order of a ChatGPT."""
 
 
 def config_class(values: Mapping[str, Any]) -> type[Settings]:
-    """The class of these settings: by `stage`, and in pretraining by whether they name pairs."""
+    """Return the settings class for these values: by `stage`, and for pretraining by whether they name pairs."""
     stage = values.get("stage", "pretrain")
     if stage == "pretrain":
         text = values.get("text")
@@ -35,5 +44,5 @@ def config_class(values: Mapping[str, Any]) -> type[Settings]:
 
 
 def classes_with(name: str) -> list[type[Settings]]:
-    """The classes of settings that have one of this name."""
+    """Return the settings classes that have a setting of this name."""
     return [config for config in CONFIGS if name in {field.name for field in fields(config)}]

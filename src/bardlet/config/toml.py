@@ -1,6 +1,6 @@
-"""Settings as TOML: read and checked, written with what happened, and sealed. Nothing here imports torch.
+"""Settings as TOML: read and validate them, write run.toml with its own digest. Nothing here imports torch.
 
-A key that is unknown, or a value of another kind, is an error with its place; `run.toml` ends with its own sha256.
+An unknown key or a value of the wrong type is an error that names its place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bardlet.errors import BardletError, printable
 S = TypeVar("S", bound=Settings)
 STAGES = tuple(dict.fromkeys(config.stage for config in CONFIGS))
 SHAPE = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings")
-"""What run.toml says of the shape of a model that was fine-tuned."""
+"""Settings of the base model's shape that the run.toml of a fine-tuning run repeats."""
 
 
 @overload
@@ -31,75 +31,78 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Settings: ...
 @overload
 def from_mapping(values: Mapping[str, Any], where: str, kind: type[S]) -> S: ...
 def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any:
-    """The settings of `values`; an unknown name, or a value of another type, is an error that names `where`.
+    """Return the settings in `values`.
 
     Args:
-        kind: the class of settings that is wanted; None: the one that `values` are for. What only other classes have
-            is left out.
+        where: what an error names as the source of the values.
+        kind: the settings class; None: by `config_class`. Settings that only other classes have are dropped.
+
+    Raises:
+        BardletError: an unknown name, or a value of the wrong type.
     """
     stage = values.get("stage", "pretrain")
     if stage not in STAGES:
-        raise BardletError(f"{where}: stage = {printable(stage)}: it must be one of {', '.join(STAGES)}")
+        raise BardletError(f"{where}: stage = {printable(stage)}: must be one of {', '.join(STAGES)}")
     kind = kind or config_class(values)
     known = {f.name for f in fields(kind)}
     values = {name: value for name, value in values.items() if name != "stage"}
-    if issubclass(kind, FineTuneConfig):  # run.toml tells its reader the shape, which the weights decide
+    if issubclass(kind, FineTuneConfig):  # run.toml repeats the shape for its reader; the weights decide it
         values = {name: value for name, value in values.items() if name not in SET_BY_WEIGHTS}
-    hints, ready = get_type_hints(kind), {}
+    hints, checked = get_type_hints(kind), {}
     for name, value in values.items():
         if name in known:
-            ready[name] = _typed(value, hints[name], f"{where}: {name}")
+            checked[name] = _typed(value, hints[name], f"{where}: {name}")
         elif not classes_with(name):
             near = get_close_matches(name, known, 1)
             raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near
-                               else "; `bardlet train --help` lists them (here with _ for -)"))
+                               else "; `bardlet train --help` lists the settings (in a file with _ for -)"))
     try:
-        return kind(**ready)
+        return kind(**checked)
     except BardletError as error:
         raise BardletError(f"{where}: {error}") from None
 
 
 def why_not(name: str, kind: type[Settings]) -> str:
-    """Why a class of settings does not have the one of this name, which others have, and what to do."""
+    """Explain why a settings class lacks a setting that others have, and what to do."""
     others = classes_with(name)
     if issubclass(kind, TranslationConfig) and TrainConfig in others:
-        return "pairs of sentences have none; leave it out" + ", or give --batch-tokens" * (name == "batch_size")
+        return "does not apply to sentence pairs; drop it" + ", or use --batch-tokens" * (name == "batch_size")
     stages = [f"`bardlet {other.command}`" for other in others if issubclass(other, FineTuneConfig)]
     if stages and len(stages) == len(others):
-        return f"is for {', '.join(stages)}; leave it out"
+        return f"is a setting of {', '.join(stages)}; drop it"
     if issubclass(kind, FineTuneConfig):
-        return f"`bardlet {kind.command}` does not have that; leave it out"
-    return "is for translation; leave it out, or give --source F --target F or --pair"
+        return f"does not apply to `bardlet {kind.command}`; drop it"
+    return "is a setting of translation; drop it, or name pairs with --source FILE --target FILE or --pair"
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 'text, in " "'}
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` from TOML as `hint` wants it (a list is a tuple, an int serves as a float), or an error."""
+    """Return a TOML value as the type `hint` (a list as a tuple, an int as a float), or raise BardletError."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in inner:
-            raise BardletError(f"{where} = {printable(value)}: it must be one of {', '.join(map(str, inner))}")
+            raise BardletError(f"{where} = {printable(value)}: must be one of {', '.join(map(str, inner))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise BardletError(f"{where} = {printable(value)}: it must be a list, in [ ]")
+            raise BardletError(f"{where} = {printable(value)}: must be a list, in [ ]")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
-            raise BardletError(f"{where} = {printable(value)}: it must have {len(kinds)} entries")
+            raise BardletError(f"{where} = {printable(value)}: must have {len(kinds)} entries")
         return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
     if inner:  # X | None
         return None if value is None else _typed(value, next(k for k in inner if k is not type(None)), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise BardletError(f"{where} = {printable(value)}: it must be {KINDS[hint]}")
+        raise BardletError(f"{where} = {printable(value)}: must be {KINDS[hint]}")
     return value
 
 
 MAX_TOML_BYTES = 1 << 22
-"""Bytes of the largest file of settings that is read: a run writes 3 kB, and more where many files were named."""
+"""Maximum size of a settings file in bytes. A run writes 3 kB, more if it names many files."""
 
 
 @overload
@@ -107,48 +110,48 @@ def read_toml(path: Path) -> tuple[Settings, dict[str, Any]]: ...
 @overload
 def read_toml(path: Path, kind: type[S]) -> tuple[S, dict[str, Any]]: ...
 def read_toml(path: Path, kind: Any = None) -> Any:
-    """The settings in a TOML file, and its `[record]` (empty in a file that no run wrote). kind: of `from_mapping`."""
+    """Return the settings in a TOML file and its `[record]`, empty if no run wrote it. kind: as in `from_mapping`."""
     values = _read(path)
     record = values.pop("record", {})
     if not isinstance(record, dict):
-        raise BardletError(f"{path}: record = {printable(record)}: it must be a table, [record]; take the line out")
+        raise BardletError(f"{path}: record = {printable(record)}: must be a table, [record]; delete the line")
     settings = from_mapping(values, str(path), kind) if kind else from_mapping(values, str(path))
     return settings, record
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """What a TOML file says of settings, as it says it, unchecked. BardletError where it cannot be read."""
+    """Return the settings of a TOML file, not validated. Raise BardletError if it cannot be read."""
     return {name: value for name, value in _read(path).items() if name != "record"}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. BardletError where it cannot be read."""
+    """Return the contents of a TOML file. Raise BardletError if it cannot be read."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise BardletError(f"{path}: is no file; name a TOML file of settings")
+            raise BardletError(f"{path}: is not a regular file; name a TOML settings file")
         if path.stat().st_size > MAX_TOML_BYTES:
-            raise BardletError(f"{path}: {path.stat().st_size:,} bytes are too many for a file of settings; "
-                               "name another, or put back a copy")
+            raise BardletError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file; "
+                               "name another, or restore a copy")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise BardletError(f"{path}: there is no such file; --config wants a TOML file of settings") from None
+        raise BardletError(f"{path}: no such file; --config takes a TOML settings file") from None
     except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror}); name a TOML file of settings") from None
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); name a TOML settings file") from None
     except UnicodeDecodeError as error:
-        raise BardletError(f"{path}: byte {error.start} is no UTF-8: save the file as UTF-8") from None
+        raise BardletError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise BardletError(f"{path}: is not TOML: {error}; a line is `name = value`, text in \" \"") from None
+        raise BardletError(f"{path}: not valid TOML: {error}; write `name = value`, with text in \" \"") from None
 
 
 def as_mapping(config: Settings) -> dict[str, Any]:
-    """Every setting by its name, with the stage: what `from_mapping` reads."""
+    """Return every setting by name, with the stage: the inverse of `from_mapping`."""
     return {"stage": config.stage, **asdict(config)}
 
 
 def to_toml(config: Settings, record: Mapping[str, Any], shape: ModelConfig | None = None) -> str:
-    """The text of run.toml: every setting that the model has and that has a value, then what happened.
+    """Return the text of run.toml: every setting with a value that applies to the model, then the record.
 
-    shape: of the model, which the settings of fine-tuning do not have and a reader of the file wants to know.
+    shape: the shape of the base model, which fine-tuning settings lack.
     """
     import tomli_w
 
@@ -161,9 +164,9 @@ def to_toml(config: Settings, record: Mapping[str, Any], shape: ModelConfig | No
               if value is not None}  # TOML has no null
     values["replans"] = [list(pair) for pair in config.replans]
     head = (f"# Written by bardlet. `bardlet {config.command} --config run.toml` repeats this run; "
-            "[record] says what happened.\n")
-    happened = {name: value for name, value in record.items() if value is not None}
-    text = head + tomli_w.dumps({"stage": config.stage, **values, "record": happened})
+            "[record] has the results.\n")
+    results = {name: value for name, value in record.items() if value is not None}
+    text = head + tomli_w.dumps({"stage": config.stage, **values, "record": results})
     return f"{text}{DIGEST_LINE}{_digest(text)}\n"
 
 
@@ -171,7 +174,7 @@ DIGEST_LINE = "# sha256 of all above, by which `bardlet resume` sees that nobody
 
 
 def is_untouched(path: Path) -> bool:
-    """Whether a run.toml is, byte for byte, what a run wrote."""
+    """Return True if a run.toml is byte for byte as a run wrote it."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_TOML_BYTES:
         return False
     text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(DIGEST_LINE)
@@ -183,7 +186,7 @@ def _digest(text: str) -> str:
 
 
 def non_default(config: Settings) -> dict[str, Any]:
-    """The settings that differ from their defaults."""
+    """Return the settings that differ from their defaults."""
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING} | config.auto_defaults
     return {f.name: getattr(config, f.name) for f in fields(config)
             if f.name in defaults and getattr(config, f.name) not in (defaults[f.name], None)}

@@ -1,8 +1,8 @@
-"""A training batch: tensors by name, whose rows micro-batches and ranks share."""
+"""A training batch: named tensors, split by rows among micro-batches and ranks."""
 
 from __future__ import annotations
 
 import torch
 
 Batch = dict[str, torch.Tensor]
-"""Named tensors that all have the rows of the batch in front, so that any slice of rows is a batch again."""
+"""Named tensors whose first dimension is the row of the batch, so that any slice of rows is a batch, too."""

@@ -1,10 +1,9 @@
 """Sentence pairs as tokens and as batches.
 
-Each line is a sequence of tokens with the separator at its end. A batch holds pairs of similar lengths, so that little
-of it is padding, and about the same number of tokens whatever the lengths; which pairs a step has is a function of seed
-and step, as everywhere.
+Each line becomes its tokens and a separator. A batch holds pairs of similar lengths, so there is little padding, and
+about the same number of tokens whatever the lengths. As everywhere, the batch is a pure function of (seed, step).
 
-B rows of a batch, S tokens of a source, T tokens of a target, N pairs. Padding is on the right.
+Shapes: B rows of a batch, S tokens of a source, T tokens of a target, N pairs. Padding is on the right.
 """
 
 from __future__ import annotations
@@ -48,40 +47,40 @@ class TokenizedLines:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each line begins: (N,) int64."""
+        """Index of the first token of each line: (N,) int64."""
         return np.concatenate(([0], self.ends[:-1])).astype(np.int64)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """How many tokens each line has, with its separator: (N,) int64."""
+        """Tokens of each line, including its separator: (N,) int64."""
         return self.ends - self.starts
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def line(self, number: int) -> np.ndarray:
-        """The ids of a line, its separator last: (T,)."""
+        """Return the ids of a line, the separator last: (T,)."""
         return self.tokens[self.starts[number] : self.ends[number]]
 
-    def part(self, which: slice) -> TokenizedLines:
-        """The lines of a slice without step."""
-        begins = self.starts[which]
-        first = int(begins[0]) if len(begins) else 0
-        ends = self.ends[which]
+    def part(self, span: slice) -> TokenizedLines:
+        """Return the lines of a slice without step."""
+        starts = self.starts[span]
+        first = int(starts[0]) if len(starts) else 0
+        ends = self.ends[span]
         return TokenizedLines(self.tokens[first : int(ends[-1]) if len(ends) else 0], ends - first)
 
-    def rows(self, which: np.ndarray, width: int, fill: int) -> np.ndarray:
-        """The lines `which` (B,), filled up to `width` with `fill` on the right: (B, width) int64."""
-        place = self.starts[which, None] + np.arange(width)
-        inside = np.arange(width) < self.lengths[which, None]
-        return np.where(inside, self.tokens[np.minimum(place, len(self.tokens) - 1)], fill).astype(np.int64)
+    def rows(self, indices: np.ndarray, width: int, fill: int) -> np.ndarray:
+        """Return the lines `indices` (B,), padded to `width` with `fill` on the right: (B, width) int64."""
+        position = self.starts[indices, None] + np.arange(width)
+        inside = np.arange(width) < self.lengths[indices, None]
+        return np.where(inside, self.tokens[np.minimum(position, len(self.tokens) - 1)], fill).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Pairs as tokens. train, val: (source, target). reason: why this tokenizer, a sentence.
+    """Pairs as tokens. train, val: (source, target). reason: why this tokenizer was chosen.
 
-    leaked: the share of the pairs held out whose source is among those of the training part. folder: where they lie.
+    leaked: share of the validation pairs whose source also occurs in the training part. folder: where they are cached.
     """
 
     train: tuple[TokenizedLines, TokenizedLines]
@@ -91,57 +90,61 @@ class TokenizedPairs:
     leaked: float
     folder: Path
 
-def tokenize_pairs(found: ParallelCorpus, tokenizer: str | Tokenizer = "auto", vocab_size: int | None = None,
-            progress: Progress | None = None, cache: Path | None = None) -> TokenizedPairs:
-    """The pairs as tokens: from the cache when they are there and whole, else made.
+
+def tokenize_pairs(corpus: ParallelCorpus, tokenizer: str | Tokenizer = "auto", vocab_size: int | None = None,
+                   progress: Progress | None = None, cache: Path | None = None) -> TokenizedPairs:
+    """Return the pairs as tokens: from the cache if they are there and intact, else tokenize them.
 
     Args:
-        tokenizer: "auto" or "bpe" for one BPE of both languages, trained on the training part; or one from elsewhere.
-        vocab_size: of a new one; None: by the length of the text.
+        tokenizer: "auto" or "bpe" trains one BPE for both languages on the training part; a Tokenizer is used as it is.
+        vocab_size: of a new tokenizer; None chooses it by the length of the text.
 
     Raises:
-        BardletError: too few pairs, a tokenizer without separator or padding, a cache that cannot be written.
+        BardletError: too few pairs, a tokenizer without separator or padding token, or a cache that is not writable.
     """
-    spec = tokenizer.hash if isinstance(tokenizer, Tokenizer) else f"bpe {vocab_size} {found.lowercase}"
-    key = hashlib.sha256(f"{found.hash} {found.val is None} {spec} {VERSION}".encode()).hexdigest()
+    spec = tokenizer.hash if isinstance(tokenizer, Tokenizer) else f"bpe {vocab_size} {corpus.lowercase}"
+    key = hashlib.sha256(f"{corpus.hash} {corpus.val is None} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
-    folder = root / f"{found.name[:60]}-{key[:16]}"
+    folder = root / f"{corpus.name[:60]}-{key[:16]}"
 
-    def build(whole: Path) -> None:
-        _build(found, tokenizer, vocab_size, whole, progress)
+    def build(target: Path) -> None:
+        _build(corpus, tokenizer, vocab_size, target, progress)
 
     return shards.build_or_read(folder, build, _open)
 
 
-def _build(found: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None, folder: Path,
+def _build(corpus: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None, folder: Path,
            progress: Progress | None) -> None:
-    """Writes tokenizer, four shards and prepared.json into an empty folder."""
-    parts = {part: list(found.pairs(part)) for part in ("train", "val")}
+    """Write the tokenizer, four shards and prepared.json into an empty folder."""
+    parts = {part: list(corpus.pairs(part)) for part in ("train", "val")}
     for part, pairs in parts.items():
         if not pairs:
-            raise BardletError(f"{found.name}: its {'training' if part == 'train' else 'validation'} part has no pairs")
+            name = "training" if part == "train" else "validation"
+            raise BardletError(f"{corpus.name}: the {name} part has no pairs; check that its files have text")
     if isinstance(spec, Tokenizer):
         tokenizer, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
         if tokenizer.eos_id is None or tokenizer.pad_id is None:
-            raise BardletError("the model's tokenizer has no token for the end of a line, or none for padding; "
-                               "pairs need both, which every bpe of bardlet has")
+            raise BardletError("the model's tokenizer has no end-of-line or no padding token, and translation needs "
+                               "both; use a model with a bpe tokenizer of bardlet")
     else:
         characters = sum(map(len, (line for pair in parts["train"] for line in pair)))
-        # twice what one text would get: there are two languages, and shorter lines are worth the larger head (LOG.md)
+        # twice the size for a single text: there are two languages, and short lines justify a larger head (LOG.md)
         size = vocab_size or 2 * tokenization.suggest_vocab_size(characters, 0)
         if progress:
             progress("train bpe", 0, None)
-        tokenizer = tokenization.train_bpe((line for pair in parts["train"] for line in pair), size, found.lowercase, True)
-        reason = f"bpe: {tokenizer.vocab_size:,} tokens for both languages" + (", lower case" if found.lowercase else "")
+        tokenizer = tokenization.train_bpe((line for pair in parts["train"] for line in pair), size, corpus.lowercase,
+                                           True)
+        reason = (f"bpe: {tokenizer.vocab_size:,} tokens for both languages"
+                  + (", lower case" if corpus.lowercase else ""))
     tokenizer.save(folder)
     for part, pairs in parts.items():
         for side, name in enumerate(SIDES):
-            documents = ((f"{found.name}, {part}, {name}", pair[side]) for pair in pairs)
-            shards.write_shard(folder / f"{part}.{name}.npy", documents, tokenizer, several=True)
-    known = {source for source, _ in parts["train"]}
-    leaked = sum(source in known for source, _ in parts["val"]) / len(parts["val"])
-    facts = {"reason": reason, "leaked": round(leaked, 4)}
-    (folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            documents = ((f"{corpus.name}, {part}, {name}", pair[side]) for pair in pairs)
+            shards.write_shard(folder / f"{part}.{name}.npy", documents, tokenizer, separate=True)
+    train_sources = {source for source, _ in parts["train"]}
+    leaked = sum(source in train_sources for source, _ in parts["val"]) / len(parts["val"])
+    metadata = {"reason": reason, "leaked": round(leaked, 4)}
+    (folder / "prepared.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     names = [f"{part}.{name}.npy" for part in parts for name in SIDES]
     manifest.write_manifest(folder, [*names, "prepared.json", "tokenizer.json", "tokenizer_config.json"])
 
@@ -149,7 +152,7 @@ def _build(found: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None,
 def _open(folder: Path) -> TokenizedPairs:
     shards.check(folder)
     tokenizer = tokenization.load(folder)
-    facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    metadata = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
 
     def lines(part: str, name: str) -> TokenizedLines:
         tokens = shards.open_shard(folder / f"{part}.{name}.npy")
@@ -158,38 +161,39 @@ def _open(folder: Path) -> TokenizedPairs:
     train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))
     if any(len(source) != len(target) for source, target in (train, val)):
         raise BardletError(f"{folder}: source and target have different numbers of lines")
-    return TokenizedPairs(train=train, val=val, tokenizer=tokenizer, folder=folder, **facts)  # type: ignore[arg-type]
+    return TokenizedPairs(train=train, val=val, tokenizer=tokenizer, folder=folder, **metadata)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------ batches
 
 
 def bucket(length: np.ndarray) -> np.ndarray:
-    """The width of the bucket for a pair of such a length: even up to 64, then in steps of a 32nd to a 16th. int64."""
+    """Return the bucket width of each length: even up to 64, then in steps of a 32nd to a 16th. int64."""
     step = 2 ** np.maximum(1, np.ceil(np.log2(np.maximum(length, 1))).astype(np.int64) - 5)
     return -(-length // step) * step
 
 
 class PairBatches:
-    """Batches of pairs of similar lengths. An epoch has every pair once; how many batches it has is always the same.
+    """Batches of pairs of similar lengths. Every epoch has each pair once, and the same number of batches.
 
-    A pair is as wide as its longer side. Each bucket of widths is shuffled and cut into batches; what is left over goes
-    on into the next wider bucket, so that one batch of an epoch at most is small. The batches come in random order.
+    A pair is as wide as its longer side. Each width bucket is shuffled and cut into batches; the remainder joins the
+    next wider bucket, so at most one batch of an epoch is small. The batches come in random order.
     """
 
     def __init__(self, lines: tuple[TokenizedLines, TokenizedLines], format: PairFormat, batch_tokens: int, seed: int,
                  multiple: int = 1) -> None:
-        """batch_tokens: rows times width of a batch, at most. Pairs that are wider than format.longest are left out.
+        """Leave out pairs wider than format.longest.
 
-        multiple: the rows of a batch are filled up to a multiple of it, with rows that have no targets.
+        batch_tokens: maximum of rows times width of a batch.
+        multiple: pad the rows of a batch to a multiple of this, with rows that have no targets.
         """
         self.lines, self.format, self.seed, self.multiple = lines, format, seed, multiple
         length = format.width(lines[0].lengths, lines[1].lengths)
         self.kept = np.flatnonzero(length <= format.longest)
         self.left_out = len(length) - len(self.kept)
         if not len(self.kept):
-            raise BardletError(f"all {len(length):,} pairs are longer than --block-size {format.longest}: "
-                               "take a larger one")
+            raise BardletError(f"all {len(length):,} pairs are longer than --block-size {format.longest}; "
+                               "use a larger one")
         self.width = np.minimum(bucket(length[self.kept]), format.longest)
         self.buckets = [(int(w), np.flatnonzero(self.width == w)) for w in np.unique(self.width)]
         self.rows = {w: max(1, batch_tokens // w) for w, _ in self.buckets}
@@ -197,50 +201,51 @@ class PairBatches:
         self.batches_per_epoch = len(self.epoch(0))
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """The batches of an epoch in their order: which pairs each has, (B,) int64."""
+        """Return the batches of an epoch in order: the indices of each batch's pairs, (B,) int64."""
         if number not in self._epochs:
             random = np.random.default_rng([self.seed % 2**64, number])
-            made: list[np.ndarray] = []
-            left = np.zeros(0, np.int64)
+            batches: list[np.ndarray] = []
+            rest = np.zeros(0, np.int64)
             for width, members in self.buckets:
-                pool, rows = np.concatenate((left, random.permutation(members))), self.rows[width]
+                pool, rows = np.concatenate((rest, random.permutation(members))), self.rows[width]
                 whole = len(pool) // rows * rows
-                made += np.split(pool[:whole], whole // rows) if whole else []
-                left = pool[whole:]
-            if len(left):
-                made.append(left)
+                batches += np.split(pool[:whole], whole // rows) if whole else []
+                rest = pool[whole:]
+            if len(rest):
+                batches.append(rest)
             if len(self._epochs) > 1:
                 self._epochs.clear()
-            self._epochs[number] = [self.kept[made[i]] for i in random.permutation(len(made))]
+            self._epochs[number] = [self.kept[batches[i]] for i in random.permutation(len(batches))]
         return self._epochs[number]
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step from 0 on, on the CPU; a pure function of (seed, step)."""
+        """Return the batch of a step, counted from 0, on the CPU; a pure function of (seed, step)."""
         epoch, within = divmod(step, self.batches_per_epoch)
         return self.format.batch(self.lines, self.epoch(epoch)[within], self.multiple)
 
     def widest(self) -> Batch:
-        """A batch as large as any could be: as many rows as the widest bucket has, a token in every place."""
+        """Return a batch as large as any can be: all rows of the widest bucket, without padding."""
         width = self.buckets[-1][0]
         rows = -(-self.rows[width] // self.multiple) * self.multiple
         ids, length = torch.zeros((rows, width), dtype=torch.int64), torch.full((rows,), width)
-        own = {"prefix": torch.ones_like(length)} if self.format.joined else {"source": ids, "source_length": length}
-        return {**own, "idx": ids, "target": ids}
+        extra = {"prefix": torch.ones_like(length)} if self.format.joined else {"source": ids, "source_length": length}
+        return {**extra, "idx": ids, "target": ids}
 
     def describe_batch(self, step: int) -> str:
-        """Where the batch of a step lies, in words."""
+        """Return the epoch, batch and first pairs of a step, for messages."""
         epoch, within = divmod(step, self.batches_per_epoch)
         pairs = self.epoch(epoch)[within] + 1
-        return (f"{windows.epoch_and_batch(step, self.batches_per_epoch)}, with the pairs "
+        return (f"{windows.epoch_and_batch(step, self.batches_per_epoch)}, pairs "
                 f"{', '.join(map(str, pairs[:5]))}{' ...' if len(pairs) > 5 else ''}")
 
 
 @dataclass(frozen=True)
 class PairFormat:
-    """How pairs become the tensors of a batch.
+    """Layout of pairs as the tensors of a batch.
 
-    pad: the id that fills a row up; targets are IGNORE there. longest: no row is wider. joined: False, for an
-    encoder-decoder, the source beside the target; True, for a decoder-only model, both in one row, a separator between.
+    pad: padding id; targets are IGNORE there. longest: maximum width of a row. joined: False keeps source and target
+    in tensors of their own, for an encoder-decoder; True puts both into one row with a separator between them, for a
+    decoder-only model.
     """
 
     pad: int
@@ -248,56 +253,58 @@ class PairFormat:
     joined: bool = False
 
     def width(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """How wide pairs are whose sides have such lengths."""
+        """Return the width of pairs whose sides have these lengths."""
         return source + target - 1 if self.joined else np.maximum(source, target)
 
-    def widths(self, lengths: np.ndarray) -> int:
-        """The width of rows of which the longest is as long as the longest of `lengths`."""
+    def padded_width(self, lengths: np.ndarray) -> int:
+        """Return the common width of rows of these lengths: the bucket of the longest, at most `longest`."""
         return min(self.longest, int(bucket(lengths.max()[None])[0]))
 
-    def batch(self, lines: tuple[TokenizedLines, TokenizedLines], which: np.ndarray, multiple: int = 1) -> Batch:
-        """The pairs `which` (B,), all tensors int64.
+    def batch(self, lines: tuple[TokenizedLines, TokenizedLines], indices: np.ndarray, multiple: int = 1) -> Batch:
+        """Return the pairs `indices` (B,) as a batch; all tensors are int64.
 
-        Side by side: `source` (B, S), `source_length` (B,), `idx` (B, T), the target one later after a token of
-        padding, which is where a decoder begins, and `target` (B, T). Joined: `idx`, `target` (B, T), and `prefix`
-        (B,), the length of the source with its separator.
+        Separate: `source` (B, S), `source_length` (B,), `target` (B, T), and `idx` (B, T), the target shifted right
+        behind a padding token, which starts the decoder. Joined: `idx`, `target` (B, T), and `prefix` (B,), the length
+        of the source with its separator.
         """
-        rows = len(which)
-        which = np.concatenate((which, np.repeat(which[:1], -rows % multiple)))
+        rows = len(indices)
+        indices = np.concatenate((indices, np.repeat(indices[:1], -rows % multiple)))
         source, target = lines
-        length, ends = source.lengths[which], target.lengths[which]
+        source_length, length = source.lengths[indices], target.lengths[indices]
         if self.joined:
-            ends = self.width(length, ends)
-            T = self.widths(ends)
-            both = self._join(lines, which, T + 1)
-            made = {"idx": both[:, :-1], "prefix": length}
-            goal = np.where(np.arange(1, T + 1) < length[:, None], IGNORE, both[:, 1:])
+            length = self.width(source_length, length)
+            T = self.padded_width(length)
+            both = self._join(lines, indices, T + 1)
+            inputs = {"idx": both[:, :-1], "prefix": source_length}
+            targets = np.where(np.arange(1, T + 1) < source_length[:, None], IGNORE, both[:, 1:])
         else:
-            T = self.widths(ends)
-            goal = target.rows(which, T, self.pad)
-            made = {"source": source.rows(which, self.widths(length), self.pad), "source_length": length,
-                    "idx": np.concatenate((np.full((len(which), 1), self.pad), goal[:, :-1]), axis=1)}
-        goal = np.where(np.arange(T) < ends[:, None], goal, IGNORE)
-        goal[rows:] = IGNORE
-        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in (*made.items(), ("target", goal))}
+            T = self.padded_width(length)
+            targets = target.rows(indices, T, self.pad)
+            inputs = {"source": source.rows(indices, self.padded_width(source_length), self.pad),
+                      "source_length": source_length,
+                      "idx": np.concatenate((np.full((len(indices), 1), self.pad), targets[:, :-1]), axis=1)}
+        targets = np.where(np.arange(T) < length[:, None], targets, IGNORE)
+        targets[rows:] = IGNORE
+        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in (*inputs.items(), ("target", targets))}
 
-    def _join(self, lines: tuple[TokenizedLines, TokenizedLines], which: np.ndarray, width: int) -> np.ndarray:
-        """Source and target, one behind the other: (B, width)."""
-        source, target = (side.rows(which, width, self.pad) for side in lines)
-        length = lines[0].lengths[which, None]
-        place = np.arange(width) - length
-        shifted = np.take_along_axis(target, np.clip(place, 0, width - 1), axis=1)
-        return np.where(place < 0, source, shifted)
+    def _join(self, lines: tuple[TokenizedLines, TokenizedLines], indices: np.ndarray, width: int) -> np.ndarray:
+        """Return each source followed by its target: (B, width)."""
+        source, target = (side.rows(indices, width, self.pad) for side in lines)
+        source_length = lines[0].lengths[indices, None]
+        position = np.arange(width) - source_length
+        shifted = np.take_along_axis(target, np.clip(position, 0, width - 1), axis=1)
+        return np.where(position < 0, source, shifted)
 
 
-def validation_batches(lines: tuple[TokenizedLines, TokenizedLines], format: PairFormat, batch_tokens: int) -> list[Batch]:
-    """Every pair of the validation part that is not wider than format.longest, once, shortest first, in batches."""
+def validation_batches(lines: tuple[TokenizedLines, TokenizedLines], format: PairFormat,
+                       batch_tokens: int) -> list[Batch]:
+    """Return each validation pair that is at most format.longest wide once, shortest first, in batches."""
     length = format.width(lines[0].lengths, lines[1].lengths)
     order = np.argsort(length, kind="stable")
     order = order[length[order] <= format.longest]
-    made, start = [], 0
+    batches, start = [], 0
     while start < len(order):
-        rows = max(1, batch_tokens // format.widths(length[order[start : start + 1]]))  # about: the last may be wider
-        made.append(format.batch(lines, order[start : start + rows]))
+        rows = max(1, batch_tokens // format.padded_width(length[order[start : start + 1]]))  # the last may be wider
+        batches.append(format.batch(lines, order[start : start + rows]))
         start += rows
-    return made
+    return batches

@@ -1,9 +1,9 @@
-"""The one chat template: who says what, as tokens.
+"""The chat template: conversations as tokens.
 
     <|user|>What is two and two?<|end|><|assistant|>Four.<|end|>
 
-A special token for each role, the words, and `<|end|>`. What a person writes can never become one of these tokens: in
-content `<|` is written `< |`, here and in the template that transformers reads, so that both give the same ids.
+Each message is the special token of its role, its content, and `<|end|>`. Content can never become a special token:
+`<|` in it is written `< |`, both here and in the template that transformers reads, so both give the same ids.
 """
 
 from __future__ import annotations
@@ -25,63 +25,62 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""The same in Jinja, which transformers runs in a sandbox: `chat_template` of tokenizer_config.json."""
+"""The same in Jinja: `chat_template` of tokenizer_config.json, which transformers runs in a sandbox."""
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the template's special tokens, by name. Raises as `special_id` does."""
+    """Return the ids of the template's special tokens, by name. Raises as `special_id` does."""
     return {name: special_id(tokenizer, name) for name in (*ROLES, "end")}
 
 
-def encode(tokenizer: Tokenizer, messages: Sequence[Message], ask: bool = False,
-           marks: Mapping[str, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A conversation as tokens, and which of them the assistant wrote.
+def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False,
+           special: Mapping[str, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Encode a conversation, and mark the tokens that the assistant wrote.
 
     Args:
-        words: a tokenizer with the tokens of the template.
-        messages: in their order.
-        ask: let the assistant's next answer begin.
-        marks: those of `words`, where somebody has looked them up already.
+        tokenizer: has the special tokens of the template.
+        messages: in order.
+        add_generation_prompt: append `<|assistant|>`, so that the assistant's answer comes next.
+        special: the result of `special_tokens(tokenizer)`, to skip the lookup.
 
     Returns:
-        (ids, answer): int64 and boolean, both (T,). answer is True for the words of the assistant's messages and the
-        `<|end|>` behind each, which is what a model is to learn: never for what begins a message.
+        (ids, answer): int64 and bool, both (T,). answer is True for the content of the assistant's messages and the
+        `<|end|>` after each, which are the tokens to learn, and False for the role tokens.
 
     Raises:
-        BardletError: a tokenizer without these tokens; no message, or one that is none, and which.
+        BardletError: a tokenizer without these tokens, no messages, or an invalid message, by its number.
     """
-    marks = marks or special_tokens(tokenizer)
+    special = special or special_tokens(tokenizer)
     ids: list[int] = []
     answer: list[bool] = []
     for message in check(messages):
-        said = [*tokenizer.encode(escape_special(message["content"])).tolist(), marks["end"]]
-        ids += [marks[message["role"]], *said]
-        answer += [False, *[message["role"] == "assistant"] * len(said)]
-    if ask:
-        ids.append(marks["assistant"])
+        content = [*tokenizer.encode(escape_special(message["content"])).tolist(), special["end"]]
+        ids += [special[message["role"]], *content]
+        answer += [False, *[message["role"] == "assistant"] * len(content)]
+    if add_generation_prompt:
+        ids.append(special["assistant"])
         answer.append(False)
     return np.array(ids, dtype=np.int64), np.array(answer, dtype=bool)
 
 
 def escape_special(content: str) -> str:
-    """`content` with nothing in it that reads like a special token of the template."""
+    """Return `content` with every `<|` broken up, so that it spells no special token of the template."""
     return content.replace("<|", "< |")
 
 
 def special_id(tokenizer: Tokenizer, name: str) -> int:
-    """The id of the special token of a role, or of `end`.
+    """Return the id of the special token of a role, or of `end`.
 
     Raises:
-        BardletError: the tokenizer has none; or it is one by which a text could become a special token although `<|` is
-            broken in it: it changes texts before it looks (other than to lower case), or has tokens of another shape.
+        BardletError: the tokenizer has no such token; or text could become a special token although `<|` is broken
+            up, because the tokenizer changes text first (other than to lower case) or has special tokens of another
+            shape.
     """
     token = tokenizer.vocab.get(f"<|{name}|>")
     if token is None or token not in tokenizer.special:
-        raise BardletError(f"the model's tokenizer has no token <|{name}|>, so it cannot hold a conversation; "
-                           "train the base with --tokenizer bpe")
-    if not tokenizer.closed or not all(text.startswith("<|") for text in tokenizer.special.values()):
-        raise BardletError("with the model's tokenizer a text could become a special token, so it cannot hold a "
-                           "conversation; train the base with --tokenizer bpe")
+        raise BardletError(f"the model's tokenizer has no token <|{name}|>, which chat needs; "
+                           "train the base model with --tokenizer bpe")
+    if not tokenizer.is_plain_bpe or not all(text.startswith("<|") for text in tokenizer.special.values()):
+        raise BardletError("the model's tokenizer can turn plain text into a special token, so it is unsafe for chat; "
+                           "train the base model with --tokenizer bpe")
     return token
-
-

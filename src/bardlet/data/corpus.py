@@ -1,7 +1,7 @@
-"""Where text comes from: named corpora, files, folders and globs, read as documents of clean Unicode.
+"""Named corpora, files, folders and globs, read as documents of clean Unicode.
 
-A corpus is a list of sources, in the order in which they are read. What one file holds is read in data/text.py; here
-stands which files there are, what they are called, and which documents train and which validate.
+A corpus is a list of sources in reading order. data/text.py reads a single file; this module finds the files, names
+them, and splits their documents into training and validation.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
 
-MAX_FILES_LISTED = 20  # from so many documents on, whole documents are held out
+MIN_TO_SPLIT = 20  # with at least this many documents, whole documents are held out
 
 
-def development_begins(count: int) -> int:
-    """Where the development split begins in the training part of so many tokens, pairs, ...: it is the last tenth."""
+def dev_split_start(count: int) -> int:
+    """Return the start of the development split, the last tenth of `count` training tokens, pairs or records."""
     return int(0.9 * count)
 
 
@@ -52,16 +52,16 @@ def development_begins(count: int) -> int:
 
 @dataclass(frozen=True)
 class NamedCorpus:
-    """A corpus that has a name. Files lie in the folder of that name under $BARDLET_DATA or the cache.
+    """A named corpus. Its files are in the folder of that name under $BARDLET_DATA or the cache.
 
-    val: files that are the validation part; empty: the rule of Corpus.documents. between: a regular
-    expression, what lies between two documents of a text file. url, sha256: where one plain file is from.
+    val: validation files; if empty, Corpus.documents splits the others. separator: regular expression that
+    separates the documents of a text file. url, sha256: download of a corpus that is one plain file.
     """
 
-    what: str
+    description: str
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
-    between: str | None = None
+    separator: str | None = None
     url: str | None = None
     sha256: str | None = None
 
@@ -73,28 +73,30 @@ NAMED = {
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
-    # A name is a document: the files are sorted, so the last tenth of each would be names from T to Z,
-    # and a model that knows where a name ends can be asked for one name
-    "names": NamedCorpus("7,944 English first names, 56 kB", ("female.txt", "male.txt"), between=r"\n"),
+    # Each name is a document: the files are sorted, so the last tenth of a file would be the names from T to Z.
+    # A model that knows where a name ends can also write a single one.
+    "names": NamedCorpus("7,944 English first names, 56 kB", ("female.txt", "male.txt"), separator=r"\n"),
     "tinystories-lower": NamedCorpus(
         "5,500 short stories for children, lower case, 4.2 MB",
         ("tinystories_lower.txt.xz",),
-        between=r"(?<!\n)\n(?!\n)",  # an empty line separates paragraphs, a single line end two stories
+        separator=r"(?<!\n)\n(?!\n)",  # an empty line separates paragraphs, a single line break separates stories
     ),
-    # WikiText-2's own training file is not in the collection: its test half trains, its validation half judges
-    "wikitext-2": NamedCorpus("Wikipedia articles, tokenised, 2.4 MB", ("test.txt.gz",), ("valid.txt.gz",)),
-    "eltec-eng": NamedCorpus("99 English novels 1840-1920, 64 MB", ("core.jsonl.xz", "rest.jsonl.xz"), ("val.jsonl.xz",)),
+    # The collection lacks WikiText-2's training file: train on its test file, validate on its validation file
+    "wikitext-2": NamedCorpus("Wikipedia articles, tokenized, 2.4 MB", ("test.txt.gz",), ("valid.txt.gz",)),
+    "eltec-eng": NamedCorpus(
+        "99 English novels 1840-1920, 64 MB", ("core.jsonl.xz", "rest.jsonl.xz"), ("val.jsonl.xz",)
+    ),
     "eltec-fra": NamedCorpus("14 French novels, 11 MB", ("train.jsonl.xz",), ("val.jsonl.xz",)),
-    # tang300, the third file of the set, is an anthology of poems that are in tang_all too
+    # tang300, the third file of the collection, is an anthology: tang_all has its poems, too
     "chinese-poetry": NamedCorpus("57,883 Chinese poems, 12 MB", ("song300.jsonl", "tang_all.jsonl.xz")),
     "factbook": NamedCorpus("261 countries of the CIA World Factbook, 7 MB", ("factbook.jsonl.xz",)),
-    "python-docs": NamedCorpus("the prose of Python's own documentation, embedded in every Python"),
+    "python-docs": NamedCorpus("prose of Python's documentation, part of every Python"),
 }
 DEFAULT, EMBEDDED = "tinyshakespeare", "python-docs"
 
 
 def cache_folder() -> Path:
-    """$BARDLET_CACHE, or the user's cache folder as the operating system names it."""
+    """Return $BARDLET_CACHE, or the operating system's cache folder of the user."""
     if os.environ.get("BARDLET_CACHE"):
         return Path(os.environ["BARDLET_CACHE"])
     import platformdirs
@@ -103,49 +105,49 @@ def cache_folder() -> Path:
 
 
 def locate(name: str) -> Path | None:
-    """The folder that holds every file of a named corpus; None: nowhere."""
+    """Return the folder that has every file of a named corpus, or None."""
     named = NAMED[name]
     return folder_with(name, named.train + named.val) if named.train else None
 
 
-def folder_with(name: str, wanted: Sequence[str]) -> Path | None:
-    """The folder NAME that has all the files `wanted`, $BARDLET_DATA before the cache; None: nowhere."""
+def folder_with(name: str, files: Sequence[str]) -> Path | None:
+    """Return the folder NAME that has all the files, looking in $BARDLET_DATA before the cache, or None."""
     roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
     folders = (root / name for root in [*roots, cache_folder() / "data"])
-    return next((folder for folder in folders if all((folder / file).is_file() for file in wanted)), None)
+    return next((folder for folder in folders if all((folder / file).is_file() for file in files)), None)
 
 
 def get(name: str, progress: Progress | None = None) -> Path:
-    """The folder of a named corpus, downloaded into the cache when it is nowhere else.
+    """Return the folder of a named corpus, after downloading it into the cache if it is not on this machine.
 
-    BardletError with the remedy when it cannot be had. Atomic: a broken download leaves nothing behind.
+    BardletError with the remedy if it is unavailable. Atomic: a failed download leaves nothing behind.
     """
     if name not in NAMED:
-        raise BardletError(f'there is no corpus called "{name}"{_did_you_mean(name)}; `bardlet data` lists them')
+        raise BardletError(f'no corpus called "{name}"{_did_you_mean(name)}; `bardlet data` lists them')
     named, folder = NAMED[name], locate(name)
     if folder is not None:
         return folder
-    where = f"put {', '.join(named.train + named.val)} into the folder {name} of $BARDLET_DATA"
+    remedy = f"put {', '.join(named.train + named.val)} into $BARDLET_DATA/{name}"
     if named.url is None:
-        raise BardletError(f"the corpus {name} is not on this machine and has no download: {where}")
+        raise BardletError(f"the corpus {name} is not on this machine and has no download; {remedy}")
     target = cache_folder() / "data" / name / named.train[0]
     try:
         _download(named.url, target, named.sha256 or "", progress)
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error))
-        raise BardletError(f"{name} could not be downloaded from {named.url} ({reason}): {where}") from None
+        raise BardletError(f"{name} could not be downloaded from {named.url} ({reason}); {remedy}") from None
     return target.parent
 
 
 def _download(url: str, target: Path, sha256: str, progress: Progress | None) -> None:
-    """Fetches url into target: OSError when it fails, ValueError when the sha256 (hex) differs."""
+    """Download `url` to `target`. OSError if the download fails, ValueError if its sha256 (hex) differs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".download-")
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=15) as answer:
-            total = int(answer.headers.get("Content-Length") or 0) or None
-            while block := answer.read(1 << 16):
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=15) as response:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            while block := response.read(1 << 16):
                 file.write(block)
                 digest.update(block)
                 if progress:
@@ -168,7 +170,7 @@ class Corpus:
     name: str
     sources: tuple[Source, ...]
     field: str = "text"
-    _told: set[str] = dataclasses.field(default_factory=set, repr=False)
+    _warned: set[str] = dataclasses.field(default_factory=set, repr=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -177,41 +179,41 @@ class Corpus:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 (hex) over the labels, parts, fields and raw bytes of the files; not over where they lie."""
+        """sha256 (hex) of the labels, parts, fields and raw bytes of the files, wherever the files are."""
         digest = hashlib.sha256()
         for source in self.sources:
-            digest.update(repr((source.label, source.part, source.field, source.between)).encode())
+            digest.update(repr((source.label, source.part, source.field, source.separator)).encode())
             digest.update(digest_of(source.path))
         if not self.sources:
             digest.update(python_docs().encode())
         return digest.hexdigest()
 
     @cached_property
-    def several(self) -> bool:
-        """Whether the training part has more than one document, so that something must separate them."""
-        return len(list(itertools.islice(self.labelled("train"), 2))) > 1
+    def needs_separator(self) -> bool:
+        """True if the training part has more than one document."""
+        return len(list(itertools.islice(self.located_documents("train"), 2))) > 1
 
     @cached_property
     def count(self) -> int:
-        """How many documents there are; reads the whole text."""
+        """Number of documents; reads the whole text."""
         return sum(1 for _ in self.documents())
 
     @cached_property
-    def many(self) -> bool:
-        """Whether there are 20 documents or more, so that validation can have whole ones."""
-        return len(list(itertools.islice(self._read("both"), MAX_FILES_LISTED))) == MAX_FILES_LISTED
+    def splits_documents(self) -> bool:
+        """True if there are 20 documents or more, enough to hold out whole ones."""
+        return len(list(itertools.islice(self._read("both"), MIN_TO_SPLIT))) == MIN_TO_SPLIT
 
     def documents(self, part: str = "all") -> Iterator[str]:
-        """The documents of a part ("all", "train" or "val"), one at a time, never empty.
+        """Yield the documents of a part ("all", "train" or "val"), one at a time, never empty.
 
-        A file of its own for validation is validation. Of everything else, with 20 documents or more every
-        tenth is validation; with fewer, the last tenth of the characters of each: of n characters the first
+        A validation file is all validation. Of everything else, with 20 documents or more every tenth is
+        validation; with fewer, the last tenth of the characters of each: of n characters the first
         int(0.9 * n) train.
         """
-        return (text for _, text in self.labelled(part))
+        return (text for _, text in self.located_documents(part))
 
-    def labelled(self, part: str = "all") -> Iterator[tuple[str, str]]:
-        """documents() with the place of each: (file and line, text)."""
+    def located_documents(self, part: str = "all") -> Iterator[tuple[str, str]]:
+        """Yield (file and line, text) of each of the documents()."""
         if part not in ("all", "train", "val"):
             raise ValueError(part)
         count = 0
@@ -219,7 +221,7 @@ class Corpus:
             if part == "all" or source.part == part:
                 yield place, text
             elif source.part == "both":
-                if self.many:
+                if self.splits_documents:
                     kept = text if (count % 10 == 9) == (part == "val") else ""
                 else:
                     cut = int(0.9 * len(text))
@@ -238,19 +240,19 @@ class Corpus:
                     if text:
                         yield source, place, text
 
-    def _notice(self, source: Source, what: str) -> None:
-        """Says once per file what was mended."""
-        line = f"{source.path}: {what}"
-        if line not in self._told:
-            self._told.add(line)
+    def _notice(self, source: Source, notice: str) -> None:
+        """Log what was repaired in a file, once per file."""
+        line = f"{source.path}: {notice}"
+        if line not in self._warned:
+            self._warned.add(line)
             log.warning(line)
 
 
 def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None) -> Corpus:
-    """The corpus of the command line's TEXT arguments: names, files, folders (recursive, sorted) and globs.
+    """Return the corpus of the command line's TEXT arguments: names, files, folders (recursive, sorted) and globs.
 
-    Without any: Tiny Shakespeare, or where it cannot be had the embedded python-docs, said in one line.
-    field: the key of .jsonl lines. BardletError for anything that is not there, not readable or empty.
+    Without arguments: Tiny Shakespeare or, if it is unavailable, the embedded python-docs, with a warning.
+    field: the key of .jsonl lines. BardletError for anything missing, unreadable or empty.
     """
     if not text:
         try:
@@ -265,88 +267,87 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
     unique = [s for s in sources if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
     if EMBEDDED in text:
         if set(text) != {EMBEDDED}:
-            raise BardletError(f"{EMBEDDED} is embedded and cannot be mixed with other texts: name it alone")
+            raise BardletError(f"{EMBEDDED} is embedded and cannot be mixed with other texts; name it alone")
         return Corpus(EMBEDDED, (), "text")
     names = [a if a in NAMED else _stem(Path(a)) for a in dict.fromkeys(text)]
     name = "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
     corpus = Corpus(name, tuple(unique), field)
     if next(corpus.documents(), None) is None:
-        raise BardletError(f"{', '.join(text)}: there is no text in it: name a file that has some")
+        raise BardletError(f"{', '.join(text)}: no text in it; name a file that has some")
     return corpus
 
 
 def _sources(argument: str, field: str, progress: Progress | None) -> list[Source]:
-    """What one TEXT argument stands for."""
+    """Return the sources of one TEXT argument."""
     if not argument.strip():
-        raise BardletError("TEXT is an empty name (an unset variable?): name a file, a folder or a corpus")
+        raise BardletError("TEXT is an empty name (an unset variable?); name a file, a folder or a corpus")
     if argument in NAMED:
         if Path(argument).exists():
-            log.warning('"%s" is the named corpus; for the file or folder here write ./%s', argument, argument)
+            log.warning('"%s" is a named corpus; to read the file or folder instead, write ./%s', argument, argument)
         if argument == EMBEDDED:
             return []
         folder, named = get(argument, progress), NAMED[argument]
         part = "train" if named.val else "both"
-        own = [Source(folder / f, f"{argument}/{f}", part, between=named.between) for f in named.train]
+        own = [Source(folder / f, f"{argument}/{f}", part, separator=named.separator) for f in named.train]
         return own + [Source(folder / f, f"{argument}/{f}", "val") for f in named.val]
     path = Path(argument)
     if os.path.lexists(path):
-        return _walk(path, field) if path.is_dir() else [_one(path, path.name, field)]
+        return _walk(path, field) if path.is_dir() else [_file_source(path, path.name, field)]
     if re.search(r"[*?\[]", argument):
-        found = sorted(Path(p) for p in glob(argument, recursive=True))
-        files = [_one(p, str(p), field) for p in found if not p.is_dir()]
+        matches = sorted(Path(p) for p in glob(argument, recursive=True))
+        files = [_file_source(p, str(p), field) for p in matches if not p.is_dir()]
         if not files:
-            raise BardletError(f"{argument}: no file matches this pattern: check it with ls")
+            raise BardletError(f"{argument}: no file matches this pattern; check it with ls")
         common = os.path.commonpath([s.path.parent for s in files])
         return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix()) for s in files]
     raise BardletError(
-        f"{argument}: there is no such file or folder, and no corpus of that name{_did_you_mean(argument)}; "
-        "`bardlet data` lists the corpora"
+        f"{argument}: no such file, folder or corpus{_did_you_mean(argument)}; `bardlet data` lists the corpora"
     )
 
 
-def _one(path: Path, label: str, field: str) -> Source:
-    """A file that was named: read whatever its suffix, but it must be an ordinary file with something in it."""
+def _file_source(path: Path, label: str, field: str) -> Source:
+    """Return the source of a named file: its suffix is free, but it must be a regular file and not empty."""
     mode = _stat(path).st_mode
     if not stat.S_ISREG(mode):
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "not an ordinary file"
-        raise BardletError(f"{path}: is {kind}, which cannot be read twice: write its content to a file first")
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "not a regular file"
+        raise BardletError(f"{path}: is {kind} and cannot be read twice; write its content to a file first")
     with open_raw(path) as file:
         if not file.read(1):
-            raise BardletError(f"{path}: the file is empty: name a file that has some text")
+            raise BardletError(f"{path}: the file is empty; name a file that has some text")
     return Source(path, label, field=field)
 
 
 def _walk(folder: Path, field: str) -> list[Source]:
-    """The text files of a folder and the folders in it, sorted by path; hidden ones are left out."""
-    found: list[Source] = []
+    """Return the text files of a folder and its subfolders, sorted by path, without hidden ones."""
+    sources: list[Source] = []
 
     def fail(error: OSError) -> None:
-        raise BardletError(f"{error.filename}: cannot be read ({error.strerror}): change its permissions") from None
+        raise BardletError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions") from None
 
-    for here, folders, files in os.walk(folder, onerror=fail):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for file in files:
-            path = Path(here) / file
+            path = Path(parent) / file
             known = inner_suffix(path) in (*TEXT_SUFFIXES, *([""] if path.suffix in OPENERS else []))
             if known and not file.startswith(".") and stat.S_ISREG(_stat(path).st_mode):
                 label = path.relative_to(folder).as_posix()
                 if path.stat().st_size:
-                    found.append(Source(path, label, field=field))
+                    sources.append(Source(path, label, field=field))
                 else:
-                    log.warning("%s: the file is empty and left out", path)
-    if not found:
+                    log.warning("%s: the file is empty; skipping it", path)
+    if not sources:
         raise BardletError(
-            f"{folder}: the folder has no text in it (.txt .md .jsonl, also .gz or .xz): name a file to read it "
+            f"{folder}: no text files in the folder (.txt .md .jsonl, also .gz or .xz); name a file to read it "
             "whatever its suffix"
         )
-    return sorted(found, key=lambda source: source.label)
+    return sorted(sources, key=lambda source: source.label)
 
 
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror}): check that it is still there") from None
+        raise BardletError(f"{path}: cannot be read ({error.strerror}); check that it still exists") from None
 
 
 def _stem(path: Path) -> str:
@@ -361,13 +362,13 @@ def _did_you_mean(name: str) -> str:
     return f' (did you mean "{close[0]}"?)' if close else ""
 
 
-# ------------------------------------------------------------------------------------- embedded one
+# --------------------------------------------------------------------------------- embedded corpus
 
 
 def python_docs() -> str:
-    """The prose of Python's reference (pydoc_data.topics), one document; differs between versions of Python.
+    """Return the prose of Python's reference (pydoc_data.topics) as one document; it differs between Python versions.
 
-    Headings and paragraphs stay, one a line, each once (topics quote each other); code, grammar and tables go.
+    Keeps headings and paragraphs, one per line and each once (topics quote each other); drops code, grammar and tables.
     """
     from pydoc_data.topics import topics
 
@@ -376,7 +377,7 @@ def python_docs() -> str:
         for block in re.split(r"\n\s*\n", topic.strip("\n")):
             lines = [line.rstrip() for line in block.split("\n")]
             if len(lines) == 2 and re.fullmatch(r"([*=\-~^#])\1+", lines[1]):
-                del lines[1]  # the line under a heading
+                del lines[1]  # the underline of a heading
             elif not _is_prose(lines):
                 continue
             kept[" ".join(" ".join(lines).split())] = None
@@ -384,10 +385,10 @@ def python_docs() -> str:
 
 
 def _is_prose(lines: list[str]) -> bool:
-    """Whether a block of the reference is a sentence rather than code, grammar or a table."""
+    """Return True if a block of the reference is prose rather than code, grammar or a table."""
     text = " ".join(line.strip() for line in lines)
     text = re.sub(r"^(\* |\d+\. |\[\d+\] )", "", text)
     table = any(re.search(r"^\s*[+|>]|\S {3,}\S", line) for line in lines)
     sentence = len(text) > 40 and text[0].isalpha() and text[-1] in ".:)" and " " in text[:25]
-    body = lines[0].startswith("   ") and text[0].islower()  # code that reads like a sentence
+    body = lines[0].startswith("   ") and text[0].islower()  # code that looks like a sentence
     return sentence and "::=" not in text and not table and not body

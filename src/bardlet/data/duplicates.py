@@ -1,7 +1,6 @@
-"""What occurs twice: how much of a text is a copy of itself, or of another text.
+"""Duplicate and train/val-leak detection: the share of a text that copies itself or another text.
 
-A long passage is found again by a number that stands for each window of it, a hash. Windows that begin at every place
-are compared, so that it does not matter where in a line or a document a copy begins.
+Every window of a text gets a hash, at every offset, so a copy is detected wherever in a line or document it begins.
 """
 
 from __future__ import annotations
@@ -16,107 +15,109 @@ from bardlet.tokenizer import code_points
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """An odd multiplier that spreads bits well (the golden ratio's)."""
 BASE = 0xD1B54A32D192ED03
-"""Odd; each symbol further back counts so many times more."""
+"""Odd base of the polynomial hash: the weight of a symbol grows by this factor per position further back."""
 MAX_WINDOWS = 1 << 18
-"""Windows of a text that are compared at most, or nearly so: those whose hashes end in zeros, wherever they stand."""
+"""Approximate limit of the windows compared per text: a sample by hash (trailing zeros), not by position."""
 
 
 def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
-    """A 64-bit number for each window of `length` symbols, a power of two; (max(0, N - length + 1),) uint64.
+    """Return a 64-bit hash of each window of `length` symbols, a power of two: (max(0, N - length + 1),) uint64.
 
-    Equal windows have equal numbers, others but by chance (one pair in 10^19). The number of a window is made of those
-    of its halves, so that all of them take log2(length) passes (after Karp, Miller and Rosenberg, 1972).
+    Equal windows have equal hashes; others collide by chance (one pair in 10^19). The hash of a window is computed from
+    those of its halves, so log2(length) passes suffice for all windows (after Karp, Miller and Rosenberg, 1972).
     """
-    found = (symbols.astype(np.uint64) + np.uint64(1)) * SPREAD
-    found ^= found >> np.uint64(29)
+    hashed = (symbols.astype(np.uint64) + np.uint64(1)) * SPREAD
+    hashed ^= hashed >> np.uint64(29)
     size, factor = 1, BASE
     while size < length:
-        if len(found) <= size:
+        if len(hashed) <= size:
             return np.zeros(0, np.uint64)
-        found = found[:-size] * np.uint64(factor) + found[size:]
+        hashed = hashed[:-size] * np.uint64(factor) + hashed[size:]
         size, factor = 2 * size, factor * factor % 2**64
-    found ^= found >> np.uint64(32)  # the last bits of a product know only the last bits of what went into it
-    found *= SPREAD
-    return found ^ (found >> np.uint64(29))
+    hashed ^= hashed >> np.uint64(32)  # the low bits of a product depend only on the low bits of its factors
+    hashed *= SPREAD
+    return hashed ^ (hashed >> np.uint64(29))
 
 
-def overlap(train: np.ndarray, held: np.ndarray, length: int) -> tuple[float, float]:
-    """(duplicated, contained): the share of the windows of `train` that are equal to one before them, and the share of
-    those of `held` that occur in `train`, too. 0 for a text shorter than a window.
+def overlap(train: np.ndarray, val: np.ndarray, length: int) -> tuple[float, float]:
+    """Return (duplicated, contained), both 0 for a text shorter than a window.
+
+    duplicated: share of the windows of `train` that repeat an earlier one.
+    contained: share of the windows of `val` that also occur in `train`.
 
     Args:
-        train, held: (N,), (M,) tokens.
+        train, val: (N,), (M,) tokens.
         length: of a window, a power of two.
     """
     every = 1 << (len(train) // MAX_WINDOWS).bit_length()
     seen = _windows(train, length, every)
-    if len(seen) < len(train) / every / 8:  # the same few windows again and again, and they were not chosen
+    if len(seen) < len(train) / every / 8:  # a few windows repeat all the time, and the sample missed them
         train, every = train[:MAX_WINDOWS], 1
         seen = _windows(train, length, every)
-    found, different = _windows(held, length, every), np.unique(seen)
+    val_windows, different = _windows(val, length, every), np.unique(seen)
     return (1 - len(different) / len(seen) if len(seen) else 0.0,
-            float(np.isin(found, different).mean()) if len(found) else 0.0)
+            float(np.isin(val_windows, different).mean()) if len(val_windows) else 0.0)
 
 
 def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
-    """The hashes of the windows of a long array, a piece at a time: those that are multiples of `every`."""
-    piece = 1 << 22
+    """Return the hashes of windows that are multiples of `every`, computed in chunks because the array may be long."""
+    chunk = 1 << 22
     parts = [np.zeros(0, np.uint64)]
-    for start in range(0, max(0, len(symbols) - length + 1), piece):
-        some = hashes(symbols[start:start + piece + length - 1], length)
-        parts.append(some[some & np.uint64(every - 1) == 0])
+    for start in range(0, max(0, len(symbols) - length + 1), chunk):
+        hashed = hashes(symbols[start:start + chunk + length - 1], length)
+        parts.append(hashed[hashed & np.uint64(every - 1) == 0])
     return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of some texts stands in others."""
+    """Verbatim overlap of texts with their sources."""
 
     share: float
-    """Of the characters: those in a stretch of `length` characters or more that is a copy."""
+    """Share of the characters that are in a copied stretch of at least `length` characters."""
     longest: str
-    """The longest stretch of which each part of `length` characters is a copy."""
+    """The longest stretch in which every window of `length` characters is a copy."""
     whole: int
-    """How many of the texts are a source from beginning to end."""
+    """Number of texts that equal a source from beginning to end."""
 
 
 def find_copied(texts: Iterable[str], sources: Iterable[str], length: int = 32) -> Overlap:
-    """How much of `texts` stands word for word in `sources`, in stretches of at least `length` characters.
+    """Return how much of `texts` occurs verbatim in `sources`, in stretches of at least `length` characters.
 
     Args:
         sources: read once, one at a time.
         length: a power of two.
     """
     texts, whole = list(texts), set()
-    wanted = [hashes(code_points(text), length) for text in texts]
-    sought = np.unique(np.concatenate([np.zeros(0, np.uint64), *wanted]))
-    seen = np.zeros(len(sought), bool)
-    ends = {text.strip() for text in texts}
+    text_hashes = [hashes(code_points(text), length) for text in texts]
+    wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
+    seen = np.zeros(len(wanted), bool)
+    stripped_texts = {text.strip() for text in texts}
     for source in sources:
-        if (stripped := source.strip()) in ends:
+        if (stripped := source.strip()) in stripped_texts:
             whole.add(stripped)
-        for some in _pieces(source, length):
-            place = np.minimum(np.searchsorted(sought, some), max(0, len(sought) - 1))
-            if len(sought):
-                seen[place[sought[place] == some]] = True
+        for hashed in _hashed_chunks(source, length):
+            index = np.minimum(np.searchsorted(wanted, hashed), max(0, len(wanted) - 1))
+            if len(wanted):
+                seen[index[wanted[index] == hashed]] = True
     covered, longest = 0, ""
-    for text, found in zip(texts, wanted, strict=True):
+    for text, hashed in zip(texts, text_hashes, strict=True):
         inside = np.zeros(len(text), bool)
-        for begin, end in _stretches(np.isin(found, sought[seen])):
+        for begin, end in _runs(np.isin(hashed, wanted[seen])):
             inside[begin:end + length - 1] = True
             longest = max(longest, text[begin:end + length - 1], key=len)
         covered += int(inside.sum())
     return Overlap(covered / max(1, sum(map(len, texts))), longest, sum(text.strip() in whole for text in texts))
 
 
-def _pieces(text: str, length: int) -> Iterator[np.ndarray]:
-    """The hashes of all windows of a text, some at a time."""
-    piece = 1 << 20
-    for start in range(0, len(text), piece):
-        yield hashes(code_points(text[start:start + piece + length - 1]), length)
+def _hashed_chunks(text: str, length: int) -> Iterator[np.ndarray]:
+    """Yield the hashes of all windows of a text, a chunk at a time."""
+    chunk = 1 << 20
+    for start in range(0, len(text), chunk):
+        yield hashes(code_points(text[start:start + chunk + length - 1]), length)
 
 
-def _stretches(flags: np.ndarray) -> list[tuple[int, int]]:
-    """(begin, end) of each unbroken run of True."""
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Return (begin, end) of each unbroken run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -25,13 +25,13 @@ VERSION = 3
 
 SIDES = ("chosen", "rejected")
 
-AT_ONCE = 8
-"""Pairs that go through a model at once where nothing is learned."""
+EVAL_BATCH_SIZE = 8
+"""Pairs per forward pass without gradients."""
 
 
 @dataclass(frozen=True)
 class TokenizedPreferences:
-    """Number i of both are the two answers to the same question, with the question in front."""
+    """Preference pairs as tokens: conversation i of both is the same prompt with its chosen or its rejected answer."""
 
     chosen: TokenizedChats
     rejected: TokenizedChats
@@ -44,41 +44,42 @@ class TokenizedPreferences:
         """(chosen, rejected)"""
         return self.chosen, self.rejected
 
-    def part(self, which: slice) -> TokenizedPreferences:
-        """The pairs of a slice without step."""
-        return TokenizedPreferences(self.chosen.part(which), self.rejected.part(which))
+    def part(self, span: slice) -> TokenizedPreferences:
+        """Return the pairs of a slice without step."""
+        return TokenizedPreferences(self.chosen.part(span), self.rejected.part(span))
 
     def lengths(self) -> np.ndarray:
-        """How many tokens the longer answer of each has, with its question: int64."""
+        """Return the tokens of each pair's longer conversation: int64."""
         return np.maximum(*(side.ends - side.starts for side in self.sides))
 
 
 @dataclass(frozen=True)
 class PreferenceDataset:
-    """Preferences as tokens; no prompt is in both parts."""
+    """Tokenized preferences; no prompt is in both parts."""
 
     train: TokenizedPreferences
     val: TokenizedPreferences
     tokenizer: Tokenizer
 
 
-def cache_key(found: Examples, tokenizer: Tokenizer) -> str:
-    """What the tokens of preferences depend on, as sha256 (hex)."""
-    return hashlib.sha256(f"{found.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
+def cache_key(examples: Examples, tokenizer: Tokenizer) -> str:
+    """Return the sha256 (hex) of everything that the tokens of preferences depend on."""
+    return hashlib.sha256(f"{examples.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
 
 
-def tokenize_preferences(found: Examples, tokenizer: Tokenizer, dist: Dist, progress: Progress | None = None) -> PreferenceDataset:
-    """The preferences as tokens, by a tokenizer; rank 0 makes them, the others read what it made."""
-    folder = cache_folder() / "tokens" / f"{found.name[:60]}-pairs-{cache_key(found, tokenizer)[:16]}"
+def tokenize_preferences(examples: Examples, tokenizer: Tokenizer, dist: Dist,
+                         progress: Progress | None = None) -> PreferenceDataset:
+    """Return the preferences as tokens; rank 0 builds them, the other ranks read its files."""
+    folder = cache_folder() / "tokens" / f"{examples.name[:60]}-pairs-{cache_key(examples, tokenizer)[:16]}"
     with dist.main_first():
-        return shards.build_or_read(folder, lambda whole: _build(found, tokenizer, whole, progress),
-                             lambda made: _open(made, tokenizer))
+        return shards.build_or_read(folder, lambda target: _build(examples, tokenizer, target, progress),
+                                    lambda built: _open(built, tokenizer))
 
 
-def _build(found: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
-    """Writes the arrays of both parts and sides into an empty folder."""
+def _build(examples: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
+    """Write the arrays of both parts and sides into an empty folder."""
     names: list[str] = []
-    for part, preferences in zip(PARTS, found.preferences(), strict=True):
+    for part, preferences in zip(PARTS, examples.preferences(), strict=True):
         if progress:
             progress(f"tokens, {part}", 0, len(preferences))
         for side in SIDES:
@@ -87,28 +88,30 @@ def _build(found: Examples, tokenizer: Tokenizer, folder: Path, progress: Progre
 
 
 def encode_side(tokenizer: Tokenizer, preferences: Sequence[Preference], side: str) -> TokenizedChats:
-    """The chosen or the rejected answers, each behind its question."""
-    marks, rows = chat_template.special_tokens(tokenizer), []
-    for one in preferences:
-        last = {"role": "assistant", "content": getattr(one, side)}
-        ids, answer = chat_template.encode(tokenizer, [*one.prompt, last], marks=marks)
-        begins = len(answer) - int(answer[::-1].argmin())  # answers before the last do not count
-        rows.append((ids, np.arange(len(ids)) >= begins))
+    """Encode the chosen or the rejected answers, each after its prompt."""
+    special, rows = chat_template.special_tokens(tokenizer), []
+    for preference in preferences:
+        last = {"role": "assistant", "content": getattr(preference, side)}
+        ids, answer = chat_template.encode(tokenizer, [*preference.prompt, last], special=special)
+        start = len(answer) - int(answer[::-1].argmin())  # earlier answers are part of the prompt
+        rows.append((ids, np.arange(len(ids)) >= start))
     return TokenizedChats.of(rows, tokenizer.dtype)
 
 
 def _open(folder: Path, tokenizer: Tokenizer) -> PreferenceDataset:
     shards.check(folder)
 
-    train, val = (TokenizedPreferences(*(TokenizedChats.load(folder, f"{part}.{side}") for side in SIDES)) for part in PARTS)
+    train, val = (TokenizedPreferences(*(TokenizedChats.load(folder, f"{part}.{side}") for side in SIDES))
+                  for part in PARTS)
     return PreferenceDataset(train, val, tokenizer)
 
 
 class PreferenceBatches:
-    """Batches of pairs in random order, by step. An epoch has each pair once whose answers both fit."""
+    """Batches of pairs in random order, by step. An epoch has each pair whose answers both fit once."""
 
-    def __init__(self, pairs: TokenizedPreferences, block_size: int, rows: int, seed: int, pad: int, multiple: int = 1) -> None:
-        """rows: pairs of a batch. multiple: the last one of an epoch is filled up to it, with pairs without targets."""
+    def __init__(self, pairs: TokenizedPreferences, block_size: int, rows: int, seed: int, pad: int,
+                 multiple: int = 1) -> None:
+        """rows: pairs per batch. multiple: pad the last batch of an epoch to a multiple, with pairs without targets."""
         self.pairs, self.block_size, self.rows = pairs, block_size, rows
         self.seed, self.pad, self.multiple = seed, pad, multiple
         self.kept = np.flatnonzero(pairs.lengths() <= block_size)
@@ -116,46 +119,48 @@ class PreferenceBatches:
         self.batches_per_epoch = -(-len(self.kept) // rows)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step from 0 on, on the CPU; a pure function of (seed, step)."""
+        """Return the batch of a step, counted from 0, on the CPU; a pure function of (seed, step)."""
         epoch, within = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(self.kept)
         return self.of(order[within * self.rows : (within + 1) * self.rows])
 
     def all(self) -> list[np.ndarray]:
-        """The pairs once, those of similar lengths together: the numbers of each batch."""
+        """Return the indices of each batch, with all pairs once and similar lengths together."""
         order = self.kept[np.argsort(self.pairs.lengths()[self.kept], kind="stable")]
         return [order[first : first + self.rows] for first in range(0, len(order), self.rows)]
 
-    def of(self, which: np.ndarray) -> Batch:
-        """The pairs `which`: `idx` (B, 2, T) int64, the conversations as they are, filled up on the right; `target`
-        (B, 2, T) int64, the token after each where it is one of the answer, else IGNORE; `length` (B, 2) and `number`
-        (B,) int64. A pair without targets has the length 0."""
-        B = len(which) + -len(which) % self.multiple
-        T = min(self.block_size, -(-int(self.pairs.lengths()[which].max()) // 16) * 16)
+    def of(self, indices: np.ndarray) -> Batch:
+        """Return the pairs `indices` as a batch, all int64.
+
+        `idx` (B, 2, T): the conversations, padded on the right. `target` (B, 2, T): the next token if it belongs to
+        the answer, else IGNORE. `length` (B, 2): 0 for a pair without targets. `number` (B,): the index of the pair.
+        """
+        B = len(indices) + -len(indices) % self.multiple
+        T = min(self.block_size, -(-int(self.pairs.lengths()[indices].max()) // 16) * 16)
         idx, target = np.full((B, 2, T), self.pad, np.int64), np.full((B, 2, T), IGNORE, np.int64)
         length = np.zeros((B, 2), np.int64)
-        for b, i in enumerate(which):
+        for b, i in enumerate(indices):
             for s, side in enumerate(self.pairs.sides):
-                here = slice(int(side.starts[i]), int(side.ends[i]))
-                ids, answer = side.tokens[here].astype(np.int64), side.answer[here]
+                span = slice(int(side.starts[i]), int(side.ends[i]))
+                ids, answer = side.tokens[span].astype(np.int64), side.answer[span]
                 length[b, s] = n = len(ids)
                 idx[b, s, :n] = ids
                 target[b, s, : n - 1] = np.where(answer[1:], ids[1:], IGNORE)
-        number = np.concatenate((which, np.repeat(which[:1], B - len(which)))).astype(np.int64)
-        made = {"idx": idx, "target": target, "length": length, "number": number}
-        return {name: torch.from_numpy(x) for name, x in made.items()}
+        number = np.concatenate((indices, np.repeat(indices[:1], B - len(indices)))).astype(np.int64)
+        arrays = {"idx": idx, "target": target, "length": length, "number": number}
+        return {name: torch.from_numpy(x) for name, x in arrays.items()}
 
     def widest(self) -> Batch:
-        """A batch as large as any could be."""
+        """Return a batch as large as any can be."""
         ids = torch.zeros((self.rows, 2, self.block_size), dtype=torch.int64)
         length = torch.full((self.rows, 2), self.block_size)
         return {"idx": ids, "target": ids, "length": length, "number": torch.zeros(self.rows, dtype=torch.int64)}
 
     def describe_batch(self, step: int) -> str:
-        """Where the batch of a step lies, in words."""
+        """Return the epoch and batch of a step, for messages."""
         return windows.epoch_and_batch(step, self.batches_per_epoch)
 
 
-def count_tokens(batch: Batch) -> int:
-    """How many pairs of a batch have answers."""
+def count_pairs(batch: Batch) -> int:
+    """Return the number of pairs of a batch, without padding."""
     return int((batch["length"][:, 0] > 0).sum())

@@ -1,4 +1,4 @@
-"""Questions as tokens, up to where an answer begins: what a model writes answers to, to learn from them."""
+"""Prompts as tokens, up to where an answer begins, for stages that learn from sampled completions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from bardlet.config.finetuning import RolloutConfig
 from bardlet.data import chat_template
-from bardlet.data.corpus import development_begins
+from bardlet.data.corpus import dev_split_start
 from bardlet.data.records import Examples, Question
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
@@ -17,7 +17,7 @@ from bardlet.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompts:
-    """Question number i is questions[i], as tokens ids[i], (T,) int64."""
+    """Prompts as questions and as tokens: ids[i], (T,) int64, are the tokens of questions[i]."""
 
     questions: list[Question]
     ids: list[np.ndarray]
@@ -25,62 +25,63 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, which: slice) -> Prompts:
-        """The questions of a slice."""
-        return Prompts(self.questions[which], self.ids[which])
+    def part(self, span: slice) -> Prompts:
+        """Return the prompts of a slice."""
+        return Prompts(self.questions[span], self.ids[span])
 
     def up_to(self, length: int) -> Prompts:
-        """Those of at most so many tokens."""
+        """Return the prompts of at most `length` tokens."""
         kept = [i for i, ids in enumerate(self.ids) if len(ids) <= length]
         return Prompts([self.questions[i] for i in kept], [self.ids[i] for i in kept])
 
-    def evenly_spread(self, most: int) -> Prompts:
-        """At most so many of them, evenly spread."""
-        return self.part(slice(None, None, max(1, -(-len(self) // most))))
+    def evenly_spread(self, limit: int) -> Prompts:
+        """Return at most `limit` prompts, evenly spread."""
+        return self.part(slice(None, None, max(1, -(-len(self) // limit))))
 
 
 @dataclass(frozen=True)
 class PromptDataset:
-    """Questions as tokens; none is in both parts."""
+    """Tokenized prompts; none is in both parts."""
 
     train: Prompts
     val: Prompts
     tokenizer: Tokenizer
 
 
-def tokenize_prompts(found: Examples, tokenizer: Tokenizer, progress: Progress | None = None) -> PromptDataset:
-    """The questions as tokens by the tokenizer of the model."""
-    marks = chat_template.special_tokens(tokenizer)
-    made: list[Prompts] = []
-    for part, questions in zip(("train", "val"), found.questions(), strict=True):
+def tokenize_prompts(examples: Examples, tokenizer: Tokenizer, progress: Progress | None = None) -> PromptDataset:
+    """Return the prompts as tokens of the model's tokenizer."""
+    special = chat_template.special_tokens(tokenizer)
+    parts: list[Prompts] = []
+    for part, questions in zip(("train", "val"), examples.questions(), strict=True):
         if progress:
-            progress(f"questions, {part}", 0, len(questions))
-        ids = [chat_template.encode(tokenizer, one.prompt, ask=True, marks=marks)[0] for one in questions]
-        made.append(Prompts(questions, ids))
-    train, val = made
+            progress(f"prompts, {part}", 0, len(questions))
+        ids = [chat_template.encode(tokenizer, question.prompt, add_generation_prompt=True, special=special)[0]
+               for question in questions]
+        parts.append(Prompts(questions, ids))
+    train, val = parts
     return PromptDataset(train, val, tokenizer)
 
 
-def split(ready: PromptDataset, config: RolloutConfig) -> tuple[Prompts, Prompts]:
-    """(training, held-out) questions that leave room in the window for an answer of --answer-tokens.
+def split(dataset: PromptDataset, config: RolloutConfig) -> tuple[Prompts, Prompts]:
+    """Return the (training, held-out) prompts that leave room in the window for an answer of --answer-tokens.
 
-    The development split is the last tenth of the training part, too long ones counted, so that it is the same one in
-    all stages. BardletError where no question is left.
+    The development split is the last tenth of the training part, counting prompts that are too long, so that it is the
+    same in all stages. BardletError if no prompt is left.
     """
-    learned, held = ready.train, ready.val
+    train, val = dataset.train, dataset.val
     if config.val_part == "dev":
-        cut = development_begins(len(learned))
-        learned, held = learned.part(slice(cut)), learned.part(slice(cut, None))
+        cut = dev_split_start(len(train))
+        train, val = train.part(slice(cut)), train.part(slice(cut, None))
     room = config.block_size - config.answer_tokens
-    fitting = learned.up_to(room), held.up_to(room)
+    fitting = train.up_to(room), val.up_to(room)
     if not all(map(len, fitting)):
-        raise BardletError(f"no question leaves room for an answer of {config.answer_tokens} tokens in the model's "
-                           f"window of {config.block_size}; take fewer --answer-tokens")
+        raise BardletError(f"every prompt is too long for an answer of {config.answer_tokens} tokens in the model's "
+                           f"window of {config.block_size}; use fewer --answer-tokens")
     return fitting
 
 
 def sample_prompts(number: int, size: int, prompts: int, seed: int) -> np.ndarray:
-    """Which of so many questions the rollout of a number from 0 on asks: (size,) int64. An epoch asks each once.
+    """Return which of `prompts` prompts rollout `number` (from 0) uses: (size,) int64. An epoch uses each once.
 
     A pure function of (seed, number).
     """

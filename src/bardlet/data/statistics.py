@@ -1,7 +1,7 @@
-"""What a text is like, before anything is made of it: how long, of which characters, and how hard to predict.
+"""Corpus statistics: length, alphabet and n-gram losses of a text, before any training.
 
-Read once, kept in the cache under the text's hash. The tokenizer and the plan of a timed run are chosen by its length
-and alphabet; how hard it is says what loss to expect, and chooses nothing.
+Measured once, cached under the hash of the text. Length and alphabet decide the tokenizer and the plan of a timed run;
+the n-gram losses only predict its loss.
 """
 
 from __future__ import annotations
@@ -14,55 +14,57 @@ from pathlib import Path
 import numpy as np
 
 from bardlet.data import ngram
-from bardlet.data.corpus import Corpus, cache_folder, development_begins
+from bardlet.data.corpus import Corpus, cache_folder, dev_split_start
 from bardlet.runtime import cache as runtime_cache
 from bardlet.tokenizer import code_points
 
 Progress = Callable[[str, int, int | None], None]
 
 PIECE = 4_096
-"""Characters of a piece of the sample."""
+"""Characters per piece of the sample."""
 SAMPLE = 1 << 19
-"""Most characters that the n-gram models learn from: a second of counting, and enough for contexts of six."""
+"""Maximum of characters that the n-gram models count: they take a second, and suffice for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
 DOMAIN_SHIFT = 0.07
-"""From where on a held-out part is unlike the rest: by so much its letters alone cost more, as a share. (Of ten corpora
-it was 0.04 at most; of the ends of sorted lists of names 0.09 to 0.21, and there counting is worse than guessing.)"""
+"""Threshold of `domain_shift`. (Ten corpora had at most 0.04; the ends of sorted lists of names had 0.09 to 0.21, and
+there n-gram models are worse than guessing.)"""
 END = "\uffff"
-"""Stands behind each document of the sample. No text has it: Unicode keeps it free for such use."""
+"""Ends each document of the sample. No text has it: Unicode reserves it for internal use."""
 VERSION = 9
 
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """What was found in a text."""
+    """Statistics of a text."""
 
     characters: int
-    """Of the whole text."""
+    """Length of the whole text."""
     train_characters: int
-    """Of its training part."""
+    """Length of its training part."""
     alphabet: str
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
-    """Nats per character that n-gram models of 0, 1, ... 6 characters, then of 0, 1, 2 words of context lose on the
-    held-out part, having counted the training part; empty for a text too short. The end of a document costs as well,
-    and is no character, as in the losses of a run."""
+    """Held-out losses, in nats per character, of n-gram models with 0, 1, ... 6 characters, then with 0, 1, 2 words of
+    context, counted on the training part; empty if the text is too short. The end of a document adds to the loss but
+    is no character, as in the losses of a run."""
     quarter: tuple[float, ...] = ()
-    """The same, having counted a quarter as much: the difference tells how much more text helps."""
+    """The same, counted on a quarter of the text; the difference shows how much more text helps."""
     domain_shift: float = 0.0
-    """By how much the letters alone of the held-out part cost more than those of the training part, by the counts of
-    the latter, as a share (of a nat at least): the end of a sorted list has others than its beginning."""
+    """Relative excess of the held-out part's unigram loss, counted on the training part, over the training part's own
+    (of at least 1 nat). The end of a sorted list has other letters than its beginning."""
     counted: int = 0
-    """Characters that the first were counted on."""
+    """Characters that `losses` were counted on."""
 
     @property
     def counting(self) -> tuple[float, ...] | None:
-        """The loss of the best n-gram model; of the best that counted a quarter as much; how many characters the first
-        counted; what six characters of context are worth beside three, and letters beside words, as logarithms of the
-        losses' ratios (the last 0 for a text without words). None for a text too short, or without surprise, and where
-        counting says nothing of the held-out part."""
-        if not self.losses or min(self.losses) < 1e-3 or self.domain_shift > DOMAIN_SHIFT:  # too short, a loop, a sorted list
+        """N-gram features for the scaling law, or None if the n-gram losses say nothing about the held-out part.
+
+        (loss of the best n-gram model, the same counted on a quarter, characters counted, log ratio of the losses with
+        six and with three characters of context, log ratio of the losses with one word of context and of the best
+        model). The last is 0 for a text without words. None for a text that is too short, a loop, or a domain shift.
+        """
+        if not self.losses or min(self.losses) < 1e-3 or self.domain_shift > DOMAIN_SHIFT:
             return None
         best, words = min(self.losses), self.losses[LONGEST + 1:]
         far = math.log(self.losses[LONGEST] / self.losses[LONGEST // 2])
@@ -70,86 +72,86 @@ class CorpusStatistics:
 
 
 def measure_corpus(corpus: Corpus, progress: Progress | None = None, cache: Path | None = None,
-           held_out: str = "val") -> CorpusStatistics:
-    """The survey of `corpus`: from the cache, or by reading it once.
+                   val_part: str = "val") -> CorpusStatistics:
+    """Return the statistics of `corpus`: from the cache, or by reading it once.
 
     Args:
-        held_out: the part that `losses` are of: "val", or "dev", the last tenth of the training part.
+        val_part: the part whose `losses` are measured: "val", or "dev", the last tenth of the training part.
     """
-    folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": held_out, "version": VERSION}
-    if (facts := runtime_cache.read(folder, key)) is not None:
-        return CorpusStatistics(**facts | {name: tuple(facts[name]) for name in ("losses", "quarter")})
-    found = _read(corpus, progress, held_out)
-    runtime_cache.write(folder, key, asdict(found))
-    return found
+    folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": val_part, "version": VERSION}
+    if (cached := runtime_cache.read(folder, key)) is not None:
+        return CorpusStatistics(**cached | {name: tuple(cached[name]) for name in ("losses", "quarter")})
+    statistics = _read(corpus, progress, val_part)
+    runtime_cache.write(folder, key, asdict(statistics))
+    return statistics
 
 
-def _read(corpus: Corpus, progress: Progress | None, held_out: str) -> CorpusStatistics:
-    counted = {"train": 0, "val": 0}
+def _read(corpus: Corpus, progress: Progress | None, val_part: str) -> CorpusStatistics:
+    characters = {"train": 0, "val": 0}
     alphabet: set[str] = set()
     sample = {"train": _Sample(SAMPLE), "val": _Sample(SAMPLE // 8)}
-    for part in counted:
+    for part in characters:
         for text in corpus.documents(part):
-            counted[part] += len(text)
+            characters[part] += len(text)
             for start in range(0, len(text), 1 << 20):
                 alphabet.update(text[start:start + (1 << 20)])
             sample[part].add(text)
             if progress:
-                progress("read", sum(counted.values()), None)
-    learned, held = sample["train"].text(), sample["val"].text()
-    if held_out == "dev":
-        cut = development_begins(len(learned))
-        learned, held = learned[:cut], learned[cut:]
-    losses, quarter, unlike = _ngram_features(learned, held)
-    return CorpusStatistics(sum(counted.values()), counted["train"], "".join(sorted(alphabet)), losses, quarter, unlike,
-                  len(learned) - learned.count(END))
+                progress("read", sum(characters.values()), None)
+    train, val = sample["train"].text(), sample["val"].text()
+    if val_part == "dev":
+        cut = dev_split_start(len(train))
+        train, val = train[:cut], train[cut:]
+    losses, quarter, domain_shift = _ngram_features(train, val)
+    return CorpusStatistics(sum(characters.values()), characters["train"], "".join(sorted(alphabet)), losses, quarter,
+                            domain_shift, len(train) - train.count(END))
 
 
 def _entropy(text: str) -> float:
-    """What a character of `text` costs, in nats, by its own frequencies."""
+    """Return the entropy of the characters of `text`, in nats."""
     _, counts = np.unique(code_points(text), return_counts=True)
     return float(-(counts / len(text) * np.log(counts / len(text))).sum())
 
 
-def _ngram_features(learned: str, held: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """The losses of `CorpusStatistics`, having counted all of `learned` and a quarter of it, and how unlike it `held` is."""
-    characters = len(held) - held.count(END)
-    if min(len(learned) // 4, characters) < 100:
+def _ngram_features(train: str, val: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Return `losses`, `quarter` and `domain_shift` of `CorpusStatistics`."""
+    characters = len(val) - val.count(END)
+    if min(len(train) // 4, characters) < 100:
         return (), (), 0.0
-    learned, held = (text.replace(END, "\n") for text in (learned, held))
-    piece = max(1, min(PIECE, len(learned) // 64))
-    # line by line, by lot: of a sorted list longer pieces would leave out most beginnings, and more text seem to help a
-    # lot; every fourth line of questions and answers would be a question
-    parts = [line[i:i + piece] for line in learned.splitlines(keepends=True) for i in range(0, len(line), piece)]
+    train, val = (text.replace(END, "\n") for text in (train, val))
+    piece = max(1, min(PIECE, len(train) // 64))
+    # Draw lines at random. Of a sorted list, longer pieces would miss most beginnings, and more text would seem to help
+    # a lot. Of questions and answers, every fourth line would be a question.
+    parts = [line[i:i + piece] for line in train.splitlines(keepends=True) for i in range(0, len(line), piece)]
     drawn = np.random.default_rng(0).random(len(parts)) < 0.25
     quarter = "".join(part for part, take in zip(parts, drawn, strict=True) if take)
-    alphabet, own = len(set(learned)) + 1, _entropy(learned)
-    all_of_it, a_quarter = (_losses(text, held, alphabet) for text in (learned, quarter))
-    ends = len(held) / characters
-    return (tuple(ends * loss for loss in all_of_it), tuple(ends * loss for loss in a_quarter),
-            (all_of_it[0] - own) / max(own, 1.0))
+    alphabet, entropy = len(set(train)) + 1, _entropy(train)
+    full_losses, quarter_losses = (_losses(text, val, alphabet) for text in (train, quarter))
+    per_character = len(val) / characters
+    return (tuple(per_character * loss for loss in full_losses), tuple(per_character * loss for loss in quarter_losses),
+            (full_losses[0] - entropy) / max(entropy, 1.0))
 
 
-def _losses(learned: str, held: str, alphabet: int) -> tuple[float, ...]:
-    """In nats per character of `held`, line breaks between documents among them."""
-    nats = ngram.ngram_losses(code_points(learned), code_points(held), LONGEST, alphabet)
-    characters = nats.mean(1)
-    best = nats[characters.argmin()]
-    spelling = np.concatenate((np.full(LONGEST, best.mean()), best))  # nobody knows what the first ones would cost
-    few = min(len(ngram.WORD.findall(text)) for text in (learned, held)) < 100  # one long word, or a script without
-    return *map(float, characters), *([] if few else ngram.word_losses(learned, held, spelling))
+def _losses(train: str, val: str, alphabet: int) -> tuple[float, ...]:
+    """Return character and word n-gram losses in nats per character of `val`, with line breaks between documents."""
+    nats = ngram.ngram_losses(code_points(train), code_points(val), LONGEST, alphabet)
+    by_order = nats.mean(1)
+    best = nats[by_order.argmin()]
+    spelling = np.concatenate((np.full(LONGEST, best.mean()), best))  # the first LONGEST characters have no loss
+    few_words = min(len(ngram.WORD.findall(text)) for text in (train, val)) < 100  # one long word, or no word breaks
+    return *map(float, by_order), *([] if few_words else ngram.word_losses(train, val, spelling))
 
 
 class _Sample:
-    """Pieces evenly spread over a stream of documents, at most `most` characters: every k-th piece, k growing."""
+    """Evenly spread pieces of a stream of documents, at most `limit` characters: every k-th piece, with a growing k."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.every, self.seen = most, 1, 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.every, self.seen = limit, 1, 0
         self.pieces: list[str] = []
         self.rest = ""
 
     def add(self, document: str) -> None:
-        """The next document of the stream."""
+        """Add the next document of the stream."""
         text = self.rest + document + END
         whole = len(text) // PIECE * PIECE
         self.rest = text[whole:]
@@ -157,10 +159,10 @@ class _Sample:
             if self.seen % self.every == 0:
                 self.pieces.append(text[start:start + PIECE])
             self.seen += 1
-            if len(self.pieces) * PIECE > self.most:
+            if len(self.pieces) * PIECE > self.limit:
                 self.pieces = self.pieces[::2]
                 self.every *= 2
 
     def text(self) -> str:
-        """The sample."""
+        """Return the sample."""
         return "".join(self.pieces) + self.rest

@@ -1,7 +1,7 @@
-"""One file as documents of clean Unicode: a text file is one document, a .jsonl file has one a line.
+"""Read one file as documents of clean Unicode: a text file is one document, a .jsonl file has one per line.
 
-Everything is read as UTF-8 whatever the machine's locale. What can be mended is mended and said (a byte order mark,
-UTF-16, Windows line ends); what cannot is an error with its file and byte, or line.
+Text is UTF-8 whatever the machine's locale. A byte order mark, UTF-16 and Windows line endings are repaired, with a
+notice; anything else is an error that names the file and the byte or line.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.op
 
 
 def inner_suffix(path: Path) -> str:
-    """The suffix without that of the compression: .jsonl for a.jsonl.xz."""
+    """Return the suffix without that of the compression: .jsonl for a.jsonl.xz."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in OPENERS else suffix
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file. label: its name in hashes and messages; part: "both" (to be split), "train" or "val"."""
+    """One file. label: its name in hashes and messages. part: "both" (to be split), "train" or "val".
+
+    field: the key of a .jsonl line that holds the text. separator: regular expression between documents of a text file.
+    """
 
     path: Path
     label: str
     part: str = "both"
     field: str = "text"
-    between: str | None = None
+    separator: str | None = None
 
     @property
     def is_jsonl(self) -> bool:
-        """Whether each line is a JSON object with the text of a document."""
+        """True if each line is a JSON object with the text of a document."""
         return inner_suffix(self.path) == ".jsonl"
 
 
@@ -52,21 +55,21 @@ Notice = Callable[[Source, str], None]
 
 @contextlib.contextmanager
 def open_raw(path: Path, compressed: bool = False) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed by its suffix unless `compressed`; every failure is one line."""
+    """Open the bytes of a file, decompressed by its suffix unless `compressed`. BardletError if that fails."""
     opener = open if compressed else OPENERS.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
             yield file
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise BardletError(f"{path}: its compression is damaged ({error}): get the file again") from None
+        raise BardletError(f"{path}: the compressed data is damaged ({error}); get the file again") from None
     except PermissionError:
-        raise BardletError(f"{path}: may not be read: change its permissions or copy it (chmod u+r)") from None
+        raise BardletError(f"{path}: permission denied; change its permissions (chmod u+r) or copy it") from None
     except OSError as error:
         raise BardletError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def digest_of(path: Path) -> bytes:
-    """sha256 of the bytes of a file as they lie on the disk."""
+    """Return the sha256 of the bytes of a file, without decompressing it."""
     digest = hashlib.sha256()
     with open_raw(path, compressed=True) as file:
         while block := file.read(1 << 20):
@@ -75,23 +78,23 @@ def digest_of(path: Path) -> bytes:
 
 
 def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """(place, text) of each document of a text file: one, unless `between` says what separates them."""
+    """Yield (place, text) of each document of a text file: one, unless `source` has a separator."""
     with open_raw(source.path) as file:
         raw = _read(file)
-    text = _mend(_decode(raw, source, notice), source, notice)
-    del raw  # a big file would lie in memory twice while its documents are used
-    if source.between is None:
+    text = _repair(_decode(raw, source, notice), source, notice)
+    del raw  # else a large file would be in memory twice while its documents are used
+    if source.separator is None:
         yield str(source.path), text
         return
     start = 0
-    for number, match in enumerate(re.finditer(source.between, text), 1):
+    for number, match in enumerate(re.finditer(source.separator, text), 1):
         yield f"{source.path}, document {number}", text[start : match.start()]
         start = match.end()
     yield f"{source.path}, last document", text[start:]
 
 
 def _read(file: IO[bytes]) -> bytes:
-    """All bytes of a file; of one that is no text only up to there: a small file can hold gigabytes of zeros."""
+    """Return all bytes of a file, but stop after a NUL: it is not text, and may decompress to gigabytes of zeros."""
     blocks = [file.read(1 << 24)]
     wide = blocks[0].startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
     nul = bytes(8 if wide else 1)  # two characters of UTF-32 can have five zeros in a row
@@ -101,31 +104,31 @@ def _read(file: IO[bytes]) -> bytes:
 
 
 def _decode(raw: bytes, source: Source, notice: Notice) -> str:
-    """The text of a whole file: UTF-8, or what its byte order mark says. NUL means that it is no text."""
-    for mark, encoding, what in (
+    """Decode a whole file as UTF-8, or as its byte order mark says. A NUL means that it is not text."""
+    for mark, encoding, name in (
         (b"\xff\xfe\x00\x00", "utf-32", "UTF-32"),
         (b"\x00\x00\xfe\xff", "utf-32", "UTF-32"),
         (b"\xff\xfe", "utf-16", "UTF-16"),
         (b"\xfe\xff", "utf-16", "UTF-16"),
     ):
         if raw.startswith(mark):
-            notice(source, f"is {what}, not UTF-8; read as {what}")
+            notice(source, f"is {name}, not UTF-8; reading it as {name}")
             try:
                 text = raw.decode(encoding)
             except UnicodeDecodeError as error:
                 raise BardletError(
-                    f"{source.path}: begins as {what} but byte {error.start} is not ({error.reason}): save it as UTF-8"
+                    f"{source.path}: not valid {name} at byte {error.start} ({error.reason}); save it as UTF-8"
                 ) from None
             if (nul := text.find("\0")) >= 0:
-                raise BardletError(f"{source.path}: character {nul} is NUL, so this is no text: take it out")
+                raise BardletError(f"{source.path}: NUL at character {nul}, so it is not text; remove the NUL")
             return text
     if (nul := raw.find(b"\0")) >= 0:
         raise BardletError(
-            f"{source.path}: byte {nul} (line {raw.count(10, 0, nul) + 1}) is NUL, so this is binary, no text: "
-            "take the file out, or save it as UTF-8 text"
+            f"{source.path}: NUL at byte {nul} (line {raw.count(10, 0, nul) + 1}), so it is binary, not text; "
+            "leave the file out, or save it as UTF-8 text"
         )
     if raw.startswith(b"\xef\xbb\xbf"):
-        notice(source, "begins with a byte order mark, which was dropped")
+        notice(source, "starts with a byte order mark; ignoring it")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -135,22 +138,22 @@ def _decode(raw: bytes, source: Source, notice: Notice) -> str:
 
 def _not_utf8(source: Source, offset: int, line: int, byte: int) -> BardletError:
     return BardletError(
-        f"{source.path}: byte {offset} (line {line}) is 0x{byte:02X}, which is no UTF-8: "
-        "save the file as UTF-8 (iconv -f LATIN1 -t UTF-8, say)"
+        f"{source.path}: not valid UTF-8 at byte {offset} (line {line}): 0x{byte:02X}; "
+        "save the file as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
     )
 
 
-def _mend(text: str, source: Source, notice: Notice) -> str:
+def _repair(text: str, source: Source, notice: Notice) -> str:
     if "\r\n" in text:
-        notice(source, "has Windows line ends (CR LF), read as LF")
+        notice(source, "has Windows line endings (CR LF); reading them as LF")
         text = text.replace("\r\n", "\n")
     return text
 
 
 def decoded_lines(file: IO[bytes], name: str) -> Iterator[str]:
-    """The lines of an open file as they come, without their ends and the white space around them.
+    """Yield the lines of an open file as they arrive, without line endings and surrounding white space.
 
-    BardletError, with line and byte, for what is no UTF-8 text.
+    BardletError, with line and byte, if it is not UTF-8 text.
     """
     offset, source = 0, Source(Path(name), name)
     for number, line in enumerate(file, 1):
@@ -160,13 +163,13 @@ def decoded_lines(file: IO[bytes], name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise _not_utf8(source, offset + error.start, number, text[error.start]) from None
         if "\0" in decoded:
-            raise BardletError(f"{name}: line {number} has a NUL, so this is binary, no text: pipe in lines of text")
+            raise BardletError(f"{name}: NUL in line {number}, so it is binary, not text; pipe in lines of text")
         offset += len(line)
         yield decoded.strip()
 
 
 def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """(place, text) of each line of a .jsonl file, one line in memory at a time."""
+    """Yield (place, text) of each line of a .jsonl file, with one line in memory at a time."""
     offset = 0
     with open_raw(source.path) as file:
         lines: Iterator[bytes] = iter(file)
@@ -175,7 +178,7 @@ def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(lines, 1):
             place = f"{source.path}, line {number}"
             if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                notice(source, "begins with a byte order mark, which was dropped")
+                notice(source, "starts with a byte order mark; ignoring it")
                 line, offset = line[3:], 3
             try:
                 decoded = line.decode("utf-8")
@@ -183,35 +186,37 @@ def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
                 raise _not_utf8(source, offset + error.start, number, line[error.start]) from None
             offset += len(line)
             if decoded.strip():
-                text = _mend(_text_of_line(decoded, place, source.field), source, notice)
+                text = _repair(_text_of_line(decoded, place, source.field), source, notice)
                 del line, decoded
                 yield place, text
 
 
 def _text_of_line(line: str, place: str, key: str) -> str:
-    """The text of one JSON object."""
+    """Return the text of one JSON object."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: JSON's own, or a number of 5,000 digits
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         hint = " (NUL: this is binary)" if "\0" in line else ""
         raise BardletError(
-            f"{place}: is not JSON{column}{hint}: write one object a line, or rename the file to .txt"
+            f"{place}: is not JSON{column}{hint}; write one object per line, or rename the file to .txt"
         ) from None
     if not isinstance(value, dict):
-        raise BardletError(f'{place}: is not an object like {{"{key}": "..."}}: write one a line, or rename it to .txt')
+        raise BardletError(
+            f'{place}: is not an object like {{"{key}": "..."}}; write one per line, or rename the file to .txt'
+        )
     if key not in value:
         strings = [k for k, v in value.items() if isinstance(v, str)]
-        remedy = f"choose one with --field: {', '.join(strings)}" if strings else "and no field with text at all"
+        remedy = f"choose one with --field: {', '.join(strings)}" if strings else "and no other field with text"
         raise BardletError(f'{place}: has no field "{key}"; {remedy}')
     text = value[key]
     if not isinstance(text, str):
-        raise BardletError(f'{place}: "{key}" is {type(text).__name__}, not text: choose another field with --field')
+        raise BardletError(f'{place}: "{key}" is {type(text).__name__}, not text; choose another field with --field')
     if "\\ud" in line or "\\uD" in line:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BardletError(
-                f'{place}: character {error.start} of "{key}" is half of a surrogate pair: write it as UTF-8'
+                f'{place}: character {error.start} of "{key}" is half of a surrogate pair; write it as UTF-8'
             ) from None
     return text

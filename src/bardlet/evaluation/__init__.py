@@ -1,1 +1,1 @@
-"""Metrics, benchmark tasks and lm-evaluation-harness."""
+"""Metrics, benchmark tasks and an adapter for lm-evaluation-harness."""

@@ -1,15 +1,15 @@
-"""Named tasks: questions whose answer is known, from files under $BARDLET_DATA. No model and no token here.
+"""Benchmark tasks: questions with known answers, from files under $BARDLET_DATA. Text only: no model, no tokenizer.
 
-    choice     one context, several continuations, one of them right
-    label      the same where the continuations are names (yes and no, the letters of a list) in every question
-    context    several contexts, one continuation, which belongs to one of them (Trinh and Le 2018, *A Simple Method for
-               Commonsense Reasoning*, section 3.2: partial scoring)
-    last       one context and what really came next
+    choice     one context, several continuations, one correct
+    label      the same with fixed continuations (yes and no, the letters of a list) for every question
+    context    several contexts, one correct, and one continuation (Trinh and Le 2018, *A Simple Method for Commonsense
+               Reasoning*, section 3.2: partial scoring)
+    last       one context and its actual last word
     number     a question, and the number that answers it
 
-The texts are put together as EleutherAI's lm-evaluation-harness (0.4.13) has them in `lm_eval/tasks`, where it has the
-task, without examples in front: a space stands before each continuation. commonsense-qa and siqa are as in the files,
-a list with letters (MosaicML's llm-foundry, `eval/local_data`).
+Prompts are zero-shot and formatted as in EleutherAI's lm-evaluation-harness (0.4.13, `lm_eval/tasks`) for the tasks it
+has, with a space before each continuation. commonsense-qa and siqa are as in the files, a list with letters (MosaicML's
+llm-foundry, `eval/local_data`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LETTERS = "ABCD"
 class Record:
     """A question with its answer.
 
-    options: (context, continuation) of each text that could be right; where there is nothing to choose, of the one that
-    is. gold: which is right. question: of a number, as one asks somebody who answers questions.
+    options: (context, continuation) of each possible answer, or of the correct one alone if there is no choice.
+    gold: index of the correct option. question: for a number task, the question as a chat message.
     """
 
     options: tuple[tuple[str, str], ...]
@@ -47,115 +47,115 @@ class Record:
 
 @dataclass(frozen=True)
 class Task:
-    """Where the questions of a task are, and how a record of the file becomes one.
+    """The file of a task, and a function that parses its records.
 
-    file: folder and name under $BARDLET_DATA. tokens: of a number, the longest answer. behind: of a number, what stands
-    before it in an answer; empty: the answer begins with it.
+    file: folder and name under $BARDLET_DATA. For number tasks: tokens is the maximum length of an answer, marker the
+    text before the number in an answer; empty: the answer starts with the number.
     """
 
-    what: str
+    description: str
     kind: Kind
     file: str
     read: Callable[[Mapping[str, Any]], Record]
     tokens: int = 0
-    behind: str = ""
+    marker: str = ""
 
 
 def find(name: str) -> Task:
-    """The task of that name. BardletError for one that there is not, with the nearest, or all of them."""
+    """Return the task called `name`. BardletError for an unknown name, with the closest one and the full list."""
     if name not in TASKS:
         near = get_close_matches(name.lower().replace("_", "-"), TASKS, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise BardletError(f"--task {name}: there is no such task{hint}; choose among {', '.join(TASKS)}")
+        raise BardletError(f"--task {name}: no such task{hint}; choose from {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def records(name: str, limit: int | None = None) -> list[Record]:
-    """The questions of a task in the order of its file; with `limit` so many, evenly spread.
+    """Return the questions of a task in file order; `limit`: at most this many, evenly spread.
 
     Raises:
-        BardletError: no such task; its file is nowhere, or holds something else, and where.
+        BardletError: unknown task, missing file, or an invalid record, with its position.
     """
     task = find(name)
     folder, file = task.file.split("/")
-    where = corpus.folder_with(folder, [file])
-    if where is None:
-        raise BardletError(f"--task {name}: its questions are not on this machine: put {file} into the folder {folder} "
+    directory = corpus.folder_with(folder, [file])
+    if directory is None:
+        raise BardletError(f"--task {name}: its questions are not on this machine; put {file} into the folder {folder} "
                            "of $BARDLET_DATA")
-    found = []
-    for place, value in (_sixes if ".txt" in file else data_records.records)(where / file):
+    questions = []
+    for location, value in (_hellaswag_records if ".txt" in file else data_records.records)(directory / file):
         try:
-            found.append(task.read(value))
+            questions.append(task.read(value))
         except (KeyError, TypeError, ValueError) as error:
-            raise BardletError(f"{place}: is no question of {name} ({type(error).__name__}: {error}); "
-                               "get the file again") from None
-    if not found:
-        raise BardletError(f"{where / file}: there is no question in it; get the file again")
-    count = min(limit or len(found), len(found))
-    return [found[i * len(found) // count] for i in range(count)]
+            raise BardletError(f"{location}: not a valid {name} question ({type(error).__name__}: {error}); "
+                               "download the file again") from None
+    if not questions:
+        raise BardletError(f"{directory / file}: contains no questions; download the file again")
+    count = min(limit or len(questions), len(questions))
+    return [questions[i * len(questions) // count] for i in range(count)]
 
 
 def chance_accuracy(kind: Kind, questions: Sequence[Record]) -> float:
-    """The share that guessing gets right: the mean of 1 / number of options; 0 where there is nothing to choose."""
+    """Return the accuracy of guessing: the mean of 1 / number of options; 0 if there is no choice."""
     if kind in ("last", "number"):
         return 0.0
-    return sum(1 / len(one.options) for one in questions) / len(questions)
+    return sum(1 / len(record.options) for record in questions) / len(questions)
 
 
 def majority_accuracy(kind: Kind, questions: Sequence[Record]) -> float | None:
-    """The share that the most frequent answer, given to each question, gets right; None where that is no answer."""
+    """Return the accuracy of always giving the most frequent answer; None for tasks other than label tasks."""
     if kind != "label":
         return None
-    golds = [one.gold for one in questions]
+    golds = [record.gold for record in questions]
     return max(map(golds.count, set(golds))) / len(golds)
 
 
-# ------------------------------------------------------------------------------- a record of a file
+# ------------------------------------------------------------------------------- parsing
 
 
-def _sixes(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of the text file that HellaSwag comes in: context, number of the right ending, four endings."""
-    [(_, text)] = read_text(Source(path, path.name), lambda source, what: log.warning("%s: %s", source.path, what))
+def _hellaswag_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (location, record) from HellaSwag's text file: context, index of the correct ending, four endings."""
+    [(_, text)] = read_text(Source(path, path.name), lambda source, note: log.warning("%s: %s", source.path, note))
     lines = text.rstrip("\n").split("\n")
     for start in range(0, len(lines), 6):
-        place = f"{path}, line {start + 1}"
+        location = f"{path}, line {start + 1}"
         query, gold, *endings = (*lines[start : start + 6], "", "")[:6]
         if not gold.isdecimal() or not all(endings):
-            raise BardletError(f"{place}: is no context with a number and four endings below it; get the file again")
-        yield place, {"query": query, "gold": int(gold), "choices": endings}
+            raise BardletError(f"{location}: expected a context, a number and four endings; download the file again")
+        yield location, {"query": query, "gold": int(gold), "choices": endings}
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
-    """The text in a field. KeyError, TypeError."""
+    """Return a string field. Raises KeyError or TypeError."""
     if not isinstance(record[key], str):
-        raise TypeError(f"{key} is not a text")
+        raise TypeError(f"{key} is not a string")
     return record[key]
 
 
 def _texts(record: Mapping[str, Any], key: str) -> list[str]:
-    """The texts in a field, two or more, none of them empty. KeyError, TypeError, ValueError."""
+    """Return a list of two or more non-empty strings. Raises KeyError, TypeError or ValueError."""
     values = record[key]
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{key} is not a list of texts")
+        raise TypeError(f"{key} is not a list of strings")
     if len(values) < 2 or not all(values):
-        raise ValueError(f"{key} has fewer than two texts, or an empty one")
+        raise ValueError(f"{key} has fewer than two strings, or an empty one")
     return values
 
 
 def _gold(record: Mapping[str, Any], options: int) -> int:
-    """The number of the right option. KeyError, TypeError, ValueError."""
+    """Return the index of the correct option. Raises KeyError, TypeError or ValueError."""
     if type(record["gold"]) is not int:
-        raise TypeError("gold is not a whole number")
+        raise TypeError("gold is not an integer")
     if not 0 <= record["gold"] < options:
         raise ValueError(f"gold is {record['gold']}, but there are {options} options")
     return int(record["gold"])
 
 
-def _choices(behind: str = "") -> Callable[[Mapping[str, Any]], Record]:
-    """A reader of `query`, `choices` and `gold`; `behind` is written after the query."""
+def _choices(suffix: str = "") -> Callable[[Mapping[str, Any]], Record]:
+    """Return a parser of `query`, `choices` and `gold` that appends `suffix` to the query."""
 
     def read(record: Mapping[str, Any]) -> Record:
-        query, choices = _text(record, "query") + behind, _texts(record, "choices")
+        query, choices = _text(record, "query") + suffix, _texts(record, "choices")
         return Record(tuple((query, f" {choice}") for choice in choices), _gold(record, len(choices)))
 
     return read
@@ -169,8 +169,8 @@ def _contexts(record: Mapping[str, Any]) -> Record:
 def _mmlu(record: Mapping[str, Any]) -> Record:
     choices = _texts(record, "choices")
     listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
-    subject, asked = _text(record, "subject").replace("_", " "), _text(record, "question").strip()
-    query = (f"The following are multiple choice questions (with answers) about {subject}.\n\n{asked}\n{listed}"
+    subject, question = _text(record, "subject").replace("_", " "), _text(record, "question").strip()
+    query = (f"The following are multiple choice questions (with answers) about {subject}.\n\n{question}\n{listed}"
              "Answer:")  # fmt: skip
     return Record(tuple((query, f" {letter}") for letter in LETTERS), LETTERS.index(_text(record, "answer")))
 
@@ -179,34 +179,35 @@ def _last_word(record: Mapping[str, Any]) -> Record:
     return Record(((_text(record, "context"), f" {_text(record, 'continuation').strip()}"),))
 
 
-def _sum(record: Mapping[str, Any]) -> Record:
-    asked = _text(record, "context")
-    return Record(((asked, _text(record, "continuation").strip()),), question=asked)
+def _arithmetic(record: Mapping[str, Any]) -> Record:
+    question = _text(record, "context")
+    return Record(((question, _text(record, "continuation").strip()),), question=question)
 
 
 def _gsm8k(record: Mapping[str, Any]) -> Record:
-    asked, mark, number = _text(record, "question"), *_text(record, "answer").rpartition("####")[1:]
-    if not mark:
+    question, marker, number = _text(record, "question"), *_text(record, "answer").rpartition("####")[1:]
+    if not marker:
         raise ValueError("no #### in the answer")
-    return Record(((f"Question: {asked}\nAnswer:", number.strip().replace(",", "")),), question=asked)
+    return Record(((f"Question: {question}\nAnswer:", number.strip().replace(",", "")),), question=question)
 
 
 GAUNTLET = "eval-gauntlet"
 TASKS = {
-    "hellaswag": Task("how a scene goes on", "choice", "hellaswag/hellaswag_val_full.txt.xz", _choices()),
-    "arc-easy": Task("science at school", "choice", f"{GAUNTLET}/arc_easy.jsonl.gz", _choices("\nAnswer:")),
-    "arc-challenge": Task("... the harder questions", "choice", f"{GAUNTLET}/arc_challenge.jsonl.gz",
+    "hellaswag": Task("what happens next in a scene", "choice", "hellaswag/hellaswag_val_full.txt.xz", _choices()),
+    "arc-easy": Task("grade-school science", "choice", f"{GAUNTLET}/arc_easy.jsonl.gz", _choices("\nAnswer:")),
+    "arc-challenge": Task("grade-school science, harder", "choice", f"{GAUNTLET}/arc_challenge.jsonl.gz",
                           _choices("\nAnswer:")),
     "openbookqa": Task("elementary science", "choice", f"{GAUNTLET}/openbook_qa.jsonl.gz", _choices()),
-    "piqa": Task("how to do things", "choice", f"{GAUNTLET}/piqa.jsonl.gz", _choices("Answer:")),  # behind a line end
+    # piqa's queries end in a line break
+    "piqa": Task("physical common sense", "choice", f"{GAUNTLET}/piqa.jsonl.gz", _choices("Answer:")),
     "copa": Task("cause and effect", "choice", f"{GAUNTLET}/copa.jsonl.gz", _choices()),
-    "winogrande": Task("whom a sentence means", "context", f"{GAUNTLET}/winogrande.jsonl.gz", _contexts),
-    "winograd": Task("... the original schemas", "context", f"{GAUNTLET}/winograd_wsc.jsonl.gz", _contexts),
+    "winogrande": Task("pronoun resolution", "context", f"{GAUNTLET}/winogrande.jsonl.gz", _contexts),
+    "winograd": Task("pronoun resolution, original schemas", "context", f"{GAUNTLET}/winograd_wsc.jsonl.gz", _contexts),
     "boolq": Task("yes or no, from a passage", "label", f"{GAUNTLET}/boolq.jsonl.gz", _choices("\nAnswer:")),
-    "commonsense-qa": Task("common sense, by letters", "label", f"{GAUNTLET}/commonsense_qa.jsonl.gz", _choices()),
-    "siqa": Task("what people feel and do, by letters", "label", f"{GAUNTLET}/siqa.jsonl.gz", _choices()),
-    "mmlu": Task("57 subjects, by letters", "label", "mmlu/test.jsonl.gz", _mmlu),
+    "commonsense-qa": Task("common sense, by letter", "label", f"{GAUNTLET}/commonsense_qa.jsonl.gz", _choices()),
+    "siqa": Task("social situations, by letter", "label", f"{GAUNTLET}/siqa.jsonl.gz", _choices()),
+    "mmlu": Task("57 subjects, by letter", "label", "mmlu/test.jsonl.gz", _mmlu),
     "lambada": Task("the last word of a passage", "last", f"{GAUNTLET}/lambada_openai.jsonl.gz", _last_word),
-    "arithmetic": Task("sums and products", "number", f"{GAUNTLET}/simple_arithmetic_nospaces.jsonl.gz", _sum, 16),
-    "gsm8k": Task("word problems", "number", "gsm8k/test.jsonl.gz", _gsm8k, 256, behind="####"),
+    "arithmetic": Task("arithmetic", "number", f"{GAUNTLET}/simple_arithmetic_nospaces.jsonl.gz", _arithmetic, 16),
+    "gsm8k": Task("math word problems", "number", "gsm8k/test.jsonl.gz", _gsm8k, 256, marker="####"),
 }

@@ -1,4 +1,4 @@
-"""Completions of conversations: prompts from messages, sampling, and the tokens that end an answer."""
+"""Batched answers to chat prompts, with the stop tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from bardlet.inference import generate
 from bardlet.tokenizer import Tokenizer
 
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
-"""How a finished run answers on its card."""
+"""Sampling options for the samples on a model card."""
 
 ROWS = 32
-"""Answers that are written at once."""
+"""Answers generated per batch."""
 
 
-def generate_answers(model: Any, tokenizer: Tokenizer, asked: Sequence[np.ndarray], tokens: int | None = None, *, seed: int = 0,
-            **options: Any) -> list[tuple[str, bool]]:  # fmt: skip
-    """What a model answers: (text, whether it ended by itself) of each.
+def generate_answers(model: Any, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], tokens: int | None = None, *,
+                     seed: int = 0, **options: Any) -> list[tuple[str, bool]]:  # fmt: skip
+    """Return (text, True if the answer ended with a stop token) for each prompt.
 
     Args:
-        asked: ids of conversations, (T,), up to where an answer begins.
-        tokens: at most so many for an answer; None: as many as the window has room for.
-        options: of `generate.stream`; without any always the likeliest token.
+        prompts: ids of conversations, (T,), up to where the answer begins.
+        tokens: maximum length of an answer; None: whatever fits in the context window.
+        options: see `generate.stream`; decoding is greedy by default.
     """
     stops = stop_ids(tokenizer)
-    rooms = [tokens or max(1, model.config.block_size - len(ids)) for ids in asked]
-    made: list[list[int]] = [[] for _ in asked]
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # rows of one batch have similar lengths
+    max_tokens = [tokens or max(1, model.config.block_size - len(ids)) for ids in prompts]
+    completions: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of one batch have similar lengths
     options = {"temperature": 0.0, **options}
     for first in range(0, len(order), ROWS):
         batch = order[first : first + ROWS]
-        written = generate.generate(model, [asked[i].tolist() for i in batch], max(rooms[i] for i in batch),
-                                    seed=[seed + i for i in batch], stop_ids=stops, **options)
-        for i, ids in zip(batch, written, strict=True):
-            made[i] = ids[: rooms[i]]  # whoever is beside it: an answer has its own room, and no more
-    known = [[token for token in ids if token < tokenizer.vocab_size] for ids in made]  # spare rows mean nothing
+        generated = generate.generate(model, [prompts[i].tolist() for i in batch], max(max_tokens[i] for i in batch),
+                                      seed=[seed + i for i in batch], stop_ids=stops, **options)
+        for i, ids in zip(batch, generated, strict=True):
+            completions[i] = ids[: max_tokens[i]]  # an answer does not depend on the batch it is in
+    # ids above vocab_size pad the embedding table and have no text
+    with_text = [[token for token in ids if token < tokenizer.vocab_size] for ids in completions]
     ends = (special_id(tokenizer, "end"), tokenizer.eos_id)
     return [(tokenizer.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in ends)
-            for ids, text in zip(made, known, strict=True)]
+            for ids, text in zip(completions, with_text, strict=True)]
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Where an answer is over: at any special token, since what follows a role's would be somebody else's words."""
+    """Return the ids that end an answer: all special tokens, since a role token would start another speaker's turn."""
     return sorted(tokenizer.special)

@@ -1,7 +1,7 @@
-"""A conversation with a model, or a text that a person and a model write in turn.
+"""A conversation with a model.
 
-A model that was fine-tuned answers: its context is the conversation as the chat template writes it. A base only goes on
-with a text, and does that here.
+A fine-tuned model answers: its context is the conversation as the chat template formats it. A base model continues a
+text: the user and the model write it in turns.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from bardlet.tokenizer import StreamDecoder, Tokenizer
 
 
 class ChatSession:
-    """What was said so far, and the model that says the rest.
+    """The messages so far, and the model that answers them.
 
-    answers: whether the model was fine-tuned to answer; if not, it goes on with the text. forgotten: how many messages
-    from the beginning the model does not see any more: they do not fit into its context, or the text had ended. began:
-    how many that were before a text ended with the last answer, which may be asked for again.
+    uses_template: True if the tokenizer has bardlet's chat template; otherwise the model continues the text.
+    forgotten: number of messages dropped from the start, because they do not fit into the context window or the base
+    model ended its document. forgotten_before: `forgotten` before the last answer ended a document, for `regenerate`.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, system: str = "", tokens: int = 256, seed: int = 0,
                  documents: int = 2, **options: Any) -> None:
-        """tokens: at most so many for an answer. documents: of how many the base's text consisted. options: those of
-        `generate.stream`."""
-        self.model, self.words, self.system, self.options, self.seed = model, tokenizer, system, options, seed
-        self.documents, self.answers = documents, tokenizer.chat_template == chat_template.TEMPLATE
+        """tokens: maximum length of an answer. documents: number of documents in a base model's training text.
+        options: see `generate.stream`."""
+        self.model, self.tokenizer, self.system, self.options, self.seed = model, tokenizer, system, options, seed
+        self.documents, self.uses_template = documents, tokenizer.chat_template == chat_template.TEMPLATE
         self.tokens = min(tokens, model.config.block_size // 2)
         self.messages: list[dict[str, str]] = []
-        self.forgotten = self.began = 0
+        self.forgotten = self.forgotten_before = 0
 
     def ask(self, text: str) -> Iterator[str]:
-        """The answer to `text`, piece by piece; what came of it stays in `messages` if the iterator is closed early.
+        """Return the answer to `text` as a stream; closed early, it leaves the partial answer in `messages`.
 
         Raises:
-            BardletError: `text` alone is longer than the context.
+            BardletError: `text` alone does not fit into the context window.
         """
         self.messages.append({"role": "user", "content": text})
         try:
@@ -52,87 +52,89 @@ class ChatSession:
         return self._answer(prompt)
 
     def regenerate(self) -> Iterator[str]:
-        """Another answer to what was asked last. BardletError where nothing was."""
+        """Return another answer to the last question. BardletError if there is none."""
         if not self.messages:
-            raise BardletError("nothing was said yet")
+            raise BardletError("the conversation is empty; ask something first")
         if self.messages[-1]["role"] == "assistant":
             self.messages.pop()
-            if self.forgotten > len(self.messages):  # the text had ended with that answer
-                self.forgotten = self.began
+            if self.forgotten > len(self.messages):  # that answer had ended the document
+                self.forgotten = self.forgotten_before
         self.seed += 1
         return self._answer(self._prompt())
 
     def clear(self) -> None:
-        """Forget all that was said, but for the system's message."""
-        self.messages, self.forgotten, self.began = [], 0, 0
+        """Delete all messages except the system message."""
+        self.messages, self.forgotten, self.forgotten_before = [], 0, 0
 
     def save(self, path: Path) -> None:
-        """The conversation as a line of JSON, which `bardlet sft` reads, at the end of a file."""
+        """Append the conversation to a file, as a line of JSON that `bardlet sft` reads."""
         if not self.messages:
-            raise BardletError("there is nothing to save: nothing was said yet")
+            raise BardletError("nothing to save: the conversation is empty")
         line = json.dumps({"messages": self.transcript()}, ensure_ascii=False) + "\n"
         with atomic.explain_write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def transcript(self) -> list[dict[str, str]]:
-        """All messages, the system's first."""
+        """Return all messages, the system message first."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages]
 
     def _prompt(self) -> list[int]:
-        """The tokens of what was said, without so much of its beginning that an answer has room behind it."""
-        room = self.model.config.block_size - self.tokens
-        if not self.answers:
-            return self._text()[-room:]
-        said = self.transcript()
-        first = len(said) - len(self.messages)
+        """Return the tokens of the conversation, without its first messages if the answer would not fit otherwise."""
+        max_prompt = self.model.config.block_size - self.tokens
+        if not self.uses_template:
+            return self._text()[-max_prompt:]
+        messages = self.transcript()
+        first = len(messages) - len(self.messages)
         for forgotten, message in enumerate(self.messages):
-            if message["role"] != "user":  # what is left begins with a question
+            if message["role"] != "user":  # the kept part starts with a question
                 continue
-            frame = chat_template.encode(self.words, [*said[:first], *said[first + forgotten :]], ask=True)[0]
-            if len(frame) <= room:
+            ids = chat_template.encode(self.tokenizer, [*messages[:first], *messages[first + forgotten :]],
+                                       add_generation_prompt=True)[0]
+            if len(ids) <= max_prompt:
                 self.forgotten = forgotten
-                return [int(i) for i in frame]
-        what = "that, with what the system says," if self.system else "that"
-        raise BardletError(f"{what} is too long: {len(frame):,} tokens; beside an answer of {self.tokens} the model's "
-                           f"window of {self.model.config.block_size} has room for {room}; say it shorter")
+                return [int(i) for i in ids]
+        prompt = "the message, with the system message," if self.system else "the message"
+        raise BardletError(f"{prompt} is too long: {len(ids):,} tokens, but {max_prompt} fit in the model's window of "
+                           f"{self.model.config.block_size}, with {self.tokens} reserved for the answer; shorten it")
 
     def _text(self) -> list[int]:
-        """The text that a base goes on with: each message a line of its own, unless it begins with white space."""
+        """Return the text that a base model continues: a line per message, unless it starts with white space."""
         text = self.system if not self.forgotten else ""
         for message in self.messages[self.forgotten :]:
-            said = message["content"]
-            apart = message["role"] == "user" and text and not text[-1].isspace() and not said[:1].isspace()
-            text += "\n" + said if apart else said
-        ids = text_generation.prompt_ids(self.words, text, self.documents)
-        begins = self.words.eos_id is not None and self.documents > 1 and bool(text)
-        return [int(self.words.eos_id or 0), *ids] if begins else ids  # where a document begins
+            content = message["content"]
+            new_line = message["role"] == "user" and text and not text[-1].isspace() and not content[:1].isspace()
+            text += "\n" + content if new_line else content
+        ids = text_generation.prompt_ids(self.tokenizer, text, self.documents)
+        separated = self.tokenizer.eos_id is not None and self.documents > 1 and bool(text)
+        return [int(self.tokenizer.eos_id or 0), *ids] if separated else ids  # documents start with the separator
 
     def _answer(self, prompt: list[int]) -> Iterator[str]:
-        decoder, said = StreamDecoder(self.words, skip_special=True), ""
-        if not self.answers:
-            for known in prompt:  # a prompt may end inside a character
-                decoder.feed(known)
-        stops = answers.stop_ids(self.words) if self.answers else [i for i in (self.words.eos_id,) if i is not None]
+        decoder, answer = StreamDecoder(self.tokenizer, skip_special=True), ""
+        if not self.uses_template:
+            for prompt_token in prompt:  # the prompt may end inside a multi-byte character
+                decoder.feed(prompt_token)
+        eos_id = self.tokenizer.eos_id
+        stops = answers.stop_ids(self.tokenizer) if self.uses_template else [i for i in (eos_id,) if i is not None]
         stream = generate.stream(self.model, [prompt], self.tokens, seed=[self.seed + len(self.messages)],
                                  stop_ids=stops, **self.options)
         ended = False
         try:
-            with closing(stream):  # type: ignore[type-var]
+            with closing(stream):
                 for [token] in stream:
                     ended = token in stops
-                    if token is not None and token < self.words.vocab_size:
+                    if token is not None and token < self.tokenizer.vocab_size:
                         piece = decoder.feed(token)
-                        said += piece
+                        answer += piece
                         yield piece
-            said += (last := decoder.finish())
+            answer += (last := decoder.finish())
             yield last
         except BardletError:
-            raise  # nothing was said
-        except BaseException:  # stopped: by whoever reads, or by Ctrl-C
-            self.messages.append({"role": "assistant", "content": said})
+            raise  # there is no answer to keep
+        except BaseException:  # closed by the caller, or Ctrl-C
+            self.messages.append({"role": "assistant", "content": answer})
             raise
-        self.messages.append({"role": "assistant", "content": said})
-        if ended and not self.answers:
-            # the text is at its end: what comes next begins another
-            self.began, self.forgotten = self.forgotten, len(self.messages)
+        self.messages.append({"role": "assistant", "content": answer})
+        if ended and not self.uses_template:
+            # the document has ended: the next message starts a new one
+            self.forgotten_before, self.forgotten = self.forgotten, len(self.messages)

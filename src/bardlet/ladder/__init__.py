@@ -1,5 +1,5 @@
-"""The ladder: every rung of the lecture trained on the same text, measured, and shown beside the one before.
+"""The ladder: train every rung of the lecture on the same text, measure it, and compare it with the rung before.
 
-`rungs.py` says what the rungs are, `run.py` trains them, `report.py` makes the page, `pictures.py` its pictures,
-`sources.py` finds their code, and `experiments.py` holds the maths as experiments.
+`rungs.py` defines the rungs, `run.py` trains them, `report.py` writes the page, `pictures.py` draws its pictures,
+`sources.py` extracts the rungs' code, and `experiments.py` runs the maths as experiments.
 """

@@ -1,6 +1,6 @@
-"""What an experiment is: a question, what came out of computing it, and a picture.
+"""The Experiment class: a question, the figures that answer it, and a picture.
 
-The experiments stand in `experiments_attention.py` and `experiments_training.py`; `experiments.py` runs them.
+`experiments_attention.py` and `experiments_training.py` define the experiments; `experiments.py` runs them.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL = TrainConfig(model="layer-norm", **rungs.SMALL).model_config(65)  # type: ignore[arg-type]
-"""The lecture's small model: 65 characters, and the sizes of the ladder's small rungs."""
+"""The lecture's small model: a vocabulary of 65 characters and the sizes of the small rungs."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, run. Its sentences hold no numbers of their own: each is one of `figures`."""
+    """The result of one experiment. Its sentences contain no literal numbers: each number comes from `figures`."""
 
     name: str
     title: str
     question: str
     """One sentence."""
     conclusion: tuple[str, ...]
-    """What was found: sentences with places for the figures, as in "the variance is {variance:.2f}"."""
+    """The results, as format strings over the figures: "the variance is {variance:.2f}"."""
     figures: Mapping[str, float]
-    """Every number that was computed, by name."""
+    """Every computed number, by name."""
     paint: Callable[[Palette], Figure] | None = None
-    """Draws it, for `pictures.draw`."""
+    """The picture, for `pictures.draw`."""
 
     @property
     def lines(self) -> list[str]:
-        """What was found, with its numbers, as plain text: a sentence or two each."""
+        """The conclusion with its numbers filled in, as plain text: one or two sentences per line."""
         return [sentence.format_map(self.figures) for sentence in self.conclusion]
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's global generator starts at `seed`; afterwards it stands where it stood.
+    """Seed torch's global generator inside the block, and restore its state afterwards.
 
-    PyTorch's layers draw their first weights from it, and dropout its zeros. Everything else in an experiment has a
-    generator of its own.
+    PyTorch's layers draw their initial weights from it, and dropout its masks. Everything else in an experiment uses
+    its own generator.
     """
     before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would touch a GPU's, too
+    torch.default_generator.manual_seed(seed)  # the CPU generator only: torch.manual_seed would also reseed a GPU's
     try:
         yield
     finally:
         torch.set_rng_state(before)
 
 
-def largest(difference: Tensor) -> float:
-    """The largest absolute value: how far two tensors are apart at most, given their difference."""
-    return float(difference.detach().abs().max())
+def max_abs(values: Tensor) -> float:
+    """Return the largest absolute value; of a difference, how far apart two tensors are at most."""
+    return float(values.detach().abs().max())

@@ -1,10 +1,10 @@
-"""The maths of the lecture as experiments: `bardlet ladder --explain` prints them, the course shows them.
+"""The maths of the lecture as experiments. `bardlet ladder --explain` prints them; the course shows them.
 
     for experiment in run():
         print(text(experiment))
 
-Each function of EXPERIMENTS computes real numbers with seeds of its own: it gives the same ones each time, and leaves
-torch's global generator where it was.
+Each function in EXPERIMENTS computes its numbers from fixed seeds: they are the same on every call, and torch's global
+generator is left untouched.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "dropout": dropout,
     "rotary": rotary_positions,
 }
-"""Every experiment by its name, in the order of the lecture."""
+"""The experiments by name, in the lecture's order."""
 
 WIDTH = 78
-"""Columns of a terminal that `text` fills at most."""
+"""Maximum line width of `text`, in columns."""
 
 
 def run(names: Iterable[str] | None = None) -> list[Experiment]:
-    """Runs the experiments of these names, by default all, and gives back what came out, in the order asked for.
+    """Run the named experiments (default: all) and return their results in the same order.
 
-    Raises BardletError for a name that is none.
+    Raises BardletError for an unknown name.
     """
-    chosen = list(EXPERIMENTS) if names is None else list(names)
-    for name in chosen:
+    selected = list(EXPERIMENTS) if names is None else list(names)
+    for name in selected:
         if name not in EXPERIMENTS:
-            raise BardletError(f"'{name}' is no experiment; choose from {', '.join(EXPERIMENTS)}")
-    return [EXPERIMENTS[name]() for name in chosen]
+            raise BardletError(f"unknown experiment '{name}'; choose from {', '.join(EXPERIMENTS)}")
+    return [EXPERIMENTS[name]() for name in selected]
 
 
 def text(experiment: Experiment) -> str:
-    """An experiment for the terminal: title, question and findings, in at most 78 columns, no line break at the end."""
+    """Format an experiment for a terminal: title, question and results, at most 78 columns, no trailing newline."""
     parts = [experiment.title, "-" * len(experiment.title), *textwrap.wrap(experiment.question, WIDTH)]
     for line in experiment.lines:
         parts += textwrap.wrap(line, WIDTH, initial_indent="  - ", subsequent_indent="    ")
@@ -65,9 +65,9 @@ def text(experiment: Experiment) -> str:
 
 
 def pictures(folder: Path, experiments: Iterable[Experiment] | None = None) -> list[str]:
-    """Draws the experiments (by default all of them, run for it) as folder/NAME.png and folder/NAME-dark.png.
+    """Draw the experiments (default: run all) as folder/NAME.png and folder/NAME-dark.png.
 
-    Gives back the names of those that have a picture.
+    Returns the names of the experiments that have a picture.
     """
     drawn = []
     for experiment in run() if experiments is None else experiments:

@@ -1,6 +1,6 @@
-"""Experiments on what makes a deep network trainable: residual connections, dropout, norms, the first loss.
+"""Experiments on what makes a deep network trainable: residual connections, dropout, norms, the initial loss.
 
-Each function is one experiment, from its tensors to what came out. B rows, T positions, C channels, V vocabulary.
+Each function is one experiment, from its tensors to its results. Shapes: B rows, T positions, C channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.ladder.experiment import SMALL, Experiment, largest, seeded
+from bardlet.ladder.experiment import SMALL, Experiment, max_abs, seeded
 from bardlet.ladder.experiments_paint import curves, histogram, matrix, panels
 from bardlet.models.layers import RMSNorm
 from bardlet.models.lecture import (
@@ -26,156 +26,158 @@ from bardlet.models.lecture import (
 
 
 def residual_gradients() -> Experiment:
-    """How much gradient reaches the input of each of 24 untrained blocks, with and without a straight way back."""
+    """The gradient at the input of each of 24 untrained blocks, with and without residual connections."""
     depth = 24
-    dice = torch.Generator().manual_seed(4)
-    x = torch.randn(32, 8, 32, generator=dice, dtype=torch.float64)  # (B, T, C): what the embeddings give
-    direction = torch.randn(32, 8, 32, generator=dice, dtype=torch.float64)
-    direction = direction / direction.norm()  # the gradient that comes back from the loss, of norm 1
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(32, 8, 32, generator=generator, dtype=torch.float64)  # (B, T, C), in place of the embeddings
+    direction = torch.randn(32, 8, 32, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm()  # the gradient of the loss, with norm 1
     with seeded(4):
-        # float64: without residual connections the squares of these numbers are too small for float32
+        # float64: without residual connections, the squared gradients underflow in float32
         blocks = nn.ModuleList(ResidualBlock(SMALL) for _ in range(depth)).double()
         normed = nn.ModuleList(LayerNormBlock(SMALL) for _ in range(depth)).double()
 
-    def norms(steps: nn.ModuleList, straight: bool) -> list[float]:
-        """The gradient's norm at the input of each block, and behind the last."""
+    def norms(blocks: nn.ModuleList, residual: bool) -> list[float]:
+        """Return the norm of the gradient at the input of each block and after the last."""
         stream = [x.clone().requires_grad_()]
-        for block in steps:
+        for block in blocks:
             h = stream[-1]
-            stream.append(block(h) if straight else block.ffwd(block.sa(h)))  # type: ignore[operator]
+            stream.append(block(h) if residual else block.ffwd(block.sa(h)))  # type: ignore[operator]
         loss = (stream[-1] * direction).sum()
         return [float(gradient.norm()) for gradient in torch.autograd.grad(loss, stream)]
 
     stacks = {"residual": (blocks, True), "plain": (blocks, False), "norm": (normed, True)}
-    found = {name: norms(stack, straight) for name, (stack, straight) in stacks.items()}
+    by_stack = {name: norms(stack, residual) for name, (stack, residual) in stacks.items()}
     figures: dict[str, float] = {"depth": depth, "shallow": SMALL.n_layer}
-    for name, (stack, straight) in stacks.items():
-        few = norms(stack[: SMALL.n_layer], straight)
-        figures[name] = found[name][0] / found[name][-2]  # the first block's input against the last one's
-        figures[f"{name}_shallow"] = few[0] / few[-2]
-    places = range(depth + 1)
+    for name, (stack, residual) in stacks.items():
+        shallow = norms(stack[: SMALL.n_layer], residual)
+        figures[name] = by_stack[name][0] / by_stack[name][-2]  # at the first block's input / at the last block's
+        figures[f"{name}_shallow"] = shallow[0] / shallow[-2]
+    passed = range(depth + 1)
     return Experiment(
         "residual",
         "Residual connections carry the gradient",
         "How much of the gradient reaches the first of many untrained blocks?",
-        ("Of {depth:.0f} blocks without residual connections the first gets {plain:.1e} times the gradient of the "
-         "last: nothing arrives that could teach it.",
-         "With residual connections the first gets {residual:.2f} times the gradient of the last, since each block on "
-         "the way back adds its own share; with LayerNorm before each part as well, {norm:.2f} times.",
-         "Of {shallow:.0f} blocks, as in the lecture, first against last: {plain_shallow:.1e} times without, "
-         "{residual_shallow:.2f} with residual connections, {norm_shallow:.2f} with LayerNorm as well."),
+        ("In {depth:.0f} blocks without residual connections, the first block gets {plain:.1e} times the gradient of "
+         "the last: too little to learn from.",
+         "With residual connections, the first block gets {residual:.2f} times the gradient of the last, because each "
+         "block in between adds its own share. With LayerNorm before each sublayer as well, it is {norm:.2f} times.",
+         "In {shallow:.0f} blocks, as in the lecture, the ratio of first to last is {plain_shallow:.1e} without "
+         "residual connections, {residual_shallow:.2f} with them, and {norm_shallow:.2f} with LayerNorm as well."),
         figures,
         panels(
             curves("gradient in a stack of untrained blocks", {
-                "residual connections": (places, found["residual"]), "without": (places, found["plain"]),
-                "residual and LayerNorm": (places, found["norm"])},
+                "residual connections": (passed, by_stack["residual"]), "without": (passed, by_stack["plain"]),
+                "residual and LayerNorm": (passed, by_stack["norm"])},
                 "blocks passed", "norm of the gradient", ("linear", "log")), columns=1, height=4.2),
     )
 
 
 def dropout() -> Experiment:
-    """Zeros in training, made good by larger numbers, so that the mean is what eval computes."""
+    """Dropout zeroes values in training and scales up the others, so that the mean matches eval mode."""
     p, draws = 0.2, 20_000
-    dice = torch.Generator().manual_seed(5)
-    x = torch.randn(1, 32, generator=dice)  # (1, C)
-    idx = torch.randint(65, (4, 8), generator=dice)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 32, generator=generator)  # (1, C)
+    idx = torch.randint(65, (4, 8), generator=generator)
     with seeded(5), torch.no_grad():
-        drop, linear, nonlinear = nn.Dropout(p), nn.Linear(32, 32), FeedForward(SMALL)  # the last ends in a ReLU
+        drop, linear, nonlinear = nn.Dropout(p), nn.Linear(32, 32), FeedForward(SMALL)  # FeedForward ends in a ReLU
         ones = drop(torch.ones(1_000_000))
-        many = drop(x.expand(draws, 32))  # the same row, dropped in `draws` ways
-        sums, relus = linear(many), nonlinear(many)  # (draws, C)
-        straight, bent = linear(drop.eval()(x)), nonlinear(drop.eval()(x))  # in eval dropout does nothing
+        dropped = drop(x.expand(draws, 32))  # the same row under `draws` different masks
+        sums, relus = linear(dropped), nonlinear(dropped)  # (draws, C)
+        linear_eval, relu_eval = linear(drop.eval()(x)), nonlinear(drop.eval()(x))  # dropout is off in eval mode
         model = DropoutModel(replace(SMALL, dropout=p))
-        in_train = largest(model.train()(idx) - model(idx))
-        in_eval = largest(model.eval()(idx) - model(idx))
+        in_train = max_abs(model.train()(idx) - model(idx))
+        in_eval = max_abs(model.eval()(idx) - model(idx))
 
-    def off(values: Tensor, expected: Tensor) -> Tensor:
-        """How many standard errors the means of `values` (draws, C) are from `expected`: (C)."""
+    def z_scores(values: Tensor, expected: Tensor) -> Tensor:
+        """Return the distance between the means of `values` (draws, C) and `expected`, in standard errors: (C)."""
         error = values.std(dim=0) / math.sqrt(draws)
         return (values.mean(dim=0) - expected[0]) / error.clamp_min(1e-9)
 
-    at = int((relus.mean(0) - bent[0]).abs().argmax())  # the unit whose mean is furthest from eval
-    marks = [{"eval": float(once[0, at]), "mean": float(values[:, at].mean())}
-             for values, once in ((sums, straight), (relus, bent))]
+    unit = int((relus.mean(0) - relu_eval[0]).abs().argmax())  # the unit whose mean is furthest from eval mode
+    marks = [{"eval": float(expected[0, unit]), "mean": float(values[:, unit].mean())}
+             for values, expected in ((sums, linear_eval), (relus, relu_eval))]
     return Experiment(
         "dropout",
         "Dropout in training and after it",
-        "What does dropout change, and why does eval need no correction?",
-        ("Of {numbers:,.0f} ones dropout at {p:.1f} makes a share of {zeros:.4f} zero, the others {kept:.2f} = "
-         "{one:.0f} / ({one:.0f} - {p:.1f}): the mean stays {mean:.4f}.",
-         "A linear layer behind it: the mean over {draws:,.0f} draws is at most {linear:.1f} standard errors from "
-         "what eval computes, over {units:.0f} units: chance.",
-         "With a ReLU behind the layer it is not only chance: up to {nonlinear:.0f} standard errors. The means differ "
-         "from eval by {gap:.3f} in the mean, where the outputs are {size:.3f}: near, not equal.",
-         "Two passes of a model differ by up to {train:.3f} in training, by {eval:.1f} in eval."),
+        "What does dropout change, and why does eval mode need no correction?",
+        ("Out of {numbers:,.0f} ones, dropout at {p:.1f} zeroes a fraction of {zeros:.4f} and scales the others to "
+         "{kept:.2f} = {one:.0f} / ({one:.0f} - {p:.1f}). The mean stays {mean:.4f}.",
+         "Add a linear layer: the mean over {draws:,.0f} draws is within {linear:.1f} standard errors of eval mode in "
+         "all {units:.0f} units. That is chance.",
+         "Add a ReLU as well, and it is more than chance: up to {nonlinear:.0f} standard errors. The means differ from "
+         "eval mode by {gap:.3f} on average, and the mean output is {size:.3f}: close, but not equal.",
+         "Two forward passes of a model differ by up to {train:.3f} in training mode, and by {eval:.1f} in eval mode."),
         {"p": p, "numbers": ones.numel(), "zeros": float((ones == 0).float().mean()), "kept": float(ones.max()),
-         "one": 1, "mean": float(ones.mean()), "draws": draws, "units": 32, "linear": largest(off(sums, straight)),
-         "nonlinear": largest(off(relus, bent)), "gap": float((relus.mean(0) - bent[0]).abs().mean()),
-         "size": float(bent.mean()), "train": in_train, "eval": in_eval},
-        panels(histogram("linear", sums[:, at], marks[0], "output of a unit"),
-                     histogram("with ReLU, worst unit", relus[:, at], marks[1], "output of a unit")),
+         "one": 1, "mean": float(ones.mean()), "draws": draws, "units": 32,
+         "linear": max_abs(z_scores(sums, linear_eval)), "nonlinear": max_abs(z_scores(relus, relu_eval)),
+         "gap": float((relus.mean(0) - relu_eval[0]).abs().mean()),
+         "size": float(relu_eval.mean()), "train": in_train, "eval": in_eval},
+        panels(histogram("linear", sums[:, unit], marks[0], "output of a unit"),
+               histogram("with ReLU, worst unit", relus[:, unit], marks[1], "output of a unit")),
     )
 
 
 def layernorm() -> Experiment:
-    """LayerNorm makes each row mean 0 and variance 1, batch norm each column; RMSNorm leaves the mean alone."""
-    dice = torch.Generator().manual_seed(6)
-    x = torch.randn(32, 32, generator=dice)  # (rows of a batch, C)
-    x = x + 2 * torch.randn(32, 1, generator=dice) + 2 * torch.randn(1, 32, generator=dice)  # uneven rows and columns
+    """LayerNorm gives each row mean 0 and variance 1, batch norm each column; RMSNorm keeps the mean."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(32, 32, generator=generator)  # (rows of a batch, C)
+    # give rows and columns different means
+    x = x + 2 * torch.randn(32, 1, generator=generator) + 2 * torch.randn(1, 32, generator=generator)
     with torch.no_grad():
         layer_norm, rms_norm = nn.LayerNorm(32), RMSNorm(32, eps=1e-5)
         by_row, rms = layer_norm(x), rms_norm(x)
         by_column = F.batch_norm(x, None, None, training=True)
-        scale_free = largest(layer_norm(3 * x) - by_row)
+        scale_error = max_abs(layer_norm(3 * x) - by_row)
 
     def spread(values: Tensor, dim: int) -> tuple[float, float]:
-        """The largest mean and the variance furthest from 1 along a dimension."""
+        """Return the largest absolute mean and the variance furthest from 1 along a dimension."""
         var = values.var(dim, unbiased=False)
-        return largest(values.mean(dim)), float(var[(var - 1).abs().argmax()])
+        return max_abs(values.mean(dim)), float(var[(var - 1).abs().argmax()])
 
-    figures: dict[str, float] = {"one": 1, "times": 3, "scale_free": scale_free,
-                                 "square": float(rms.square().mean(1).mean()), "rms_mean": largest(rms.mean(1))}
+    figures: dict[str, float] = {"one": 1, "times": 3, "scale_free": scale_error,
+                                 "square": float(rms.square().mean(1).mean()), "rms_mean": max_abs(rms.mean(1))}
     for name, values, dim in (("before", x, 1), ("row", by_row, 1), ("column", by_row, 0), ("batch_row", by_column, 1),
                               ("batch_column", by_column, 0)):
         figures[f"{name}_mean"], figures[f"{name}_variance"] = spread(values, dim)
     return Experiment(
         "layernorm",
-        "LayerNorm evens out rows",
-        "What has mean zero and variance one behind LayerNorm: rows or columns?",
+        "LayerNorm normalizes rows",
+        "Does LayerNorm give mean zero and variance one to rows or to columns?",
         ("Before it, rows have means up to {before_mean:.2f}, and the variance furthest from {one:.0f} is "
          "{before_variance:.2f}.",
-         "Behind LayerNorm, rows: means up to {row_mean:.1e}, all variances {row_variance:.5f}; columns: means up to "
-         "{column_mean:.2f}, the variance furthest from {one:.0f} is {column_variance:.2f}.",
-         "Behind batch norm it is the other way round. Columns: means up to {batch_column_mean:.1e}, variances "
-         "{batch_column_variance:.5f}; rows: means up to {batch_row_mean:.2f}, a variance of {batch_row_variance:.2f}. "
-         "A row then depends on the other rows of its batch; LayerNorm's never does.",
-         "LayerNorm of {times:.0f} x is LayerNorm of x, to within {scale_free:.1e}.",
-         "RMSNorm, which divides and subtracts nothing: the mean square of a row is {square:.5f}, its mean stays (up "
-         "to {rms_mean:.2f})."),
+         "After LayerNorm, rows have means up to {row_mean:.1e} and variances of {row_variance:.5f}. Columns have "
+         "means up to {column_mean:.2f}, and the variance furthest from {one:.0f} is {column_variance:.2f}.",
+         "After batch norm, it is the other way round: columns have means up to {batch_column_mean:.1e} and variances "
+         "of {batch_column_variance:.5f}; rows have means up to {batch_row_mean:.2f}, and a variance of "
+         "{batch_row_variance:.2f}. A row then depends on the other rows of its batch; with LayerNorm it never does.",
+         "LayerNorm of {times:.0f} x equals LayerNorm of x, to within {scale_free:.1e}.",
+         "RMSNorm only divides: the mean square of each row is {square:.5f}, and the row keeps a mean of up to "
+         "{rms_mean:.2f}."),
         figures,
-        panels(*(matrix(title, values, around_zero=True, most=most, rows=rows, columns="channel", bar=False)
-                       for title, values, most, rows in (("before", x, 6, "row"), ("LayerNorm", by_row, 3, ""),
-                                                         ("batch norm", by_column, 3, ""))), columns=3, height=2.8),
+        panels(*(matrix(title, values, around_zero=True, vmax=vmax, rows=rows, columns="channel", bar=False)
+                 for title, values, vmax, rows in (("before", x, 6, "row"), ("LayerNorm", by_row, 3, ""),
+                                                   ("batch norm", by_column, 3, ""))), columns=3, height=2.8),
     )
 
 
 def first_loss() -> Experiment:
-    """An untrained model should know nothing: ln V. A table from N(0, 1) claims to know, and is wrong: ln V + 1/2.
+    """An untrained model should know nothing: ln V. A table from N(0, 1) is confidently wrong: ln V + 1/2.
 
-    The loss of a row of logits z with the target y is ln(sum of e^z) - z_y. Where z comes from N(0, s^2), z_y is 0 in
-    the mean, and a sum of V numbers e^z is about V times their mean, e^(s^2 / 2): so the loss is about ln V + s^2 / 2.
-    A sum of only 65 is uncertain, and its logarithm lower in the mean, by half its relative variance (e^(s^2) - 1) / V.
+    For a row of logits z and a target y the loss is ln(sum of e^z) - z_y. If z ~ N(0, s^2), the mean of z_y is 0, and
+    the sum over V entries is about V times the mean of e^z, e^(s^2 / 2): the loss is about ln V + s^2 / 2. With only
+    65 entries the sum varies, which lowers its expected logarithm by half its relative variance (e^(s^2) - 1) / V.
     """
     V, rows = SMALL.vocab_size, 20_000
-    dice = torch.Generator().manual_seed(8)
-    target = torch.randint(V, (rows,), generator=dice)
-    unit = torch.randn(rows, V, generator=dice)
+    generator = torch.Generator().manual_seed(8)
+    target = torch.randint(V, (rows,), generator=generator)
+    unit = torch.randn(rows, V, generator=generator)
     scales = (0.02, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     by_scale = [float(F.cross_entropy(scale * unit, target)) for scale in scales]
-    single = F.cross_entropy(unit, target, reduction="none")  # of each row alone
+    single = F.cross_entropy(unit, target, reduction="none")  # per row
 
-    idx = torch.randint(V, (64, 8), generator=dice)
-    next_idx = torch.randint(V, (64, 8), generator=dice)
+    idx = torch.randint(V, (64, 8), generator=generator)
+    next_idx = torch.randint(V, (64, 8), generator=generator)
     figures = {"vocabulary": V, "one": 1, "uniform": float(F.cross_entropy(torch.zeros(rows, V), target)),
                "law": math.log(V) + 1 / 2, "finite": math.log(V) + 1 / 2 - (math.e - 1) / (2 * V),
                "gaussian": by_scale[scales.index(1.0)], "tokens": 32, "batch": float(single.std()) / math.sqrt(32),
@@ -187,14 +189,14 @@ def first_loss() -> Experiment:
     return Experiment(
         "first_loss",
         "The loss before any training",
-        "What loss should an untrained model have, and why do some begin higher?",
-        ("Equal probabilities for {vocabulary:.0f} characters: -ln({one:.0f}/{vocabulary:.0f}) = {uniform:.3f}.",
-         "Logits from a unit Gaussian, as in the bigram's first table: {gaussian:.3f}. Expected is half a nat more, "
-         "{law:.3f}, for a large vocabulary, and {finite:.3f} for this one. A single batch of {tokens:.0f} tokens is "
-         "off by {batch:.2f} (standard deviation).",
-         "Logits of standard deviation {small_scale:.2f}: {small:.3f}.",
+        "What loss should an untrained model have, and why do some models start higher?",
+        ("Equal probabilities for {vocabulary:.0f} characters give -ln({one:.0f}/{vocabulary:.0f}) = {uniform:.3f}.",
+         "Unit-Gaussian logits, as in the bigram's initial table, give {gaussian:.3f}. Theory predicts half a "
+         "nat more than for equal probabilities, {law:.3f}, and for a vocabulary as small as this {finite:.3f}. The "
+         "loss of a single batch of {tokens:.0f} tokens has a standard deviation of {batch:.2f}.",
+         "Logits with a standard deviation of {small_scale:.2f} give {small:.3f}.",
          "Untrained models on random tokens: bigram {bigram:.3f}, LayerNorm rung {default:.3f}, dropout rung with its "
-         "small first weights {careful:.3f}."),
+         "small initial weights {careful:.3f}."),
         figures,
         panels(
             curves("loss of random logits", {

@@ -1,4 +1,4 @@
-"""The code of a rung, found in the sources themselves, and set beside the code of the rung before."""
+"""Extract the code of a rung from bardlet's sources, and compare it with the rung before."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bardlet.ladder import rungs
 from bardlet.ladder.rungs import Rung
 
 MODEL_FILES = ("models/lecture.py", "models/layers.py", "ops/attention.py", "ops/dropout.py")
-"""Where a part is looked for whose name says no file."""
-ALIKE = 0.5
-"""The share of words that two lines have in common when one is shown as the other's new form."""
-RELATED = 0.2
-"""The share of the shorter code's lines that both must have for the two to be worth comparing."""
+"""The files searched for a part whose name gives no file."""
+MIN_WORD_OVERLAP = 0.5
+"""Two lines with at least this share of common words are shown as one changed line."""
+MIN_LINE_OVERLAP = 0.2
+"""Two rungs are compared if they share at least this fraction of the shorter code's lines."""
 
 
 class Row(NamedTuple):
-    """A line of a comparison: both sides, or None where a side has no such line."""
+    """A row of a side-by-side comparison; None on a side without that line."""
 
     kind: str
     """same, changed, removed (left only) or added (right only)."""
@@ -32,113 +32,113 @@ class Row(NamedTuple):
     right: str | None
 
 
-# ---------------------------------------------------------------------------- finding
+# ---------------------------------------------------------------------------- parts
 
 
 class Part(NamedTuple):
-    """A class, a function or a constant at the top of a file."""
+    """A top-level class, function or constant of a file."""
 
     name: str
     file: str
-    """Below src/bardlet."""
+    """Relative to src/bardlet."""
     line: int
-    """Its first line, from 1; decorators belong to it."""
+    """Its first line, from 1, including decorators."""
     code: str
 
 
 def definitions(text: str) -> dict[str, tuple[int, str]]:
-    """(first line, code) of every class, function and constant at the top of a Python file, by name."""
-    lines, found = text.splitlines(), {}
+    """Return (first line, code) of every top-level class, function and constant of a Python file, by name."""
+    lines, by_name = text.splitlines(), {}
     for node in ast.parse(text).body:
         names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             names.append(node.name)
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-        found.update(dict.fromkeys(names, (first, "\n".join(lines[first - 1 : node.end_lineno]))))
-    return found
+        by_name.update(dict.fromkeys(names, (first, "\n".join(lines[first - 1 : node.end_lineno]))))
+    return by_name
 
 
 @cache
 def _definitions(file: str) -> dict[str, tuple[int, str]]:
-    """What `file`, below src/bardlet, defines."""
+    """Return the `definitions` of a file, given relative to src/bardlet."""
     return definitions(resources.files("bardlet").joinpath(file).read_text(encoding="utf-8"))
 
 
 def part(name: str) -> Part:
-    """One part of a rung: a name in models/lecture.py or models/layers.py, or "file.py:name" below src/bardlet.
+    """Return a part of a rung by its name in one of MODEL_FILES, or by "file.py:name" relative to src/bardlet.
 
-    Raises LookupError where there is no such class, function or constant.
+    Raises LookupError if there is no such class, function or constant.
     """
     file, colon, bare = name.rpartition(":")
-    for place in (file,) if colon else MODEL_FILES:
-        if bare in (found := _definitions(place)):
-            return Part(bare, place, *found[bare])
-    raise LookupError(f"{name}: no class or function of this name in {file or ' or '.join(MODEL_FILES)}")
+    for path in (file,) if colon else MODEL_FILES:
+        if bare in (defined := _definitions(path)):
+            return Part(bare, path, *defined[bare])
+    raise LookupError(f"{name}: no such class, function or constant in {file or ' or '.join(MODEL_FILES)}")
 
 
 def source(rung: Rung) -> str:
-    """The code of all parts of a rung in their order, two empty lines between them. Raises LookupError."""
+    """Return the code of all parts of a rung in order, separated by two empty lines. Raises LookupError."""
     return "\n\n\n".join(part(name).code for name in rung.parts)
 
 
-def before(rung: Rung) -> Rung | None:
-    """The rung whose code to compare with, trained or not: see `rungs.before`.
+def rung_to_compare(rung: Rung) -> Rung | None:
+    """Return the rung whose code to compare with, trained or not: its predecessor, if their code is related.
 
-    None for the first, and where the code before is about something else (rungs 12 and 13 are trained in another way:
-    no line of a model changes).
+    None for the first rung, and for rungs 12 and 13, which change only the training and no line of a model.
     """
-    earlier = rungs.before(rung)
+    earlier = rungs.predecessor(rung)
     if earlier is None:
         return None
-    old, new = source_before(earlier, rung), source(rung)
-    kept = sum(row.kind == "same" and bool(row.right and row.right.strip()) for row in beside(old, new))
+    old, new = source_to_compare(earlier, rung), source(rung)
+    unchanged = sum(row.kind == "same" and bool(row.right and row.right.strip()) for row in side_by_side(old, new))
     shorter = min(sum(bool(line.strip()) for line in code.split("\n")) for code in (old, new))
-    return earlier if kept >= RELATED * shorter else None
+    return earlier if unchanged >= MIN_LINE_OVERLAP * shorter else None
 
 
-def source_before(earlier: Rung, rung: Rung) -> str:
-    """The code of `earlier` to compare `rung` with: without parts that `rung` still uses but does not show again.
+def source_to_compare(earlier: Rung, rung: Rung) -> str:
+    """Return the code of `earlier` without the parts that `rung` still uses but does not show again.
 
-    Beside a rung that leaves out a helper explained one rung before, the helper would look removed.
+    Otherwise a helper that was explained one rung before would look removed.
     """
     used = {node.id for node in ast.walk(ast.parse(source(rung))) if isinstance(node, ast.Name)}
-    still = {name for name in earlier.parts if name in used and name not in rung.parts}
-    return "\n\n\n".join(part(name).code for name in earlier.parts if name not in still)
+    hidden = {name for name in earlier.parts if name in used and name not in rung.parts}
+    return "\n\n\n".join(part(name).code for name in earlier.parts if name not in hidden)
 
 
 def settings(rung: Rung) -> dict[str, Any]:
-    """What a rung trains with, by name: the sizes (of a scaled rung those on a CPU), the lecture's way, its own."""
+    """Return the settings of a rung, by name: sizes (on a CPU if scaled), the lecture's settings, then its own."""
     return {**(rungs.CPU if rung.scaled else rungs.SMALL), **rungs.LECTURE, **rung.settings}
 
 
-def written(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as code, a line each."""
+def as_assignments(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as Python assignments, one per line."""
     return [f"{name} = {value!r}" for name, value in settings.items()]
 
 
-def retrained(rung: Rung) -> Rung | None:
-    """The rung before, where both are one model and only settings differ (rungs 12 and 13); else None."""
-    earlier = rungs.before(rung)
+def same_model_predecessor(rung: Rung) -> Rung | None:
+    """Return the rung before if it has the same model and only settings differ (rungs 12 and 13); else None."""
+    earlier = rungs.predecessor(rung)
     return earlier if earlier is not None and earlier.model == rung.model else None
 
 
-def settings_beside(earlier: Rung, rung: Rung) -> tuple[str, str]:
-    """(old, new): the settings of two rungs that are trained alike but for some, without the sizes that they share.
+def settings_to_compare(earlier: Rung, rung: Rung) -> tuple[str, str]:
+    """Return (old, new): the settings of two rungs as text, without the sizes that both share.
 
-    The sizes depend on the machine, and a rung that changes one of them is shown with it.
+    The shared sizes depend on the machine. A size that a rung sets itself is included.
     """
-    chosen = {**rungs.LECTURE, **earlier.settings, **rung.settings}
-    old, new = ({name: known[name] for name in chosen if name in known} for known in map(settings, (earlier, rung)))
-    return "\n".join(written(old)), "\n".join(written(new))
+    names = {**rungs.LECTURE, **earlier.settings, **rung.settings}
+    old, new = ({name: values[name] for name in names if name in values} for values in map(settings, (earlier, rung)))
+    return "\n".join(as_assignments(old)), "\n".join(as_assignments(new))
+
 
 # ---------------------------------------------------------------------------- comparing
 
 
-def beside(before: str, after: str) -> list[Row]:
-    """Two sources line by line: what is the same, and what was changed, removed or added between.
+def side_by_side(before: str, after: str) -> list[Row]:
+    """Compare two sources line by line: rows that are the same, changed, removed or added.
 
-    The left sides in their order are the lines of `before`, the right ones those of `after`. Between equal lines, a
-    line is paired with the one that has most words in common with it, in order, and one line with one line.
+    The left sides are the lines of `before`, the right sides the lines of `after`, both in order. Between equal lines,
+    `_pairs` aligns the lines that have the most words in common.
     """
     left, right = (before.split("\n") if before else []), (after.split("\n") if after else [])
     rows: list[Row] = []
@@ -155,8 +155,8 @@ def beside(before: str, after: str) -> list[Row]:
 
 
 def _joined(rows: Sequence[Row]) -> Iterator[Row]:
-    """One line removed and one added in its place (another docstring, say) become one row."""
-    kinds = ["", *(row.kind for row in rows), "", ""]  # kinds[k + 1] is that of row k
+    """Merge a removed line and the added line that replaces it, such as another docstring, into one row."""
+    kinds = ["", *(row.kind for row in rows), "", ""]  # kinds[k + 1] belongs to row k
     skip = False
     for k, row in enumerate(rows):
         if skip:
@@ -169,16 +169,16 @@ def _joined(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _pairs(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[int | None, int | None]]:
-    """Indices of lines that belong together, in order: the alignment with the greatest sum of likeness."""
-    likeness = [[_likeness(a, b) for b in right] for a in left]
-    best = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]  # best[i][j]: of what follows i and j
+    """Yield the indices of aligned lines, in order: the alignment with the largest total word overlap."""
+    overlap = [[_word_overlap(a, b) for b in right] for a in left]
+    best = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]  # best[i][j]: total from lines i and j on
     for i in reversed(range(len(left))):
         for j in reversed(range(len(right))):
-            paired = likeness[i][j] + best[i + 1][j + 1] if likeness[i][j] >= ALIKE else 0.0
+            paired = overlap[i][j] + best[i + 1][j + 1] if overlap[i][j] >= MIN_WORD_OVERLAP else 0.0
             best[i][j] = max(paired, best[i + 1][j], best[i][j + 1])
     i = j = 0
     while i < len(left) and j < len(right):
-        if likeness[i][j] >= ALIKE and best[i][j] == likeness[i][j] + best[i + 1][j + 1]:
+        if overlap[i][j] >= MIN_WORD_OVERLAP and best[i][j] == overlap[i][j] + best[i + 1][j + 1]:
             yield i, j
             i, j = i + 1, j + 1
         elif best[i][j] == best[i + 1][j]:
@@ -191,20 +191,20 @@ def _pairs(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[int | No
     yield from ((None, k) for k in range(j, len(right)))
 
 
-def _likeness(a: str, b: str) -> float:
-    """The share of words of two lines that both have, from 0 to 1; the parts of CamelCase count as words."""
+def _word_overlap(a: str, b: str) -> float:
+    """Return the share of words that two lines have in common, from 0 to 1; CamelCase counts as several words."""
     one, other = (re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", line) for line in (a, b))
     common = sum(min(one.count(word), other.count(word)) for word in set(one))
     return 2 * common / (len(one) + len(other)) if one and other else 0.0
 
 
-# ---------------------------------------------------------------------------- showing
+# ---------------------------------------------------------------------------- highlighting
 
 
 def highlighted(source: str) -> list[str]:
-    """Python code as HTML, one string a line, without the line breaks: safe text in spans with Pygments' classes.
+    """Return Python code as HTML, one string per line: escaped text in spans with Pygments' classes.
 
-    A span never goes beyond its line: a docstring of three lines is three spans.
+    A span never crosses a line break: a docstring of three lines becomes three spans.
     """
     from pygments import highlight
     from pygments.formatters.html import HtmlFormatter
@@ -212,4 +212,4 @@ def highlighted(source: str) -> list[str]:
 
     html = highlight(source, PythonLexer(stripnl=False, ensurenl=False), HtmlFormatter(nowrap=True))
     lines = html.split("\n")
-    return lines[: len(source.split("\n"))]  # the formatter ends every line, the last one too
+    return lines[: len(source.split("\n"))]  # the formatter adds a line break after the last line as well

@@ -1,6 +1,6 @@
 """The model families by name.
 
-Importing this file imports no torch: `bardlet --help` lists the families in a few milliseconds.
+Importing this module does not import torch, so `bardlet --help` lists the families in milliseconds.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ FAMILIES = {
     "encdec": "bardlet.models.encdec:EncDec",
 }
 SCALAR = {"gpt2": "bardlet.models.reward:ScalarGPT2", "qwen3": "bardlet.models.reward:ScalarQwen3"}
-"""The families that can have a scalar head, with it."""
+"""Classes with a scalar head, by family."""
 MODEL_TYPES = {"pegasus": "encdec"}
-"""Families whose Hugging Face layout has another name."""
+"""Hugging Face model types whose family has another name here."""
 
 
 def load_class(name: str) -> Any:
-    """The class of the family `name`, imported now. Raises BardletError for a name that is not in FAMILIES."""
+    """Import and return the class of the family `name`. Raises BardletError for a name that is not in FAMILIES."""
     if name not in FAMILIES:
-        raise BardletError(f"there is no model '{name}': choose one of {', '.join(FAMILIES)}")
-    return _imported(FAMILIES[name])
+        raise BardletError(f"unknown model '{name}'; choose one of {', '.join(FAMILIES)}")
+    return _import_object(FAMILIES[name])
 
 
-def _imported(place: str) -> Any:
-    """What `module:attribute` names."""
-    module, _, attribute = place.partition(":")
+def _import_object(path: str) -> Any:
+    """Return the object that `module:attribute` names."""
+    module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def build(config: ModelConfig) -> Any:
-    """A model of the family `config.model` in fp32 on the CPU, initialised from torch's global generator."""
-    return (_imported(SCALAR[config.model]) if config.scores else load_class(config.model))(config)
+    """Return a model of the family `config.model`, in fp32 on the CPU, initialized from torch's global generator."""
+    return (_import_object(SCALAR[config.model]) if config.scores else load_class(config.model))(config)

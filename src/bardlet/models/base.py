@@ -1,8 +1,8 @@
-"""What all models have in common: token ids in; logits, or the loss of the next tokens, out.
+"""Base classes of all models: token ids in; logits, or the loss of the next tokens, out.
 
-`LanguageModel` is the base of the families, `LectureModel` that of the lecture's steps in `lecture.py`. A family writes
-`hidden`, where its head is, and how its config.json looks. (`_BT` behind a name is the tensor's shape: B rows, T
-positions, C channels, V vocabulary, N targets.)
+`LanguageModel` is the base class of the families, `LectureModel` that of the rungs in `lecture.py`. A family defines
+`hidden`, its head and its config.json. (A suffix like `_BT` is the tensor's shape: B rows, T positions, C channels,
+V vocabulary, N targets.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bardlet.config.model import ROTARY, ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models.hf_config import take
+from bardlet.models.hf_config import get_value
 from bardlet.models.layers import KVCache, new_cache
 from bardlet.ops.cross_entropy import IGNORE, linear_cross_entropy, token_losses
 
@@ -24,7 +24,7 @@ Reduction = Literal["sum", "none"]
 
 
 class Predictor(nn.Module):
-    """A body with a head over the vocabulary, of whatever architecture."""
+    """A body of any architecture, with a head over the vocabulary."""
 
     config: ModelConfig
 
@@ -34,60 +34,60 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def logits(self, x: Tensor) -> Tensor:
-        """The head: hidden states (..., C) -> logits (..., V)."""
+        """Apply the head: hidden states (..., C) -> logits (..., V)."""
         return F.linear(x, self.head)
 
-    def token_loss(self, x_BTC: Tensor, target_BT: Tensor | None, reduction: Reduction, smoothing: float,
-                  temperature: float) -> Tensor:
-        """What `LanguageModel.forward` returns, from the hidden states."""
+    def logits_or_loss(self, x_BTC: Tensor, target_BT: Tensor | None, reduction: Reduction, smoothing: float,
+                       temperature: float) -> Tensor:
+        """Return what `LanguageModel.forward` returns, computed from the hidden states."""
         if target_BT is None:
             return self.logits(x_BTC)
         if (smoothing and reduction == "none") or (temperature != 1 and reduction == "sum"):
-            raise ValueError('smoothing is for reduction="sum", temperature for reduction="none"')
+            raise ValueError('smoothing needs reduction="sum", temperature needs reduction="none"')
         if reduction == "sum":
             return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
         return token_losses(self.logits(x_BTC[target_BT != IGNORE]), target_BT, temperature)
 
     def new_cache(self, batch_size: int, max_length: int | None = None, dtype: torch.dtype | None = None,
                   device: torch.device | str | None = None) -> KVCache:
-        """An empty cache for batch_size rows of up to max_length (default block_size) positions."""
+        """Return an empty cache for batch_size rows of up to max_length (default block_size) positions."""
         c = self.config
         shape = (c.n_layer, batch_size, c.n_kv_head, max_length or c.block_size, c.head_dim)
         return new_cache(self, shape, dtype, device)
 
 
 class LanguageModel(Predictor):
-    """A decoder: the ids of a text in, the logits of each next token out."""
+    """A decoder-only model: token ids in, logits of each next token out."""
 
     def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
                prefix_B: Tensor | None = None) -> Tensor:
-        """The last layer's states of idx_BT (int64): (B, T, C). See `layers.positions_and_mask` for the options.
+        """Return the final hidden states of idx_BT (int64): (B, T, C). Options: `layers.positions_and_mask`.
 
-        With a cache, the new keys and values are written into it and length_B grows by T.
+        Writes the new keys and values into a given cache and increases its length_B by T.
         """
         raise NotImplementedError
 
     def forward(self, idx_BT: Tensor, target_BT: Tensor | None = None, *, reduction: Reduction = "sum",
                 smoothing: float = 0.0, temperature: float = 1.0, **options: Any) -> Tensor:
-        """Logits of the token after each of idx_BT (int64): (B, T, V). With targets no logits, but their loss.
+        """Return the logits of the token after each of idx_BT (int64): (B, T, V). With targets, return their loss.
 
-        The loss is here, and not behind the model, since a wrapper for several processes has to see one call, and since
-        so not all logits have to be there at once.
+        The model computes the loss itself because a wrapper for several processes has to see one call, and because the
+        full logits then never have to be materialized.
 
         Args:
-            target_BT: int64, IGNORE where nothing is to be computed.
-            reduction: "sum": their cross-entropy, summed, a scalar; "none": -log p of each, (B, T), 0 where IGNORE.
-            smoothing: of the sum: the part of each target that is spread evenly over the vocabulary.
-            temperature: of "none": divides the logits.
-            options: of `hidden`.
+            target_BT: int64, IGNORE where no loss is computed.
+            reduction: "sum": the summed cross-entropy, a scalar; "none": -log p of each target, (B, T), 0 where IGNORE.
+            smoothing: for "sum": the share of each target that is spread evenly over the vocabulary.
+            temperature: for "none": divides the logits.
+            options: passed to `hidden`.
 
         Returns:
-            Losses are in nats, float32.
+            Losses in nats, float32.
         """
-        return self.token_loss(self.hidden(idx_BT, **options), target_BT, reduction, smoothing, temperature)
+        return self.logits_or_loss(self.hidden(idx_BT, **options), target_BT, reduction, smoothing, temperature)
 
     def hf_state_dict(self) -> dict[str, Tensor]:
-        """The checkpoint: names and layout of Hugging Face, contiguous, a tied head left out."""
+        """Return the checkpoint: Hugging Face's names and layout, contiguous, without a tied head."""
         return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
 
@@ -95,10 +95,9 @@ SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "n_inner")
 
 
 class LectureModel(nn.Module):
-    """A step of the ladder. Subclasses define the layers and `logits(idx_BT) -> logits_BTV`.
+    """A rung of the ladder. Subclasses define the layers and `logits(idx_BT) -> logits_BTV`.
 
-    It keeps no cache of keys and values: `inference/generate.py` asks it for the whole window again at every token, as
-    the lecture does.
+    It has no KV cache: `inference/generate.py` recomputes the whole window for every new token, as the lecture does.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -106,27 +105,27 @@ class LectureModel(nn.Module):
         self.config = config
 
     def logits(self, idx: Tensor) -> Tensor:
-        """Logits of the token after each of idx (B, T) int64: (B, T, V)."""
+        """Return the logits of the token after each of idx (B, T) int64: (B, T, V)."""
         raise NotImplementedError
 
     def forward(self, idx: Tensor, target: Tensor | None = None, *, reduction: Reduction = "sum",
                 temperature: float = 1.0) -> Tensor:
-        """The logits, or the loss of targets (`LanguageModel.forward`)."""
+        """Return the logits, or the loss of the targets (`LanguageModel.forward`)."""
         logits = self.logits(idx)
         if target is None:
             return logits
         if reduction == "none":
             return token_losses(logits[target != IGNORE], target, temperature)
         B, T, V = logits.shape
-        # in float32: bfloat16 has 8 bits of mantissa, too few to add up a softmax over a vocabulary
+        # in float32: bfloat16's 8-bit mantissa is too coarse to sum a softmax over the vocabulary
         return F.cross_entropy(logits.reshape(B * T, V).float(), target.reshape(B * T), ignore_index=IGNORE,
                                reduction="sum")
 
-    # No Hugging Face layout holds a rung: the same files, with a model_type of bardlet's own.
+    # transformers has no model like a rung: the files are the same, the model_type is bardlet's own
 
     @staticmethod
     def to_hf(config: ModelConfig) -> dict[str, Any]:
-        """What config.json says of the model."""
+        """Return the model's part of config.json."""
         shape = {name: getattr(config, name) for name in SHAPE}
         return {"model_type": f"bardlet-{config.model}", "vocab_size": config.vocab_size, **shape,
                 "activation": config.activation, "norm_eps": config.norm_eps, "dropout": config.dropout,
@@ -134,44 +133,44 @@ class LectureModel(nn.Module):
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
-        """The ModelConfig of a config.json. Raises BardletError where something is missing or cannot be."""
-        name = take(hf, "model_type", str).removeprefix("bardlet-")
-        shape = {key: take(hf, key, int) for key in SHAPE}
+        """Return the ModelConfig of a config.json. Raises BardletError for a missing or impossible value."""
+        name = get_value(hf, "model_type", str).removeprefix("bardlet-")
+        shape = {key: get_value(hf, key, int) for key in SHAPE}
         if shape["n_embd"] % shape["n_head"]:
-            raise BardletError(f"config.json: n_embd {shape['n_embd']} cannot be divided among {shape['n_head']} heads")
+            raise BardletError(f"config.json: n_embd {shape['n_embd']} is not divisible by n_head {shape['n_head']}")
         head_dim = shape["n_embd"] // shape["n_head"]
         if head_dim % 2 and name in ROTARY:
-            raise BardletError(f"config.json: heads of {head_dim} channels; rotary positions turn pairs, so it is even")
-        return ModelConfig(name, take(hf, "vocab_size", int), **shape, n_kv_head=shape["n_head"], head_dim=head_dim,
-                           dropout=take(hf, "dropout", float, 0.0), norm_eps=take(hf, "norm_eps", float),
-                           activation=take(hf, "activation", str), tie_embeddings=False,
-                           rope_theta=take(hf, "rope_theta", float, 10_000.0))
+            raise BardletError(f"config.json: the head size {head_dim} is odd; rotary positions need an even one")
+        return ModelConfig(name, get_value(hf, "vocab_size", int), **shape, n_kv_head=shape["n_head"],
+                           head_dim=head_dim, dropout=get_value(hf, "dropout", float, 0.0),
+                           norm_eps=get_value(hf, "norm_eps", float),
+                           activation=get_value(hf, "activation", str), tie_embeddings=False,
+                           rope_theta=get_value(hf, "rope_theta", float, 10_000.0))
 
     def hf_state_dict(self) -> dict[str, Tensor]:
-        """The checkpoint: the parameters by their names here."""
+        """Return the checkpoint: the parameters, named as in the module."""
         return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the weights of a checkpoint. Raises BardletError for one that does not fit."""
+        """Load the weights of a checkpoint. Raises BardletError if they do not fit."""
         load_strictly(self, tensors)
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies `tensors` into the model's parameters (each to the parameter's own dtype and device).
+    """Copy `tensors` into the model's parameters, converting each to the parameter's dtype and device.
 
-    Raises BardletError, before anything is copied, that names the first tensor that is missing, not expected
-    or of another shape.
+    Raises BardletError before copying anything; it names the first tensor that is missing, unexpected or misshapen.
     """
     expected = model.state_dict()
     for name, parameter in expected.items():
         if name not in tensors:
-            raise BardletError(f"the weights have no '{name}': config.json and the weights do not belong together")
+            raise BardletError(f"no tensor '{name}' in the weights: they and config.json do not belong together")
         if tensors[name].shape != parameter.shape:
             raise BardletError(
-                f"the weights have '{name}' of shape {list(tensors[name].shape)}, but config.json asks for "
-                f"{list(parameter.shape)}: they do not belong together"
+                f"tensor '{name}' has shape {list(tensors[name].shape)}, but config.json asks for "
+                f"{list(parameter.shape)}: the two files do not belong together"
             )
     for name in tensors:
         if name not in expected:
-            raise BardletError(f"the weights have '{name}', which this model has no place for")
+            raise BardletError(f"unexpected tensor '{name}': the weights and config.json do not belong together")
     model.load_state_dict(dict(tensors))

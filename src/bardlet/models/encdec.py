@@ -1,9 +1,9 @@
-"""The encoder-decoder (Vaswani et al. 2017, *Attention Is All You Need*): the other half of the lecture's picture.
+"""The encoder-decoder (Vaswani et al. 2017, *Attention Is All You Need*): the half that the lecture skips.
 
-The encoder reads the whole source: no mask but that of the padding. The decoder is a GPT, with its triangular mask,
-and one thing more in each block: cross-attention, whose queries are its own and whose keys and values are the
-source's. Norms stand in front, as in GPT-2; positions are the paper's sinusoids, and one table of embeddings serves
-source, target and head. This is Pegasus' layout: the modules carry its names, `state_dict()` is the checkpoint.
+The encoder reads the whole source and masks only the padding. The decoder is a GPT with a causal mask and, in each
+block, cross-attention: its queries come from the target, its keys and values from the source. Blocks are pre-norm, as
+in GPT-2; positions are the paper's sinusoids; source, target and head share one embedding table. The layout is that of
+Pegasus: the modules have its names, so `state_dict()` is the checkpoint.
 Shape suffixes: `layers.py`; S positions of the source, T of the target.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bardlet.config.model import MAX_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models.base import Predictor, Reduction, load_strictly
-from bardlet.models.hf_config import refuse, take
+from bardlet.models.hf_config import check_supported, get_value
 from bardlet.models.layers import (
     ACTIVATIONS,
     KVCache,
@@ -33,24 +33,24 @@ from bardlet.models.layers import (
 from bardlet.ops.attention import attention
 from bardlet.ops.dropout import Dropout
 
-Keys = tuple[Tensor, Tensor]  # k_BHSD, v_BHSD: what a sequence offers to those who ask it
+KeysAndValues = tuple[Tensor, Tensor]  # k_BHSD, v_BHSD of a sequence
 
 
 @dataclass
 class EncoderOutput:
-    """What a decoder sees of the sources; made once for each source.
+    """The encoded sources, as the decoder reads them; computed once per source.
 
-    keys: for each layer of the decoder its cross-attention's keys and values, two (B, H, S, D). seen: (B, 1, 1, S)
-    boolean, False where a source is padding. length_B: int64, how long each source is.
+    keys: the cross-attention's keys and values for each decoder layer, two (B, H, S, D). seen: (B, 1, 1, S) boolean,
+    False where a source is padding. length_B: int64, the length of each source.
     """
 
-    keys: list[Keys]
+    keys: list[KeysAndValues]
     seen: Tensor
     length_B: Tensor
 
 
 class Attention(nn.Module):
-    """Every position of x asks the positions whose keys and values it is given."""
+    """Attention from x to given keys and values."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(C, C) for _ in range(4))
 
-    def keys_and_values(self, x_BSC: Tensor) -> Keys:
-        """The keys and values of a sequence: two (B, H, S, D)."""
+    def keys_and_values(self, x_BSC: Tensor) -> KeysAndValues:
+        """Return the keys and values of a sequence: two (B, H, S, D)."""
         return self._heads(self.k_proj(x_BSC)), self._heads(self.v_proj(x_BSC))
 
-    def forward(self, x_BTC: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BTC: Tensor, keys: KeysAndValues, mask: Tensor | None) -> Tensor:
         B, T, C = x_BTC.shape
         y_BHTD = attention(self._heads(self.q_proj(x_BTC)), *keys, mask)
-        return self.out_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))  # the heads side by side again
+        return self.out_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))  # concatenate the heads
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
         B, T, C = x_BTC.shape
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of the encoder: attention to the whole source, then computation. That of the decoder adds one thing."""
+    """Encoder block: attention to the whole source, then computation. The decoder block adds cross-attention."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class Block(nn.Module):
         return x_BSC + self.dropout(self.mlp(self.final_layer_norm(x_BSC)))
 
     def mlp(self, x_BTC: Tensor) -> Tensor:
-        """Every position thinks for itself."""
+        """Apply the feed-forward layer to each position separately."""
         return self.fc2(self.act(self.fc1(x_BTC)))
 
 
 class CrossBlock(Block):
-    """A block of the decoder: attention to the target so far, to the source, then computation."""
+    """Decoder block: attention to the target so far, attention to the source, then computation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -105,22 +105,23 @@ class CrossBlock(Block):
         self.encoder_attn = Attention(config)
 
     def forward(  # type: ignore[override]
-        self, x_BTC: Tensor, source: Keys, seen: Tensor, mask: Tensor | None = None, store: LayerCache | None = None
+        self, x_BTC: Tensor, source: KeysAndValues, seen: Tensor, mask: Tensor | None = None,
+        cache: LayerCache | None = None
     ) -> Tensor:
         h_BTC = self.self_attn_layer_norm(x_BTC)
         keys = self.self_attn.keys_and_values(h_BTC)
-        if store is not None:
+        if cache is not None:
             assert mask is not None
             k_BTHD, v_BTHD = (x.transpose(1, 2) for x in keys)
-            keys = update_cache(store, k_BTHD, v_BTHD, reach=mask.shape[-1])
-        x_BTC = x_BTC + self.dropout(self.self_attn(h_BTC, keys, mask))  # no mask: triangular
+            keys = update_cache(cache, k_BTHD, v_BTHD, mask.shape[-1])
+        x_BTC = x_BTC + self.dropout(self.self_attn(h_BTC, keys, mask))  # no mask: causal
         h_BTC = self.encoder_attn_layer_norm(x_BTC)
         x_BTC = x_BTC + self.dropout(self.encoder_attn(h_BTC, source, seen))
         return x_BTC + self.dropout(self.mlp(self.final_layer_norm(x_BTC)))
 
 
 class Stack(nn.Module):
-    """Blocks and a norm behind them: what stands under `encoder` and `decoder` in a checkpoint."""
+    """Blocks and a final norm; the checkpoint names are `encoder` and `decoder`."""
 
     def __init__(self, config: ModelConfig, block: type[Block], n_layer: int) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class Stack(nn.Module):
 
 
 class Body(nn.Module):
-    """What stands under the prefix `model` in a checkpoint: everything, as the head is the table of embeddings."""
+    """The whole model, since the head is the embedding table; the checkpoint prefix is `model`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class Body(nn.Module):
 
 
 class EncDec(Predictor):
-    """An encoder-decoder: the ids of a source and of a target so far in, logits of the target's next token out."""
+    """An encoder-decoder: ids of the source and of the target so far in, logits of the target's next token out."""
 
     position_TC: Tensor
 
@@ -149,27 +150,27 @@ class EncDec(Predictor):
         self.model = Body(config)
         self.dropout = Dropout(config.dropout)
         self.register_buffer("position_TC", sinusoids(config.block_size, config.n_embd), persistent=False)
-        # the decoder adds to its stream three times a block
+        # each decoder block adds to the residual stream three times
         init_weights(self, residual=("out_proj", "fc2"), n_layer=1.5 * config.n_layer)
-        # `embed` makes that 0.3, half as much as the positions: with 1 the head would begin by repeating its input
+        # `embed` scales this to 0.3, half the size of the positions; at 1 the untrained head would repeat its input
         nn.init.normal_(self.model.shared.weight, std=0.3 * config.n_embd**-0.5)
 
     def embed(self, idx_BT: Tensor, position_BT: Tensor) -> Tensor:
-        """Token and position as one vector: (B, T, C)."""
+        """Return the sum of token and position embeddings, after dropout: (B, T, C)."""
         x_BTC = self.model.shared(idx_BT) * math.sqrt(self.config.n_embd) + self.position_TC[position_BT]
         return self.dropout(x_BTC)
 
     def encode(self, src_BS: Tensor, length_B: Tensor | None = None) -> EncoderOutput:
-        """Reads sources (int64), padded on the right with any id; length_B (int64): how long each is, None: all of S.
+        """Encode sources (int64), padded on the right with any id; length_B (int64): their lengths, None: all S.
 
-        Raises BardletError where S is more than block_size.
+        Raises BardletError if S is greater than block_size.
         """
         B, S = src_BS.shape
         if self.config.block_size < S:
             raise BardletError(f"a source of {S} tokens does not fit in a context of {self.config.block_size}")
         position_1S = torch.arange(S, device=src_BS.device)[None]
         length_B = torch.full_like(src_BS[:, 0], S) if length_B is None else length_B
-        seen = (position_1S < length_B[:, None])[:, None, None]  # every token of the source, both ways
+        seen = (position_1S < length_B[:, None])[:, None, None]  # every token of the source, in both directions
         x_BSC = self.embed(src_BS, position_1S)
         for block in self.model.encoder.layers:
             x_BSC = block(x_BSC, seen)
@@ -178,9 +179,9 @@ class EncDec(Predictor):
         return EncoderOutput([block.encoder_attn.keys_and_values(x_BSC) for block in blocks], seen, length_B)
 
     def hidden(self, tgt_BT: Tensor, memory: EncoderOutput, cache: KVCache | None = None) -> Tensor:
-        """The decoder's last states of tgt_BT (int64): (B, T, C). Padding on the right is hidden by causality.
+        """Return the final hidden states of tgt_BT (int64): (B, T, C). The causal mask hides padding on the right.
 
-        With a cache, the new keys and values are written into it and length_B grows by T.
+        Writes the new keys and values into a given cache and increases its length_B by T.
         """
         position_BT, mask = positions_and_mask(tgt_BT, self.config.block_size, cache)
         x_BTC = self.embed(tgt_BT, position_BT)
@@ -192,45 +193,45 @@ class EncDec(Predictor):
 
     @property
     def head(self) -> Tensor:
-        """The head's weights, which are the embeddings: (V, C)."""
+        """The head's weights, the embedding table: (V, C)."""
         return self.model.shared.weight
 
     def decode(self, tgt_BT: Tensor, memory: EncoderOutput, cache: KVCache | None = None) -> Tensor:
-        """Logits of the token after each of tgt_BT: (B, T, V); options as for `hidden`."""
+        """Return the logits of the token after each of tgt_BT: (B, T, V); options as for `hidden`."""
         return self.logits(self.hidden(tgt_BT, memory, cache))
 
     def forward(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None, target_BT: Tensor | None = None,
                 *, reduction: Reduction = "sum", smoothing: float = 0.0) -> Tensor:
-        """Logits of the token after each of tgt_BT, given the sources: (B, T, V). With targets their loss.
+        """Return the logits of the token after each of tgt_BT, given the sources: (B, T, V). With targets, their loss.
 
-        Targets and their loss are those of `LanguageModel.forward`, length_B is that of `encode`.
+        `LanguageModel.forward` explains the targets and the loss, `encode` explains length_B.
         """
         x_BTC = self.hidden(tgt_BT, self.encode(src_BS, length_B))
-        return self.token_loss(x_BTC, target_BT, reduction, smoothing, 1.0)
+        return self.logits_or_loss(x_BTC, target_BT, reduction, smoothing, 1.0)
 
     @torch.no_grad()
     def cross_attention(self, src_BS: Tensor, tgt_BT: Tensor, length_B: Tensor | None = None) -> Tensor:
-        """How much each target token looks at each source token, in each layer and head: (L, B, H, T, S), sums of 1."""
-        memory, asked = self.encode(src_BS, length_B), []
+        """Return the cross-attention weights of each layer and head: (L, B, H, T, S), each row summing to 1."""
+        memory, queries = self.encode(src_BS, length_B), []
         blocks: Any = self.model.decoder.layers
-        hooks = [b.encoder_attn.q_proj.register_forward_hook(lambda m, x, y: asked.append(y)) for b in blocks]
+        hooks = [b.encoder_attn.q_proj.register_forward_hook(lambda m, x, y: queries.append(y)) for b in blocks]
         try:
             self.hidden(tgt_BT, memory)
         finally:
             for hook in hooks:
                 hook.remove()
         maps = []
-        for block, q_BTC, (k_BHSD, _) in zip(blocks, asked, memory.keys, strict=True):
+        for block, q_BTC, (k_BHSD, _) in zip(blocks, queries, memory.keys, strict=True):
             q_BHTD = block.encoder_attn._heads(q_BTC)
             score = q_BHTD @ k_BHSD.transpose(-2, -1) / math.sqrt(q_BHTD.shape[-1])
             maps.append(score.masked_fill(~memory.seen, -math.inf).softmax(-1))
         return torch.stack(maps)
 
-    # ------------------------------------------------------------------------ Hugging Face's files
+    # ------------------------------------------------------------------------ Hugging Face format
 
     @staticmethod
     def to_hf(config: ModelConfig) -> dict[str, Any]:
-        """What config.json says of the model; token ids are the tokenizer's business."""
+        """Return the model's part of config.json; the token ids come from the tokenizer."""
         return {
             "model_type": "pegasus",
             "architectures": ["PegasusForConditionalGeneration"],
@@ -257,58 +258,58 @@ class EncDec(Predictor):
 
     @staticmethod
     def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-        """The ModelConfig of a config.json. Raises BardletError for what bardlet does not compute."""
-        refuse(hf, "model_type", "pegasus")
-        refuse(hf, "scale_embedding", True)
-        refuse(hf, "tie_word_embeddings", True)
-        refuse(hf, "activation_function", *ACTIVATIONS)
-        refuse({"decoder_start_token_id": 0, **hf}, "decoder_start_token_id", hf.get("pad_token_id", 0))
-        n_embd, n_head = take(hf, "d_model", int), take(hf, "encoder_attention_heads", int)
-        refuse(hf, "decoder_attention_heads", n_head)
-        n_inner = take(hf, "encoder_ffn_dim", int)
-        refuse(hf, "decoder_ffn_dim", n_inner)
+        """Return the ModelConfig of a config.json. Raises BardletError for settings that bardlet does not support."""
+        check_supported(hf, "model_type", "pegasus")
+        check_supported(hf, "scale_embedding", True)
+        check_supported(hf, "tie_word_embeddings", True)
+        check_supported(hf, "activation_function", *ACTIVATIONS)
+        check_supported({"decoder_start_token_id": 0, **hf}, "decoder_start_token_id", hf.get("pad_token_id", 0))
+        n_embd, n_head = get_value(hf, "d_model", int), get_value(hf, "encoder_attention_heads", int)
+        check_supported(hf, "decoder_attention_heads", n_head)
+        n_inner = get_value(hf, "encoder_ffn_dim", int)
+        check_supported(hf, "decoder_ffn_dim", n_inner)
         if n_embd % n_head or n_embd % 2:
-            raise BardletError(f"config.json: d_model {n_embd} cannot be cut into {n_head} equal heads, or into halves")
-        block_size = take(hf, "max_position_embeddings", int)
+            raise BardletError(f"config.json: d_model {n_embd} is odd or not divisible by {n_head} heads")
+        block_size = get_value(hf, "max_position_embeddings", int)
         if block_size > MAX_SINUSOIDS:
-            raise BardletError(f"config.json: a context of {block_size} tokens; bardlet makes sinusoids for up to "
+            raise BardletError(f"config.json: a context of {block_size} tokens; bardlet supports sinusoids for at most "
                                f"{MAX_SINUSOIDS}")
         return ModelConfig(
             model="encdec",
-            vocab_size=take(hf, "vocab_size", int),
+            vocab_size=get_value(hf, "vocab_size", int),
             block_size=block_size,
-            n_layer=take(hf, "decoder_layers", int),
-            n_encoder_layer=take(hf, "encoder_layers", int),
+            n_layer=get_value(hf, "decoder_layers", int),
+            n_encoder_layer=get_value(hf, "encoder_layers", int),
             n_head=n_head,
             n_kv_head=n_head,
             n_embd=n_embd,
             head_dim=n_embd // n_head,
             n_inner=n_inner,
-            dropout=take(hf, "dropout", float, 0.1),
+            dropout=get_value(hf, "dropout", float, 0.1),
             tie_embeddings=True,
-            activation=take(hf, "activation_function", str, "gelu"),
+            activation=get_value(hf, "activation_function", str, "gelu"),
             norm_eps=1e-5,
         )
 
     def hf_state_dict(self) -> dict[str, Tensor]:
-        """The checkpoint: names and layout of Hugging Face, with the positions, which transformers expects there."""
+        """Return the checkpoint: Hugging Face's names and layout, with the positions, which transformers expects."""
         own = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         return {**own, **{name: self.position_TC.clone() for name in POSITIONS}}
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the weights of a Hugging Face checkpoint. Raises BardletError for one that does not fit."""
+        """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
         known = dict(tensors)
         for name in ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"):
-            known.pop(name, None)  # the same table again
+            known.pop(name, None)  # copies of the shared table
         for name in POSITIONS:
             table = known.pop(name, None)
-            meta = self.position_TC.is_meta  # a sketch has no numbers to compare
+            meta = self.position_TC.is_meta  # a meta tensor has no values to compare
             if table is not None and (table.shape != self.position_TC.shape
                                       or not (meta or torch.allclose(table, self.position_TC.cpu(), atol=1e-5))):
-                raise BardletError(f"the weights have '{name}' that are no sinusoids of this length: use transformers")
+                raise BardletError(f"'{name}' is not the sinusoids of this length; use transformers for this model")
         bias = known.pop("final_logits_bias", None)
         if bias is not None and bias.any():
-            raise BardletError("the weights have a 'final_logits_bias', which bardlet does not compute: "
+            raise BardletError("the weights have a 'final_logits_bias', which bardlet does not support; "
                                "use transformers for this model")
         load_strictly(self, known)
 
@@ -317,9 +318,9 @@ POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positi
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Where a token stands, as sines and cosines of `width` / 2 frequencies: fp32 (length, width).
+    """Return position embeddings, sines and cosines of `width` / 2 frequencies: fp32 (length, width).
 
-    Position p, frequency i: p / 10000^(2i / width) (Vaswani et al. 2017, section 3.5); here all sines come first.
+    Position p, frequency i: p / 10000^(2i / width) (Vaswani et al. 2017, section 3.5); here, all sines come first.
     """
     frequency = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency

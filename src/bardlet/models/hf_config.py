@@ -1,4 +1,4 @@
-"""Reading config.json: values of the right kind, and settings that a model family does not have."""
+"""Checked reading of a Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from bardlet.errors import BardletError, printable
 _required: Any = object()
 
 
-def take(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) -> Any:
-    """`hf[key]` as a `kind` (int: at least 1; float: at least 0). A missing or null entry gives `default`.
+def get_value(hf: Mapping[str, Any], key: str, kind: type, default: Any = _required) -> Any:
+    """Return `hf[key]` as a `kind` (int: at least 1; float: at least 0), or `default` if it is missing or null.
 
-    Raises BardletError where the entry is required and missing, or is not of that kind.
+    Raises BardletError if a required entry is missing or an entry is not of that kind.
     """
     value = hf.get(key)
     if value is None:
         if default is _required:
-            raise BardletError(f"config.json has no '{key}': the file is damaged or of another model family")
+            raise BardletError(f"config.json has no '{key}': the file is damaged or belongs to another model family")
         return default
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    good, words = {
-        int: (isinstance(value, int) and number and value >= 1, "a whole number of at least 1"),
-        float: (number and value >= 0, "a number of at least 0"),
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    valid, expected = {
+        int: (isinstance(value, int) and is_number and value >= 1, "a positive integer"),
+        float: (is_number and value >= 0, "a non-negative number"),
         bool: (isinstance(value, bool), "true or false"),
-        str: (isinstance(value, str), "a text"),
+        str: (isinstance(value, str), "a string"),
     }[kind]
-    if not good:
-        raise BardletError(f"config.json: '{key}' is {printable(value)}, but {words} is needed there")
+    if not valid:
+        raise BardletError(f"config.json: '{key}' is {printable(value)}, but must be {expected}")
     return kind(value)
 
 
-def refuse(hf: Mapping[str, Any], key: str, *computed: Any) -> None:
-    """Raises BardletError where `hf` sets `key` to something else than the values that bardlet computes."""
-    if key in hf and hf[key] not in computed:
+def check_supported(hf: Mapping[str, Any], key: str, *supported: Any) -> None:
+    """Raise BardletError if `hf` sets `key` to a value that bardlet does not support."""
+    if key in hf and hf[key] not in supported:
         raise BardletError(
-            f"config.json: '{key}' is {printable(hf[key])}, which bardlet does not compute "
-            f"(only {' or '.join(map(repr, computed))}): use transformers for this model"
+            f"config.json: '{key}' is {printable(hf[key])}, but bardlet supports only "
+            f"{' or '.join(map(repr, supported))}; use transformers for this model"
         )

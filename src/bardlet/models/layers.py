@@ -1,7 +1,7 @@
-"""Shared by the families: RMSNorm, rotary positions, the cache of keys and values, masks, and initialisation.
+"""Building blocks shared by the families: RMSNorm, rotary positions, the KV cache, masks and initialization.
 
-Shape suffixes: B rows of a batch, T positions of the input, S positions that are attended to, C channels
-(n_embd), H query heads, K key-value heads (H is a multiple of K), D channels of a head, L layers, V vocabulary.
+Shape suffixes: B rows of a batch, T input positions, S attended positions, C channels (n_embd), H query heads,
+K key-value heads (H is a multiple of K), D channels of a head, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bardlet.errors import BardletError
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32, given back in x's dtype.
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32 and returned in x's dtype.
 
     LayerNorm without the mean and the bias (Zhang and Sennrich 2019, *Root Mean Square Layer Normalization*, eq. 4).
     """
@@ -32,26 +32,26 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
 # ---------------------------------------------------------------------------- rotary positions
 
 
 def rope_cos_sin(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angle by which each channel pair turns at each position: two fp32 (B, T, 1, D).
+    """Return cos and sin of the angle of each channel pair at each position: two fp32 (B, T, 1, D).
 
-    Pair i of D/2 turns by position * theta^(-2i/D) (Su et al. 2021, *RoFormer*, section 3.2.2). The pairs are
-    (i, i + D/2), the halves of a head, as in Hugging Face's checkpoints; the paper pairs neighbours.
+    Pair i of D/2 rotates by position * theta^(-2i/D) (Su et al. 2021, *RoFormer*, section 3.2.2). The pairs are
+    (i, i + D/2), across the halves of a head, as in Hugging Face's checkpoints; the paper pairs neighboring channels.
     """
-    turn = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=position_BT.device).float() / head_dim)
-    angle_BTD = (position_BT[..., None].float() * turn).repeat(1, 1, 2)  # (B, T, D/2) -> (B, T, D)
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=position_BT.device).float() / head_dim)
+    angle_BTD = (position_BT[..., None].float() * frequency).repeat(1, 1, 2)  # (B, T, D/2) -> (B, T, D)
     return angle_BTD.cos()[:, :, None], angle_BTD.sin()[:, :, None]
 
 
 def apply_rope(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x with each channel pair turned by its angle, in x's dtype; cos and sin come from `rotary`."""
+    """Rotate each channel pair of x by its angle, in x's dtype; cos and sin come from `rope_cos_sin`."""
     left, right = x_BTHD.chunk(2, dim=-1)
     return (x_BTHD * cos + torch.cat((-right, left), dim=-1) * sin).to(x_BTHD.dtype)
 
@@ -61,10 +61,10 @@ def apply_rope(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass
 class KVCache:
-    """Keys and values of every position seen so far, so that a new token only computes its own.
+    """Keys and values of all positions so far, so that a new token computes only its own.
 
-    k, v: (L, B, K, S, D), S is how many positions fit. length_B: int64, how many positions of each row are filled.
-    What lies behind a row's length is never attended to, and overwritten as the row grows.
+    k, v: (L, B, K, S, D), where S is the capacity. length_B: int64, the number of filled positions of each row.
+    Positions past a row's length are never attended to, and are overwritten as the row grows.
     """
 
     k: Tensor
@@ -72,7 +72,7 @@ class KVCache:
     length_B: Tensor
 
 
-LayerCache = tuple[Tensor, Tensor, Tensor]  # a layer's part of the cache: k_BKSD, v_BKSD, position_BT to write at
+LayerCache = tuple[Tensor, Tensor, Tensor]  # k_BKSD and v_BKSD of a layer, and the position_BT to write at
 
 
 def new_cache(
@@ -81,9 +81,9 @@ def new_cache(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> KVCache:
-    """An empty cache of `shape` (L, B, K, S, D), by default in the dtype and on the device of the model's weights.
+    """Return an empty cache of `shape` (L, B, K, S, D), by default with the dtype and device of the model's weights.
 
-    Zeros, not uninitialised memory: a masked weight of 0 times a NaN would still be a NaN.
+    Filled with zeros, because a masked attention weight of 0 times a NaN in uninitialized memory would be a NaN.
     """
     like = next(model.parameters())
     dtype, device = dtype or like.dtype, device or like.device
@@ -92,20 +92,20 @@ def new_cache(
 
 
 def layer_cache(cache: KVCache | None, layer: int, position_BT: Tensor) -> LayerCache | None:
-    """Layer `layer` of the cache, for `update_cache`."""
+    """Return layer `layer` of the cache, for `update_cache`; None without a cache."""
     return None if cache is None else (cache.k[layer], cache.v[layer], position_BT)
 
 
-def update_cache(store: LayerCache, k_BTKD: Tensor, v_BTKD: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Writes new keys and values at their positions; gives back the first `reach` ones: two (B, K, S, D)."""
-    k_BKSD, v_BKSD, position_BT = store
+def update_cache(cache: LayerCache, k_BTKD: Tensor, v_BTKD: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Write new keys and values at their positions; return the first `length` positions: two (B, K, S, D)."""
+    k_BKSD, v_BKSD, position_BT = cache
     row_B1 = torch.arange(len(position_BT), device=position_BT.device)[:, None]
     k_BKSD.transpose(1, 2)[row_B1, position_BT] = k_BTKD.to(k_BKSD.dtype)
     v_BKSD.transpose(1, 2)[row_B1, position_BT] = v_BTKD.to(v_BKSD.dtype)
-    return k_BKSD[:, :, :reach], v_BKSD[:, :, :reach]
+    return k_BKSD[:, :, :length], v_BKSD[:, :, :length]
 
 
-# ---------------------------------------------------------------------------- who sees whom
+# ---------------------------------------------------------------------------- positions and masks
 
 
 def positions_and_mask(
@@ -115,52 +115,53 @@ def positions_and_mask(
     segment_BT: Tensor | None = None,
     prefix_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Where each token stands, and whom it sees.
+    """Return the position ids and the attention mask of a batch.
 
-    Without options: positions 0 .. T-1, and no mask, which `attention` takes as causal. With `cache`, positions
-    go on at each row's own length. `segment_BT`: a new value starts a new example, which sees itself alone and
-    starts at position 0. `prefix_B`: the first prefix_B tokens of a row see each other both ways.
+    Without options: positions 0 .. T-1, and no mask, which `attention` treats as causal. With `cache`, each row
+    continues at its own length. `segment_BT`: a new value starts a new example, which attends only to itself and
+    starts at position 0. `prefix_B`: the first prefix_B tokens of a row attend to each other in both directions.
 
-    Returns position_BT (or (1, T)) int64, and None or a boolean (B, 1, T, S), True where a token is seen.
-    Raises BardletError where the positions do not fit in block_size or the cache.
+    Returns position_BT (or (1, T)) int64, and None or a boolean (B, 1, T, S), True where a token is attended to.
+    Raises BardletError if the positions do not fit in block_size or the cache.
     """
     B, T = idx_BT.shape
-    room = block_size if cache is None else min(block_size, cache.k.shape[3])
-    seen = 0 if cache is None else int(cache.length_B.max())
-    if seen + T > room:
-        raise BardletError(f"{seen + T} tokens do not fit in a context of {room}: give fewer, or a larger --block-size")
+    capacity = block_size if cache is None else min(block_size, cache.k.shape[3])
+    cached = 0 if cache is None else int(cache.length_B.max())
+    if cached + T > capacity:
+        raise BardletError(f"{cached + T} tokens do not fit in a context of {capacity}; "
+                           "use fewer tokens or a larger --block-size")
     time_T = torch.arange(T, device=idx_BT.device)
     if cache is None and segment_BT is None and prefix_B is None:
         return time_T[None], None
     if cache is not None and segment_BT is not None:
-        raise ValueError("a cache holds one example a row: give segment_BT or cache, not both")
+        raise ValueError("a cache holds one example per row: pass segment_BT or cache, not both")
 
-    start_BT = torch.zeros_like(idx_BT)  # where the example of each token starts
+    start_BT = torch.zeros_like(idx_BT)  # the first position of each token's example
     if segment_BT is not None:
         first_BT = F.pad(segment_BT[:, 1:] != segment_BT[:, :-1], (1, 0), value=True)
         start_BT = (time_T * first_BT).cummax(dim=1).values
     slot_BT = time_T.expand(B, T) if cache is None else cache.length_B[:, None] + time_T
-    key_S = torch.arange(seen + T, device=idx_BT.device)
+    key_S = torch.arange(cached + T, device=idx_BT.device)
     mask_BTS = key_S <= slot_BT[:, :, None]
-    if prefix_B is not None:  # never beyond what this call writes
+    if prefix_B is not None:  # but no further than this call writes
         mask_BTS = mask_BTS | (key_S < torch.minimum(prefix_B, slot_BT[:, -1] + 1)[:, None, None])
     if segment_BT is not None:
         mask_BTS = mask_BTS & (start_BT[:, :, None] == start_BT[:, None, :])
     return slot_BT - start_BT, mask_BTS[:, None]
 
 
-# ---------------------------------------------------------------------------- initialisation
+# ---------------------------------------------------------------------------- initialization
 
 
 @contextmanager
 def on_meta_device() -> Iterator[None]:
-    """Models that are made inside are on the meta device: shapes that take no memory."""
+    """Create models on the meta device, where tensors have shapes but take no memory."""
     with torch.device("meta"), _SkipInit():
         yield
 
 
 class _SkipInit(TorchFunctionMode):
-    """`normal_` does nothing: for it torch loads its compiler on the meta device, which takes a second and 100 MB."""
+    """Skip `normal_`: on the meta device torch would load its compiler for it, a second and 100 MB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.init.normal_:
@@ -169,10 +170,10 @@ class _SkipInit(TorchFunctionMode):
 
 
 def init_weights(model: nn.Module, residual: tuple[str, ...], n_layer: float) -> None:
-    """Weights from a Gaussian of deviation 0.02, as in GPT-2's code, biases 0; norms stay as they are made, 1.
+    """Draw weights from a Gaussian with standard deviation 0.02, as GPT-2's code does; zero biases; leave norms at 1.
 
-    The projections back into the residual stream, whose names end in one of `residual`, are scaled by
-    1 / sqrt(2 n_layer): the stream adds up that many of them (Radford et al. 2019, *GPT-2*, section 2.3).
+    The projections back into the residual stream, whose names end in an entry of `residual`, are scaled by
+    1 / sqrt(2 n_layer), because the stream adds up that many of them (Radford et al. 2019, *GPT-2*, section 2.3).
     """
     with torch.no_grad():
         for name, module in model.named_modules():

@@ -1,15 +1,14 @@
-"""The lecture, rung by rung: from a table of pairs to a GPT, and on to what GPTs have become.
+"""The lecture, rung by rung: from a bigram table to a GPT, and on to today's GPTs.
 
-*Let's build GPT: from scratch, in code, spelled out* grows a Transformer by one idea at a time. Each idea is a rung
-here: a model that can be trained, written out in full, so that what differs from the one before is its idea, with what
-must go with it (in rungs 6, 8 and 9 that is more than a line). Rungs 1 to 8 are the lecture's, 9 to 11 lead on to
-`qwen3.py`; rungs 12 and 13 are rung 11 trained in another way (`bardlet/ladder/rungs.py`). Attention is by hand: no
-fused kernels, no cache.
+*Let's build GPT: from scratch, in code, spelled out* grows a Transformer one idea at a time. Here each idea is a rung:
+a trainable model, written out in full, so that it differs from the rung before only by its idea and what the idea needs
+(in rungs 6, 8 and 9 more than a line). Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `qwen3.py`; rungs 12 and 13
+train rung 11 differently (`bardlet/ladder/rungs.py`). Attention is plain PyTorch: no fused kernels, no cache.
 
     B rows of a batch   T positions   C channels (n_embd)   H heads   D channels of a head   V vocabulary
 
-Rungs 1 to 7 train with T 8, C 32, H 4, from rung 6 on 3 blocks (n_inner = 4 C), batches of 32, and AdamW at 1e-3 (the
-bigram: 1e-2); `bardlet/ladder/rungs.py` has these settings, and those of the larger rungs.
+Rungs 1 to 7 train with T 8, C 32, H 4, batches of 32 and AdamW at 1e-3 (the bigram: 1e-2); rungs 6 and 7 have 3 blocks
+(n_inner = 4 C). `bardlet/ladder/rungs.py` has these settings and those of the larger rungs.
 
 Every model maps token ids (B, T), int64, to the logits of the token after each: (B, T, V).
 """
@@ -28,7 +27,7 @@ from bardlet.models.layers import RMSNorm, apply_rope, init_weights, rope_cos_si
 
 
 class BigramModel(LectureModel):
-    """A table: the row of a token holds the logits of the next one. Nothing before the current token is looked at."""
+    """A table: the row of a token holds the logits of the next one. The model ignores all earlier tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -42,7 +41,7 @@ class BigramModel(LectureModel):
 
 
 def average_by_loop(x: Tensor) -> Tensor:
-    """The mean of x (B, T, C) over each position and all before it, as one would say it."""
+    """Return the mean of x (B, T, C) over each position and all before it, computed literally."""
     B, T, C = x.shape
     out = torch.zeros_like(x)
     for b in range(B):
@@ -52,7 +51,7 @@ def average_by_loop(x: Tensor) -> Tensor:
 
 
 def average_by_matrix(x: Tensor) -> Tensor:
-    """The same as a product: row t of a triangular matrix has t + 1 equal weights that add up to 1."""
+    """Compute the same as a matrix product: row t of a triangular matrix has t + 1 equal weights that sum to 1."""
     B, T, C = x.shape
     weight = torch.tril(torch.ones(T, T, device=x.device))
     weight = weight / weight.sum(dim=1, keepdim=True)
@@ -60,7 +59,7 @@ def average_by_matrix(x: Tensor) -> Tensor:
 
 
 def average_by_softmax(x: Tensor) -> Tensor:
-    """The same once more: all scores are 0, the future's are -inf. Attention is this with scores that are learned."""
+    """Compute the same with a softmax: all scores are 0, the future's are -inf. Attention learns these scores."""
     B, T, C = x.shape
     score = torch.zeros(T, T, device=x.device)
     score = score.masked_fill(torch.tril(torch.ones_like(score)) == 0, float("-inf"))
@@ -68,12 +67,12 @@ def average_by_softmax(x: Tensor) -> Tensor:
 
 
 class AveragingModel(LectureModel):
-    """Each position becomes the average of itself and all before it: everything equally, so little of anything."""
+    """Each position becomes the average of itself and all before it, with equal weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
     def logits(self, idx: Tensor) -> Tensor:
@@ -88,9 +87,9 @@ class AveragingModel(LectureModel):
 
 
 class Head(nn.Module):
-    """Self-attention: each position asks (query), it and those before it offer (key), and it takes in (value)."""
+    """Causal self-attention: a query is what a position seeks, a key what it contains, a value what it passes on."""
 
-    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
+    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
 
     def __init__(self, config: ModelConfig, head_size: int) -> None:
         super().__init__()
@@ -98,10 +97,10 @@ class Head(nn.Module):
         self.key = nn.Linear(C, head_size, bias=False)
         self.query = nn.Linear(C, head_size, bias=False)
         self.value = nn.Linear(C, head_size, bias=False)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position takes from each: (B, T, T), rows add up to 1, and the future gets nothing."""
+        """Return the attention weights of each position: (B, T, T), rows sum to 1, the future gets 0."""
         B, T, C = x.shape
         q, k = self.query(x), self.key(x)  # (B, T, C) -> (B, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
@@ -113,12 +112,12 @@ class Head(nn.Module):
 
 
 class OneHeadModel(LectureModel):
-    """The average becomes a choice: which of the past matters is computed from the text itself."""
+    """The average becomes a choice: the text itself decides which earlier tokens matter."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.sa_head = Head(config, head_size=config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
@@ -134,7 +133,7 @@ class OneHeadModel(LectureModel):
 
 
 class MultiHeadAttention(nn.Module):
-    """Several small heads side by side: each can look for something else."""
+    """Several small heads in parallel: each can look for something different."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -146,12 +145,12 @@ class MultiHeadAttention(nn.Module):
 
 
 class MultiHeadModel(LectureModel):
-    """One head of C channels becomes H heads of C / H: as many parameters, several conversations."""
+    """One head of C channels becomes H heads of C / H: the same number of parameters, several conversations."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.sa_heads = MultiHeadAttention(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
@@ -167,7 +166,7 @@ class MultiHeadModel(LectureModel):
 
 
 class FeedForward(nn.Module):
-    """Each position for itself thinks over what it has heard."""
+    """Each position thinks on its own about what it has gathered."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -178,12 +177,12 @@ class FeedForward(nn.Module):
 
 
 class FeedForwardModel(LectureModel):
-    """First the positions talk, then each thinks: a layer without any exchange between them."""
+    """First the positions communicate, then each computes on its own, in a layer without communication."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.sa_heads = MultiHeadAttention(config)
         self.ffwd = FeedForward(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
@@ -201,7 +200,7 @@ class FeedForwardModel(LectureModel):
 
 
 class ProjectedAttention(nn.Module):
-    """The heads side by side, then a projection that mixes them on their way back into the residual stream."""
+    """The heads in parallel, then a projection that mixes them back into the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -215,7 +214,7 @@ class ProjectedAttention(nn.Module):
 
 
 class WideFeedForward(nn.Module):
-    """Four times as wide inside, as in the paper, and projected back."""
+    """Four times as wide inside, as in the paper, then projected back."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -230,7 +229,7 @@ class WideFeedForward(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Communication, then computation; each only adds to x, so the gradient has a straight way back."""
+    """Communication, then computation; each only adds to x, which gives the gradient a direct path back."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -243,12 +242,12 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualModel(LectureModel):
-    """Deep at last: blocks one after the other, which residual connections make trainable."""
+    """Deep at last: a stack of blocks, which residual connections make trainable."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
 
@@ -265,7 +264,7 @@ class ResidualModel(LectureModel):
 
 
 class LayerNormBlock(nn.Module):
-    """A LayerNorm before each part: whatever has piled up in x, each part sees rows of mean 0 and variance 1."""
+    """A LayerNorm before each part: whatever has accumulated in x, each part sees rows of mean 0 and variance 1."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -280,12 +279,12 @@ class LayerNormBlock(nn.Module):
 
 
 class LayerNormModel(LectureModel):
-    """A norm before each part of a block (the paper of 2017 puts it after), and a last one before the head."""
+    """A norm before each part of a block (the 2017 paper puts it after), and a final one before the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.blocks = nn.ModuleList(LayerNormBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
@@ -304,9 +303,9 @@ class LayerNormModel(LectureModel):
 
 
 class DropoutAttention(nn.Module):
-    """What ProjectedAttention computes, all heads in one tensor; and dropout, on the weights and on what comes out."""
+    """ProjectedAttention with all heads in one tensor, and dropout on the weights and on the output."""
 
-    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
+    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -317,15 +316,15 @@ class DropoutAttention(nn.Module):
         self.value = nn.Linear(C, C, bias=False)
         self.proj = nn.Linear(C, C)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def heads(self, x: Tensor) -> Tensor:
-        """Each head's channels of x: (B, T, C) -> (B, H, T, D)."""
+        """Split the channels of x into heads: (B, T, C) -> (B, H, T, D)."""
         B, T, C = x.shape
         return x.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position takes from each, for every head: (B, H, T, T)."""
+        """Return the attention weights of every head: (B, H, T, T)."""
         B, T, C = x.shape
         q, k = self.heads(self.query(x)), self.heads(self.key(x))  # (B, T, C) -> (B, H, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
@@ -335,12 +334,12 @@ class DropoutAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         out = self.dropout(self.weights(x)) @ self.heads(self.value(x))  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): the heads side by side again
+        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): concatenate the heads
         return self.dropout(self.proj(out))
 
 
 class DropoutFeedForward(nn.Module):
-    """The feed-forward layer, with some of what it says left out in training."""
+    """The feed-forward layer, with dropout on its output in training."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -356,7 +355,7 @@ class DropoutFeedForward(nn.Module):
 
 
 class DropoutBlock(nn.Module):
-    """The block of rung 7; its parts drop some of their numbers while they train, so that none is relied upon."""
+    """The block of rung 7 with dropout: in training its parts drop random values, so the model relies on none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -371,16 +370,16 @@ class DropoutBlock(nn.Module):
 
 
 class DropoutModel(LectureModel):
-    """The lecture's GPT, ready to be made large: dropout, careful first weights, and a head without a bias.
+    """The lecture's GPT, made to scale: dropout, careful initialization, and a head without a bias.
 
-    First weights are from N(0, 0.02²), smaller where a layer (`proj`, the net's entry 2) adds to the residual stream.
+    Initial weights are from N(0, 0.02²), smaller where a layer (`proj`, the net's entry 2) adds to the residual stream.
     With the same weights `gpt2.py` computes the same (ReLU, an untied head, query, key and value biases of 0).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
-        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)  # where it is
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(DropoutBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -402,9 +401,9 @@ class DropoutModel(LectureModel):
 
 
 class RotaryAttention(nn.Module):
-    """Where a token stands is a turn of its queries and keys: a score then depends on how far apart two tokens are."""
+    """A token's position rotates its query and key, so a score depends on the distance between two tokens."""
 
-    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
+    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -415,15 +414,15 @@ class RotaryAttention(nn.Module):
         self.value = nn.Linear(C, C, bias=False)
         self.proj = nn.Linear(C, C, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def heads(self, x: Tensor) -> Tensor:
-        """Each head's channels of x: (B, T, C) -> (B, T, H, D)."""
+        """Split the channels of x into heads: (B, T, C) -> (B, T, H, D)."""
         B, T, C = x.shape
         return x.view(B, T, self.n_head, C // self.n_head)
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position takes from each, for every head: (B, H, T, T)."""
+        """Return the attention weights of every head: (B, H, T, T)."""
         B, T, C = x.shape
         position = torch.arange(T, device=x.device)[None]
         cos, sin = rope_cos_sin(position, C // self.n_head, self.theta)  # (1, T, 1, D)
@@ -437,12 +436,12 @@ class RotaryAttention(nn.Module):
         B, T, C = x.shape
         v = self.heads(self.value(x)).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         out = self.dropout(self.weights(x)) @ v  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): the heads side by side again
+        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): concatenate the heads
         return self.dropout(self.proj(out))
 
 
 class BiaslessFeedForward(nn.Module):
-    """The feed-forward layer without biases, which models of today leave out of all their linear layers."""
+    """The feed-forward layer without biases; today's models have none in any linear layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -458,7 +457,7 @@ class BiaslessFeedForward(nn.Module):
 
 
 class RotaryBlock(nn.Module):
-    """RMSNorm in place of LayerNorm: rows are scaled to a mean square of 1, and no longer centred."""
+    """RMSNorm instead of LayerNorm: it scales rows to a mean square of 1 and no longer centers them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -473,7 +472,7 @@ class RotaryBlock(nn.Module):
 
 
 class RotaryModel(LectureModel):
-    """No table of positions: rotations know them. RMSNorm for LayerNorm, and no biases anywhere."""
+    """Rotations instead of a position table, RMSNorm instead of LayerNorm, and no biases anywhere."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -497,7 +496,7 @@ class RotaryModel(LectureModel):
 
 
 class SwiGLU(nn.Module):
-    """One half of the inner layer opens a gate for the other (Shazeer 2020); narrower, so about as costly."""
+    """One half of the inner layer gates the other (Shazeer 2020); it is narrower, so it costs about the same."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -527,7 +526,7 @@ class SwiGLUBlock(nn.Module):
 
 
 class SwiGLUModel(LectureModel):
-    """Nothing new but the gate in each block."""
+    """Only the gate in each block is new."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -551,9 +550,9 @@ class SwiGLUModel(LectureModel):
 
 
 class QKNormAttention(nn.Module):
-    """A norm on queries and keys (Dehghani et al. 2023, section 2): scores stay bounded as matrices grow."""
+    """A norm on queries and keys (Dehghani et al. 2023, section 2): scores stay bounded as the matrices grow."""
 
-    tril: Tensor  # ones where a position may look: (T, T); declared for the type checker
+    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -566,15 +565,15 @@ class QKNormAttention(nn.Module):
         self.key_norm = RMSNorm(C // config.n_head, config.norm_eps)
         self.query_norm = RMSNorm(C // config.n_head, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # no weight; not saved
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def heads(self, x: Tensor) -> Tensor:
-        """Each head's channels of x: (B, T, C) -> (B, T, H, D)."""
+        """Split the channels of x into heads: (B, T, C) -> (B, T, H, D)."""
         B, T, C = x.shape
         return x.view(B, T, self.n_head, C // self.n_head)
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position takes from each, for every head: (B, H, T, T)."""
+        """Return the attention weights of every head: (B, H, T, T)."""
         B, T, C = x.shape
         position = torch.arange(T, device=x.device)[None]
         cos, sin = rope_cos_sin(position, C // self.n_head, self.theta)  # (1, T, 1, D)
@@ -589,7 +588,7 @@ class QKNormAttention(nn.Module):
         B, T, C = x.shape
         v = self.heads(self.value(x)).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         out = self.dropout(self.weights(x)) @ v  # (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): the heads side by side again
+        out = out.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C): concatenate the heads
         return self.dropout(self.proj(out))
 
 
@@ -609,7 +608,7 @@ class QKNormBlock(nn.Module):
 
 
 class QKNormModel(LectureModel):
-    """New are the norms in attention. With the same weights `qwen3.py`, its head untied, computes the same."""
+    """Only the norms in attention are new. With the same weights `qwen3.py` with an untied head computes the same."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

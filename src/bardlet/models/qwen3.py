@@ -1,7 +1,7 @@
-"""Qwen3 (Qwen team 2025, *Qwen3 Technical Report*, section 2): what became of GPT-2 in six years.
+"""Qwen3 (Qwen team 2025, *Qwen3 Technical Report*, section 2): GPT-2 after six years of changes.
 
-RMSNorm for LayerNorm, rotary positions for learned ones, grouped queries, a norm on queries and keys, SwiGLU, and
-no biases. The modules carry Hugging Face's names: `state_dict()` is the checkpoint. Shape suffixes: `layers.py`.
+RMSNorm instead of LayerNorm, rotary instead of learned positions, grouped queries, a norm on queries and keys, SwiGLU,
+and no biases. The modules have Hugging Face's names, so `state_dict()` is the checkpoint. Shape suffixes: `layers.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError, printable
 from bardlet.models.base import LanguageModel, load_strictly
-from bardlet.models.hf_config import refuse, take
+from bardlet.models.hf_config import check_supported, get_value
 from bardlet.models.layers import (
     KVCache,
     LayerCache,
@@ -32,7 +32,7 @@ from bardlet.ops.dropout import Dropout
 
 
 class Attention(nn.Module):
-    """Every position asks the ones before it; H query heads share K key-value heads."""
+    """Causal self-attention; H query heads share K key-value heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.norm_eps)
 
     def forward(
-        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: LayerCache | None = None
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
     ) -> Tensor:
         B, T, _ = x_BTC.shape
         q_BTHD = self.q_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, HD) -> (B, T, H, D)
@@ -54,17 +54,17 @@ class Attention(nn.Module):
         v_BTKD = self.v_proj(x_BTC).view(B, T, -1, self.head_dim)
         q_BTHD = apply_rope(self.q_norm(q_BTHD), cos, sin)
         k_BTKD = apply_rope(self.k_norm(k_BTKD), cos, sin)
-        if store is None:
+        if cache is None:
             k_BKSD, v_BKSD = k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         else:
             assert mask is not None
-            k_BKSD, v_BKSD = update_cache(store, k_BTKD, v_BTKD, reach=mask.shape[-1])
+            k_BKSD, v_BKSD = update_cache(cache, k_BTKD, v_BTKD, mask.shape[-1])
         y_BHTD = attention(q_BTHD.transpose(1, 2), k_BKSD, v_BKSD, mask)
-        return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # the heads side by side again
+        return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # concatenate the heads
 
 
 class MLP(nn.Module):
-    """SwiGLU: one half opens a gate for the other (Shazeer 2020, *GLU Variants Improve Transformer*)."""
+    """SwiGLU: one half of the inner layer gates the other (Shazeer 2020, *GLU Variants Improve Transformer*)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Communication, then computation; each adds to the residual stream.
 
-    Dropout is on what they add (and on the embeddings). On the weights of attention, as in GPT-2, it made the loss
-    worse (LOG.md) and took time.
+    Dropout applies to what they add (and to the embeddings). On the attention weights, as in GPT-2, it raised the
+    loss (LOG.md) and took time.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,15 +92,15 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, store: LayerCache | None = None
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        y_BTC = self.self_attn(self.input_layernorm(x_BTC), cos, sin, mask, store)
+        y_BTC = self.self_attn(self.input_layernorm(x_BTC), cos, sin, mask, cache)
         x_BTC = x_BTC + self.dropout(y_BTC)
         return x_BTC + self.dropout(self.mlp(self.post_attention_layernorm(x_BTC)))
 
 
 class Body(nn.Module):
-    """What stands under the prefix `model` in a checkpoint: everything but the head."""
+    """Everything but the head; the checkpoint prefix is `model`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -117,15 +117,15 @@ class Qwen3(LanguageModel):
         self.config = config
         self.model = Body(config)
         self.dropout = Dropout(config.dropout)
-        tied = config.tie_embeddings  # the head is then the token embedding itself: no parameter of its own
+        tied = config.tie_embeddings  # the head then is the token embedding, not a parameter of its own
         self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("o_proj", "down_proj"), n_layer=config.n_layer)
 
     def hidden(self, idx_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None,
                prefix_B: Tensor | None = None) -> Tensor:
-        """The last layer's states of idx_BT (int64): (B, T, C) (`LanguageModel.hidden`)."""
+        """Return the final hidden states of idx_BT (int64): (B, T, C). See `LanguageModel.hidden`."""
         position_BT, mask = positions_and_mask(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
-        cos, sin = rope_cos_sin(position_BT, self.config.head_dim, self.config.rope_theta)  # the same in every layer
+        cos, sin = rope_cos_sin(position_BT, self.config.head_dim, self.config.rope_theta)  # shared by all layers
         x_BTC = self.dropout(self.model.embed_tokens(idx_BT))
         for layer, block in enumerate(self.model.layers):
             x_BTC = block(x_BTC, cos, sin, mask, layer_cache(cache, layer, position_BT))
@@ -138,13 +138,13 @@ class Qwen3(LanguageModel):
         """The head's weights: (V, C)."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    # ------------------------------------------------------------------------ Hugging Face's files
+    # ------------------------------------------------------------------------ Hugging Face format
 
     @staticmethod
     def to_hf(config: ModelConfig) -> dict[str, Any]:
-        """What config.json says of the model; token ids are the tokenizer's business.
+        """Return the model's part of config.json; the token ids come from the tokenizer.
 
-        The base of the rotary angles stands there twice: transformers 4 reads `rope_theta`, 5 `rope_parameters`.
+        The rotary base appears twice: transformers 4 reads `rope_theta`, transformers 5 reads `rope_parameters`.
         """
         return {
             "model_type": "qwen3",
@@ -162,7 +162,7 @@ class Qwen3(LanguageModel):
             "rope_theta": config.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "attention_bias": False,
-            "attention_dropout": 0.0,  # what bardlet drops in training has no name there
+            "attention_dropout": 0.0,  # Hugging Face has no key for bardlet's dropout
             "use_sliding_window": False,
             "sliding_window": None,
             "max_window_layers": config.n_layer,
@@ -173,43 +173,43 @@ class Qwen3(LanguageModel):
 
     @staticmethod
     def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-        """The ModelConfig of a config.json. Raises BardletError for what bardlet does not compute."""
-        refuse(hf, "model_type", "qwen3")
-        refuse(hf, "attention_bias", False)
-        refuse(hf, "use_sliding_window", False)
-        refuse(hf, "hidden_act", "silu", "swish")
-        refuse(hf, "rope_scaling", None)
+        """Return the ModelConfig of a config.json. Raises BardletError for settings that bardlet does not support."""
+        check_supported(hf, "model_type", "qwen3")
+        check_supported(hf, "attention_bias", False)
+        check_supported(hf, "use_sliding_window", False)
+        check_supported(hf, "hidden_act", "silu", "swish")
+        check_supported(hf, "rope_scaling", None)
         rope = hf.get("rope_parameters") or {}
         if not isinstance(rope, Mapping):
-            raise BardletError(f"config.json: 'rope_parameters' is {printable(rope)}, but an object is needed there")
-        refuse(rope, "rope_type", "default")
+            raise BardletError(f"config.json: 'rope_parameters' is {printable(rope)}, but must be an object")
+        check_supported(rope, "rope_type", "default")
         if any(kind != "full_attention" for kind in hf.get("layer_types") or []):
-            raise BardletError("config.json: 'layer_types' asks for more than full_attention: use transformers for it")
-        n_embd, n_head = take(hf, "hidden_size", int), take(hf, "num_attention_heads", int)
-        n_kv_head = take(hf, "num_key_value_heads", int, n_head)
+            raise BardletError("config.json: 'layer_types' is not all full_attention; use transformers for this model")
+        n_embd, n_head = get_value(hf, "hidden_size", int), get_value(hf, "num_attention_heads", int)
+        n_kv_head = get_value(hf, "num_key_value_heads", int, n_head)
         if n_head % n_kv_head:
             raise BardletError(f"config.json: {n_head} query heads cannot share {n_kv_head} key-value heads evenly")
-        head_dim = take(hf, "head_dim", int, 128)
+        head_dim = get_value(hf, "head_dim", int, 128)
         if head_dim % 2:
-            raise BardletError(f"config.json: 'head_dim' is {head_dim}, but rotary pairs need an even number")
+            raise BardletError(f"config.json: 'head_dim' is {head_dim}, but rotary positions need an even number")
         return ModelConfig(
             model="qwen3",
-            vocab_size=take(hf, "vocab_size", int),
-            block_size=take(hf, "max_position_embeddings", int),
-            n_layer=take(hf, "num_hidden_layers", int),
+            vocab_size=get_value(hf, "vocab_size", int),
+            block_size=get_value(hf, "max_position_embeddings", int),
+            n_layer=get_value(hf, "num_hidden_layers", int),
             n_head=n_head,
             n_kv_head=n_kv_head,
             n_embd=n_embd,
             head_dim=head_dim,
-            n_inner=take(hf, "intermediate_size", int),
-            tie_embeddings=take(hf, "tie_word_embeddings", bool, False),
+            n_inner=get_value(hf, "intermediate_size", int),
+            tie_embeddings=get_value(hf, "tie_word_embeddings", bool, False),
             activation="silu",
-            norm_eps=take(hf, "rms_norm_eps", float, 1e-6),
-            rope_theta=take(rope, "rope_theta", float, take(hf, "rope_theta", float, 10_000.0)),
+            norm_eps=get_value(hf, "rms_norm_eps", float, 1e-6),
+            rope_theta=get_value(rope, "rope_theta", float, get_value(hf, "rope_theta", float, 10_000.0)),
         )
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the weights of a Hugging Face checkpoint. Raises BardletError for one that does not fit."""
+        """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
         known = dict(tensors)
         if self.lm_head is None:
             known.pop("lm_head.weight", None)

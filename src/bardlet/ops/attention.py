@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, with a backward pass of its own for short contexts on CPUs."""
+"""Scaled dot-product attention, with a custom backward pass for short contexts on CPUs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bardlet.ops.dropout import byte_dropout, keep_prob
 def attention(
     q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for each head (Vaswani et al. 2017, eq. 1): (B, H, T, D) in q's dtype.
+    """Return softmax(q k^T / sqrt(D)) v for each head (Vaswani et al. 2017, eq. 1): (B, H, T, D) in q's dtype.
 
     Query head h reads key-value head h // (H / K) (grouped queries, Ainslie et al. 2023). `mask` is boolean and
-    broadcasts to (B, 1, T, S), True where a key is seen; None is causal, with T = S. `dropout` is the part of the
-    weights that is dropped: 0.0 outside training.
+    broadcasts to (B, 1, T, S), True where a key is attended to; None is causal, with T = S. `dropout` is the share of
+    the weights to drop: 0.0 outside training.
 
-    Torch's fused kernel never writes the (T, S) weights down, and wins nearly everywhere. Measured on 2 cores with
-    AVX-512 and bf16, it loses on a CPU in half precision on short contexts (a compiled block, T 64: 5.8 ms against
-    3.3; T 256: 459 against 440; T 512: even; T 1024: it wins twofold), and where weights are dropped it is none.
+    Torch's fused kernel never stores the (T, S) weights and is faster nearly everywhere. On a CPU it is slower in half
+    precision on short contexts (2 cores with AVX-512 and bf16, a compiled block: T 64, 5.8 ms against 3.3; T 256, 459
+    against 440; T 512, equal; T 1024, twice as fast), and with dropout there is no fused kernel.
     """
-    if q_BHTD.dtype != k_BKSD.dtype:  # a cache may be kept wider than the model
+    if q_BHTD.dtype != k_BKSD.dtype:  # a cache may have a wider dtype than the model
         return attention(q_BHTD.to(k_BKSD.dtype), k_BKSD, v_BKSD, mask, dropout).to(q_BHTD.dtype)
     short_half = q_BHTD.dtype in (torch.bfloat16, torch.float16) and k_BKSD.shape[2] <= 256
     if q_BHTD.device.type == "cpu" and (short_half or dropout > 0):
@@ -39,27 +39,27 @@ def attention(
 def attention_by_hand(
     q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """The same as `attention`, as one writes it: a product, a softmax, a product."""
+    """Compute `attention` without a fused kernel: a matmul, a softmax, a matmul."""
     B, H, T, D = q_BHTD.shape
     K, S = k_BKSD.shape[1:3]
     if mask is None and T >= 128 and T % 2 == 0:
-        # the first half of the queries sees the first half of the keys alone: a quarter of the products is saved
+        # the first half of the queries needs only the first half of the keys, which saves a quarter of the products
         half = T // 2
         first = attention_by_hand(q_BHTD[:, :, :half], k_BKSD[:, :, :half], v_BKSD[:, :, :half], None, dropout)
         hide = torch.full((half, T), float("-inf"), device=q_BHTD.device).triu(half + 1)
-        return torch.cat((first, _attention_weights(q_BHTD[:, :, half:], k_BKSD, v_BKSD, hide, dropout)), dim=2)
+        return torch.cat((first, _masked_attention(q_BHTD[:, :, half:], k_BKSD, v_BKSD, hide, dropout)), dim=2)
     if mask is None:
         hide = torch.full((T, S), float("-inf"), device=q_BHTD.device).triu(1)
     else:
         hide = torch.zeros(mask.shape, device=q_BHTD.device).masked_fill(~mask, float("-inf"))
-    return _attention_weights(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
+    return _masked_attention(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
 
 
-def _attention_weights(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, hide: Tensor, dropout: float) -> Tensor:
-    """Attention with a mask to be added to the scores, (T, S) or (B, 1, T, S)."""
+def _masked_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, hide: Tensor, dropout: float) -> Tensor:
+    """Compute attention with a mask that is added to the scores, (T, S) or (B, 1, T, S)."""
     B, H, T, D = q_BHTD.shape
     K = k_BKSD.shape[1]
-    if H != K:  # the heads of a group as more queries of one head: no copies of k and v
+    if H != K:  # treat the heads of a group as more queries of one head, which avoids copies of k and v
         q_BHTD = q_BHTD.reshape(B, K, H // K * T, D)
         hide = hide.repeat(*[1] * (hide.dim() - 2), H // K, 1)
     y, _, _ = _AttentionByHand.apply(q_BHTD, k_BKSD, v_BKSD, hide, dropout)
@@ -67,11 +67,11 @@ def _attention_weights(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, hide: Ten
 
 
 class _AttentionByHand(torch.autograd.Function):
-    """softmax(q k^T / sqrt(D) + hide) v, and its gradients from the weights as they were.
+    """softmax(q k^T / sqrt(D) + hide) v, with a backward pass that reuses the attention weights.
 
-    Left to itself, the compiler keeps the scores and makes the weights again from them in the backward pass, masks and
-    exponentials and all: that took twice as long as the forward pass. With y = P v and the gradient dy, the gradient of
-    the scores is P * (dy v^T - sum of dy * y) (Dao et al. 2022, *FlashAttention*, appendix B.2).
+    By default the compiler saves the scores and recomputes the weights in the backward pass, masks and exponentials
+    included, which took twice as long as the forward pass. With y = P v and the gradient dy, the gradient of the scores
+    is P * (dy v^T - sum of dy * y) (Dao et al. 2022, *FlashAttention*, appendix B.2).
     """
 
     @staticmethod
@@ -79,24 +79,24 @@ class _AttentionByHand(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         score = (q @ k.transpose(-2, -1)).to(wide) * (1.0 / math.sqrt(q.shape[-1])) + hide  # (B, K, H/K * T, S)
         weight = F.softmax(score, dim=-1).to(v.dtype)
-        kept = byte_dropout(weight, dropout) if dropout else weight.new_empty(0)
-        return (kept if dropout else weight) @ v, weight, kept
+        dropped = byte_dropout(weight, dropout) if dropout else weight.new_empty(0)
+        return (dropped if dropout else weight) @ v, weight, dropped
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         q, k, v, _, ctx.dropout = inputs
-        y, weight, kept = output
-        ctx.mark_non_differentiable(weight, kept)
-        ctx.save_for_backward(q, k, v, y, weight, kept)
+        y, weight, dropped = output
+        ctx.mark_non_differentiable(weight, dropped)
+        ctx.save_for_backward(q, k, v, y, weight, dropped)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        q, k, v, y, weight, kept = ctx.saved_tensors
-        dv = (kept if ctx.dropout else weight).transpose(-2, -1) @ dy
+        q, k, v, y, weight, dropped = ctx.saved_tensors
+        dv = (dropped if ctx.dropout else weight).transpose(-2, -1) @ dy
         wide = torch.promote_types(q.dtype, torch.float32)
         d_weight = (dy @ v.transpose(-2, -1)).to(wide)
         if ctx.dropout:
-            d_weight = torch.where(kept.to(wide) != 0, d_weight / keep_prob(ctx.dropout, q.device), 0.0)
-        along = (dy.to(wide) * y.to(wide)).sum(-1, keepdim=True)
-        d_score = (weight.to(wide) * (d_weight - along) * (1.0 / math.sqrt(q.shape[-1]))).to(q.dtype)
+            d_weight = torch.where(dropped.to(wide) != 0, d_weight / keep_prob(ctx.dropout, q.device), 0.0)
+        delta = (dy.to(wide) * y.to(wide)).sum(-1, keepdim=True)
+        d_score = (weight.to(wide) * (d_weight - delta) * (1.0 / math.sqrt(q.shape[-1]))).to(q.dtype)
         return d_score @ k, d_score.transpose(-2, -1) @ q, dv, None, None

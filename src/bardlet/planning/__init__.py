@@ -1,1 +1,1 @@
-"""From minutes to a model, steps and settings."""
+"""Turn a time budget into a model, steps and settings."""

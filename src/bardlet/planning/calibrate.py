@@ -1,4 +1,4 @@
-"""The speed of a machine: timed steps of known models, and what that says of others."""
+"""Measure a machine's training speed on a few models, and estimate it for others."""
 
 from __future__ import annotations
 
@@ -24,99 +24,103 @@ from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
 TIMED_SHAPES = ((4, 4, 128), (6, 4, 256), (8, 8, 512))
-"""Those whose steps are timed to know a machine."""
+"""(layers, heads, channels) of the models timed for a calibration."""
 
 COMPILED, COMPILED_PAIRS = 1.7, 1.1
-"""How many times as fast a compiled step is, about; and one of sentence pairs, whose short rows have less attention."""
+"""Approximate speedup from compilation, for text and for sentence pairs, whose short rows have less attention."""
 
 C = TypeVar("C", bound=FromScratch)
 
 COLD, WARM = 40.0, 8.0
-"""Seconds of compilation, measured on 2 cores: the first time, and from the compiler's own cache."""
+"""Seconds of compilation, measured on 2 cores: the first time, and with a warm compiler cache."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a machine trains, uncompiled."""
+    """Training speed of a machine, uncompiled unless converted by `compiled`."""
 
     points: tuple[tuple[float, float], ...]
-    """(floating-point operations of a token, seconds of a token), by growing operations."""
+    """(floating-point operations per token, seconds per token), in ascending order."""
 
     def compiled(self) -> Speed:
-        """The same machine with compiled blocks."""
+        """Return the speed with compiled blocks."""
         return Speed(tuple((x, y / COMPILED) for x, y in self.points))
 
-    def seconds(self, operations: float) -> float:
-        """The time of a token that takes so many operations: between the timed models on a line in logarithms, beyond
-        the largest in proportion; a smaller one than the smallest counts as that."""
+    def seconds(self, flops: float) -> float:
+        """Return the seconds per token of a model with `flops` per training token.
+
+        Between the timed models it interpolates log-log. Above the largest the time grows in proportion; below the
+        smallest it is constant.
+        """
         x, y = np.log(np.array(self.points)).T
-        wanted = math.log(operations)
-        return float(np.exp(np.interp(wanted, x, y) + max(0.0, wanted - x[-1])))
+        target = math.log(flops)
+        return float(np.exp(np.interp(target, x, y) + max(0.0, target - x[-1])))
 
 
-def worth_compiling(seconds: float, takes: float = COLD, gain: float = COMPILED) -> bool:
-    """Whether a run of so many seconds wins back what compilation takes."""
-    return seconds * (1 - 1 / gain) > takes
+def worth_compiling(seconds: float, cost: float = COLD, speedup: float = COMPILED) -> bool:
+    """Return True if a run of `seconds` saves more time than the `cost` of compilation, in seconds."""
+    return seconds * (1 - 1 / speedup) > cost
 
 
-def operations(config: FromScratch, vocab_size: int) -> float:
-    """Floating-point operations of a token in training: 6 for each weight that multiplies it, and attention's."""
+def flops_per_token(config: FromScratch, vocab_size: int) -> float:
+    """Return the floating-point operations per training token: 6 per weight of the blocks and head, plus attention."""
     c = config.resolved()
-    return 6.0 * (weights(c) + c.n_layer * c.n_embd * c.block_size + c.n_embd * vocab_size)
+    return 6.0 * (block_weights(c) + c.n_layer * c.n_embd * c.block_size + c.n_embd * vocab_size)
 
 
-def weights(config: FromScratch) -> int:
-    """The weights of the blocks' matrices: 12 n_embd^2 in each block, as a rule. Embeddings are not counted."""
+def block_weights(config: FromScratch) -> int:
+    """Return the number of weights in the blocks' matrices, usually 12 n_embd^2 per block; no embeddings or head."""
     c = config.model_config(1)
     attention, inner = 2 * c.head_dim * (c.n_head + c.n_kv_head), (3 if c.model == "qwen3" else 2) * c.n_inner
-    crossing = attention if c.model == "encdec" else 0
-    return c.n_embd * (c.n_layer * (attention + crossing + inner) + c.n_encoder_layer * (attention + inner))
+    cross_attention = attention if c.model == "encdec" else 0
+    return c.n_embd * (c.n_layer * (attention + cross_attention + inner) + c.n_encoder_layer * (attention + inner))
 
 
 def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float = math.inf) -> Speed:
-    """How fast this machine trains, from a few steps of three models: seconds the first time, then from the cache.
+    """Return this machine's training speed, from a few steps of three models; cached, so only the first call is slow.
 
-    The smallest is timed each time: where it is half as fast or slow again as it was, the machine was busy then or is
-    so now, and what was kept is not believed.
+    The smallest model is timed on every call. If its time differs from the cached one by a factor of 1.5, the machine
+    was or is busy, so the cached speed is discarded.
 
     Args:
-        dtype: fp32 or bf16, the precision of the matrix products.
-        threads: those of a CPU.
-        cache: the cache's folder; what was measured is kept for this machine, torch and bardlet.
-        seconds: how long the run will be that wants to know: a short one cannot wait for all three.
+        dtype: fp32 or bf16, the precision of matrix products.
+        threads: CPU threads.
+        cache: the cache folder; entries are per machine, torch and bardlet version.
+        seconds: planned length of the run; a short run times fewer models.
     """
     key = {**distributed.machine(dist, dtype, threads), "bardlet": __version__}
-    begun = time.monotonic()
-    points, known = [_time_model(TIMED_SHAPES[0], dist, dtype)], _known(cache, key)
-    if dist.broadcast_int(len(known) > 0 and 1 / 1.5 < points[0][1] / known[0][1] < 1.5):
-        points = known or points  # of another machine's process the cache may be empty
+    started = time.monotonic()
+    points, cached = [_time_model(TIMED_SHAPES[0], dist, dtype)], _cached_points(cache, key)
+    if dist.broadcast_int(len(cached) > 0 and 1 / 1.5 < points[0][1] / cached[0][1] < 1.5):
+        points = cached or points  # the cache may be empty on another machine's ranks
     else:
         for shape in TIMED_SHAPES[1:]:
-            # a machine that takes a second for a step is not asked for a larger model
-            slow, hurry = points[-1][1] * _timed_rows(dist) * 128 > 1.0, time.monotonic() - begun > 0.03 * seconds
+            # once a step takes a second, skip the larger models
+            slow, hurry = points[-1][1] * _timed_rows(dist) * 128 > 1.0, time.monotonic() - started > 0.03 * seconds
             if dist.broadcast_int(int(slow or hurry)):
                 break
             try:
                 points.append(_time_model(shape, dist, dtype))
-            except BardletError:  # too large for the memory, in all processes
+            except BardletError:  # does not fit in memory; all ranks agree
                 break
         if dist.main and (len(points) == len(TIMED_SHAPES) or slow):
             runtime_cache.write(cache / "machines", key, {"points": points})
-    # in each process the first one's watch counts: all must choose the same model
+    # all ranks must choose the same model: use rank 0's times
     points = (points + [points[0]] * len(TIMED_SHAPES))[:dist.broadcast_int(len(points))]
-    return Speed(tuple((float(dist.broadcast_int(round(x))), dist.broadcast_int(round(y * 1e15)) / 1e15) for x, y in points))
+    return Speed(tuple((float(dist.broadcast_int(round(x))), dist.broadcast_int(round(y * 1e15)) / 1e15)
+                       for x, y in points))
 
 
-def _known(cache: Path, key: dict[str, object]) -> list[tuple[float, float]]:
-    """What the cache has for this machine."""
-    found = runtime_cache.read(cache / "machines", key)
-    return [(x, y) for x, y in found["points"]] if found else []
+def _cached_points(cache: Path, key: dict[str, object]) -> list[tuple[float, float]]:
+    """Return the cached points of this machine, or an empty list."""
+    entry = runtime_cache.read(cache / "machines", key)
+    return [(x, y) for x, y in entry["points"]] if entry else []
 
 
 def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[float, float]:
-    """(operations, seconds) of a token of a model, from a few training steps.
+    """Return (flops, seconds) per token of a model, from a few training steps.
 
-    Raises BardletError where they do not fit into memory.
+    Raises BardletError if they do not fit in memory.
     """
     config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.world).resolved(), shape)
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
@@ -126,16 +130,16 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
     trainer = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, Record())
     rows, _, free = memory.rows_that_fit(trainer)
     if rows < config.batch_size // dist.world:
-        raise BardletError(f"{free / 1e6:,.0f} MB of memory are free, too little to find out how fast this machine is; "
-                           "take --steps for --minutes, or free some")
-    return operations(config, 256), clock.seconds_per_step(trainer, 3, patience=1.0) / batch["idx"].numel()
+        raise BardletError(f"only {free / 1e6:,.0f} MB of memory are free, too little to time this machine; use "
+                           "--steps instead of --minutes, or free some memory")
+    return flops_per_token(config, 256), clock.seconds_per_step(trainer, 3, patience=1.0) / batch["idx"].numel()
 
 
 def _timed_rows(dist: Dist) -> int:
-    """Windows of 128 tokens that a process has in a timed step: more on a GPU, where launching a small one is all."""
+    """Return the rows of 128 tokens per rank in a timed step: more on a GPU, where launches dominate small steps."""
     return 16 if dist.device.type == "cpu" else 256
 
 
 def with_shape(config: C, shape: tuple[int, int, int]) -> C:
-    """`config` with a shape of SHAPES."""
+    """Return `config` with the shape (layers, heads, channels)."""
     return replace(config, n_layer=shape[0], n_head=shape[1], n_embd=shape[2])

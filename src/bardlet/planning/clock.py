@@ -1,7 +1,7 @@
-"""Minutes into steps. The clock decides how many steps are planned, never what a step does.
+"""Turn minutes into steps. The clock decides how many steps to plan, never what a step computes.
 
-A plan is made before the first step from a few timed ones, and made again at a few points on the way. Each decision is
-an event (step, steps planned) of run.toml, so the run can be repeated without a clock.
+The plan comes from a few timed steps before the first one, and is revised at a few points of the run. run.toml records
+each decision as (step, steps planned), so the run can be repeated without a clock.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from bardlet.training.state import State, Trainer
 from bardlet.training.trainer import seed_step, train_step
 
 RESERVE = 0.03
-"""Share of the time kept for the last evaluation, the last checkpoint and the sample."""
+"""Share of the time reserved for the last evaluation, the last checkpoint and the sample."""
 
 EVALUATION_SHARE = 0.05
-"""Share of the time for the evaluations on the way; there is at least one, which takes no more (`planning/plan.py`)."""
+"""Share of the time for evaluations; `plan.evaluation_tokens` keeps even a single one within it."""
 
 EVALUATIONS = 20
-"""Evaluations of a run, where they do not take too long."""
+"""Evaluations per run, unless they take too long."""
 
 RATE_CHECKS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where in the planned steps the clock is looked at again: a machine may be slower in its second half hour than in its
-first. A new plan bends the decay by as much as the old one was wrong."""
+"""Shares of the planned steps at which the pace is checked: a machine may slow down in its second half hour. A new plan
+changes the learning-rate decay by as much as the old one was off."""
 
 
 def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) -> float:
-    """The time of a training step, from `count` of them after one that warms up (and compiles). Nothing is kept.
+    """Return the seconds per training step, timed over `count` steps after a warm-up step (which also compiles).
 
-    Where steps are long, fewer are made: none begins once `patience` seconds went to the timed ones.
-
-    The steps are real ones, on the run's own batches with an optimizer made for it; the weights are put back.
+    No further step starts once the timed ones have taken `patience` seconds. The steps are real ones on the run's own
+    batches, with temporary optimizers; the weights are restored.
     """
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     optimizers = optim.build(trainer.model, trainer.config)
@@ -43,13 +42,14 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
     trainer.model.train()
     times: list[float] = []
     for step in range(count + 1):
-        # each process must make the same number: the first one's watch counts
+        # all ranks must run the same number of steps: use rank 0's times
         if trainer.dist.broadcast_int(int(sum(times[1:]) > patience)):
             break
         seed_step(trainer.config.seed, step, trainer.dist.rank)
-        begun = time.monotonic()
-        train_step(wrapped, optimizers, trainer.objective.batch(step), trainer.objective, trainer.config, trainer.dist, trainer.machine["dtype"])
-        times.append(time.monotonic() - begun)
+        started = time.monotonic()
+        train_step(wrapped, optimizers, trainer.objective.batch(step), trainer.objective, trainer.config,
+                   trainer.dist, trainer.machine["dtype"])
+        times.append(time.monotonic() - started)
     with torch.no_grad():
         for name, p in trainer.model.named_parameters():
             p.copy_(weights[name])
@@ -57,51 +57,52 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
     seconds = sorted(timed)[len(timed) // 2]
     if trainer.objective.period == 1:
         return seconds
-    return seconds + max(0.0, times[0] - seconds) / trainer.objective.period  # what the first of a period takes besides
+    # spread the extra time of a period's first step (its rollout) over the period
+    return seconds + max(0.0, times[0] - seconds) / trainer.objective.period
 
 
 def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUATION_SHARE) -> int:
-    """How many evaluations a run of `seconds` can afford: EVALUATIONS, or what takes a `share` of it, at least 1."""
+    """Return the number of evaluations in a run of `seconds`: as many as fit in `share` of it, 1 to EVALUATIONS."""
     return max(1, min(EVALUATIONS, int(share * seconds / per_evaluation)))
 
 
 def usable(seconds: float) -> float:
-    """What is left for training steps of so many seconds, about."""
+    """Return approximately how many of `seconds` are left for training steps."""
     return seconds * (1 - RESERVE - EVALUATION_SHARE)
 
 
 def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
-    """How many steps fit into `seconds`, of which `evaluating` go to evaluations; at least 1."""
+    """Return the number of steps that fit in `seconds`, less `evaluating` seconds of evaluation; at least 1."""
     return max(1, int((seconds * (1 - RESERVE) - evaluating) / per_step))
 
 
-def replanner(seconds: float, most_steps: int | None = None) -> Callable[[State], int | None]:
-    """A `replan` for `fit`: at a few points of the run, the number of steps that will end it on time.
+def replanner(seconds: float, max_steps: int | None = None) -> Callable[[State], int | None]:
+    """Return a `replan` for `fit`, which adjusts the number of steps at RATE_CHECKS to end the run on time.
 
-    The pace is that of the steps since the look before (in a run that was resumed, first that of all), and a share of
-    what evaluations and checkpoints have taken so far.
+    The pace is that of the steps since the last check (after a resume: of all steps), plus the average time per step
+    that went to evaluations and checkpoints.
 
     Args:
-        seconds: the time of the whole run. What is over already is `State.elapsed`.
-        most_steps: more are never planned.
+        seconds: time for the whole run, including `State.elapsed`.
+        max_steps: upper limit of the plan; None: no limit.
     """
-    before: tuple[int, float] | None = None
+    last_check: tuple[int, float] | None = None
 
     def replan(state: State) -> int | None:
-        nonlocal before
-        looks = len(state.replans) - 1  # the first is the plan itself
-        if looks >= len(RATE_CHECKS) or not max(1, RATE_CHECKS[looks] * state.steps) <= state.step < state.steps:
+        nonlocal last_check
+        checks = len(state.replans) - 1  # the first entry is the initial plan
+        if checks >= len(RATE_CHECKS) or not max(1, RATE_CHECKS[checks] * state.steps) <= state.step < state.steps:
             return None
-        step, trained = before or (0, 0.0)
-        besides = max(0.0, state.elapsed - state.prepared - state.seconds)
-        per_step = (state.seconds - trained) / (state.step - step) + besides / state.step
-        before = state.step, state.seconds
+        step, trained = last_check or (0, 0.0)
+        overhead = max(0.0, state.elapsed - state.prepared - state.seconds)
+        per_step = (state.seconds - trained) / (state.step - step) + overhead / state.step
+        last_check = state.step, state.seconds
         steps = state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
-        return max(state.step + 1, min(steps, most_steps or steps))
+        return max(state.step + 1, min(steps, max_steps or steps))
 
     return replan
 
 
 def seconds_left(until: float, dist: Dist) -> float:
-    """Seconds until then, by the watch of rank 0; at least 1."""
+    """Return the seconds from now to `until` (`time.monotonic`), by the clock of rank 0; at least 1."""
     return max(1.0, dist.broadcast_int(int(1000 * (until - time.monotonic()))) / 1000)

@@ -1,4 +1,4 @@
-"""Whether to compile a run's blocks, and what the compiler has done on this machine before."""
+"""Decide whether to compile a run's blocks, and remember which models this machine has compiled."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ log = logging.getLogger("bardlet")
 
 
 def keep_compiled() -> None:
-    """Have the compiler keep its work in bardlet's cache; torch's own place for it is a temporary folder.
+    """Keep compiled code in bardlet's cache; by default torch uses a temporary folder.
 
-    To be called before the compiler is loaded, which then chooses its folder.
+    Call it before the compiler is loaded: loading fixes the folder.
     """
     folder = _compiled_folder()
     with suppress(OSError):
@@ -35,35 +35,35 @@ def keep_compiled() -> None:
 
 
 def _compiled_folder() -> Path:
-    """The compiler's folder for this type of processor.
+    """Return the compiler's cache folder for this type of processor.
 
-    What is compiled holds weights packed for the instructions of one processor, and the compiler's own key does not
-    name them: on another processor that shares the cache the process aborts (torch 2.13).
+    Compiled code contains weights packed for one processor's instructions, but the compiler's cache key omits them: on
+    another processor that shares the cache, the process aborts (torch 2.13).
     """
     return corpus.cache_folder() / "compiler" / hashlib.sha256(device.processor().encode()).hexdigest()[:12]
 
 
 def choose_compile(trainer: Trainer, seconds: float | None = None) -> None:
-    """Resolve --compile: auto compiles where a compiler is found and the run is long enough to win the time back.
+    """Resolve --compile: auto compiles if there is a compiler and the run is long enough to gain from it.
 
-    The compiler takes less time where this machine has compiled the same model before.
+    Compilation counts as cheaper if this machine has compiled the same model before.
 
     Args:
-        seconds: how long the run will be; None: measure a few eager steps to find out.
+        seconds: length of the run; None: estimate it from a few eager steps.
     """
     missing = compiler.compiler_missing(trainer.dist.device)
-    blocks = trainer.model.config.model not in WITHOUT_BLOCKS  # a table has nothing to compile
+    blocks = trainer.model.config.model not in WITHOUT_BLOCKS  # nothing to compile without blocks
     on = trainer.config.compile == "on" and blocks
     if on and missing:
-        log.warning("--compile on: %s; going on without compilation, which is slower", missing)
+        log.warning("--compile on: %s; continuing without compilation, which is slower", missing)
         on = False
     if trainer.config.compile == "auto" and not missing and blocks:
         if seconds is None:
             seconds = clock.seconds_per_step(trainer, 2) * (trainer.config.steps or 1)
-        before = compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist)
-        takes = calibrate.COLD if cache.read(*before) is None else calibrate.WARM
-        gain = calibrate.COMPILED_PAIRS if trainer.config.short_rows else calibrate.COMPILED
-        on = bool(trainer.dist.broadcast_int(int(calibrate.worth_compiling(seconds, takes, gain))))
+        entry = compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist)
+        cost = calibrate.COLD if cache.read(*entry) is None else calibrate.WARM
+        speedup = calibrate.COMPILED_PAIRS if trainer.config.short_rows else calibrate.COMPILED
+        on = bool(trainer.dist.broadcast_int(int(calibrate.worth_compiling(seconds, cost, speedup))))
     if on and (on := _compile(trainer)) and trainer.dist.main:
         cache.write(*compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist), {})
     trainer.config = replace(trainer.config, compile="on" if on else "off")
@@ -71,10 +71,11 @@ def choose_compile(trainer: Trainer, seconds: float | None = None) -> None:
 
 
 def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any],
-                     dist: Dist) -> tuple[Path, dict[str, Any]]:
-    """(folder, key) under which it is kept that this machine has compiled this model: all that the work depends on.
+                    dist: Dist) -> tuple[Path, dict[str, Any]]:
+    """Return (folder, key) of the cache entry that says this machine has compiled this model.
 
-    The folder lies in the compiler's own: who empties that empties both.
+    The key holds everything the compiled code depends on. The folder is inside the compiler's own, so deleting that
+    deletes both.
     """
     rows = getattr(config, config.batch_setting) // dist.world
     return _compiled_folder() / "models", {
@@ -84,14 +85,14 @@ def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any
 
 
 def _compile(trainer: Trainer) -> bool:
-    """Compile the blocks and try them once; where that fails, say so and go on without. Returns whether it worked."""
-    log.info("compiling (the first time on a machine takes up to a minute)")
+    """Compile the blocks and run them once. If that fails, warn, undo it and return False."""
+    log.info("compiling (up to a minute the first time on this machine)")
     compiler.compile_blocks(trainer.model, widths=trainer.config.rows_vary)
     try:
         clock.seconds_per_step(trainer, 1)
     except Exception as error:
         compiler.compile_blocks(trainer.model, on=False)
-        what = (str(error).strip().splitlines() or ["no message"])[0][:150]
-        log.warning("torch.compile failed here (%s: %s); going on without compilation", type(error).__name__, what)
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:150]
+        log.warning("torch.compile failed (%s: %s); continuing without compilation", type(error).__name__, reason)
         return False
     return True

@@ -1,4 +1,4 @@
-"""The model card of a run: README.md of its folder, from the template of its stage."""
+"""The model card of a run: README.md in its folder, rendered from the template of its stage."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def title(run: Path, record: Record) -> str:
-    """What a run is called: by its folder, or by its rung of the ladder, whose folders are called by their seeds."""
+    """Return the run's title: its folder's name, or its rung's name in a ladder, where folders are named by seed."""
     return str(getattr(record, "rung", None) or run.name)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card tells: of which run, by which settings, what came of it."""
+    """The contents of a model card."""
 
     run: Path
     config: Settings
@@ -30,11 +30,11 @@ class Card:
     record: dict[str, Any]
     sample: str
     loss: str
-    """The validation loss in words."""
+    """The validation loss as text."""
     title: str
 
     def write(self, template: str) -> None:
-        """Write README.md by templates/`template`.md.jinja."""
+        """Write README.md from templates/`template`.md.jinja."""
         import jinja2
 
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True,
@@ -48,8 +48,9 @@ class Card:
 
 
 def _selected(record: dict[str, Any]) -> str:
+    """Return which weights the run kept, and by what rule, as text."""
     by, step = record["selected_by"], record["selected_step"]
-    which = f"of step {step:,}" if not record.get("averaged") else "mean over the last fifth of the steps"
+    weights = f"of step {step:,}" if not record.get("averaged") else "mean over the last fifth of the steps"
     if by == "best":
-        return f"{which}, **selected by the validation loss above**, which is therefore a little optimistic"
-    return f"of the last step, {step:,}" if by == "last" else f"{which}, a fixed rule"
+        return f"{weights}, **selected by the validation loss above**, which is therefore slightly optimistic"
+    return f"of the last step, {step:,}" if by == "last" else f"{weights}, a fixed rule"

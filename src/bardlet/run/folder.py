@@ -1,10 +1,11 @@
-"""The run folder: its path, run.toml, and the root's files checked and repaired."""
+"""The run folder: its path, run.toml, and verifying and repairing the files at its root."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
+import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -23,120 +24,128 @@ log = logging.getLogger("bardlet")
 
 
 def remove_partial(run: Path) -> None:
-    """Remove what a killed process was writing or removing when it was killed; the caller holds the lock."""
-    for left in has_partial(run):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove what a killed process was writing or removing; the caller holds the lock."""
+    for partial in has_partial(run):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def has_partial(run: Path) -> list[Path]:
-    """What a killed process was writing or removing: folders of checkpoints, and files at the root."""
+    """Return what a killed process was writing or removing: checkpoint folders, and files at the root."""
     folder = run / "checkpoints"
-    halves = [] if folder.is_symlink() else folder.glob(".*.tmp")
-    return [*halves, *(p for p in run.iterdir() if _left_over(p) and not p.is_dir())]
+    checkpoints = [] if folder.is_symlink() else folder.glob(".*.tmp")
+    return [*checkpoints, *(p for p in run.iterdir() if _is_temporary(p) and not p.is_dir())]
 
 
-def _left_over(path: Path) -> bool:
-    """Whether a file was being written when its process was killed: by this package, or by the safetensors library."""
+def _is_temporary(path: Path) -> bool:
+    """Return True if `path` is named like a temporary file of this package or of the safetensors library."""
     return path.name.startswith(".") and (path.suffix == ".tmp" or path.name.startswith(".tmp"))
 
 
 def verify_root(run: Path, folder: Path) -> None:
-    """BardletError when config.json or tokenizer.json are not those that the run had at the checkpoint `folder`."""
-    known = manifest.read_manifest(folder).get("root")
-    if not isinstance(known, dict):
-        raise BardletError(f"{folder / manifest.MANIFEST}: damaged: it does not know the files of the root; take "
+    """Raise BardletError unless config.json and the tokenizer files are those the run had at the checkpoint `folder`.
+    """
+    root = manifest.read_manifest(folder).get("root")
+    if not isinstance(root, dict):
+        raise BardletError(f"{folder / manifest.MANIFEST}: damaged: it does not list the files of the run folder; use "
                            "another checkpoint")
     for name in hf.TOKENIZER_AND_CONFIG:
-        if name in known and (not (run / name).is_file() or manifest.sha256(run / name) != known[name]):
-            raise BardletError(f"{run / name}: missing or not the file that the run had at {folder.name}; "
-                               "put back a copy of it")
+        if name in root and (not (run / name).is_file() or manifest.sha256(run / name) != root[name]):
+            raise BardletError(f"{run / name}: missing or changed since {folder.name}; restore a copy of it")
 
 
 def repair_root(run: Path) -> bool:
-    """Whether the weights at the root are lost: then what is left of them is put aside, and the next take their place.
+    """Return True if the weights at the root are lost; move what is left of them aside, for later weights to replace.
 
-    A root whose manifest is damaged or missing gets a new one, for its files as they are.
+    A root whose manifest is damaged or missing gets a new one for its files as they are.
     """
     weights = run / "model.safetensors"
     damage = manifest.damaged_files(run)
-    lost = not weights.exists() or bool(damage and manifest.has_manifest(run) and manifest.damaged_files(run, [weights.name]))
+    lost = not weights.exists() or bool(
+        damage and manifest.has_manifest(run) and manifest.damaged_files(run, [weights.name]))
     if damage or lost:
         log.warning("%s; %s", damage or f"{weights}: missing",
-                    "the weights at the root are lost, and the next that are kept will replace them" if lost
-                    else "the files beside it count as whole")
+                    "the weights of the run folder are lost; the next ones saved will replace them" if lost
+                    else "assuming the other files are intact")
         if lost and weights.exists():
             os.replace(weights, weights.with_suffix(".damaged"))
-        manifest.write_manifest(run, [name for name in (*hf.TOKENIZER_AND_CONFIG, weights.name) if (run / name).exists()])
+        present = [name for name in (*hf.TOKENIZER_AND_CONFIG, weights.name) if (run / name).exists()]
+        manifest.write_manifest(run, present)
     return lost
 
 
-def new_folder(out: Path | None, name: str, held: bool = False) -> Path:
-    """The path of a run folder that does not exist yet: `out`, or runs/NAME, runs/NAME-2, ... It is not made here.
+def new_folder(out: Path | None, name: str, locked: bool = False) -> Path:
+    """Return the path of a new run folder: `out`, or the first free of runs/NAME, runs/NAME-2, ... Create nothing.
 
-    held: this process has locked it already.
+    Args:
+        out: the folder that the user asked for; it may exist if it is empty.
+        name: NAME, where `out` is None.
+        locked: this process already holds the lock of `out`.
+
+    Raises:
+        BardletError: `out` cannot be created, is not empty, or contains a run.
     """
     if out is None:
         candidates = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
         return next(path for path in candidates if not path.exists())
-    here = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
-    if here == out and not out.is_dir():
-        raise BardletError(f"{out}: is there and is no folder; name another --out")
-    if not here.is_dir():
-        raise BardletError(f"{out}: {here} is not a folder, so nothing can be made in it; name another --out")
-    if not os.access(here, os.W_OK | os.X_OK):
-        raise BardletError(f"{out}: {here} may not be written to; name another --out, or change its permissions")
-    if here == out and any(path.name not in lock.FILES and not _left_over(path) for path in out.iterdir()):
+    existing = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
+    if existing == out and not out.is_dir():
+        raise BardletError(f"{out}: exists and is not a folder; choose another --out")
+    if not existing.is_dir():
+        raise BardletError(f"{out}: {existing} is not a folder; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BardletError(f"{out}: {existing} is not writable; choose another --out, or change its permissions")
+    if existing == out and any(path.name not in lock.FILES and not _is_temporary(path) for path in out.iterdir()):
         if (out / "run.toml").exists():
-            if not held and (other := lock.holder(out)):
-                raise lock.in_use(out, other)
-            raise BardletError(f"{out}: there is a run in it already; go on with it (`bardlet resume {out}`) "
-                               "or name another --out")
-        raise BardletError(f"{out}: exists and is not empty; name another --out")
+            if not locked and (holder := lock.holder(out)):
+                raise lock.in_use(out, holder)
+            raise BardletError(f"{out}: already contains a run; continue it (`bardlet resume {shlex.quote(str(out))}`) "
+                               "or choose another --out")
+        raise BardletError(f"{out}: exists and is not empty; choose another --out")
     return out
 
 
 def write_run(run: Path, config: Settings, record: dict[str, Any], shape: ModelConfig | None = None) -> None:
-    """run.toml, atomically. shape: of the model, as of `to_toml`."""
+    """Write run.toml atomically; `shape` is the model's, as in `to_toml`."""
     atomic.write_text(run / "run.toml", to_toml(config, record, shape))
 
 
 def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
-    """The settings and the record of a run folder."""
+    """Return (settings, record) from the run.toml of a run folder."""
     if not run.is_dir():
-        raise BardletError(f"{run}: there is no such folder; a run folder is what `bardlet train` prints at its end")
+        raise BardletError(f"{run}: there is no such folder; `bardlet train` prints the path of its run folder")
     if not os.path.lexists(run / "run.toml"):
-        raise BardletError(f"{run}: no run.toml in it, so it is not a run folder of bardlet; "
-                           f"`bardlet train --init {run}` starts a run from a Hugging Face folder")
+        raise BardletError(f"{run}: no run.toml, so this is not a run folder; to train a Hugging Face model, "
+                           f"use `bardlet train --init {shlex.quote(str(run))}`")
     path = manifest.inside(run, "run.toml")
     config, record = read_toml(path)
     return config, checked(record, str(path))
 
 
 def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]]:
-    """The settings and the record with which a run goes on: of its run.toml, where that is as the run wrote it.
+    """Return the (settings, record) with which a run continues.
 
-    One that was changed, or damaged, or is gone, is replaced by what the newest whole checkpoint knows, and a notice
-    says so; unless it can be read and `changed` says that it counts.
+    They come from run.toml if it is as the run wrote it. If it is edited, damaged or missing, they come from the newest
+    intact checkpoint, with a warning; with `changed`, an edited run.toml that can be read is used instead.
     """
     path = run / "run.toml"
     if is_untouched(path) or not run.is_dir():
         return read_run(run)
     if path.is_file() and changed:
         with suppress(BardletError):
-            found = read_run(run)
-            log.warning("%s: was changed since the run wrote it; going on with what it says", path)
-            return found
+            edited = read_run(run)
+            log.warning("%s: edited since the run wrote it; using the edited settings", path)
+            return edited
     if not steps_saved(run):
-        read_run(run)  # it may know better what is wrong
-        raise BardletError(f"{path}: somebody changed it, and no checkpoint knows what it was; put it back, "
+        read_run(run)  # its own error is more specific
+        raise BardletError(f"{path}: edited, and no checkpoint has the original settings; restore it, "
                            "or add --allow-change")
     folder = newest_whole(run)
-    facts = read_metadata(folder)
-    log.warning("%s: %s; going on with the settings that %s has%s", path,
-                "changed or damaged" if path.exists() else "missing", folder.name,
-                "" if changed or not path.exists() else " (--allow-change takes what it says)")
-    config = from_mapping(facts["config"], str(folder / "trainer.json"))
-    return config, {**facts["record"], "steps": facts["step"]}
+    metadata = read_metadata(folder)
+    log.warning("%s: %s; using the settings saved in %s%s", path,
+                "edited or damaged" if path.exists() else "missing", folder.name,
+                "" if changed or not path.exists() else " (--allow-change uses the edited ones)")
+    config = from_mapping(metadata["config"], str(folder / "trainer.json"))
+    return config, {**metadata["record"], "steps": metadata["step"]}

@@ -1,9 +1,9 @@
-"""A model and its tokenizer as a Hugging Face folder, written and read. Nothing here runs code from a file.
+"""Write and read a model and its tokenizer as a Hugging Face folder. No code from a file is ever executed.
 
     config.json model.safetensors tokenizer.json tokenizer_config.json generation_config.json
 
-`transformers` loads such a folder as it is. Reading trusts nothing: only JSON and safetensors are opened, the shapes
-come from config.json, and a tensor that is missing, left over or of another shape is named.
+`transformers` loads such a folder as it is. Reading trusts nothing: it opens only JSON and safetensors, takes the
+shapes from config.json, and names any tensor that is missing, unexpected or of the wrong shape.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shlex
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,90 +21,93 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bardlet import models, tokenizer
+from bardlet import models
+from bardlet import tokenizer as tokenization
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError, one_line, printable
 from bardlet.models.layers import on_meta_device
 from bardlet.runtime import atomic, manifest
+from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
 
-MAX_NAME = 2**24
-"""Tokens of the longest context that is believed of a config.json."""
+MAX_CONTEXT = 2**24
+"""Tokens of the longest context accepted from a config.json."""
 MAX_HEADER_BYTES = 2**22
-"""Bytes of the longest safetensors header that is read: enough for 30,000 tensors."""
+"""Bytes of the longest safetensors header accepted: enough for 30,000 tensors."""
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """`tensors` as safetensors at `path`, not yet flushed; they are copied to the CPU and made contiguous."""
-    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    """Write `tensors` to `path` as safetensors, without flushing; they are copied to the CPU and made contiguous."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     path.touch()
-    mode = path.stat().st_mode  # what the user's umask asks for; the library lets only the owner read
-    save_file(ready, path, metadata={"format": "pt"})
+    mode = path.stat().st_mode  # as the user's umask says; the library makes the file readable by the owner only
+    save_file(contiguous, path, metadata={"format": "pt"})
     path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU; the format's own checks bound the header and every offset."""
+    """Return all tensors of a safetensors file, on the CPU; the library checks the header and every offset."""
     manifest.inside(path.parent, path.name)
     try:
         with open(path, "rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
         if header > MAX_HEADER_BYTES:
-            raise BardletError(f"{path}: damaged: a header of {header:,} bytes; copy it again")
+            raise BardletError(f"{path}: damaged: it claims a header of {header:,} bytes; copy it again")
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise BardletError(f"{path}: damaged or cut short ({one_line(error)}); copy it again, "
-                           "or take another checkpoint") from None
+        raise BardletError(f"{path}: damaged or truncated ({one_line(error)}); copy it again, "
+                           "or use another checkpoint") from None
 
 
 TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-"""The files of a folder beside its weights."""
+"""The files of a model folder besides its weights."""
 
 
-def write_folder(folder: Path, model: Any, words: tokenizer.Tokenizer) -> None:
-    """Everything but the weights (WORDS_AND_SHAPE), and a manifest of it."""
+def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
+    """Write everything but the weights (TOKENIZER_AND_CONFIG), and a manifest of these files."""
     config: ModelConfig = model.config
-    ids: dict[str, Any] = {"bos_token_id": words.eos_id, "eos_token_id": words.eos_id, "pad_token_id": words.pad_id}
-    # explicit nulls: transformers would put GPT-2's 50256 where the key is missing, outside a small vocabulary
-    if config.model == "encdec":  # its decoder begins with padding, as those of Hugging Face do
-        ids = {**ids, "decoder_start_token_id": words.pad_id, "forced_eos_token_id": None}
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id,
+                           "pad_token_id": tokenizer.pad_id}
+    # explicit nulls: without the key, transformers uses GPT-2's 50256, which is outside a small vocabulary
+    if config.model == "encdec":  # decoding starts with padding, as in T5
+        ids = {**ids, "decoder_start_token_id": tokenizer.pad_id, "forced_eos_token_id": None}
     atomic.write_json(folder / "config.json", {**model.to_hf(config), **ids, "dtype": "float32"})
     if config.model == "encdec":
-        ids = {**ids, "max_length": config.block_size}  # transformers would stop after 20 tokens
-    if words.chat_template and tokenizer.END in words.vocab:  # a chat model stops behind its answer
-        ids = {**ids, "eos_token_id": sorted(set(words.special) - {words.pad_id})}
+        ids = {**ids, "max_length": config.block_size}  # the default of transformers is 20 tokens
+    if tokenizer.chat_template and tokenization.END in tokenizer.vocab:  # a chat model stops after its answer
+        ids = {**ids, "eos_token_id": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
     atomic.write_json(folder / "generation_config.json", ids)
-    with atomic.explain_write_errors(folder / "tokenizer.json", len(words.json.encode())):
-        words.save(folder, model_max_length=config.block_size)
+    with atomic.explain_write_errors(folder / "tokenizer.json", len(tokenizer.json.encode())):
+        tokenizer.save(folder, model_max_length=config.block_size)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             atomic.flush(folder / name)
     manifest.write_manifest(folder, TOKENIZER_AND_CONFIG)
 
 
 def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """model.safetensors, from a model's `hf_state_dict()`: a kill leaves the old weights or the new ones."""
+    """Replace model.safetensors with a model's `hf_state_dict()`; a kill leaves the old weights or the new ones."""
     needed = sum(t.nbytes for t in tensors.values())
     manifest.replace_file(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The shape that a folder's config.json describes; what bardlet cannot compute is an error that says so."""
+    """Return the model config of a folder's config.json. Raise BardletError if bardlet cannot run that model."""
     values = manifest.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     family = models.MODEL_TYPES.get(family, family)
     if family not in models.FAMILIES:
-        raise BardletError(f"{folder / 'config.json'}: model_type {printable(values.get('model_type'))} is not one that "
-                           f"bardlet computes ({', '.join(models.FAMILIES)}): use transformers for it")
+        raise BardletError(f"{folder / 'config.json'}: model_type {printable(values.get('model_type'))} is not "
+                           f"supported (only {', '.join(models.FAMILIES)}); use transformers for this model")
     try:
         config = models.load_class(family).from_hf(values)
         kinds = [str(kind) for kind in values.get("architectures") or []]
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
             return config
         if family not in models.SCALAR or len(values.get("id2label", ("LABEL_0", "LABEL_1"))) != 1:
-            raise BardletError("config.json: it tells labels apart; bardlet reads a scalar head, of one label, on gpt2 "
-                               "or qwen3: use transformers for this model")
+            raise BardletError("config.json: this classification head is not supported (only one label, on gpt2 or "
+                               "qwen3); use transformers for this model")
         return replace(config, scores=True, tie_embeddings=True)
     except BardletError as error:
         raise BardletError(str(error).replace("config.json", str(folder / "config.json"), 1)) from None
@@ -114,92 +118,98 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the parts that model.safetensors.index.json lists where there is only that."""
+    """Return model.safetensors, or the shards in model.safetensors.index.json if only the index exists."""
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
-        listed = manifest.read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise BardletError(f"{index}: damaged: it has no weight_map; copy it again")
-        return sorted({manifest.inside(folder, str(name)) for name in listed.values()})
+        weight_map = manifest.read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BardletError(f"{index}: damaged: no weight_map; copy it again")
+        return sorted({manifest.inside(folder, str(name)) for name in weight_map.values()})
     return [manifest.inside(folder, "model.safetensors")]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder's weights, in float32."""
+    """Return the tensors of a folder's weights, in float32."""
     return {name: t.float() for path in weight_files(folder) for name, t in read_tensors(path).items()}
 
 
 def weights_hash(folder: Path) -> str:
-    """sha256 (hex) of a folder's weights, as their files have them; of one file just that of its bytes."""
+    """Return the sha256 (hex) of a folder's weight file, or a sha256 over the hashes of its shards."""
     each = [manifest.sha256(path) for path in weight_files(folder)]
     return each[0] if len(each) == 1 else hashlib.sha256(" ".join(each).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:
-    """BardletError where a file of `folder` is not the one that its manifest knows; without a manifest, nothing."""
+    """Raise BardletError if a file of `folder` does not match its manifest; without a manifest, check nothing."""
     is_run = (folder / "run.toml").exists()
     if os.path.lexists(folder / manifest.MANIFEST):
         if (damage := manifest.damaged_files(folder)) and (is_run or not _of_another_tool(folder / manifest.MANIFEST)):
-            weights = damage.startswith(str(folder / "model.safetensors")) and (folder / "checkpoints").is_dir()
-            remedy = f"`bardlet resume {folder}` makes it anew from a checkpoint" if weights else "copy it again"
-            raise BardletError(f"{damage}; {remedy}, or, where you changed it yourself, remove "
-                               f"{folder / manifest.MANIFEST}")
+            restorable = damage.startswith(str(folder / "model.safetensors")) and (folder / "checkpoints").is_dir()
+            remedy = (f"`bardlet resume {shlex.quote(str(folder))}` restores it from a checkpoint" if restorable
+                      else "copy it again")
+            raise BardletError(f"{damage}; {remedy}; if you changed it yourself, remove {folder / manifest.MANIFEST}")
     elif is_run:
-        log.warning("%s: has lost its %s, so damage to its files would not be seen", folder, manifest.MANIFEST)
+        log.warning("%s: its %s is missing, so damage to its files cannot be detected", folder, manifest.MANIFEST)
 
 
 def _of_another_tool(path: Path) -> bool:
-    """Whether a manifest.json was never one of bardlet's: the name is a common one."""
+    """Return True if bardlet did not write this manifest.json; other tools use the same name."""
     try:
         return not manifest.read_json(path).keys() & {"version", "digest", "files"}
     except BardletError:
         return False
 
 
-def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tuple[Any, tokenizer.Tokenizer]:
-    """The model (float32, on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder.
+def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tuple[Any, Tokenizer]:
+    """Return the model (float32, on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder.
 
-    scores: it has to be a reward model; without that it must not be one.
+    Args:
+        folder: the folder.
+        dropout: dropout probability of the model.
+        scores: require a reward model; otherwise require a language model.
+
+    Raises:
+        BardletError: a file is missing, damaged or not supported, or the model is of the other kind.
     """
     if folder.is_file():
-        raise BardletError(f"{folder}: is a file, where a model should be: name a run folder or a Hugging Face folder "
-                           "first, and files behind it")
+        raise BardletError(f"{folder}: a file, not a model; name a run folder or a Hugging Face folder first, then "
+                           "the files")
     if not folder.is_dir():
-        raise BardletError(f"{folder}: there is no such folder; a run folder is what `bardlet train` prints at its end")
+        raise BardletError(f"{folder}: there is no such folder; `bardlet train` prints the path of its run folder")
     verify(folder)
     config = read_model_config(folder)
     if config.scores != scores:
-        raise BardletError(f"{folder}: is no reward model; `bardlet reward` makes one of it" if scores else
-                           f"{folder}: is a reward model: it says how good an answer is, and cannot write one; "
-                           "name the model that it judges")
-    words = tokenizer.load(folder)
-    if words.vocab_size > config.vocab_size:  # fewer is well: some models have rows to spare
-        raise BardletError(f"{folder}: its tokenizer has {words.vocab_size} tokens, its config.json "
+        raise BardletError(f"{folder}: not a reward model; train one with `bardlet reward`" if scores else
+                           f"{folder}: a reward model, which cannot generate text; name a language model")
+    tokenizer = tokenization.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:  # fewer tokens are fine: some models pad their embedding
+        raise BardletError(f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its config.json "
                            f"{config.vocab_size}: they do not belong together; copy both from the same run")
     weights = read_weights(folder)
     model = build(replace(config, dropout=dropout), weights, folder)
     model.load_hf_state_dict(weights)
-    return model.eval(), words
+    return model.eval(), tokenizer
 
 
 def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -> Any:
-    """A model of `config`, once a sketch that takes no memory has shown that `weights` fit into it.
+    """Build a model of `config` after checking on the meta device, which takes no memory, that `weights` fit.
 
-    So a config.json that asks for a million layers is an error, not a machine without memory.
+    A config.json that asks for a million layers then raises BardletError instead of exhausting the memory.
     """
-    where = folder / "model.safetensors"
+    path = folder / "model.safetensors"
     layers = max(config.n_layer, config.n_encoder_layer)
     if config.model != "bigram" and layers > len(weights):
-        raise BardletError(f"{folder / 'config.json'}: damaged: it asks for {layers} layers, and {where.name} "
+        raise BardletError(f"{folder / 'config.json'}: damaged: it asks for {layers} layers, but {path.name} "
                            f"has {len(weights)} tensors; copy both again")
-    if config.block_size > MAX_NAME:
-        raise BardletError(f"{folder / 'config.json'}: damaged: a context of {config.block_size} tokens; copy it again")
+    if config.block_size > MAX_CONTEXT:
+        raise BardletError(f"{folder / 'config.json'}: damaged: it asks for a context of {config.block_size} tokens; "
+                           "copy it again")
     try:
         with on_meta_device(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that nothing is copied into a sketch
+            warnings.simplefilter("ignore")  # torch warns that copying to a meta tensor does nothing
             models.build(config).load_hf_state_dict(weights)
     except BardletError as error:
-        raise BardletError(f"{where}: {error}; copy both again") from None
+        raise BardletError(f"{path}: {error}; copy both again") from None
     except (RuntimeError, TypeError, OverflowError):
         raise BardletError(f"{folder / 'config.json'}: damaged: its sizes are too large for any machine; "
                            "copy it again") from None

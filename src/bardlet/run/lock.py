@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that names who holds it, and that the system frees when it is killed."""
+"""A lock on a run folder: one process at a time. The lock names its holder; the system frees it if that is killed."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from bardlet.errors import BardletError
 from bardlet.runtime import atomic, heartbeat
 
 FILES = LOCK, HOLDER = ".lock", ".holder"
-"""The files of a lock: what is locked, which is empty, and who holds it."""
+"""The files of a lock: the locked file, which is empty, and the description of the holder."""
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process, or name the one that holds it. The system frees a killed one's lock."""
-    lock, name = _raise_taken(run), run / HOLDER
+    """Hold the lock of a run folder. Raise BardletError, naming the holder, if another process has it."""
+    lock, name = _try_lock(run), run / HOLDER
     if lock is None:
         raise in_use(run, _describe_holder(run))
     try:
         atomic.write_text(name, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
         yield
     finally:
-        for path in (name, run / LOCK):  # while it is held, or another process's could be removed
-            with suppress(OSError):  # Windows removes no file that is open
+        for path in (name, run / LOCK):  # before the release: afterwards they may be another process's
+            with suppress(OSError):  # Windows cannot remove an open file
                 path.unlink()
         lock.release()
 
 
 def holder(run: Path) -> str | None:
-    """Which process holds a run folder, in words; None: none does. BardletError where its lock cannot be opened."""
+    """Describe the process that holds a run folder; None if none does. BardletError if its lock cannot be opened."""
     if not os.path.lexists(run / LOCK):
         return None
-    lock = _raise_taken(run)
+    lock = _try_lock(run)
     if lock is None:
         return _describe_holder(run)
     lock.release()
@@ -47,18 +47,18 @@ def holder(run: Path) -> str | None:
 
 
 def in_use(run: Path, other: str) -> BardletError:
-    """What a person reads when another process holds a folder."""
-    return BardletError(f"{run}: in use by {other}; wait for it, or stop it")
+    """Return the error for a folder that the process `other` holds."""
+    return BardletError(f"{run}: in use by {other}; wait for it to finish, or stop it")
 
 
-def _raise_taken(run: Path) -> BaseFileLock | None:
-    """The lock of a folder, held now; None where another process holds it."""
+def _try_lock(run: Path) -> BaseFileLock | None:
+    """Acquire and return the lock of a folder; None if another process holds it."""
     path = run / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise BardletError(f"{path}: is no file; remove it")
+        raise BardletError(f"{path}: not a regular file; remove it")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0.2, poll_interval=0.02)  # its holder may be leaving, and have removed the file
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # a holder that is exiting may have removed the file
     except Timeout:
         return None
     except OSError as error:
@@ -67,12 +67,12 @@ def _raise_taken(run: Path) -> BaseFileLock | None:
 
 
 def _describe_holder(run: Path) -> str:
-    """What the holder of a lock says of itself, perhaps in this moment; not what one that was killed has left."""
+    """Return the holder's description of itself, waiting a second for it; ignore what a killed process left."""
     for _ in range(20):
         with suppress(OSError):
             text = (run / HOLDER).read_text(encoding="utf-8", errors="replace").strip()
-            known = re.match(r"process (\d+) on (\S+) since", text)
-            if known and (known[2] != socket.gethostname() or heartbeat.alive(int(known[1]))):
+            match = re.match(r"process (\d+) on (\S+) since", text)
+            if match and (match[2] != socket.gethostname() or heartbeat.alive(int(match[1]))):
                 return text
         time.sleep(0.05)
     return "another process"

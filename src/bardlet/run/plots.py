@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,111 +11,103 @@ from bardlet.errors import BardletError
 from bardlet.run import metrics
 from bardlet.runtime import atomic
 
+TRAINING, VALIDATION = "#9db4c8", "#c0392b"
+"""The colors of curves and points."""
 
-def loss_curve(run: Path, title: str, what: str = "loss (nats per token)") -> None:
-    """Draw loss.png from metrics.jsonl: training and validation loss over steps; what: the loss is called."""
-    import matplotlib
 
-    matplotlib.use("Agg")  # a file, not a window: the machine may have no screen
-    import matplotlib.pyplot as plt
+def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigram: float | None = None) -> None:
+    """Draw loss.png from metrics.jsonl: training and validation loss over steps.
 
+    Args:
+        run: the run folder.
+        title: the title of the figure.
+        label: the name of the loss, with its unit.
+        bigram: the loss of a bigram in the same unit, drawn as a dashed line; None: no line.
+    """
+    plt = _pyplot()
     lines = metrics.read_metrics(run)
-    train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
-    val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+    train, val = _points(lines, "train_loss"), _points(lines, "val_loss")
     figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="constrained")
     if train:
-        axes.plot(*zip(*train, strict=True), color="#9db4c8", linewidth=1, label="training")
+        _plot_training(axes, train, "training")
     if val:
-        axes.plot(*zip(*val, strict=True), color="#c0392b", linewidth=2, marker="o", markersize=3, label="validation")
+        _plot_validation(axes, val, "validation")
         step, low = min(val, key=lambda point: point[1])
         axes.annotate(f"{low:.4f}", (step, low), xytext=(0, 8), textcoords="offset points", ha="center")
-    axes.set(xlabel="step", ylabel=what, title=title)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if train or val:
-        axes.legend(frameon=False)
+    if bigram is not None:
+        axes.axhline(bigram, color="#999999", linewidth=1, linestyle="--", label="bigram")
+    _finish(axes, xlabel="step", ylabel=label, title=title)
     figure.savefig(run / "loss.png")
     plt.close(figure)
 
 
-def margins(run: Path, title: str, margins: Any, sure: Any, right: Any, number: Any) -> None:
-    """Draw margins.png: by how much more the chosen answers of held-out pairs got, and how far a reward model's
-    certainty is to be trusted.
+def margins(run: Path, title: str, margins: Any, confidence: Any, accuracy: Any, counts: Any) -> None:
+    """Draw margins.png: a histogram of the reward margins of held-out pairs, and a reward model's calibration.
 
     Args:
-        margins: (N,), one for each pair.
-        sure, right, number: (K,): how sure it was, how often it was right, and of how many pairs, of each bin.
+        run: the run folder.
+        title: the title of the figure.
+        margins: reward of the chosen answer minus reward of the rejected one, for each pair: (N,).
+        confidence, accuracy, counts: mean probability of the preferred answer, share of pairs ranked correctly, and
+            number of pairs, for each bin: (K,).
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, axes) = plt.subplots(1, 2, figsize=(9, 4), dpi=110, layout="constrained")
-    left.hist(margins, bins=40, color="#9db4c8")
-    left.axvline(0, color="#c0392b", linewidth=1)
-    left.set(xlabel="reward of the chosen answer - of the rejected one", ylabel="held-out pairs", title=title)
-    axes.plot((0.5, 1), (0.5, 1), color="#999999", linewidth=1, linestyle="--", label="as sure as it should be")
-    axes.scatter(sure, right, s=[10 + 200 * n / max(number) for n in number], color="#c0392b", alpha=0.7)
-    axes.set(xlabel="how sure it is (area: how many pairs)", ylabel="how often it is right", xlim=(0.48, 1.02))
-    axes.legend(frameon=False)
-    for one in (left, axes):
-        one.grid(alpha=0.25)
-        one.spines[["top", "right"]].set_visible(False)
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), dpi=110, layout="constrained")
+    left.hist(margins, bins=40, color=TRAINING)
+    left.axvline(0, color=VALIDATION, linewidth=1)
+    right.plot((0.5, 1), (0.5, 1), color="#999999", linewidth=1, linestyle="--", label="perfectly calibrated")
+    right.scatter(confidence, accuracy, s=[10 + 200 * n / max(counts) for n in counts], color=VALIDATION, alpha=0.7)
+    _finish(left, xlabel="reward of the chosen answer - of the rejected one", ylabel="held-out pairs", title=title)
+    _finish(right, xlabel="confidence (area: number of pairs)", ylabel="accuracy", xlim=(0.48, 1.02))
     figure.savefig(run / "margins.png")
     plt.close(figure)
 
 
 def reward_curve(run: Path, title: str) -> None:
-    """Draw loss.png of a run that learned from rewards: the mean reward, and how far it went from where it began."""
-    import matplotlib
+    """Draw loss.png of reinforcement learning: the mean reward, and the KL divergence from the reference model.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    Without rollouts in metrics.jsonl there is no KL, and only the panel of the rewards.
+    """
+    plt = _pyplot()
     lines = metrics.read_metrics(run)
-    train = [(line["step"], line["reward"], line["kl"]) for line in lines if "reward" in line]
-    val = [(line["step"], -line["val_loss"]) for line in lines if "val_loss" in line]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), dpi=110, layout="constrained")
-    if train:
-        steps, reward, kl = zip(*train, strict=True)
-        left.plot(steps, reward, color="#9db4c8", linewidth=1, label="rollouts")
-        right.plot(steps, kl, color="#9db4c8", linewidth=1)
+    reward, kl = _points(lines, "reward"), _points(lines, "kl")
+    val = [(step, -loss) for step, loss in _points(lines, "val_loss")]
+    panels = 2 if kl else 1
+    figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), dpi=110, layout="constrained", squeeze=False)
+    if reward:
+        _plot_training(axes[0, 0], reward, "rollouts")
     if val:
-        left.plot(*zip(*val, strict=True), color="#c0392b", linewidth=2, marker="o", markersize=3, label="held out")
-    left.set(xlabel="step", ylabel="mean reward", title=title)
-    right.set(xlabel="step", ylabel="KL to the reference (nats of an answer)")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+        _plot_validation(axes[0, 0], val, "held-out prompts")
+    _finish(axes[0, 0], xlabel="step", ylabel="mean reward", title=title)
+    if kl:
+        _plot_training(axes[0, 1], kl)
+        _finish(axes[0, 1], xlabel="step", ylabel="KL to the reference (nats per completion)")
     figure.savefig(run / "loss.png")
     plt.close(figure)
 
-DOTS, MOST_PIXELS = 110, 100_000_000
-"""Dots per inch of the pictures of attention, and pixels of the largest: each takes four bytes while it is drawn."""
+
+DOTS, MAX_PIXELS = 110, 100_000_000
+"""Dots per inch of attention maps, and pixels of the largest figure: each takes four bytes of memory."""
 
 
 def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) -> None:
     """Draw cross-attention as a PNG: a panel for each layer and head, a row for each target token.
 
     Args:
-        maps: (L, H, T, S), each row with the sum 1.
+        path: the PNG file.
+        maps: attention weights (L, H, T, S); each row sums to 1.
         source, target: the S and T tokens as text.
 
-    Raises BardletError where the picture would be too large to be drawn.
+    Raises:
+        BardletError: the figure would be too large.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     layers, heads, T, S = maps.shape
     size = (heads * (0.6 + 0.16 * S) + 1, layers * (0.7 + 0.16 * T) + 1)
     width, height = (DOTS * inches for inches in size)
-    if max(width, height) >= 2**16 or width * height > MOST_PIXELS:
+    if max(width, height) >= 2**16 or width * height > MAX_PIXELS:
         raise BardletError(f"--attention {path}: {S} source and {T} target tokens in {layers} layers of {heads} heads "
-                           f"make a picture of {width:,.0f} by {height:,.0f} pixels; give a shorter first line")
+                           f"need a picture of {width:,.0f} by {height:,.0f} pixels; shorten the first line")
     figure, grid = plt.subplots(layers, heads, figsize=size, dpi=DOTS, layout="constrained", squeeze=False)
     for layer in range(layers):
         for head in range(heads):
@@ -122,13 +116,48 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
             axes.set_xticks(range(S), [printable_token(t) for t in source], rotation=90, fontsize=6)
             axes.set_yticks(range(T), [printable_token(t) for t in target] if head == 0 else [""] * T, fontsize=6)
-    figure.supxlabel("source token that is looked at", fontsize=9)
-    figure.supylabel("target token that is being written", fontsize=9)
+    figure.supxlabel("source token (attended to)", fontsize=9)
+    figure.supylabel("target token (generated)", fontsize=9)
     with atomic.explain_write_errors(path):
         figure.savefig(path)
     plt.close(figure)
 
 
 def printable_token(text: str) -> str:
-    """A token as a label: its spaces seen, and no sign that matplotlib takes for mathematics."""
+    """Return a token as a label: spaces visible, `$` escaped for matplotlib's math mode, at most 16 characters."""
     return (text.strip("\n").replace(" ", "\u00b7").replace("$", r"\$") or "\u00b7")[:16]
+
+
+def _pyplot() -> Any:
+    """Return matplotlib.pyplot with the backend for files: the machine may have no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of each line in which `name` is a finite number."""
+    return [(line["step"], line[name]) for line in lines if line.get(name) is not None and math.isfinite(line[name])]
+
+
+def _plot_training(axes: Any, points: Sequence[tuple[int, float]], label: str | None = None) -> None:
+    marker = "o" if len(points) == 1 else None  # a line through one point is invisible
+    axes.plot(*zip(*points, strict=True), color=TRAINING, linewidth=1, marker=marker, markersize=3, label=label)
+
+
+def _plot_validation(axes: Any, points: Sequence[tuple[int, float]], label: str) -> None:
+    axes.plot(*zip(*points, strict=True), color=VALIDATION, linewidth=2, marker="o", markersize=3, label=label)
+
+
+def _finish(axes: Any, **labels: Any) -> None:
+    """Set the labels, grid and legend of a panel; say so in a panel that has no data."""
+    axes.set(**labels)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    elif not axes.has_data():
+        axes.text(0.5, 0.5, "no data in metrics.jsonl", transform=axes.transAxes, ha="center")

@@ -1,6 +1,6 @@
-"""The record of a run in run.toml: what happened, a dataclass for each stage.
+"""The record of a run in run.toml: its results and statistics, a dataclass for each stage.
 
-An entry is None, and not in the file, until the run has come to it.
+An entry that is not known yet is None and absent from the file.
 """
 
 from __future__ import annotations
@@ -15,60 +15,60 @@ from bardlet.errors import BardletError, printable
 
 @dataclass
 class Record:
-    """What any run puts on record."""
+    """The record of any run."""
 
     results: ClassVar[tuple[str, ...]] = ()
-    """The entries that `--json` prints of a finished run, beside those that it prints of each."""
+    """The entries that `--json` prints for a finished run, besides those common to all runs."""
 
     text: str = ""
-    """The name of the data."""
+    """The name of the corpus or dataset."""
     text_hash: str = ""
-    """sha256 (hex) of what they hold."""
+    """sha256 (hex) of its contents."""
     tokenizer: str = ""
     documents: int = 0
-    """Documents, pairs, conversations or questions to learn from."""
+    """Training examples: documents, pairs, conversations or prompts."""
     tokens: int = 0
-    """Their tokens that are to be predicted."""
+    """Training targets: tokens to predict."""
     minutes: float | None = None
-    """The time that the run was given."""
+    """The time budget."""
     leaked: float | None = None
-    """The share of what is held out that stands in the training part, too."""
+    """Share of the validation split that also occurs in the training split."""
     guessing: float | None = None
-    """The loss where each token is as likely as any other."""
+    """The loss of the uniform distribution over tokens."""
     batches: Auto[int] = AUTO
-    """Batches of an epoch, where it has whole ones."""
+    """Batches per epoch, if epochs consist of whole batches."""
     left_out: Auto[int] = AUTO
-    """How many are too long for the window."""
+    """Examples dropped because they are too long for the window."""
     reasons: list[str] | None = None
-    """Why the plan is as it is; None: no plan was made."""
+    """The reasons for the plan's choices; None: there is no plan."""
     most_steps: int | None = None
-    """More steps would only learn the text by heart; None: nobody knows."""
+    """Steps beyond which the model would memorize the text; None: unknown."""
     expected: float | None = None
-    """The loss that the plan should come to, in nats per character."""
+    """The predicted validation loss, in nats per character."""
     parameters: Auto[int] = AUTO
     trainable: Auto[int] = AUTO
-    """Parameters that learn, with LoRA."""
+    """Trainable parameters, with LoRA."""
     base_hash: str | None = None
-    """sha256 (hex) of the weights of --init, where they are a reference."""
+    """sha256 (hex) of the weights of --init, if they are the reference model."""
     val_tokens: Auto[int] = AUTO
-    """Targets that an evaluation looks at."""
+    """Targets in an evaluation."""
     val_tokens_of: Auto[int] = AUTO
-    """... of how many that there are."""
+    """Targets in the whole validation split."""
     evaluation_rows: int | None = None
-    """Rows that an evaluation takes at once, where memory is short."""
+    """Rows per batch of an evaluation, if memory limits them."""
     launch: str | None = None
-    """Which start of torchrun began the run."""
+    """The torchrun launch that started the run."""
 
     saved: int | None = None
     """The step of the newest checkpoint."""
     train_loss: float | None = None
     val_loss: Auto[float] = AUTO
-    """Of the weights at the root."""
+    """Validation loss of the weights at the root."""
     selected_by: str | None = None
-    """How they were chosen: best, last, average."""
+    """The rule that selected these weights: best, last or average."""
     selected_step: Auto[int] = AUTO
     averaged: int | None = None
-    """Over how many steps they are a mean."""
+    """Number of steps in the average."""
     nats_per_char: Auto[float] = AUTO
     bits_per_byte: Auto[float] = AUTO
     finished: bool | None = None
@@ -80,60 +80,65 @@ class Record:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From the entries of a run.toml; what another version of bardlet knew besides is left out."""
+        """Return the record with the entries of a run.toml, without those that only another version of bardlet knows.
+        """
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def update(self, **values: Any) -> None:
-        """Set some entries; AttributeError for one that there is not."""
+        """Set entries. Raise AttributeError for an unknown name."""
         for name, value in values.items():
             getattr(self, name)
             setattr(self, name, value)
 
     def for_json(self) -> dict[str, Any]:
-        """What `--json` prints of `results`."""
+        """Return the entries of `results` for `--json`."""
         return {name: getattr(self, name) for name in self.results}
 
     def fill(self, values: Mapping[str, Any]) -> None:
-        """Take those of the `values` whose entries are not there yet."""
+        """Set the entries that are None from `values`."""
         for field in fields(self):
             if getattr(self, field.name) is None:
                 setattr(self, field.name, values.get(field.name))
 
     def mapping(self) -> dict[str, Any]:
-        """The entries that are there, by their names."""
+        """Return the entries that are not None, by name."""
         entries = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in entries.items() if value is not None}
 
 
 @dataclass
 class TextRecord(Record):
-    """Of pretraining on a text."""
+    """The record of pretraining on text."""
 
     duplicated: float | None = None
-    """The share of the training part that repeats what stands before it."""
+    """Share of the training split that repeats earlier text."""
     characters_per_token: Auto[float] = AUTO
-    """Of the held-out text."""
+    """Characters per token of the validation split."""
     bigram: float | None = None
-    """The loss of a table of pairs of characters, in nats per character."""
+    """Validation loss of a character bigram, in nats per character."""
     counting: list[float] | None = None
-    """What `data/statistics.py` says to the scaling law."""
+    """The features of `data/statistics.py` for the scaling law."""
     untold: list[str] | None = None
-    """The settings of somebody's own for which no loss is predicted."""
+    """The user's settings that rule out a predicted loss."""
     characters: float | None = None
-    """Characters that were learned from."""
+    """Characters trained on."""
     rung: str | None = None
-    """Of the ladder."""
+    """The rung's name in a ladder."""
+
+    def bigram_per_token(self) -> float | None:
+        """Return the bigram's loss in nats per token, the unit of the loss curve; None if unknown."""
+        return self.bigram * self.characters_per_token if self.bigram and self.characters_per_token else None
 
 
 @dataclass
 class PairsRecord(Record):
-    """Of training on pairs of sentences."""
+    """The record of training on sentence pairs."""
 
     results = ("bleu", "chrf")
 
     characters_per_token: Auto[float] = AUTO
-    """Of the held-out targets."""
+    """Characters per token of the held-out targets."""
     bleu: Auto[float] = AUTO
     chrf: Auto[float] = AUTO
     bleu_signature: Auto[str] = AUTO
@@ -141,37 +146,37 @@ class PairsRecord(Record):
 
 @dataclass
 class ConversationsRecord(Record):
-    """Of supervised fine-tuning."""
+    """The record of supervised fine-tuning."""
 
     results = ("val_loss_before", "ended")
 
     cut: Auto[int] = AUTO
-    """Conversations that lost their last messages."""
+    """Conversations truncated to fit the window."""
     unanswered: Auto[int] = AUTO
-    """Those without an answer."""
+    """Conversations without an answer."""
     val_loss_before: Auto[float] = AUTO
-    """The loss of the base."""
+    """Validation loss of the base model."""
     ended: float | None = None
-    """The share of its answers that end by themselves."""
+    """Share of the model's answers that end on their own."""
 
 
 @dataclass
 class PreferencesRecord(Record):
-    """Of DPO."""
+    """The record of DPO."""
 
     results: ClassVar[tuple[str, ...]] = ("accuracy", "longer", "margin")
 
     longer: Auto[float] = AUTO
-    """The share of the held-out pairs in which the chosen answer is the longer one."""
+    """Share of the held-out pairs whose chosen answer is the longer one."""
     accuracy: Auto[float] = AUTO
-    """The share in which it has the greater reward."""
+    """Share of the held-out pairs whose chosen answer has the higher reward."""
     margin: Auto[float] = AUTO
-    """By how much, on average."""
+    """Mean reward margin between chosen and rejected answer."""
 
 
 @dataclass
 class RewardRecord(PreferencesRecord):
-    """Of training a reward model."""
+    """The record of training a reward model."""
 
     results: ClassVar[tuple[str, ...]] = (*PreferencesRecord.results, "accuracy_longer", "accuracy_shorter",
                                           "likes_length", "calibration_error")
@@ -179,64 +184,65 @@ class RewardRecord(PreferencesRecord):
     accuracy_longer: float | None = None
     accuracy_shorter: float | None = None
     likes_length: Auto[float] = AUTO
-    """The correlation of margin and difference in length."""
+    """Correlation between reward margin and length difference."""
     calibration_error: Auto[float] = AUTO
 
     def for_json(self) -> dict[str, Any]:
-        """What `--json` prints; not of pairs that there are not, such as those with a longer chosen answer."""
+        """Return the entries of `results` that are not None: there may be no pairs with a longer chosen answer."""
         return {name: value for name, value in super().for_json().items() if value is not None}
 
 
 @dataclass
 class RolloutsRecord(Record):
-    """Of PPO and GRPO. Before: of the model that the run began with."""
+    """The record of PPO and GRPO; `before` means the base model."""
 
     results = ("ended", "reward_before", "reward_after", "sampled_before", "sampled_after", "kl", "answer_length",
                "different_before", "different", "distinct_before", "distinct")
 
     reward_hash: str | None = None
-    """sha256 (hex) of the weights of the reward model."""
+    """sha256 (hex) of the reward model's weights."""
     reward_mean: Auto[float] = AUTO
-    """Of the answers before, as the reward says it."""
+    """Mean of the scorer's raw rewards for the base model's completions."""
     reward_deviation: Auto[float] = AUTO
     reward_before: Auto[float] = AUTO
-    """The mean reward of the answers to held-out questions."""
+    """Mean reward of the completions for held-out prompts."""
     reward_after: Auto[float] = AUTO
     sampled_before: Auto[float] = AUTO
-    """The same of answers that were drawn."""
+    """Mean reward of completions sampled at --temperature."""
     sampled_after: Auto[float] = AUTO
     different_before: Auto[float] = AUTO
-    """The share of different answers."""
+    """Share of distinct completions."""
     different: Auto[float] = AUTO
     distinct_before: Auto[float] = AUTO
-    """The share of different pairs of words."""
+    """Share of distinct word bigrams."""
     distinct: Auto[float] = AUTO
     kl: Auto[float] = AUTO
-    """Nats of an answer between it and the model that the run began with."""
+    """KL divergence from the base model, in nats per completion."""
     ended: Auto[float] = AUTO
-    """The share of answers that end by themselves."""
+    """Share of completions that end on their own."""
     answer_length: Auto[float] = AUTO
-    """Tokens of an answer."""
+    """Tokens per completion."""
 
 
 RECORDS = (TextRecord, PairsRecord, ConversationsRecord, RewardRecord, RolloutsRecord)
 
 
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The entries of a record as they were read. BardletError where one is not of its type."""
+    """Return the entries of a record from the file `where`. Raise BardletError if one has the wrong type."""
     kinds = {name: kind for record in RECORDS for name, kind in _kinds(record).items()}
     for name, value in values.items():
         kind = kinds.get(name)
         if kind and value is not None and type(value) not in ((float, int) if kind is float else (kind,)):
-            raise BardletError(f"{where}: record.{name} is {printable(value)}, which it cannot be; put back a copy")
+            raise BardletError(f"{where}: record.{name} is {printable(value)}, not a valid {kind.__name__}; "
+                               "restore a copy of the file")
     return values
 
 
 def _kinds(record: type[Record]) -> dict[str, type]:
-    """The plain type of each entry of a record: list for list[str], float for float | None."""
-    found = {}
+    """Return the plain type of each entry of a record: list for list[str], float for float | None."""
+    kinds = {}
     for name, hint in get_type_hints(record).items():
         inner = [kind for kind in getattr(hint, "__args__", ()) if kind is not type(None)]
         plain = inner[0] if inner and type(None) in hint.__args__ else hint
-        found[name] = getattr(plain, "__origin__", plain)
-    return {name: kind for name, kind in found.items() if kind is not ClassVar}
+        kinds[name] = getattr(plain, "__origin__", plain)
+    return {name: kind for name, kind in kinds.items() if kind is not ClassVar}

@@ -10,13 +10,13 @@ from bardlet.errors import BardletError
 
 
 def trackers(config: Settings, run: Path) -> list[Callable[[int, dict[str, float]], None]]:
-    """What TensorBoard and Weights & Biases are told of a step: functions of (step, values), for those asked for."""
-    tell: list[Callable[[int, dict[str, float]], None]] = []
+    """Return a function of (step, values) for each tracker that the settings enable."""
+    loggers: list[Callable[[int, dict[str, float]], None]] = []
     if config.tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise BardletError("--tensorboard: not installed; `pip install 'bardlet[tensorboard]'`") from None
+            raise BardletError("--tensorboard: not installed; run `pip install 'bardlet[tensorboard]'`") from None
         writer = SummaryWriter(str(run / "tensorboard"))
 
         def to_tensorboard(step: int, values: dict[str, float]) -> None:
@@ -24,12 +24,12 @@ def trackers(config: Settings, run: Path) -> list[Callable[[int, dict[str, float
                 writer.add_scalar(name, value, step)
             writer.flush()
 
-        tell.append(to_tensorboard)
+        loggers.append(to_tensorboard)
     if config.wandb:
         try:
             import wandb
         except ImportError:
-            raise BardletError("--wandb: not installed; `pip install 'bardlet[wandb]'`") from None
+            raise BardletError("--wandb: not installed; run `pip install 'bardlet[wandb]'`") from None
         wandb.init(project=config.wandb, name=run.name, dir=str(run))
-        tell.append(lambda step, values: wandb.log(values, step=step))
-    return tell
+        loggers.append(lambda step, values: wandb.log(values, step=step))
+    return loggers

@@ -1,1 +1,1 @@
-"""Device, processes, threads, compiler, files."""
+"""Devices, processes, threads, the compiler, and files."""

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is whole or not there. A full disk is one line that says what to do."""
+"""Atomic writes: a file is complete or absent. A full disk becomes a one-line error with a remedy."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from bardlet.errors import BardletError
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose another --out",
     errno.EDQUOT: "free some space, or choose another --out",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another --out",
-    errno.EACCES: "choose a place that you may read and write",
-    errno.EROFS: "choose a place that can be written to",
-    errno.EIO: "the disk may be failing: copy what is on it, and choose another --out",
+    errno.EFBIG: "raise the file size limit (ulimit -f), or choose another --out",
+    errno.EACCES: "choose a folder that you can read and write",
+    errno.EROFS: "choose a folder that you can write to",
+    errno.EIO: "the disk may be failing: back it up, and choose another --out",
 }
-"""What to do about an error of the system."""
+"""The remedy for each system error."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], needed: int | None = None) -> None:
-    """Have `write` make a file beside `path`, flush it, then rename it: `path` is the old file or the new one.
+    """Call `write` with a temporary path next to `path`, flush that file and rename it to `path`.
 
-    Raises BardletError, with the bytes that are `needed` and those that are free, where it cannot be written.
+    A kill leaves the old file or the new one. Raises BardletError if writing fails; on a full disk it reports the bytes
+    `needed` and free.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_write_errors(path, needed):
@@ -42,28 +43,28 @@ def write_atomically(path: Path, write: Callable[[Path], object], needed: int | 
 
 
 def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8 at `path`, atomically."""
+    """Write `text` to `path` as UTF-8, atomically."""
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"), len(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON at `path`, atomically."""
+    """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file's bytes on the disk."""
-    with open(path, "r+b") as f:  # Windows flushes only what may be written to
+    """Flush a file to the disk."""
+    with open(path, "r+b") as f:  # Windows flushes only files that are open for writing
         os.fsync(f.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk, where the system can: Windows cannot, nor can some network disks."""
+    """Flush the directory entries of `folder` to the disk; Windows and some network disks cannot."""
     if os.name == "nt":
         return
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written to and not be listed
+    except PermissionError:  # a folder with write permission only
         return
     try:
         os.fsync(handle)
@@ -75,9 +76,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that others may read: it loses its name before the first of its files. One that resists stays.
+    """Remove a folder that others may be reading: rename it first, then delete its files. Ignore errors.
 
-    Of a link, the link.
+    For a symbolic link, remove only the link.
     """
     if folder.is_symlink():
         folder.unlink()
@@ -91,7 +92,7 @@ def remove_folder(folder: Path) -> None:
 
 @contextmanager
 def explain_write_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """What fails inside becomes a BardletError that names `path`, and the bytes that are needed and free."""
+    """Turn system errors inside into a BardletError with `path` and, on a full disk, the bytes needed and free."""
     try:
         yield
     except BardletError:
@@ -108,16 +109,16 @@ def explain_write_errors(path: Path, needed: int | None = None) -> Iterator[None
 
 
 def _errno(error: Exception) -> int | None:
-    """The system's number of an error; safetensors hides it in a sentence."""
+    """Return the errno of an error, or None; safetensors has it only in its message."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(found[1]) if found else None
+    match = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(match[1]) if match else None
 
 
 def free_bytes(path: Path) -> int:
-    """The bytes that are free where `path` is, or is to be; 0 where nobody can tell."""
-    for place in (path, *path.parents):
+    """Return the free bytes on the disk of `path`, which need not exist; 0 if unknown."""
+    for folder in (path, *path.parents):
         with suppress(OSError):
-            return shutil.disk_usage(place).free
+            return shutil.disk_usage(folder).free
     return 0

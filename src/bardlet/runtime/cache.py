@@ -1,4 +1,4 @@
-"""What was found out once and need not be found out again: small JSON files in the cache."""
+"""A cache of measurements, as small JSON files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def read(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was kept in `folder` under `key` (a mapping of plain values); None: nothing, or a file that is damaged."""
+    """Return the entry in `folder` for `key` (a mapping of plain values); None if missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         entry = json.loads(_path(folder, key).read_text(encoding="utf-8"))
         facts: dict[str, Any] = entry["facts"]
@@ -23,7 +23,7 @@ def read(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def write(folder: Path, key: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Keep `facts` (plain values) in `folder` under `key`. A folder that cannot be written keeps nothing."""
+    """Write `facts` (plain values) to `folder` as the entry for `key`, unless the folder cannot be written."""
     text = json.dumps({"key": dict(key), "facts": dict(facts), "sha256": _digest(facts)}, indent=1)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""torch.compile for the blocks of a model, and whether this machine has what it needs."""
+"""torch.compile for the blocks of a model, and its requirements on this machine."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ from torch import nn
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """Why torch.compile cannot work here, in words; None when it can."""
+    """Return why torch.compile cannot work on this machine; None if it can."""
     if device.type == "cuda" and os.name == "nt":
-        return None  # the Triton that there is for Windows brings a compiler
-    if device.type == "cuda":  # it builds a launcher in C for what it compiles, by $CC alone where that is set
+        return None  # Triton for Windows brings its own compiler
+    if device.type == "cuda":  # Triton builds a launcher in C, with $CC only if it is set
         language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     else:
         language, names = "C++", [os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++"), "clang++"]
     if not any(map(shutil.which, names)):
         return f"no {language} compiler ({names[0]}) on this machine"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        return "the headers of Python (Python.h) are not installed"
+        return "the Python headers (Python.h) are not installed"
     return None
 
 
 def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> None:
-    """Have torch.compile translate the blocks of `model`: one graph, shared by all of them; or take that back.
+    """Have torch.compile compile the blocks of `model` as one graph that all of them share, or undo that.
 
-    A list inside a block (its heads) is part of the block's graph, and not compiled once more. `widths`: batches have
-    different sizes, which one graph is to serve.
+    A list inside a block (its heads) is part of the block's graph and is not compiled separately.
+
+    Args:
+        model: the raw model.
+        on: compile; False: undo it.
+        widths: batches vary in size, and one graph has to serve them all.
     """
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
     if on and widths:
         from torch.fx.experimental import _config as shapes
 
-        # else lengths that are equal in the first batch are taken to be equal always: one more compilation on the way,
-        # at another step where a run goes on
+        # otherwise sizes that are equal in the first batch are assumed equal in every batch: a later batch recompiles,
+        # and does so at another step in a resumed run
         shapes.use_duck_shape = False
     for block in _blocks(model):
         if on:
@@ -51,19 +55,20 @@ def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> N
 
 
 def eager(model: nn.Module) -> AbstractContextManager[Any]:
-    """Inside, blocks that were compiled are not: for other shapes and no gradients it would take more than it gains."""
+    """Return a context in which compiled blocks run eagerly: compiling again for other shapes costs more than it gains.
+    """
     compiled = any(block._compiled_call_impl is not None for block in _blocks(model))
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What stands in the outermost lists of `module`."""
+    """Yield the entries of the outermost module lists of `module`."""
     for child in module.children():
         yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 def compiler(device: torch.device) -> str:
-    """The first line of what the C++ compiler says of itself; empty where it says nothing, or none is used."""
+    """Return the first line of the C++ compiler's version message; empty if there is none, or on a GPU."""
     if device.type == "cuda":
         return ""
     try:

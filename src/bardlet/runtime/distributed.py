@@ -1,7 +1,7 @@
-"""One process or many: how a model is wrapped, and what processes tell each other.
+"""Distributed training: process groups, collectives, and DistributedDataParallel.
 
-A model knows nothing of this file. `wrap` puts it into DistributedDataParallel from outside, and the training
-step takes its slice of a global batch that every rank can compute, so that two processes do what one does.
+The model code does not depend on this module. `wrap` puts a model into DistributedDataParallel, and each rank takes its
+slice of the global batch, which every rank can compute, so two processes train exactly as one does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("bardlet")
 
 @dataclass(frozen=True)
 class Dist:
-    """Which of how many processes this is, and the device it computes on."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int
     world: int
@@ -36,28 +36,28 @@ class Dist:
 
     @property
     def main(self) -> bool:
-        """Rank 0 prints and saves."""
+        """True on rank 0, which prints and saves."""
         return self.rank == 0
 
     def rows(self, n: int) -> slice:
-        """This rank's share of `n` rows; `n` must be a multiple of the number of processes."""
+        """Return this rank's slice of `n` rows; `n` must be a multiple of the number of processes."""
         share = n // self.world
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def to_device(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` on this process's device; to a GPU it travels from pinned memory, and nobody waits for it."""
+        """Copy `x` to this rank's device; to a GPU asynchronously, from pinned memory."""
         if self.device.type == "cuda":
             return x.pin_memory().to(self.device, non_blocking=True)
         return x.to(self.device)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of `x` over all processes, in each of them."""
+        """Return the sum of `x` over all ranks, on every rank."""
         if self.world > 1:
             torch.distributed.all_reduce(x)
         return x
 
     def broadcast_int(self, value: int) -> int:
-        """Rank 0's `value`, in each process: for decisions that must not differ (a clock's, a signal's)."""
+        """Return rank 0's `value` on every rank: for decisions that must agree (by a clock or a signal)."""
         if self.world == 1:
             return value
         box = torch.tensor([value], dtype=torch.int64, device=self.device)
@@ -65,7 +65,7 @@ class Dist:
         return int(box.item())
 
     def all_max(self, value: int) -> int:
-        """The largest `value` of all processes, in each of them."""
+        """Return the maximum of `value` over all ranks, on every rank."""
         if self.world == 1:
             return value
         box = torch.tensor([value], dtype=torch.int64, device=self.device)
@@ -73,18 +73,18 @@ class Dist:
         return int(box.item())
 
     def all_min(self, value: int) -> int:
-        """The smallest `value` of all processes, in each of them."""
+        """Return the minimum of `value` over all ranks, on every rank."""
         return -self.all_max(-value)
 
-    def ranks_where(self, here: bool) -> list[int]:
-        """The ranks of the processes in which `here` is true, in each of them."""
+    def ranks_where(self, condition: bool) -> list[int]:
+        """Return the ranks on which `condition` is true, on every rank."""
         flags = torch.zeros(self.world, dtype=torch.int64, device=self.device)
-        flags[self.rank] = int(here)
+        flags[self.rank] = int(condition)
         return [int(rank) for rank in self.sum(flags).nonzero().flatten()]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """What is inside is done by rank 0, and then by the others: they find what it has made."""
+        """Run the body on rank 0 first, then on the other ranks, which can use the files that rank 0 wrote."""
         if not self.main:
             self.broadcast_int(0)
         yield
@@ -92,14 +92,14 @@ class Dist:
             self.broadcast_int(0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model`, whose gradients are averaged over the processes; itself when there is one process."""
+        """Return `model` in DistributedDataParallel, which averages gradients over the ranks; `model` with one rank."""
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
     def last_micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel only with the last micro-batch of a step."""
+        """Return a context that averages gradients over the ranks only with the last micro-batch of a step."""
         if self.world == 1 or last:
             return nullcontext()
         return cast(nn.parallel.DistributedDataParallel, model).no_sync()
@@ -107,34 +107,34 @@ class Dist:
 
 @contextmanager
 def connect(device: str) -> Iterator[Dist]:
-    """Join the process group that torchrun's environment describes, if there is one, and leave it at the end.
+    """Join the process group that torchrun's environment describes, if any, and leave it at the end.
 
     Yields:
-        The `Dist` of this process. With `torchrun --nproc-per-node 2` on CPUs the processes speak gloo, on GPUs NCCL.
+        The `Dist` of this process. With `torchrun --nproc-per-node 2` the backend is gloo on CPUs and NCCL on GPUs.
     """
     if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield Dist(0, 1, pick_device(device))
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available():
-        # chosen before the first tensor: else each rank leaves a context on GPU 0, some hundred MB
+        # before the first tensor: otherwise each rank leaves a context of some hundred MB on GPU 0
         local = int(os.environ["LOCAL_RANK"])
         if local < torch.cuda.device_count():
             torch.cuda.set_device(local)
         device = f"cuda:{local}"
-    where = pick_device(device)
-    backend = "nccl" if where.type == "cuda" else "gloo"
+    own_device = pick_device(device)
+    backend = "nccl" if own_device.type == "cuda" else "gloo"
     try:
         _join(backend, rank, world)
     except RuntimeError as error:
         why = f"process {rank} of {world} cannot reach the others ({one_line(error)})"
-        raise BardletError(f"{why}; start all of them again") from None
+        raise BardletError(f"{why}; restart all of them") from None
     heart = heartbeat.Heartbeat(rank, world)
     heart.start()
     try:
-        yield Dist(rank, world, where)
+        yield Dist(rank, world, own_device)
     except BaseException as error:
-        with suppress(ValueError):  # a launcher that has seen another one end asks this one to end, too: it will
+        with suppress(ValueError):  # a launcher that saw another process end sends SIGTERM; this one ends anyway
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if hasattr(signal, "alarm"):  # a process group with an unfinished collective may hang at exit
             signal.alarm(int(3 * heartbeat.SILENT_SECONDS))
@@ -142,7 +142,7 @@ def connect(device: str) -> Iterator[Dist]:
             heart.wait(2 * heartbeat.SILENT_SECONDS)
         elif isinstance(error, KeyboardInterrupt):  # perhaps from such a launcher
             heart.wait(heartbeat.BRIEF_SECONDS + 1)
-        # one that was stopped by a signal has saved with all the others, and leaves as they do
+        # a process stopped by a signal has saved together with all others, and leaves normally, as they do
         heart.close(heartbeat.DONE if getattr(error, "exit_code", 1) > 128 else heartbeat.FAILED)
         if hasattr(signal, "alarm"):
             signal.alarm(5)
@@ -152,10 +152,10 @@ def connect(device: str) -> Iterator[Dist]:
 
 
 def _join(backend: str, rank: int, world: int) -> None:
-    """Make the process group that torchrun's environment describes."""
+    """Initialize the process group that torchrun's environment describes."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun keeps its store when it starts the processes again, and would tell them the addresses of the dead
-        # (pytorch issue 135712); it counts its attempts for one machine only
+        # torchrun keeps its store when it restarts the processes, and they would read the addresses of the dead ones
+        # (pytorch issue 135712); its restart count is valid on a single machine only
         store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(timedelta(minutes=5)))
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     else:
@@ -163,7 +163,7 @@ def _join(backend: str, rank: int, world: int) -> None:
 
 
 def machine(dist: Dist, dtype: str, threads: int) -> dict[str, Any]:
-    """What a bit-for-bit repetition of a run depends on, besides its settings; nothing is compiled yet."""
+    """Return everything besides the settings that a bit-for-bit repetition depends on, before compilation."""
     gpu = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else None
     return {"processor": gpu or processor(), "torch": torch.__version__, "device": dist.device.type, "dtype": dtype,
             "compiled": False, "compiler": "", "threads": threads, "processes": dist.world,

@@ -1,8 +1,8 @@
-"""Who of several processes is still there. Each tells the others so once a second, and notices who falls silent.
+"""Liveness of peer ranks: each process sends a heartbeat every second and notices peers that fall silent.
 
-A collective waits for ever for a process that was stopped, and of one that was killed it says only that a connection
-was closed. A thread of each process watches the others, so that the run ends in seconds with a line that names the one
-to blame, and its launcher can start it again.
+A collective waits forever for a stopped process, and reports only a closed connection for a killed one. A thread in
+each process watches the others. It ends the run within seconds, with a line that names the process at fault, so that
+the launcher can restart all of them.
 """
 
 from __future__ import annotations
@@ -20,99 +20,99 @@ from pathlib import Path
 import torch
 
 SILENT_SECONDS = 15.0
-"""Seconds without a sign of life after which a process counts as lost."""
+"""Seconds without a heartbeat after which a process counts as lost."""
 
 BRIEF_SECONDS = 3.0
-"""Seconds after which one that is not among this machine's processes counts as lost: in another container it is not,
-either, but speaks."""
+"""Seconds without a heartbeat after which a process counts as lost if its pid does not exist on this machine. The pid
+of a process in another container does not exist here either, but that process still sends heartbeats."""
 
 FROZEN_SECONDS = 5.0
-"""Seconds between two looks that show that this process itself stood still."""
+"""Seconds between two checks of the peers that show that this process itself was suspended."""
 
 DONE, FAILED = "done", "failed"
-"""What a process leaves as its last word: that it finished, or that it ended with an error of its own."""
+"""The last heartbeat of a process: it finished, or failed with its own error."""
 
 
 def store(timeout: timedelta) -> torch.distributed.TCPStore:
-    """A client of the store that the launcher, or rank 0, serves."""
+    """Return a client of the store that the launcher or rank 0 serves."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return torch.distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def attempt() -> str:
-    """How often torchrun has started these processes again: it keeps its store, with all that the last ones said."""
+    """Return the restart count of torchrun, which keeps its store, with all old entries, across restarts."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def launch() -> str:
-    """Which torchrun started these processes: the same one for all of them, and each time it starts them again."""
+    """Return an id of the torchrun launch, equal on all ranks and across restarts."""
     names = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"]
-    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"  # on one machine its number tells, too
-    return " ".join([*(os.environ.get(name, "-") for name in names), *([str(os.getppid())] if alone else [])])
+    one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"  # then torchrun's pid identifies it, too
+    return " ".join([*(os.environ.get(name, "-") for name in names), *([str(os.getppid())] if one_machine else [])])
 
 
 class Heartbeat(threading.Thread):
-    """Tells the others that this process lives, and ends it when one of them does not."""
+    """A thread that sends heartbeats, and ends this process when a peer is lost."""
 
     def __init__(self, rank: int, world: int) -> None:
         super().__init__(daemon=True)
         self.rank, self.world = rank, world
-        # a client of its own: the store that the process group has may be waiting for somebody
+        # a separate client: the process group's store may be blocked, waiting for a peer
         self.store = store(timedelta(seconds=SILENT_SECONDS))
         self.prefix = f"bardlet/{attempt()}"
         self.ended = threading.Event()
         self.seen: dict[int, tuple[str, float]] = {}
-        """What each of the others said last, and when that was new."""
+        """The last heartbeat of each peer, and the time it arrived."""
         self.heard = time.monotonic()
-        """When the store answered last."""
-        self.looked = self.heard
-        """When this process looked at the others last."""
+        """The time of the store's last answer."""
+        self.checked = self.heard
+        """The time of the last check of the peers."""
         self.beats = 0
         self.beat()
 
     def run(self) -> None:
-        """Until `close`: a sign of life each second, and a look at the others."""
+        """Send a heartbeat and check the peers every second until `close`."""
         while not self.ended.wait(1.0):
             self.beat()
             self.check_peers()
 
     def beat(self) -> None:
-        """A sign of life."""
+        """Send a heartbeat."""
         self.beats += 1
         with suppress(RuntimeError):
-            self._say(f"{os.getpid()} {socket.gethostname()} {self.beats}")
+            self._send(f"{os.getpid()} {socket.gethostname()} {self.beats}")
 
     def check_peers(self) -> None:
-        """End this process, with a line that names the other, where one is lost."""
+        """End this process, with a line that names the peer, if a peer is lost."""
         now = time.monotonic()
-        if now - self.looked > FROZEN_SECONDS:  # this process was stopped, perhaps all were: nobody's silence counts
+        if now - self.checked > FROZEN_SECONDS:  # this process was suspended, perhaps all were: ignore the silence
             self.seen, self.heard = {}, now
-        self.looked = now
+        self.checked = now
         for rank in range(self.world):
             if rank != self.rank and (why := self._lost(rank)):
                 self._leave(f"process {rank} of {self.world} {why}")
         if time.monotonic() - self.heard > SILENT_SECONDS:
-            self._leave("the process that started this one, or process 0, is gone")
+            self._leave("the launcher, or process 0, is gone")
 
     def wait(self, seconds: float) -> None:
-        """Give `look` so much time to find out who is to blame for an error: it ends this process when it does."""
+        """Check the peers for up to `seconds`: if one of them caused an error, this ends the process."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.check_peers()
             time.sleep(0.2)
 
     def close(self, word: str) -> None:
-        """Fall silent; `word` says why."""
+        """Stop the heartbeats, with `word` (DONE or FAILED) as the last one."""
         self.ended.set()
-        self.join(SILENT_SECONDS)  # its last sign of life must not come after the last word
+        self.join(SILENT_SECONDS)  # the thread must not send anything after the last word
         with suppress(RuntimeError):
-            self._say(word)
+            self._send(word)
 
-    def _say(self, word: str) -> None:
+    def _send(self, word: str) -> None:
         self.store.set(f"{self.prefix}/{self.rank}", word)
 
     def _lost(self, rank: int) -> str | None:
-        """Why the process `rank` counts as lost, in words."""
+        """Return why the process `rank` counts as lost; None if it does not."""
         now, word = time.monotonic(), ""
         with suppress(RuntimeError):
             key = f"{self.prefix}/{rank}"
@@ -125,35 +125,35 @@ class Heartbeat(threading.Thread):
         if before == DONE:
             return None
         if before == FAILED:
-            return "ended with an error of its own"
+            return "failed with an error of its own"
         silent = now - since
         if not before:
-            return "was lost on its way here" if silent > SILENT_SECONDS else None
+            return "never connected" if silent > SILENT_SECONDS else None
         pid, host, _ = before.split()
-        who = f"(pid {pid} on {host})"
-        here = host == socket.gethostname()
-        if silent > BRIEF_SECONDS and here and not alive(int(pid)):
-            return f"{who} was killed"
+        name = f"(pid {pid} on {host})"
+        same_host = host == socket.gethostname()
+        if silent > BRIEF_SECONDS and same_host and not alive(int(pid)):
+            return f"{name} was killed"
         if silent <= SILENT_SECONDS:
             return None
-        if here and _facts(int(pid))[:2] == ["T", str(os.getppid())]:
-            os.kill(int(pid), signal.SIGKILL)  # its launcher would ask it to end, and wait for half a minute
-            return f"{who} was stopped {SILENT_SECONDS:g} s ago, and is ended"
-        return f"{who} has been silent for {SILENT_SECONDS:g} s: stopped, or cut off"
+        if same_host and _stat(int(pid))[:2] == ["T", str(os.getppid())]:
+            os.kill(int(pid), signal.SIGKILL)  # its launcher would send SIGTERM and wait for half a minute
+            return f"{name} was stopped {SILENT_SECONDS:g} s ago and is now killed"
+        return f"{name} has been silent for {SILENT_SECONDS:g} s: stopped or disconnected"
 
     def _leave(self, why: str) -> None:
-        again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > int(attempt())
-        print(f"bardlet: {why}; " + ("torchrun starts all of them again" if again else
-                                     "start all of them again: `bardlet resume` goes on from the newest checkpoint"),
+        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > int(attempt())
+        print(f"bardlet: {why}; " + ("torchrun restarts all processes" if restarts else
+                                     "restart all processes: `bardlet resume` continues from the newest checkpoint"),
               file=sys.stderr, flush=True)
-        os._exit(1)  # another thread may wait for ever inside a collective
+        os._exit(1)  # another thread may wait forever inside a collective
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine runs, or could: one that nobody has buried yet does not."""
-    if facts := _facts(pid):
-        return facts[0] not in "ZX"
-    if os.name == "nt":  # where to ask in this way is to kill
+    """Return True if a process of this machine is running or stopped; a zombie is not alive."""
+    if stat := _stat(pid):
+        return stat[0] not in "ZX"
+    if os.name == "nt":  # os.kill would kill it there
         return True
     try:
         os.kill(pid, 0)
@@ -164,14 +164,14 @@ def alive(pid: int) -> bool:
     return True
 
 
-def _facts(pid: int) -> list[str]:
-    """What Linux says of a process, from its state on (T: stopped; then its parent's number); empty elsewhere."""
+def _stat(pid: int) -> list[str]:
+    """Return /proc/PID/stat from the state on (T: stopped; the parent's pid follows); empty where there is no /proc."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return []
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error of a collective may be the fault of another process."""
+    """Return True if another process may have caused this error of a collective."""
     signs = ("onnection", "roken pipe", "gloo", "NCCL", "timed out", "Timed out")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -1,8 +1,7 @@
-"""A manifest that knows every byte of a folder's files.
+"""Checksum manifests: the sha256 of each file in a folder, and of the manifest itself.
 
-A manifest holds the sha256 of each file of a folder, and its own. Where a file is
-to be replaced in a folder that has one, the manifest first allows both the old content and the new, so that there is
-no moment at which a kill would leave a folder that contradicts itself.
+To replace a file, the manifest first allows both the old content and the new one, so a kill at any moment leaves a
+folder that matches its manifest.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ MANIFEST = "manifest.json"
 
 
 MAX_JSON_BYTES = 1 << 22
-"""Bytes of the largest JSON file that is read, which takes 100 MB at worst; the index of a large model has 100 kB."""
+"""Bytes of the largest JSON file accepted, which takes 100 MB of memory at worst; a large model's index has 100 kB."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; an error names the file, the line and the column."""
+    """Return the JSON object in `path`. Raise BardletError with the file, line and column of an error."""
     inside(path.parent, path.name)
     try:
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
@@ -36,20 +35,20 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise BardletError(f"{path}: damaged at line {error.lineno}, column {error.colno}: {error.msg}; "
-                           "copy it again, or take another checkpoint") from None
+                           "copy it again, or use another checkpoint") from None
     except OSError as error:
         raise BardletError(f"{path}: cannot be read ({error.strerror}); change its permissions, "
                            "or copy it again") from None
     except (ValueError, RecursionError) as error:
-        raise BardletError(f"{path}: damaged: {error}; copy it again, or take another checkpoint") from None
+        raise BardletError(f"{path}: damaged: {error}; copy it again, or use another checkpoint") from None
     if not isinstance(value, dict):
-        raise BardletError(f"{path}: damaged: it holds a {type(value).__name__}, not an object; copy it again, "
-                           "or take another checkpoint")
+        raise BardletError(f"{path}: damaged: it contains a {type(value).__name__}, not an object; copy it again, "
+                           "or use another checkpoint")
     return value
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex."""
+    """Return the sha256 of a file, as hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -58,44 +57,43 @@ def sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, names: Iterable[str], **facts: Any) -> None:
-    """Write the manifest of `folder` for its files `names`; `facts` stand in it, too."""
+    """Write the manifest of `folder` for its files `names`, with `facts` as further entries."""
     _write_manifest(folder, {**facts, "files": {name: [_entry(folder / name)] for name in names}})
 
 
 def replace_file(folder: Path, name: str, write: Callable[[Path], object], needed: int | None = None) -> None:
-    """`write_atomically` for a file of a folder that has a manifest, or gets one with it.
+    """Call `write_atomically` for a file of `folder`, and record the file in the folder's manifest.
 
-    A kill at any instant leaves the old file or the new one, and a manifest that knows it.
+    A kill at any moment leaves the old file or the new one, and a manifest that allows it.
     """
     path = folder / name
     with explain_write_errors(path, needed):
-        known = read_manifest(folder) if (folder / MANIFEST).exists() else {"files": {}}
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {"files": {}}
     new: dict[str, Any] = {}
 
-    def noted(temporary: Path) -> None:
+    def write_and_record(temporary: Path) -> None:
         write(temporary)
         new.update(_entry(temporary))
-        old = known["files"].get(name, [])
-        _write_manifest(folder, {**known, "files": {**known["files"], name: [*old, new]}})
+        old = manifest["files"].get(name, [])
+        _write_manifest(folder, {**manifest, "files": {**manifest["files"], name: [*old, new]}})
 
-    write_atomically(path, noted, needed)
-    _write_manifest(folder, {**known, "files": {**known["files"], name: [new]}})
+    write_atomically(path, write_and_record, needed)
+    _write_manifest(folder, {**manifest, "files": {**manifest["files"], name: [new]}})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest of `folder` says. BardletError where it is missing, or is not, byte for byte, what was written.
-    """
+    """Return the manifest of `folder`. Raise BardletError if it is missing or is not, byte for byte, as written."""
     path = inside(folder, MANIFEST)
     manifest = read_json(path)
-    digest, known = manifest.pop("digest", None), manifest.get("files")
+    digest, files = manifest.pop("digest", None), manifest.get("files")
     whole = digest == _digest(manifest) and path.stat().st_size == len(_as_written(manifest))
-    if not whole or not isinstance(known, dict) or not all(isinstance(entry, list) for entry in known.values()):
+    if not whole or not isinstance(files, dict) or not all(isinstance(entry, list) for entry in files.values()):
         raise BardletError(f"{path}: damaged: it does not match its own digest; copy the whole folder again")
     return manifest
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether `folder` has a manifest that can be believed."""
+    """Return True if `folder` has an intact manifest."""
     try:
         return bool(read_manifest(folder))
     except BardletError:
@@ -103,47 +101,51 @@ def has_manifest(folder: Path) -> bool:
 
 
 def damaged_files(folder: Path, names: Collection[str] = ()) -> str | None:
-    """What is wrong with a folder that has a manifest, in words that name the file; None when it is whole.
+    """Describe the first damaged file of a folder with a manifest; return None if all are intact.
 
-    names: look at these files only; none: at all that the manifest knows.
+    Args:
+        folder: the folder.
+        names: check only these files; empty: check every file in the manifest.
     """
     try:
         manifest = read_manifest(folder)
         for name, allowed in manifest["files"].items():
-            if (not names or name in names) and not _is_one_of(inside(folder, name), allowed):
-                # a run that is under way may have replaced it since the manifest was read
-                return damaged_files(folder, names) if read_manifest(folder) != manifest else f"{folder / name}: {DAMAGED}"
+            if (not names or name in names) and not _matches(inside(folder, name), allowed):
+                if read_manifest(folder) != manifest:  # a run in progress has replaced files meanwhile
+                    return damaged_files(folder, names)
+                return f"{folder / name}: {DAMAGED}"
     except BardletError as error:
         return str(error)
     except OSError as error:
-        return f"{error.filename or folder}: cannot be read ({error.strerror}): change its permissions"
+        return f"{error.filename or folder}: cannot be read ({error.strerror}); change its permissions"
     return None
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of the file `name` of `folder`, which must be a plain file that lies there, and no link that leaves it.
+    """Return the path of the file `name` in `folder`.
 
-    Raises BardletError; nothing was opened.
+    Raises:
+        BardletError: it is missing, not a regular file, or a link out of the folder. The file is not opened.
     """
     path = folder / name
     if Path(name).name != name or len(name) > 255:
-        raise BardletError(f"{folder}: a file in it names {printable(name)}, which is not a file of this folder; "
-                           "do not use a folder that you do not trust")
+        raise BardletError(f"{folder}: a file in it refers to {printable(name)}, which is not in this folder; "
+                           "do not use folders that you do not trust")
     if not os.path.lexists(path):
-        raise BardletError(f"{path}: there is no such file, so {folder} is not a whole model folder; "
-                           "copy it there, or name a run folder")
+        raise BardletError(f"{path}: there is no such file, so {folder} is not a complete model folder; "
+                           "copy the file there, or name a run folder")
     if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
-        raise BardletError(f"{path}: is a link to another folder; put a copy of the file in its place (cp -L)")
+        raise BardletError(f"{path}: is a link to another folder; replace it with a copy of the file (cp -L)")
     if not path.is_file():
-        raise BardletError(f"{path}: is no file; copy it again, or take another checkpoint")
+        raise BardletError(f"{path}: not a regular file; copy it again, or use another checkpoint")
     return path
 
 
 DAMAGED = "damaged: it is not the file that was saved"
 
 
-def _is_one_of(path: Path, allowed: list[Any]) -> bool:
-    """Whether a file is one of those that a manifest allows; one of another size is not read for that."""
+def _matches(path: Path, allowed: list[Any]) -> bool:
+    """Return True if a file matches an entry that the manifest allows; a file of another size is not read."""
     size = path.stat().st_size
     return any(isinstance(entry, dict) and entry.get("bytes") == size for entry in allowed) and _entry(path) in allowed
 
@@ -158,7 +160,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _as_written(manifest: Mapping[str, Any]) -> bytes:
-    """A manifest with the digest of all the rest, as the bytes of its file."""
+    """Return the bytes of a manifest file: the entries, and the digest of them."""
     return (json.dumps({**manifest, "digest": _digest(manifest)}, indent=2, sort_keys=True) + "\n").encode()
 
 

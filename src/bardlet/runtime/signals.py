@@ -1,11 +1,12 @@
-"""What a signal asks of a run: to finish what is under way, to save, and to say how to go on.
+"""Signals: finish the current step, save, and say how to continue.
 
-A signal is only noted when it comes, so that no step is cut in two; the loop looks at the note between its steps.
+A handler only records the signal, so that no step is cut in two; the training loop checks the record between steps.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,59 +18,60 @@ from bardlet.errors import BardletError
 
 @dataclass
 class StopRequest:
-    """What signals have asked for."""
+    """The request of a signal to stop."""
 
     number: int = 0
-    """Of the first signal; 0 before."""
-    breakable: bool = False
-    """Whether a signal may break off what is under way, by raising BrokenOff: an evaluation, which leaves no trace."""
+    """The number of the first signal; 0 before it."""
+    interruptible: bool = False
+    """True while a signal may raise Interrupted: during an evaluation, which has no side effects."""
 
 
 class Interrupted(BaseException):
-    """A signal came in an evaluation."""
+    """A signal arrived during an evaluation."""
 
 
 class Stopped(BardletError):
-    """A signal asked the run to stop; it has been saved."""
+    """A signal stopped the run, after a save."""
 
     def __init__(self, run: Path, step: int, number: int):
-        super().__init__(f"stopped after step {step}, and saved; go on with `bardlet resume {run}`")
+        command = f"bardlet resume {shlex.quote(str(run))}"
+        super().__init__(f"stopped after step {step}, and saved; continue with `{command}`")
         self.exit_code = 128 + number
 
 
 @contextmanager
 def signals() -> Iterator[StopRequest]:
-    """What a signal asks for (Ctrl-C, SIGTERM, a terminal that is closed) is noted here; a second one acts at once."""
-    asked = StopRequest()
+    """Record the first signal (Ctrl-C, SIGTERM, a closed terminal) in a StopRequest; let a second one act at once."""
+    request = StopRequest()
 
-    def note(number: int, frame: object) -> None:
-        if asked.number:
+    def handle(number: int, frame: object) -> None:
+        if request.number:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        asked.number = number
-        with suppress(OSError):  # not by way of a buffer that may be in use just now; and a terminal may be gone
-            os.write(2, b"note: finishing what is under way and saving; once more to leave at once\n")
-        if asked.breakable:
+        request.number = number
+        with suppress(OSError):  # unbuffered: the buffer may be in use right now; and a terminal may be gone
+            os.write(2, b"note: finishing this step and saving; interrupt again to quit now\n")
+        if request.interruptible:
             raise Interrupted
 
-    heard = [signal.SIGINT, signal.SIGTERM]
+    handled = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows; nohup
-        heard.append(signal.SIGHUP)
-    old = {number: signal.signal(number, note) for number in heard}
+        handled.append(signal.SIGHUP)
+    old = {number: signal.signal(number, handle) for number in handled}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def interruptible(asked: StopRequest, may_break: bool) -> Iterator[None]:
-    """Inside, a signal raises BrokenOff at once, also one that came before; where it may."""
-    if may_break and asked.number:
+def interruptible(request: StopRequest, allowed: bool) -> Iterator[None]:
+    """If `allowed`, let a signal raise Interrupted at once inside, also a signal that arrived before."""
+    if allowed and request.number:
         raise Interrupted
-    asked.breakable = may_break
+    request.interruptible = allowed
     try:
         yield
     finally:
-        asked.breakable = False
+        request.interruptible = False

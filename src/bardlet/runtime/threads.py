@@ -1,4 +1,4 @@
-"""Work items side by side on a CPU, each with its share of the cores."""
+"""Parallel work on a CPU: a few threads, each with its share of the cores."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = 4
-"""Pieces of work at a time: Python itself runs in one thread only."""
+"""The default maximum of threads: Python itself runs in one thread at a time."""
 
 
 def run_in_threads(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device,
-                 most: int = THREADS) -> Generator[Result, None, None]:
-    """work(item) of each, in order; on a CPU of up to `most` at a time, each in a thread with its share of the cores.
+                   max_threads: int = THREADS) -> Generator[Result, None, None]:
+    """Yield work(item) for each item, in order; on a CPU, in up to `max_threads` threads that share the cores.
 
-    The operations of a small model are too small for more than one core, but for its products, and those gain little
-    from the second: two batches at a time, a core each, take less time than one after the other on both. Close it
-    before what `work` uses is changed: that waits for the pieces that have begun.
+    Most operations of a small model are too small for several cores, and its matrix products gain little from a second
+    one. So two batches in parallel, on one core each, take less time than one after the other on both cores. Close the
+    generator before changing anything that `work` uses: that waits for the items in progress.
     """
     cores = torch.get_num_threads()
-    workers = min(len(items), cores, most) if device.type == "cpu" else 1
+    workers = min(len(items), cores, max_threads) if device.type == "cpu" else 1
     if workers < 2:
         yield from map(work, items)
         return
     shares = iter([cores // workers + (i < cores % workers) for i in range(workers)])
 
     def take_share() -> None:
-        torch.get_num_threads()  # a thread's first look takes over the number that any thread set last
+        torch.get_num_threads()  # the first call in a thread adopts the number that any thread set last
         torch.set_num_threads(next(shares))
 
     pool = ThreadPoolExecutor(workers, initializer=take_share)
@@ -40,4 +40,4 @@ def run_in_threads(work: Callable[[Item], Result], items: Sequence[Item], device
         yield from pool.map(work, items)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # a thread that is made later takes the number that was set last
+        torch.set_num_threads(cores)  # later threads start with the number that was set last

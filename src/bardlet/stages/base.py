@@ -1,8 +1,8 @@
-"""A training stage: from the files that it learns from to a finished run.
+"""Base classes of the training stages, from input files to a finished run.
 
-`Stage` is what the runner knows: it loads data, makes tokens of them, has an objective, describes its plan and finishes
-a run. Each of the other files here has a subclass for one stage. `FineTuning` is what those share that go on from a
-model.
+`Stage` is the interface that the runner calls: load the data, tokenize them, build an objective, describe the plan and
+finish the run. Each other file in this folder defines one stage. `FineTuning` is the base class of the stages that
+start from a pretrained model.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from bardlet.training.trainer import evaluate
 log = logging.getLogger("bardlet")
 
 FEW_STEPS = 50
-"""Steps of a plan that was not asked for; with fewer a notice says so."""
+"""A default plan with fewer steps than this logs a warning."""
 
 
 class NamedSource(Protocol):
-    """Data as they were found: what a run puts on record of them."""
+    """Input data before tokenization, with the fields that go into the record of a run."""
 
     @property
     def name(self) -> str:
-        """What they are called: part of the name of the run folder."""
+        """Display name, part of the run folder's name."""
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of what they hold."""
+        """sha256 (hex) of the contents."""
 
 
 class TokenizedData(Protocol):
-    """Data as tokens."""
+    """Tokenized data."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made them."""
+        """The tokenizer that produced the tokens."""
 
 
 C = TypeVar("C", bound=Settings)
@@ -71,21 +71,23 @@ R = TypeVar("R", bound=Record)
 
 
 class Stage(ABC, Generic[C, Source, Data, R]):
-    """What is learned, by the settings `config`. `load` finds `source` and makes `data` of it, its tokens.
+    """A training stage configured by `config`. `load` reads `source` and tokenizes it into `data`.
 
-    `record` is what run.toml says happened, from `begin` on.
+    `begin` creates `record`, the [record] section of run.toml.
     """
 
     material: ClassVar[str]
-    """What there is to learn from, in a word."""
+    """A word for the training data, used in the plan."""
     unit: ClassVar[str] = "tokens"
-    """What the steps count."""
+    """The unit that training throughput is counted in."""
     use: ClassVar[str] = ""
     """The command that uses the finished model."""
+    validation_label: ClassVar[str] = "validation loss"
+    """The name of the figure that `describe_loss` formats."""
     loss_is_telling: ClassVar[bool] = True
-    """Whether the curve of the training loss shows what is wrong with a run."""
+    """True if the training loss curve can reveal problems with a run."""
     template: ClassVar[str]
-    """The template of the model card, in run/templates."""
+    """The model card's template in run/templates."""
 
     record_class: ClassVar[type[Record]]
 
@@ -96,91 +98,95 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
         self.config, self.dist, self.progress = config, dist, progress
 
-    # ------------------------------------------------------------------------ what a stage says
+    # ------------------------------------------------------------------------ defined by every stage
 
     @abstractmethod
     def load_data(self) -> Source:
-        """Find the files that the settings name."""
+        """Find the files named in the settings."""
 
     @abstractmethod
     def tokenize(self, tokenizer: Tokenizer | None) -> Data:
-        """Make tokens of `source`, by this tokenizer or one of its own; rank 0 writes them, the others read."""
+        """Tokenize `source` with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""
 
     @abstractmethod
     def objective(self, config: C) -> Objective:
-        """Batches, loss and evaluation. `record` gets what there is to say of them."""
+        """Return batches, loss and evaluation, and fill in `record`."""
 
     @abstractmethod
-    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
-        """A run before its first step. Nothing is written.
+    def begin(self, out: str | None, started: float, run: Path | None = None) -> Trainer:
+        """Return a trainer before its first step. Writes nothing.
 
         Args:
             out: the run folder; None: runs/NAME.
-            begun: when the time of --minutes began (of time.monotonic).
-            run: a folder that is there already, instead of `out`: this run was in it, and begins again.
+            started: start of the --minutes budget (time.monotonic).
+            run: an existing folder, used instead of `out`, whose run restarts from step 0.
         """
 
     @abstractmethod
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
-        """(lines, epochs): what a plan says of the data, and how often the planned steps read them."""
+        """Return (plan summary lines, number of epochs)."""
 
     @abstractmethod
     def measure(self, trainer: Trainer) -> str:
-        """Put what a trained model can do on record, and draw it; return a sample of it."""
+        """Evaluate the trained model into `record`, draw the figures and return a sample."""
 
     # ------------------------------------------------------------------------ with defaults
 
     def predict(self, trainer: Trainer) -> None:
-        """Put on record what loss the planned steps should come to (`expected`), where that is known."""
+        """Set the record's `expected`, the predicted loss of the planned steps, where there is a prediction."""
 
     def prediction(self) -> str:
-        """What the plan says of the loss to expect; empty where there is nothing to say."""
+        """Return the predicted loss for the plan summary, or an empty string."""
         return ""
 
     def results(self) -> list[str]:
-        """What a finished run has come to, in lines."""
+        """Return the result lines of a finished run."""
         return []
 
     def describe_loss(self) -> str:
-        """The validation loss with its units, and over how much of the held-out data where it is not all of them."""
+        """Return the validation loss with its units, and its share of the held-out data if it covers only a part."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
-        return f"{r.val_loss:.4f} nats per token, {r.bits_per_byte:.4f} bits per byte{part}"
+        return f"{r.val_loss:z.4f} nats per token, {r.bits_per_byte:z.4f} bits per byte{part}"
+
+    def card_figures(self) -> dict[str, str]:
+        """Return formatted figures for the model card, in addition to the record."""
+        return {}
 
     def fit_to_steps(self, trainer: Trainer) -> None:
-        """Adapt settings that depend on how many steps were planned."""
+        """Adapt the settings that depend on the planned number of steps."""
 
     def build_trainer(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
-        """A `Trainer` at step 0 that learns `data`, settings resolved: device, precision, threads, optimizers.
+        """Return a `Trainer` at step 0, with device, precision, threads and optimizers resolved.
 
-        resumed: the run goes on; a new one has its micro-batches cut to the size of the memory.
+        resumed: the run continues from a checkpoint; only a new run splits its micro-batches to fit into memory.
         """
         config, dist, record = self.resolve_machine(), self.dist, self.record
         config.check_processes(dist.world)
         model.to(dist.device)
         record.parameters = sum(x.numel() for x in model.hf_state_dict().values())
         if config.lora:
-            lora.add_lora(getattr(model, "policy", model), config.lora)  # a critic, which is new, learns as a whole
+            lora.add_lora(getattr(model, "policy", model), config.lora)  # a critic is new, so all its weights train
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         trainer = Trainer(run, model, optim.build(model, config), self.objective(config), config, dist, machine, record,
                     State(steps=config.steps or 0, replans=list(config.replans[:1])))
         if not resumed:
             memory.fit_micro_batches(trainer)
-            if trainer.config != config:  # rows are then filled up to another multiple
+            if trainer.config != config:  # the objective pads batches to a multiple of the micro-batches
                 self.config = cast(C, trainer.config)
                 trainer.objective = self.objective(self.config)
         return trainer
 
-    # ------------------------------------------------------------------------ the same for all
+    # ------------------------------------------------------------------------ shared by all stages
 
     def load(self, tokenizer: Tokenizer | None) -> None:
-        """Find the data and make tokens of them."""
+        """Load and tokenize the data."""
         self.source = self.load_data()
         self.data = self.tokenize(tokenizer)
 
     def resolve_machine(self) -> C:
-        """`config` with device, precision and threads as this machine has them; PyTorch is told."""
+        """Resolve device, precision and threads for this machine, configure PyTorch, and return the new `config`."""
         keep_compiled()
         config, device = self.config, self.dist.device
         threads = runtime_device.set_threads_and_determinism(config.threads, config.deterministic, device)
@@ -190,78 +196,78 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return self.config
 
     def folder(self, run: Path | None, out: str | None, name: str) -> Path:
-        """The run folder: that of a run that begins again, or a new one."""
+        """Return the run folder: `run` if a run restarts, else a new one."""
         return run or run_folder.new_folder(Path(out) if out else None, name)
 
-    def plan_steps(self, trainer: Trainer, seconds: float, begun: float) -> None:
-        """Decide the number of steps and whether to compile, from a few timed steps.
+    def plan_steps(self, trainer: Trainer, seconds: float, started: float) -> None:
+        """Time a few steps, then choose the number of steps and whether to compile.
 
         Args:
-            seconds: the time of the whole run, which began at `begun` (of time.monotonic).
+            seconds: time budget of the whole run, which started at `started` (time.monotonic).
         """
-        choose_compile(trainer, seconds - (time.monotonic() - begun))
+        choose_compile(trainer, seconds - (time.monotonic() - started))
         per_step = clock.seconds_per_step(trainer)
-        began = time.monotonic()
+        evaluation_started = time.monotonic()
         evaluate(trainer)
-        per_evaluation = time.monotonic() - began
-        left = max(0.0, seconds - (time.monotonic() - begun))
-        evaluations = clock.evaluations_for(left, per_evaluation)
-        steps = trainer.dist.broadcast_int(clock.steps_for(left, per_step, evaluations * per_evaluation))
+        per_evaluation = time.monotonic() - evaluation_started
+        remaining = max(0.0, seconds - (time.monotonic() - started))
+        evaluations = clock.evaluations_for(remaining, per_evaluation)
+        steps = trainer.dist.broadcast_int(clock.steps_for(remaining, per_step, evaluations * per_evaluation))
         steps = min(steps, trainer.record.most_steps or steps)
         trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
         if steps < 20:
-            log.warning("%d steps are few: this machine is busy or slow (%.1f s a step); give it more --minutes, or a "
-                        "smaller model (--n-layer, --n-embd)", steps, per_step)
+            log.warning("time for only %d steps, at %.1f s per step; give more --minutes, or choose a smaller model "
+                        "(--n-layer, --n-embd)", steps, per_step)
         if trainer.config.eval_every is None:
             trainer.config = replace(trainer.config, eval_every=trainer.dist.broadcast_int(-(-steps // evaluations)))
         self.fit_to_steps(trainer)
 
     def finish(self, trainer: Trainer) -> tuple[dict[str, Any], str]:
-        """Leave what a finished run has besides its weights: figures, pictures, the model card, the mark at the end.
+        """Measure the finished run, write its figures and model card, and mark it finished.
 
         Returns:
-            (record, sample): what run.toml says happened, and what the weights at the root of the run write.
+            (record, sample): the [record] of run.toml, and output of the weights at the root of the run.
         """
         sample = self.measure(trainer)
         self.record.finished = True
         record = checkpointing.write_run(trainer)
-        card.Card(trainer.run, trainer.config, trainer.model.config, record, sample, self.describe_loss(),
-                  card.title(trainer.run, self.record)).write(self.template)
+        card.Card(trainer.run, trainer.config, trainer.model.config, record | self.card_figures(), sample,
+                  self.describe_loss(), card.title(trainer.run, self.record)).write(self.template)
         return record, sample
 
 
 def warn_unused(config: FromScratch, shape: ModelConfig) -> None:
-    """Say which settings of a model were chosen in vain, since the weights of --init have another shape."""
+    """Warn about model settings that have no effect because the weights of --init have another shape."""
     chosen = [name for name in SET_BY_WEIGHTS if name in config.set_by_user]
     if ignored := [flag(name) for name in chosen if getattr(config, name) != getattr(shape, name, None)]:
-        log.warning("%s: not used, --init %s decides it", ", ".join(ignored), config.init)
+        log.warning("%s: not used, --init %s sets the model's shape", ", ".join(ignored), config.init)
 
 
-# ---------------------------------------------------------------- stages that go on from a model
+# ---------------------------------------------------------------- stages that start from a pretrained model
 
 F = TypeVar("F", bound=FineTuneConfig)
 
 
 class FineTuning(Stage[F, Source, Data, R]):
-    """A stage that goes on from a model which has learned already, and whose data are conversations of some kind."""
+    """A stage that fine-tunes a pretrained model on some kind of conversations."""
 
     use = "chat"
     epochs: ClassVar[int] = 1
-    """How often the data are read where neither --steps nor --minutes says it."""
+    """Default number of epochs, without --steps and --minutes."""
 
     @abstractmethod
     def new_record(self, tokenizer: Tokenizer) -> R:
-        """What run.toml says of the data."""
+        """Return the record of a new run, with its statistics of the data."""
 
     def new_model(self, model: Any) -> Any:
-        """What is trained, from the model that --init names."""
+        """Return the model to train, built from the model of --init."""
         return model
 
     def evaluate_before(self, trainer: Trainer) -> None:
-        """Put on record what the model can do before it learns."""
+        """Record the model's results before training."""
 
-    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
-        """A run before its first step (`Stage.begin`)."""
+    def begin(self, out: str | None, started: float, run: Path | None = None) -> Trainer:
+        """Return a trainer before its first step (see `Stage.begin`)."""
         model, tokenizer = self.read_base(out)
         self.load(tokenizer)
         self.record = self.new_record(tokenizer)
@@ -272,41 +278,39 @@ class FineTuning(Stage[F, Source, Data, R]):
         return trainer
 
     def plan_default(self, trainer: Trainer) -> None:
-        """Plan to read the data `epochs` times, where neither --steps nor --minutes says something else."""
+        """Plan `epochs` epochs if neither --steps nor --minutes is given."""
         if trainer.config.steps is None and trainer.config.minutes is None:
             trainer.state.steps = self.epochs * trainer.record.batches
             if trainer.state.steps < FEW_STEPS:
-                times = "once" if self.epochs == 1 else f"{self.epochs} times"
-                log.warning("%s is short: to read it %s makes %d steps, which teach little; --steps 200 makes more",
-                            trainer.record.text, times, trainer.state.steps)
+                log.warning("%s is small: only %d steps in %d epoch%s; use --steps 200 to train longer",
+                            trainer.record.text, trainer.state.steps, self.epochs, "s" * (self.epochs > 1))
             trainer.config = replace(trainer.config, steps=trainer.state.steps)
 
     def read_base(self, out: str | None) -> tuple[Any, Tokenizer]:
-        """(model, tokenizer) of --init; `config` becomes what the model decides of it.
+        """Return (model, tokenizer) of --init and resolve `config` for that model.
 
-        The tokenizer gets the chat template.
+        The tokenizer gets bardlet's chat template.
 
         Raises:
-            BardletError: no model is named, or one that cannot hold a conversation; a folder that is not free.
+            BardletError: no model is named, it is not a decoder-only language model, or `out` is not empty.
         """
         config = self.config.resolved()
         if out is not None:
-            run_folder.new_folder(Path(out), "")  # before the long part
+            run_folder.new_folder(Path(out), "")  # fail before the slow part
         if config.init is None:
-            raise BardletError(f"bardlet {config.stage}: name the model that is to learn: a run folder, or a Hugging "
-                               "Face folder with a gpt2 or qwen3 model")
+            raise BardletError(f"bardlet {config.stage}: name the model to train: a run folder, or a Hugging Face "
+                               "folder with a gpt2 or qwen3 model")
         model, tokenizer = hf.read_folder(Path(config.init), config.dropout)
         if not isinstance(model, LanguageModel):
-            raise BardletError(f"{config.init}: a {model.config.model} model does not hold conversations; "
-                               "take a base of --model qwen3 or gpt2")
+            raise BardletError(f"{config.init}: a {model.config.model} model cannot learn conversations; "
+                               "start from a gpt2 or qwen3 model")
         if tokenizer.chat_template not in (None, chat_template.TEMPLATE):
-            log.warning("%s writes conversations in another way (its chat_template); from here on in bardlet's",
-                        config.init)
+            log.warning("%s has its own chat template; this run replaces it with bardlet's", config.init)
         elif config.stage != "sft" and tokenizer.chat_template is None:
-            log.warning("%s has not learned to answer yet: `bardlet sft` first makes the better start", config.init)
+            log.warning("%s is a base model; run `bardlet sft` on it first for better results", config.init)
         tokenizer.chat_template = chat_template.TEMPLATE
         if config.block_size and config.block_size > model.config.block_size:
-            log.warning("--block-size %d: the model's window has %d tokens, and stays as it is", config.block_size,
+            log.warning("--block-size %d is larger than the model's context window; using %d", config.block_size,
                         model.config.block_size)
         torch.manual_seed(config.seed)
         self.config = config
@@ -315,8 +319,8 @@ class FineTuning(Stage[F, Source, Data, R]):
 
 
 def check_base(config: Settings, record: Record, digest: str) -> None:
-    """Put the sha256 of --init's weights on record. BardletError where another one is there already."""
+    """Record the sha256 of the --init weights. Raise BardletError if the record has a different one."""
     record.base_hash = record.base_hash or digest
     if record.base_hash != digest:
-        raise BardletError(f"{config.init}: is not the model any more that the run began with, which is its reference; "
-                           "put it back")
+        raise BardletError(f"{config.init}: no longer the model that this run started from, which is its reference; "
+                           "restore the original weights")

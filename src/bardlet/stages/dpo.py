@@ -1,7 +1,7 @@
-"""Direct preference optimization: which of two answers people prefer, learned without a reward model.
+"""Direct preference optimization: learn from preference pairs without a reward model.
 
 Rafailov et al. (2023), *Direct Preference Optimization: Your Language Model is Secretly a Reward Model*. The reference
-is the model that the run begins with; its log p of every answer is computed once.
+is the model of --init; its log-probability of each completion is computed once and cached.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,12 +37,12 @@ from bardlet.training import logprobs, losses
 from bardlet.training.state import Objective, Trainer
 
 SAMPLES = 3
-"""Held-out questions that a finished run answers on its card."""
+"""Held-out prompts in the sample of a finished run."""
 
 
 @dataclass(frozen=True)
 class DPODataset:
-    """Preferences as tokens, and log p of their answers by the reference: (N, 2) float32 of both parts."""
+    """Tokenized preferences and the reference's log-probabilities of their completions, (N, 2) float32 per part."""
 
     pairs: PreferenceDataset
     train_reference: np.ndarray
@@ -52,7 +52,7 @@ class DPODataset:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the model."""
+        """The model's tokenizer."""
         return self.pairs.tokenizer
 
 
@@ -61,102 +61,116 @@ class DPO(PreferenceStage[DPOConfig, DPODataset, PreferencesRecord]):
 
     template = "preferences"
     record_class = PreferencesRecord
-    begins_with = "reference"
+    init_label = "reference"
+    curve_label: ClassVar[str] = "DPO loss (nats per pair)"
+    """Label of the loss curve."""
 
     def tokenize(self, tokenizer: Tokenizer | None) -> DPODataset:
-        """The preferences as tokens, and the reference's log p of each answer; both are kept in the cache.
+        """Return the tokenized preferences and the reference's log-probabilities; both are cached.
 
         Raises:
-            BardletError: the model that the run began with is not there any more, or is another.
+            BardletError: --init is not given, is missing, or has changed since the run started.
         """
-        pairs, config = self.tokenized(tokenizer), self.config
+        pairs, config = self.tokenize_source(tokenizer), self.config
         if config.init is None:
-            raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
+            raise BardletError("DPO starts from a chat model; name it with --init DIR")
         init = Path(config.init)
-        known = hf.weights_hash(init)
-        parts_of_key = (data_preferences.cache_key(self.source, pairs.tokenizer), known, str(config.block_size), config.dtype,
-                        self.dist.device.type)
+        base_hash = hf.weights_hash(init)
+        parts_of_key = (data_preferences.cache_key(self.source, pairs.tokenizer), base_hash, str(config.block_size),
+                        config.dtype, self.dist.device.type)
         key = hashlib.sha256(" ".join(parts_of_key).encode()).hexdigest()
         folder = cache_folder() / "tokens" / f"{self.source.name[:60]}-reference-{key[:16]}"
 
-        def build(whole: Path) -> None:
+        def build(folder: Path) -> None:
             model, _ = hf.read_folder(init)
             model.to(self.dist.device)
             for part in PARTS:
                 if self.progress:
                     self.progress(f"reference, {part}", 0, None)
-                np.save(whole / f"{part}.npy", reference(model, getattr(pairs, part), config, self.dist))
-            manifest.write_manifest(whole, [f"{part}.npy" for part in PARTS])
+                np.save(folder / f"{part}.npy", reference(model, getattr(pairs, part), config, self.dist))
+            manifest.write_manifest(folder, [f"{part}.npy" for part in PARTS])
 
-        def read(made: Path) -> tuple[np.ndarray, np.ndarray]:
-            shards.check(made)
-            train, val = (shards.read_array(made / f"{part}.npy") for part in PARTS)
+        def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+            shards.check(folder)
+            train, val = (shards.read_array(folder / f"{part}.npy") for part in PARTS)
             return train, val
 
         with self.dist.main_first():
-            return DPODataset(pairs, *shards.build_or_read(folder, build, read), known)
+            return DPODataset(pairs, *shards.build_or_read(folder, build, read), base_hash)
 
-    def prepared(self) -> PreferenceDataset:
-        """The preferences as tokens."""
+    def preferences(self) -> PreferenceDataset:
+        """Return the tokenized preferences."""
         return self.data.pairs
 
     def references(self) -> tuple[np.ndarray, np.ndarray]:
-        """log p by the reference of both answers of the (training, held-out) pairs: (N, 2) float32 each."""
-        learned = len(self.pairs()[0])
-        known, rest = self.data.train_reference[:learned], self.data.train_reference[learned:]
-        return known, self.data.val_reference if self.config.val_part == "val" else rest
+        """Return the reference's log-probabilities for the (training, held-out) pairs: (N, 2) float32 each."""
+        train_pairs = len(self.pairs()[0])
+        train, development = self.data.train_reference[:train_pairs], self.data.train_reference[train_pairs:]
+        return train, self.data.val_reference if self.config.val_part == "val" else development
 
     def build_trainer(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
-        """A `Trainer` at step 0 (`Stage.build_trainer`), whose reference is on record."""
+        """Return a `Trainer` at step 0 (see `Stage.build_trainer`), after checking that the reference is unchanged."""
         check_base(self.config, self.record, self.data.base_hash)
         return super().build_trainer(run, model, resumed)
 
     def objective(self, config: DPOConfig) -> Objective:
-        """Batches of pairs, DPO's loss, and that of the held-out pairs as evaluation."""
-        batches, held, (known, held_known) = self.batches(config), self.pairs()[1], self.references()
-        reference_N2 = torch.from_numpy(np.array(known)).to(self.dist.device)
-        most = preference.evaluation_rows(config)
+        """Return batches of pairs, the DPO loss, and the loss on the held-out pairs as evaluation."""
+        batches, validation = self.batches(config), self.pairs()[1]
+        train_reference, val_reference = self.references()
+        reference_N2 = torch.from_numpy(np.array(train_reference)).to(self.dist.device)
+        max_pairs = preference.evaluation_rows(config)
 
-        def learn(model: Any, batch: Batch) -> torch.Tensor:
+        def loss(model: Any, batch: Batch) -> torch.Tensor:
             real_B = batch["length"][:, 0] > 0
             policy_B2, reference_B2 = logprobs.pair_log_probability(model, batch), reference_N2[batch["number"]]
             both = zip(policy_B2[real_B].unbind(1), reference_B2[real_B].unbind(1), strict=True)
-            (chosen_B, known_chosen_B), (rejected_B, known_rejected_B) = both
-            return losses.dpo_loss(chosen_B, rejected_B, known_chosen_B, known_rejected_B, config.beta)
+            (chosen_B, reference_chosen_B), (rejected_B, reference_rejected_B) = both
+            return losses.dpo_loss(chosen_B, rejected_B, reference_chosen_B, reference_rejected_B, config.beta)
 
         def evaluate(model: Any) -> float:
-            return preference.figures(rewards(model, held, held_known, config, self.dist, most)).loss
+            reward_N2 = rewards(model, validation, val_reference, config, self.dist, max_pairs)
+            return preference.pair_metrics(reward_N2).loss
 
-        return Objective(batches.batch, learn, data_preferences.count_tokens, evaluate, batches.describe_batch, batches.widest,
-                         all_logits=True)
+        return Objective(batches.batch, loss, data_preferences.count_pairs, evaluate, batches.describe_batch,
+                         batches.widest, all_logits=True)
+
+    def accuracy_and_margin(self, model: Any) -> tuple[float, float]:
+        """Return the accuracy and the mean margin of the implicit rewards on the held-out pairs."""
+        metrics = preference.pair_metrics(rewards(model, self.pairs()[1], self.references()[1], self.config, self.dist))
+        return metrics.accuracy, metrics.margin
 
     def measure(self, trainer: Trainer) -> str:
-        """Put the accuracy on held-out pairs on record and draw the curve; return some answers."""
-        held, known = self.pairs()[1], self.references()[1]
-        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), "DPO's loss (nats per pair)")
+        """Record the accuracy on held-out pairs, draw the curve and return some completions."""
+        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), self.curve_label)
         model, tokenizer = hf.read_folder(trainer.run)
         model.to(trainer.dist.device)
-        found = preference.figures(rewards(model, held, known, self.config, trainer.dist))
-        self.record.update(accuracy=round(found.accuracy, 4), margin=round(found.margin, 4))
-        first = [held.chosen.tokens[a:b][: int(held.chosen.answer[a:b].argmax())] for a, b in
-                 list(zip(held.chosen.starts, held.chosen.ends, strict=True))[:: max(1, len(held) // SAMPLES)]]
-        asked = [ids for ids in first if len(ids) < trainer.config.block_size // 2][:SAMPLES]
-        made = answers.generate_answers(model, tokenizer, asked, **answers.SAMPLING)
-        return "\n\n".join(f"{tokenizer.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
-                           zip(asked, made, strict=True))
+        accuracy, margin = self.accuracy_and_margin(model)
+        self.record.update(accuracy=round(accuracy, 4), margin=round(margin, 4))
+        chosen = self.pairs()[1].chosen
+        spread = [chosen.tokens[a:b][: int(chosen.answer[a:b].argmax())] for a, b in
+                  list(zip(chosen.starts, chosen.ends, strict=True))[:: max(1, len(chosen) // SAMPLES)]]
+        prompts = [ids for ids in spread if len(ids) < trainer.config.block_size // 2][:SAMPLES]
+        completions = answers.generate_answers(model, tokenizer, prompts, **answers.SAMPLING)
+        return "\n\n".join(f"{tokenizer.decode(ids.tolist())}\n  -> {text}" for ids, (text, _) in
+                           zip(prompts, completions, strict=True))
 
 
 def reference(model: Any, pairs: TokenizedPreferences, config: DPOConfig, dist: Dist) -> np.ndarray:
-    """log p of both answers of each pair: (N, 2) float32; 0 for a pair that does not fit into the window."""
-    made = np.zeros((len(pairs), 2), np.float32)
+    """Return log p of both completions of each pair: (N, 2) float32, 0 where a pair does not fit into the window."""
+    logp = np.zeros((len(pairs), 2), np.float32)
     with eval_mode(model):
-        which, logp_N2 = preference.measure_pairs(partial(logprobs.pair_log_probability, model), pairs, config, dist)
-    made[which] = logp_N2.numpy()
-    return made
+        indices, logp_N2 = preference.measure_pairs(partial(logprobs.pair_log_probability, model), pairs, config, dist)
+    logp[indices] = logp_N2.numpy()
+    return logp
 
 
 def rewards(model: Any, pairs: TokenizedPreferences, reference_N2: np.ndarray, config: DPOConfig, dist: Dist,
-            most: int = 0) -> torch.Tensor:
-    """beta log(policy / reference) of both answers of the pairs by a model in eval mode: (N, 2) float64."""
-    which, policy_N2 = preference.measure_pairs(partial(logprobs.pair_log_probability, model), pairs, config, dist, most)
-    return config.beta * (policy_N2 - torch.from_numpy(reference_N2[which]))
+            max_pairs: int = 0) -> torch.Tensor:
+    """Return the implicit rewards beta log(policy / reference) of both completions: (N, 2) float64.
+
+    Args:
+        model: in eval mode. max_pairs: see `preference.measure_pairs`.
+    """
+    score = partial(logprobs.pair_log_probability, model)
+    indices, policy_N2 = preference.measure_pairs(score, pairs, config, dist, max_pairs)
+    return config.beta * (policy_N2 - torch.from_numpy(reference_N2[indices]))

@@ -1,4 +1,4 @@
-"""Proximal policy optimization: the answers' rewards, the way from the reference as a cost, and a model of the values.
+"""Proximal policy optimization: rewards with a KL penalty, and a critic that predicts the return.
 
 Schulman et al. (2017), *Proximal Policy Optimization Algorithms*; for language models Ziegler et al. (2019),
 *Fine-Tuning Language Models from Human Preferences*, and Ouyang et al. (2022), step 3.
@@ -21,25 +21,28 @@ from bardlet.stages.rl import RL
 from bardlet.training import logprobs, losses
 
 VALUE_WEIGHT = 0.1
-"""Of the values' loss beside the policy's: their gradients share one clipping."""
-SLOW, MOST = 0.2, 0.2
-"""By how much beta follows --target-kl: a fifth of the relative error, of which a fifth counts at most. Ziegler et al.
-(section 2.2) take a tenth, and have thousands of rollouts for it; here are some hundred. With a half it swings: the
-policy comes after it."""
+"""Weight of the value loss relative to the policy loss; both share one gradient clipping."""
+KL_GAIN, MAX_KL_ERROR = 0.2, 0.2
+"""Step size and clip of the controller that adapts the KL coefficient to --target-kl. Ziegler et al. (section 2.2) use
+a gain of 0.1 over thousands of rollouts; runs here have a few hundred. A gain of 0.5 oscillates, because the policy
+lags behind."""
 
 
 class PPO(RL[PPOConfig]):
     """`bardlet ppo MODEL DATA --reward R`."""
 
     def build_policy(self, policy: Any) -> ActorCritic:
-        """The policy, and a critic that begins as its body, expecting 0 everywhere."""
+        """Return the policy with a critic that starts as a copy of its body and predicts 0 everywhere."""
         critic = with_scalar_head(policy)
         torch.nn.init.zeros_(critic.score.weight)
         return ActorCritic(policy, critic)
 
     def compute_advantages(self, model: ActorCritic, batch: Batch, reward_A: torch.Tensor,
-                  beta: float) -> dict[str, torch.Tensor]:
-        """`advantage`, `value` and `return`, (A, T) each (`RL.compute_advantages`); a reward comes with the last token."""
+                           beta: float) -> dict[str, torch.Tensor]:
+        """Return `advantage`, `value` and `return`, (A, T) each; the last token of a completion gets its reward.
+
+        See `RL.compute_advantages`.
+        """
         mask_AT = batch["target"] != losses.IGNORE
         value_AT = values(model, batch["idx"], self.config.dtype) * mask_AT
         reward_AT = -beta * (batch["old"] - batch["reference"])
@@ -49,7 +52,7 @@ class PPO(RL[PPOConfig]):
         return {"advantage": losses.whiten(advantage_AT, mask_AT), "value": value_AT, "return": value_AT + advantage_AT}
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """The losses of policy and values of a batch, summed over the tokens of the answers."""
+        """Return policy loss plus weighted value loss, summed over completion tokens."""
         mask_AT, config = batch["target"] != losses.IGNORE, self.config
 
         def compute(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,26 +65,26 @@ class PPO(RL[PPOConfig]):
         value = losses.clipped_value_loss(value_AT, batch["value"], batch["return"], mask_AT, config.clip)
         return policy + VALUE_WEIGHT * value
 
-    def compares_with_reference(self) -> bool:
-        """Always: its distance is part of the reward, whatever beta becomes."""
+    def uses_reference(self) -> bool:
+        """Return True: the KL penalty is part of the reward, whatever beta becomes."""
         return True
 
     def next_beta(self, beta: float, kl: float) -> float:
-        """beta as --target-kl has it follow (`RL.next_beta`)."""
+        """Return beta adapted to --target-kl (see `RL.next_beta`)."""
         return adapt_kl_coef(beta, kl, self.config.target_kl)
 
 
 @torch.no_grad()
 def values(model: ActorCritic, idx_AT: torch.Tensor, dtype: str) -> torch.Tensor:
-    """What the critic expects before each next token: (A, T) float32 on the CPU."""
+    """Return the critic's value at each token: (A, T) float32 on the CPU."""
     device = model.critic.score.weight.device
     rows = rows_at_once(model.config, idx_AT.shape[1])
     with eval_mode(model), eager(model), autocast(dtype, device):
-        return torch.cat([model.critic.values(some.to(device)).cpu() for some in idx_AT.split(rows)])
+        return torch.cat([model.critic.values(chunk.to(device)).cpu() for chunk in idx_AT.split(rows)])
 
 
 def adapt_kl_coef(beta: float, kl: float, target: float | None) -> float:
-    """beta after a rollout whose answers are so far from the reference, in nats of an answer."""
+    """Return the KL coefficient after a rollout with a mean KL of `kl` nats per completion; no target: unchanged."""
     if target is None:
         return beta
-    return beta * (1 + SLOW * min(MOST, max(-MOST, kl / target - 1)))
+    return beta * (1 + KL_GAIN * min(MAX_KL_ERROR, max(-MAX_KL_ERROR, kl / target - 1)))

@@ -1,7 +1,6 @@
-"""Shared by the stages that learn from preferences.
+"""Base class and evaluation of the stages that learn from preference pairs: reward models and DPO.
 
-What a reward model and direct preference optimization have in common: the pairs, the loop over those that are held
-out, and what is said of them. B pairs of a batch, 2 answers of a pair, the chosen one first, T positions.
+B pairs of a batch, 2 completions of a pair, the chosen one first, T positions.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from bardlet.config.finetuning import PreferenceConfig
 from bardlet.data import preferences as data_preferences
 from bardlet.data import records
 from bardlet.data.batch import Batch
-from bardlet.data.corpus import development_begins
-from bardlet.data.preferences import AT_ONCE, PreferenceBatches, PreferenceDataset, TokenizedPreferences
+from bardlet.data.corpus import dev_split_start
+from bardlet.data.preferences import EVAL_BATCH_SIZE, PreferenceBatches, PreferenceDataset, TokenizedPreferences
 from bardlet.data.records import Examples
 from bardlet.errors import BardletError
+from bardlet.evaluation import likelihood
 from bardlet.run.record import PreferencesRecord
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
@@ -31,130 +31,159 @@ from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Trainer
 
+MANY_PAIRS = 1000
+"""With at least this many pairs, an accuracy is shown as a percentage only, with one decimal."""
+
 P = TypeVar("P", bound=PreferenceConfig)
 R = TypeVar("R", bound=PreferencesRecord)
 
 
 class PreferenceStage(FineTuning[P, Examples, Data, R]):
-    """A stage that learns which of two answers is preferred. A second reading would be learned by heart."""
+    """A stage that learns which of two completions is preferred, by default in one epoch: a second one memorizes."""
 
     material = "preferences"
     unit = "pairs"
+    loss_unit: ClassVar[str] = "nats per pair"
     record_class: ClassVar[type[PreferencesRecord]]
-    begins_with: str
-    """What the model of --init is called in the plan."""
+    init_label: str
+    """The label of --init in the plan summary."""
 
     def load_data(self) -> Examples:
-        """Find the preferences that the settings name."""
+        """Find the preference files named in the settings."""
         return records.find(self.config.text, "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
 
-    def tokenized(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
-        """Make tokens of the preferences by the tokenizer of the model; rank 0 writes them, the others read."""
+    def tokenize_source(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
+        """Tokenize the preferences with the model's tokenizer; rank 0 writes, the other ranks read."""
         if tokenizer is None:
-            raise BardletError("preferences are learned by a model that answers already: name it with --init DIR")
+            raise BardletError("preference training starts from a chat model; name it with --init DIR")
         return data_preferences.tokenize_preferences(self.source, tokenizer, self.dist, self.progress)
 
     def pairs(self) -> tuple[TokenizedPreferences, TokenizedPreferences]:
-        """(training, held-out) pairs. The development split is the last tenth of the training part."""
-        prepared = self.prepared()
+        """Return (training, held-out) pairs. The development split is the last tenth of the training part."""
+        dataset = self.preferences()
         if self.config.val_part == "val":
-            return prepared.train, prepared.val
-        cut = development_begins(len(prepared.train))
-        return prepared.train.part(slice(cut)), prepared.train.part(slice(cut, None))
+            return dataset.train, dataset.val
+        cut = dev_split_start(len(dataset.train))
+        return dataset.train.part(slice(cut)), dataset.train.part(slice(cut, None))
 
     @abstractmethod
-    def prepared(self) -> PreferenceDataset:
-        """The preferences as tokens."""
+    def preferences(self) -> PreferenceDataset:
+        """Return the tokenized preferences."""
 
     def new_record(self, tokenizer: Tokenizer) -> R:
-        """What run.toml says of the pairs."""
-        learned, held = self.pairs()
+        """Return the record of a new run, with its statistics of the pairs."""
+        train = self.pairs()[0]
         return cast(R, self.record_class(
-            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
-            tokens=int(sum(side.answer.sum() for side in learned.sides)), minutes=self.config.minutes,
-            longer=round(longer_wins(held, self.config), 4), guessing=round(math.log(2), 4)))
+            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(train),
+            tokens=int(sum(side.answer.sum() for side in train.sides)), minutes=self.config.minutes,
+            longer=round(longer_wins(self.length_differences()), 4), guessing=round(math.log(2), 4)))
 
     def describe_loss(self) -> str:
-        """The validation loss with its units."""
-        return f"{self.record.val_loss:.4f} nats per pair"
+        """Return the validation loss with its units."""
+        return f"{self.record.val_loss:z.4f} {self.loss_unit}"
 
     def batches(self, config: PreferenceConfig) -> PreferenceBatches:
-        """Batches of the training pairs. BardletError where none fits into the window, or none of those held out."""
-        learned, held = self.pairs()
-        made = PreferenceBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed,
-                           int(self.data.tokenizer.pad_id or 0), config.grad_accum * self.dist.world)
-        for pairs, what in ((learned, "pair of answers"), (held, "held-out pair of answers")):
+        """Return batches of the training pairs. Raise BardletError if no training or no held-out pair fits."""
+        train, validation = self.pairs()
+        batches = PreferenceBatches(train, config.block_size, config.batch_size * config.grad_accum, config.seed,
+                                    int(self.data.tokenizer.pad_id or 0), config.grad_accum * self.dist.world)
+        for pairs, name in ((train, "pair"), (validation, "held-out pair")):
             if not (pairs.lengths() <= config.block_size).any():
-                raise BardletError(f"{self.record.text}: no {what} fits into the model's window of {config.block_size} "
-                                   "tokens, with its question; take a model with a longer one")
-        self.record.batches, self.record.left_out = made.batches_per_epoch, made.left_out
-        return made
+                raise BardletError(f"{self.record.text}: no {name} fits into the model's context window of "
+                                   f"{config.block_size} tokens; use a model with a longer one")
+        self.record.batches, self.record.left_out = batches.batches_per_epoch, batches.left_out
+        return batches
 
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
-        """What a plan says of the pairs, and how often the planned steps read them."""
-        r, held = self.record, len(self.pairs()[1])
-        lines = [f"preferences: {r.text}, {r.documents:,} to learn from, {held:,} held out",
-                 f"{self.begins_with}: {trainer.config.init}; the longer answer is the chosen one in {r.longer:.1%} of "
-                 "those held out"]
+        """Return (plan summary lines, number of epochs)."""
+        r, validation = self.record, self.pairs()[1]
+        lines = [f"preferences: {r.text}, {r.documents:,} for training, {len(validation):,} held out",
+                 f"{self.init_label}: {trainer.config.init}",
+                 f"held-out pairs: the longer completion is the chosen one in {self.share(r.longer)}"]
         if r.left_out:
-            lines.append(f"left out, longer than the window of {trainer.config.block_size} tokens: {r.left_out:,}")
+            lines.append(f"left out, longer than the context window of {trainer.config.block_size} tokens: "
+                         f"{r.left_out:,}")
         return lines, trainer.state.steps / r.batches
 
     def results(self) -> list[str]:
-        """What a finished run has come to, in lines."""
+        """Return the result lines of a finished run."""
         r = self.record
-        beats = "better than" if r.accuracy > r.longer else "no better than"
-        return [f"held-out pairs: the chosen answer has the greater reward in {r.accuracy:.1%} (by {r.margin:.3f} on "
-                f"average), {beats} taking the longer answer, {r.longer:.1%}"]
+        verdict = "better" if r.accuracy > r.longer else "no better"
+        return [f"held-out pairs: the chosen completion has the higher reward in {self.share(r.accuracy)}, "
+                f"by {r.margin:z.3f} on average",
+                f"picking the longer completion is right in {self.share(r.longer)}; the model is {verdict}"]
+
+    def card_figures(self) -> dict[str, str]:
+        """Return the accuracies as text for the model card."""
+        return {"accuracy_text": self.share(self.record.accuracy), "longer_text": self.share(self.record.longer)}
+
+    def share(self, share: float) -> str:
+        """Return a share of the evaluated held-out pairs as text."""
+        return format_share(share, len(self.length_differences()))
+
+    def length_differences(self) -> np.ndarray:
+        """Return tokens of the chosen minus the rejected completion of each held-out pair that fits: (N,) int64."""
+        pairs = self.pairs()[1]
+        kept = PreferenceBatches(pairs, self.config.block_size, EVAL_BATCH_SIZE, 0, pad=0).kept
+        chosen, rejected = (side.ends[kept] - side.starts[kept] for side in pairs.sides)
+        return chosen - rejected
 
 
-def longer_wins(held: TokenizedPreferences, config: PreferenceConfig) -> float:
-    """The share of the pairs that fit into the window in which the chosen answer has more tokens; equal counts half."""
-    kept = PreferenceBatches(held, config.block_size, AT_ONCE, 0, pad=0).kept
-    chosen, rejected = (side.ends[kept] - side.starts[kept] for side in held.sides)
-    return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()) if len(kept) else math.nan
+def format_share(share: float, pairs: int) -> str:
+    """Format the share of `pairs` with its count and standard error, as in "3 of 5 pairs (60 % ± 24)"."""
+    digits = 1 if pairs >= MANY_PAIRS else 0
+    error = likelihood.standard_error(share, pairs)
+    percent = f"{100 * share:.{digits}f} %" + ("" if error is None else f" ± {100 * error:.{digits}f}")
+    if pairs >= MANY_PAIRS:  # the share is rounded, so its count would be, too
+        return f"{percent} of {pairs:,} pairs"
+    right = round(2 * share * pairs) / 2 if pairs else 0  # a tie counts half
+    return f"{right:g} of {pairs} pairs ({percent})"
+
+
+def longer_wins(differences: np.ndarray) -> float:
+    """Return the share of length differences (N,) above 0; a tie counts half."""
+    return float(((differences > 0) + 0.5 * (differences == 0)).mean()) if len(differences) else math.nan
 
 
 def evaluation_rows(config: PreferenceConfig) -> int:
-    """How many held-out pairs --eval-tokens are, at least one; 0: all."""
+    """Return the number of held-out pairs that --eval-tokens allows, at least 1; 0: no limit."""
     return max(1, config.eval_tokens // (2 * config.block_size)) if config.eval_tokens else 0
 
 
 @torch.no_grad()
-def measure_pairs(measure: Callable[[Batch], torch.Tensor], pairs: TokenizedPreferences, config: PreferenceConfig, dist: Dist,
-             most: int = 0) -> tuple[np.ndarray, torch.Tensor]:
-    """What `measure`, (B, 2) of a batch, says of both answers of the pairs that fit into the window.
+def measure_pairs(score: Callable[[Batch], torch.Tensor], pairs: TokenizedPreferences, config: PreferenceConfig,
+                  dist: Dist, max_pairs: int = 0) -> tuple[np.ndarray, torch.Tensor]:
+    """Apply `score`, which returns (B, 2) for a batch, to the pairs that fit into the context window.
 
     Args:
-        most: of so many, evenly spread; 0: of all.
+        max_pairs: score at most this many pairs, evenly spread; 0: all.
 
     Returns:
-        (numbers of the pairs, (N,) int64; what was measured, (N, 2) float64 on the CPU)
+        (indices of the pairs, (N,) int64; their scores, (N, 2) float64 on the CPU)
     """
-    rows = PreferenceBatches(pairs, config.block_size, AT_ONCE, 0, pad=0)
-    rows.kept = rows.kept[:: -(-len(rows.kept) // most) if most else 1]
-    numbers, made = [np.zeros(0, np.int64)], [torch.zeros((0, 2), dtype=torch.float64)]  # none may fit
-    for which in rows.all():
-        numbers.append(which)
-        batch = {name: dist.to_device(x) for name, x in rows.of(which).items()}
+    batches = PreferenceBatches(pairs, config.block_size, EVAL_BATCH_SIZE, 0, pad=0)
+    batches.kept = batches.kept[:: -(-len(batches.kept) // max_pairs) if max_pairs else 1]
+    indices, scores = [np.zeros(0, np.int64)], [torch.zeros((0, 2), dtype=torch.float64)]  # maybe no pair fits
+    for which in batches.all():
+        indices.append(which)
+        batch = {name: dist.to_device(x) for name, x in batches.of(which).items()}
         with autocast(config.dtype, dist.device):
-            made.append(measure(batch).double().cpu())
-    return np.concatenate(numbers), torch.cat(made)
+            scores.append(score(batch).double().cpu())
+    return np.concatenate(indices), torch.cat(scores)
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Of pairs: the loss of Bradley and Terry, the share in which the chosen answer has the greater reward, and by how
-    much it has on average."""
+class PairMetrics:
+    """Bradley-Terry loss, accuracy (the chosen completion has the higher reward) and mean margin over pairs."""
 
     loss: float
     accuracy: float
     margin: float
 
 
-def figures(reward_N2: torch.Tensor) -> Figures:
-    """The figures of the rewards of both answers, (N, 2); a tie counts half."""
+def pair_metrics(reward_N2: torch.Tensor) -> PairMetrics:
+    """Return the metrics for the rewards of both completions, (N, 2); a tie counts half."""
     chosen, rejected = reward_N2.unbind(1)
     right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-    value = losses.bradley_terry_loss(chosen, rejected).item() / len(chosen)
-    return Figures(value, right.mean().item(), (chosen - rejected).mean().item())
+    loss = losses.bradley_terry_loss(chosen, rejected).item() / len(chosen)
+    return PairMetrics(loss, right.mean().item(), (chosen - rejected).mean().item())

@@ -1,4 +1,4 @@
-"""Pretraining: a model learns to predict the next token of a text."""
+"""Pretraining: next-token prediction on a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import flag
 from bardlet.data import corpus, shards, statistics
 from bardlet.data import windows as data_windows
-from bardlet.data.corpus import Corpus, development_begins
+from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
 from bardlet.data.statistics import CorpusStatistics
 from bardlet.evaluation import metrics
@@ -37,7 +37,7 @@ from bardlet.training.state import Objective, Trainer
 log = logging.getLogger("bardlet")
 
 SAMPLE_TOKENS = 400
-"""Length of the sample that a finished run prints and its model card shows."""
+"""Length of the sample of a finished run."""
 
 
 class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
@@ -48,33 +48,33 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     template = "text"
     record_class = TextRecord
     decay_is_open = False
-    """Whether the weight decay may follow the number of steps."""
+    """True if weight decay may be adapted to the number of steps."""
 
-    # ------------------------------------------------------------------------ the text
+    # ------------------------------------------------------------------------ the corpus
 
     def load_data(self) -> Corpus:
-        """Find the text that the settings name."""
+        """Find the corpus named in the settings."""
         return corpus.find(self.config.text, self.config.field)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
-        """Make tokens of the text, by `tokenizer` or one of its own; rank 0 writes them, the others read."""
+        """Tokenize the corpus with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""
         with self.dist.main_first():
-            ready = shards.tokenize_corpus(self.source, tokenizer or self.config.tokenizer, self.config.vocab_size,
-                                   self.progress, skip_unseen=tokenizer is not None)
-        if ready.skipped:
-            log.warning("%s: %d characters that the tokenizer has never seen were left out", self.source.name,
-                        ready.skipped)
-        return ready
+            dataset = shards.tokenize_corpus(self.source, tokenizer or self.config.tokenizer, self.config.vocab_size,
+                                             self.progress, skip_unseen=tokenizer is not None)
+        if dataset.skipped:
+            log.warning("%s: skipped %d characters that are not in the tokenizer's vocabulary", self.source.name,
+                        dataset.skipped)
+        return dataset
 
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(training, held-out) tokens. The development split is the last tenth of the training part."""
+        """Return (training, held-out) tokens. The development split is the last tenth of the training part."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
-        cut = development_begins(len(self.data.train))
+        cut = dev_split_start(len(self.data.train))
         return self.data.train[:cut], self.data.train[cut:]
 
     def held_out(self) -> tuple[np.ndarray, int, int]:
-        """(tokens, characters, bytes) of what this run does not learn from."""
+        """Return (tokens, characters, bytes) of the held-out text."""
         tokens = self.parts()[1]
         if self.config.val_part == "val":
             return tokens, self.data.val_chars, self.data.val_bytes
@@ -82,32 +82,33 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         return tokens, len(text), len(text.encode())
 
     def objective(self, config: TrainConfig) -> Objective:
-        """Windows of the text, next-token loss, and the loss on the held-out text as evaluation.
+        """Return windows of the text, next-token loss, and the loss on the held-out text as evaluation.
 
-        A held-out text of more than --eval-tokens is looked at in every k-th window; `record` gets `val_tokens`, how
-        many tokens an evaluation reads, and `val_tokens_of`, how many there are.
+        A held-out text longer than --eval-tokens is evaluated on every k-th window. The record gets `val_tokens`,
+        tokens per evaluation, and `val_tokens_of`, all held-out tokens.
         """
         train_tokens, val_tokens = self.parts()
         rows = config.batch_size * config.grad_accum
         windows = data_windows.Windows(train_tokens, config.block_size, rows, config.seed)
         every = -(-len(val_tokens) // config.eval_tokens) if config.eval_tokens else 1
         length = min(256, config.block_size)
-        look_at = data_windows.validation_windows(val_tokens, length, every=every)
-        self.record.val_tokens = sum(batch["target"].numel() for batch in look_at)
+        eval_batches = data_windows.validation_windows(val_tokens, length, every=every)
+        self.record.val_tokens = sum(batch["target"].numel() for batch in eval_batches)
         self.record.val_tokens_of = len(val_tokens) - 1
 
         def validation_loss(model: Any) -> float:
             rows = self.record.evaluation_rows or metrics.rows_at_once(model.config, length)
-            return metrics.mean_loss(model, look_at, self.dist.device, config.dtype, rows)
+            return metrics.mean_loss(model, eval_batches, self.dist.device, config.dtype, rows)
 
-        return Objective(windows.batch, losses.next_token_loss, losses.count_targets, validation_loss, windows.describe_batch)
+        return Objective(windows.batch, losses.next_token_loss, losses.count_targets, validation_loss,
+                         windows.describe_batch)
 
     # ------------------------------------------------------------------------ a new run
 
-    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
-        """A run before its first step (`Stage.begin`). With --minutes `planning/plan.py` chooses what is open."""
+    def begin(self, out: str | None, started: float, run: Path | None = None) -> Trainer:
+        """Return a trainer before its first step (see `Stage.begin`). With --minutes, plan the settings left open."""
         if out is not None:
-            folder.new_folder(Path(out), "")  # before the long part
+            folder.new_folder(Path(out), "")  # fail before the slow part
         config = self.config
         base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
         if base:
@@ -119,9 +120,9 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             config.refuse_unused()
         self.resolve_machine()
         self.source = self.load_data()
-        plan = seen = None
+        plan = corpus_statistics = None
         if config.minutes is not None and base is None and config.model in planning.MODELS:
-            seen, plan = self._plan(begun)
+            corpus_statistics, plan = self._plan(started)
             self.config = plan.config
         else:
             self.config = self.config.resolved()
@@ -138,131 +139,132 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.record = self._new_record(config)
         if plan:
             self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
-        if plan and (own := scaling_law.BLOCKS_PREDICTION & config.set_by_user):
-            self.record.untold = sorted(own)
-        elif seen and seen.counting:
-            self.record.counting = list(seen.counting)
+        if plan and (blocking := scaling_law.BLOCKS_PREDICTION & config.set_by_user):
+            self.record.untold = sorted(blocking)
+        elif corpus_statistics and corpus_statistics.counting:
+            self.record.counting = list(corpus_statistics.counting)
         trainer = self.build_trainer(self.folder(run, out, f"{self.source.name}-{self.config.model}"), model)
-        if plan:  # until the run has timed its own steps
+        if plan:  # an estimate, until the run times its own steps
             trainer.state.steps = max(1, round(plan.epochs * self.record.tokens / trainer.config.tokens_per_step))
             trainer.machine["compiled"] = plan.compiled
         return trainer
 
     def _new_record(self, config: TrainConfig) -> TextRecord:
-        """What run.toml says of the text; some of it is not there when the text is too short."""
+        """Return the record of a new run. A short text has no bigram loss."""
         tokens, characters, _ = self.held_out()
         with self.dist.main_first():
-            losses = statistics.measure_corpus(self.source, held_out=config.val_part).losses
+            ngram_losses = statistics.measure_corpus(self.source, val_part=config.val_part).losses
         return TextRecord(
             text=self.source.name, text_hash=self.source.hash, tokenizer=self.data.tokenizer.kind,
             documents=self.data.documents, tokens=len(self.parts()[0]), minutes=config.minutes,
             duplicated=self.data.duplicated, leaked=self.data.leaked,
             characters_per_token=round(characters / len(tokens), 4),
             guessing=round(math.log(self.data.tokenizer.vocab_size), 4),
-            bigram=round(losses[1], 4) if losses else None)
+            bigram=round(ngram_losses[1], 4) if ngram_losses else None)
 
-    def _plan(self, begun: float) -> tuple[CorpusStatistics, Plan[TrainConfig]]:
-        """(statistics of the text, plan) for this machine and the minutes left; `data` is the text as planned."""
+    def _plan(self, started: float) -> tuple[CorpusStatistics, Plan[TrainConfig]]:
+        """Return (corpus statistics, plan) for this machine and the time left, and tokenize `data` by the plan."""
         config, dist = self.config, self.dist
-        until = begun + 60 * (config.minutes or 0)
+        deadline = started + 60 * (config.minutes or 0)
         with dist.main_first():
-            seen = statistics.measure_corpus(self.source, self.progress, held_out=config.val_part)
+            measured = statistics.measure_corpus(self.source, self.progress, val_part=config.val_part)
         eager = calibrate.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(),
-                                    clock.seconds_left(until, dist))
-        room = _PlanningMachine(self, until, eager)
-        config, reason = planning.plan_vocabulary(seen, room.machine(calibrate.COLD), config)
+                                    clock.seconds_left(deadline, dist))
+        budget = _PlanningMachine(self, deadline, eager)
+        config, reason = planning.plan_vocabulary(measured, budget.machine(calibrate.COLD), config)
         self.config = config
         self.data = self.tokenize(None)
         if reason:
-            self.data = replace(self.data, reason=reason + shards.warn_small_vocabulary(self.data.tokenizer, config.vocab_size))
-        tokens, vocabulary = len(self.parts()[0]), self.data.tokenizer.vocab_size
+            warning = shards.warn_small_vocabulary(self.data.tokenizer, config.vocab_size)
+            self.data = replace(self.data, reason=reason + warning)
+        tokens, vocab_size = len(self.parts()[0]), self.data.tokenizer.vocab_size
         characters = round(self.data.train_chars * tokens / len(self.data.train))
-        text = TextStatistics(tokens, characters, self.data.documents, vocabulary)
+        text = TextStatistics(tokens, characters, self.data.documents, vocab_size)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
-        plan = planning.plan(text, room.machine(calibrate.WARM), config)  # if the compiler knows the model of this plan
+        plan = planning.plan(text, budget.machine(calibrate.WARM), config)  # if this model's compilation is cached
         if not dist.broadcast_int(int(plan.compiled and cache.read(*compiled_before(
-                plan.config, plan.config.model_config(vocabulary), machine, dist)) is not None)):
-            plan = planning.plan(text, room.machine(calibrate.COLD), config)
+                plan.config, plan.config.model_config(vocab_size), machine, dist)) is not None)):
+            plan = planning.plan(text, budget.machine(calibrate.COLD), config)
         if config.eval_tokens is None:
-            looks = planning.evaluation_tokens(plan.config, vocabulary, clock.seconds_left(until, dist), eager)
-            plan = replace(plan, config=replace(plan.config, eval_tokens=looks))
+            eval_tokens = planning.evaluation_tokens(plan.config, vocab_size, clock.seconds_left(deadline, dist), eager)
+            plan = replace(plan, config=replace(plan.config, eval_tokens=eval_tokens))
         if plan.compiled:
-            of_compiler = ("compiled, which takes part of the time and makes steps about "
-                           f"{calibrate.COMPILED:g} times as fast")
-            plan = replace(plan, reasons=(*plan.reasons, of_compiler))
-        return seen, plan
+            reason = f"compiled: costs some of the time, but makes steps about {calibrate.COMPILED:g} times as fast"
+            plan = replace(plan, reasons=(*plan.reasons, reason))
+        return measured, plan
 
     def fit_to_steps(self, trainer: Trainer) -> None:
-        """Have weight decay, and what is said of it, fit the steps that were timed; dropout stays, it costs time."""
+        """Adapt weight decay and the stated reasons to the timed steps. Dropout stays, since it changes the timing."""
         config = trainer.config
-        if self.record.reasons is None or not isinstance(config, TrainConfig):  # no plan was made before the timing
+        if self.record.reasons is None or not isinstance(config, TrainConfig):  # the run was not planned
             return
-        tokens, learned = self.record.tokens, float(trainer.state.steps * config.tokens_per_step)
-        decay, _ = planning.regularization(planning.memorization(config, learned / tokens, tokens))
+        tokens, trained_tokens = self.record.tokens, float(trainer.state.steps * config.tokens_per_step)
+        decay, _ = planning.regularization(planning.memorization(config, trained_tokens / tokens, tokens))
         if self.decay_is_open and decay != config.weight_decay:
             trainer.config = config = replace(config, weight_decay=decay)
             trainer.optimizers = optim.build(trainer.model, config)
-        enough = trainer.state.steps == self.record.most_steps
-        self.record.reasons[:2] = planning.reasons(config, tokens, learned, enough)
+        capped = trainer.state.steps == self.record.most_steps
+        self.record.reasons[:2] = planning.reasons(config, tokens, trained_tokens, capped)
 
-    # ------------------------------------------------------------------------ what is said of it
+    # ------------------------------------------------------------------------ reports
 
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
-        """What a plan says of the text, and how often the planned steps read it."""
+        """Return (plan summary lines, number of epochs)."""
         data = self.data
         lines = [f"text: {self.record.text}, {data.train_chars + data.val_chars:,} characters in "
                  f"{data.documents:,} document{'s' * (data.documents != 1)}", f"tokenizer: {data.reason}"]
         return lines, trainer.state.steps * trainer.config.tokens_per_step / max(1, self.record.tokens)
 
     def predict(self, trainer: Trainer) -> None:
-        """Put on record what loss the planned steps should come to (`expected`, nats per character), if known."""
+        """Set the record's `expected`, the predicted loss in nats per character, where there is a prediction."""
         if counting := self.record.counting:
-            characters, epochs = self.learned(trainer)
+            characters, epochs = self.characters_and_epochs(trainer)
             self.record.expected = round(scaling_law.predict_loss(counting, characters, epochs), 4)
 
     def prediction(self) -> str:
-        """What the plan says of the loss to expect."""
+        """Return the predicted loss for the plan summary, or an empty string."""
         r = self.record
         if r.expected:
-            return f"a validation loss of {scaling_law.describe(r.expected)}"
+            return f"validation loss {scaling_law.describe(r.expected)}"
         if r.untold:
-            what = ", ".join(map(flag, r.untold)) if len(r.untold) < 4 else "model, batch and rates"
-            return f"nobody knows; a loss is foretold where bardlet chooses {what}, too"
+            chosen = ", ".join(map(flag, r.untold)) if len(r.untold) < 4 else "model, batch size and learning rates"
+            return f"n/a (the loss is predicted only when bardlet chooses {chosen})"
         if r.reasons is not None:
-            return "nobody knows; the text is too short to tell, or its end is unlike the rest"
+            return "n/a (the text is too short, or its end differs too much from the rest)"
         return ""
 
-    def learned(self, trainer: Trainer) -> tuple[float, float]:
-        """(characters, epochs) that the planned steps learn from: how many, and how often the text."""
+    def characters_and_epochs(self, trainer: Trainer) -> tuple[float, float]:
+        """Return (characters, epochs) of the planned steps."""
         tokens = trainer.state.steps * trainer.config.tokens_per_step
         return tokens * self.data.train_chars / len(self.data.train), tokens / self.record.tokens
 
     def measure(self, trainer: Trainer) -> str:
-        """Put bits per byte on record and draw the curve; return a text by the weights at the root."""
+        """Record bits per byte, draw the curve and return text generated by the weights at the root of the run."""
         tokens, characters, size = self.held_out()
         first = self.data.tokenizer.decode([int(tokens[0])], skip_special=True)
         score = metrics.score(self.record.val_loss, len(tokens), characters, size, first)
         self.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char,
-                        characters=round(self.learned(trainer)[0]))
-        plots.loss_curve(trainer.run, card.title(trainer.run, self.record))
+                        characters=round(self.characters_and_epochs(trainer)[0]))
+        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), bigram=self.record.bigram_per_token())
         model, tokenizer = hf.read_folder(trainer.run)
-        return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents, tokens=SAMPLE_TOKENS,
-                                     temperature=0.8, top_k=50, seed=0)
+        return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents,
+                                             tokens=SAMPLE_TOKENS, temperature=0.8, top_k=50, seed=0)
 
 
 class _PlanningMachine:
-    """What is left of the minutes, seen from now, with the compiler and without."""
+    """The time left until a deadline, and this machine's speed in it, with and without the compiler."""
 
-    def __init__(self, stage: Pretraining, until: float, eager: Speed) -> None:
-        self.config, self.dist, self.until, self.eager = stage.config, stage.dist, until, eager
-        self.parameters = memory.most_parameters(stage.dist)
+    def __init__(self, stage: Pretraining, deadline: float, eager: Speed) -> None:
+        self.config, self.dist, self.deadline, self.eager = stage.config, stage.dist, deadline, eager
+        self.parameters = memory.max_parameters(stage.dist)
         missing = compiler.compiler_missing(stage.dist.device) is not None
         self.compiler = stage.config.compile != "off" and not stage.dist.all_max(int(missing))
 
-    def machine(self, takes: float) -> Machine:
-        """What there is to train with, if compilation takes so many seconds."""
-        seconds = clock.seconds_left(self.until, self.dist)
-        compiled = self.compiler and (self.config.compile == "on" or calibrate.worth_compiling(seconds, takes))
+    def machine(self, compile_seconds: float) -> Machine:
+        """Return the machine to plan for, if compilation takes `compile_seconds`."""
+        seconds = clock.seconds_left(self.deadline, self.dist)
+        compiled = self.compiler and (self.config.compile == "on"
+                                      or calibrate.worth_compiling(seconds, compile_seconds))
         speed = self.eager.compiled() if compiled else self.eager
-        seconds = clock.usable(max(1.0, seconds - takes) if compiled else seconds)
+        seconds = clock.usable(max(1.0, seconds - compile_seconds) if compiled else seconds)
         return Machine(seconds, speed, self.dist.world, self.parameters, compiled)

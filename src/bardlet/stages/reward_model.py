@@ -1,7 +1,7 @@
-"""Training a reward model: it learns from comparisons to say how good an answer is, with one number.
+"""Reward modeling: learn from preference pairs to score a completion with a single number.
 
-Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 2: the body of a model
-that answers, with a scalar head; of two answers to one question the one that people chose is to get more.
+Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 2: the body of a chat
+model gets a scalar head, trained to score the chosen completion of each pair higher than the rejected one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from bardlet.training import logprobs
 from bardlet.training.state import Objective, Trainer
 
 BINS = 10
-"""Of the predicted probabilities, to compare with what came."""
+"""Bins of predicted probability in the calibration curve."""
 
-SHOWN, LONGEST_SHOWN = 3, 300
-"""Pairs on the card of a finished run, and characters of an answer there."""
+SAMPLES, SAMPLE_CHARACTERS = 3, 300
+"""Pairs in the sample of a finished run, and characters of each completion."""
 
 
 class RewardModeling(PreferenceStage[RewardConfig, PreferenceDataset, RewardRecord]):
@@ -39,113 +39,130 @@ class RewardModeling(PreferenceStage[RewardConfig, PreferenceDataset, RewardReco
     template = "reward_model"
     record_class = RewardRecord
     use = ""
-    begins_with = "begins with"
+    init_label = "base"
 
     def tokenize(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
-        """Make tokens of the preferences by the tokenizer of the model."""
-        return self.tokenized(tokenizer)
+        """Tokenize the preferences with the model's tokenizer."""
+        return self.tokenize_source(tokenizer)
 
-    def prepared(self) -> PreferenceDataset:
-        """The preferences as tokens."""
+    def preferences(self) -> PreferenceDataset:
+        """Return the tokenized preferences."""
         return self.data
 
     def new_model(self, model: Any) -> Any:
-        """The body of the model with a new head of one number."""
+        """Return the body of the model with a new scalar head."""
         return reward_heads.with_scalar_head(model)
 
     def objective(self, config: RewardConfig) -> Objective:
-        """Batches of pairs, the loss of Bradley and Terry, and that of the held-out pairs as evaluation."""
-        batches, held, most = self.batches(config), self.pairs()[1], preference.evaluation_rows(config)
+        """Return batches of pairs, the Bradley-Terry loss, and the same loss on the held-out pairs as evaluation."""
+        batches, validation, max_pairs = self.batches(config), self.pairs()[1], preference.evaluation_rows(config)
 
         def evaluate(model: Any) -> float:
-            found = preference.measure_pairs(partial(logprobs.pair_rewards, model), held, config, self.dist, most)[1]
-            return preference.figures(found).loss
+            score = partial(logprobs.pair_rewards, model)
+            reward_N2 = preference.measure_pairs(score, validation, config, self.dist, max_pairs)[1]
+            return preference.pair_metrics(reward_N2).loss
 
-        return Objective(batches.batch, logprobs.preference_loss, data_preferences.count_tokens, evaluate, batches.describe_batch,
-                         batches.widest, all_logits=True)
+        return Objective(batches.batch, logprobs.preference_loss, data_preferences.count_pairs, evaluate,
+                         batches.describe_batch, batches.widest, all_logits=True)
 
     def results(self) -> list[str]:
-        """What a finished run has come to, in lines."""
-        r = self.record
-        shares = (("accuracy_longer", "the longer one"), ("accuracy_shorter", "the shorter one"))
-        where = [f"{getattr(r, name):.1%} where it is {what}" for name, what in shares if getattr(r, name) is not None]
-        return [*super().results(), f"the chosen answer has the greater reward in {', '.join(where)}; margin and "
-                f"difference in length correlate by {r.likes_length:.2f}; calibration error {r.calibration_error:.3f}"]
+        """Return the result lines of a finished run."""
+        r, where = self.record, self.accuracy_by_length()
+        return [*super().results(), *(f"accuracy where the chosen completion is {name}: {text}"
+                                      for name, text in where.items()),
+                f"correlation of margin and length difference {r.likes_length:z.2f}; "
+                f"calibration error {r.calibration_error:.3f}"]
+
+    def card_figures(self) -> dict[str, str]:
+        """Return the accuracies as text for the model card."""
+        where = self.accuracy_by_length()
+        return super().card_figures() | {f"accuracy_{name}_text": text for name, text in where.items()}
+
+    def accuracy_by_length(self) -> dict[str, str]:
+        """Return accuracies as text, where the chosen completion is "longer" and "shorter", unless there are none."""
+        r, differences = self.record, self.length_differences()
+        parts = {"longer": (r.accuracy_longer, differences > 0), "shorter": (r.accuracy_shorter, differences < 0)}
+        return {name: preference.format_share(share, int(which.sum())) for name, (share, which) in parts.items()
+                if share is not None}
 
     def measure(self, trainer: Trainer) -> str:
-        """Put the accuracy on held-out pairs on record and draw the curves; return some answers and rewards."""
-        held = self.pairs()[1]
+        """Record the accuracy on held-out pairs, draw the curves and return some completions with their rewards."""
+        validation = self.pairs()[1]
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record), "loss (nats per pair)")
         model, tokenizer = hf.read_folder(trainer.run, scores=True)
         model.to(trainer.dist.device)
-        which, reward_N2, found = evaluate_rewards(model, held, self.config, trainer.dist)
-        whole = preference.figures(reward_N2)
+        indices, reward_N2, evaluation = evaluate_rewards(model, validation, self.config, trainer.dist)
+        metrics = preference.pair_metrics(reward_N2)
         self.record.update(
-            accuracy=round(whole.accuracy, 4), margin=round(whole.margin, 4),
-            accuracy_longer=found.accuracy_where(found.longer > 0),
-            accuracy_shorter=found.accuracy_where(found.longer < 0),
-            likes_length=round(found.likes_length(), 4), calibration_error=round(found.calibration_error(), 4))
-        plots.margins(trainer.run, card.title(trainer.run, self.record), found.margins, *found.calibration())
-        return "\n\n".join(_shown(tokenizer, held, int(i), reward_2.tolist()) for i, reward_2 in
-                           list(zip(which, reward_N2, strict=True))[:: max(1, len(which) // SHOWN)][:SHOWN])
+            accuracy=round(metrics.accuracy, 4), margin=round(metrics.margin, 4),
+            accuracy_longer=evaluation.accuracy_where(evaluation.longer > 0),
+            accuracy_shorter=evaluation.accuracy_where(evaluation.longer < 0),
+            likes_length=round(evaluation.length_correlation(), 4),
+            calibration_error=round(evaluation.calibration_error(), 4))
+        plots.margins(trainer.run, card.title(trainer.run, self.record), evaluation.margins,
+                      *evaluation.calibration())
+        return "\n\n".join(_format_pair(tokenizer, validation, int(i), reward_2.tolist()) for i, reward_2 in
+                           list(zip(indices, reward_N2, strict=True))[:: max(1, len(indices) // SAMPLES)][:SAMPLES])
 
 
 @dataclass(frozen=True)
 class RewardEvaluation:
-    """What a reward model says of the held-out pairs, and what it takes for good.
+    """A reward model's margins on held-out pairs, for accuracy, calibration and length bias.
 
-    margins: by how much more the chosen answer got, (N,) float64. longer: how many tokens longer it is, (N,) int64.
+    margins: reward of the chosen minus the rejected completion, (N,) float64. longer: the same difference in tokens,
+    (N,) int64.
     """
 
     margins: np.ndarray
     longer: np.ndarray
 
     def accuracy_where(self, which: np.ndarray) -> float | None:
-        """The share of these pairs (N,) bool in which the chosen answer got more, a tie half; None where there are
-        none."""
+        """Return the share of the pairs `which` (N,) bool with a positive margin; a tie counts half. None: no pairs."""
         m = self.margins[which]
         return round(float(((m > 0) + 0.5 * (m == 0)).mean()), 4) if len(m) else None
 
     def calibration(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(how sure it was, how often it was right, how many pairs) of each bin that has pairs: (K,) each.
+        """Return (mean confidence, accuracy, number of pairs) of each bin that is not empty: (K,) each.
 
-        How sure: the probability, 1/2 to 1, that it gave to the answer that it took for the better one, which is a
-        logistic function of the margin.
+        Confidence is the probability, 1/2 to 1, that the model gives to the completion it prefers: the logistic
+        function of the margin's size.
         """
-        sure = 1 / (1 + np.exp(-np.abs(self.margins)))
+        confidence = 1 / (1 + np.exp(-np.abs(self.margins)))
         right = (self.margins > 0) + 0.5 * (self.margins == 0)
-        place = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
-        number = np.bincount(place, minlength=BINS)
-        means = (np.bincount(place, of, BINS)[number > 0] / number[number > 0] for of in (sure, right))
-        return (*means, number[number > 0])  # type: ignore[return-value]
+        bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+        counts = np.bincount(bins, minlength=BINS)
+        means = (np.bincount(bins, values, BINS)[counts > 0] / counts[counts > 0] for values in (confidence, right))
+        return (*means, counts[counts > 0])  # type: ignore[return-value]
 
     def calibration_error(self) -> float:
-        """Expected calibration error: how far the two are apart on average (Guo et al. 2017, equation 3)."""
-        sure, right, number = self.calibration()
-        return float((np.abs(sure - right) * number).sum() / number.sum())
+        """Return the expected calibration error (Guo et al. 2017, equation 3)."""
+        confidence, accuracy, counts = self.calibration()
+        return float((np.abs(confidence - accuracy) * counts).sum() / counts.sum())
 
-    def likes_length(self) -> float:
-        """The correlation, -1 to 1, between margin and difference in length; 0 where one of them is constant."""
+    def length_correlation(self) -> float:
+        """Return the correlation, -1 to 1, of margin and length difference; 0 if either is constant."""
         if not self.longer.std() or not self.margins.std():
             return 0.0
         return float(np.corrcoef(self.margins, self.longer)[0, 1])
 
 
-def evaluate_rewards(model: Any, held: TokenizedPreferences, config: RewardConfig, dist: Dist) -> tuple[np.ndarray, torch.Tensor, RewardEvaluation]:
-    """(numbers, (N,); rewards of both answers, (N, 2); how good they are) of the held-out pairs that fit."""
-    which, reward_N2 = preference.measure_pairs(partial(logprobs.pair_rewards, model), held, config, dist)
-    chosen, rejected = (side.ends[which] - side.starts[which] for side in held.sides)
-    return which, reward_N2, RewardEvaluation((reward_N2[:, 0] - reward_N2[:, 1]).numpy(), chosen - rejected)
+def evaluate_rewards(model: Any, pairs: TokenizedPreferences, config: RewardConfig,
+                     dist: Dist) -> tuple[np.ndarray, torch.Tensor, RewardEvaluation]:
+    """Return (indices (N,), rewards of both completions (N, 2), evaluation) of the pairs that fit into the window."""
+    indices, reward_N2 = preference.measure_pairs(partial(logprobs.pair_rewards, model), pairs, config, dist)
+    chosen, rejected = (side.ends[indices] - side.starts[indices] for side in pairs.sides)
+    return indices, reward_N2, RewardEvaluation((reward_N2[:, 0] - reward_N2[:, 1]).numpy(), chosen - rejected)
 
 
-def _shown(tokenizer: Tokenizer, held: TokenizedPreferences, number: int, rewards: list[float]) -> str:
-    """A pair with its rewards, the question first."""
+def _format_pair(tokenizer: Tokenizer, pairs: TokenizedPreferences, index: int, rewards: list[float]) -> str:
+    """Return the prompt of a pair, then both completions with their rewards."""
     lines: list[str] = []
-    for side, reward in zip(held.sides, rewards, strict=True):
-        here = slice(int(side.starts[number]), int(side.ends[number]))
-        ids, answer = side.tokens[here], side.answer[here]
+    for side, reward in zip(pairs.sides, rewards, strict=True):
+        span = slice(int(side.starts[index]), int(side.ends[index]))
+        ids, answer = side.tokens[span], side.answer[span]
         if not lines:
             lines.append(tokenizer.decode(ids[: int(answer.argmax())].tolist()))
         text = tokenizer.decode(ids[answer].tolist(), skip_special=True)
-        lines.append(f"  {reward:+.2f}  {text[:LONGEST_SHOWN]}{' ...' if len(text) > LONGEST_SHOWN else ''}")
+        ellipsis = " ..." if len(text) > SAMPLE_CHARACTERS else ""
+        lines.append(f"  {reward:+z.2f}  {text[:SAMPLE_CHARACTERS]}{ellipsis}")
     return "\n".join(lines)

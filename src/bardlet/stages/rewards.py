@@ -1,6 +1,6 @@
-"""What an answer is worth: compared with the one that the data have, judged by a reward model, or by a command.
+"""Scorers of completions: exact match with a reference answer, a reward model, or a user's command.
 
-Each of these is called with the questions and the answers to them, and gives a number for each answer.
+A scorer is called with prompts and their completions, and returns a reward for each completion.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
 
 RESULT = "####"
-LINES = 3
-"""Of what a program that failed has said, the last ones that are told."""
-AT_ONCE = 64
-"""Answers that a reward model reads at once, at most."""
+STDERR_LINES = 3
+"""Last lines of stderr that an error message quotes when a command fails."""
+MAX_ROWS = 64
+"""Completions per batch of a reward model, at most."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote: its text, and whether it ended by itself."""
+    """A completion: its text, and whether it ended with a stop token."""
 
     text: str
     ended: bool
 
 
 class Scorer(Protocol):
-    """What the answers to some questions are worth: (N,) float32."""
+    """A function that returns the rewards of completions, (N,) float32."""
 
     def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray: ...
 
 
 def exact(questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
-    """1 for an answer that ended and is the one that the data have, else 0; white space around it does not count.
+    """Return 1 for a completion that ended and equals the reference answer up to outer white space, else 0.
 
-    Where that of the data ends with `#### RESULT`, as in GSM8K, only what stands behind `####` counts, without commas.
+    If the reference ends with `#### RESULT`, as in GSM8K, only the text after `####` is compared, without commas.
     """
     right = []
     for question, answer in zip(questions, answers, strict=True):
@@ -64,89 +64,92 @@ def exact(questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarra
 
 
 class RewardModelScorer:
-    """A reward model, with its own tokenizer."""
+    """A reward model with its own tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, dist: Dist, dtype: str) -> None:
-        self.model, self.words, self.dist, self.dtype = model.to(dist.device), tokenizer, dist, dtype
-        self.marks = chat_template.special_tokens(tokenizer)
+        self.model, self.tokenizer, self.dist, self.dtype = model.to(dist.device), tokenizer, dist, dtype
+        self.special_tokens = chat_template.special_tokens(tokenizer)
 
     @torch.no_grad()
     def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
-        """The rewards; of a conversation that is longer than the model's window its end is read."""
+        """Return the rewards; a conversation longer than the context window loses its beginning."""
         rows = []
         for question, answer in zip(questions, answers, strict=True):
-            talk = [*question.prompt, {"role": "assistant", "content": answer.text}]
-            ids = chat_template.encode(self.words, talk, marks=self.marks)[0]
+            messages = [*question.prompt, {"role": "assistant", "content": answer.text}]
+            ids = chat_template.encode(self.tokenizer, messages, special=self.special_tokens)[0]
             rows.append(ids[-self.model.config.block_size :].tolist())
-        made = np.zeros(len(rows), np.float32)
+        rewards = np.zeros(len(rows), np.float32)
         order = np.argsort([len(row) for row in rows], kind="stable")
-        size = min(AT_ONCE, rows_at_once(self.model.config, max(map(len, rows))))
+        size = min(MAX_ROWS, rows_at_once(self.model.config, max(map(len, rows))))
         for first in range(0, len(order), size):
             which = order[first : first + size]
             with autocast(self.dtype, self.dist.device):
                 reward_B = self.model(*pad_rows([rows[i] for i in which], self.dist.device))
-            made[which] = reward_B.cpu().numpy()
-        return made
+            rewards[which] = reward_B.cpu().numpy()
+        return rewards
 
 
 class CommandScorer:
-    """A program of the user's: it reads a line of JSON for each answer, with `messages`, `answer`, `ended` and, where
-    the data have one, `reference`, and prints a number for each, in their order."""
+    """A user's command: it reads a line of JSON per completion and prints a number for each, in the same order.
+
+    Each line has `messages`, `answer`, `ended` and `reference`, which is null if the data have no answer.
+    """
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.again = f"; `bardlet resume RUN --reward '{command}'` goes on from the last checkpoint, if there is one"
+        self.hint = f"; fix it, then continue a saved run: `bardlet resume RUN --reward {shlex.quote(command)}`"
 
     def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
-        """The numbers. BardletError where the program fails, or prints something else."""
+        """Return the printed numbers. Raise BardletError if the command fails or prints anything else."""
         lines = [json.dumps({"messages": question.prompt, "answer": answer.text, "ended": answer.ended,
                              "reference": question.answer}, ensure_ascii=False)
                  for question, answer in zip(questions, answers, strict=True)]
-        # a session of its own: Ctrl-C is for the run, which ends when this is done
-        done = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
-                              encoding="utf-8", errors="replace", start_new_session=True)
-        if done.returncode:
-            said = " / ".join(done.stderr.strip().splitlines()[-LINES:])[-400:] or "nothing"
-            raise BardletError(f"--reward '{self.command}': ended with {done.returncode} and said: {said}{self.again}")
-        words = done.stdout.split()
+        # its own session, so that Ctrl-C reaches only the run, which stops after this call
+        process = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
+                                 encoding="utf-8", errors="replace", start_new_session=True)
+        if process.returncode:
+            stderr = " / ".join(process.stderr.strip().splitlines()[-STDERR_LINES:])[-400:] or "(empty)"
+            raise self._error(f"failed with exit code {process.returncode}, stderr: {stderr}")
         try:
-            made = np.array([float(word) for word in words], np.float32)
+            rewards = np.array([float(text) for text in process.stdout.split()], np.float32)
         except ValueError as error:
-            raise BardletError(f"--reward '{self.command}': printed what is no number ({error}){self.again}") from None
-        if len(made) != len(lines) or not np.isfinite(made).all():
-            what = f"{len(made)} numbers" if len(made) != len(lines) else "a number that is not finite"
-            raise BardletError(f"--reward '{self.command}': printed {what} for {len(lines)} answers; print one for "
-                               f"each line that it reads{self.again}")
-        return made
+            raise self._error(f"printed something other than numbers ({error})") from None
+        if len(rewards) != len(lines) or not np.isfinite(rewards).all():
+            count = f"{len(rewards)} numbers" if len(rewards) != len(lines) else "a number that is not finite"
+            raise self._error(f"printed {count} for {len(lines)} completions, instead of a number for each line")
+        return rewards
+
+    def _error(self, message: str) -> BardletError:
+        return BardletError(f"--reward {shlex.quote(self.command)}: {message}{self.hint}")
 
 
-def named(config: RolloutConfig) -> str | None:
-    """The program that --reward names, if it names one. BardletError for a reward that is not there."""
+def find_command(config: RolloutConfig) -> str | None:
+    """Return the command of --reward, or None for another kind of reward. Raise BardletError if it does not exist."""
     if config.reward is None:
-        raise BardletError("say what an answer is worth: --reward exact, a run folder of `bardlet reward`, or a "
-                           "command")
+        raise BardletError("choose a reward: --reward exact, a run folder of `bardlet reward`, or a command")
     if not is_command(config.reward):
         return None
     try:
         program = (shlex.split(config.reward) or [""])[0]
     except ValueError as error:
-        raise BardletError(f"--reward {config.reward}: {str(error).lower()}; close what was opened") from None
+        raise BardletError(f"--reward {config.reward}: {str(error).lower()}; fix the quoting") from None
     if shutil.which(program) is None:
         if Path(program).is_file():
-            raise BardletError(f"--reward {config.reward}: is a file, and no program; if it is one of Python, say "
-                               f"--reward 'python {config.reward}'")
-        raise BardletError(f"--reward {config.reward}: there is no such folder, and no program {program or 'named'}; "
-                           "say exact, a run folder of `bardlet reward`, or a command")
+            command = shlex.quote(f"python {config.reward}")
+            raise BardletError(f"--reward {config.reward}: the file is not executable; for a Python script use "
+                               f"--reward {command}")
+        raise BardletError(f"--reward {config.reward}: no such folder, and no such program{program and f' {program}'}; "
+                           "use exact, a run folder of `bardlet reward`, or a command")
     return config.reward
 
 
 def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist) -> Scorer:
-    """The reward that --reward names. BardletError for one that is not there, or that these questions do not have."""
-    if program := named(config):
-        return CommandScorer(program)
+    """Return the scorer for --reward. Raise BardletError if it does not exist, or needs answers that are missing."""
+    if command := find_command(config):
+        return CommandScorer(command)
     if config.reward == EXACT:
         if without := sum(question.answer is None for question in questions):
-            raise BardletError(f"--reward exact: {without:,} of {len(questions):,} questions have no answer to compare "
-                               "with; name another reward, or leave these questions out")
+            raise BardletError(f"--reward exact: {without:,} of {len(questions):,} prompts have no reference answer; "
+                               "use another reward, or remove these prompts")
         return exact
     return RewardModelScorer(*hf.read_folder(Path(str(config.reward)), scores=True), dist, config.dtype)

@@ -1,7 +1,7 @@
-"""Reinforcement learning: a model writes answers, hears what they are worth, and learns from them.
+"""Reinforcement learning: sample completions, score them, update the policy.
 
-PPO and GRPO differ in what they make of the rewards (`stages/ppo.py`, `stages/grpo.py`). Here is what they share: the
-rollouts, which are made when the batch of a step asks for them. The reference is the model that the run begins with.
+PPO and GRPO differ in the advantages and the loss (`stages/ppo.py`, `stages/grpo.py`); this module has the shared part.
+A rollout is sampled when a step first asks for one of its batches. The reference is the model of --init.
 """
 
 from __future__ import annotations
@@ -36,208 +36,219 @@ from bardlet.training.state import Objective, Trainer
 log = logging.getLogger("bardlet")
 
 ROLLOUTS = 100
-"""Rollouts of a run where neither --steps nor --minutes says how many."""
+"""Default number of rollouts, without --steps and --minutes."""
 MISSING_EOS_PENALTY = 1.0
-"""What an answer loses, in deviations of the rewards, that a reward model judges and that did not end by itself."""
+"""Penalty for a completion without a stop token, in standard deviations of the reward; with a reward model only."""
 LOW_DIVERSITY = 1e-6
-"""Rewards that differ by less, as a share of their size, are the same."""
+"""Rewards count as equal if their standard deviation is at most this fraction of max(1, |mean|)."""
 EVAL_PROMPTS = 256
-"""Held-out questions that are asked at most, evenly spread."""
+"""Held-out prompts of an evaluation, at most, evenly spread."""
 SAMPLES = 4
-"""Of them on its card."""
+"""Held-out prompts in the sample of a finished run."""
 
 C = TypeVar("C", bound=RolloutConfig)
 
 
 class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
-    """What PPO and GRPO share: questions, rollouts and rewards."""
+    """Base class of PPO and GRPO: prompts, rollouts and rewards."""
 
-    material = "questions"
-    unit = "answer tokens"
+    material = "prompts"
+    unit = "completion tokens"
     template = "rollouts"
     record_class = RolloutsRecord
     loss_is_telling = False
+    validation_label = "held-out reward"
     actor: Actor
-    """Who writes the answers."""
+    """Samples and scores completions."""
     model: Any
-    """What is trained, as `actor` made it of the policy."""
+    """The trained module, built from the policy by `build_policy`."""
 
     # ------------------------------------------------------------------------ the algorithm
 
     @abstractmethod
     def build_policy(self, policy: Any) -> Any:
-        """What is trained, of the policy."""
+        """Return the module to train, which contains the policy."""
 
     @abstractmethod
-    def compute_advantages(self, model: Any, batch: Batch, reward_A: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
-        """What a batch of a rollout has besides its tokens and their probabilities.
+    def compute_advantages(self, model: Any, batch: Batch, reward_A: torch.Tensor,
+                           beta: float) -> dict[str, torch.Tensor]:
+        """Return the advantages of a rollout batch, with anything else that the loss needs.
 
         Args:
-            model: what is trained.
-            batch: `idx`, `target` (A, T) int64; where they are needed `old`, `reference` (A, T) float32.
-            reward_A: (A,) float32; the answers to one question stand behind each other.
-            beta: what each nat between policy and reference costs.
+            model: the trained module.
+            batch: `idx`, `target` (A, T) int64; if needed `old`, `reference` (A, T) float32.
+            reward_A: (A,) float32; completions of the same prompt are adjacent.
+            beta: KL coefficient, per nat.
         """
 
     @abstractmethod
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """The loss of a batch, summed over the tokens of the answers."""
+        """Return the loss of a batch, summed over completion tokens."""
 
-    def compares_with_reference(self) -> bool:
-        """Whether the reference's log p is part of what is learned."""
+    def uses_reference(self) -> bool:
+        """Return True if training needs the reference's log-probabilities."""
         return self.config.beta > 0
 
     def next_beta(self, beta: float, kl: float) -> float:
-        """beta after a rollout whose answers are so far from the reference, in nats of an answer."""
+        """Return the KL coefficient after a rollout with a mean KL of `kl` nats per completion."""
         return beta
 
-    def answers_to_each(self) -> int:
-        """How many answers to one question a rollout has."""
+    def completions_per_prompt(self) -> int:
+        """Return the number of completions that a rollout samples for each prompt."""
         return 1
 
     # ------------------------------------------------------------------------ the stage
 
     def load_data(self) -> Examples:
-        """Find the questions that the settings name."""
-        return records.find(self.config.text, "questions, .jsonl or .json: conversations, or records with `prompt` and "
-                                              "perhaps `answer`")
+        """Find the prompt files named in the settings."""
+        return records.find(self.config.text, "prompts, .jsonl or .json: conversations, or records with `prompt` and "
+                                              "an optional `answer`")
 
     def tokenize(self, tokenizer: Tokenizer | None) -> PromptDataset:
-        """Make tokens of the questions by the tokenizer of the model."""
+        """Tokenize the prompts with the model's tokenizer."""
         if tokenizer is None:
-            raise BardletError("a model that answers already learns from its own answers: name it with --init DIR")
+            raise BardletError("reinforcement learning starts from a chat model; name it with --init DIR")
         return prompts.tokenize_prompts(self.source, tokenizer, self.progress)
 
     def parts(self) -> tuple[Prompts, Prompts]:
-        """(training, held-out) questions that leave room for an answer."""
+        """Return (training, held-out) prompts that leave room for a completion."""
         return prompts.split(self.data, self.config)
 
-    def begin(self, out: str | None, begun: float, run: Path | None = None) -> Trainer:
-        """A run before its first step (`Stage.begin`)."""
-        rewards.named(self.config)  # before the long part
-        return super().begin(out, begun, run)
+    def eval_prompts(self) -> Prompts:
+        """Return the held-out prompts of an evaluation."""
+        return self.parts()[1].evenly_spread(EVAL_PROMPTS)
+
+    def begin(self, out: str | None, started: float, run: Path | None = None) -> Trainer:
+        """Return a trainer before its first step (see `Stage.begin`)."""
+        rewards.find_command(self.config)  # fail before the slow part
+        return super().begin(out, started, run)
 
     def new_record(self, tokenizer: Tokenizer) -> RolloutsRecord:
-        """What run.toml says of the questions."""
-        learned, held = self.parts()
-        there = len(self.data.train) + (len(self.data.val) if self.config.val_part == "val" else 0)
+        """Return the record of a new run, with its statistics of the prompts."""
+        train, validation = self.parts()
+        total = len(self.data.train) + (len(self.data.val) if self.config.val_part == "val" else 0)
         return RolloutsRecord(
-            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
-            tokens=sum(map(len, learned.ids)), minutes=self.config.minutes,
-            left_out=there - len(learned) - len(held))
+            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(train),
+            tokens=sum(map(len, train.ids)), minutes=self.config.minutes,
+            left_out=total - len(train) - len(validation))
 
     def describe_loss(self) -> str:
-        """The validation loss with its units."""
-        return f"{self.record.val_loss:.4f}, which is minus the mean reward of held-out answers"
+        """Return the mean reward of held-out completions: minus the validation loss."""
+        return f"{-self.record.val_loss:z.4f} per completion"
 
     def build_trainer(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
-        """A `Trainer` at step 0 (`Stage.build_trainer`) of the policy `model`, beside its reference and the reward."""
+        """Return a `Trainer` at step 0 for the policy `model`, with its reference and scorer.
+
+        See `Stage.build_trainer`.
+        """
         config, init = self.config, Path(str(self.config.init))
         check_base(config, self.record, hf.weights_hash(init))
         reference = hf.read_folder(init)[0].to(self.dist.device)
-        learned, held = self.parts()
-        reward = rewards.build(config, [*learned.questions, *held.questions], self.dist)
-        if isinstance(reward, rewards.RewardModelScorer):
-            known = hf.weights_hash(Path(str(config.reward)))
-            self.record.reward_hash = self.record.reward_hash or known
-            if self.record.reward_hash != known:
-                raise BardletError(f"{config.reward}: is not the reward model any more that the run began with; "
-                                   "put it back")
-        self.actor = Actor(model, reference, reward, self.data.tokenizer, config, self.dist, self.record)
+        train, validation = self.parts()
+        scorer = rewards.build(config, [*train.questions, *validation.questions], self.dist)
+        if isinstance(scorer, rewards.RewardModelScorer):
+            reward_hash = hf.weights_hash(Path(str(config.reward)))
+            self.record.reward_hash = self.record.reward_hash or reward_hash
+            if self.record.reward_hash != reward_hash:
+                raise BardletError(f"{config.reward}: no longer the reward model that this run started with; "
+                                   "restore the original weights")
+        self.actor = Actor(model, reference, scorer, self.data.tokenizer, config, self.dist, self.record)
         self.model = self.build_policy(model)
         return super().build_trainer(run, self.model, resumed)
 
     def objective(self, config: C) -> Objective:
-        """Batches of the policy's own answers, what the algorithm makes of them, and minus the held-out reward."""
-        learned, held = self.parts()
+        """Return batches of rollouts, the algorithm's loss, and minus the held-out reward as evaluation."""
+        train = self.parts()[0]
         self.actor = replace(self.actor, config=config)
-        rollouts = Rollouts(self, learned)
-        looked_at = held.evenly_spread(EVAL_PROMPTS)
-        self.record.batches = max(1, len(learned) * rollouts.answers * rollouts.period // config.rollout)
+        rollouts = Rollouts(self, train)
+        validation = self.eval_prompts()
+        self.record.batches = max(1, len(train) * rollouts.group * rollouts.period // config.rollout)
 
         def evaluate(_: Any) -> float:
-            if not self.dist.main:  # only rank 0 makes use of it
+            if not self.dist.main:  # only rank 0 uses the result
                 return 0.0
-            return -float(self.actor.evaluate_policy(looked_at)[1].mean())
+            return -float(self.actor.evaluate_policy(validation)[1].mean())
 
-        return Objective(rollouts.batch, self.loss, losses.count_targets, evaluate, rollouts.place, rollouts.widest,
-                         all_logits=True, metadata=lambda: rollouts.facts, stage_state=rollouts, period=rollouts.period)
+        return Objective(rollouts.batch, self.loss, losses.count_targets, evaluate, rollouts.describe_batch,
+                         rollouts.widest, all_logits=True, metadata=lambda: rollouts.metadata, stage_state=rollouts,
+                         period=rollouts.period)
 
     def plan_default(self, trainer: Trainer) -> None:
-        """Plan ROLLOUTS rollouts, where neither --steps nor --minutes says something else."""
+        """Plan ROLLOUTS rollouts if neither --steps nor --minutes is given."""
         if trainer.config.steps is None and trainer.config.minutes is None:
             trainer.state.steps = ROLLOUTS * trainer.objective.period
             trainer.config = replace(trainer.config, steps=trainer.state.steps)
 
     def evaluate_before(self, trainer: Trainer) -> None:
-        """Put on record what the answers of the model are worth before it learns."""
+        """Record the rewards before training: mean and deviation on training prompts, mean on held-out prompts."""
         if self.progress:
-            self.progress("what its answers are worth before", 0, None)
-        learned, held = self.parts()
+            self.progress("reward before training", 0, None)
+        train, validation = self.parts()
 
         def before() -> np.ndarray:
-            worth_A, held_A = (self.actor.evaluate_policy(asked.evenly_spread(EVAL_PROMPTS), heat)[1] for asked, heat in
-                               ((learned, self.config.temperature), (held, None)))
-            deviation = worth_A.std(dtype=np.float64)
-            if deviation <= LOW_DIVERSITY * max(1.0, abs(worth_A.mean())):  # what is left is rounding
+            train_A, validation_A = (
+                self.actor.evaluate_policy(part.evenly_spread(EVAL_PROMPTS), temperature)[1]
+                for part, temperature in ((train, self.config.temperature), (validation, None)))
+            deviation = train_A.std(dtype=np.float64)
+            if deviation <= LOW_DIVERSITY * max(1.0, abs(train_A.mean())):  # only rounding errors
                 deviation = 0.0
-            return np.array([worth_A.mean(), deviation, held_A.mean()], np.float32)
+            return np.array([train_A.mean(), deviation, validation_A.mean()], np.float32)
 
-        mean, deviation, held_mean = map(float, from_main(self.dist, before, 3))
+        mean, deviation, validation_mean = map(float, broadcast_from_main(self.dist, before, 3))
         if not deviation:
-            log.warning("all answers of %s are worth the same, %g: there is nothing to learn from comparing them; "
-                        "fine-tune it first, or give it more --answer-tokens", self.config.init, mean)
-        self.record.update(reward_mean=mean, reward_deviation=deviation or 1.0, reward_before=round(held_mean, 4))
+            log.warning("all completions of %s get the same reward, %g, so there is nothing to learn; fine-tune the "
+                        "model first, or raise --answer-tokens", self.config.init, mean or 0.0)
+        self.record.update(reward_mean=mean, reward_deviation=deviation or 1.0, reward_before=round(validation_mean, 4))
 
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
-        """What a plan says of the questions, and how often the planned steps ask them."""
-        r, c, held = self.record, self.config, len(self.parts()[1])
-        number = self.answers_to_each()
-        each = f"{number} answers to each question, " if number > 1 else ""
-        lines = [f"questions: {r.text}, {r.documents:,} to learn from, {held:,} held out",
-                 f"reward: {c.reward}; {r.reward_before:.4f} on average for held-out answers of {c.init}",
-                 f"rollouts: of {c.rollout} answers of up to {c.answer_tokens} tokens, {each}"
-                 f"{trainer.objective.period} steps each"]
+        """Return (plan summary lines, number of epochs)."""
+        r, c, validation = self.record, self.config, self.parts()[1]
+        group = self.completions_per_prompt()
+        per_prompt = f", {group} per prompt" if group > 1 else ""
+        lines = [f"prompts: {r.text}, {r.documents:,} for training, {len(validation):,} held out",
+                 f"reward: {c.reward}; {c.init} gets {r.reward_before:z.4f} on average on held-out prompts",
+                 f"rollouts: {c.rollout} completions of up to {c.answer_tokens} tokens{per_prompt}; "
+                 f"{trainer.objective.period} steps per rollout"]
         if r.left_out:
-            lines.append(f"left out, too long for the window of {c.block_size} tokens with an answer: "
+            lines.append(f"left out, no room for a completion in the context window of {c.block_size} tokens: "
                          f"{r.left_out:,}")
         return lines, trainer.state.steps / r.batches
 
     def results(self) -> list[str]:
-        """What a finished run has come to, in lines."""
-        worse = "; less than before: a lower --lr and --muon-lr, more --steps or a larger --rollout may help"
+        """Return the result lines of a finished run."""
         r = self.record
-        return [f"held-out questions: a mean reward of {r.reward_before:.4f} before, {r.reward_after:.4f} after; "
-                f"answers are {r.kl:.2f} nats from the model that it began with, {r.ended:.0%} end by themselves, "
-                f"{r.different:.0%} are different ({r.different_before:.0%} before)"
-                + worse * (r.reward_after < r.reward_before)]
+        advice = "; the reward fell: try a lower --lr and --muon-lr, more --steps or a larger --rollout"
+        return [f"reward on {len(self.eval_prompts()):,} held-out prompts: {r.reward_before:z.4f} before, "
+                f"{r.reward_after:z.4f} after" + advice * (r.reward_after < r.reward_before),
+                f"held-out completions: KL {r.kl:z.2f} nats from {self.config.init}; {r.ended:.0%} end with a stop "
+                f"token; {r.different:.0%} are distinct, {r.different_before:.0%} before"]
 
     def measure(self, trainer: Trainer) -> str:
-        """Put on record what held-out answers show, before and after, and draw the curves; return some of them."""
+        """Record statistics of held-out completions before and after, draw the curves and return some of them."""
         plots.reward_curve(trainer.run, card.title(trainer.run, self.record))
-        asked = self.parts()[1].evenly_spread(EVAL_PROMPTS)
-        alone = Dist(0, 1, trainer.dist.device)  # the other processes have left
+        validation = self.eval_prompts()
+        alone = Dist(0, 1, trainer.dist.device)  # the other ranks have exited
         policy = hf.read_folder(trainer.run)[0].to(trainer.dist.device)
         before, after = (replace(self.actor, policy=model, dist=alone) for model in (self.actor.reference, policy))
         answers = []
-        for when, player in (("_before", before), ("", after)):  # drawn: the likeliest answers say nothing of these
-            made, worth_A = player.evaluate_policy(asked, self.config.temperature)
-            found = rollout.rollout_stats(made, worth_A)
-            self.record.update(**{f"different{when}": round(found.different, 4),
-                                  f"distinct{when}": round(found.distinct, 4),
-                                  f"sampled{when or '_after'}": round(found.reward, 4)})
-            answers.append(made.answers)
-        self.record.update(reward_after=round(-self.record.val_loss, 4), kl=round(after.kl(made), 4),
-                           ended=round(found.ended, 4), answer_length=round(found.tokens, 2))
-        every = max(1, len(asked) // SAMPLES)
+        for suffix, actor in (("_before", before), ("", after)):  # sampled: greedy completions show no diversity
+            completions, reward_A = actor.evaluate_policy(validation, self.config.temperature)
+            stats = rollout.rollout_stats(completions, reward_A)
+            self.record.update(**{f"different{suffix}": round(stats.different, 4),
+                                  f"distinct{suffix}": round(stats.distinct, 4),
+                                  f"sampled{suffix or '_after'}": round(stats.reward, 4)})
+            answers.append(completions.answers)
+        self.record.update(reward_after=round(-self.record.val_loss, 4), kl=round(after.kl(completions), 4),
+                           ended=round(stats.ended, 4), answer_length=round(stats.tokens, 2))
+        every = max(1, len(validation) // SAMPLES)
         decode = self.data.tokenizer.decode
-        return "\n\n".join(f"{decode(ids.tolist())}\n  before: {one.text}\n  after:  {other.text}"
-                           for ids, one, other in list(zip(asked.ids, *answers, strict=True))[::every][:SAMPLES])
+        return "\n\n".join(f"{decode(ids.tolist())}\n  before: {old.text}\n  after:  {new.text}"
+                           for ids, old, new in list(zip(validation.ids, *answers, strict=True))[::every][:SAMPLES])
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A policy, its reference, and what answers are worth: it writes answers and says what they show."""
+    """A policy with its reference and scorer: samples completions, scores them and measures their KL."""
 
     policy: Any
     reference: Any
@@ -247,123 +258,127 @@ class Actor:
     dist: Dist
     record: RolloutsRecord
 
-    def sample(self, asked: Prompts, which: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
-        """Answers to the prompts `which`, a function of (seed, number); each process of `dist` writes its share."""
+    def sample(self, prompts: Prompts, which: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
+        """Sample completions of the prompts `which`, a pure function of (seed, number); each rank samples its share."""
         seeds = [_seed(self.config.seed, number, i) for i in range(len(which))]
-        return rollout.sample_rollout(self.policy, self.tokenizer, asked, which.tolist(), seeds, self.config, dist, temperature)
+        return rollout.sample_rollout(self.policy, self.tokenizer, prompts, which.tolist(), seeds, self.config, dist,
+                                      temperature)
 
-    def score(self, made: Rollout) -> np.ndarray:
-        """What the answers are worth, (A,) float32, as the reward says it."""
-        return self.reward(made.questions, made.answers)
+    def score(self, completions: Rollout) -> np.ndarray:
+        """Return the scorer's raw rewards: (A,) float32."""
+        return self.reward(completions.questions, completions.answers)
 
-    def normalize_rewards(self, made: Rollout, worth_A: np.ndarray) -> np.ndarray:
-        """The rewards that are learned from, (A,) float32: in deviations of those of the reference's answers, and from
-        their mean; less UNENDED where a reward model judges and an answer did not end. `exact` stays 0 and 1."""
+    def normalize_rewards(self, completions: Rollout, reward_A: np.ndarray) -> np.ndarray:
+        """Return the rewards to train on, (A,) float32: standardized with the reference's mean and deviation.
+
+        A reward model's reward also gets MISSING_EOS_PENALTY where a completion did not end. `exact` stays 0 and 1.
+        """
         if self.config.reward == EXACT:
-            return worth_A
-        found_A = (worth_A - self.record.reward_mean) / self.record.reward_deviation
+            return reward_A
+        normalized_A = (reward_A - self.record.reward_mean) / self.record.reward_deviation
         if isinstance(self.reward, rewards.RewardModelScorer):
-            found_A = found_A - MISSING_EOS_PENALTY * np.array([not answer.ended for answer in made.answers])
-        return found_A.astype(np.float32)
+            unended_A = np.array([not answer.ended for answer in completions.answers])
+            normalized_A = normalized_A - MISSING_EOS_PENALTY * unended_A
+        return normalized_A.astype(np.float32)
 
-    def log_probability(self, model: Any, made: Rollout) -> torch.Tensor:
-        """log p of what was written, by the policy or the reference: (A, T) float32."""
-        return rollout.log_probability(model, made, self.config, self.dist)
+    def log_probability(self, model: Any, completions: Rollout) -> torch.Tensor:
+        """Return log p of the completion tokens under the policy or the reference: (A, T) float32."""
+        return rollout.log_probability(model, completions, self.config, self.dist)
 
-    def kl(self, made: Rollout) -> float:
-        """Nats of an answer by which the policy left its reference, as these answers tell it."""
-        one_AT, other_AT = (self.log_probability(model, made) for model in (self.policy, self.reference))
-        return (one_AT - other_AT).sum(1).mean().item()
+    def kl(self, completions: Rollout) -> float:
+        """Estimate KL(policy || reference) from the policy's completions, in nats per completion."""
+        policy_AT, reference_AT = (self.log_probability(model, completions) for model in (self.policy, self.reference))
+        return (policy_AT - reference_AT).sum(1).mean().item()
 
-    def evaluate_policy(self, held: Prompts, temperature: float | None = None) -> tuple[Rollout, np.ndarray]:
-        """(an answer to each of the held-out prompts, what they are worth (A,)), always by the same random numbers.
+    def evaluate_policy(self, prompts: Prompts, temperature: float | None = None) -> tuple[Rollout, np.ndarray]:
+        """Return (a completion of each prompt, their rewards (A,)), always with the same random numbers.
 
-        With --reward exact the likeliest answers, where no temperature is given. By this process alone: others may not
-        be there.
+        temperature: None: greedy with --reward exact, else --temperature. Runs on this rank alone: others may have
+        exited.
         """
         if temperature is None:
             temperature = 0.0 if self.config.reward == EXACT else self.config.temperature
-        made = self.sample(held, np.arange(len(held)), -1, temperature, Dist(0, 1, self.dist.device))
-        return made, self.score(made)
+        completions = self.sample(prompts, np.arange(len(prompts)), -1, temperature, Dist(0, 1, self.dist.device))
+        return completions, self.score(completions)
 
 
 def _seed(seed: int, number: int, row: int) -> int:
-    """That of an answer: far from all others."""
-    words = np.random.SeedSequence([seed, number + 1, row]).generate_state(1, np.uint64)
-    return int(words[0] >> 1)
+    """Return the seed of a completion, independent of all others."""
+    state = np.random.SeedSequence([seed, number + 1, row]).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
 
 
-def from_main(dist: Dist, what: Callable[[], np.ndarray], size: int) -> np.ndarray:
-    """What rank 0 finds, `size` numbers, in each process: (size,) float32."""
-    found = torch.from_numpy(what()) if dist.main else torch.zeros(size)
-    return dist.sum(found.to(dist.device)).cpu().numpy()
+def broadcast_from_main(dist: Dist, compute: Callable[[], np.ndarray], size: int) -> np.ndarray:
+    """Run `compute` on rank 0 and return its `size` numbers on every rank: (size,) float32."""
+    values = torch.from_numpy(compute()) if dist.main else torch.zeros(size)
+    return dist.sum(values.to(dist.device)).cpu().numpy()
 
 
 class Rollouts:
-    """The rollouts of a run as batches, one after the other; a checkpoint keeps what `StageState` asks for."""
+    """The rollouts of a run, in batches. Checkpoints save it as a `StageState`."""
 
-    def __init__(self, stage: RL[Any], learned: Prompts) -> None:
+    def __init__(self, stage: RL[Any], train: Prompts) -> None:
         config = stage.config
-        self.stage, self.actor, self.learned, self.config = stage, stage.actor, learned, config
-        self.updates = config.rollout // (config.batch_size * config.grad_accum)  # of a pass
-        self.period = self.updates * config.passes  # steps that learn from one rollout
-        self.answers = stage.answers_to_each()
+        self.stage, self.actor, self.prompts, self.config = stage, stage.actor, train, config
+        self.updates = config.rollout // (config.batch_size * config.grad_accum)  # per pass
+        self.period = self.updates * config.passes  # steps per rollout
+        self.group = stage.completions_per_prompt()
         self.load({})
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The rollout that is being learned from, and beta."""
-        facts = {f"fact/{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.facts.items()}
+        """Return the current rollout, its metadata and beta."""
+        metadata = {f"fact/{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.metadata.items()}
         number, beta = torch.tensor(self.number), torch.tensor(self.beta, dtype=torch.float64)
-        return {**self.rows, **facts, "number": number, "beta": beta}
+        return {**self.rows, **metadata, "number": number, "beta": beta}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on with what `tensors` gave; from nothing, begin."""
+        """Restore the state that `tensors` returned; an empty dict is the initial state."""
         rest = dict(tensors)
         self.number = int(rest.pop("number", torch.tensor(-1)))
         self.beta = float(rest.pop("beta", torch.tensor(self.config.beta, dtype=torch.float64)))
-        self.facts = {name[5:]: float(rest.pop(name)) for name in tensors if name.startswith("fact/")}
+        self.metadata = {name[5:]: float(rest.pop(name)) for name in tensors if name.startswith("fact/")}
         self.rows = rest
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: some answers of its rollout, each once in a pass. A rollout's first batch makes it."""
+        """Return the batch of a step; each pass has every completion once. Samples a new rollout when one is due."""
         number, within = divmod(step, self.period)
         if number != self.number:
-            self.number, self.rows = number, self.rolled_out(number)
-        a_pass, place = divmod(within, self.updates)
-        random = np.random.default_rng([self.config.seed % 2**64, number, a_pass])
-        which = random.permutation(self.config.rollout).reshape(self.updates, -1)[place]
+            self.number, self.rows = number, self.sample(number)
+        pass_number, update = divmod(within, self.updates)
+        random = np.random.default_rng([self.config.seed % 2**64, number, pass_number])
+        which = random.permutation(self.config.rollout).reshape(self.updates, -1)[update]
         return {name: x[torch.from_numpy(which)] for name, x in self.rows.items()}
 
-    def rolled_out(self, number: int) -> Batch:
-        """The answers of rollout `number` from 0 on, with all that is learned from them: rows of a batch."""
+    def sample(self, number: int) -> Batch:
+        """Sample rollout `number`, from 0 on, and return its batch with rewards and advantages."""
         config, actor = self.config, self.actor
-        questions = prompts.sample_prompts(number, config.rollout // self.answers, len(self.learned), config.seed)
-        made = actor.sample(self.learned, questions.repeat(self.answers), number, config.temperature, actor.dist)
-        # one process asks: a program may be dear, and all have to hear the same
-        worth_A = from_main(actor.dist, lambda: actor.score(made), len(made.answers))
-        batch = {"idx": made.idx_AT, "target": made.target_AT}
-        compared = self.stage.compares_with_reference()
-        if compared or self.period > 1:  # who learns once from a rollout is still the one that wrote it
-            batch["old"] = actor.log_probability(actor.policy, made)
-        if compared:
-            batch["reference"] = actor.log_probability(actor.reference, made)
+        which = prompts.sample_prompts(number, config.rollout // self.group, len(self.prompts), config.seed)
+        completions = actor.sample(self.prompts, which.repeat(self.group), number, config.temperature, actor.dist)
+        # rank 0 scores for all: a command may be slow, and all ranks need the same rewards
+        reward_A = broadcast_from_main(actor.dist, lambda: actor.score(completions), len(completions.answers))
+        batch = {"idx": completions.idx_AT, "target": completions.target_AT}
+        uses_reference = self.stage.uses_reference()
+        if uses_reference or self.period > 1:  # with one step per rollout, the policy is the one that sampled it
+            batch["old"] = actor.log_probability(actor.policy, completions)
+        if uses_reference:
+            batch["reference"] = actor.log_probability(actor.reference, completions)
             kl = (batch["old"] - batch["reference"]).sum(1).mean().item()
-        else:  # it is told, and no more: one answer to each question is enough
-            kl = actor.kl(made.part(slice(None, None, self.answers)))
-        found = rollout.rollout_stats(made, worth_A)
+        else:  # only logged, so one completion per prompt is enough
+            kl = actor.kl(completions.part(slice(None, None, self.group)))
+        stats = rollout.rollout_stats(completions, reward_A)
         self.beta = self.stage.next_beta(self.beta, kl)
-        self.facts = {"reward": found.reward, "kl": kl, "answer_tokens": found.tokens, "ended": found.ended,
-                      "different": found.different, "beta": self.beta}
-        reward_A = torch.from_numpy(actor.normalize_rewards(made, worth_A))
-        return {**batch, **self.stage.compute_advantages(self.stage.model, batch, reward_A, self.beta)}
+        self.metadata = {"reward": stats.reward, "kl": kl, "answer_tokens": stats.tokens, "ended": stats.ended,
+                         "different": stats.different, "beta": self.beta}
+        normalized_A = torch.from_numpy(actor.normalize_rewards(completions, reward_A))
+        return {**batch, **self.stage.compute_advantages(self.stage.model, batch, normalized_A, self.beta)}
 
     def widest(self) -> Batch:
-        """A batch as large as any could be: an answer in every place."""
+        """Return a batch of the largest possible size: a target at every position."""
         size = (self.config.batch_size * self.config.grad_accum, self.config.block_size)
         ids, ones = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
         return {"idx": ids, "target": ids, **dict.fromkeys(("old", "reference", "advantage", "value", "return"), ones)}
 
-    def place(self, step: int) -> str:
-        """Where the batch of a step lies, in words."""
+    def describe_batch(self, step: int) -> str:
+        """Return the rollout and update number of a step, as text."""
         number, within = divmod(step, self.period)
         return f"update {within + 1} of rollout {number + 1}"

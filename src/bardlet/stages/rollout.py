@@ -1,6 +1,6 @@
-"""A model writes answers, with its cache of keys and values; how likely each token was, and what the answers show.
+"""Rollouts: sample completions with a KV cache, compute their log-probabilities and statistics.
 
-A answers, T positions. The rows of a rollout are padded on the right.
+A completions, T positions. The rows of a rollout are padded on the right.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs
 from bardlet.training.losses import IGNORE
 
-AT_ONCE, CACHE = 64, 2**31
-"""Answers that are written at once, at most, and bytes of their keys and values."""
+MAX_ROWS, MAX_CACHE_BYTES = 64, 2**31
+"""Completions sampled in one batch, at most, and the size of their KV cache."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Answers to questions, and as what a model sees and what it wrote: `idx_AT` int64, questions and answers;
-    `target_AT` int64, the token after each where it is one of the answer, else IGNORE."""
+    """Completions of prompts, as text and as tensors.
+
+    idx_AT: int64, prompts and completions. target_AT: int64, the next token where it belongs to the completion, else
+    IGNORE.
+    """
 
     questions: list[Question]
     answers: list[Answer]
@@ -44,60 +47,62 @@ class Rollout:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Tokens of each answer, with the one that ends it: (A,) int64."""
+        """Tokens per completion, with its stop token: (A,) int64."""
         return (self.target_AT != IGNORE).sum(1)
 
     def part(self, which: slice) -> Rollout:
-        """The answers of a slice."""
+        """Return the completions of a slice."""
         return Rollout(self.questions[which], self.answers[which], self.idx_AT[which], self.target_AT[which])
 
 
 def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, which: Sequence[int], seeds: Sequence[int],
-          config: RolloutConfig, dist: Dist, temperature: float) -> Rollout:
-    """An answer to each of the prompts `which`, of up to --answer-tokens; each process writes its share of them.
+                   config: RolloutConfig, dist: Dist, temperature: float) -> Rollout:
+    """Sample a completion of up to --answer-tokens for each of the prompts `which`; each rank samples its share.
 
     Args:
-        policy: gpt2 or qwen3. seeds: one for each answer, which then does not depend on those beside it.
+        policy: gpt2 or qwen3.
+        seeds: a seed per completion, which makes it independent of the rest of its batch.
     """
     rows = [prompts.ids[i] for i in which]
     mine = range(len(rows))[dist.rows(len(rows))] if len(rows) % dist.world == 0 else range(len(rows))
-    order = sorted(mine, key=lambda i: len(rows[i]))  # rows of one batch have similar lengths
+    order = sorted(mine, key=lambda i: len(rows[i]))  # similar lengths in a batch need little padding
     size = rows_at_once(policy.config, max(map(len, rows)) + config.answer_tokens)
     batches = [order[first : first + size] for first in range(0, len(order), size)]
     stops = inference_answers.stop_ids(tokenizer)
 
-    def written(batch: Sequence[int]) -> list[list[int]]:
+    def sample(batch: Sequence[int]) -> list[list[int]]:
         return generate.generate(policy, [rows[i].tolist() for i in batch], config.answer_tokens, stop_ids=stops,
                                  temperature=temperature, seed=[seeds[i] for i in batch])  # fmt: skip
 
     width = max(map(len, rows)) + config.answer_tokens
-    made = torch.full((len(rows), width), -1, dtype=torch.int64)  # -1: nothing was written there
+    tokens_AT = torch.full((len(rows), width), -1, dtype=torch.int64)  # -1: not a completion token
     with generate.eval_mode(policy), compiler.eager(policy):
-        for batch, new in zip(batches, threads.run_in_threads(written, batches, dist.device), strict=True):
-            for i, ids in zip(batch, new, strict=True):
-                made[i, len(rows[i]) : len(rows[i]) + len(ids)] = torch.tensor(ids)
+        for batch, completions in zip(batches, threads.run_in_threads(sample, batches, dist.device), strict=True):
+            for i, ids in zip(batch, completions, strict=True):
+                tokens_AT[i, len(rows[i]) : len(rows[i]) + len(ids)] = torch.tensor(ids)
     if len(mine) < len(rows):
-        made = (dist.sum((made + 1).to(dist.device)) - 1).cpu()
-    return _rollout([prompts.questions[i] for i in which], rows, made, tokenizer)
+        tokens_AT = (dist.sum((tokens_AT + 1).to(dist.device)) - 1).cpu()
+    return _rollout([prompts.questions[i] for i in which], rows, tokens_AT, tokenizer)
 
 
 def rows_at_once(shape: ModelConfig, length: int) -> int:
-    """How many answers are written at once whose rows have up to `length` tokens: their cache fits into CACHE bytes."""
+    """Return how many rows of up to `length` tokens to sample in a batch: their KV cache fits into MAX_CACHE_BYTES."""
     row = 4 * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * min(length, shape.block_size)  # float32, k and v
-    return max(1, min(AT_ONCE, CACHE // row))
+    return max(1, min(MAX_ROWS, MAX_CACHE_BYTES // row))
 
 
-def _rollout(questions: list[Question], rows: Sequence[np.ndarray], made_AT: torch.Tensor, tokenizer: Tokenizer) -> Rollout:
-    """From the questions' ids and what was written behind them, -1 where nothing was."""
+def _rollout(questions: list[Question], rows: Sequence[np.ndarray], tokens_AT: torch.Tensor,
+             tokenizer: Tokenizer) -> Rollout:
+    """Build a rollout from the prompts' ids and the completion tokens after them, -1 elsewhere."""
     answers, ends = [], {chat_template.special_id(tokenizer, "end"), tokenizer.eos_id}
-    for ids in made_AT:
-        new = ids[ids >= 0].tolist()
-        known = [token for token in new if token < tokenizer.vocab_size]  # spare rows of the head mean nothing
-        ended = bool(new) and new[-1] in ends
+    for ids in tokens_AT:
+        completion = ids[ids >= 0].tolist()
+        known = [token for token in completion if token < tokenizer.vocab_size]  # the head may have padding rows
+        ended = bool(completion) and completion[-1] in ends
         answers.append(Answer(tokenizer.decode(known, skip_special=True).strip(), ended))
-    width = int((made_AT >= 0).any(0).nonzero().max()) + 1
-    target_AT = torch.where(made_AT[:, 1:width] >= 0, made_AT[:, 1:width], IGNORE)
-    idx_AT = made_AT[:, : width - 1].clamp_min(0)  # what is written last is predicted, and not read
+    width = int((tokens_AT >= 0).any(0).nonzero().max()) + 1
+    target_AT = torch.where(tokens_AT[:, 1:width] >= 0, tokens_AT[:, 1:width], IGNORE)
+    idx_AT = tokens_AT[:, : width - 1].clamp_min(0)  # the last token is a target only
     for i, row in enumerate(rows):
         idx_AT[i, : len(row)] = torch.from_numpy(row)
     return Rollout(questions, answers, idx_AT, target_AT)
@@ -105,26 +110,29 @@ def _rollout(questions: list[Question], rows: Sequence[np.ndarray], made_AT: tor
 
 @torch.no_grad()
 def log_probability(model: Any, rollout: Rollout, config: RolloutConfig, dist: Dist) -> torch.Tensor:
-    """log p of what was written, at the temperature at which it was: (A, T) float32 on the CPU, 0 elsewhere."""
-    made = torch.zeros(rollout.idx_AT.shape)
+    """Return log p of the completion tokens at the sampling temperature: (A, T) float32 on the CPU, 0 elsewhere."""
+    logp_AT = torch.zeros(rollout.idx_AT.shape)
     with generate.eval_mode(model), compiler.eager(model):
         for rows in slices(rollout, metrics.rows_at_once(model.config, rollout.idx_AT.shape[1])):
             idx, target = (dist.to_device(x[rows]) for x in (rollout.idx_AT, rollout.target_AT))
             with autocast(config.dtype, dist.device):
-                made[rows] = logprobs.log_probability(model, idx, target, config.temperature).cpu()
-    return made
+                logp_AT[rows] = logprobs.log_probability(model, idx, target, config.temperature).cpu()
+    return logp_AT
 
 
 def slices(rollout: Rollout, size: int) -> Iterator[slice]:
-    """The rows of a rollout, so many at once."""
+    """Yield slices of `size` rows that cover a rollout."""
     for first in range(0, len(rollout.answers), size):
         yield slice(first, first + size)
 
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """What answers show, on average. tokens: of an answer; ended: the share that ended by themselves; different: that
-    of different answers; distinct: of different pairs of words (Li et al. 2016, *A Diversity-Promoting Objective*).
+    """Statistics of a rollout.
+
+    reward, tokens: means per completion. ended: share that ended with a stop token. different: distinct completions as
+    a share of all. distinct: distinct bigrams of words as a share of all (Li et al. 2016, *A Diversity-Promoting
+    Objective Function*).
     """
 
     reward: float
@@ -135,7 +143,7 @@ class RolloutStats:
 
 
 def rollout_stats(rollout: Rollout, reward_A: np.ndarray) -> RolloutStats:
-    """What the answers of a rollout show."""
+    """Return the statistics of a rollout."""
     texts = [answer.text for answer in rollout.answers]
     return RolloutStats(float(reward_A.mean()), rollout.lengths.double().mean().item(),
                  sum(answer.ended for answer in rollout.answers) / len(texts),

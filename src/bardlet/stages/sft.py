@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: a base learns to answer.
+"""Supervised fine-tuning: teach a base model to answer.
 
-Conversations are written by the one chat template, and the loss is taken on the words of the answers and the token that
-ends each. Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 1.
+Conversations are formatted with bardlet's chat template; the loss covers the assistant's tokens and the token that ends
+each answer. Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from bardlet.config.finetuning import SFTConfig
 from bardlet.data import batch, chat_template, records, shards
-from bardlet.data.corpus import cache_folder, development_begins
+from bardlet.data.corpus import cache_folder, dev_split_start
 from bardlet.data.packing import PARTS, ChatBatches, TokenizedChats
 from bardlet.data.records import Examples
 from bardlet.data.shards import Progress
@@ -34,13 +34,13 @@ from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
 VERSION = 4
-ASKED, SHOWN = 50, 3
-"""Held-out conversations, evenly spread, whose first answer a finished run gives; and those on its card."""
+EVAL_PROMPTS, SAMPLES = 50, 3
+"""Held-out conversations, evenly spread, whose first answer a finished run generates, and how many its sample has."""
 
 
 @dataclass(frozen=True)
 class ChatDataset:
-    """Conversations as tokens. leaked: the share of those held out that are in the training part word for word."""
+    """Tokenized conversations. leaked: share of held-out conversations that are also in the training part."""
 
     train: TokenizedChats
     val: TokenizedChats
@@ -58,112 +58,115 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
     epochs = 3
 
     def load_data(self) -> Examples:
-        """Find the conversations that the settings name."""
-        return records.find(self.config.text, "conversations behind the base, .jsonl or .json, with `messages`, or "
-                                              "`instruction` and `output`")
+        """Find the conversation files named in the settings."""
+        return records.find(self.config.text, "conversations after the base model, .jsonl or .json, with `messages`, "
+                                              "or `instruction` and `output`")
 
     def tokenize(self, tokenizer: Tokenizer | None) -> ChatDataset:
-        """Make tokens of the conversations by the tokenizer of the base; rank 0 writes them, the others read."""
+        """Tokenize the conversations with the base model's tokenizer; rank 0 writes, the other ranks read."""
         if tokenizer is None:
-            raise BardletError("conversations are learned by a model that has read text before: name it with "
-                               "--init DIR")
-        found = self.source
-        key = hashlib.sha256(f"{found.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
-        folder = cache_folder() / "tokens" / f"{found.name[:60]}-chat-{key[:16]}"
+            raise BardletError("fine-tuning starts from a pretrained model; name it with --init DIR")
+        source = self.source
+        key = hashlib.sha256(f"{source.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
+        folder = cache_folder() / "tokens" / f"{source.name[:60]}-chat-{key[:16]}"
         with self.dist.main_first():
-            return shards.build_or_read(folder, lambda whole: _build(found, tokenizer, whole, self.progress),
-                                 lambda made: _open(made, tokenizer))
+            return shards.build_or_read(folder, lambda folder: _build(source, tokenizer, folder, self.progress),
+                                        lambda folder: _open(folder, tokenizer))
 
     def parts(self) -> tuple[TokenizedChats, TokenizedChats]:
-        """(training, held-out) conversations. The development split is the last tenth of the training part."""
+        """Return (training, held-out) conversations. The development split is the last tenth of the training part."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
-        cut = development_begins(len(self.data.train))
+        cut = dev_split_start(len(self.data.train))
         return self.data.train.part(slice(cut)), self.data.train.part(slice(cut, None))
 
     def objective(self, config: SFTConfig) -> Objective:
-        """Rows of conversations, the loss on their answers, and that of the held-out ones as evaluation."""
-        learned, held = self.parts()
+        """Return packed rows, the loss on the answers, and the same loss on held-out conversations as evaluation."""
+        train, validation = self.parts()
         pad = int(self.data.tokenizer.pad_id or 0)
-        batches = ChatBatches(learned, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
+        batches = ChatBatches(train, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
                               config.grad_accum * self.dist.world, config.pack)
-        look_at = validation_batches(held, config, pad)
-        for some, what in ((batches.number_of_rows, "conversation"), (look_at, "held-out conversation")):
-            if not some:
-                raise BardletError(f"{self.record.text}: no {what} has an answer that ends within the window of "
-                                   f"{config.block_size} tokens; take a larger --block-size, or a base with a longer "
-                                   "window")
-        self.record.val_tokens = sum(map(losses.count_targets, look_at))
-        self.record.val_tokens_of = int(held.answer.sum())
-        fit = batches.fitted
-        self.record.update(batches=batches.batches_per_epoch, cut=fit.cut, left_out=fit.left_out,
-                           unanswered=fit.unanswered)
+        eval_batches = validation_batches(validation, config, pad)
+        for nonempty, name in ((batches.number_of_rows, "conversation"), (eval_batches, "held-out conversation")):
+            if not nonempty:
+                raise BardletError(f"{self.record.text}: no {name} has an answer that ends within the context window "
+                                   f"of {config.block_size} tokens; use a larger --block-size, or a base model with a "
+                                   "longer window")
+        self.record.val_tokens = sum(map(losses.count_targets, eval_batches))
+        self.record.val_tokens_of = int(validation.answer.sum())
+        fitted = batches.fitted
+        self.record.update(batches=batches.batches_per_epoch, cut=fitted.cut, left_out=fitted.left_out,
+                           unanswered=fitted.unanswered)
 
         def validation_loss(model: Any) -> float:
             rows = self.record.evaluation_rows or metrics.rows_at_once(model.config, config.block_size)
-            return metrics.mean_loss(model, look_at, self.dist.device, config.dtype, rows, losses.completion_loss)
+            return metrics.mean_loss(model, eval_batches, self.dist.device, config.dtype, rows, losses.completion_loss)
 
-        return Objective(batches.batch, losses.completion_loss, losses.count_targets, validation_loss, batches.describe_batch,
-                         batches.widest)
+        return Objective(batches.batch, losses.completion_loss, losses.count_targets, validation_loss,
+                         batches.describe_batch, batches.widest)
 
     def new_record(self, tokenizer: Tokenizer) -> ConversationsRecord:
-        """What run.toml says of the conversations."""
-        learned, _ = self.parts()
+        """Return the record of a new run, with its statistics of the conversations."""
+        train, _ = self.parts()
         return ConversationsRecord(
-            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(learned),
-            tokens=int(learned.answer.sum()), minutes=self.config.minutes, leaked=self.data.leaked,
+            text=self.source.name, text_hash=self.source.hash, tokenizer=tokenizer.kind, documents=len(train),
+            tokens=int(train.answer.sum()), minutes=self.config.minutes, leaked=self.data.leaked,
             guessing=round(math.log(tokenizer.vocab_size), 4))
 
     def evaluate_before(self, trainer: Trainer) -> None:
-        """Put the loss of the base on record."""
+        """Record the base model's loss."""
         with eval_mode(trainer.model):
             self.record.val_loss_before = round(trainer.objective.evaluate(trainer.model), 4)
 
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
-        """What a plan says of the conversations, and how often the planned steps read them."""
-        r, held = self.record, len(self.parts()[1])
-        lines = [f"conversations: {r.text}, {r.documents:,} to learn from, {held:,} held out",
-                 f"base: {trainer.config.init}, a loss of {r.val_loss_before:.4f} nats per token of the held-out answers"]
+        """Return (plan summary lines, number of epochs)."""
+        r, validation = self.record, self.parts()[1]
+        lines = [f"conversations: {r.text}, {r.documents:,} for training, {len(validation):,} held out",
+                 f"base: {trainer.config.init}, loss {r.val_loss_before:z.4f} nats per token on held-out answers"]
         if r.cut or r.left_out:
-            lines.append(f"too long for the window of {trainer.config.block_size} tokens: {r.cut:,} lose their last "
-                         f"messages, {r.left_out:,} are left out, since no answer ends there")
+            lines.append(f"longer than the context window of {trainer.config.block_size} tokens: {r.cut:,} shortened "
+                         f"to the last answer that fits, {r.left_out:,} left out because no answer fits")
         if r.unanswered:
             lines.append(f"left out, without an answer: {r.unanswered:,}")
         return lines, trainer.state.steps / r.batches
 
     def results(self) -> list[str]:
-        """What a finished run has come to, in lines."""
+        """Return the result lines of a finished run."""
         r = self.record
-        ended = "" if r.ended is None else f"; of its own to held-out questions {r.ended:.0%} end by themselves"
-        return [f"held-out answers: {r.val_loss_before:.4f} nats per token before, {r.val_loss:.4f} after{ended}"]
+        lines = [f"held-out answers: {r.val_loss_before:z.4f} nats per token before, {r.val_loss:z.4f} after"]
+        if r.ended is not None:
+            lines.append(f"generated answers to held-out prompts: {r.ended:.0%} end with a stop token")
+        return lines
 
     def measure(self, trainer: Trainer) -> str:
-        """Put the share of answers that end by themselves on record and draw the curve; return some answers."""
-        held = self.parts()[1]
-        found = score(held, self.data.tokenizer, self.record.val_loss)
-        self.record.update(nats_per_char=found.nats_per_char, bits_per_byte=found.bits_per_byte)
+        """Record the share of generated answers that end with a stop token, draw the curve and return some answers."""
+        validation = self.parts()[1]
+        units = score(validation, self.data.tokenizer, self.record.val_loss)
+        self.record.update(nats_per_char=units.nats_per_char, bits_per_byte=units.bits_per_byte)
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record))
         model, tokenizer = hf.read_folder(trainer.run)
         model.to(trainer.dist.device)
-        asked = [ids for ids in map(_question, _evenly_spread(held, ASKED)) if 0 < len(ids) < trainer.config.block_size // 2]
-        made = answers.generate_answers(model, tokenizer, asked, **answers.SAMPLING)
-        self.record.ended = round(sum(ended for _, ended in made) / len(made), 4) if made else None
-        return "\n\n".join(f"{tokenizer.decode(ids.tolist())}\n  -> {answer}" for ids, (answer, _) in
-                           list(zip(asked, made, strict=True))[:SHOWN])
+        prompts = [ids for ids in map(_prompt, _evenly_spread(validation, EVAL_PROMPTS))
+                   if 0 < len(ids) < trainer.config.block_size // 2]
+        completions = answers.generate_answers(model, tokenizer, prompts, **answers.SAMPLING)
+        ended = round(sum(ended for _, ended in completions) / len(completions), 4) if completions else None
+        self.record.ended = ended
+        return "\n\n".join(f"{tokenizer.decode(ids.tolist())}\n  -> {text}" for ids, (text, _) in
+                           list(zip(prompts, completions, strict=True))[:SAMPLES])
 
 
-def _build(found: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
+def _build(source: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
     """Write the arrays of both parts and prepared.json into an empty folder."""
-    both, names, marks = found.conversations(), ["prepared.json"], chat_template.special_tokens(tokenizer)
+    both, names, special = source.conversations(), ["prepared.json"], chat_template.special_tokens(tokenizer)
     for part, conversations in zip(PARTS, both, strict=True):
         rows = []
         for number, messages in enumerate(conversations):
             if progress and number % 1000 == 0:
                 progress(f"tokens, {part}", number, len(conversations))
-            rows.append(chat_template.encode(tokenizer, messages, marks=marks))
+            rows.append(chat_template.encode(tokenizer, messages, special=special))
         names += TokenizedChats.of(rows, tokenizer.dtype).save(folder, part)
-    known = set(map(records.as_text, both[0]))
-    leaked = sum(records.as_text(messages) in known for messages in both[1]) / len(both[1])
+    train = set(map(records.as_text, both[0]))
+    leaked = sum(records.as_text(messages) in train for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
     manifest.write_manifest(folder, names)
 
@@ -175,32 +178,33 @@ def _open(folder: Path, tokenizer: Tokenizer) -> ChatDataset:
     return ChatDataset(train, val, tokenizer, facts["leaked"])
 
 
-def validation_batches(held: TokenizedChats, config: SFTConfig, pad: int) -> list[batch.Batch]:
-    """Batches of the held-out conversations; of more than --eval-tokens tokens every k-th."""
-    rows = ChatBatches(held, config.block_size, metrics.ROWS, 0, pad)
+def validation_batches(chats: TokenizedChats, config: SFTConfig, pad: int) -> list[batch.Batch]:
+    """Return batches of held-out conversations: only every k-th one if they exceed --eval-tokens."""
+    rows = ChatBatches(chats, config.block_size, metrics.ROWS, 0, pad)
     every = -(-rows.number_of_rows * config.block_size // config.eval_tokens) if config.eval_tokens else 1
     if every > 1:
-        chosen = np.arange(0, len(held), every)
-        starts, ends = held.starts[chosen], held.ends[chosen]
+        chosen = np.arange(0, len(chats), every)
+        starts, ends = chats.starts[chosen], chats.ends[chosen]
         which = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
-        fewer = TokenizedChats(held.tokens[which], held.answer[which], np.cumsum(ends - starts))
-        rows = ChatBatches(fewer, config.block_size, metrics.ROWS, 0, pad)
+        subset = TokenizedChats(chats.tokens[which], chats.answer[which], np.cumsum(ends - starts))
+        rows = ChatBatches(subset, config.block_size, metrics.ROWS, 0, pad)
     return list(rows.all())
 
 
-def score(held: TokenizedChats, tokenizer: Tokenizer, mean: float) -> metrics.Score:
-    """The mean loss of the tokens of answers in the three units."""
-    text = tokenizer.decode(held.tokens[held.answer].tolist(), skip_special=True)
-    return metrics.score(mean, int(held.answer.sum()) + 1, len(text), len(text.encode()))
+def score(chats: TokenizedChats, tokenizer: Tokenizer, mean: float) -> metrics.Score:
+    """Return the mean loss of answer tokens in all three units."""
+    text = tokenizer.decode(chats.tokens[chats.answer].tolist(), skip_special=True)
+    return metrics.score(mean, int(chats.answer.sum()) + 1, len(text), len(text.encode()))
 
 
-def _evenly_spread(held: TokenizedChats, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, answer) of so many of the conversations, evenly spread."""
-    places = range(0, len(held), -(-len(held) // number))
-    return [(held.tokens[held.starts[i] : held.ends[i]], held.answer[held.starts[i] : held.ends[i]]) for i in places]
+def _evenly_spread(chats: TokenizedChats, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (ids, answer mask) of at most `number` conversations, evenly spread."""
+    indices = range(0, len(chats), -(-len(chats) // number))
+    return [(chats.tokens[chats.starts[i] : chats.ends[i]], chats.answer[chats.starts[i] : chats.ends[i]])
+            for i in indices]
 
 
-def _question(one: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """A conversation up to where its first answer begins."""
-    ids, answer = one
+def _prompt(chat: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the ids of a conversation up to its first answer; empty without one."""
+    ids, answer = chat
     return ids[: int(answer.argmax())] if answer.any() else ids[:0]

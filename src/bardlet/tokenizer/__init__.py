@@ -1,13 +1,13 @@
-"""Text to token ids and back: characters, bytes or byte-pairs, each a plain `tokenizer.json`.
+"""Tokenizers: characters, bytes or byte pairs, each stored as a plain `tokenizer.json`.
 
-    char    every character that occurs in the text is a token (the lecture's tokenizer)
-    byte    every byte of the UTF-8 text is a token: 256 of them write any text there is
-    bpe     frequent runs of bytes are merged into longer tokens (Sennrich et al. 2016, arXiv:1508.07909;
-            on bytes: Radford et al. 2019, section 2.2), with GPT-2's rule for where words begin
+    char    one token per character that occurs in the text (the lecture's tokenizer)
+    byte    one token per byte of UTF-8: 256 tokens encode any text
+    bpe     frequent byte sequences are merged into longer tokens (Sennrich et al. 2016, arXiv:1508.07909;
+            on bytes: Radford et al. 2019, section 2.2), split into words by GPT-2's rule
 
-All three are `tokenizers` pipelines, so that transformers reads the very same file and gives the very
-same ids. For characters and bytes a numpy table gives these ids too, much faster; a test holds the two
-together. Text is always ordinary text here: "<|endoftext|>" typed by a person is thirteen characters.
+All three are `tokenizers` pipelines: transformers reads the same file and gives the same ids. For characters and bytes
+a numpy table gives the same ids much faster; a test compares the two. Text never becomes a special token:
+"<|endoftext|>" typed by a user is thirteen characters.
 """
 
 from __future__ import annotations

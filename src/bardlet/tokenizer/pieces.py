@@ -1,4 +1,4 @@
-"""Pieces of a text that can be encoded by themselves."""
+"""Split a text into pieces that can be tokenized independently."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import re
 from collections.abc import Iterator
 
 PIECE = 1 << 14
-"""Characters given to the library at once: many small pieces keep all cores busy."""
+"""Characters per piece: many small pieces keep all cores busy."""
 
-# Where GPT-2's rule always begins a new word, whatever follows: at white space after something else, and
-# at punctuation after a letter or digit. The classes are narrow on purpose, so that they mean the same
-# in every version of Unicode.
-_WORD_BEGINS = re.compile(r"(?<=\S)(?=[ \n])|(?<=[A-Za-z0-9\u4e00-\u9fa5])(?=[.,;:!?\u3001\u3002\uff0c\uff1b])")
+# Positions where GPT-2's rule always starts a new word, whatever follows: white space after a non-space, and
+# punctuation after a letter or digit. The classes are narrow so that they mean the same in every version of Unicode.
+_WORD_START = re.compile(r"(?<=\S)(?=[ \n])|(?<=[A-Za-z0-9\u4e00-\u9fa5])(?=[.,;:!?\u3001\u3002\uff0c\uff1b])")
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """Cuts a text into pieces of about `size` characters; joined they are the text again.
+    """Yield consecutive pieces of a text, of about `size` characters each.
 
-    Cuts lie where a word begins, so that the BPE tokens of the pieces are those of the whole text. Only a
-    run of 32 * size characters without such a place (a text without spaces) is cut anywhere.
+    Cuts are at word starts, so that the pieces have the same BPE tokens as the whole text. Only a run of 32 * size
+    characters without a word start (text without spaces) is cut anywhere.
     """
     start, end = 0, len(text)
     while end - start > size:
         cut = _last_cut(text, start, start + size)
         if cut is None:
-            found = _WORD_BEGINS.search(text, start + size, min(end, start + 32 * size))
-            cut = found.start() if found else min(end, start + 32 * size)
+            match = _WORD_START.search(text, start + size, min(end, start + 32 * size))
+            cut = match.start() if match else min(end, start + 32 * size)
         yield text[start:cut]
         start = cut
     if start < end:
@@ -33,9 +32,9 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
 
 
 def _last_cut(text: str, start: int, end: int) -> int | None:
-    """The last place in (start, end] where a word begins, looked for in the last half, nearest its end first."""
+    """Return the last word start in (start, end]; search only the second half, its last 256 characters first."""
     for reach in (256, (end - start) // 2):
-        places = [match.start() for match in _WORD_BEGINS.finditer(text, max(start + 1, end - reach), end)]
-        if places:
-            return places[-1]
+        cuts = [match.start() for match in _WORD_START.finditer(text, max(start + 1, end - reach), end)]
+        if cuts:
+            return cuts[-1]
     return None

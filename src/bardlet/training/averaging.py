@@ -1,4 +1,4 @@
-"""The running mean of the weights over the last fifth of the steps."""
+"""Running mean of the weights over the last fifth of the steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 from bardlet.training.state import Trainer
 
 
-def _add_to_average(trainer: Trainer) -> None:
-    """The mean of the weights after each of the last fifth of the steps: a fixed rule, chosen by nothing."""
+def add_to_average(trainer: Trainer) -> None:
+    """Add the current weights to their mean over the last fifth of the steps; the fifth is fixed, not tuned."""
     if trainer.state.step <= 0.8 * trainer.state.steps:
-        trainer.average.clear()  # a plan that has grown may have begun too early
+        trainer.average.clear()  # averaging may have started too early for a plan extended since
         trainer.state.averaged = 0
         return
     trainer.state.averaged += 1
@@ -27,13 +27,13 @@ def _add_to_average(trainer: Trainer) -> None:
 
 @contextmanager
 def average_weights(trainer: Trainer) -> Iterator[None]:
-    """Inside, the model has the averaged weights, if there are any."""
-    own = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    """Swap the averaged weights, if any, into the model inside the `with` block."""
+    original = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     _copy_into(trainer.model, trainer.average)
     try:
         yield
     finally:
-        _copy_into(trainer.model, own)
+        _copy_into(trainer.model, original)
 
 
 @torch.no_grad()

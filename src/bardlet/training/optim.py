@@ -1,8 +1,8 @@
-"""Which parameters are trained how: groups, AdamW, Muon, and the learning rate as a function of the step.
+"""Optimizers: parameter groups, AdamW, Muon, and the learning-rate schedule.
 
 Muon (Jordan et al., 2024) replaces the update of a matrix by the nearest matrix with orthonormal rows or columns,
-found by five Newton-Schulz steps. It is made for the matrices between the embeddings and the head; these, whose rows
-are looked up one by one, and vectors stay with AdamW (Loshchilov and Hutter, 2019).
+approximated by five Newton-Schulz steps. It is meant for the matrices between the embeddings and the head. Those two,
+whose rows are looked up one by one, and all vectors stay with AdamW (Loshchilov and Hutter, 2019).
 """
 
 from __future__ import annotations
@@ -27,31 +27,34 @@ Groups = dict[str, list[tuple[str, nn.Parameter]]]
 
 
 def parameter_groups(model: nn.Module, muon: bool) -> Groups:
-    """What learns of `model` in three groups: "muon", "decay" and "no_decay", each a list of (name, parameter).
+    """Return the trainable parameters in three groups, "muon", "decay" and "no_decay": lists of (name, parameter).
 
-    Matrices that are neither an embedding nor a head (HEADS) go to Muon when `muon`: those of the blocks, or of
-    the one layer of a rung that has none. Other matrices are decayed; norms and biases are not. A tied parameter
-    appears once. The groups are asserted to partition the parameters that are not frozen.
+    With `muon`, matrices that are neither an embedding nor a head (HEADS) go to Muon: those of the blocks, or of the
+    single layer of a rung without blocks. Other matrices are decayed; norms and biases are not. A tied parameter
+    appears once. The groups are asserted to partition the trainable parameters.
     """
-    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith(HEADS)}
+    embeddings_and_heads = {
+        id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith(HEADS)}
     groups: Groups = {"muon": [], "decay": [], "no_decay": []}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         if p.ndim < 2:
             groups["no_decay"].append((name, p))
-        elif muon and p.ndim == 2 and id(p) not in tables:
+        elif muon and p.ndim == 2 and id(p) not in embeddings_and_heads:
             groups["muon"].append((name, p))
         else:
             groups["decay"].append((name, p))
-    placed = [id(p) for group in groups.values() for _, p in group]
-    assert len(placed) == len(set(placed)) and set(placed) == {id(p) for p in model.parameters() if p.requires_grad}
+    grouped = [id(p) for group in groups.values() for _, p in group]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
     return groups
 
 
 class Optimizer(torch.optim.Optimizer):
-    """torch.optim.Optimizer without its guards against torch.compile, whose first use imports the compiler: a second
-    and 70 MB that a run without it does not need. Nobody compiles an optimizer here."""
+    """torch.optim.Optimizer without its torch.compile guards, whose first use imports the compiler (1 s and 70 MB).
+
+    Bardlet never compiles an optimizer.
+    """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See torch.optim.Optimizer."""
@@ -72,12 +75,11 @@ class AdamW(Optimizer, torch.optim.AdamW):
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al., 2024) for a list of matrices, all those of one shape at once.
+    """Muon (Jordan et al., 2024) for a list of matrices, batched by shape.
 
-    It computes what torch.optim.Muon does, but for a matrix without any gradient: Nesterov's momentum, made orthogonal,
-    times sqrt(rows / columns) where a matrix is tall. There each matrix has its own small products, which keep two
-    cores waiting for each other; here the matrices of one shape are one batched product. State of a parameter:
-    `momentum_buffer`, in its shape.
+    It matches torch.optim.Muon, except for a matrix with zero gradient: Nesterov momentum, orthogonalized, times
+    sqrt(rows / columns) for a tall matrix. torch's small per-matrix products leave CPU cores waiting for each other;
+    here all matrices of one shape are one batched product. State per parameter: `momentum_buffer`, in its shape.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -95,17 +97,17 @@ class Muon(Optimizer):
                 self._update(weights, group, math.sqrt(max(1, shape[0] / shape[1])))
 
     def _update(self, weights: list[torch.Tensor], group: dict[str, Any], scale: float) -> None:
-        """One update of matrices that have the same shape."""
+        """Update matrices that share a shape."""
         grads = [p.grad for p in weights if p.grad is not None]
         for p in weights:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum_buffer"] for p in weights]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
-        updates = orthogonalize(torch.stack(list(ahead))).float()
-        # a matrix without any gradient stays where it is, undecayed: what is left of its momentum, made orthogonal,
-        # would be a full step, and a policy whose answers are all worth the same would wander off
+        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
+        updates = orthogonalize(torch.stack(list(nesterov))).float()
+        # a matrix with zero gradient stays put, undecayed: its remaining momentum, orthogonalized, would make a full
+        # step, and a policy whose completions all score the same would drift
         moving_N = torch.stack([grad.any() for grad in grads])
         updates *= moving_N.view(-1, 1, 1)
         decay_N = torch.where(moving_N, 1 - group["lr"] * group["weight_decay"], 1.0)
@@ -114,12 +116,13 @@ class Muon(Optimizer):
 
 
 def orthogonalize(g_NRC: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """U V^T of the singular value decomposition U S V^T of each of N matrices, nearly: (N, R, C), in `dtype`.
+    """Return approximately U V^T for the SVD U S V^T of each of N matrices: (N, R, C), in `dtype`.
 
-    dtype: None: bf16 where the processor multiplies so, else fp32: to emulate bf16 would take longer than everything
-    else in a step. Five steps of Newton and Schulz's iteration with the coefficients of Jordan et al. (2024), which
-    bring singular values from a few thousandths of the largest upwards to between 0.7 and 1.2: near enough, and only
-    matrix products.
+    Five Newton-Schulz steps with the coefficients of Jordan et al. (2024): matrix products alone map singular values
+    from a few thousandths of the largest upwards to between 0.7 and 1.2, which is close enough.
+
+    dtype: None means bf16 where the processor multiplies it natively, else fp32; emulated bf16 would take longer than
+    the rest of the step.
     """
     tall = g_NRC.shape[1] > g_NRC.shape[2]
     native = torch.bfloat16 if pick_dtype("auto", g_NRC.device) == "bf16" else torch.float32
@@ -132,9 +135,9 @@ def orthogonalize(g_NRC: torch.Tensor, dtype: torch.dtype | None = None) -> torc
 
 
 def build(model: nn.Module, config: Settings) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run: AdamW alone, or Muon for the matrices of the layers beside it.
+    """Return a run's optimizers: AdamW alone, or AdamW and Muon for the layers' matrices.
 
-    Each parameter group carries its peak learning rate as `peak_lr`; `set_learning_rate` scales it.
+    Each parameter group stores its peak learning rate as `peak_lr`, which `set_learning_rate` scales.
     """
     groups = parameter_groups(model, config.optimizer == "muon")
     parameters = {name: [p for _, p in group] for name, group in groups.items()}
@@ -153,16 +156,16 @@ def build(model: nn.Module, config: Settings) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate(step: int, steps: int, config: Settings) -> float:
-    """The learning rate of step `step` (0 .. steps-1) as a share of the peak: a pure function.
+    """Return the learning rate of step `step` (0 .. steps-1) as a share of the peak.
 
-    A linear warm-up, then one of: constant and a linear decay over the last `decay_share` (stable-decay, also known
-    as WSD: Hu et al., 2024), half a cosine (Loshchilov and Hutter, 2017), a straight line, or nothing.
+    A linear warm-up is followed by the schedule: "stable-decay" (WSD: Hu et al., 2024) stays constant, then decays
+    linearly over the last `decay_share`; "cosine" (Loshchilov and Hutter, 2017), "linear" and "constant".
     """
     warmup = min(config.warmup_steps, steps // 5)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     low = config.min_lr_ratio
-    done = (step - warmup) / max(1, steps - warmup)  # 0 .. 1 over what follows the warm-up
+    done = (step - warmup) / max(1, steps - warmup)  # 0 .. 1 after the warm-up
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "cosine":
@@ -174,18 +177,18 @@ def learning_rate(step: int, steps: int, config: Settings) -> float:
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
-    """Put every parameter group at `share` of its peak learning rate."""
+    """Set every parameter group to `share` of its peak learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
 
 
 STATE: dict[type, set[str]] = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
-"""What each optimizer remembers of a parameter."""
+"""State keys of each optimizer, per parameter."""
 
 
 def state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The optimizers' state as tensors named `PARAMETER/KEY` (model.norm.weight/exp_avg): what safetensors can hold."""
+    """Return the optimizer state as tensors named `PARAMETER/KEY` (model.norm.weight/exp_avg), for safetensors."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {f"{names[id(p)]}/{key}": value
             for optimizer in optimizers for p, state in optimizer.state.items() for key, value in state.items()}
@@ -193,30 +196,33 @@ def state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module)
 
 def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module,
                        tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Put `tensors` (from `state_tensors`) back. Fewer, more or other tensors than the model has is an error.
+    """Load `tensors` (from `state_tensors`) into the optimizers. They must match the model exactly.
 
-    None at all is what was saved where every step until then was skipped (--on-nan skip): the optimizers are left as
-    new ones, and a notice says so.
+    If every step before the save was skipped (--on-nan skip), `tensors` is empty: the optimizers stay fresh, with a
+    warning.
 
     Raises:
-        BardletError: naming the first parameter of `where` that does not fit.
+        BardletError: naming the file `where` and the first tensor that does not fit.
     """
     if not tensors:
-        log.warning("%s: the optimizers had done no step when it was saved; they begin anew", where)
+        log.warning("%s: saved before the first optimizer step; the optimizers start fresh", where)
         return
     names = {id(p): name for name, p in model.named_parameters()}
-    left = dict(tensors)
+    remaining = dict(tensors)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 prefix = names[id(p)] + "/"
-                mine = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
-                odd = [key for key, t in mine.items() if t.ndim and t.shape != p.shape]
-                if odd:
-                    raise BardletError(f"{where}: the optimizer's {prefix}{odd[0]} has another shape than the weights")
-                if mine.keys() != STATE[type(optimizer)]:
-                    raise BardletError(f"{where}: the optimizer's state of {prefix[:-1]} is not that of "
-                                       f"{type(optimizer).__name__}: other settings made it, or it is damaged")
-                optimizer.state[p] = {k: t.to(p.device).clone() for k, t in mine.items()}
-    if left:
-        raise BardletError(f"{where}: the optimizer's {next(iter(left))} belongs to no parameter of this model")
+                state = {key.removeprefix(prefix): remaining.pop(key) for key in list(remaining)
+                         if key.startswith(prefix)}
+                mismatched = [key for key, x in state.items() if x.ndim and x.shape != p.shape]
+                if mismatched:
+                    raise BardletError(f"{where}: optimizer state {prefix}{mismatched[0]} does not have the shape of "
+                                       "its weights; use another checkpoint")
+                if state.keys() != STATE[type(optimizer)]:
+                    raise BardletError(f"{where}: the optimizer state of {prefix[:-1]} does not belong to "
+                                       f"{type(optimizer).__name__}: it is damaged, or the settings have changed")
+                optimizer.state[p] = {key: x.to(p.device).clone() for key, x in state.items()}
+    if remaining:
+        raise BardletError(f"{where}: optimizer state {next(iter(remaining))} matches no parameter of this model; use "
+                           "another checkpoint")

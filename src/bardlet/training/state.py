@@ -1,4 +1,4 @@
-"""What a run moves through its steps: objective, state, trainer."""
+"""Objective, state and trainer of a run."""
 
 from __future__ import annotations
 
@@ -19,83 +19,83 @@ from bardlet.runtime.distributed import Dist
 
 @dataclass(frozen=True)
 class Objective:
-    """Batches, a loss and an evaluation: all that the loop knows of what is learned."""
+    """Batches, loss and evaluation: everything the training loop knows about a stage."""
 
     batch: Callable[[int], Batch]
-    """The global batch of a step: the same on every process."""
+    """Return the global batch of a step, the same on every rank."""
     loss: Callable[[nn.Module, Batch], torch.Tensor]
-    """The summed loss of a batch."""
+    """Return the summed loss of a batch."""
     count: Callable[[Batch], int]
-    """How many terms that sum has."""
+    """Return the number of terms in that sum."""
     evaluate: Callable[[nn.Module], float]
-    """The validation loss (nats per term) of a model in eval mode."""
+    """Return the validation loss (nats per term) of a model in eval mode."""
     describe_batch: Callable[[int], str] = lambda step: f"batch {step + 1}"
-    """Where the batch of a step lies in the data, in words."""
+    """Name the position of a step's batch in the data, for messages."""
     widest: Callable[[], Batch] | None = None
-    """A batch that takes as much memory as any; None: they all take the same."""
+    """Return a batch with the largest memory use; None if all batches use the same."""
     all_logits: bool = False
-    """Whether the loss has the logits of all its tokens at once, not some at a time (`ops/cross_entropy.py`)."""
+    """True if the loss materializes all logits at once instead of in chunks (`ops/cross_entropy.py`)."""
     metadata: Callable[[], dict[str, float]] = dict
-    """What else there is to log of the batch that was made last."""
+    """Return additional values to log for the most recent batch."""
     stage_state: StageState | None = None
-    """What the batches depend on besides the step, where they do."""
+    """State that the batches depend on besides the step; None if there is none."""
     period: int = 1
-    """Steps after which the time that a step takes comes again."""
+    """Number of steps after which the pattern of step times repeats (a rollout takes time once per period)."""
 
 
 class StageState(Protocol):
-    """What the batches of a run depend on besides settings and step: a checkpoint keeps it."""
+    """State that a run's batches depend on besides settings and step; saved in checkpoints."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it, by name."""
+        """Return the whole state, by name."""
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from what `tensors` gave; from nothing, begin."""
+        """Restore the result of `tensors`; an empty dict resets the state to the start of a run."""
 
 
 @dataclass
 class State:
-    """Where a run is. With weights, optimizer and random state it is all that going on needs."""
+    """Progress of a run. With weights, optimizer state and RNG state, it is all that resuming needs."""
 
     step: int = 0
     """Optimizer steps done."""
     steps: int = 0
     """Optimizer steps planned."""
     seconds: float = 0.0
-    """Time spent in training steps."""
+    """Seconds spent in training steps."""
     elapsed: float = 0.0
-    """Time of the whole run, with preparation, compilation, evaluation and saving."""
+    """Seconds since the start of the run, with preparation, compilation, evaluation and saving."""
     prepared: float = 0.0
-    """How much of `elapsed` went by before the first step."""
+    """Seconds of `elapsed` before the first step."""
     tokens: int = 0
-    """Targets that were learned from."""
+    """Targets trained on."""
     loss_sum: float = 0.0
-    """Sum of the losses of the steps since the last line of metrics.jsonl."""
+    """Sum of the step losses since the last line of metrics.jsonl."""
     loss_steps: int = 0
     evaluated: int = 0
-    """The step after which the last evaluation was."""
+    """Step of the last evaluation."""
     skipped: int = 0
-    """Steps skipped in a row because of a number that was none."""
+    """Consecutive steps skipped for NaN/inf."""
     averaged: int = 0
-    """How many steps' weights the average holds."""
+    """Number of steps in the average of the weights."""
     replans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
 class Trainer:
-    """The things that a run moves through its steps."""
+    """Everything that the training loop reads or updates."""
 
     run: Path
     model: Any
-    """One of bardlet.models, raw: neither compiled as a whole nor wrapped."""
+    """A model of bardlet.models, neither compiled as a whole nor wrapped."""
     optimizers: list[torch.optim.Optimizer]
     objective: Objective
     config: Settings
     dist: Dist
     machine: dict[str, Any]
     record: Record
-    """What run.toml says happened."""
+    """The [record] of run.toml."""
     state: State = field(default_factory=State)
     average: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Mean of the weights, by parameter name; empty before the last fifth of the steps, and with --keep last."""
+    """Mean of the weights by parameter name; empty before the last fifth of the steps and with --keep last."""
     best: float = math.inf

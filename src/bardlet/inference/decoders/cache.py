@@ -1,6 +1,6 @@
-"""The cache of the decoders of gpt2 and qwen3, read at the speed of memory, and one step of decoding on it.
+"""KV caches of the gpt2 and qwen3 decoders, and one decoding step on them.
 
-Nothing here is trained. Shape suffixes: `models/layers.py`; R positions that a cache has room for.
+Inference only. Shape suffixes: `models/layers.py`; R is the capacity of a cache in positions.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from bardlet.models.layers import KVCache
 
 
 class DecoderCache(Protocol):
-    """The keys and values of some rows, as a decoder extends and reads them."""
+    """The keys and values of a batch, as a decoder extends and reads them."""
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Number of rows."""
 
     @property
     def full(self) -> bool:
-        """Whether some row has no room for one more token."""
+        """True if a row has no room for another token."""
 
     @property
     def copies(self) -> bool:
-        """Whether `select` copies all that is kept, so that rows that have ended had better stay for a while."""
+        """True if `select` copies the whole cache, so that finished rows should be removed rarely."""
 
     def step(self) -> Any:
-        """Make room for one more token of every row: an object with `position` and `attend`, as `DecodeStep`."""
+        """Make room for one more token per row; return an object with `position` and `attend`, see `DecodeStep`."""
 
     def select(self, rows: Sequence[int] | Tensor) -> None:
-        """Go on with these rows only, in this order; a row may come twice."""
+        """Keep these rows only, in this order; a row may occur twice."""
 
     def refill(self, row: int, length: int, fill: Callable[[KVCache], object]) -> None:
-        """Start `row` again with what `fill` writes into an empty cache of one row, which has room for `length`."""
+        """Replace `row` by what `fill` writes into an empty one-row cache with room for `length` tokens."""
 
 
 class PlainCache:
@@ -70,34 +70,34 @@ class PlainCache:
         self.cache = KVCache(self.cache.k[:, rows], self.cache.v[:, rows], self.cache.length_B[rows])
 
     def refill(self, row: int, length: int, fill: Callable[[KVCache], object]) -> None:
-        """See `DecoderCache`. Views: what `fill` writes is in the cache."""
-        at = slice(row, row + 1)
-        one = KVCache(self.cache.k[:, at], self.cache.v[:, at], self.cache.length_B[at])
-        one.length_B.zero_()
-        fill(one)
+        """See `DecoderCache`. `fill` writes into views of this cache."""
+        rows = slice(row, row + 1)
+        view = KVCache(self.cache.k[:, rows], self.cache.v[:, rows], self.cache.length_B[rows])
+        view.length_B.zero_()
+        fill(view)
 
 
 class DecodeStep:
-    """One more token for every row of a cache: where it goes, and whom it sees. Reads length_B once."""
+    """One more token for every row of a cache: its position and its attention mask. Reads length_B once."""
 
     def __init__(self, cache: KVCache) -> None:
         length = cache.length_B.tolist()
         reach = max(length) + 1
         if reach > cache.k.shape[3]:
-            raise BardletError(f"the cache is full after {cache.k.shape[3]} tokens: make a longer one")
+            raise BardletError(f"the cache is full after {cache.k.shape[3]} tokens: create a longer one")
         self.position = cache.length_B.clone()
-        self.even = min(length) == max(length)  # then the rows need no mask
+        self.even = min(length) == max(length)  # rows of equal length need no mask
         key_S = torch.arange(reach, device=cache.k.device)
         self.mask = None if self.even else (key_S <= self.position[:, None])[:, None, None]
         self.row_B = torch.arange(len(length), device=cache.k.device)
-        # views, made once for all layers: what is seen, and the place of a new token where the rows are even
+        # views for all layers at once: the visible positions and, for rows of equal length, the new token's position
         self.k, self.v = cache.k[:, :, :, :reach].unbind(0), cache.v[:, :, :, :reach].unbind(0)
         self.new_k, self.new_v = cache.k[:, :, :, reach - 1].unbind(0), cache.v[:, :, :, reach - 1].unbind(0)
 
     def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
-        """Puts the token's key and value into the cache; what the token reads there: (B, H D).
+        """Write the token's key and value into the cache and return its attention output: (B, H D).
 
-        The queries come divided by sqrt(D).
+        The queries must already be divided by sqrt(D).
         """
         k_BKSD, v_BKSD = self.k[layer], self.v[layer]
         if self.even:
@@ -113,38 +113,38 @@ class DecodeStep:
 
 
 class TransposedCache:
-    """A cache for decoding where `has_fast_embedding_bag` holds: a value is a row, a key is a column.
+    """A KV cache for CPUs where `has_fast_embedding_bag` is true: values are rows, keys are columns.
 
-    One query's attention is then two sums of weighted rows, as in `PackedLinear`: its scores are the sum of the D rows of
-    K^T, weighted by the query; what it reads is the sum of the rows of V, weighted by the softmax of the scores.
-    `embedding_bag` makes all of them at once, a bag for each head of each row, and reads the cache at the speed of
-    memory, in bf16, too. Measured, 6 heads of 64, us a layer, beside SDPA in fp32 (in bf16 that takes much longer):
-    1 row of 500 positions 35 in bf16 and 41 in fp32 for 44; 16 rows 300 and 540 for 843. What is kept grows by
-    `PART` positions at a time, as bags are of whole rows.
+    The attention of one query is then two weighted sums of rows, as in `PackedLinear`: the scores are the sum of the D
+    rows of K^T, weighted by the query; the output is the sum of the rows of V, weighted by the softmax of the scores.
+    `embedding_bag` computes them all at once, one bag per head and row, at memory bandwidth, in bf16 as well. Measured
+    with 6 heads of 64, in us per layer, against SDPA in fp32 (SDPA in bf16 is much slower): 1 row of 500 positions
+    takes 35 in bf16 and 41 in fp32 vs 44; 16 rows 300 and 540 vs 843. The capacity grows by `PART` positions at a time,
+    since a bag covers whole rows.
     """
 
     PART = 128
     copies = True
 
     def __init__(self, cache: KVCache, heads: int, dtype: torch.dtype) -> None:
-        self.length, self.room, self.heads = [int(n) for n in cache.length_B], cache.k.shape[3], heads
+        self.length, self.max_length, self.heads = [int(n) for n in cache.length_B], cache.k.shape[3], heads
         L, B, K, _, D = cache.k.shape
         self.layers, self.kv_heads, self.head_dim, self.like = L, K, D, cache.k.new_empty(0)
         reach = max(self.length, default=0)
-        self._make(cache.k.new_zeros((L, B, K, D, 0), dtype=dtype), cache.v.new_zeros((L, B, K, 0, D), dtype=dtype),
+        self._allocate(cache.k.new_zeros((L, B, K, D, 0), dtype=dtype), cache.v.new_zeros((L, B, K, 0, D), dtype=dtype),
                    reach + 1)  # fmt: skip
         self.k_LBKDR[..., :reach] = cache.k[:, :, :, :reach].transpose(-1, -2)
         self.v_LBKRD[..., :reach, :] = cache.v[:, :, :, :reach]
 
-    def _make(self, k_LBKDR: Tensor, v_LBKRD: Tensor, reach: int) -> None:
-        """Room for `reach` positions and some more, with what was kept so far; the rows of each bag."""
-        L, B, K, D, had = k_LBKDR.shape
+    def _allocate(self, k_LBKDR: Tensor, v_LBKRD: Tensor, reach: int) -> None:
+        """Allocate at least `reach` positions, copy the old contents, and build the bag indices."""
+        L, B, K, D, old_size = k_LBKDR.shape
         H, R = self.heads, -(-reach // self.PART) * self.PART
         self.k_LBKDR, self.v_LBKRD = k_LBKDR.new_zeros((L, B, K, D, R)), v_LBKRD.new_zeros((L, B, K, R, D))
-        keep = min(had, R)
-        self.k_LBKDR[..., :keep], self.v_LBKRD[..., :keep, :] = k_LBKDR[..., :keep], v_LBKRD[..., :keep, :]
+        copied = min(old_size, R)
+        self.k_LBKDR[..., :copied], self.v_LBKRD[..., :copied, :] = k_LBKDR[..., :copied], v_LBKRD[..., :copied, :]
         self.k_rows, self.v_rows = self.k_LBKDR.view(L, -1, R).unbind(0), self.v_LBKRD.view(L, -1, D).unbind(0)
-        head_BH1 = (torch.arange(B)[:, None] * K + torch.arange(H) // (H // K))[..., None]  # the one that each reads
+        head_BH1 = (torch.arange(B)[:, None] * K + torch.arange(H) // (H // K))[..., None]  # its KV head
         self.k_index, self.k_start = (head_BH1 * D + torch.arange(D)).view(-1).int(), torch.arange(B * H).int() * D
         self.v_index, self.v_start = (head_BH1 * R + torch.arange(R)).view(-1).int(), torch.arange(B * H).int() * R
         seen_BR = torch.arange(R) < torch.tensor(self.length)[:, None]
@@ -158,28 +158,28 @@ class TransposedCache:
     @property
     def full(self) -> bool:
         """See `DecoderCache`."""
-        return max(self.length) >= self.room
+        return max(self.length) >= self.max_length
 
     def step(self) -> TransposedCache:
-        """Makes room for one more token of every row; `position` is then where it stands."""
-        place, last = self.length, max(self.length)
-        if last >= self.room:
-            raise BardletError(f"the cache is full after {self.room} tokens: make a longer one")
+        """Make room for one more token per row, at `position`."""
+        positions, last = self.length, max(self.length)
+        if last >= self.max_length:
+            raise BardletError(f"the cache is full after {self.max_length} tokens: create a longer one")
         if last >= self.mask.shape[-1]:
-            self._make(self.k_LBKDR, self.v_LBKRD, last + 1)
-        self.even = min(place) == last
+            self._allocate(self.k_LBKDR, self.v_LBKRD, last + 1)
+        self.even = min(positions) == last
         self.position: int | Tensor = last
         if self.even:
             self.mask[..., last] = 0
             self.new_k, self.new_v = self.k_LBKDR[..., last].unbind(0), self.v_LBKRD[..., last, :].unbind(0)
         else:
-            self.position, self.row_B = torch.tensor(place), torch.arange(len(place))
+            self.position, self.row_B = torch.tensor(positions), torch.arange(len(positions))
             self.mask[self.row_B, 0, self.position] = 0
-        self.length = [n + 1 for n in place]
+        self.length = [n + 1 for n in positions]
         return self
 
     def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
-        """As `DecodeStep.attend`."""
+        """See `DecodeStep.attend`."""
         if self.even:
             self.new_k[layer].copy_(k_BKD)
             self.new_v[layer].copy_(v_BKD)
@@ -197,7 +197,7 @@ class TransposedCache:
     def select(self, rows: Sequence[int] | Tensor) -> None:
         """See `DecoderCache`."""
         self.length = [self.length[int(row)] for row in rows]
-        self._make(self.k_LBKDR[:, rows], self.v_LBKRD[:, rows], max(self.length) + 1)
+        self._allocate(self.k_LBKDR[:, rows], self.v_LBKRD[:, rows], max(self.length) + 1)
 
     def refill(self, row: int, length: int, fill: Callable[[KVCache], object]) -> None:
         """See `DecoderCache`."""
@@ -206,7 +206,7 @@ class TransposedCache:
         fill(cache)
         length = self.length[row] = int(cache.length_B)
         if length > self.mask.shape[-1]:
-            self._make(self.k_LBKDR, self.v_LBKRD, length)
+            self._allocate(self.k_LBKDR, self.v_LBKRD, length)
         self.k_LBKDR[:, row, ..., :length] = cache.k[:, 0, :, :length].transpose(-1, -2)
         self.v_LBKRD[:, row, :, :length] = cache.v[:, 0, :, :length]
         self.mask[row] = float("-inf")

@@ -1,6 +1,6 @@
-"""An encoder-decoder writes one token at a time: its weights packed once, and what it has read and written so far.
+"""The decoder of the encoder-decoder: one more token per row, from packed weights and a cache.
 
-Nothing here is trained. Shape suffixes: `models/layers.py`; R rows, the K beams of B sources.
+Inference only. Shape suffixes: `models/layers.py`; R rows, the K beams of B sources.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from bardlet.ops.linear import pack_linear
 
 
 class Decoder:
-    """The decoder for one more token a row, with as few operations as torch allows; a test holds it to EncDec.decode.
+    """Decode one token per row, in as few operations as torch allows; a test compares it with EncDec.decode.
 
-    Query, key and value are one product, and queries come divided by sqrt(D). The stream between the layers and the
-    attention are in fp32, whatever the weights are: attention to one token is many times slower in bf16 on a CPU.
+    Query, key and value are one linear layer, with the 1 / sqrt(D) of the queries folded in. The residual stream and
+    the attention are in fp32 whatever the weights are: attention of one query is many times slower in bf16 on a CPU.
     """
 
     def __init__(self, model: EncDec, dtype: torch.dtype | None = None) -> None:
@@ -33,7 +33,7 @@ class Decoder:
         self.dtype = dtype or weight.dtype
         self.embedding, self.position_TC = weight.float() * math.sqrt(c.n_embd), model.position_TC.float()
         self.act, scale = ACTIVATIONS[c.activation], (c.n_embd // c.n_head) ** -0.5
-        self.norm, self.head = self._norm(body.decoder.layer_norm), self._product([(weight, None, 1.0)])
+        self.norm, self.head = self._norm(body.decoder.layer_norm), self._pack([(weight, None, 1.0)])
         self.blocks = []
         for block in blocks:
             a, x = block.self_attn, block.encoder_attn
@@ -46,10 +46,10 @@ class Decoder:
             ))  # fmt: skip
 
     def _linear(self, *parts: tuple[nn.Linear, float]) -> Any:
-        """The product with some layers side by side, each times a factor."""
-        return self._product([(layer.weight.detach(), layer.bias.detach(), factor) for layer, factor in parts])
+        """Pack layers with the same input into one, each scaled by a factor."""
+        return self._pack([(layer.weight.detach(), layer.bias.detach(), factor) for layer, factor in parts])
 
-    def _product(self, parts: list[tuple[Tensor, Tensor | None, float]]) -> Any:
+    def _pack(self, parts: list[tuple[Tensor, Tensor | None, float]]) -> Any:
         weight = torch.cat([w.float() * factor for w, _, factor in parts])
         bias = None if parts[0][1] is None else torch.cat([b.float() * f for _, b, f in parts if b is not None])
         return pack_linear(weight, bias, self.dtype)
@@ -58,53 +58,53 @@ class Decoder:
         weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         return lambda x_RC: F.layer_norm(x_RC, (self.n_embd,), weight, bias, norm.eps).to(self.dtype)
 
-    def begin(self, memory: EncoderOutput, most: int) -> EncDecCache:
-        """Nothing written yet, for these sources, with room for up to `most` tokens."""
-        if most > self.block_size:
-            raise BardletError(f"{most} tokens do not fit in a context of {self.block_size}")
-        return EncDecCache(memory, most, len(self.blocks), self.n_head)
+    def new_cache(self, encoded: EncoderOutput, max_tokens: int) -> EncDecCache:
+        """Return an empty cache for these sources, with room for `max_tokens` target tokens."""
+        if max_tokens > self.block_size:
+            raise BardletError(f"{max_tokens} tokens do not fit in a context of {self.block_size}")
+        return EncDecCache(encoded, max_tokens, len(self.blocks), self.n_head)
 
-    def __call__(self, idx_R: Tensor, written: EncDecCache) -> Tensor:
-        """Feeds one token a row (int64): logits of the next one (R, V), in fp32."""
+    def __call__(self, idx_R: Tensor, cache: EncDecCache) -> Tensor:
+        """Append one token (int64) to each row and return the logits of the next one: (R, V) in fp32."""
         R, H = len(idx_R), self.n_head
-        x_RC = torch.embedding(self.embedding, idx_R) + self.position_TC[written.step()]
+        x_RC = torch.embedding(self.embedding, idx_R) + self.position_TC[cache.step()]
         for layer, (norm_1, qkv, out, norm_2, query, cross_out, norm_3, fc1, fc2) in enumerate(self.blocks):
             q, k, v = qkv(norm_1(x_RC)).view(R, 3, -1).unbind(1)  # (R, 3C) -> three (R, C)
-            x_RC = x_RC + out(written.attend(layer, q, k, v).to(self.dtype))
-            q = query(norm_2(x_RC)).float().view(-1, R // written.sources, H, self.n_embd // H)  # (B, K, H, D)
-            x_RC = x_RC + cross_out(written.cross_attend(layer, q.transpose(1, 2)).reshape(R, -1).to(self.dtype))
+            x_RC = x_RC + out(cache.attend(layer, q, k, v).to(self.dtype))
+            q = query(norm_2(x_RC)).float().view(-1, R // cache.sources, H, self.n_embd // H)  # (B, K, H, D)
+            x_RC = x_RC + cross_out(cache.cross_attend(layer, q.transpose(1, 2)).reshape(R, -1).to(self.dtype))
             x_RC = x_RC + fc2(self.act(fc1(norm_3(x_RC))))
         return self.head(self.norm(x_RC)).float()
 
 
 class EncDecCache:
-    """What a `Decoder` has written for some sources: R rows, the beams of each source side by side.
+    """Source and target keys and values of a batch: R rows, the beams of each source adjacent.
 
-    All rows stand at the same place, so that nothing is masked but the padding of the sources. The keys and values of a
-    source are there once, for all its beams: these are so many queries of one attention. Those of the target are kept
-    by time, so that to pick rows copies what was written and nothing else. N is R H: rows and heads.
+    All rows have the same length, so only the padding of the sources is masked. The keys and values of a source are
+    stored once: its beams are the queries of one attention. Those of the target are stored by time step, so that
+    reordering rows copies only the steps so far. N is R H: rows and heads.
     """
 
-    def __init__(self, memory: EncoderOutput, most: int, n_layer: int, n_head: int) -> None:
-        self.most, self.length, self.n_head, self.sources = most, 0, n_head, len(memory.length_B)
+    def __init__(self, encoded: EncoderOutput, max_tokens: int, n_layer: int, n_head: int) -> None:
+        self.max_tokens, self.length, self.n_head, self.sources = max_tokens, 0, n_head, len(encoded.length_B)
         # (B, H, S, D) -> (B H, D, S) and (B H, S, D)
-        self.source = [(k.float().transpose(-2, -1).flatten(0, 1), v.float().flatten(0, 1)) for k, v in memory.keys]
-        seen = memory.seen[:, 0]
-        # (B, 1, S), to be added to the scores; None: no source is shorter than another
+        self.source = [(k.float().transpose(-2, -1).flatten(0, 1), v.float().flatten(0, 1)) for k, v in encoded.keys]
+        seen = encoded.seen[:, 0]
+        # (B, 1, S), added to the scores; None: all sources have the same length
         self.hide = None if bool(seen.all()) else torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -1e9)
-        k_BHSD = memory.keys[0][0]
-        shape = (most, n_layer, 2, self.sources, k_BHSD.shape[1] * k_BHSD.shape[3])
+        k_BHSD = encoded.keys[0][0]
+        shape = (max_tokens, n_layer, 2, self.sources, k_BHSD.shape[1] * k_BHSD.shape[3])
         self.kv = torch.empty(shape, device=k_BHSD.device)
 
     def step(self) -> int:
-        """Makes room for one more token of every row; gives back where it stands."""
-        if self.length == self.most:
-            raise BardletError(f"the decoder has room for {self.most} tokens: make a longer one")
+        """Make room for one more token per row and return its position."""
+        if self.length == self.max_tokens:
+            raise BardletError(f"the cache is full after {self.max_tokens} tokens: create a longer one")
         self.length += 1
         return self.length - 1
 
     def attend(self, layer: int, q_RC: Tensor, k_RC: Tensor, v_RC: Tensor) -> Tensor:
-        """Keeps a token's key and value; what its query reads in all of them: (R, C)."""
+        """Store a token's key and value and return its self-attention output: (R, C)."""
         R, C = q_RC.shape
         N, D, t = R * self.n_head, C // self.n_head, self.length
         self.kv[t - 1, layer, 0].copy_(k_RC)
@@ -115,7 +115,7 @@ class EncDecCache:
         return torch.bmm(weight, v_NTD).view(R, C)  # (N, 1, D) -> (R, HD)
 
     def cross_attend(self, layer: int, q_BHKD: Tensor) -> Tensor:
-        """What the queries of the beams read in their source: (B, K, H, D)."""
+        """Return the cross-attention output of each beam's query to its source: (B, K, H, D)."""
         B, H, K, D = q_BHKD.shape
         k_NDS, v_NSD = self.source[layer]
         score = torch.bmm(q_BHKD.reshape(B * H, K, D), k_NDS)
@@ -124,17 +124,17 @@ class EncDecCache:
         return torch.bmm(score.softmax(-1), v_NSD).view(B, H, K, D).transpose(1, 2)
 
     def reorder(self, row_R: Tensor) -> None:
-        """Goes on with these rows (int64), in this order; each stays with its source."""
-        most, L, _, R, C = self.kv.shape
+        """Keep these rows (int64), in this order; each stays with its source."""
+        max_tokens, L, _, R, C = self.kv.shape
         if len(row_R) == R and bool((row_R == torch.arange(R, device=row_R.device)).all()):
             return
-        kv = self.kv.new_empty((most, L, 2, len(row_R), C))
+        kv = self.kv.new_empty((max_tokens, L, 2, len(row_R), C))
         t = self.length
         torch.index_select(self.kv[:t].flatten(0, 2), 1, row_R, out=kv[:t].flatten(0, 2))
         self.kv = kv
 
     def select(self, source_B: Tensor, beams: int) -> None:
-        """Goes on with these sources (int64) alone, and their `beams` rows each."""
+        """Keep these sources (int64) only, with `beams` rows each."""
         self.reorder((source_B[:, None] * beams + torch.arange(beams, device=source_B.device)).flatten())
         head_N = (source_B[:, None] * self.n_head + torch.arange(self.n_head, device=source_B.device)).flatten()
         self.sources, self.source = len(source_B), [(k[head_N], v[head_N]) for k, v in self.source]

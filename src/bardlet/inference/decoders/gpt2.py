@@ -1,4 +1,4 @@
-"""The decoder of GPT-2: one more token a row, from packed weights and a cache."""
+"""The decoder of GPT-2: one more token per row, from packed weights and a cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bardlet.ops.linear import computing_dtype, has_fast_embedding_bag, pack_lin
 
 
 class Decoder:
-    """GPT2 for one more token a row, with as few operations as torch allows; a test holds it to GPT2.forward.
+    """Decode one token per row, in as few operations as torch allows; a test compares it with GPT2.forward.
 
-    The stream between the layers is at least fp32, whatever the weights are.
+    The residual stream is at least fp32, whatever the weights are.
     """
 
     def __init__(self, model: GPT2, dtype: torch.dtype | None = None) -> None:
@@ -23,7 +23,7 @@ class Decoder:
         self.heads, self.eps, self.dtype = c.n_head, c.norm_eps, computing_dtype(weight, dtype)
         wide = torch.promote_types(self.dtype, torch.float32)
         dtype = dtype or weight.dtype
-        # queries come divided by sqrt(D)
+        # folds the 1 / sqrt(D) of the queries into the weights
         scale = torch.ones(3 * c.n_embd, dtype=wide, device=weight.device)
         scale[: c.n_embd] = c.head_dim**-0.5
         self.blocks = []
@@ -33,25 +33,25 @@ class Decoder:
             qkv_bias = None if attn.c_attn.bias is None else attn.c_attn.bias * scale
             self.blocks.append(
                 (
-                    self.wide(block.ln_1, wide),
+                    self.as_dtype(block.ln_1, wide),
                     pack_linear(attn.c_attn.weight * scale[:, None], qkv_bias, dtype),
                     pack_linear(attn.c_proj.weight, attn.c_proj.bias, dtype),
-                    self.wide(block.ln_2, wide),
+                    self.as_dtype(block.ln_2, wide),
                     pack_linear(mlp.c_fc.weight, mlp.c_fc.bias, dtype),
                     mlp.act,
                     pack_linear(mlp.c_proj.weight, mlp.c_proj.bias, dtype),
                 )
             )
-        self.wte, self.wpe, self.ln_f = weight.to(wide), gpt.wpe.weight.detach().to(wide), self.wide(gpt.ln_f, wide)
+        self.wte, self.wpe, self.ln_f = weight.to(wide), gpt.wpe.weight.detach().to(wide), self.as_dtype(gpt.ln_f, wide)
         self.head = pack_linear(weight if model.lm_head is None else model.lm_head.weight, None, dtype)
 
     def cache(self, cache: KVCache) -> DecoderCache:
-        """The same keys and values as this decoder reads them fastest."""
+        """Return the same keys and values in the layout that this decoder reads fastest."""
         fast = has_fast_embedding_bag(self.wte.device, self.dtype)
         return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
 
     def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:
-        """Feeds one token a row (int64) at its place in the cache: logits of the next one (B, V)."""
+        """Append one token (int64) to each row of the cache and return the logits of the next one: (B, V)."""
         step, B = cache.step(), len(idx_B)
         x_BC = torch.embedding(self.wte, idx_B) + self.wpe[step.position]
         for layer, (ln_1, c_attn, c_proj, ln_2, c_fc, act, c_out) in enumerate(self.blocks):
@@ -61,10 +61,10 @@ class Decoder:
         return self.head(self.norm(self.ln_f, x_BC))
 
     @staticmethod
-    def wide(ln: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of `ln`, in the stream's dtype."""
+    def as_dtype(ln: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of `ln` in `dtype`."""
         return ln.weight.detach().to(dtype), None if ln.bias is None else ln.bias.detach().to(dtype)
 
     def norm(self, ln: tuple[Tensor, Tensor | None], x_BC: Tensor) -> Tensor:
-        """LayerNorm of the rows of x by weight and bias: (B, C)."""
+        """Apply LayerNorm, given as (weight, bias): (B, C)."""
         return torch.layer_norm(x_BC, x_BC.shape[-1:], *ln, self.eps).to(self.dtype)

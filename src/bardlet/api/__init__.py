@@ -1,0 +1,1 @@
+"""What `import bardlet` offers. The commands parse a command line, call these functions and print."""

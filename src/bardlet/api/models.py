@@ -1,0 +1,151 @@
+"""A trained model from Python: `model = bardlet.load("runs/my-qwen3")`, then generate, stream, chat, translate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bardlet.config.pretraining import TranslationConfig
+from bardlet.data import chat_template
+from bardlet.errors import BardletError
+from bardlet.inference import text_generation
+from bardlet.inference import translate as translation
+from bardlet.inference.chat_session import ChatSession
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
+from bardlet.runtime import device as runtime_device
+from bardlet.tokenizer import Tokenizer
+
+DType = Literal["fp32", "bf16", "int8"]
+
+
+class Model:
+    """A model with its tokenizer, on its device.
+
+    folder: where it was loaded from. module: the `torch.nn.Module`. tokenizer: text to token ids and back.
+    documents: how many documents its training text had; a model of one document knows no separator.
+    """
+
+    def __init__(self, folder: Path, module: Any, tokenizer: Tokenizer, dtype: DType, documents: int,
+                 prefix_lm: bool | None) -> None:
+        self.folder, self.module, self.tokenizer, self.dtype = folder, module, tokenizer, dtype
+        self.documents, self._prefix_lm = documents, prefix_lm
+
+    @property
+    def translates(self) -> bool:
+        """True if it was trained on sentence pairs."""
+        return self._prefix_lm is not None
+
+    def generate(self, prompt: str = "", max_new_tokens: int = 500, *, temperature: float = 0.8,
+                 top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> str:
+        """Return the text that follows `prompt`, without the prompt.
+
+        Args:
+            prompt: the text to continue; empty: the beginning of a document.
+            max_new_tokens: at most this many tokens; a document may end sooner.
+            temperature: below 1 more careful, above 1 wilder; 0: always the likeliest token.
+            top_k: sample from the k likeliest tokens; top_p: from the likeliest tokens that together have this
+                probability. None: from all.
+            seed: the same seed gives the same text; None: a different text each time.
+
+        Raises:
+            BardletError: a character that the tokenizer does not know, or a value out of range.
+        """
+        return "".join(self.stream(prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                                   seed=seed))
+
+    def stream(self, prompt: str = "", max_new_tokens: int = 500, *, temperature: float = 0.8,
+               top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> Iterator[str]:
+        """Yield the pieces of the text of `generate` as they are written; every character is whole."""
+        ids = self.prompt_ids(prompt)
+        return text_generation.stream(self.module, self.tokenizer, ids, max_new_tokens,
+                                      **self.options(temperature, top_k, top_p, seed))
+
+    def complete(self, prompts: Sequence[str], max_new_tokens: int = 500, *, temperature: float = 0.8,
+                 top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> tuple[list[str], int]:
+        """Return the text that follows each prompt, generated as one batch, and the number of new tokens."""
+        rows = text_generation.complete(self.module, self.tokenizer, [self.prompt_ids(prompt) for prompt in prompts],
+                                        max_new_tokens, **self.options(temperature, top_k, top_p, seed))
+        return [self.tokenizer.decode(ids, skip_special=True) for ids in rows], sum(map(len, rows))
+
+    def chat(self, message: str, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
+             top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> str:
+        """Return the answer to one message; `session` holds a conversation. For models of `bardlet sft` and after."""
+        session = self.session(system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                               top_p=top_p, seed=seed)
+        return "".join(session.ask(message))
+
+    def session(self, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
+                top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> ChatSession:
+        """Return a conversation: `session.ask(text)` yields the answer piece by piece."""
+        self._refuse_translator()
+        return ChatSession(self.module, self.tokenizer, system, max_new_tokens, documents=self.documents,
+                           **self.options(temperature, top_k, top_p, seed))
+
+    def translate(self, lines: Sequence[str], *, beam: int = 1, length_penalty: float = 1.0,
+                  batch_size: int = 64) -> list[str]:
+        """Return the translation of each line. For models trained on sentence pairs."""
+        options = self.translate_options(beam, length_penalty, batch_size)
+        return translation.translate_lines(self.module, self.tokenizer, list(lines), options)
+
+    # ---------------------------------------------------------------- for the commands
+
+    @property
+    def answers(self) -> bool:
+        """True if the model was fine-tuned with bardlet's chat template."""
+        return self.tokenizer.chat_template == chat_template.TEMPLATE
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt. BardletError for a character that the tokenizer does not know."""
+        self._refuse_translator()
+        return text_generation.prompt_ids(self.tokenizer, prompt, self.documents)
+
+    def options(self, temperature: float, top_k: int | None, top_p: float | None,
+                seed: int | None) -> dict[str, Any]:
+        """Return the keywords of `generate.stream`; without a seed a new one is drawn."""
+        seed = int(torch.seed() % 2**31) if seed is None else seed
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        return {**options, "dtype": torch.int8} if self.dtype == "int8" else options
+
+    def translate_options(self, beam: int, length_penalty: float, batch_size: int) -> translation.TranslateOptions:
+        """Return checked options of a translation. BardletError for a model that does not translate."""
+        if self._prefix_lm is None:
+            raise BardletError(f"{self.folder}: this {self.module.config.model} model was not trained to translate; "
+                               "train one with `bardlet train --pair de-en`, or with --source FILE --target FILE")
+        options = translation.TranslateOptions(beam, length_penalty, batch_size, self._prefix_lm)
+        translation.check(self.module, self.tokenizer, options)
+        return options
+
+    def _refuse_translator(self) -> None:
+        if self.module.config.model == "encdec":
+            raise BardletError(f"{self.folder}: an encoder-decoder translates: `bardlet translate {self.folder} "
+                               "< LINES`")
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.folder)!r})"
+
+
+def load(folder: str | Path, *, device: str = "auto", dtype: DType = "fp32") -> Model:
+    """Load a run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model.
+
+    Args:
+        device: cpu, cuda, mps; auto takes a GPU if there is one.
+        dtype: precision of the weights; int8 is fastest on a CPU.
+
+    Raises:
+        BardletError: no such folder, a damaged file, or a model of another kind.
+    """
+    folder = Path(folder)
+    runtime_device.tune_malloc()
+    module, tokenizer = hf.read_folder(folder)
+    documents, prefix_lm = 2, False if module.config.model == "encdec" else None
+    if (folder / "run.toml").exists():
+        config, record = run_folder.settings(folder, changed=True)
+        documents = record.get("documents") or 2
+        if isinstance(config, TranslationConfig):
+            prefix_lm = config.prefix_lm
+    runtime_device.place(module, device, dtype)
+    return Model(folder, module, tokenizer, dtype, documents, prefix_lm)

@@ -1,0 +1,119 @@
+"""List, compare and delete run folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bardlet.config.finetuning import RolloutConfig
+from bardlet.config.toml import read_toml
+from bardlet.errors import BardletError
+from bardlet.run import lock
+from bardlet.run.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run folder in one line. None: not known yet.
+
+    state: "finished", "running", "stopped" or "damaged". result: the main figure of the stage, in words. val_loss: in
+    nats per token; None for reinforcement learning, which has `reward`, the held-out reward. minutes: of training.
+    """
+
+    folder: str
+    command: str
+    text: str | None
+    model: str | None
+    parameters: int | None
+    state: str
+    steps: int | None
+    val_loss: float | None
+    reward: float | None
+    result: str
+    minutes: float | None
+    megabytes: float
+    modified: float
+    """Time of the last change, in seconds since 1970."""
+
+
+def runs(root: str | Path = "runs") -> list[RunSummary]:
+    """Return a summary of every run below a folder, the newest first. Ladders count each rung and seed."""
+    root = Path(root)
+    if not root.is_dir():
+        raise BardletError(f"{root}: no such folder; `bardlet train` creates runs")
+    summaries = [summarize(path.parent) for path in _run_files(root)]
+    return sorted(summaries, key=lambda run: -run.modified)
+
+
+def _run_files(root: Path) -> Iterator[Path]:
+    """Yield each run.toml at most three folders below `root`, which is where ladders keep theirs."""
+    for depth in range(4):
+        yield from root.glob("*/" * depth + "run.toml")
+
+
+def summarize(folder: Path) -> RunSummary:
+    """Return the summary of a run folder; a damaged one says so and raises nothing."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    modified = max((path.stat().st_mtime for path in folder.iterdir()), default=time.time())
+    try:
+        config, record = read_toml(folder / "run.toml")
+    except BardletError:
+        unknown = (None,) * 3
+        return RunSummary(str(folder), "?", *unknown, "damaged", *unknown, "", None, size / 1e6, modified)
+    state = "finished" if record.get("finished") else "running" if lock.holder(folder) else "stopped"
+    last = _last_line(folder)
+    loss = _number(record.get("val_loss", last.get("val_loss")))
+    reward = None
+    if isinstance(config, RolloutConfig):
+        loss, reward = None, _number(record.get("reward_after", None if loss is None else -loss))
+    seconds = record.get("seconds") or last.get("seconds")
+    return RunSummary(
+        str(folder), config.command, record.get("text"), getattr(config, "model", None) or _model_type(folder),
+        record.get("parameters"), state, record.get("steps") if state == "finished" else last.get("step"), loss, reward,
+        _result(record, loss, reward), None if seconds is None else seconds / 60, size / 1e6, modified)
+
+
+def _result(record: dict[str, Any], loss: float | None, reward: float | None) -> str:
+    """Return the main figure of a run in words; empty if there is none yet."""
+    for name, form in (("bleu", "BLEU {:.1f}"), ("accuracy", "{:.0%} of pairs"), ("nats_per_char", "{:.4f} nats/char")):
+        if (value := _number(record.get(name))) is not None:
+            return form.format(value)
+    if reward is not None:
+        return f"reward {reward:.3f}"
+    return "" if loss is None else f"{loss:.4f} nats/token"
+
+
+def _last_line(folder: Path) -> dict[str, Any]:
+    """The last line of metrics.jsonl, with the last validation loss."""
+    try:
+        lines = read_metrics(folder)
+    except (BardletError, OSError):
+        return {}
+    losses = [line["val_loss"] for line in lines if line.get("val_loss") is not None]
+    return {**lines[-1], "val_loss": losses[-1] if losses else None} if lines else {}
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def delete(folder: str | Path) -> None:
+    """Delete a run folder. BardletError if it is no run, or if a process is training it."""
+    folder = Path(folder)
+    if folder.is_symlink() or not (folder / "run.toml").is_file():
+        raise BardletError(f"{folder}: not a run folder (it has no run.toml); nothing was deleted")
+    if holder := lock.holder(folder):
+        raise lock.in_use(folder, holder)
+    shutil.rmtree(folder)

@@ -1,0 +1,306 @@
+"""Read a command line into a dataclass with argparse. A field is a setting; its docstring is the help text.
+
+`Usage` says what a command does and which settings its `--help` shows; the rest is shown by `--help-all`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from bardlet.errors import BardletError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A heading of the help, with the settings below it.
+
+    names: settings that `--help` shows; more: settings that only `--help-all` shows.
+    """
+
+    title: str
+    names: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What `bardlet COMMAND --help` says.
+
+    synopsis: the command line in short, without `bardlet COMMAND`; about: what the command does, in a sentence or two;
+    examples: (command line, what it does); positionals: placeholders of the fields that are typed without a flag;
+    metavars: placeholders of values, where N, X and NAME would say too little.
+    """
+
+    command: str
+    synopsis: str
+    about: str
+    examples: tuple[tuple[str, str], ...]
+    groups: tuple[Group, ...]
+    positionals: dict[str, str] = field(default_factory=dict)
+    metavars: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def help_flag(self) -> str:
+        """The flag that lists every setting."""
+        return "--help-all" if any(group.more for group in self.groups) else "--help"
+
+
+METAVARS = {"minutes": "M", "out": "DIR", "config": "FILE", "init": "DIR", "lora": "RANK", "device": "DEVICE",
+            "reward": "REWARD", "source": "FILE", "target": "FILE", "pair": "FROM-TO", "compile": "WHEN",
+            "dtype": "TYPE", "keep": "WHICH", "tokenizer": "KIND"}
+"""Placeholders that all commands share."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise BardletError(message)
+
+
+def parse(kind: type[T], argv: Sequence[str], usage: Usage, explain: Callable[[str], str] | None = None) -> T:
+    """Return a `kind`, a dataclass, from `argv`. `--help` and `--help-all` print and exit with 0.
+
+    explain: see `typed`.
+
+    Raises:
+        BardletError: the first word that does not fit, what is wrong with it, and what to do.
+    """
+    values = typed((kind,), argv, usage, explain=explain)
+    for each in fields(cast(Any, kind)):
+        if each.default is MISSING and each.default_factory is MISSING and each.name not in values:
+            raise BardletError(f"{usage.positionals[each.name]} is missing; for example: {usage.examples[0][0]}")
+    return kind(**values)
+
+
+def typed(kinds: Sequence[type], argv: Sequence[str], usage: Usage, hidden: Sequence[str] = (),
+          explain: Callable[[str], str] | None = None) -> dict[str, Any]:
+    """Return the settings that a command line names, with their values.
+
+    Args:
+        kinds: dataclasses; their fields together are the settings.
+        hidden: fields that cannot be typed.
+        explain: what to say of an unknown setting, by its field name; empty: a suggestion.
+
+    Raises:
+        BardletError: as `parse`.
+    """
+    words = [_with_dashes(word) for word in argv]
+    parser = build(kinds, usage, hidden, everything="--help-all" in words or usage.help_flag == "--help")
+    if {"-h", "--help", "--help-all"} & set(words):
+        print(parser.format_help(), end="")
+        sys.exit(0)
+    try:
+        namespace, extra = parser.parse_known_intermixed_args(words)
+    except argparse.ArgumentError as error:
+        raise BardletError(f"{_reason(error, words, parser)}; see `bardlet {usage.command} {usage.help_flag}`") from None
+    if extra:
+        raise BardletError(_unknown(extra, parser, usage, hidden, explain))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()
+            if value not in (None, []) or name in _flags_in(words)}
+
+
+def build(kinds: Sequence[type], usage: Usage, hidden: Sequence[str] = (),
+          everything: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of a command. everything: show all settings, with their whole help text."""
+    parser = _Parser(prog=f"bardlet {usage.command}", add_help=False, allow_abbrev=False, exit_on_error=False,
+                     argument_default=argparse.SUPPRESS, formatter_class=_formatter, usage=f"%(prog)s {usage.synopsis}",
+                     description=_description(usage))
+    parser._positionals.title = "input"
+    settings = {each.name: (kind, each) for kind in reversed(kinds) for each in fields(kind) if each.name not in hidden}
+    for name, metavar in usage.positionals.items():
+        kind, _ = settings[name]
+        several = get_origin(_hints(kind)[name]) is tuple
+        parser.add_argument(name, nargs="*" if several else "?", metavar=metavar, type=str,
+                            help=(docs(kind)[name] if everything else _first_sentence(docs(kind)[name])))
+    for group in (*usage.groups, _rest(settings, usage)):
+        section = parser.add_argument_group(group.title)
+        for name in (*group.names, *group.more):
+            if name in settings:
+                _add(section, name, *settings[name], usage, everything, shown=everything or name in group.names)
+    last = parser.add_argument_group("help")
+    last.add_argument("--help", "-h", action="store_true", help="show this text")
+    if usage.help_flag == "--help-all":
+        last.add_argument("--help-all", action="store_true", help="show every setting, with its default")
+    last.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _rest(settings: Iterable[str], usage: Usage) -> Group:
+    """Return the settings that no group of `usage` names."""
+    named = {name for group in usage.groups for name in (*group.names, *group.more)} | set(usage.positionals)
+    return Group("more", more=tuple(name for name in settings if name not in named))
+
+
+def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everything: bool, shown: bool) -> None:
+    """Add the flag of one setting to a parser or a group of it."""
+    hint, flag = _hints(kind)[name], "--" + name.replace("_", "-")
+    text = docs(kind)[name] if everything else _first_sentence(docs(kind)[name])
+    choices, notes = _choices(hint), []
+    if choices and len(choices) < 6 and not text.startswith(choices[0]):
+        notes.append(", ".join(choices))
+    if everything and each.default not in (None, (), "", MISSING) and each.default is not False:
+        notes.append(f"default: {'on' if each.default is True else each.default}")
+    if notes:
+        text = f"{text.rstrip('.')} ({'; '.join(notes)})" + "." * everything
+    options: dict[str, Any] = {"help": text.replace("%", "%%") if shown else argparse.SUPPRESS, "dest": name}
+    if hint is bool:
+        section.add_argument(flag, action=argparse.BooleanOptionalAction if each.default else "store_true", **options)
+        return
+    metavar = usage.metavars.get(name) or METAVARS.get(name) or _placeholder(hint)
+    if get_origin(hint) is tuple:
+        options["nargs"] = "+"
+    action = section.add_argument(flag, type=_converter(flag, hint), metavar=metavar, **options)
+    action.wanted = _wanted(hint)  # of `_reason`
+    if choices:
+        action.completer = lambda **_: choices  # of argcomplete
+
+
+# ---------------------------------------------------------------------------------- help
+
+
+def _width() -> int:
+    return min(100, max(60, shutil.get_terminal_size().columns - 1))
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=25, width=_width())
+
+
+def _description(usage: Usage) -> str:
+    width = max(len(line) for line, _ in usage.examples)
+    examples = "\n".join(f"  {line:{width}}  {what}".rstrip() for line, what in usage.examples)
+    return f"{textwrap.fill(usage.about, _width())}\n\nexamples:\n{examples}"
+
+
+@cache
+def docs(kind: type) -> dict[str, str]:
+    """Return the docstring of each field of a dataclass, those of its bases included, on one line each."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("bardlet") and "__annotations__" in vars(base):
+            [body] = [node.body for node in ast.parse(textwrap.dedent(inspect.getsource(base))).body
+                      if isinstance(node, ast.ClassDef)]
+            for line, below in pairwise(body):
+                if (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+                        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
+                    found[line.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _first_sentence(text: str) -> str:
+    """A help text up to its first full stop or semicolon."""
+    ends = [text.find(mark) for mark in (". ", "; ") if mark in text]
+    return text[: min(ends)] if ends else text.rstrip(".")
+
+
+# ---------------------------------------------------------------------------------- types
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _parts(hint: Any) -> list[Any]:
+    """The types of a union or a tuple, without None and `...`."""
+    if get_origin(hint) is Literal or not get_args(hint):
+        return [hint]
+    return [part for part in get_args(hint) if part not in (type(None), ...)]
+
+
+def _choices(hint: Any) -> list[str]:
+    return [str(choice) for part in _parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def _placeholder(hint: Any) -> str:
+    return {int: "N", float: "X", bool: "BOOL"}.get(_parts(hint)[0], "NAME")
+
+
+def _wanted(hint: Any) -> str:
+    """Return the values that fit a type, as in "a number, or none"; empty if any text fits."""
+    if choices := _choices(hint):
+        return f"one of {', '.join(choices)}"
+    kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(_parts(hint)[0], "")
+    return f"{kind}, or none" if kind and type(None) in get_args(hint) else kind
+
+
+def _converter(flag: str, hint: Any) -> Callable[[str], Any]:
+    """Return a function that turns a typed word into a value of a type."""
+    kind, optional, choices = _parts(hint)[0], type(None) in get_args(hint), _choices(hint)
+
+    def convert(word: str) -> Any:
+        if optional and word.lower() == "none":
+            return None
+        if choices and word not in choices:
+            near = get_close_matches(word, choices, 1)
+            raise BardletError(f"{flag} {word}: must be {_wanted(hint)}" + (f"; did you mean {near[0]}?" if near else ""))
+        if choices:
+            return word
+        try:
+            return {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)
+        except (ValueError, KeyError):
+            raise BardletError(f"{flag} {word}: must be {_wanted(hint)}") from None
+
+    return convert
+
+
+# ---------------------------------------------------------------------------------- errors
+
+
+def _with_dashes(word: str) -> str:
+    """A flag with - for _: `--batch_size=4` is `--batch-size=4`."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") and " " not in name else word
+
+
+def _flags_in(words: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+            for word in words if word.startswith("--")}
+
+
+def _reason(error: argparse.ArgumentError, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return a sentence for an error of argparse."""
+    flag, flags = (error.argument_name or "").split("/")[0], parser._option_string_actions
+    if "expected" in str(error):
+        wanted = getattr(flags.get(flag), "wanted", "")
+        place = words.index(flag) + 1 if flag in words else len(words)
+        value = words[place] if place < len(words) else ""
+        if value.startswith("-") and value.partition("=")[0] not in flags:
+            return f"{flag} needs a value; write one that begins with - as {flag}={value}"
+        return f"{flag} needs a value" + (f": {wanted}" if wanted else "")
+    if "ignored explicit argument" in str(error):
+        off = f"--no-{flag.removeprefix('--')}"
+        return f"{flag} takes no value; write {flag}" + (f", or {off}" if off in flags else "")
+    return f"{flag}: {error.message}"
+
+
+def _unknown(extra: Sequence[str], parser: argparse.ArgumentParser, usage: Usage, hidden: Sequence[str],
+             explain: Callable[[str], str] | None) -> str:
+    """Return a sentence for the first word that is no setting, or one too many."""
+    flags = list(parser._option_string_actions)
+    word = next((word for word in extra if word.startswith("-")), extra[0])
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return f"{word}: unexpected; quote a text that has spaces, and see `bardlet {usage.command} --help`"
+    field_name = name.strip("-").replace("-", "_")
+    if field_name in usage.positionals:
+        return f"{name}: type {usage.positionals[field_name]} without a flag; for example: {usage.examples[0][0]}"
+    if explain and (reason := explain(field_name) or explain(field_name.removeprefix("no_"))):
+        return f"{name}: {reason}"
+    if field_name in hidden:
+        return f"there is no setting {name}; only a settings file can hold it (--config FILE)"
+    near = get_close_matches(name, flags, 1)
+    hint = f"did you mean {near[0]}?" if near else f"`bardlet {usage.command} {usage.help_flag}` lists the settings"
+    return f"there is no setting {name}; {hint}"

@@ -1,0 +1,138 @@
+"""`bardlet runs`: list, compare and delete runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bardlet import console
+from bardlet.cli.parser import Group, Usage, parse
+from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    from bardlet.api.runs import RunSummary
+
+USAGE = Usage(
+    "runs", "[RUN ...] [OPTIONS]",
+    "List the runs below runs/, or compare the named ones: settings that differ, and results. --delete asks before it "
+    "deletes the named runs.",
+    (("bardlet runs", "list all runs, the newest first"),
+     ("bardlet runs runs/a runs/b", "compare two runs"),
+     ("bardlet runs runs/a --delete", "delete a run, after a question")),
+    (Group("selection", ("root", "delete", "yes")), Group("output", ("json",))), positionals={"run": "RUN"},
+    metavars={"root": "DIR"})
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line."""
+
+    run: tuple[str, ...] = ()
+    """Run folders to compare or delete (default: list all runs)."""
+    root: str = "runs"
+    """Folder whose runs are listed."""
+    delete: bool = False
+    """Delete the named runs, after a question."""
+    yes: bool = False
+    """Delete without a question."""
+    json: bool = False
+    """Print one JSON object on the last line."""
+
+    def __post_init__(self) -> None:
+        if self.delete and not self.run:
+            raise BardletError("--delete: name the runs to delete, as in `bardlet runs runs/a --delete`")
+        if self.yes and not self.delete:
+            raise BardletError("--yes: only answers --delete; add it, or drop --yes")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    command = parse(Command, argv, USAGE)
+    console.show_notices()
+    from bardlet.api import runs
+
+    if command.delete:
+        return delete(command)
+    if command.run:
+        for folder in command.run:
+            if not (Path(folder) / "run.toml").is_file():
+                raise BardletError(f"{folder}: not a run folder; `bardlet runs` lists them")
+        found = [runs.summarize(Path(folder)) for folder in command.run]
+    else:
+        found = runs.runs(command.root)
+    print_table(found)
+    if len(command.run) > 1:
+        print_differences(command.run)
+    if command.json:
+        console.say_json({"runs": [asdict(run) for run in found]})
+    return 0
+
+
+def print_table(found: Sequence[RunSummary]) -> None:
+    """Print a line per run."""
+    if not found:
+        console.say("no runs yet; `bardlet train my.txt --minutes 5` makes one")
+        return
+    rows = [("run", "command", "text", "model", "weights", "state", "steps", "minutes", "MB", "result")]
+    for run in found:
+        weights = "" if run.parameters is None else f"{run.parameters / 1e6:.2f} M"
+        rows.append((run.folder, run.command, run.text or "", run.model or "", weights, run.state,
+                     "" if run.steps is None else f"{run.steps:,}",
+                     "" if run.minutes is None else f"{run.minutes:.1f}", f"{run.megabytes:.0f}", run.result))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = {4, 6, 7, 8}
+    for row in rows:
+        cells = (cell.rjust(width) if i in right else cell.ljust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        console.say("  ".join(cells).rstrip())
+
+
+def print_differences(folders: Sequence[str]) -> None:
+    """Print the settings in which runs differ."""
+    from bardlet.config.toml import settings_in
+
+    settings = [settings_in(Path(folder) / "run.toml") for folder in folders]
+    names = dict.fromkeys(name for values in settings for name in values if name != "replans")
+    rows = [(name, *(str(values.get(name, "-")) for values in settings)) for name in names
+            if len({str(values.get(name)) for values in settings}) > 1]
+    if not rows:
+        console.say("\nthe settings are the same")
+        return
+    console.say("\nsettings that differ:")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        console.say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def ask(question: str) -> str:
+    """Return what the user answers, in lower case; empty at the end of input (Ctrl-D)."""
+    try:
+        return input(question).strip().lower()
+    except EOFError:
+        console.say()
+        return ""
+
+
+def delete(command: Command) -> int:
+    """Delete the named runs after a question; return the exit code."""
+    from bardlet.api import runs
+
+    deleted = []
+    for folder in command.run:
+        summary = runs.summarize(Path(folder)) if (Path(folder) / "run.toml").is_file() else None
+        if summary and not command.yes:
+            if not sys.stdin.isatty():
+                raise BardletError(f"{folder}: standard input is no terminal to answer on; add --yes to delete it")
+            about = f"{summary.state}, {summary.megabytes:.0f} MB" + (f", {summary.result}" if summary.result else "")
+            if ask(f"delete {folder} ({about})? [y/N] ") not in ("y", "yes"):
+                console.say(f"{folder}: kept")
+                continue
+        runs.delete(folder)
+        deleted.append(folder)
+        console.say(f"{folder}: deleted")
+    if command.json:
+        console.say_json({"deleted": deleted})
+    return 0

@@ -1,0 +1,90 @@
+"""What the training commands share: options of a run, the groups of their help, and starting a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bardlet import console
+from bardlet.cli.parser import Group
+from bardlet.config.finetuning import FineTuneConfig
+from bardlet.config.pretraining import SET_BY_WEIGHTS, TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings
+from bardlet.config.toml import read_toml, settings_in
+
+log = logging.getLogger("bardlet")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a training command that are not settings of the run."""
+
+    out: str | None = None
+    """Run folder to create (default: runs/NAME)."""
+    config: str | None = None
+    """Read settings from this TOML file. Settings on the command line take precedence."""
+    plan: bool = False
+    """Print the plan and stop."""
+    json: bool = False
+    """Print one JSON object on the last line."""
+
+
+NOT_TYPED = ("replans",)
+"""Settings that only files can hold."""
+
+MACHINE = Group("machine", ("device", "dtype", "compile"), ("threads", "deterministic"))
+OUTPUT = Group("output", ("out", "plan", "config", "json"), ("tensorboard", "wandb"))
+OPTIMIZER = ("optimizer", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
+             "grad_clip")
+CHECKPOINTS = ("on_nan", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every")
+
+
+def start(config: Settings, options: RunOptions, started: float) -> int:
+    """Start a run and train to its end; return the exit code. started: when the command began (time.monotonic)."""
+    from bardlet import runner
+
+    result = runner.start(config, options.out, started, options.plan)
+    if options.json and result:
+        console.say_json(result)
+    return 0
+
+
+def split(values: dict[str, Any]) -> tuple[RunOptions, dict[str, Any], float]:
+    """Return (options, settings, now) of the values on a command line."""
+    names = {each.name for each in fields(RunOptions)}
+    options = RunOptions(**{name: value for name, value in values.items() if name in names})
+    return options, {name: value for name, value in values.items() if name not in names}, time.monotonic()
+
+
+def config_file(argv: Sequence[str]) -> Path | None:
+    """Return the file that --config names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    with suppress(argparse.ArgumentError):  # --config without a value: the command's own parser explains
+        file = parser.parse_known_args(list(argv))[0].config
+        return Path(file) if file else None
+    return None
+
+
+def file_settings(file: Path | None, kind: type[Settings], typed: Collection[str]) -> dict[str, Any]:
+    """Return the settings in a TOML file for the class `kind`; empty without a file.
+
+    typed: names of the settings on the command line. --steps or --minutes replaces both of the file, and its clock.
+    """
+    if file is None:
+        return {}
+    settings, _ = read_toml(file, kind)
+    values = {each.name: getattr(settings, each.name) for each in fields(kind)}
+    known = {*values, "stage", *(SET_BY_WEIGHTS if issubclass(kind, FineTuneConfig) else ())}
+    if unused := [name for name in settings_in(file) if name not in known]:
+        user = {TrainConfig: "training on a text", TranslationConfig: "training on sentence pairs"}.get(kind)
+        log.warning("%s: ignored, %s has no such setting", ", ".join(unused), user or f"`bardlet {kind.command}`")
+    if {"steps", "minutes"} & set(typed):
+        values |= {"replans": (), "steps": None, "minutes": None}
+    return values

@@ -1,0 +1,153 @@
+"""Kahneman-Tversky optimization: learn from single completions that somebody liked or disliked.
+
+Ethayarajh et al. (2024), *KTO: Model Alignment as Prospect Theoretic Optimization*. Like DPO it has a frozen reference.
+A row of the data is a pair here, too: the completion, and a completion of another prompt, from which a batch estimates
+the KL divergence between policy and reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property, partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from bardlet.config.finetuning import DPOConfig
+from bardlet.config.kto import KTOConfig
+from bardlet.data import preferences as data_preferences
+from bardlet.data import records
+from bardlet.data.batch import Batch
+from bardlet.data.records import Examples, Preference
+from bardlet.errors import BardletError, printable
+from bardlet.run.record import PreferencesRecord
+from bardlet.runtime.distributed import Dist
+from bardlet.stages import preference
+from bardlet.stages.dpo import DPO
+from bardlet.tokenizer import Tokenizer
+from bardlet.training import logprobs, losses
+from bardlet.training.state import Objective
+
+
+class Feedback(Examples):
+    """Completions with a label, True for liked. A part's row i is paired with the completion of its row i + 1."""
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 (hex) of the files, as feedback."""
+        return hashlib.sha256(f"feedback {Examples(self.name, self.files).hash}".encode()).hexdigest()
+
+    @cached_property
+    def parts(self) -> tuple[list[tuple[Preference, bool]], list[tuple[Preference, bool]]]:
+        """(training, held-out) rows with their labels, split by prompt."""
+        rows = [feedback(record, place) for file in self.files for place, record in records.records(file)]
+        split = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labelled completions")
+        train, held_out = ([(Preference(row.prompt, row.chosen, other.chosen), label) for (row, label), (other, _)
+                            in zip(part, [*part[1:], *part[:1]], strict=True)] for part in split)
+        return train, held_out
+
+    def preferences(self) -> tuple[list[Preference], list[Preference]]:
+        """Return (training, held-out) rows: `chosen` is the completion, `rejected` that of another row."""
+        train, held_out = self.parts
+        return [row for row, _ in train], [row for row, _ in held_out]
+
+
+def feedback(record: Mapping[str, Any], place: str) -> tuple[Preference, bool]:
+    """Return a record's prompt and completion, and its label. BardletError, by its place, if it has none."""
+    label = record.get("label")
+    if label not in (True, False):  # also 0 and 1
+        raise BardletError(f'{place}: "label" is {printable(label)}; write true for a liked completion, else false')
+    question = records.question({"messages": record["messages"]} if "messages" in record else
+                                {"prompt": record.get("prompt"), "answer": record.get("completion")}, place)
+    if question.answer is None:
+        raise BardletError(f"{place}: has no completion; end the messages with the assistant's")
+    return Preference(question.prompt, question.answer, ""), bool(label)
+
+
+class KTO(DPO):
+    """`bardlet kto MODEL DATA`. `accuracy` is P(a liked completion has a higher reward than a disliked one)."""
+
+    template = "kto"
+    material = "labelled completions"
+    unit = "completions"
+    loss_unit = "per completion"
+    curve_label = "KTO loss (per completion)"
+
+    def load_data(self) -> Feedback:
+        """Find the feedback files named in the settings."""
+        found = records.find(self.config.text, "feedback, .jsonl or .json, with `prompt`, `completion` and `label`")
+        return Feedback(found.name, found.files)
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the labels of the (training, held-out) rows, bool, split as `pairs`."""
+        train, held_out = (np.array([label for _, label in part]) for part in cast(Feedback, self.source).parts)
+        cut = len(self.pairs()[0])
+        return train[:cut], held_out if self.config.val_part == "val" else train[cut:]
+
+    def new_record(self, tokenizer: Tokenizer) -> PreferencesRecord:
+        """Return the record of a new run. BardletError if a part has completions of one kind only."""
+        record = super().new_record(tokenizer)
+        for labels, part in zip(self.labels(), ("training", "held-out"), strict=True):
+            if labels.all() or not labels.any():
+                raise BardletError(f"{self.source.name}: all {part} completions are {'dis' * (not labels.any())}liked; "
+                                   "KTO needs both kinds")
+        held_out = self.pairs()[1].chosen
+        record.longer = round(auc(torch.tensor(held_out.ends - held_out.starts), torch.from_numpy(self.labels()[1])), 4)
+        record.guessing = 0.5  # the loss while policy and reference agree, with weights of 1
+        return record
+
+    def objective(self, config: DPOConfig) -> Objective:
+        """Return batches of completions, the KTO loss, and the loss on the held-out completions as evaluation."""
+        batches, weights = self.batches(config), cast(KTOConfig, config)
+        loss_of = partial(losses.kto_loss, beta=config.beta, desirable_weight=weights.desirable_weight,
+                          undesirable_weight=weights.undesirable_weight)
+        label_N = torch.from_numpy(self.labels()[0]).to(self.dist.device)
+        reference_N2 = torch.from_numpy(np.array(self.references()[0])).to(self.dist.device)
+
+        def loss(model: Any, batch: Batch) -> torch.Tensor:
+            real_B, number_B = batch["length"][:, 0] > 0, batch["number"]
+            log_ratio_B2 = (logprobs.pair_log_probability(model, batch) - reference_N2[number_B])[real_B]
+            kl = _mean_over_ranks(log_ratio_B2[:, 1].detach(), self.dist)
+            return loss_of(log_ratio_B2[:, 0], kl, label_N[number_B][real_B])
+
+        def evaluate(model: Any) -> float:
+            reward_N2, label_N = self.held_out_rewards(model, preference.evaluation_rows(config))
+            ratio_N2 = reward_N2 / config.beta
+            return loss_of(ratio_N2[:, 0], ratio_N2[:, 1].mean(), label_N).item() / len(label_N)
+
+        return Objective(batches.batch, loss, data_preferences.count_pairs, evaluate, batches.describe_batch,
+                         batches.widest, all_logits=True)
+
+    def held_out_rewards(self, model: Any, max_rows: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return implicit rewards of held-out rows that fit, (N, 2) float64, and their labels, (N,) bool."""
+        rows, reference_N2 = self.pairs()[1], self.references()[1]
+        indices, policy_N2 = preference.measure_pairs(lambda batch: logprobs.pair_log_probability(model, batch), rows,
+                                                      self.config, self.dist, max_rows)
+        reward_N2 = self.config.beta * (policy_N2 - torch.from_numpy(reference_N2[indices]))
+        return reward_N2, torch.from_numpy(self.labels()[1][indices])
+
+    def accuracy_and_margin(self, model: Any) -> tuple[float, float]:
+        """Return (accuracy, margin): the AUC of the reward, and the mean reward of liked minus disliked completions."""
+        reward_N2, label_N = self.held_out_rewards(model)
+        reward_N = reward_N2[:, 0]
+        return auc(reward_N, label_N), (reward_N[label_N].mean() - reward_N[~label_N].mean()).item()
+
+    def results(self) -> list[str]:
+        """Return the result lines of a finished run."""
+        r, (liked, disliked) = self.record, np.bincount(~self.labels()[1], minlength=2)
+        return [f"held out, {liked} liked, {disliked} disliked: in {r.accuracy:.1%} of all pairs of both the liked one "
+                f"has the higher reward, by {r.margin:z.3f} on average; in {r.longer:.1%} it is longer"]
+
+
+def auc(score_N: torch.Tensor, label_N: torch.Tensor) -> float:
+    """Return the probability that a liked row scores higher than a disliked one; a tie counts half."""
+    difference = score_N[label_N][:, None] - score_N[~label_N][None]
+    return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+
+
+def _mean_over_ranks(x_B: torch.Tensor, dist: Dist) -> torch.Tensor:
+    """Return the mean of all ranks' values, of which each may have another number."""
+    total, count = dist.sum(torch.stack((x_B.double().sum(), torch.ones_like(x_B).double().sum())))
+    return (total / count.clamp(min=1)).float()
