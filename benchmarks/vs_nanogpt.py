@@ -1,22 +1,28 @@
-"""nanoGPT's recipes by nanoGPT and by bardlet, in turn on one machine: wall time, tokens/s, loss, peak memory.
+"""nanoGPT's recipes trained by nanoGPT and by bardlet, in turn on one machine: wall time, tokens/s, loss, peak memory.
 
     python benchmarks/vs_nanogpt.py --nanogpt PATH [--recipe cpu] [--repeats 3] [--steps 2000] [--no-save]
     python benchmarks/vs_nanogpt.py --nanogpt PATH --recipe gpu [--repeats 3] [--steps 6]
 
-PATH is a checkout of karpathy/nanoGPT; it is copied, not changed, and must run in this Python. Both recipes are those
-of its README, on the CPU: `cpu` is 4 layers, 4 heads, 128 channels, block 64, batch 12, no dropout, 2,000 steps with an
-evaluation every 250; `gpu` is 6 layers, 6 heads, 384 channels (10.65 M parameters), block 256, batch 64, dropout 0.2, a
-few steps of it and no evaluation but the last. AdamW, in fp32 as nanoGPT computes on a CPU. bardlet trains the `gpt2`
-layout (which has biases where nanoGPT's default has none) with the same settings, once as nanoGPT does (fp32, eager)
-and once as bardlet would (bf16, compiled). Beside the whole of `cpu` it also trains its own recipe for the same loss
-(configs/seconds.toml: fewer steps of another model, bf16, Muon, uncompiled; one evaluation, at the end), which is to be
-at least as good. bardlet's repeats have a seed each, nanoGPT's all its own.
+PATH is a checkout of karpathy/nanoGPT that runs in this Python; it is copied, not changed. Both recipes are from its
+README, and run on the CPU with AdamW, in fp32 as nanoGPT does there:
 
-Wall time is that of the whole command, from start to exit; tokens/s are those of the median step, on both sides (ten
-of ours together where they are short), without evaluations, and training is all steps at that rate; memory is the
-largest resident set of the process. The checkpoints of `cpu` are then evaluated by the same code (protocol (a) of the
-design: 200 batches of 64 windows of 64 characters from a generator of their own) on the same windows. Evaluations on
-the way read as many tokens on both sides, but for bardlet's own recipe, which has none.
+- `cpu`: 4 layers, 4 heads, 128 channels, block 64, batch 12, no dropout, 2,000 steps with an evaluation every 250.
+- `gpu`: 6 layers, 6 heads, 384 channels (10.65 M parameters), block 256, batch 64, dropout 0.2; only a few steps, and
+  an evaluation after the last one.
+
+bardlet trains a `gpt2` (with biases, which nanoGPT's default lacks) with the same settings: in fp32 without
+compilation, like nanoGPT, and in bf16 with compilation, its own default. Next to a full `cpu` it also trains its own
+recipe for at least the same loss (configs/seconds.toml: fewer steps of another model, bf16, Muon, uncompiled, one
+evaluation at the end). Each repeat of bardlet has its own seed; nanoGPT always uses its default seed.
+
+- Wall time: the command from start to exit.
+- Tokens/s: of the median step, without evaluation. bardlet logs ten short steps together.
+- Training time: all steps at that rate.
+- Memory: the peak resident set size of the process.
+- Loss: for `cpu`, both checkpoints on the same windows with the same code, by protocol (a) of the design: 200 batches
+  of 64 random windows of 64 characters, drawn with a fixed seed.
+
+Evaluations during training read the same number of tokens on both sides, except for bardlet's own recipe (none).
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ import record
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe of nanoGPT's README: sizes, steps, and how it is evaluated."""
+    """A recipe from nanoGPT's README: sizes, steps and evaluation."""
 
     n_layer: int
     n_head: int
@@ -51,14 +57,14 @@ class Recipe:
     dropout: float
     steps: int
     eval_every: int
-    """Steps between evaluations; 0: none but the last."""
+    """Steps between evaluations; 0: only after the last step."""
     eval_batches: int
-    """Batches of an evaluation."""
+    """Batches per evaluation."""
     log_every: int
-    """Steps that bardlet times together: its log counts in milliseconds."""
+    """Steps per line of bardlet's log, whose times are in milliseconds."""
 
     def nanogpt(self, steps: int) -> list[str]:
-        """nanoGPT's command line. It evaluates before its first step, too."""
+        """Return nanoGPT's command line. It also evaluates before its first step."""
         return ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--log_interval=1",
                 f"--n_layer={self.n_layer}", f"--n_head={self.n_head}", f"--n_embd={self.n_embd}",
                 f"--block_size={self.block}", f"--batch_size={self.batch}", f"--dropout={self.dropout}",
@@ -66,16 +72,16 @@ class Recipe:
                 f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
 
     def bardlet(self, steps: int) -> list[str]:
-        """The same settings for bardlet."""
+        """Return the same settings for bardlet."""
         return ["tinyshakespeare", "--tokenizer", "char", "--model", "gpt2", "--n-layer", str(self.n_layer),
                 "--n-head", str(self.n_head), "--n-embd", str(self.n_embd),
-                "--activation", "gelu",  # nanoGPT's, not GPT-2's approximation of it
+                "--activation", "gelu",  # as in nanoGPT, not GPT-2's tanh approximation
                 "--block-size", str(self.block), "--batch-size", str(self.batch), "--dropout", str(self.dropout),
                 "--optimizer", "adamw", "--lr", "1e-3", "--min-lr-ratio", "0.1", "--schedule", "cosine",
                 "--warmup-steps", "100", "--beta1", "0.9", "--beta2", "0.99", "--weight-decay", "0.1",
                 "--grad-clip", "1", "--eval-every", str(self.eval_every), "--save-every", str(self.eval_every),
                 "--log-every", str(self.log_every), "--keep", "best" if self.eval_every else "last",
-                # nanoGPT's evaluation: so many batches of training and as many of validation text
+                # nanoGPT evaluates on eval_batches of the training split and as many of the validation split
                 "--eval-tokens", str(2 * self.eval_batches * self.batch * self.block), "--steps", str(steps)]
 
 
@@ -85,7 +91,7 @@ RECIPES = {"cpu": Recipe(4, 4, 128, 64, 12, 0.0, 2000, 250, 20, 10),
            "gpu": Recipe(6, 6, 384, 256, 64, 0.2, 6, 0, 1, 1)}
 BLOCK = 64
 
-# runs inside the copy of nanoGPT: its model, its checkpoint, our windows
+# runs in the copy of nanoGPT, with its model and checkpoint, on our windows
 EVALUATE = """
 import sys, numpy as np, torch
 from model import GPT, GPTConfig
@@ -98,7 +104,7 @@ with torch.no_grad():
 
 
 def main() -> None:
-    """Run both sides in turn, print the table, append a line of results."""
+    """Run both sides in turn, print the table, and append a line of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--repeats", type=int, default=3)
@@ -118,61 +124,61 @@ def main() -> None:
         sides: dict[str, list[dict[str, Any]]] = {name: [] for name in ("nanoGPT", *ours)}
         for repeat in range(args.repeats):
             sides["nanoGPT"].append(run_nanogpt(theirs, recipe, steps, windows))
-            for name, words in ours.items():
-                sides[name].append(run_bardlet(Path(scratch), [*words, "--seed", str(1337 + repeat)], windows))
+            for name, arguments in ours.items():
+                sides[name].append(run_bardlet(Path(scratch), [*arguments, "--seed", str(1337 + repeat)], windows))
             print(json.dumps({name: runs[-1] for name, runs in sides.items()}), flush=True)
     report(sides, args, steps)
 
 
 def prepare_nanogpt(source: Path, scratch: Path) -> Path:
-    """A copy of nanoGPT with its data prepared by its own script."""
+    """Return a copy of nanoGPT with its data prepared by its own script."""
     from bardlet.data import corpus
 
     copy = scratch / "nanoGPT"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git"))
     data = copy / "data" / "shakespeare_char"
     shutil.copy(corpus.get("tinyshakespeare") / "input.txt", data / "input.txt")
-    # its script imports requests to download what lies there already: an empty module is enough
+    # the script imports requests for a download that is not needed: an empty module is enough
     (data / "requests.py").write_text("")
     subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=subprocess.DEVNULL)
     return copy
 
 
 def validation_windows(path: Path) -> Path:
-    """The windows of protocol (a) as an array (200, 64, 65) of ids; both vocabularies are the sorted characters."""
+    """Save the windows of protocol (a), (200, 64, 65) token ids; both vocabularies are the sorted characters."""
     import numpy as np
 
     from bardlet.data import corpus, shards
     from bardlet.data import windows as data_windows
 
-    ready = shards.tokenize_corpus(corpus.find(["tinyshakespeare"]), "char")
-    batches = data_windows.random_windows(ready.val, BLOCK, n_batches=200, batch_size=64, seed=0)
+    dataset = shards.tokenize_corpus(corpus.find(["tinyshakespeare"]), "char")
+    batches = data_windows.random_windows(dataset.val, BLOCK, n_batches=200, batch_size=64, seed=0)
     rows = [np.concatenate([batch["idx"].numpy(), batch["target"].numpy()[:, -1:]], axis=1) for batch in batches]
     np.save(path, np.stack(rows))
     return path
 
 
 def timed(command: list[str], cwd: Path) -> tuple[str, float, float]:
-    """(output, wall seconds, peak MiB) of a command; one that fails ends the benchmark with what it said."""
-    begun = time.monotonic()
+    """Run a command; return its output, wall seconds and peak MiB. Exit with its output if it fails."""
+    started = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, text=True,
                                    env={**os.environ, "PYTHONUNBUFFERED": "1"})
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         output.seek(0)
-        said = output.read()
+        text = output.read()
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{said[-4000:]}")
-    return said, seconds, usage.ru_maxrss / 1024
+        sys.exit(f"{' '.join(command)} failed:\n{text[-4000:]}")
+    return text, seconds, usage.ru_maxrss / 1024
 
 
 def figures(seconds: float, mib: float, times: list[float], steps: int, tokens: int,
             loss: float | None) -> dict[str, Any]:
-    """What is compared of one run: steps of so many tokens.
+    """Return the figures of a run of `steps` steps of `tokens` tokens.
 
-    times: seconds of a step, of those that count.
+    times: seconds of each step that counts.
     """
     step = statistics.median(times)
     return {"seconds": seconds, "training_seconds": step * steps, "tokens_per_second": tokens / step, "peak_mib": mib,
@@ -180,7 +186,7 @@ def figures(seconds: float, mib: float, times: list[float], steps: int, tokens: 
 
 
 def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) -> dict[str, Any]:
-    """Train and evaluate the peer."""
+    """Train and evaluate nanoGPT."""
     shutil.rmtree(copy / "out", ignore_errors=True)
     output, seconds, mib = timed([sys.executable, "train.py", *recipe.nanogpt(steps)], copy)
     times = nanogpt_times(output, recipe.eval_every or steps)
@@ -191,16 +197,16 @@ def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) ->
 
 
 def nanogpt_times(output: str, every: int) -> list[float]:
-    """Seconds of nanoGPT's iterations by its log, but for every so many: these count an evaluation and a saving, too.
+    """Return the seconds of nanoGPT's iterations in its log, without those that include an evaluation (`every`).
 
-    The first, which is slow, is one of them. All of them where no other is there.
+    This also excludes the slow first iteration. If no iteration is left, return all.
     """
-    found = re.findall(r"^iter (\d+): .* time ([\d.]+)ms", output, re.MULTILINE)
-    return [float(ms) / 1000 for i, ms in found if int(i) % every] or [float(ms) / 1000 for _, ms in found]
+    iterations = re.findall(r"^iter (\d+): .* time ([\d.]+)ms", output, re.MULTILINE)
+    return [float(ms) / 1000 for i, ms in iterations if int(i) % every] or [float(ms) / 1000 for _, ms in iterations]
 
 
-def run_bardlet(scratch: Path, words: list[str], windows: Path | None) -> dict[str, Any]:
-    """Train and evaluate bardlet, on the same windows."""
+def run_bardlet(scratch: Path, arguments: list[str], windows: Path | None) -> dict[str, Any]:
+    """Train and evaluate bardlet on the same windows."""
     import numpy as np
     import torch
 
@@ -210,7 +216,7 @@ def run_bardlet(scratch: Path, words: list[str], windows: Path | None) -> dict[s
 
     out = scratch / "run"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "bardlet", "train", *words, "--device", "cpu", "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "bardlet", "train", *arguments, "--device", "cpu", "--out", str(out), "--json"]
     _, seconds, mib = timed(command, scratch)
     lines = [(line["step"], line["seconds"]) for line in run_metrics.read_metrics(out) if "seconds" in line]
     times = [(now - then) / (step - before) for (before, then), (step, now) in itertools.pairwise([(0, 0.0), *lines])]
@@ -219,24 +225,24 @@ def run_bardlet(scratch: Path, words: list[str], windows: Path | None) -> dict[s
         model, _ = hf.read_folder(out)
         batches = [{"idx": w[:, :-1], "target": w[:, 1:]} for w in torch.from_numpy(np.load(windows))]
         loss = metrics.mean_loss(model, batches, torch.device("cpu"))
-    config, made = folder.read_run(out)
-    times = times[1:] or times  # the first is slow, as nanoGPT's is
-    return figures(seconds, mib, times, made["steps"], config.tokens_per_step, loss)
+    config, run_record = folder.read_run(out)
+    times = times[1:] or times  # the first is slow, as in nanoGPT
+    return figures(seconds, mib, times, run_record["steps"], config.tokens_per_step, loss)
 
 
 def report(sides: dict[str, list[dict[str, Any]]], args: argparse.Namespace, steps: int) -> None:
-    """Medians and ratios, printed and appended to the results."""
+    """Print medians and ratios, and append them to the results."""
     medians: dict[str, Any] = {name: {key: statistics.median(run[key] for run in runs)
                                       for key in runs[0] if runs[0][key] is not None} for name, runs in sides.items()}
-    peer = medians["nanoGPT"]
+    nanogpt = medians["nanoGPT"]
     print(f"\n{'':14} {'wall s':>8} {'training s':>10} {'tokens/s':>10} {'MiB':>6} {'loss (a)':>9}"
           f" {'wall ratio':>11} {'training ratio':>15} {'speed ratio':>12} {'memory ratio':>13}")
-    for name, one in medians.items():
-        wall, training, speed, memory = (one[key] / peer[key] for key in
+    for name, side in medians.items():
+        wall, training, speed, memory = (side[key] / nanogpt[key] for key in
                                          ("seconds", "training_seconds", "tokens_per_second", "peak_mib"))
-        loss = f"{one['loss']:.4f}" if "loss" in one else "-"
-        print(f"{name:14} {one['seconds']:8.1f} {one['training_seconds']:10.1f} {one['tokens_per_second']:10,.0f}"
-              f" {one['peak_mib']:6.0f} {loss:>9} {wall:11.3f} {training:15.3f} {speed:12.2f} {memory:13.2f}")
+        loss = f"{side['loss']:.4f}" if "loss" in side else "-"
+        print(f"{name:14} {side['seconds']:8.1f} {side['training_seconds']:10.1f} {side['tokens_per_second']:10,.0f}"
+              f" {side['peak_mib']:6.0f} {loss:>9} {wall:11.3f} {training:15.3f} {speed:12.2f} {memory:13.2f}")
     if not args.no_save:
         record.append("vs_nanogpt", {"recipe": args.recipe, "steps": steps, "repeats": args.repeats,
                                      "medians": medians, "runs": sides})

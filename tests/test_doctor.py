@@ -61,7 +61,7 @@ def test_each_problem_of_a_machine_has_a_remedy(monkeypatch: pytest.MonkeyPatch,
     warnings = {finding.about: finding.message for finding in doctor.machine() if finding.verdict == "warning"}
     assert "apt install g++ python3-dev" in warnings["compiler"] and "--threads" in warnings["processor"]
     assert "close other programs" in warnings["memory"] and "free some space" in warnings["disk"]
-    assert "there is no such folder" in warnings["data"]
+    assert "no such folder" in warnings["data"]
 
 
 def test_a_healthy_run(run: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_folder_of_a_ladder(trained: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "gone"]) == 1
-    assert "gone: there is no such folder" in capsys.readouterr().err
+    assert "gone: no such folder" in capsys.readouterr().err
     assert main(["doctor", "--memorised"]) == 1
     assert "name a run" in capsys.readouterr().err
 

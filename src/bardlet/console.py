@@ -52,9 +52,9 @@ def live() -> bool:
     return sys.stdout.isatty() or (notebook and find_spec("ipywidgets") is not None)
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, noun: str) -> str:
     """Return a number with its noun: 1 layer, 2 layers."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def clock_time(seconds: float) -> str:
@@ -66,9 +66,9 @@ def clock_time(seconds: float) -> str:
 
 @contextmanager
 def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
-    """Yield `progress(what, done, total)` for reading and tokenizing a text; None on other ranks.
+    """Yield `progress(task, done, total)` for reading and tokenizing a text; None on other ranks.
 
-    On a terminal it is a bar; in a pipe a line per part, such as "reading my.txt".
+    On a terminal it is a bar; in a pipe a line per task, such as "reading my.txt".
     """
     if not main:
         yield None
@@ -76,10 +76,10 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
     if not live():
         seen: set[str] = set()
 
-        def line(what: str, done: int, total: int | None) -> None:
-            if what not in seen:
-                seen.add(what)
-                say(what)
+        def line(task: str, done: int, total: int | None) -> None:
+            if task not in seen:
+                seen.add(task)
+                say(task)
 
         yield line
         return
@@ -88,10 +88,10 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def bar(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+        def bar(task: str, done: int, total: int | None) -> None:
+            if task not in tasks:
+                tasks[task] = progress.add_task(task, total=total)
+            progress.update(tasks[task], completed=done, total=total)
 
         yield bar
 
@@ -100,7 +100,7 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
 def training_progress(unit: str = "tokens") -> Iterator[Watch]:
     """Yield a `watch` for `fit`: a live bar with losses, speed and ETA, or in a pipe a line every 10 seconds.
 
-    unit: what the speed counts.
+    unit: the unit of the speed.
     """
     if not live():
         yield _lines(unit)
@@ -110,13 +110,10 @@ def training_progress(unit: str = "tokens") -> Iterator[Watch]:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=None, facts="")
-        begun, smooth, first = time.monotonic(), _Smooth(), None
+        text = StepText(unit)
 
         def watch(line: dict[str, Any]) -> None:
-            nonlocal first
-            first = line if first is None else first
-            facts = _progress_text(line, smooth(line["train_loss"]), first, time.monotonic() - begun, unit)
-            progress.update(task, completed=line["step"], total=line["steps"], facts=facts)
+            progress.update(task, completed=line["step"], total=line["steps"], facts=text(line))
 
         yield watch
 
@@ -133,35 +130,53 @@ class _Smooth:
         return loss if self.value is None else self.value
 
 
-def _progress_text(line: dict[str, Any], train_loss: float, first: dict[str, Any], spent: float, unit: str) -> str:
-    """Return step, losses, speed and ETA as text.
+class StepText:
+    """The text of a step: losses, speed and ETA. unit: the unit of the speed.
 
-    The held-out reward and the KL of reinforcement learning are measured once per rollout or evaluation, not per step.
+    In reinforcement learning, reward and KL are measured once per rollout, and the held-out reward at evaluations: a
+    figure of an earlier step names that step.
     """
-    speed, left = "-", "-"  # unknown after one step
-    if steps := line["step"] - first["step"]:
-        speed = f"{(line['tokens'] - first['tokens']) / max(line['seconds'] - first['seconds'], 1e-9):,.0f}"
-        left = clock_time((line["steps"] - line["step"]) * spent / steps)
-    val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
-    what = f"train {train_loss:.4f}  val {val}"
-    if "reward" in line:
-        held = "-" if line["val_loss"] is None else f"{-line['val_loss']:.4f}"
-        what = f"reward {line['reward']:.4f}  held out {held}  KL {line['kl']:.2f}"
-    return f"step {line['step']:>5}/{line['steps']}  {what}  {speed:>7} {unit}/s  ETA {left}"
+
+    def __init__(self, unit: str) -> None:
+        self.unit, self.smooth, self.started = unit, _Smooth(), time.monotonic()
+        self.first: dict[str, Any] | None = None
+        self.measured: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, line: dict[str, Any]) -> str:
+        """Return the text for a line of metrics.jsonl."""
+        self.first = first = self.first or line
+        step, train_loss = line["step"], self.smooth(line["train_loss"])
+        speed, left = "-", "-"  # unknown after one step
+        if steps := step - first["step"]:
+            speed = f"{(line['tokens'] - first['tokens']) / max(line['seconds'] - first['seconds'], 1e-9):,.0f}"
+            left = clock_time((line["steps"] - step) * (time.monotonic() - self.started) / steps)
+        loss = line["val_loss"]
+        figures = f"train {train_loss:z.4f}  val {'-' if loss is None else f'{loss:z.4f}'}"
+        if "reward" in line:
+            held_out = None if loss is None else -loss
+            figures = "  ".join(f"{name} {self._dated(name, value, step)}" for name, value in
+                                (("reward", line["reward"]), ("held-out reward", held_out), ("KL", line["kl"])))
+        return f"step {step:>5}/{line['steps']}  {figures}  {speed:>7} {self.unit}/s  ETA {left}"
+
+    def _dated(self, name: str, value: float | None, step: int) -> str:
+        """Return a figure, with the step at which it was measured if that is an earlier one."""
+        if value is None:
+            return "-"
+        if name not in self.measured or self.measured[name][0] != value:
+            self.measured[name] = value, step
+        measured_at = self.measured[name][1]
+        return f"{value:z.4f}" + (f" (step {measured_at})" if measured_at != step else "")
 
 
 def _lines(unit: str) -> Watch:
-    begun, smooth = time.monotonic(), _Smooth()
-    first: dict[str, Any] | None = None
-    said, val = begun, None
+    text, printed, val = StepText(unit), time.monotonic(), None
 
     def watch(line: dict[str, Any]) -> None:
-        nonlocal first, said, val
-        first = line if first is None else first
-        train_loss, now = smooth(line["train_loss"]), time.monotonic()
-        if line["step"] == line["steps"] or line["val_loss"] != val or now - said > 10:
-            said, val = now, line["val_loss"]
-            say(_progress_text(line, train_loss, first, now - begun, unit))
+        nonlocal printed, val
+        step, now = text(line), time.monotonic()
+        if line["step"] == line["steps"] or line["val_loss"] != val or now - printed > 10:
+            printed, val = now, line["val_loss"]
+            say(step)
 
     return watch
 
@@ -173,7 +188,7 @@ def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, 
     Args:
         expected: estimated seconds of each job. The measured time of finished jobs corrects the ETA.
     """
-    begun, smooth, said = time.monotonic(), _Smooth(), 0.0
+    started, smooth, printed = time.monotonic(), _Smooth(), 0.0
     done: list[Any] = []
 
     def facts(title: str, job: Any, line: dict[str, Any]) -> tuple[float, str]:
@@ -182,9 +197,9 @@ def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, 
             done.append(job)
             smooth = _Smooth()
         part = line["step"] / line["steps"]
-        past = sum(expected.get(one, 0.0) for one in done[:-1]) + part * expected.get(job, 0.0)
+        past = sum(expected.get(earlier, 0.0) for earlier in done[:-1]) + part * expected.get(job, 0.0)
         share = past / (sum(expected.values()) or 1.0)
-        spent = time.monotonic() - begun
+        spent = time.monotonic() - started
         left = f"  ETA {clock_time(spent / share - spent)}" if share > 0.005 else ""
         val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
         return share, (f"rung {title}: step {line['step']:>5}/{line['steps']}  train {smooth(line['train_loss']):.4f}  "
@@ -192,10 +207,10 @@ def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, 
 
     if not live():
         def lines(title: str, job: Any, line: dict[str, Any]) -> None:
-            nonlocal said
+            nonlocal printed
             text = facts(title, job, line)[1]
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
+            if time.monotonic() - printed > 10:
+                printed = time.monotonic()
                 say(text)
 
         yield lines

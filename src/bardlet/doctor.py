@@ -1,6 +1,6 @@
 """Check a machine or a run folder: one finding per subject, with the remedy.
 
-The checks change nothing and run no training. They trust a folder no more than one from a stranger.
+The checks change nothing and run no training. They trust no folder.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _data() -> Iterator[Finding]:
     available = [name for name in corpus.NAMED if corpus.locate(name)]
     root = os.environ.get("BARDLET_DATA")
     if root and not Path(root).is_dir():
-        yield warning("data", f"$BARDLET_DATA is {root}, but there is no such folder; change it, or unset it")
+        yield warning("data", f"$BARDLET_DATA is {root}: no such folder; change it, or unset it")
     elif available:
         yield ok("data", f"{len(available)} of {len(corpus.NAMED) - 1} named corpora are available: "
                  f"{', '.join(available)}")
@@ -121,10 +121,10 @@ def health(run: Path) -> Iterator[Finding]:
     """Yield findings on a run or Hugging Face folder: its files, its losses, and if the run can continue.
 
     Raises:
-        BardletError: there is no such folder, or it contains several runs.
+        BardletError: no such folder, or it contains several runs.
     """
     if not run.is_dir():
-        raise BardletError(f"{run}: there is no such folder; `bardlet train` prints the path of its run folder")
+        raise BardletError(f"{run}: no such folder; `bardlet train` prints the path of its run folder")
     if not (run / "config.json").exists():
         _check_one_run(run)
     yield from _model(run)
@@ -206,7 +206,7 @@ def _checkpoints(run: Path, intact: list[Path], damages: list[str]) -> Iterator[
     if atomic.free_bytes(run) < 2 * size:
         yield warning("disk", f"{run}: {atomic.free_bytes(run):,} bytes are free, and a checkpoint takes {size:,}; "
                       "free some space")
-    if partial := run_folder.has_partial(run):
+    if partial := run_folder.partial_files(run):
         yield warning("left over", f"{', '.join(path.name for path in partial)}: from a process that was killed, or "
                       "that is writing now; the next start removes it")
 
@@ -224,12 +224,12 @@ def _lines(path: Path, valid: int) -> Iterator[Finding]:
         yield ok("metrics", f"{path}: {valid} lines, all with a valid checksum")
 
 
-def _text(config: Settings, known: str | None) -> Iterator[Finding]:
-    """Check that the text still has the hash `known`, from the start of the run."""
+def _text(config: Settings, expected: str | None) -> Iterator[Finding]:
+    """Check that the text still has the hash `expected`, from the start of the run."""
     named = (getattr(config, name, None) for name in ("pair", "source", "target"))
     name = ", ".join(filter(None, (*config.text, *named)))
     try:
-        same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == known
+        same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == expected
     except BardletError as error:
         yield warning("text", f"{error}; the run cannot continue without its text")
         return
@@ -279,7 +279,7 @@ def measure_memorization(run: Path, tokens: int, temperature: float,
     config, record = run_folder.settings(run)
     if not isinstance(config, TrainConfig):
         task = "translates" if isinstance(config, TranslationConfig) else "answers"
-        raise BardletError(f"{run}: the model {task}, and does not generate free text; omit --memorised")
+        raise BardletError(f"{run}: the model {task}, and does not generate free text; drop --memorised")
     source, documents = corpus.find(config.text, config.field), record.get("documents", 2)
     model, tokenizer = hf.read_folder(run)
     # a text of less than a few hundred tokens has little space for a copy of 32 characters

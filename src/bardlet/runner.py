@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -40,20 +41,20 @@ AnyStage = Stage[Any, Any, Any, Any]
 # ---------------------------------------------------------------- start and resume
 
 
-def start(config: Settings, out: str | None = None, begun: float | None = None,
+def start(config: Settings, out: str | None = None, started: float | None = None,
           plan_only: bool = False) -> dict[str, Any]:
     """Start a run and train it to its end.
 
     Args:
         config: the settings; pretraining without steps and minutes takes five minutes.
         out: the run folder to create; None: runs/NAME.
-        begun: start of the time budget (time.monotonic); None: now.
+        started: start of the time budget (time.monotonic); None: now.
         plan_only: print the plan and stop.
 
     Returns:
-        What `--json` prints; empty on other ranks.
+        The values that `--json` prints; empty on other ranks.
     """
-    begun = time.monotonic() if begun is None else begun
+    started = time.monotonic() if started is None else started
     if config.steps is None and config.minutes is None:
         config = replace(config, minutes=config.default_minutes)
     if _started_again(out):
@@ -62,17 +63,17 @@ def start(config: Settings, out: str | None = None, begun: float | None = None,
         console.show_notices(dist.main)
         with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
-            trainer = stage.begin(out, begun)
+            trainer = stage.begin(out, started)
         estimated = plan_only and trainer.record.reasons is not None  # from the calibration, without timing this model
         if config.minutes is None:
             compilation.choose_compile(trainer)
         elif not estimated:
-            stage.plan_steps(trainer, config.minutes * 60, begun)
+            stage.plan_steps(trainer, config.minutes * 60, started)
         stage.predict(trainer)
         for finding in diagnosis.of_text(trainer.record.mapping()):
             log.warning(finding.message)
         plan = _say_plan(trainer, stage) if dist.main else {}
-        return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, begun=begun)
+        return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, started=started)
 
 
 def resume(run: Path, reward: str | None = None, steps: int | None = None,
@@ -81,19 +82,19 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
 
     Args:
         run: the run folder.
-        reward: the command that scores completions, again: bardlet never runs a command that only a file names.
+        reward: the run's reward command; bardlet never runs a command that only a file names.
         steps: a new total number of steps, which is a change.
         allow_change: continue even if machine, precision, compiler, text or number of steps changed.
 
     Returns:
-        What `--json` prints; empty on other ranks.
+        The values that `--json` prints; empty on other ranks.
     """
     if steps is not None and not allow_change:
-        raise BardletError(f"--steps {steps} changes the schedule of the run: add --allow-change")
+        raise BardletError(f"--steps {steps} changes the schedule of the run; add --allow-change")
     console.show_notices(os.environ.get("RANK", "0") == "0")
     config, record = run_folder.settings(run, allow_change)
     _same_reward(run, config, reward)
-    begun = time.monotonic()
+    started = time.monotonic()
     with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
             run_folder.remove_partial(run)
@@ -106,11 +107,12 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
         step = trainer.state.step
         if step >= trainer.state.steps and trainer.record.finished:
             raise BardletError(f"{run}: finished, all {step:,} steps are done; train longer with --steps N "
-                               f"--allow-change, or start a new run with `bardlet train --init {run}`")
+                               "--allow-change, or start a new run with "
+                               f"`bardlet train --init {shlex.quote(str(run))}`")
         if dist.main:
             console.say(f"continuing after step {step:,} of {trainer.state.steps:,}" if step
                         else "no checkpoint yet; starting over")
-        return run_to_end(trainer, stage, resumed_from=step, begun=begun)
+        return run_to_end(trainer, stage, resumed_from=step, started=started)
 
 
 def _started_again(out: str | None) -> bool:
@@ -129,8 +131,8 @@ def restart_from_zero(run: Path, stage: AnyStage, record: dict[str, Any], allow_
     _same_text(run, record, stage, allow_change)
     for name in ("base_hash", "reward_hash"):
         if record.get(name) not in (None, getattr(trainer.record, name, None)):
-            what = config.init if name == "base_hash" else getattr(config, "reward", None)
-            raise BardletError(f"{run}: {what} changed since the run started; restore it")
+            changed = config.init if name == "base_hash" else getattr(config, "reward", None)
+            raise BardletError(f"{run}: {changed} changed since the run started; restore it")
     trainer.record.minutes = None  # the clock continues
     trainer.record.fill(record)
     compilation.choose_compile(trainer)
@@ -143,8 +145,8 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
     stage.config = config
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of its text, so the run cannot continue; "
-                           f"restore a copy, or start a new run with `bardlet train --init {run}`")
-    folder = checkpoint.newest_whole(run)
+                           f"restore a copy, or start a new run with `bardlet train --init {shlex.quote(str(run))}`")
+    folder = checkpoint.newest_intact(run)
     run_folder.verify_root(run, folder)
     known = tokenizer.load(run)
     try:
@@ -161,9 +163,10 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
     if config.compile == "on":
         compilation.choose_compile(trainer)
     before = checkpoint.read_metadata(folder)["machine"]
-    odd = [name for name, value in trainer.machine.items() if before.get(name) != value]
-    if odd and not allow_change:
-        raise BardletError(f"{run}: {odd[0]} was {before.get(odd[0])}, is {trainer.machine[odd[0]]} here, so the run "
+    different = [name for name, value in trainer.machine.items() if before.get(name) != value]
+    if different and not allow_change:
+        name = different[0]
+        raise BardletError(f"{run}: {name} was {before.get(name)}, is {trainer.machine[name]} here, so the run "
                            "would not continue bit for bit; continue anyway with --allow-change")
     if lost := bool(dist.broadcast_int(int(dist.main and run_folder.repair_root(run)))):
         trainer.record.update(finished=None, selected_by=None, selected_step=None, val_loss=None, averaged=None)
@@ -180,19 +183,20 @@ def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change:
 
 def _same_reward(run: Path, config: Settings, reward: str | None) -> None:
     """Raise BardletError if the run needs its reward command again, or if another reward is given."""
-    known = getattr(config, "reward", None)
-    asked = is_command(known) and reward is None
-    if asked or reward not in (None, known):
+    known: str | None = getattr(config, "reward", None)
+    missing = is_command(known) and reward is None
+    if missing or reward not in (None, known):
         if known is None:
             raise BardletError(f"--reward: `bardlet {config.command}` has no rewards; drop it")
+        command = f"bardlet resume {shlex.quote(str(run))} --reward {shlex.quote(known)}"
         raise BardletError(f"{run}: its rewards come from `{known}`; " + (
-            f"if that is a command, run `bardlet resume {run} --reward '{known}'` (bardlet never runs a command that "
-            "only a file names); if it is a reward model, its folder is missing: restore it" if asked else
-            f"--reward {reward} would make it another run"))
+            f"if that is a command, run `{command}` (bardlet never runs a command that only a file names); if it is a "
+            "reward model, its folder is missing: restore it" if missing else
+            f"--reward {reward} would change the run; drop it"))
 
 
 def _change_steps(trainer: Trainer, steps: int) -> None:
-    """Set a new total number of steps; from here on the clock changes it no more."""
+    """Set a new total number of steps, which the clock no longer changes."""
     before = [event for event in trainer.state.replans if event[0] < trainer.state.step] or [(0, trainer.state.steps)]
     trainer.state.steps, trainer.state.replans = steps, [*before, (trainer.state.step, steps)]
     trainer.config = replace(trainer.config, replans=tuple(trainer.state.replans))
@@ -206,9 +210,9 @@ def _change_steps(trainer: Trainer, steps: int) -> None:
 def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     """Print data, model and plan, and return what --json prints of the plan."""
     c, tokens, model = trainer.config, trainer.config.tokens_per_step, trainer.model.config
-    what, epochs = stage.describe(trainer)
+    lines, epochs = stage.describe(trainer)
     steps = c.replans[-1][1] if c.replans else trainer.state.steps  # a repeated run knows the clock's last decision
-    for line in what:
+    for line in lines:
         console.say(line)
     console.say(f"model: {model.model}, {_shape(model)}, context {c.block_size}, "
                 f"{trainer.record.parameters:,} parameters"
@@ -217,7 +221,7 @@ def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
         console.say(f"  {reason}")
     optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # the bigram table has no matrices for Muon
     console.say(f"plan: {steps:,} steps of {'' if stage.material == 'text' else 'up to '}{tokens:,} tokens "
-                f"({short_number(epochs * steps / trainer.state.steps)} epochs of the {stage.material}), {optimizer}, "
+                f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}"
                 + (f", ends within {_minutes(trainer.record.minutes)}" if trainer.record.minutes else ""))
@@ -226,6 +230,11 @@ def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
             "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
             "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
+
+
+def _epochs(epochs: float) -> str:
+    number = short_number(epochs)
+    return f"{number} epoch" + "s" * (number != "1")
 
 
 def _minutes(minutes: float) -> str:
@@ -238,22 +247,25 @@ def _shape(model: ModelConfig) -> str:
         return "a table"
     counts = ((model.n_layer, "layer"), (model.n_head, "head"), (model.n_embd, "channel"))
     encoder = f"{model.n_encoder_layer} and " if model.n_encoder_layer else ""
-    return encoder + ", ".join(console.count(number, what) for number, what in counts)
+    return encoder + ", ".join(console.count(number, noun) for number, noun in counts)
 
 
 # ---------------------------------------------------------------- to the end
 
 
-def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, begun: float) -> dict[str, Any]:
+def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, started: float) -> dict[str, Any]:
     """Train, write the model card and the curve, and print where they are. Return what --json prints.
 
-    begun: start of this command (time.monotonic); the preparation counts as time of the run.
+    started: start of this command (time.monotonic); the preparation counts as time of the run.
     """
-    config, save_every = trainer.config, max(1, trainer.state.steps // 10)
-    trainer.config = replace(config, eval_every=_eval_every(trainer) if config.eval_every is None else config.eval_every,
-                             save_every=save_every if config.save_every is None else config.save_every)
+    config = trainer.config
+    if config.eval_every is None:
+        config = replace(config, eval_every=_eval_every(trainer))
+    if config.save_every is None:
+        config = replace(config, save_every=max(1, trainer.state.steps // 10))
+    trainer.config = config
     if not trainer.dist.main:
-        _fit(trainer, stage, begun)
+        _fit(trainer, stage, started)
         return {}
     if resumed_from is None:
         trainer.run.mkdir(parents=True, exist_ok=True)
@@ -266,7 +278,7 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, begu
             if trainer.dist.world > 1:
                 trainer.record.launch = heartbeat.launch()
         try:
-            _fit(trainer, stage, begun)
+            _fit(trainer, stage, started)
             return _summary(trainer, stage, resumed_from)
         except BaseException as error:
             # nothing was saved yet: the folder is useless
@@ -282,19 +294,19 @@ def _eval_every(trainer: Trainer) -> int:
 
     Evaluating a token takes about a third of training on it.
     """
-    learned, looked_at = trainer.state.steps * trainer.config.tokens_per_step, trainer.record.val_tokens
-    number = clock.evaluations_for(3 * learned, looked_at, share=1) if looked_at else clock.EVALUATIONS
+    train_tokens, val_tokens = trainer.state.steps * trainer.config.tokens_per_step, trainer.record.val_tokens
+    number = clock.evaluations_for(3 * train_tokens, val_tokens, share=1) if val_tokens else clock.EVALUATIONS
     return -(-trainer.state.steps // number)
 
 
-def _fit(trainer: Trainer, stage: AnyStage, begun: float) -> None:
+def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
     def no_clock(state: State) -> None:
         return None
 
     minutes = trainer.record.minutes
     replan = clock.replanner(60 * minutes, trainer.record.most_steps) if minutes else no_clock
     if not trainer.dist.main:
-        _seconds_spent(trainer.state, begun)
+        _seconds_spent(trainer.state, started)
         fit(trainer, replan)
         return
     write_run(trainer)
@@ -302,42 +314,42 @@ def _fit(trainer: Trainer, stage: AnyStage, begun: float) -> None:
         for name in ("metrics.jsonl", "model.safetensors"):  # left by a process that ended before its first checkpoint
             (trainer.run / name).unlink(missing_ok=True)
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
-    tell = trackers.trackers(trainer.config, trainer.run)
-    told: set[str] = set()
+    active_trackers = trackers.trackers(trainer.config, trainer.run)
+    reported: set[str] = set()
     with console.training_progress(stage.unit) as watch:
 
-        def see(line: dict[str, Any]) -> None:
+        def on_step(line: dict[str, Any]) -> None:
             watch(line)
             if line["step"] % max(1, trainer.state.steps // diagnosis.CHECKS) == 0 or line["step"] == line["steps"]:
-                _diagnose(trainer, stage, told)
-            if tell and line["step"] % trainer.config.log_every == 0:
+                _diagnose(trainer, stage, reported)
+            if active_trackers and line["step"] % trainer.config.log_every == 0:
                 values = {name: line[name] for name in ("train_loss", "val_loss", "lr") if line[name] is not None}
-                for tracker in tell:
+                for tracker in active_trackers:
                     tracker(line["step"], values)
 
-        _seconds_spent(trainer.state, begun)
+        _seconds_spent(trainer.state, started)
         try:
-            fit(trainer, replan, see)
-        except BardletError:  # the diagnosis may say why
-            _diagnose(trainer, stage, told)
+            fit(trainer, replan, on_step)
+        except BardletError:  # the diagnosis may give the reason
+            _diagnose(trainer, stage, reported)
             raise
 
 
-def _seconds_spent(state: State, begun: float) -> None:
-    """Count the time since `begun`, when no step ran, as time of the run."""
-    spent = time.monotonic() - begun
+def _seconds_spent(state: State, started: float) -> None:
+    """Count the time since `started`, when no step ran, as time of the run."""
+    spent = time.monotonic() - started
     state.elapsed += spent
     state.prepared += spent
 
 
-def _diagnose(trainer: Trainer, stage: AnyStage, told: set[str]) -> None:
-    """Log what the losses show, each finding once. Losses of reinforcement learning show nothing."""
+def _diagnose(trainer: Trainer, stage: AnyStage, reported: set[str]) -> None:
+    """Log the findings about the losses, each once. Losses of reinforcement learning show nothing."""
     if not stage.loss_is_telling:
         return
     lines, record = metrics.read_metrics(trainer.run), trainer.record.mapping()
     for finding in diagnosis.of_losses(lines, trainer.config, trainer.state.steps, record):
-        if finding.about not in told:
-            told.add(finding.about)
+        if finding.about not in reported:
+            reported.add(finding.about)
             log.warning(finding.message)
 
 
@@ -349,13 +361,13 @@ def _summary(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dic
                 f"step {facts['selected_step']:,}{mean}); {facts['steps']:,} steps in "
                 f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
-        came, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
-        console.say(f"expected loss: {scaling_law.describe(expected)}; got {came:.4f}"
+        loss, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
+        console.say(f"expected loss: {scaling_law.describe(expected)}; got {loss:.4f}"
                     + (", outside the predicted band" if outside else ""))
     for line in stage.results():
         console.say(line)
-    console.say(f"saved to {trainer.run}" + (f"; try `bardlet {stage.use} {trainer.run}`" if stage.use else "")
-                + f"; loss curve: {trainer.run / 'loss.png'}")
+    use = f"; try `bardlet {stage.use} {shlex.quote(str(trainer.run))}`" if stage.use else ""
+    console.say(f"saved to {trainer.run}{use}; loss curve: {trainer.run / 'loss.png'}")
     return {"run": str(trainer.run), "steps": trainer.state.step, "resumed_from": resumed_from,
             "seconds": round(trainer.state.seconds, 3), "train_loss": facts.get("train_loss"),
             "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),

@@ -1,4 +1,4 @@
-"""The exercise of addition, as somebody runs it: 1,000 sums of three digits that it never trained on."""
+"""The addition exercise as a user runs it: 1,000 three-digit sums outside the training split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "docs" / "exercises" / "addition.py"
 
 
 def test_unseen_sums_are_exact(record_property: Callable[[str, object], None]) -> None:
-    """At least 99 % of the test's answers have every digit right."""
+    """At least 99 % of the answers on the test set have all digits right."""
     done = subprocess.run([sys.executable, str(SCRIPT), "--json"], capture_output=True, text=True, encoding="utf-8",
                           timeout=20 * 60, env={"GOMP_SPINCOUNT": "2000", **os.environ})
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A thousand bits, a hundred cuts, a hundred blocks of zeros in a run's files; and two hundred whole folders."""
+"""A thousand flipped bits, a hundred cuts and a hundred zeroed blocks in a run's files; two hundred intact folders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bardlet.run import checkpoint, hf
 @pytest.mark.parametrize(("kind", "times"), [(flipped, 1000), (cut, 100), (zeroed, 100)])
 def test_damage_is_detected(kind: Damage, times: int, finished: Path, tmp_path: Path,  # noqa: F811
                             warnings: list[str]) -> None:  # noqa: F811
-    """Every time."""
+    """Every corruption is detected."""
     run = shutil.copytree(finished, tmp_path / "run")
     assert undetected(run, kind, times, random.Random(7), warnings) == []
 
 
-def test_whole_folders_are_not_refused(finished: Path, tmp_path: Path) -> None:  # noqa: F811
-    """Copied two hundred times, read two hundred times."""
+def test_intact_folders_are_accepted(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Two hundred copies are read without an error."""
     for number in range(200):
         run = shutil.copytree(finished, tmp_path / str(number))
-        assert hf.read_folder(run) and checkpoint.newest_whole(run).name == "step-00000010"
+        assert hf.read_folder(run) and checkpoint.newest_intact(run).name == "step-00000010"
         shutil.rmtree(run)

@@ -1,4 +1,4 @@
-"""A disk that fills up, at twenty sizes: one line with path and bytes; the last checkpoint loads; the rest is exact."""
+"""Twenty disks that fill up: a one-line error with path and bytes, and an exact resume on a larger disk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from invariants.test_kills import JOB, command, outcome, whole  # noqa: F401 (a 
 from bardlet.run import checkpoint, hf
 
 NEEDED = 5_000
-"""Kilobytes that the run of JOB takes on a disk at most: three checkpoints, one of them in the making, and the root."""
+"""Maximum disk use of the run JOB in kilobytes: three checkpoints, one of them being written, and the root."""
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory, whose size can be changed."""
+    """A tmpfs whose size can be changed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("not allowed to mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -34,20 +34,20 @@ def resize(disk: Path, kilobytes: int) -> None:
 
 
 def bardlet(run: Path, text: Path) -> subprocess.CompletedProcess[str]:
-    """The command that begins the run, or goes on with it, at its end."""
-    words = [sys.executable, "-m", "bardlet", *map(str, command(run, text))]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    """Start or resume the run, and wait until it exits."""
+    arguments = [sys.executable, "-m", "bardlet", *map(str, command(run, text))]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
 def litter(run: Path) -> list[str]:
-    """Files that are temporary by their names."""
+    """Return the files with temporary names."""
     return [str(path) for path in run.rglob("*") if path.suffix == ".tmp" or path.name.startswith((".tmp", ".step"))]
 
 
 @pytest.mark.parametrize("size", [NEEDED * part // 20 for part in range(1, 21)])
-def test_a_disk_of_so_many_kilobytes(size: int, small_disk: Path, text: Path,
-                                     whole: tuple[dict[str, object], float]) -> None:  # noqa: F811
-    """The run ends with one line, or fits; on a larger disk it goes on from its last checkpoint."""
+def test_run_on_a_small_disk(size: int, small_disk: Path, text: Path,
+                             whole: tuple[dict[str, object], float]) -> None:  # noqa: F811
+    """The run fits, or fails with a one-line error; on a larger disk it resumes from its last checkpoint."""
     run = small_disk / "run"
     resize(small_disk, size)
     done = bardlet(run, text)
@@ -57,24 +57,24 @@ def test_a_disk_of_so_many_kilobytes(size: int, small_disk: Path, text: Path,
                             r"[\d,]+ are free; free some space, or choose another --out", line), done.stderr
         assert "Traceback" not in done.stderr
     if checkpoint.steps_saved(run):
-        checkpoint.load(checkpoint.newest_whole(run))
+        checkpoint.load(checkpoint.newest_intact(run))
         assert hf.read_folder(run)
-        again = bardlet(run, text)  # still as full
+        again = bardlet(run, text)  # the disk is still full
         assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith(f"bardlet: {run}"), again.stderr
-    begun = (run / "run.toml").exists()
+    started = (run / "run.toml").exists()
     resize(small_disk, 4 * NEEDED)
     if done.returncode:
         again = bardlet(run, text)
         assert again.returncode == 0, again.stderr
-        assert ("continuing after step" in again.stdout) == begun, again.stdout
+        assert ("continuing after step" in again.stdout) == started, again.stdout
     assert litter(run) == []
     assert outcome(run) == whole[0]
 
 
-def test_the_largest_is_large_enough(small_disk: Path, text: Path) -> None:
-    """The sizes reach from one where nothing fits to one where all does."""
+def test_largest_disk_is_large_enough(small_disk: Path, text: Path) -> None:
+    """The sizes range from one where nothing fits to one where the whole run fits."""
     resize(small_disk, NEEDED)
     run = small_disk / "run"
     assert subprocess.run([sys.executable, "-m", "bardlet", "train", text, "--out", run, *JOB]).returncode == 0
     used = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-    assert used > NEEDED * 1000 / 4, f"{used:,} bytes: the sizes are too large to tell anything"
+    assert used > NEEDED * 1000 / 4, f"{used:,} bytes: the sizes are too large to test anything"

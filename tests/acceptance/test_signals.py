@@ -1,4 +1,4 @@
-"""Fifty signals at random times: the run is saved and ends, and goes on exactly."""
+"""Fifty signals at random times: the run saves and stops, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def finished(run: Path) -> bool:
-    """Whether run.toml says so."""
+    """Return True if run.toml marks the run as finished."""
     return (run / "run.toml").exists() and bool(read_toml(run / "run.toml")[1].get("finished"))
 
 
 def start(run: Path, text: Path) -> subprocess.Popen[str]:
-    """`python -m bardlet`, which begins the run or goes on with it; it has said so when this returns."""
-    words = [sys.executable, "-m", "bardlet", *map(str, command(run, text))]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Start or resume the run, and return once it has printed its first line."""
+    arguments = [sys.executable, "-m", "bardlet", *map(str, command(run, text))]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if line.startswith(BEGINS):
             return process
-    raise AssertionError(said)
+    raise AssertionError(output)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_signals_at_random_times(seed: int, text: Path, tmp_path: Path,
                                  whole: tuple[dict[str, object], float]) -> None:  # noqa: F811
-    """Five signals that stop something: each exits with its own code, and the step that it names was saved."""
+    """Five signals that stop a run: each gives its own exit code, and the step in the message was saved."""
     expected, between_saves = whole
     chance, stopped, run = random.Random(seed), 0, tmp_path / "0"
     for attempt in range(60):
@@ -54,9 +54,9 @@ def test_signals_at_random_times(seed: int, text: Path, tmp_path: Path,
         time.sleep(chance.uniform(0, 3 * between_saves))
         process.send_signal(number)
         out = process.communicate()[0]
-        if process.returncode == 0:  # it was done already
+        if process.returncode == 0:  # it finished before the signal
             assert finished(run), out
-        elif not run.exists():  # nothing was trained yet, and nothing is left
+        elif not run.exists():  # stopped before training, without leaving a folder
             assert process.returncode == 128 + number and "interrupted" in out, out
         else:
             assert process.returncode == 128 + number, out
@@ -68,4 +68,4 @@ def test_signals_at_random_times(seed: int, text: Path, tmp_path: Path,
         process = start(run, text)
         assert process.wait() == 0
     assert outcome(run) == expected
-    assert checkpoint.newest_whole(run).name == "step-00000060"
+    assert checkpoint.newest_intact(run).name == "step-00000060"

@@ -1,4 +1,4 @@
-"""The newest transformers 4 loads bardlet's folders too: the parity tests again, with it in place of version 5."""
+"""The parity tests with the newest transformers 4 instead of version 5."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 
-# transformers 4 with the versions that it wants; torch and the rest are those of this environment
+# transformers 4 and the versions that it needs; torch and the rest come from this environment
 PACKAGES = ["transformers>=4.57,<5", "tokenizers<0.23", "huggingface_hub<1", "requests", "urllib3", "certifi",
             "charset-normalizer", "idna"]
 
 
 def test_parity_with_transformers_4(tmp_path: Path) -> None:
-    """tests/run/test_hf.py, tests/models/test_gpt2.py and test_qwen3.py pass with it."""
+    """tests/run/test_hf.py, tests/models/test_gpt2.py and test_qwen3.py pass."""
     site = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), *PACKAGES],
                    check=True)

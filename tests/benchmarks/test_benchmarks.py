@@ -1,4 +1,4 @@
-"""Benchmarks at toy size, uncompiled, beside stand-ins of their peers: that they come to an end, and how they count."""
+"""Benchmarks at toy size, uncompiled, with stand-ins for their peers: they run to the end and count correctly."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class GPT(nn.Module):
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         return optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
 """
-"""Stands in for nanoGPT's model.py: what gpu.py calls, and a table for a model."""
+"""A stand-in for nanoGPT's model.py: the functions that gpu.py calls, with a table as the model."""
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """gpu.sh, called in `folder`, where nanogpt/ is the stand-in and text.txt a text."""
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run gpu.sh in `folder`, with the stand-in as nanogpt/ and a text as text.txt."""
     (folder / "nanogpt").mkdir()
     (folder / "nanogpt" / "model.py").write_text(GPT)
     (folder / "text.txt").write_text("the little bards sang their songs\n" * 100, encoding="utf-8")
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *words]
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_gpu_benchmark_runs_to_its_end(tmp_path: Path) -> None:
-    """All parts, with paths as they are seen from where it is called: a figure of each, and a model that has learned.
+def test_gpu_benchmark_runs_all_parts(tmp_path: Path) -> None:
+    """Each part has figures, with paths relative to the current folder, and the loss falls.
 
-    The shares count 6 flops a token and parameter, position embeddings aside, and 12 for attention.
+    The shares count 6 flops per token and parameter without position embeddings, plus 12 L C T for attention.
     """
     results = ROOT / "benchmarks" / "results" / "gpu.jsonl"
     before = results.exists() and results.read_bytes()
@@ -81,35 +81,35 @@ def test_the_gpu_benchmark_runs_to_its_end(tmp_path: Path) -> None:
         assert (side["tokens_per_step"], side["grad_accum"]) == (64, 1)
     steps, _, losses = zip(*result["loss"]["curve"], strict=True)
     assert steps == tuple(range(1, 41)) and losses[-1] == result["loss"]["last"]
-    assert losses[-1] < 2.5 < losses[0], "17 characters, each as likely, are ln 17 = 2.83 nats"
+    assert losses[-1] < 2.5 < losses[0], "17 characters, all equally likely, are ln 17 = 2.83 nats"
     assert result["generation"].keys() == {"fp32 batch 1", "fp32 batch 16", "bf16 batch 1", "bf16 batch 16"}
-    assert before == (results.exists() and results.read_bytes()), "a toy is no result"
+    assert before == (results.exists() and results.read_bytes()), "a toy run is no result"
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+def test_gpu_benchmark_needs_a_gpu(tmp_path: Path) -> None:
     done = run(tmp_path, "--out", "gpu.json")
     assert done.returncode != 0
-    assert done.stderr.strip() == "no GPU on this machine; --toy shows on a CPU that the benchmark works"
+    assert done.stderr.strip() == "no GPU on this machine; use --toy to check the benchmark on a CPU"
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--part", "throughput", "--nanogpt", "."], r"is no checkout of nanoGPT; give a folder that holds its model\.py$"),
-    (["--text", "gone.txt"], "^gone.txt: there is no Tiny Shakespeare; name its file with --text$"),
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--part", "throughput", "--nanogpt", "."], r"not a checkout of nanoGPT; give a folder with its model\.py$"),
+    (["--text", "gone.txt"], r"^gone\.txt: no such file; give the path of Tiny Shakespeare with --text$"),
 ])  # fmt: skip
-def test_what_is_missing_is_said_before_anything_is_measured(words: list[str], said: str, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_reported_before_measuring(arguments: list[str], message: str, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", *words])
-    with pytest.raises(SystemExit, match=said):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", *arguments])
+    with pytest.raises(SystemExit, match=message):
         gpu.main()
     assert not list(tmp_path.iterdir())
 
 
-def test_what_fails_takes_nothing_else_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that cannot be loaded: its error stands where its figures would, and the exit code tells of it."""
+def test_a_failure_does_not_stop_the_other_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the peer cannot be loaded, its error replaces its figures, and the exit code is not 0."""
     (tmp_path / "model.py").write_text("raise ValueError('not\\ntoday')\n")
-    words = ["--toy", "--part", "throughput", "--part", "generation", "--nanogpt", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *words, "--out", str(tmp_path / "gpu.json")])
+    arguments = ["--toy", "--part", "throughput", "--part", "generation", "--nanogpt", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments, "--out", str(tmp_path / "gpu.json")])
     with pytest.raises(SystemExit, match=r"^failed: nanoGPT$"):
         gpu.main()
     result = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
@@ -117,12 +117,12 @@ def test_what_fails_takes_nothing_else_along(tmp_path: Path, monkeypatch: pytest
     assert result["throughput"]["qwen3"]["tokens_per_second"] > 0 and len(result["generation"]) == 4
 
 
-def test_a_whole_run_is_a_line_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the device and without the curve; where the compiler lacks something, that is said, and all is eager."""
+def test_a_complete_run_appends_a_line_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line has the device but not the curve. Without a C compiler, all parts run eagerly, and the line says so."""
     lines: list[tuple[str, dict[str, Any]]] = []
     out = tmp_path / "gpu.json"
-    asked = argparse.Namespace(device=CPU, toy=False, part=gpu.PARTS, out=out, nanogpt=None, text=None)
-    monkeypatch.setattr(gpu, "arguments", lambda: asked)
+    options = argparse.Namespace(device=CPU, toy=False, part=gpu.PARTS, out=out, nanogpt=None, text=None)
+    monkeypatch.setattr(gpu, "arguments", lambda: options)
     monkeypatch.setattr(gpu.compiler, "compiler_missing", lambda device: "no C compiler (gcc) on this machine")
     monkeypatch.setattr(gpu, "throughput", lambda device, toy, compiled, nanogpt: {"qwen3": {"compiled": compiled}})
     monkeypatch.setattr(gpu, "to_loss", lambda *_: {"last": 1.4, "curve": [[1, 0.1, 1.4]]})
@@ -136,17 +136,17 @@ def test_a_whole_run_is_a_line_of_the_results(tmp_path: Path, monkeypatch: pytes
     assert json.loads(out.read_text(encoding="utf-8"))["loss"]["curve"] == [[1, 0.1, 1.4]]
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_cut() -> None:
-    """In halves, quarters and so on, down to single rows; another error is none of memory."""
+def test_out_of_memory_splits_the_batch() -> None:
+    """Into halves, quarters and so on, down to single rows; other errors are raised."""
     tried: list[int] = []
 
     def measure(number: int) -> dict[str, Any]:
         tried.append(number)
         if number < 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return {"found": 1}
+        return {"figure": 1}
 
-    assert gpu.fitting(measure, 8, CPU) == {"grad_accum": 4, "found": 1} and tried == [1, 2, 4]
+    assert gpu.fitting(measure, 8, CPU) == {"grad_accum": 4, "figure": 1} and tried == [1, 2, 4]
     with pytest.raises(torch.OutOfMemoryError):
         gpu.fitting(measure, 2, CPU)
     tried.clear()
@@ -155,8 +155,8 @@ def test_a_batch_that_does_not_fit_into_memory_is_cut() -> None:
     assert tried == [1]
 
 
-def test_micro_batches_are_the_same_step(tmp_path: Path) -> None:
-    """Of bardlet the same loss and gradient; the peer is given half of the rows twice."""
+def test_micro_batches_compute_the_same_step(tmp_path: Path) -> None:
+    """bardlet has the same loss and gradient; the peer gets half of the rows twice."""
     size = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 4}
     idx = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(0))
     batch = {"idx": idx[:, :-1].contiguous(), "target": idx[:, 1:].contiguous()}
@@ -169,12 +169,12 @@ def test_micro_batches_are_the_same_step(tmp_path: Path) -> None:
         assert sys.modules["nanogpt_model"].rows == rows
 
 
-def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """50 tokens in 0.25 s are 200 a second, and with 6 Mflop a token 1.2 Gflop/s: half of 2.4, a quarter of 4.8."""
+def test_mfu_matches_a_computation_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 tokens in 0.25 s are 200 tokens/s; at 6 Mflop per token 1.2 Gflop/s: half of 2.4, a quarter of 4.8."""
     monkeypatch.setattr(gpu, "peak", lambda device: 4.8e9)
     figures = gpu.speed([0.2, 0.25, 9.0], 50, 6e6, 2.4e9, CPU)
-    found = [figures[name] for name in ("tokens_per_second", "share_of_measured_rate", "mfu", "step_ms")]
-    assert found == pytest.approx([200, 0.5, 0.25, 250])
+    values = [figures[name] for name in ("tokens_per_second", "share_of_measured_rate", "mfu", "step_ms")]
+    assert values == pytest.approx([200, 0.5, 0.25, 250])
 
 
 @pytest.mark.parametrize(("name", "flops"), [
@@ -183,8 +183,8 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 D", 147e12),
     ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA T4", None),
 ])  # fmt: skip
-def test_the_peak_of_a_card_is_its_own(name: str, flops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not that of another whose name it begins with."""
+def test_peak_of_each_gpu(name: str, flops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU does not get the peak of another GPU whose name is a prefix of its own."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert gpu.peak(torch.device("cuda")) == flops
 
@@ -197,20 +197,20 @@ import vs_trl
 _, _, question, answer = sys.argv
 job = json.loads(Path(question).read_text())
 assert job["settings"]["per_device_train_batch_size"] * job["settings"]["gradient_accumulation_steps"] == job["rows"]
-made = vs_trl.ours({{**job, "settings": {{"optimizer": "adamw", "compile": "off"}}}})
-Path(answer).write_text(json.dumps({{**made, {changed}}}))
+result = vs_trl.ours({{**job, "settings": {{"optimizer": "adamw", "compile": "off"}}}})
+Path(answer).write_text(json.dumps({{**result, {changed}}}))
 """
-"""Stands in for TRL: it does the job by bardlet's side, and answers as trl_peer.py does."""
+"""A stand-in for TRL: runs the job with bardlet's side, and answers like trl_peer.py."""
 
 
-def vs_trl(folder: Path, changed: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """The benchmark beside TRL, one repeat, with the stand-in; changed: what it says instead."""
+def vs_trl(folder: Path, changed: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the TRL benchmark with the stand-in and one repeat; changed: entries to replace in its answer."""
     (folder / "peer.py").write_text(PEER.format(benchmarks=str(ROOT / "benchmarks"), changed=changed))
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "peer.py"} "$@"\n')
     python.chmod(0o755)
-    command = [sys.executable, str(ROOT / "benchmarks" / "vs_trl.py"), *map(str, words), "--peer-python", str(python),
-               "--repeats", "1", "--threads", "1", "--rows", "4", "--block-size", "48"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "vs_trl.py"), *map(str, arguments), "--peer-python",
+               str(python), "--repeats", "1", "--threads", "1", "--rows", "4", "--block-size", "48"]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
@@ -225,28 +225,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["sft"])
-def test_the_benchmark_beside_trl_counts_the_same_on_both_sides(stage: str, base: Path, tmp_path: Path) -> None:
-    """Every token but the first of each conversation, in a pass over records that fit; the rest is left out."""
+def test_trl_benchmark_counts_the_same_on_both_sides(stage: str, base: Path, tmp_path: Path) -> None:
+    """Both count all tokens but the first of each conversation, over the records that fit into the window."""
     records: list[dict[str, str]] = []
     for n in range(40):
-        words = [f"sing {n}", "the little bards " * (1 + n % 3), "songs"] if n % 8 else [f"sing {n}", "la " * 60, "no"]
+        texts = [f"sing {n}", "the little bards " * (1 + n % 3), "songs"] if n % 8 else [f"sing {n}", "la " * 60, "no"]
         names = ("instruction", "output") if stage == "sft" else ("prompt", "chosen", "rejected")
-        records.append(dict(zip(names, words, strict=False)))
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+        records.append(dict(zip(names, texts, strict=False)))
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
     sides = ["bardlet, eager", "TRL packed, 1 at a time" if stage == "sft" else "TRL, 4 at a time"]
     done = vs_trl(tmp_path, "", stage, base, tmp_path / "data.jsonl", "--records", "20", "--only", *sides)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = [next(iter(json.loads(line).items())) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [name for name, _ in found] == sides
-    conversations = [round(figures["conversations"] * figures["seconds"]) for _, figures in found]
+    results = [next(iter(json.loads(line).items())) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [name for name, _ in results] == sides
+    conversations = [round(figures["conversations"] * figures["seconds"]) for _, figures in results]
     assert conversations == [20 if stage == "sft" else 40] * 2
-    own, their = (figures["tokens"] / figures["conversations"] for _, figures in found)  # both are rates, and rounded
-    assert own == pytest.approx(their, rel=0.01)
+    ours, theirs = (figures["tokens"] / figures["conversations"] for _, figures in results)  # ratios of rounded rates
+    assert ours == pytest.approx(theirs, rel=0.01)
     assert f"{sides[1]:34}" in done.stdout and "floor: " in done.stdout
 
 
-def test_a_peer_that_learns_from_other_tokens_is_not_compared(base: Path, tmp_path: Path) -> None:
+def test_trl_benchmark_refuses_different_tokens(base: Path, tmp_path: Path) -> None:
     records = [{"instruction": f"sing {n}", "output": "the little bards"} for n in range(40)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    done = vs_trl(tmp_path, '"learned": "other"', "sft", base, tmp_path / "data.jsonl", "--only", "TRL padded")
-    assert done.returncode != 0 and "does not learn from the same tokens" in done.stderr
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    done = vs_trl(tmp_path, '"digest": "other"', "sft", base, tmp_path / "data.jsonl", "--only", "TRL padded")
+    assert done.returncode != 0 and "does not train on the same tokens" in done.stderr

@@ -65,7 +65,7 @@ def detected(run: Path, path: Path, warnings: list[str]) -> bool:
         except BardletError as error:
             return str(path) in str(error)
         return any(path.name in line for line in warnings)  # a missing manifest
-    fell_back = checkpoint.newest_whole(run) != path.parent
+    fell_back = checkpoint.newest_intact(run) != path.parent
     # another folder's manifest is intact itself, but the files in it are missing here
     name = str(path if path.name != manifest.MANIFEST else path.parent)
     return fell_back and any(name in line for line in warnings)
@@ -98,7 +98,7 @@ def undetected(run: Path, kind: Damage, times: int, rng: random.Random, warnings
         if not detected(run, path, warnings):
             missed.append(f"{path}: {kind.__name__}, {len(damaged)} of {len(content)} bytes")
         path.write_bytes(content)
-        assert hf.read_folder(run) and checkpoint.newest_whole(run) == checkpoint.steps_saved(run)[-1], "not restored"
+        assert hf.read_folder(run) and checkpoint.newest_intact(run) == checkpoint.steps_saved(run)[-1], "not restored"
     return missed
 
 

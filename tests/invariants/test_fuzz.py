@@ -139,7 +139,7 @@ def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = run_folder.read_run(folder)[1]
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "line.json").write_text('{"step": 2, "train_loss": 3.5, "lr": 0.01}')
-    (folder / "trainer.json").write_bytes((checkpoint.newest_whole(folder) / "trainer.json").read_bytes())
+    (folder / "trainer.json").write_bytes((checkpoint.newest_intact(folder) / "trainer.json").read_bytes())
     ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
     np.save(folder / "train.npy", ids)
     (folder / "old.bin").write_bytes(shards.HEADER_V1.pack(b"bardlet\0", 1, 2, len(ids), bytes(32)) + ids.tobytes())

@@ -32,7 +32,7 @@ def command(run: Path, text: Path) -> list[str | Path]:
 
 def outcome(run: Path) -> dict[str, object]:
     """Return everything that must be the same: weights, optimizer, random state, step, metrics without times."""
-    last = checkpoint.newest_whole(run)
+    last = checkpoint.newest_intact(run)
     lines = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")}
              for line in metrics.read_metrics(run)]
     record = read_toml(run / "run.toml")[1]
@@ -81,7 +81,7 @@ def run_to_the_end(run: Path, text: Path, kills: int, rng: random.Random, second
         killed += process.exitcode == -signal.SIGKILL
         saved = saved or newest(run) > 0
         if saved:
-            checkpoint.newest_whole(run)  # after the first save there is always an intact checkpoint
+            checkpoint.newest_intact(run)  # after the first save there is always an intact checkpoint
     return killed
 
 

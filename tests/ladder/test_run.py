@@ -174,7 +174,7 @@ def test_command_writes_its_report(bardlet: Callable[..., dict[str, Any]], text:
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
         files = {path.name for path in folder.iterdir()}
         assert {"outcome.json", "metrics.jsonl", "run.toml", "README.md", "loss.png"} <= files
-        assert (folder / "README.md").read_text(encoding="utf-8").startswith(f"# {rung.name}\n")
+        assert f"\n---\n\n# {rung.name}\n" in (folder / "README.md").read_text(encoding="utf-8")
         made = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))["made"]
         machine = run_folder.read_run(folder)[1]["machine"]
         assert made == {"date": "2026-01-01", "bardlet": __version__,

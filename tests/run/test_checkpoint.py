@@ -40,7 +40,7 @@ def test_falling_back_abandons_later_checkpoints(tmp_path: Path) -> None:
     for step in (10, 20):
         saved(tmp_path, step, keep=2)
     (tmp_path / "checkpoints" / "step-00000020" / "trainer.json").write_text("{}")
-    assert checkpoint.newest_whole(tmp_path).name == "step-00000010"
+    assert checkpoint.newest_intact(tmp_path).name == "step-00000010"
     saved(tmp_path, 12, keep=1)
     assert [p.name for p in checkpoint.steps_saved(tmp_path)] == ["step-00000012"]
 
@@ -73,14 +73,14 @@ def test_a_damaged_file_is_named_and_its_checkpoint_skipped(name: str, damage: s
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         path.write_bytes(flipped if damage == "flip" else content[:middle])
     logging.getLogger("bardlet").propagate = True
-    assert checkpoint.newest_whole(tmp_path) == good
+    assert checkpoint.newest_intact(tmp_path) == good
     assert str(path) in caplog.text
 
 
 def test_no_intact_checkpoint_is_an_error(tmp_path: Path) -> None:
     (saved(tmp_path, 5) / "manifest.json").unlink()
     with pytest.raises(BardletError, match=r"no intact checkpoint \(.*\); start over with"):
-        checkpoint.newest_whole(tmp_path)
+        checkpoint.newest_intact(tmp_path)
 
 
 def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatc
     monkeypatch.setattr(manifest, "write_manifest", full)
     with pytest.raises(BardletError, match=r"no space left on device: [\d,]+ bytes are needed, [\d,]+ are free"):
         saved(tmp_path, 6)
-    assert checkpoint.newest_whole(tmp_path) == good
+    assert checkpoint.newest_intact(tmp_path) == good
     assert [p.name for p in good.parent.iterdir()] == [good.name]
 
 

@@ -66,7 +66,7 @@ class Launch:
 
 def outcome(run: Path) -> dict[str, object]:
     """Return hashes and losses of the end of a run."""
-    last = checkpoint.newest_whole(run)
+    last = checkpoint.newest_intact(run)
     values = [(line["step"], line.get("train_loss"), line.get("val_loss")) for line in metrics.read_metrics(run)]
     return {"step": last.name, "metrics": values, "root": manifest.sha256(run / "model.safetensors"),
             **{name: manifest.sha256(last / name) for name in ("model.safetensors", "trainer.safetensors")}}

@@ -118,7 +118,7 @@ def test_a_non_finite_number_anywhere_stops_in_its_step(place: str, number: int,
     object.__setattr__(trainer.objective, "loss", corrupt)
     with pytest.raises(BardletError, match=r"of step 4 is not a finite number \(batch 4\)"):
         training.fit(trainer)
-    newest = checkpoint.newest_whole(tmp_path)
+    newest = checkpoint.newest_intact(tmp_path)
     assert newest.name == "step-00000003"
     assert all(x.isfinite().all() for x in (*hf.read_tensors(newest / "model.safetensors").values(),
                                             *hf.read_tensors(newest / "trainer.safetensors").values()))
@@ -206,7 +206,7 @@ def test_a_signal_saves_and_names_the_resume_command(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="after step 2, and saved; continue with `bardlet resume") as caught:
         training.fit(trainer, watch=lambda line: signal.raise_signal(signal.SIGTERM) if line["step"] == 2 else None)
     assert caught.value.exit_code == 143
-    assert checkpoint.newest_whole(tmp_path).name == "step-00000002"
+    assert checkpoint.newest_intact(tmp_path).name == "step-00000002"
 
 
 @pytest.mark.parametrize("model", ["gpt2", "qwen3", *RUNGS])

@@ -1,1 +1,1 @@
-"""What `import bardlet` offers. The commands parse a command line, call these functions and print."""
+"""The Python API. The commands parse a command line, call these functions and print."""

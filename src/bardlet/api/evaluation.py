@@ -36,23 +36,23 @@ from bardlet.training import losses
 log = logging.getLogger("bardlet")
 
 PLAIN_TEXT, CHAT_TEMPLATE = "plain text", "chat template"
-"""How a task's question is put to the model."""
+"""Prompt formats of the questions of a task."""
 
 
 @dataclass(frozen=True)
 class TextEvaluation:
-    """The loss on a text. what: the text; skipped_characters: left out, because the tokenizer does not know them."""
+    """The loss on a text. name: of the text; skipped_characters: number of those that the tokenizer lacks."""
 
-    what: str
+    name: str
     score: Score
     skipped_characters: int
 
 
 @dataclass(frozen=True)
 class TranslationEvaluation:
-    """BLEU and chrF on sentence pairs. what: the pairs; seconds: time of the translation."""
+    """BLEU and chrF on sentence pairs. name: of the pairs; seconds: time of the translation."""
 
-    what: str
+    name: str
     score: TranslationScore
     seconds: float
     beam: int
@@ -75,8 +75,8 @@ def evaluate(model: str | Path, *text: str | Path,
 
     Args:
         model: the folder.
-        text: what to compute the loss on; none: the validation split of the run's own text.
-        options: the fields of `EvaluationOptions`, as in task=("arc-easy",), limit=200.
+        text: the text to compute the loss on; none: the validation split of the run's own text.
+        options: the fields of `EvaluationOptions`, for example task="arc-easy", limit=200.
 
     Returns:
         A `TextEvaluation`; of a translator a `TranslationEvaluation`; with `task` a list of `TaskEvaluation`.
@@ -88,6 +88,8 @@ def evaluate(model: str | Path, *text: str | Path,
     if unknown := [name for name in options if name not in known]:
         raise BardletError(f"bardlet.evaluate: unknown option '{unknown[0]}'; it takes {', '.join(sorted(known))}")
     folder, names = Path(model), tuple(map(str, text))
+    if isinstance(options.get("task"), str):
+        options["task"] = (options["task"],)
     chosen = EvaluationOptions(**options)
     if chosen.task:
         return list(evaluate_tasks(folder, names, chosen))
@@ -122,7 +124,7 @@ def evaluate_text(model: Model, text: Sequence[str], options: EvaluationOptions)
     if text:
         source = corpus.find(tuple(text), options.field)
         tokens, characters, size, skipped = encode_corpus(source, tokenizer)
-        what = source.name
+        name = source.name
     else:
         config, record = _own_run(model.folder)
         stage = stage_of(config)(config, Dist(0, 1, device))
@@ -137,9 +139,9 @@ def evaluate_text(model: Model, text: Sequence[str], options: EvaluationOptions)
         stage.data = shards.tokenize_corpus(stage.source, tokenizer, skip_unseen=True)
         tokens, characters, size = stage.held_out()
         skipped, window = stage.data.skipped, min(256, config.block_size)  # as the run itself evaluates
-        what = f"{'validation' if config.val_part == 'val' else 'development'} split of {stage.source.name}"
+        name = f"{'validation' if config.val_part == 'val' else 'development'} split of {stage.source.name}"
     if len(tokens) < 2:
-        raise BardletError(f"{what}: {len(tokens)} tokens are too few to predict one from another; use a longer text")
+        raise BardletError(f"{name}: {len(tokens)} tokens are too few to predict one from another; use a longer text")
     block = options.context or window
     if block > module.config.block_size:
         raise BardletError(f"--context {block}: the model's context window has {module.config.block_size} tokens; "
@@ -149,7 +151,7 @@ def evaluate_text(model: Model, text: Sequence[str], options: EvaluationOptions)
     loss = _mean_loss(model, batches, options, block)
     score = metrics.score(loss, len(tokens), characters, size, tokenizer.decode([int(tokens[0])], skip_special=True))
     score = replace(score, tokens=sum(batch["target"].numel() for batch in batches))
-    return TextEvaluation(what, score, skipped)
+    return TextEvaluation(name, score, skipped)
 
 
 def evaluate_completions(model: Model, stage: SFT, record: dict[str, Any],
@@ -190,7 +192,8 @@ def _own_run(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def _warn_changed(source: Any, record: dict[str, Any]) -> None:
     if source.hash != record.get("text_hash"):
-        log.warning("%s changed since the run trained on it; the held-out part may have been trained on", source.name)
+        log.warning("%s changed since the run trained on it; the run may have trained on its held-out examples",
+                    source.name)
 
 
 # ------------------------------------------------------------------------ translation
@@ -202,15 +205,15 @@ def evaluate_translation(folder: Path, text: Sequence[str], options: EvaluationO
     if text:
         raise BardletError(f"{' '.join(text)}: this model translates; name pairs with --source FILE --target FILE")
     if bool(options.source) != bool(options.target):
-        raise BardletError("--source and --target belong together: name both files")
+        raise BardletError("--source and --target go together; name both files")
     model = load(folder, device=options.device, dtype=options.dtype)
-    how = model.translate_options(options.beam, 1.0, 64)
+    decoding = model.translate_options(options.beam, 1.0, 64)
     device = next(model.module.parameters()).device
     runtime_device.set_threads_and_determinism(None, False, device)
     if options.source and options.target:
         pairs = bitext.read_pairs(Path(options.source), Path(options.target))
         source, reference = [a for a, _ in pairs], [b for _, b in pairs]
-        what = f"{options.source} to {options.target}"
+        name = f"{options.source} to {options.target}"
     else:
         if not (folder / "run.toml").exists():
             raise BardletError(f"{folder}: no run.toml, so its pairs are unknown; name some with --source FILE "
@@ -223,14 +226,14 @@ def evaluate_translation(folder: Path, text: Sequence[str], options: EvaluationO
         _warn_changed(stage.source, record)
         stage.data = bitext_batches.tokenize_pairs(stage.source, model.tokenizer)
         source, reference = stage.held_out_lines()
-        what = f"held-out pairs of {stage.source.name}"
+        name = f"held-out pairs of {stage.source.name}"
     if not source:
-        raise BardletError(f"{what}: no lines; name files that have some")
+        raise BardletError(f"{name}: no lines; name files that have some")
     started = time.monotonic()
-    translations = translate.translate_lines(model.module, model.tokenizer, source, how)
+    translations = translate.translate_lines(model.module, model.tokenizer, source, decoding)
     seconds = time.monotonic() - started
     score = metrics.translation_score(translations, reference, model.tokenizer.lowercase)
-    return TranslationEvaluation(what, score, seconds, options.beam)
+    return TranslationEvaluation(name, score, seconds, options.beam)
 
 
 # ------------------------------------------------------------------------ tasks
@@ -252,17 +255,17 @@ def evaluate_tasks(folder: Path, text: Sequence[str], options: EvaluationOptions
     device = next(model.module.parameters()).device
     runtime_device.set_threads_and_determinism(None, False, device)
     template, dtype = chat_format(model.tokenizer), runtime_device.pick_dtype(options.dtype, device)
-    for name, asked in questions.items():
+    for name, records in questions.items():
         form = CHAT_TEMPLATE if template is not None and tasks.find(name).kind == "number" else PLAIN_TEXT
         started = time.monotonic()
-        tell = partial(progress, f"{name}: {len(asked):,} questions") if progress else None
-        evaluator = likelihood.TaskEvaluator(model.module, model.tokenizer, device, dtype, template, tell)
-        result = evaluator.measure(name, asked)
+        report = partial(progress, f"{name}: {len(records):,} questions") if progress else None
+        evaluator = likelihood.TaskEvaluator(model.module, model.tokenizer, device, dtype, template, report)
+        result = evaluator.measure(name, records)
         yield TaskEvaluation(name, result, form, time.monotonic() - started, model.module.config.block_size)
 
 
 def chat_format(tokenizer: Tokenizer) -> ChatFormat | None:
-    """Return how to put a question in bardlet's chat template; None for a tokenizer without it."""
+    """Return the format that puts a question in bardlet's chat template; None for a tokenizer without it."""
     if tokenizer.chat_template != chat_template.TEMPLATE:
         return None
 

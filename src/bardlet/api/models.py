@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -44,9 +45,9 @@ class Model:
         """Return the text that follows `prompt`, without the prompt.
 
         Args:
-            prompt: the text to continue; empty: the beginning of a document.
+            prompt: the text to continue; empty: start a new document.
             max_new_tokens: at most this many tokens; a document may end sooner.
-            temperature: below 1 more careful, above 1 wilder; 0: always the likeliest token.
+            temperature: below 1 is more careful, above 1 wilder; 0: always the likeliest token.
             top_k: sample from the k likeliest tokens; top_p: from the likeliest tokens that together have this
                 probability. None: from all.
             seed: the same seed gives the same text; None: a different text each time.
@@ -73,7 +74,7 @@ class Model:
 
     def chat(self, message: str, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
              top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> str:
-        """Return the answer to one message; `session` holds a conversation. For models of `bardlet sft` and after."""
+        """Return the answer to one message; for a conversation use `session`. For models of `bardlet sft` and after."""
         session = self.session(system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                                top_p=top_p, seed=seed)
         return "".join(session.ask(message))
@@ -105,7 +106,7 @@ class Model:
 
     def options(self, temperature: float, top_k: int | None, top_p: float | None,
                 seed: int | None) -> dict[str, Any]:
-        """Return the keywords of `generate.stream`; without a seed a new one is drawn."""
+        """Return the keywords of `generate.stream`; without a seed, draw one."""
         seed = int(torch.seed() % 2**31) if seed is None else seed
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         return {**options, "dtype": torch.int8} if self.dtype == "int8" else options
@@ -121,8 +122,8 @@ class Model:
 
     def _refuse_translator(self) -> None:
         if self.module.config.model == "encdec":
-            raise BardletError(f"{self.folder}: an encoder-decoder translates: `bardlet translate {self.folder} "
-                               "< LINES`")
+            raise BardletError(f"{self.folder}: an encoder-decoder translates; use "
+                               f"`bardlet translate {shlex.quote(str(self.folder))} < LINES`")
 
     def __repr__(self) -> str:
         return f"Model({str(self.folder)!r})"
@@ -138,6 +139,8 @@ def load(folder: str | Path, *, device: str = "auto", dtype: DType = "fp32") -> 
     Raises:
         BardletError: no such folder, a damaged file, or a model of another kind.
     """
+    if dtype not in get_args(DType):
+        raise BardletError(f"dtype {dtype}: must be one of {', '.join(get_args(DType))}")
     folder = Path(folder)
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)

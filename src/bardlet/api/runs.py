@@ -15,6 +15,7 @@ from bardlet.config.toml import read_toml
 from bardlet.errors import BardletError
 from bardlet.run import lock
 from bardlet.run.metrics import read_metrics
+from bardlet.run.record import checked
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,18 @@ def runs(root: str | Path = "runs") -> list[RunSummary]:
 
 
 def _run_files(root: Path) -> Iterator[Path]:
-    """Yield each run.toml at most three folders below `root`, which is where ladders keep theirs."""
+    """Yield each run.toml at most three folders below `root`, which includes the runs of ladders."""
     for depth in range(4):
         yield from root.glob("*/" * depth + "run.toml")
 
 
 def summarize(folder: Path) -> RunSummary:
-    """Return the summary of a run folder; a damaged one says so and raises nothing."""
+    """Return the summary of a run folder; a damaged folder gets the state "damaged" and raises nothing."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     modified = max((path.stat().st_mtime for path in folder.iterdir()), default=time.time())
     try:
         config, record = read_toml(folder / "run.toml")
+        checked(record, str(folder / "run.toml"))
     except BardletError:
         unknown = (None,) * 3
         return RunSummary(str(folder), "?", *unknown, "damaged", *unknown, "", None, size / 1e6, modified)
@@ -89,7 +91,7 @@ def _result(record: dict[str, Any], loss: float | None, reward: float | None) ->
 
 
 def _last_line(folder: Path) -> dict[str, Any]:
-    """The last line of metrics.jsonl, with the last validation loss."""
+    """Return the last line of metrics.jsonl, with the last validation loss."""
     try:
         lines = read_metrics(folder)
     except (BardletError, OSError):
@@ -110,10 +112,10 @@ def _number(value: Any) -> float | None:
 
 
 def delete(folder: str | Path) -> None:
-    """Delete a run folder. BardletError if it is no run, or if a process is training it."""
+    """Delete a run folder. BardletError if it is not a run, or if a process is training it."""
     folder = Path(folder)
     if folder.is_symlink() or not (folder / "run.toml").is_file():
         raise BardletError(f"{folder}: not a run folder (it has no run.toml); nothing was deleted")
     if holder := lock.holder(folder):
         raise lock.in_use(folder, holder)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.resolve())  # "." cannot be removed by that name

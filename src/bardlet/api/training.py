@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bardlet.config import toml
 from bardlet.config.finetuning import FineTuneConfig
+from bardlet.config.pretraining import FromScratch
 from bardlet.config.settings import Settings
-from bardlet.config.stages import config_class
+from bardlet.config.stages import classes_with, config_class
+from bardlet.errors import BardletError
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
 
@@ -40,7 +43,7 @@ class Run:
 
     @cached_property
     def record(self) -> Record:
-        """What happened: a `TextRecord`, `PairsRecord`, ... by stage."""
+        """Results and statistics of the run: a `TextRecord`, `PairsRecord`, ... by stage."""
         from bardlet.stages import stage_of
 
         return stage_of(self.config).record_class.of(self._values)
@@ -62,10 +65,10 @@ def train(*text: PathLike, out: PathLike | None = None, **settings: Any) -> Run:
     Args:
         text: named corpora, files, folders or globs; none: Tiny Shakespeare.
         out: the run folder to create; None: runs/NAME.
-        settings: those of `bardlet train`, as in minutes=2, n_layer=6.
+        settings: the settings of `bardlet train`, for example minutes=2, n_layer=6.
 
     Raises:
-        BardletError: an unknown setting, a value that does not fit, or a run that cannot go on.
+        BardletError: an unknown setting, a value that does not fit, or a run that cannot continue.
     """
     return _start(None, {"text": text, **settings}, out)
 
@@ -83,7 +86,7 @@ def stage_function(kind: type[FineTuneConfig]) -> Callable[..., Run]:
         base: the model to train, a run or a Hugging Face folder.
         data: files.
         out: the run folder to create; None: runs/NAME.
-        settings: those of `bardlet {kind.command}`, as in minutes=5, lora=16.
+        settings: the settings of `bardlet {kind.command}`, for example minutes=5, lora=16.
 
     Raises:
         BardletError: an unknown setting, a value that does not fit, or data that cannot be read.
@@ -98,7 +101,7 @@ def resume(folder: PathLike, *, steps: int | None = None, allow_change: bool = F
     Args:
         steps: a new total number of steps; needs allow_change.
         allow_change: continue even if machine, precision, compiler or text changed; no longer bit for bit.
-        reward: the scoring program, again: none is run because a file names it.
+        reward: the run's reward command; bardlet never runs a command that only a file names.
     """
     from bardlet import runner
 
@@ -111,13 +114,19 @@ def open_run(folder: PathLike) -> Run:
 
 
 def _start(kind: type[Settings] | None, values: Mapping[str, Any], out: PathLike | None) -> Run:
-    """Start a run by settings of the class `kind` (None: text or pairs, as they say) and train to its end."""
+    """Start a run and train it to its end. kind: the settings class; None: by `config_class`."""
     started = time.monotonic()  # importing torch is part of the minutes
     values = {name: _plain(value) for name, value in values.items()}
     if kind is not None:
         values["stage"] = kind.stage
     where = f"bardlet.{kind.command if kind else 'train'}"
-    config = toml.from_mapping(values, where, kind or config_class(values))
+    kind = kind or config_class(values)
+    for name in values.keys() - {"stage", *(each.name for each in fields(kind))}:
+        if classes_with(name):
+            raise BardletError(f"{where}: {name} {toml.why_not(name, kind)}")
+    config = toml.from_mapping(values, where, kind)
+    if isinstance(config, FromScratch):
+        config.refuse_unused(values)
     from bardlet import runner
 
     summary = runner.start(config, None if out is None else str(out), started)
@@ -125,7 +134,7 @@ def _start(kind: type[Settings] | None, values: Mapping[str, Any], out: PathLike
 
 
 def _plain(value: Any) -> Any:
-    """A value as run.toml would have it: paths are text."""
+    """Return a value as run.toml stores it: paths as text."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value

@@ -46,7 +46,7 @@ HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, unders
   bardlet sample runs/my-qwen3         generate text with the result
 
 Commands:
-{chr(10).join(f"  {name:9} {what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())}
 
 `bardlet COMMAND --help` shows the main settings of a command, --help-all every one; --debug shows the traceback of an
 error. `eval "$(bardlet --print-completion bash)"` completes commands and settings (also zsh, fish).
@@ -117,7 +117,7 @@ def _dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         near = [SYNONYMS[command]] if command in SYNONYMS else get_close_matches(command, (*COMMANDS, *FLAGS), 1)
         hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists the commands"
-        raise BardletError(f"there is no command '{command}'; {hint}")
+        raise BardletError(f"unknown command '{command}'; {hint}")
     if command in {kind.command for kind in FINE_TUNING}:
         return int(importlib.import_module("bardlet.cli.stage").main(command, rest))
     return int(importlib.import_module(f"bardlet.cli.{command}").main(rest))

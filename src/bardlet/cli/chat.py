@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -47,7 +48,7 @@ class Command(SamplingOptions):
     tokens: int = 256
     """Maximum number of tokens of an answer. At most half of the context window."""
     temperature: float = 0.7
-    """Below 1 more careful, above 1 wilder. 0: always the likeliest token."""
+    """Sampling temperature: below 1 is more careful, above 1 wilder. 0: always the likeliest token."""
     seed: int | None = None
     """The same seed gives the same answers (default: a new seed each time)."""
     json: bool = False
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     if not session.uses_template:
         why = "uses another chat template" if model.tokenizer.chat_template else "was not fine-tuned to answer"
         log.warning("%s %s: it continues your text; `bardlet sft %s DATA` teaches it to answer", command.run, why,
-                    command.run)
+                    shlex.quote(command.run))
     if sys.stdin.isatty():
         console.say("/help lists the commands; Ctrl-D leaves.")
     try:
@@ -131,7 +132,7 @@ def stream_answer(session: ChatSession, answer: Callable[[], Iterator[str]]) -> 
     before = session.forgotten
     pieces = answer()
     if session.forgotten > before:
-        log.warning("the first %d messages no longer fit in the context window", session.forgotten)
+        log.warning("dropped the first %d messages, which no longer fit in the context window", session.forgotten)
     with closing(pieces):  # type: ignore[type-var]
         try:
             for piece in pieces:

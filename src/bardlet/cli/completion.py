@@ -31,14 +31,14 @@ def complete(commands: dict[str, str]) -> None:
     parser = argparse.ArgumentParser(prog="bardlet", allow_abbrev=False)
     choices = parser.add_subparsers()
     typed = os.environ.get("COMP_LINE", "").split()
-    for name, what in commands.items():
+    for name, summary in commands.items():
         used = len(typed) > 1 and typed[1] == name
-        choices.add_parser(name, help=what, parents=[command_parser(name)] if used else [], add_help=False)
+        choices.add_parser(name, help=summary, parents=[command_parser(name)] if used else [], add_help=False)
     argcomplete.autocomplete(parser, append_space=True)
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, with every setting; its run folders complete to those below runs/."""
+    """Return the parser of a command, with every setting; a RUN argument completes to the folders below runs/."""
     from bardlet.cli import parser as cli_parser
     from bardlet.cli import stage, train, training
     from bardlet.config.pretraining import TrainConfig, TranslationConfig

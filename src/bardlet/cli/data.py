@@ -13,7 +13,7 @@ from bardlet.errors import BardletError
 
 USAGE = Usage(
     "data", "[get NAME] [--json]",
-    "List the named corpora and where each one is, or download one. bardlet looks in the folders of $BARDLET_DATA, "
+    "List the named corpora and where each one is, or download one. bardlet looks in $BARDLET_DATA/NAME, "
     "then in its cache ($BARDLET_CACHE, or your cache folder). `bardlet train NAME` trains on a named corpus.",
     (("bardlet data", "list the named corpora"),
      ("bardlet data get tinyshakespeare", "download one, check its sha256 and keep it in the cache")),
@@ -45,20 +45,20 @@ def _table(as_json: bool) -> int:
     from bardlet.data import bitext
     from bardlet.data.corpus import EMBEDDED, NAMED, locate
 
-    places = {name: locate(name) for name in NAMED} | {name: bitext.locate(name) for name in bitext.NAMED}
-    where = {name: str(path or "") for name, path in places.items()} | {EMBEDDED: "part of Python"}
+    paths = {name: locate(name) for name in NAMED} | {name: bitext.locate(name) for name in bitext.NAMED}
+    where = {name: str(path or "") for name, path in paths.items()} | {EMBEDDED: "part of Python"}
     named = {**{name: (corpus.description, corpus.url) for name, corpus in NAMED.items()},
              **{name: (pairs.description, None) for name, pairs in bitext.NAMED.items()}}
     if as_json:
-        console.say_json({"corpora": [{"name": name, "what": what, "found": where[name] or None, "url": url}
-                                      for name, (what, url) in named.items()]})
+        console.say_json({"corpora": [{"name": name, "what": description, "found": where[name] or None, "url": url}
+                                      for name, (description, url) in named.items()]})
         return 0
     width = shutil.get_terminal_size((100, 24)).columns
-    for name, (what, url) in named.items():
-        missing = f"missing: bardlet data get {name}" if url else "missing: put it in a folder of $BARDLET_DATA"
-        place = where[name].replace(str(Path.home()), "~", 1) or missing
-        line = f"{name:16} {what:58} {place}"
-        console.say(line if len(line) <= width else f"{name:16} {what}\n{'':16} {place}")
+    for name, (description, url) in named.items():
+        missing = f"missing: bardlet data get {name}" if url else f"missing: put its files into $BARDLET_DATA/{name}"
+        location = where[name].replace(str(Path.home()), "~", 1) or missing
+        line = f"{name:16} {description:58} {location}"
+        console.say(line if len(line) <= width else f"{name:16} {description}\n{'':16} {location}")
     return 0
 
 
@@ -67,12 +67,12 @@ def _get(name: str, as_json: bool) -> int:
 
     shown = -1
 
-    def progress(what: str, done: int, total: int | None) -> None:
+    def progress(task: str, done: int, total: int | None) -> None:
         nonlocal shown
         percent = 100 * done // total if total else 0
         if percent // 10 > shown and not as_json:
             shown = percent // 10
-            console.say(f"{what}: {done / 1e6:.1f} MB{f' of {total / 1e6:.1f} MB' if total else ''}")
+            console.say(f"{task}: {done / 1e6:.1f} MB{f' of {total / 1e6:.1f} MB' if total else ''}")
 
     where = "part of Python" if name == EMBEDDED else str(get(name, progress))
     if as_json:

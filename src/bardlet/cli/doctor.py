@@ -34,7 +34,7 @@ class Command:
     tokens: int = 10_000
     """Number of tokens to generate for that."""
     temperature: float = 0.8
-    """Sampling temperature: below 1 more careful, above 1 wilder."""
+    """Sampling temperature: below 1 is more careful, above 1 wilder."""
     seed: int = 0
     """The same seed gives the same texts."""
     json: bool = False
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     command = parse(Command, argv, USAGE)
     from bardlet import doctor
 
-    logging.getLogger("bardlet").addHandler(logging.NullHandler())  # the findings say it all
+    logging.getLogger("bardlet").addHandler(logging.NullHandler())  # the findings repeat every log message
     logging.getLogger("bardlet").propagate = False
     findings = []
     for finding in doctor.machine() if command.run is None else doctor.health(Path(command.run)):
@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
     if command.memorised and not any(f.verdict == "damaged" and f.about == "model" for f in findings):
         copied = print_memorization(Path(command.run or ""), command)
     if command.json:
-        told = [{"about": f.about, "verdict": f.verdict, "said": f.message} for f in findings]
-        console.say_json({"findings": told, "warnings": warnings, "damaged": damaged,
+        entries = [{"about": f.about, "verdict": f.verdict, "said": f.message} for f in findings]
+        console.say_json({"findings": entries, "warnings": warnings, "damaged": damaged,
                           **({"memorised": copied} if copied else {})})
     return 1 if damaged else 0
 
@@ -78,11 +78,11 @@ def print_memorization(run: Path, command: Command) -> dict[str, Any]:
     texts, validation, own, chance = doctor.measure_memorization(run, command.tokens, command.temperature, command.seed)
     characters = sum(map(len, texts))
     console.say(f"memorization: {own.share:.1%} of {characters:,} generated characters occur in the training text, in "
-                f"passages of 32 characters or more; of the validation text {chance.share:.1%} do")
+                f"passages of 32 characters or more; for the validation text it is {chance.share:.1%}")
     if own.longest:
         console.say(f"the longest passage, {len(own.longest)} characters: {own.longest!r}")
     if len(validation) > 1:
-        console.say(f"{own.whole} of {len(texts)} generated texts are whole documents of the training text; of the "
-                    f"validation text's {len(validation)} documents {chance.whole} are")
+        console.say(f"{own.whole} of {len(texts)} generated texts are whole documents of the training text; so are "
+                    f"{chance.whole} of the {len(validation)} documents of the validation text")
     return {"characters": characters, "copied": own.share, "copied_of_validation": chance.share,
             "longest": own.longest, "texts": len(texts), "whole_documents": own.whole}

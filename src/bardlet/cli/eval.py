@@ -66,7 +66,7 @@ def print_loss(result: TextEvaluation) -> dict[str, Any]:
     score = result.score
     if result.skipped_characters:
         console.say(f"note: skipped {result.skipped_characters:,} characters that the tokenizer does not know")
-    console.say(f"{result.what}: {score.loss:.4f} nats per token, {score.nats_per_char:.4f} nats per character, "
+    console.say(f"{result.name}: {score.loss:.4f} nats per token, {score.nats_per_char:.4f} nats per character, "
                 f"{score.bits_per_byte:.4f} bits per byte, over {score.tokens:,} tokens")
     return {**asdict(score), "skipped_characters": result.skipped_characters}
 
@@ -74,7 +74,7 @@ def print_loss(result: TextEvaluation) -> dict[str, Any]:
 def print_translation(result: TranslationEvaluation) -> dict[str, Any]:
     """Print BLEU and chrF and return what --json prints."""
     score, search = result.score, "greedy" if result.beam == 1 else f"beam {result.beam}"
-    console.say(f"{result.what}: BLEU {score.bleu:.2f}, chrF {score.chrf:.2f}, over {score.lines:,} lines "
+    console.say(f"{result.name}: BLEU {score.bleu:.2f}, chrF {score.chrf:.2f}, over {score.lines:,} lines "
                 f"({score.lines / result.seconds:.0f} lines/s, {search})")
     console.say(f"sacreBLEU: {score.bleu_signature}; {score.chrf_signature}")
     return {**asdict(score), "seconds": round(result.seconds, 3), "beam": result.beam}
@@ -109,11 +109,11 @@ def print_task(task: TaskEvaluation) -> None:
     console.say(f"{task.name}: {', '.join(parts)} ({console.count(result.records, 'question')} {form}, "
                 f"{task.seconds:.1f} s)")
     too_long = f"longer than the context window of {task.window} tokens"
-    for count, what in ((result.cut, f"{too_long}: the beginning was cut off"),
+    for count, note in ((result.cut, f"{too_long}: the beginning was cut off"),
                         (result.too_long, f"{too_long}: left out"),
                         (result.unseen, "with characters that the tokenizer does not know: left out")):
         if count:
-            console.say(f"note: {console.count(count, 'question')} {what}")
+            console.say(f"note: {console.count(count, 'question')} {note}")
 
 
 def _percent(share: float, error: float | None) -> str:

@@ -70,8 +70,8 @@ class Command:
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     command = parse(Command, argv, USAGE, explain=lambda name: (
-        "the small rungs take the lecture's steps; did you mean --minutes, the training time of each rung from 8 on?"
-        if name == "steps" else ""))
+        "small rungs train for the lecture's steps; did you mean --minutes, the training time of each rung from 8 on?"
+        if len(name) > 1 and "steps".startswith(name) else ""))
     console.show_notices()
     from bardlet.ladder.rungs import select
 
@@ -100,9 +100,9 @@ def main(argv: Sequence[str]) -> int:
             facts = report.facts(ladder, finished) | {"command": shlex.join(["bardlet", "ladder", *argv])}
             page = report.write(out, finished, command.sentence, facts)
     more = len(finished) - len(outcomes)
-    also = f" (with {console.count(more, 'model')} of earlier calls)" if more else ""
+    also = f" (with {console.count(more, 'model')} from earlier calls)" if more else ""
     console.say(f"\nreport: {page}{also}; open it in a browser. The models are next to it: `bardlet sample "
-                f"{outcomes[-1].folder}`")
+                f"{shlex.quote(str(outcomes[-1].folder))}`")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0
@@ -116,8 +116,8 @@ def train_rungs(ladder: Ladder) -> list[Outcome]:
         for done in ladder.train_all(
                 lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
             outcomes.append(done)
-            named = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
-            lecture = f"   the lecture: {done.rung.lecture:.2f}" if named else ""
+            has_figure = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
+            lecture = f"   the lecture: {done.rung.lecture:.2f}" if has_figure else ""
             say(f"{done.rung.number:>2} {done.rung.name:<13} seed {done.seed}  {done.parameters:>10,} parameters  "
                 f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f}{lecture}")
     return outcomes
@@ -138,15 +138,15 @@ def summary(outcomes: Sequence[Outcome], comparable: bool) -> list[dict[str, Any
     """Return what --json prints of each rung: means over the seeds, and the lecture's loss if `comparable`."""
     lines = []
     for rung in dict.fromkeys(outcome.rung.name for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.rung.name == rung]
-        losses = [outcome.val_loss for outcome in mine]
+        of_rung = [outcome for outcome in outcomes if outcome.rung.name == rung]
+        losses = [outcome.val_loss for outcome in of_rung]
         lines.append({
-            "rung": mine[0].rung.number, "name": rung, "parameters": mine[0].parameters,
-            "seconds": round(statistics.mean(outcome.seconds for outcome in mine), 3),
-            "val_loss": statistics.mean(losses), "lecture": mine[0].rung.lecture if comparable else None,
+            "rung": of_rung[0].rung.number, "name": rung, "parameters": of_rung[0].parameters,
+            "seconds": round(statistics.mean(outcome.seconds for outcome in of_rung), 3),
+            "val_loss": statistics.mean(losses), "lecture": of_rung[0].rung.lecture if comparable else None,
             "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
-            "val_loss_lecture_way": statistics.mean(outcome.val_loss_lecture for outcome in mine),
-            "seeds": [outcome.seed for outcome in mine], "steps": mine[0].steps,
+            "val_loss_lecture_way": statistics.mean(outcome.val_loss_lecture for outcome in of_rung),
+            "seeds": [outcome.seed for outcome in of_rung], "steps": of_rung[0].steps,
         })
     return lines
 
@@ -164,5 +164,5 @@ def explain(command: Command) -> int:
         names = experiments.pictures(Path(command.out), done)
         console.say(f"{len(names)} pictures are in {command.out}")
     if command.json:
-        console.say_json({"experiments": {one.name: one.figures for one in done}})
+        console.say_json({"experiments": {experiment.name: experiment.figures for experiment in done}})
     return 0

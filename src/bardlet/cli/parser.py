@@ -1,6 +1,6 @@
 """Read a command line into a dataclass with argparse. A field is a setting; its docstring is the help text.
 
-`Usage` says what a command does and which settings its `--help` shows; the rest is shown by `--help-all`.
+`Usage` says what a command does and which settings its `--help` shows; `--help-all` shows all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Usage:
-    """What `bardlet COMMAND --help` says.
+    """Help text of a command.
 
     synopsis: the command line in short, without `bardlet COMMAND`; about: what the command does, in a sentence or two;
     examples: (command line, what it does); positionals: placeholders of the fields that are typed without a flag;
@@ -91,7 +91,7 @@ def typed(kinds: Sequence[type], argv: Sequence[str], usage: Usage, hidden: Sequ
     Args:
         kinds: dataclasses; their fields together are the settings.
         hidden: fields that cannot be typed.
-        explain: what to say of an unknown setting, by its field name; empty: a suggestion.
+        explain: returns the message for an unknown setting, by its field name; empty: suggest a similar one.
 
     Raises:
         BardletError: as `parse`.
@@ -104,7 +104,8 @@ def typed(kinds: Sequence[type], argv: Sequence[str], usage: Usage, hidden: Sequ
     try:
         namespace, extra = parser.parse_known_intermixed_args(words)
     except argparse.ArgumentError as error:
-        raise BardletError(f"{_reason(error, words, parser)}; see `bardlet {usage.command} {usage.help_flag}`") from None
+        reason = _reason(error, words, parser)
+        raise BardletError(f"{reason}; see `bardlet {usage.command} {usage.help_flag}`") from None
     if extra:
         raise BardletError(_unknown(extra, parser, usage, hidden, explain))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()
@@ -144,7 +145,7 @@ def _rest(settings: Iterable[str], usage: Usage) -> Group:
 
 
 def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everything: bool, shown: bool) -> None:
-    """Add the flag of one setting to a parser or a group of it."""
+    """Add the flag of one setting to a parser or argument group."""
     hint, flag = _hints(kind)[name], "--" + name.replace("_", "-")
     text = docs(kind)[name] if everything else _first_sentence(docs(kind)[name])
     choices, notes = _choices(hint), []
@@ -162,9 +163,9 @@ def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everythin
     if get_origin(hint) is tuple:
         options["nargs"] = "+"
     action = section.add_argument(flag, type=_converter(flag, hint), metavar=metavar, **options)
-    action.wanted = _wanted(hint)  # of `_reason`
+    action.wanted = _wanted(hint)  # read by `_reason`
     if choices:
-        action.completer = lambda **_: choices  # of argcomplete
+        action.completer = lambda **_: choices  # read by argcomplete
 
 
 # ---------------------------------------------------------------------------------- help
@@ -180,14 +181,14 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 def _description(usage: Usage) -> str:
     width = max(len(line) for line, _ in usage.examples)
-    examples = "\n".join(f"  {line:{width}}  {what}".rstrip() for line, what in usage.examples)
+    examples = "\n".join(f"  {line:{width}}  {purpose}".rstrip() for line, purpose in usage.examples)
     return f"{textwrap.fill(usage.about, _width())}\n\nexamples:\n{examples}"
 
 
 @cache
 def docs(kind: type) -> dict[str, str]:
     """Return the docstring of each field of a dataclass, those of its bases included, on one line each."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if base.__module__.startswith("bardlet") and "__annotations__" in vars(base):
             [body] = [node.body for node in ast.parse(textwrap.dedent(inspect.getsource(base))).body
@@ -195,12 +196,12 @@ def docs(kind: type) -> dict[str, str]:
             for line, below in pairwise(body):
                 if (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
                         and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
-                    found[line.target.id] = " ".join(str(below.value.value).split())
-    return found
+                    docstrings[line.target.id] = " ".join(str(below.value.value).split())
+    return docstrings
 
 
 def _first_sentence(text: str) -> str:
-    """A help text up to its first full stop or semicolon."""
+    """Return a help text up to its first full stop or semicolon."""
     ends = [text.find(mark) for mark in (". ", "; ") if mark in text]
     return text[: min(ends)] if ends else text.rstrip(".")
 
@@ -214,7 +215,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _parts(hint: Any) -> list[Any]:
-    """The types of a union or a tuple, without None and `...`."""
+    """Return the types of a union or a tuple, without None and `...`."""
     if get_origin(hint) is Literal or not get_args(hint):
         return [hint]
     return [part for part in get_args(hint) if part not in (type(None), ...)]
@@ -245,7 +246,8 @@ def _converter(flag: str, hint: Any) -> Callable[[str], Any]:
             return None
         if choices and word not in choices:
             near = get_close_matches(word, choices, 1)
-            raise BardletError(f"{flag} {word}: must be {_wanted(hint)}" + (f"; did you mean {near[0]}?" if near else ""))
+            suggestion = f"; did you mean {near[0]}?" if near else ""
+            raise BardletError(f"{flag} {word}: must be {_wanted(hint)}{suggestion}")
         if choices:
             return word
         try:
@@ -260,7 +262,7 @@ def _converter(flag: str, hint: Any) -> Callable[[str], Any]:
 
 
 def _with_dashes(word: str) -> str:
-    """A flag with - for _: `--batch_size=4` is `--batch-size=4`."""
+    """Return a flag with - for _: `--batch_size=4` is `--batch-size=4`."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") and " " not in name else word
 
@@ -271,12 +273,12 @@ def _flags_in(words: Sequence[str]) -> set[str]:
 
 
 def _reason(error: argparse.ArgumentError, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Return a sentence for an error of argparse."""
+    """Return the message for an error of argparse."""
     flag, flags = (error.argument_name or "").split("/")[0], parser._option_string_actions
     if "expected" in str(error):
         wanted = getattr(flags.get(flag), "wanted", "")
-        place = words.index(flag) + 1 if flag in words else len(words)
-        value = words[place] if place < len(words) else ""
+        index = words.index(flag) + 1 if flag in words else len(words)
+        value = words[index] if index < len(words) else ""
         if value.startswith("-") and value.partition("=")[0] not in flags:
             return f"{flag} needs a value; write one that begins with - as {flag}={value}"
         return f"{flag} needs a value" + (f": {wanted}" if wanted else "")
@@ -288,7 +290,7 @@ def _reason(error: argparse.ArgumentError, words: Sequence[str], parser: argpars
 
 def _unknown(extra: Sequence[str], parser: argparse.ArgumentParser, usage: Usage, hidden: Sequence[str],
              explain: Callable[[str], str] | None) -> str:
-    """Return a sentence for the first word that is no setting, or one too many."""
+    """Return the message for the first unknown setting, or else for the first surplus word."""
     flags = list(parser._option_string_actions)
     word = next((word for word in extra if word.startswith("-")), extra[0])
     name = word.partition("=")[0]
@@ -300,7 +302,7 @@ def _unknown(extra: Sequence[str], parser: argparse.ArgumentParser, usage: Usage
     if explain and (reason := explain(field_name) or explain(field_name.removeprefix("no_"))):
         return f"{name}: {reason}"
     if field_name in hidden:
-        return f"there is no setting {name}; only a settings file can hold it (--config FILE)"
+        return f"{name}: only a settings file can set it; use --config FILE"
     near = get_close_matches(name, flags, 1)
     hint = f"did you mean {near[0]}?" if near else f"`bardlet {usage.command} {usage.help_flag}` lists the settings"
-    return f"there is no setting {name}; {hint}"
+    return f"unknown setting {name}; {hint}"

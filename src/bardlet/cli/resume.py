@@ -29,7 +29,7 @@ class Command:
     allow_change: bool = False
     """Continue even if machine, precision, compiler or text changed. The result is then not bit for bit the same."""
     reward: str | None = None
-    """The reward command, again. bardlet never runs a command that only a file names."""
+    """The run's reward command. Repeat it here: bardlet never runs a command that only a file names."""
     json: bool = False
     """Print one JSON object on the last line."""
 

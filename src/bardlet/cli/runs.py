@@ -21,7 +21,7 @@ USAGE = Usage(
     "deletes the named runs.",
     (("bardlet runs", "list all runs, the newest first"),
      ("bardlet runs runs/a runs/b", "compare two runs"),
-     ("bardlet runs runs/a --delete", "delete a run, after a question")),
+     ("bardlet runs runs/a --delete", "delete a run, after confirmation")),
     (Group("selection", ("root", "delete", "yes")), Group("output", ("json",))), positionals={"run": "RUN"},
     metavars={"root": "DIR"})
 
@@ -35,9 +35,9 @@ class Command:
     root: str = "runs"
     """Folder whose runs are listed."""
     delete: bool = False
-    """Delete the named runs, after a question."""
+    """Delete the named runs, after confirmation."""
     yes: bool = False
-    """Delete without a question."""
+    """Delete without confirmation."""
     json: bool = False
     """Print one JSON object on the last line."""
 
@@ -45,7 +45,7 @@ class Command:
         if self.delete and not self.run:
             raise BardletError("--delete: name the runs to delete, as in `bardlet runs runs/a --delete`")
         if self.yes and not self.delete:
-            raise BardletError("--yes: only answers --delete; add it, or drop --yes")
+            raise BardletError("--yes: only confirms --delete; add --delete, or drop --yes")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,24 +60,24 @@ def main(argv: Sequence[str]) -> int:
         for folder in command.run:
             if not (Path(folder) / "run.toml").is_file():
                 raise BardletError(f"{folder}: not a run folder; `bardlet runs` lists them")
-        found = [runs.summarize(Path(folder)) for folder in command.run]
+        summaries = [runs.summarize(Path(folder)) for folder in command.run]
     else:
-        found = runs.runs(command.root)
-    print_table(found)
+        summaries = runs.runs(command.root)
+    print_table(summaries)
     if len(command.run) > 1:
         print_differences(command.run)
     if command.json:
-        console.say_json({"runs": [asdict(run) for run in found]})
+        console.say_json({"runs": [asdict(run) for run in summaries]})
     return 0
 
 
-def print_table(found: Sequence[RunSummary]) -> None:
+def print_table(summaries: Sequence[RunSummary]) -> None:
     """Print a line per run."""
-    if not found:
-        console.say("no runs yet; `bardlet train my.txt --minutes 5` makes one")
+    if not summaries:
+        console.say("no runs yet; `bardlet train my.txt --minutes 5` creates one")
         return
     rows = [("run", "command", "text", "model", "weights", "state", "steps", "minutes", "MB", "result")]
-    for run in found:
+    for run in summaries:
         weights = "" if run.parameters is None else f"{run.parameters / 1e6:.2f} M"
         rows.append((run.folder, run.command, run.text or "", run.model or "", weights, run.state,
                      "" if run.steps is None else f"{run.steps:,}",
@@ -108,7 +108,7 @@ def print_differences(folders: Sequence[str]) -> None:
 
 
 def ask(question: str) -> str:
-    """Return what the user answers, in lower case; empty at the end of input (Ctrl-D)."""
+    """Return the user's answer in lower case; empty at the end of input (Ctrl-D)."""
     try:
         return input(question).strip().lower()
     except EOFError:
@@ -117,7 +117,7 @@ def ask(question: str) -> str:
 
 
 def delete(command: Command) -> int:
-    """Delete the named runs after a question; return the exit code."""
+    """Delete the named runs after confirmation; return the exit code."""
     from bardlet.api import runs
 
     deleted = []
@@ -125,7 +125,7 @@ def delete(command: Command) -> int:
         summary = runs.summarize(Path(folder)) if (Path(folder) / "run.toml").is_file() else None
         if summary and not command.yes:
             if not sys.stdin.isatty():
-                raise BardletError(f"{folder}: standard input is no terminal to answer on; add --yes to delete it")
+                raise BardletError(f"{folder}: standard input is not a terminal to confirm on; add --yes to delete it")
             about = f"{summary.state}, {summary.megabytes:.0f} MB" + (f", {summary.result}" if summary.result else "")
             if ask(f"delete {folder} ({about})? [y/N] ") not in ("y", "yes"):
                 console.say(f"{folder}: kept")

@@ -1,11 +1,12 @@
 """The commands of the fine-tuning stages: `bardlet sft BASE DATA`, `bardlet dpo MODEL DATA` and the like.
 
-All are one function: a stage's settings class says what the command is called and shows an example.
+All are one function: a stage's settings class has the name, the help and an example of its command.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 
 from bardlet import console
@@ -28,7 +29,8 @@ def usage(kind: type[FineTuneConfig]) -> Usage:
         (Group("model", ("lora", "block_size"), ("dropout",)),
          Group("data", (), ("val_part",)),
          Group("reward", ("reward", "rollout", "answer_tokens", "group", "passes", "clip", "target_kl")),
-         Group("training", ("beta", "minutes", "steps", "batch_size", "lr", "muon_lr", "temperature", "keep", "seed"),
+         Group("training", ("beta", "desirable_weight", "undesirable_weight", "minutes", "steps", "batch_size", "lr",
+                            "muon_lr", "temperature", "keep", "seed"),
                ("pack", "grad_accum", *training.OPTIMIZER, *training.CHECKPOINTS)),
          training.MACHINE, training.OUTPUT),
         positionals={"text": "MODEL DATA"})
@@ -55,7 +57,8 @@ def run(kind: type[FineTuneConfig], argv: Sequence[str], names_model: bool = Tru
     file = training.config_file(argv)
     if file and (stage := settings_in(file).get("stage", kind.stage)) != kind.stage:
         other = config_class({"stage": stage}).command
-        raise BardletError(f"{file}: has settings of `bardlet {other}`, not of {kind.command}")
+        raise BardletError(f"{file}: has settings of `bardlet {other}`; run "
+                           f"`bardlet {other} --config {shlex.quote(str(file))}`")
 
     def explain(name: str) -> str:
         if name == "init":

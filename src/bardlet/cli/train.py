@@ -82,7 +82,7 @@ def configure(values: dict[str, Any], file: Path | None) -> FromScratch:
         config = kind(**defaults | values)
     config.refuse_unused(values)
     if config.init and (ignored := [name for name in SET_BY_WEIGHTS if name in values]):
-        log.warning("%s: ignored, --init %s decides it", ", ".join(map(flag, ignored)), config.init)
+        log.warning("%s: ignored, --init %s sets it", ", ".join(map(flag, ignored)), config.init)
         config = kind(**defaults | {name: value for name, value in values.items() if name not in ignored})
     return config
 

@@ -1,4 +1,4 @@
-"""What the training commands share: options of a run, the groups of their help, and starting a run."""
+"""Code shared by the training commands: options of a run, groups of the help, and the start of a run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def config_file(argv: Sequence[str]) -> Path | None:
 def file_settings(file: Path | None, kind: type[Settings], typed: Collection[str]) -> dict[str, Any]:
     """Return the settings in a TOML file for the class `kind`; empty without a file.
 
-    typed: names of the settings on the command line. --steps or --minutes replaces both of the file, and its clock.
+    typed: names of the settings on the command line. --steps or --minutes replaces both of the file and its replans.
     """
     if file is None:
         return {}

@@ -58,12 +58,12 @@ class Command:
     """Print one JSON object on the last line instead of the lines."""
 
     def __post_init__(self) -> None:
-        for name, holds, what in (
+        for name, valid, requirement in (
             ("beam", self.beam >= 1, "at least 1"), ("batch-size", self.batch_size >= 1, "at least 1"),
             ("length-penalty", abs(self.length_penalty) <= 10, "from -10 to 10"),
         ):
-            if not holds:
-                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {what}")
+            if not valid:
+                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {requirement}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,7 +107,7 @@ def read(files: Sequence[str]) -> Iterator[str]:
 
 def in_order(model: Model, lines: Sequence[str], options: TranslateOptions, before: int,
              say: Callable[[str], None] | None) -> list[str]:
-    """Return the translations of lines; `say` gets each as soon as those before it are done.
+    """Return the translations of lines; pass each to `say` as soon as all before it are done.
 
     before: number of lines translated earlier, which error messages count.
     """
@@ -129,7 +129,7 @@ def draw_attention(path: Path, model: Model, line: str | None, options: Translat
     from bardlet.run import plots
 
     if line is None:
-        raise BardletError("--attention: no line has a translation to draw")
+        raise BardletError("--attention: no line has a translation to draw; drop it")
     maps, source, target = translate.cross_attention(model.module, model.tokenizer, line, options)
     plots.attention_maps(path, maps.numpy(), source, target)
     log.info("the cross-attention of the first line is in %s", path)

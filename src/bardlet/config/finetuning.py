@@ -1,4 +1,4 @@
-"""Settings of the fine-tuning stages: sft, reward, dpo, ppo, grpo. Nothing here imports torch."""
+"""Settings of the fine-tuning stages: sft, reward, dpo, ppo and grpo. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class FineTuneConfig(Rows, Settings):
     """Settings of a stage that fine-tunes a model, whose shape it keeps."""
 
     summary: ClassVar[str]
-    """What the command does, in a few words."""
+    """Summary of the command, in a few words."""
     about: ClassVar[str]
-    """What the command does, in a sentence or two."""
+    """Description of the command, in a sentence or two."""
     example: ClassVar[str]
-    """A command line."""
+    """Example of a command line."""
 
     text: tuple[str, ...] = ()
     """The model, a run folder or a Hugging Face folder, then files: .jsonl or .json, also .gz and .xz."""
@@ -46,7 +46,7 @@ class SFTConfig(FineTuneConfig):
     """Settings of supervised fine-tuning on conversations."""
 
     stage = command = "sft"
-    summary = "teach a model to answer, from conversations"
+    summary = "fine-tune a model on conversations (SFT)"
     about = ("Fine-tune a model with a bpe tokenizer on conversations: JSON records with `messages` (role, content), "
              "or with `instruction`, optional `input`, and `output`. The loss is taken on the assistant's tokens only.")
     example = "bardlet sft runs/base chats.jsonl"
@@ -198,7 +198,7 @@ class RolloutConfig(FineTuneConfig):
         return True
 
     def as_model(self, shape: ModelConfig) -> Self:
-        """As `FineTuneConfig.as_model`; by default a completion takes at most half of the window."""
+        """Return `FineTuneConfig.as_model`; by default a completion takes at most half of the window."""
         config = super().as_model(shape)
         return config.resolved(answer_tokens=min(64, config.block_size // 2))
 
@@ -224,8 +224,8 @@ class PPOConfig(RolloutConfig):
         super().__post_init__()
         self.require(lambda x: 0 < x < float("inf"), "more than 0, and finite", "target_kl")
         if self.target_kl is not None and not self.beta:
-            raise BardletError(f"--target-kl {self.target_kl:g} with --beta 0: beta 0 cannot adapt; "
-                               "use another, such as --beta 0.05")
+            raise BardletError(f"--target-kl {self.target_kl:g} with --beta 0: a beta of 0 cannot adapt; "
+                               "use a positive one, such as --beta 0.05")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from bardlet.errors import BardletError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How a model generates text."""
+    """Options of text generation."""
 
     tokens: int = 500
     """Maximum number of tokens to generate."""
     temperature: float = 0.8
-    """Below 1 more careful, above 1 wilder. 0: always the likeliest token."""
+    """Sampling temperature: below 1 is more careful, above 1 wilder. 0: always the likeliest token."""
     top_k: int | None = 50
     """Sample from the k likeliest tokens. none: from all."""
     top_p: float | None = None
@@ -29,15 +29,15 @@ class SamplingOptions:
     """Precision of the weights. int8 is fastest on a CPU."""
 
     def __post_init__(self) -> None:
-        for name, holds, what in (
+        for name, valid, requirement in (
             ("tokens", self.tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
             ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
             ("seed", self.seed is None or self.seed >= 0, "0 or more"),
         ):
-            if not holds:
-                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {what}")
+            if not valid:
+                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {requirement}")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -59,8 +59,8 @@ class EvaluationOptions:
     beam: int = 1
     """Beam width of a translator."""
     protocol: Literal["full", "random"] = "full"
-    """Windows of the text. full: side by side, so that every token counts once; random: 200 batches of 64 random windows,
-    as nanoGPT does."""
+    """Windows of the text. full: side by side, so that every token counts once; random: 200 batches of 64 random
+    windows, as nanoGPT does."""
     context: int | None = None
     """Window length in tokens (default: the block size, at most 256)."""
     task: tuple[str, ...] = ()
@@ -77,9 +77,12 @@ class EvaluationOptions:
         for name in ("context", "limit", "beam"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BardletError(f"--{name} {value}: must be at least 1")
+        for name, choices in (("protocol", ("full", "random")), ("dtype", ("fp32", "bf16"))):
+            if (value := getattr(self, name)) not in choices:
+                raise BardletError(f"--{name} {value}: must be one of {', '.join(choices)}")
 
     def refuse(self, *names: str, why: str) -> None:
-        """Raise BardletError for the first of these options that was set, though it would do nothing."""
+        """Raise BardletError for the first of these options that the user set, since it would do nothing."""
         for name in names:
             if getattr(self, name) != getattr(EvaluationOptions, name):
                 raise BardletError(f"--{name}: {why}; drop it")

@@ -12,15 +12,16 @@ class KTOConfig(DPOConfig):
     """Settings of Kahneman-Tversky optimization."""
 
     stage = command = "kto"
-    summary = "align a model with liked and disliked answers (KTO)"
+    summary = "align a model with liked and disliked completions (KTO)"
     about = ("Kahneman-Tversky optimization on unpaired feedback: JSON records with `prompt`, `completion` and `label` "
              "(true: liked), or with `messages` and `label`. The model at the start is the reference.")
     example = "bardlet kto runs/chats-sft feedback.jsonl"
 
     batch_size: int = 16
-    """Completions per micro-batch. Over all processes; at least 2, which estimate the KL together."""
+    """Completions per micro-batch. Over all processes; at least 2, because the KL is estimated from all of them."""
     desirable_weight: float = 1.0
-    """Weight of the loss on liked completions. Balance the classes: weight times count within 1 to 4/3 of the other."""
+    """Weight of the loss on liked completions. Balance the classes: weight times count of liked completions should be
+    1 to 4/3 times that of disliked ones."""
     undesirable_weight: float = 1.0
     """Weight of the loss on disliked completions."""
 

@@ -26,23 +26,23 @@ class ModelSettings:
     tokenizer: Literal["auto", "char", "byte", "bpe"] = "auto"
     """Characters, bytes or byte-level BPE. auto chooses by the size and alphabet of the text."""
     vocab_size: int | None = None
-    """BPE vocabulary size (default: by the size of the text)."""
+    """BPE vocabulary size (default: depends on the size of the text)."""
     model: Model = "qwen3"
     """Architecture: qwen3, gpt2, encdec (translation) or a rung of the ladder. The rungs are bigram, averaging,
     one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and qk-norm."""
     n_layer: Auto[int] = AUTO
-    """Transformer blocks (default: by the plan). 4 without a plan."""
+    """Transformer blocks (default: chosen by the plan). 4 without a plan."""
     n_encoder_layer: int | None = None
     """Encoder blocks of encdec (default: n_layer)."""
     n_head: Auto[int] = AUTO
-    """Attention heads (default: by the plan). 4 without a plan."""
+    """Attention heads (default: chosen by the plan). 4 without a plan."""
     n_kv_head: int | None = None
     """Key and value heads of qwen3 (default: n_head). Fewer is grouped-query attention."""
     n_embd: Auto[int] = AUTO
-    """Embedding dimension (default: by the plan). 192 without a plan."""
+    """Embedding dimension (default: chosen by the plan). 192 without a plan."""
     n_inner: int | None = None
-    """Width of the feed-forward layer (default: 4 n_embd; 8/3 n_embd in qwen3). The cost is the same: qwen3 has three
-    matrices."""
+    """Width of the feed-forward layer (default: 4 n_embd; 8/3 n_embd in qwen3). Both cost the same, since qwen3 has
+    three matrices."""
     tie_embeddings: bool = True
     """Share one matrix between the token embedding and the output head."""
     activation: Activation | None = None
@@ -62,9 +62,9 @@ class FromScratch(ModelSettings, Settings):
                                                "block_size": 128}
 
     block_size: Auto[int] = AUTO
-    """Context window in tokens (default: by the plan). 128 without a plan; with --init that of the weights."""
+    """Context window in tokens (default: chosen by the plan). 128 without a plan; with --init that of the weights."""
     dropout: Auto[float] = AUTO
-    """Dropout probability (default: by the plan). 0 without a plan."""
+    """Dropout probability (default: chosen by the plan). 0 without a plan."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,10 +106,11 @@ class FromScratch(ModelSettings, Settings):
                                f"use --n-head {near} or --n-embd {-(-n_embd // n_head) * n_head}")
         if self.model in ("qwen3", *ROTARY) and (n_embd // n_head) % 2:
             raise BardletError(f"--n-embd {n_embd} with --n-head {n_head} gives heads of {n_embd // n_head} channels; "
-                               "rotary positions rotate pairs of channels: make it even")
-        if n_head % (self.n_kv_head or n_head):
-            raise BardletError(f"--n-head {n_head} is not a multiple of --n-kv-head "
-                               f"{self.n_kv_head}; each key and value head serves the same number of query heads")
+                               "rotary positions need an even number; change one of them")
+        if self.n_kv_head and n_head % self.n_kv_head:
+            near = next(h for h in range(self.n_kv_head, 0, -1) if n_head % h == 0)
+            raise BardletError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {n_head}; each key and value "
+                               f"head serves the same number of query heads: use --n-kv-head {near}")
 
     def lacks(self, name: str) -> bool:
         """Return True if the setting does nothing for this model."""
@@ -194,7 +195,7 @@ class TrainConfig(Rows, FromScratch):
     field: str = "text"
     """Field of a .jsonl record that holds the text."""
     batch_size: Auto[int] = AUTO
-    """Windows per micro-batch (default: by the plan). Over all processes; 32 without a plan."""
+    """Windows per micro-batch (default: chosen by the plan). Over all processes; 32 without a plan."""
     eval_tokens: Auto[int] = AUTO
     """Validation tokens per evaluation (default: 131,072, fewer in a short run). Evenly spread; 0: all."""
 
@@ -280,7 +281,7 @@ class TranslationConfig(FromScratch):
         """Maximum number of tokens of the global batch, on the longer side."""
         return self.batch_tokens * self.grad_accum
 
-    def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Self:
+    def with_micro_batches_of(self, rows: int, unsplit_rows: int, world: int) -> Self:
         """Return the same pairs in smaller micro-batches (`Settings.with_micro_batches_of`)."""
-        pieces = next(n for n in range(-(-asked // rows), self.batch_tokens + 1) if self.batch_tokens % n == 0)
+        pieces = next(n for n in range(-(-unsplit_rows // rows), self.batch_tokens + 1) if self.batch_tokens % n == 0)
         return replace(self, batch_tokens=self.batch_tokens // pieces, grad_accum=self.grad_accum * pieces)

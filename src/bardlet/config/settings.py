@@ -16,7 +16,7 @@ from bardlet.errors import BardletError
 
 T = TypeVar("T")
 AUTO: Any = None
-"""The value of a setting that the plan is to choose."""
+"""The value of a setting that the plan chooses."""
 
 if TYPE_CHECKING:
     Auto = Annotated[T, "None until resolved"]
@@ -49,7 +49,7 @@ class Settings:
     text: tuple[str, ...] = ()
     """Files to train on."""
     val_part: Literal["val", "dev"] = "val"
-    """Held-out split: validation, or a development split. The latter is the last tenth of the training part."""
+    """Held-out split: validation, or a development split. The latter is the last tenth of the training split."""
 
     init: str | None = None
     """Start from the weights and tokenizer of this folder. A run folder, or a Hugging Face folder."""
@@ -57,7 +57,7 @@ class Settings:
     """Train LoRA factors of this rank on top of --init. The result has them merged into the weights (default: train all
     weights)."""
     block_size: Auto[int] = AUTO
-    """Context window in tokens (default: that of the model)."""
+    """Context window in tokens (default: the model's)."""
     dropout: Auto[float] = AUTO
     """Dropout probability (default: 0)."""
 
@@ -132,20 +132,20 @@ class Settings:
         self.require(lambda x: 0 <= x < math.inf, "0 or more, and finite", "eval_every", "save_every", "warmup_steps",
                      "weight_decay", "grad_clip", "seed")
         # beyond these limits, PyTorch and OpenMP fail with unreadable errors
-        for name, most in (("seed", 2**63 - 1), ("threads", 1024), ("block_size", 2**24)):
-            self.require(lambda x, most=most: x <= most, f"at most {most}", name)
-        self.require(lambda x: 0 < x < 100, "more than 0 (and a plausible rate)", "lr", "muon_lr")
+        for name, maximum in (("seed", 2**63 - 1), ("threads", 1024), ("block_size", 2**24)):
+            self.require(lambda x, maximum=maximum: x <= maximum, f"at most {maximum}", name)
+        self.require(lambda x: 0 < x < 100, "more than 0 and below 100", "lr", "muon_lr")
         self.require(lambda x: 0 <= x < 1, "at least 0 and below 1", "dropout", "beta1", "beta2")
         self.require(lambda x: 0 <= x <= 1, "from 0 to 1", "min_lr_ratio", "decay_share")
         if self.steps is not None and self.minutes is not None and not self.replans:
-            raise BardletError("--steps and --minutes: give one of them, not both")
+            raise BardletError("--steps and --minutes: set one of them, not both")
 
-    def require(self, holds: Any, what: str, *names: str) -> None:
-        """Raise BardletError for the first of these settings whose value fails the test `holds`."""
+    def require(self, valid: Any, requirement: str, *names: str) -> None:
+        """Raise BardletError for the first of these settings whose value fails the test `valid`."""
         for name in names:
             value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise BardletError(f"{flag(name)} {value}: must be {what}")
+            if value is not None and not valid(value):
+                raise BardletError(f"{flag(name)} {value}: must be {requirement}")
 
     def resolved(self, *names: str, **chosen: Any) -> Self:
         """Return the settings with every open `Auto` set: from `chosen`, else from `auto_defaults`.
@@ -174,12 +174,12 @@ class Settings:
     def check_processes(self, world: int) -> None:
         """Raise BardletError if `world` processes cannot share a micro-batch evenly."""
 
-    def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Self:
+    def with_micro_batches_of(self, rows: int, unsplit_rows: int, world: int) -> Self:
         """Return the same step split into smaller micro-batches.
 
         Args:
             rows: rows that fit in the memory of a process.
-            asked: rows per process without the split.
+            unsplit_rows: rows per process without the split.
             world: number of processes.
         """
         raise NotImplementedError
@@ -203,7 +203,7 @@ class Rows:
             raise BardletError(f"--batch-size {self.batch_size} does not divide among {world} processes; "
                                f"use a multiple of {world}")
 
-    def with_micro_batches_of(self, rows: int, asked: int, world: int) -> Any:
+    def with_micro_batches_of(self, rows: int, unsplit_rows: int, world: int) -> Any:
         """Return the same windows in smaller micro-batches (`Settings.with_micro_batches_of`)."""
         total = self.batch_size // world * self.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)

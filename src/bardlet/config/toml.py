@@ -1,6 +1,6 @@
 """Settings as TOML: read and validate them, write run.toml with its own digest. Nothing here imports torch.
 
-An unknown key or a value of the wrong type is an error that names its place.
+An unknown key or a value of the wrong type is an error that names its location.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any
     """Return the settings in `values`.
 
     Args:
-        where: what an error names as the source of the values.
+        where: the source of the values, for error messages.
         kind: the settings class; None: by `config_class`. Settings that only other classes have are dropped.
 
     Raises:
@@ -55,7 +55,7 @@ def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any
         elif not classes_with(name):
             near = get_close_matches(name, known, 1)
             raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near
-                               else "; `bardlet train --help` lists the settings (in a file with _ for -)"))
+                               else "; `bardlet train --help-all` lists the settings (a file has _ for -)"))
     try:
         return kind(**checked)
     except BardletError as error:
@@ -79,7 +79,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: '
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Return a TOML value as the type `hint` (a list as a tuple, an int as a float), or raise BardletError."""
+    """Return a TOML value as the type `hint` (a list becomes a tuple, an int a float), or raise BardletError."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in inner:

@@ -22,7 +22,7 @@ log = logging.getLogger("bardlet")
 
 @dataclass(frozen=True)
 class NamedPairs:
-    """A named parallel corpus: a file per part and language, in the folder of that name.
+    """A named parallel corpus: a file per split and language, in the folder of that name.
 
     lowercase: its results are always quoted in lower case, so by default a model trains on lower-cased text.
     """
@@ -84,7 +84,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _check_file(path: Path) -> Path:
-    """Return `path` unless it is missing or a folder; it need not be a regular file."""
+    """Return `path`. BardletError if it is missing or a folder; it need not be a regular file."""
     if not path.exists() or path.is_dir():
         raise BardletError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; "
                            "name a text file with one sentence per line")
@@ -106,7 +106,7 @@ def find(config: TranslationConfig) -> ParallelCorpus:
         if config.source is None or config.target is None:
             raise BardletError("--source and --target go together; name both files")
         if config.pair or config.text:
-            raise BardletError("--source and --target already name the pairs; leave out "
+            raise BardletError("--source and --target already name the pairs; drop "
                                + ("--pair" if config.pair else " ".join(config.text)))
         source, target = _check_file(Path(config.source)), _check_file(Path(config.target))
         name = f"{_stem(source)}-{_stem(target)}"

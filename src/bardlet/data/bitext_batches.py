@@ -80,7 +80,7 @@ class TokenizedLines:
 class TokenizedPairs:
     """Pairs as tokens. train, val: (source, target). reason: why this tokenizer was chosen.
 
-    leaked: share of the validation pairs whose source also occurs in the training part. folder: where they are cached.
+    leaked: share of the validation pairs whose source also occurs in the training split. folder: where they are cached.
     """
 
     train: tuple[TokenizedLines, TokenizedLines]
@@ -96,7 +96,7 @@ def tokenize_pairs(corpus: ParallelCorpus, tokenizer: str | Tokenizer = "auto", 
     """Return the pairs as tokens: from the cache if they are there and intact, else tokenize them.
 
     Args:
-        tokenizer: "auto" or "bpe" trains one BPE for both languages on the training part; a Tokenizer is used as it is.
+        tokenizer: "auto" or "bpe" trains one BPE for both languages on the training split; or a Tokenizer to use.
         vocab_size: of a new tokenizer; None chooses it by the length of the text.
 
     Raises:
@@ -120,7 +120,7 @@ def _build(corpus: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None
     for part, pairs in parts.items():
         if not pairs:
             name = "training" if part == "train" else "validation"
-            raise BardletError(f"{corpus.name}: the {name} part has no pairs; check that its files have text")
+            raise BardletError(f"{corpus.name}: the {name} split has no pairs; check that its files have text")
     if isinstance(spec, Tokenizer):
         tokenizer, reason = spec, f"{spec.kind}: the tokenizer that came with the model"
         if tokenizer.eos_id is None or tokenizer.pad_id is None:
@@ -131,7 +131,7 @@ def _build(corpus: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None
         # twice the size for a single text: there are two languages, and short lines justify a larger head (LOG.md)
         size = vocab_size or 2 * tokenization.suggest_vocab_size(characters, 0)
         if progress:
-            progress("train bpe", 0, None)
+            progress("training the bpe tokenizer", 0, None)
         tokenizer = tokenization.train_bpe((line for pair in parts["train"] for line in pair), size, corpus.lowercase,
                                            True)
         reason = (f"bpe: {tokenizer.vocab_size:,} tokens for both languages"

@@ -151,7 +151,7 @@ def _download(url: str, target: Path, sha256: str, progress: Progress | None) ->
                 file.write(block)
                 digest.update(block)
                 if progress:
-                    progress(f"download {target.parent.name}", file.tell(), total)
+                    progress(f"downloading {target.parent.name}", file.tell(), total)
         if digest.hexdigest() != sha256:
             raise ValueError(f"its sha256 is {digest.hexdigest()[:12]}..., not {sha256[:12]}...")
         os.replace(partial, target)
@@ -190,7 +190,7 @@ class Corpus:
 
     @cached_property
     def needs_separator(self) -> bool:
-        """True if the training part has more than one document."""
+        """True if the training split has more than one document."""
         return len(list(itertools.islice(self.located_documents("train"), 2))) > 1
 
     @cached_property
@@ -204,7 +204,7 @@ class Corpus:
         return len(list(itertools.islice(self._read("both"), MIN_TO_SPLIT))) == MIN_TO_SPLIT
 
     def documents(self, part: str = "all") -> Iterator[str]:
-        """Yield the documents of a part ("all", "train" or "val"), one at a time, never empty.
+        """Yield the documents of a split ("all", "train" or "val"), one at a time, never empty.
 
         A validation file is all validation. Of everything else, with 20 documents or more every tenth is
         validation; with fewer, the last tenth of the characters of each: of n characters the first
@@ -217,9 +217,9 @@ class Corpus:
         if part not in ("all", "train", "val"):
             raise ValueError(part)
         count = 0
-        for source, place, text in self._read("any"):
+        for source, location, text in self._read("any"):
             if part == "all" or source.part == part:
-                yield place, text
+                yield location, text
             elif source.part == "both":
                 if self.splits_documents:
                     kept = text if (count % 10 == 9) == (part == "val") else ""
@@ -228,7 +228,7 @@ class Corpus:
                     kept = text[:cut] if part == "train" else text[cut:]
                 count += 1
                 if kept:
-                    yield place, kept
+                    yield location, kept
 
     def _read(self, part: str) -> Iterator[tuple[Source, str, str]]:
         if not self.sources:
@@ -236,9 +236,9 @@ class Corpus:
         for source in self.sources:
             if part in ("any", source.part):
                 read = read_jsonl if source.is_jsonl else read_text
-                for place, text in read(source, self._notice):
+                for location, text in read(source, self._notice):
                     if text:
-                        yield source, place, text
+                        yield source, location, text
 
     def _notice(self, source: Source, notice: str) -> None:
         """Log what was repaired in a file, once per file."""

@@ -90,20 +90,20 @@ def find_copied(texts: Iterable[str], sources: Iterable[str], length: int = 32) 
     """
     texts, whole = list(texts), set()
     text_hashes = [hashes(code_points(text), length) for text in texts]
-    wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
-    seen = np.zeros(len(wanted), bool)
+    unique_hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
+    seen = np.zeros(len(unique_hashes), bool)
     stripped_texts = {text.strip() for text in texts}
     for source in sources:
         if (stripped := source.strip()) in stripped_texts:
             whole.add(stripped)
         for hashed in _hashed_chunks(source, length):
-            index = np.minimum(np.searchsorted(wanted, hashed), max(0, len(wanted) - 1))
-            if len(wanted):
-                seen[index[wanted[index] == hashed]] = True
+            index = np.minimum(np.searchsorted(unique_hashes, hashed), max(0, len(unique_hashes) - 1))
+            if len(unique_hashes):
+                seen[index[unique_hashes[index] == hashed]] = True
     covered, longest = 0, ""
     for text, hashed in zip(texts, text_hashes, strict=True):
         inside = np.zeros(len(text), bool)
-        for begin, end in _runs(np.isin(hashed, wanted[seen])):
+        for begin, end in _runs(np.isin(hashed, unique_hashes[seen])):
             inside[begin:end + length - 1] = True
             longest = max(longest, text[begin:end + length - 1], key=len)
         covered += int(inside.sum())

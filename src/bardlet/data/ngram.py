@@ -81,7 +81,7 @@ def _mix(state: np.ndarray, symbol: np.ndarray) -> np.ndarray:
     return h ^ (h >> np.uint64(32))
 
 
-def _look_up(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the index of each of `wanted` in the sorted `keys`, -1 if it is not there."""
-    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[index] == wanted, index, -1)
+def _look_up(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Return the index of each of `queries` in the sorted `keys`, -1 if it is not there."""
+    index = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[index] == queries, index, -1)

@@ -30,7 +30,7 @@ ARRAYS = ("tokens", "answer", "ends")
 
 @dataclass(frozen=True)
 class TokenizedChats:
-    """Conversations as tokens: number i is tokens[ends[i - 1]:ends[i]]; answer (bool) marks the tokens to learn.
+    """Conversations as tokens: number i is tokens[ends[i - 1]:ends[i]]; answer (bool) marks the completions.
 
     ends: int64, one for each conversation.
     """
@@ -79,8 +79,7 @@ class TokenizedChats:
 class FittedRows:
     """The parts of conversations that fit into rows: of conversation indices[i] the first length[i] + 1 tokens.
 
-    cut: number of conversations that lost their last messages; left_out: that have no answer short enough;
-    unanswered: that have no answer.
+    Numbers of conversations: cut lost their last messages; left_out have no completion that fits; unanswered have none.
     """
 
     indices: np.ndarray
@@ -91,16 +90,16 @@ class FittedRows:
 
 
 def fit_to_window(chats: TokenizedChats, longest: int) -> FittedRows:
-    """Cut each conversation that needs more than `longest` positions after the last answer that fits."""
+    """Cut each conversation that needs more than `longest` positions after the last completion that fits."""
     length = chats.ends - chats.starts - 1
     if not chats.answer.any():
         return FittedRows(np.zeros(0, np.int64), length[:0], cut=0, left_out=0, unanswered=len(chats))
-    # an answer ends where the next token is no answer, or belongs to another conversation
+    # a completion ends where the next token is not part of it, or belongs to another conversation
     after = np.append(chats.answer[1:], False)
     after[chats.ends - 1] = False
-    stops = np.flatnonzero(chats.answer & ~after)  # the last tokens of all answers, ascending
+    stops = np.flatnonzero(chats.answer & ~after)  # the last tokens of all completions, ascending
     limit = np.minimum(chats.ends, chats.starts + longest + 1)
-    last = np.searchsorted(stops, limit) - 1  # for each conversation, the last answer that ends before its limit
+    last = np.searchsorted(stops, limit) - 1  # for each conversation, the last completion that ends before its limit
     fits = (last >= 0) & (stops[np.maximum(last, 0)] > chats.starts)
     shortened = np.where(fits & (length > longest), stops[np.maximum(last, 0)] - chats.starts, length)
     indices = np.flatnonzero(fits)

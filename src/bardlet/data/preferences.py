@@ -31,7 +31,7 @@ EVAL_BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class TokenizedPreferences:
-    """Preference pairs as tokens: conversation i of both is the same prompt with its chosen or its rejected answer."""
+    """Preference pairs as tokens: conversation i of both is the same prompt with its chosen or rejected completion."""
 
     chosen: TokenizedChats
     rejected: TokenizedChats
@@ -55,7 +55,7 @@ class TokenizedPreferences:
 
 @dataclass(frozen=True)
 class PreferenceDataset:
-    """Tokenized preferences; no prompt is in both parts."""
+    """Tokenized preferences; no prompt is in both splits."""
 
     train: TokenizedPreferences
     val: TokenizedPreferences
@@ -77,23 +77,23 @@ def tokenize_preferences(examples: Examples, tokenizer: Tokenizer, dist: Dist,
 
 
 def _build(examples: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
-    """Write the arrays of both parts and sides into an empty folder."""
+    """Write the arrays of both splits and sides into an empty folder."""
     names: list[str] = []
     for part, preferences in zip(PARTS, examples.preferences(), strict=True):
         if progress:
-            progress(f"tokens, {part}", 0, len(preferences))
+            progress(f"tokenizing the {part} split", 0, len(preferences))
         for side in SIDES:
             names += encode_side(tokenizer, preferences, side).save(folder, f"{part}.{side}")
     manifest.write_manifest(folder, names)
 
 
 def encode_side(tokenizer: Tokenizer, preferences: Sequence[Preference], side: str) -> TokenizedChats:
-    """Encode the chosen or the rejected answers, each after its prompt."""
+    """Encode the chosen or the rejected completions, each after its prompt."""
     special, rows = chat_template.special_tokens(tokenizer), []
     for preference in preferences:
         last = {"role": "assistant", "content": getattr(preference, side)}
         ids, answer = chat_template.encode(tokenizer, [*preference.prompt, last], special=special)
-        start = len(answer) - int(answer[::-1].argmin())  # earlier answers are part of the prompt
+        start = len(answer) - int(answer[::-1].argmin())  # earlier assistant messages are part of the prompt
         rows.append((ids, np.arange(len(ids)) >= start))
     return TokenizedChats.of(rows, tokenizer.dtype)
 
@@ -107,7 +107,7 @@ def _open(folder: Path, tokenizer: Tokenizer) -> PreferenceDataset:
 
 
 class PreferenceBatches:
-    """Batches of pairs in random order, by step. An epoch has each pair whose answers both fit once."""
+    """Batches of pairs in random order, by step. An epoch has each pair that fits, once."""
 
     def __init__(self, pairs: TokenizedPreferences, block_size: int, rows: int, seed: int, pad: int,
                  multiple: int = 1) -> None:
@@ -133,7 +133,7 @@ class PreferenceBatches:
         """Return the pairs `indices` as a batch, all int64.
 
         `idx` (B, 2, T): the conversations, padded on the right. `target` (B, 2, T): the next token if it belongs to
-        the answer, else IGNORE. `length` (B, 2): 0 for a pair without targets. `number` (B,): the index of the pair.
+        the completion, else IGNORE. `length` (B, 2): 0 for a pair without targets. `number` (B,): index of the pair.
         """
         B = len(indices) + -len(indices) % self.multiple
         T = min(self.block_size, -(-int(self.pairs.lengths()[indices].max()) // 16) * 16)

@@ -1,4 +1,4 @@
-"""Prompts as tokens, up to where an answer begins, for stages that learn from sampled completions."""
+"""Prompts as tokens, up to where a completion begins, for stages that learn from sampled completions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PromptDataset:
-    """Tokenized prompts; none is in both parts."""
+    """Tokenized prompts; none is in both splits."""
 
     train: Prompts
     val: Prompts
@@ -54,7 +54,7 @@ def tokenize_prompts(examples: Examples, tokenizer: Tokenizer, progress: Progres
     parts: list[Prompts] = []
     for part, questions in zip(("train", "val"), examples.questions(), strict=True):
         if progress:
-            progress(f"prompts, {part}", 0, len(questions))
+            progress(f"tokenizing prompts of the {part} split", 0, len(questions))
         ids = [chat_template.encode(tokenizer, question.prompt, add_generation_prompt=True, special=special)[0]
                for question in questions]
         parts.append(Prompts(questions, ids))
@@ -63,9 +63,9 @@ def tokenize_prompts(examples: Examples, tokenizer: Tokenizer, progress: Progres
 
 
 def split(dataset: PromptDataset, config: RolloutConfig) -> tuple[Prompts, Prompts]:
-    """Return the (training, held-out) prompts that leave room in the window for an answer of --answer-tokens.
+    """Return the (training, held-out) prompts that leave room in the window for --answer-tokens.
 
-    The development split is the last tenth of the training part, counting prompts that are too long, so that it is the
+    The development split is the last tenth of the training split, counting prompts that are too long, so that it is the
     same in all stages. BardletError if no prompt is left.
     """
     train, val = dataset.train, dataset.val
@@ -75,13 +75,13 @@ def split(dataset: PromptDataset, config: RolloutConfig) -> tuple[Prompts, Promp
     room = config.block_size - config.answer_tokens
     fitting = train.up_to(room), val.up_to(room)
     if not all(map(len, fitting)):
-        raise BardletError(f"every prompt is too long for an answer of {config.answer_tokens} tokens in the model's "
-                           f"window of {config.block_size}; use fewer --answer-tokens")
+        raise BardletError(f"every prompt is too long for a completion of {config.answer_tokens} tokens in the model's "
+                           f"window of {config.block_size}; use a smaller --answer-tokens")
     return fitting
 
 
 def sample_prompts(number: int, size: int, prompts: int, seed: int) -> np.ndarray:
-    """Return which of `prompts` prompts rollout `number` (from 0) uses: (size,) int64. An epoch uses each once.
+    """Return the indices, out of `prompts`, of rollout `number` (from 0): (size,) int64. An epoch uses each once.
 
     A pure function of (seed, number).
     """

@@ -5,7 +5,7 @@ A conversation has one of:
   - `instruction`, optionally `input`, and `output` (Stanford's Alpaca), one question and its answer; optionally with
     `system` and `history`, earlier pairs of question and answer (LLaMA-Factory);
   - `prompt` (in GSM8K `question`) and `answer`.
-A preference has `prompt`, and two answers to it, `chosen` and `rejected`. This module knows nothing of tokens.
+A preference has `prompt`, and two completions of it, `chosen` and `rejected`. This module knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Examples:
         """Return (training, held-out) conversations, split as in `preferences`: by the same prompts in all stages.
 
         Raises:
-            BardletError: an invalid record, by its place, or too few of them.
+            BardletError: an invalid record, with its location, or too few of them.
         """
-        examples = [conversation(record, place) for file in self.files for place, record in records(file)]
+        examples = [conversation(record, location) for file in self.files for location, record in records(file)]
         prompts = [messages[:-1] if messages[-1]["role"] == "assistant" else messages for messages in examples]
         return self._by_prompt(examples, [as_text(prompt) for prompt in prompts], "conversations")
 
@@ -59,18 +59,18 @@ class Examples:
         If nearly all records share a few prompts, every tenth record is held out instead, with a warning.
 
         Raises:
-            BardletError: an invalid record, by its place, or too few of them.
+            BardletError: an invalid record, with its location, or too few of them.
         """
-        examples = [preference(record, place) for file in self.files for place, record in records(file)]
+        examples = [preference(record, location) for file in self.files for location, record in records(file)]
         return self._by_prompt(examples, [as_text(example.prompt) for example in examples], "preferences")
 
     def questions(self) -> tuple[list[Question], list[Question]]:
         """Return (training, held-out) questions of conversations and preferences, split as in `preferences`.
 
         Raises:
-            BardletError: an invalid record, by its place, or too few of them.
+            BardletError: an invalid record, with its location, or too few of them.
         """
-        examples = [question(record, place) for file in self.files for place, record in records(file)]
+        examples = [question(record, location) for file in self.files for location, record in records(file)]
         return self._by_prompt(examples, [as_text(example.prompt) for example in examples], "questions")
 
     def _by_prompt(self, examples: list[T], prompts: list[str], kind: str) -> tuple[list[T], list[T]]:
@@ -82,7 +82,7 @@ class Examples:
         numbers = [known.setdefault(prompt, len(known)) for prompt in prompts]
         if len(known) < MIN_TO_SPLIT:
             log.warning("%s: too few different prompts (%d) to hold some out; holding out every tenth of the %s, "
-                        "whose prompts may also be in the training part", self.name, len(known), kind)
+                        "whose prompts may also be in the training split", self.name, len(known), kind)
             numbers = list(range(len(examples)))
         return ([example for example, number in zip(examples, numbers, strict=True) if number % 10 != 9],
                 [example for example, number in zip(examples, numbers, strict=True) if number % 10 == 9])
@@ -90,7 +90,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to the same messages, the preferred one first."""
+    """Two completions of the same prompt, the preferred one first."""
 
     prompt: list[Message]
     chosen: str
@@ -114,14 +114,14 @@ T = TypeVar("T")
 
 
 def find(text: Sequence[str], expected: str = "conversations") -> Examples:
-    """Return the records of these files. BardletError for a missing file, or for no file; expected: their contents."""
+    """Return the records of these files. BardletError for a missing file, or for no file; expected: their content."""
     files = tuple(map(Path, text))
     if not files:
         raise BardletError(f"no training data; name a file of {expected}")
     for file in files:
         if not file.exists() or file.is_dir():
             raise BardletError(f"{file}: {'is a folder' if file.is_dir() else 'no such file'}; "
-                               "name a .jsonl or .json file of conversations")
+                               f"name a file of {expected}")
     first = files[0].name
     for suffix in (".gz", ".xz", ".json", ".jsonl"):
         first = first.removesuffix(suffix)
@@ -129,7 +129,7 @@ def find(text: Sequence[str], expected: str = "conversations") -> Examples:
 
 
 def records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, record) of each record of a .jsonl file, or of the list in a .json file; messages quote the place.
+    """Yield (location, record) of each record of a .jsonl file, or of the list in a .json file, for messages.
 
     Raises:
         BardletError: invalid JSON or a value that is not an object, by file and line or record number.
@@ -141,26 +141,26 @@ def records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(values, list):
             raise BardletError(f"{file}: is {_kind(values)}, not a list of objects; if it has one object per line, "
                                "rename it to .jsonl")
-        places = ((f"{file}, record {number}", value) for number, value in enumerate(values, 1))
+        locations = ((f"{file}, record {number}", value) for number, value in enumerate(values, 1))
     else:
-        places = ((place := f"{file}, line {number}", _parsed(line, place, "write one object per line"))
+        locations = ((location := f"{file}, line {number}", _parsed(line, location, "write one object per line"))
                   for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    for place, value in places:
+    for location, value in locations:
         if not isinstance(value, dict):
-            raise BardletError(f"{place}: is {_kind(value)}, not an object; write one like "
+            raise BardletError(f"{location}: is {_kind(value)}, not an object; write one like "
                                '{"messages": [{"role": "user", "content": "..."}, ...]}')
-        yield place, value
+        yield location, value
 
 
-def _parsed(text: str, place: str, remedy: str) -> Any:
+def _parsed(text: str, location: str, remedy: str) -> Any:
     try:
         value = json.loads(text)
         text.encode() if "\\u" not in text else json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise BardletError(f"{place}: has half of a surrogate pair in it; write the character as UTF-8") from None
+        raise BardletError(f"{location}: has half of a surrogate pair in it; write the character as UTF-8") from None
     except (ValueError, RecursionError) as error:
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BardletError(f"{place}: is not JSON{where}; {remedy}") from None
+        raise BardletError(f"{location}: is not JSON{where}; {remedy}") from None
     return value
 
 
@@ -170,31 +170,31 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def conversation(record: Mapping[str, Any], place: str) -> Sequence[Message]:
-    """Return the messages of a record. BardletError, by its place, if it is not a conversation."""
+def conversation(record: Mapping[str, Any], location: str) -> Sequence[Message]:
+    """Return the messages of a record. BardletError, with its location, if it is not a conversation."""
     if "messages" in record:
         messages = record["messages"]
         if not isinstance(messages, list):
-            raise BardletError(f'{place}: "messages" is {_kind(messages)}, not a list of messages')
+            raise BardletError(f'{location}: "messages" is {_kind(messages)}, not a list of messages')
         try:
             return check(messages)
         except BardletError as error:
-            raise BardletError(f"{place}: {error}") from None
+            raise BardletError(f"{location}: {error}") from None
     if _prompt_field(record) and "answer" in record:
         if not isinstance(record["answer"], str):
-            raise BardletError(f'{place}: "answer" is {_kind(record["answer"])}, not a string')
-        return [*_prompt_messages(record, place), {"role": "assistant", "content": record["answer"]}]
+            raise BardletError(f'{location}: "answer" is {_kind(record["answer"])}, not a string')
+        return [*_prompt_messages(record, location), {"role": "assistant", "content": record["answer"]}]
     if "instruction" not in record or "output" not in record:
-        raise BardletError(f"{place}: needs messages, or instruction and output, or prompt and answer, but has "
+        raise BardletError(f"{location}: needs messages, or instruction and output, or prompt and answer, but has "
                            f"{', '.join(map(printable, list(record)[:5])) or 'nothing'}; see `bardlet sft --help`")
     parts = {name: record[name] for name in ("instruction", "output")}
     parts |= {name: record[name] for name in ("input", "system") if record.get(name) is not None}
     turns = record.get("history") or []
     if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
-        raise BardletError(f'{place}: "history" is not a list of pairs of question and answer')
+        raise BardletError(f'{location}: "history" is not a list of pairs of question and answer')
     for name, text in [*parts.items(), *(("history", text) for turn in turns for text in turn)]:
         if not isinstance(text, str):
-            raise BardletError(f'{place}: "{name}" is {_kind(text)}, not a string')
+            raise BardletError(f'{location}: "{name}" is {_kind(text)}, not a string')
     question = "\n\n".join(filter(None, (parts["instruction"], parts.get("input"))))
     messages = [("system", parts.get("system")),
                 *(both for turn in turns for both in zip(ROLES[1:], turn, strict=True)),
@@ -207,43 +207,44 @@ def _prompt_field(record: Mapping[str, Any]) -> str | None:
     return next((name for name in ("prompt", "question") if name in record), None)
 
 
-def _prompt_messages(record: Mapping[str, Any], place: str) -> list[Message]:
+def _prompt_messages(record: Mapping[str, Any], location: str) -> list[Message]:
     """Return the prompt field of a record as messages."""
     name = str(_prompt_field(record))
-    return _messages(record[name], "user", f'{place}: "{name}"')
+    return _messages(record[name], "user", f'{location}: "{name}"')
 
 
-def preference(record: Mapping[str, Any], place: str) -> Preference:
-    """Return the preference of a record, whose prompt and answers are strings or lists of messages.
+def preference(record: Mapping[str, Any], location: str) -> Preference:
+    """Return the preference of a record, whose prompt and completions are strings or lists of messages.
 
     Raises:
-        BardletError: by its place, if the record is not a preference.
+        BardletError: with its location, if the record is not a preference.
     """
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in record]
     if missing:
-        raise BardletError(f"{place}: has no {missing[0]}, only "
+        raise BardletError(f"{location}: has no {missing[0]}, only "
                            f"{', '.join(map(printable, list(record)[:5])) or 'nothing'}; "
                            "a preference needs prompt, chosen and rejected")
-    prompt = _messages(record["prompt"], "user", f'{place}: "prompt"')
-    answers = [_messages(record[name], "assistant", f'{place}: "{name}"')[-1] for name in ("chosen", "rejected")]
+    prompt = _messages(record["prompt"], "user", f'{location}: "prompt"')
+    completions = [_messages(record[name], "assistant", f'{location}: "{name}"')[-1] for name in ("chosen", "rejected")]
     if prompt[-1]["role"] == "assistant":
-        raise BardletError(f'{place}: "prompt" ends with an answer; end it with the message to answer')
-    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
-        if answer["role"] != "assistant":
-            raise BardletError(f'{place}: "{name}" ends with a {answer["role"]} message; end it with the answer')
-    return Preference(prompt, *(answer["content"] for answer in answers))
+        raise BardletError(f'{location}: "prompt" ends with an assistant message; end it with a user message')
+    for name, completion in zip(("chosen", "rejected"), completions, strict=True):
+        if completion["role"] != "assistant":
+            raise BardletError(f'{location}: "{name}" ends with a {completion["role"]} message; end it with an '
+                               "assistant message")
+    return Preference(prompt, *(completion["content"] for completion in completions))
 
 
-def question(record: Mapping[str, Any], place: str) -> Question:
-    """Return the last question of a conversation or a preference. BardletError, by its place, if there is none."""
+def question(record: Mapping[str, Any], location: str) -> Question:
+    """Return the last question of a conversation or a preference. BardletError, with its location, if there is none."""
     if "chosen" in record:
-        pair = preference(record, place)
+        pair = preference(record, location)
         return Question(pair.prompt, pair.chosen)
     unanswered = _prompt_field(record) is not None and record.get("answer") is None
-    messages = _prompt_messages(record, place) if unanswered else list(conversation(record, place))
+    messages = _prompt_messages(record, location) if unanswered else list(conversation(record, location))
     last = messages.pop() if messages[-1]["role"] == "assistant" else None
     if not messages:
-        raise BardletError(f"{place}: has an answer without a question; write the question before it")
+        raise BardletError(f"{location}: has an answer without a prompt; put the user message before it")
     return Question(messages, last["content"] if last else None)
 
 

@@ -51,10 +51,10 @@ HEADER_V1 = struct.Struct("<8sIIQ32s72x")
 class TextDataset:
     """A text as tokens. train, val: (N,) uint16 or uint32, memory-mapped and read-only.
 
-    reason: why this tokenizer was chosen. *_chars, *_bytes: length of each part of the text, in characters and
+    reason: why this tokenizer was chosen. *_chars, *_bytes: length of each split of the text, in characters and
     in bytes of UTF-8. documents: number of documents. skipped: number of characters left out because the
-    tokenizer does not know them (skip_unseen only). duplicated: share of the training part that repeats an
-    earlier passage; leaked: share of the validation part that also occurs in the training part; both in
+    tokenizer does not know them (skip_unseen only). duplicated: share of the training split that repeats an
+    earlier passage; leaked: share of the validation split that also occurs in the training split; both in
     passages of WINDOW tokens. folder: of the shards and tokenizer.json.
     """
 
@@ -157,9 +157,9 @@ def _find_cached(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Te
 
 def _checked(kind: str | Tokenizer, vocab_size: int | None) -> str:
     if kind not in tokenization.KINDS:
-        raise BardletError(f"--tokenizer {kind}: no such tokenizer; choose {', '.join(tokenization.KINDS)}")
+        raise BardletError(f"--tokenizer {kind}: no such tokenizer; choose from {', '.join(tokenization.KINDS)}")
     if vocab_size is not None and kind in ("char", "byte"):
-        raise BardletError(f"--vocab-size is for bpe; leave it out with --tokenizer {kind}")
+        raise BardletError(f"--vocab-size is for bpe; drop it with --tokenizer {kind}")
     return str(kind)
 
 
@@ -173,16 +173,16 @@ def _build(job: _Job, folder: Path) -> None:
     metadata: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
     for part in ("train", "val"):
         before = metadata.get("train_chars", 0)
-        report = (lambda done, start=before: progress("tokens", start + done, total)) if progress else None
+        report = (lambda done, start=before: progress("tokenizing", start + done, total)) if progress else None
         documents = _cleaned(corpus, part, tokenizer, job.skip_unseen, metadata)
         counts = write_shard(folder / f"{part}.npy", documents, tokenizer, corpus.needs_separator, report)
         metadata[f"{part}_chars"], metadata[f"{part}_bytes"], tokens = counts
         if tokens < 2:
             raise BardletError(
-                f"{corpus.name}: the {'training' if part == 'train' else 'validation'} part has {tokens} tokens, "
+                f"{corpus.name}: the {'training' if part == 'train' else 'validation'} split has {tokens} tokens, "
                 "but needs at least 2; use a longer text (10,000 characters or more)"
             )
-    # fewer than 20 documents are in both parts, more are each in one of them
+    # fewer than 20 documents are in both splits, more are each in one of them
     metadata["documents"] = corpus.count
     tokenizer.save(folder)
     train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
@@ -212,26 +212,26 @@ def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     if kind == "byte":
         return tokenization.train_byte(corpus.needs_separator), reason, characters
     if progress:
-        progress("train bpe", 0, None)
+        progress("training the bpe tokenizer", 0, None)
     trained = tokenization.train_bpe(corpus.documents("train"), int(vocab_size or 0))
-    return trained, reason + warn_small_vocabulary(trained, vocab_size), characters
+    return trained, reason + note_small_vocabulary(trained, vocab_size), characters
 
 
-def warn_small_vocabulary(trained: Tokenizer, wanted: int | None) -> str:
-    """Return a note for the reason if the text yields a smaller vocabulary than wanted, else an empty string."""
-    small = trained.vocab_size < (wanted or 0)
+def note_small_vocabulary(trained: Tokenizer, requested: int | None) -> str:
+    """Return a note for the reason if the text yields a smaller vocabulary than requested, else an empty string."""
+    small = trained.vocab_size < (requested or 0)
     return f" (the text has only enough repetition for {trained.vocab_size:,})" if small else ""
 
 
 def _cleaned(
     corpus: Corpus, part: str, tokenizer: Tokenizer, skip_unseen: bool, metadata: dict[str, Any]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (place, text) of the documents; with skip_unseen, drop unknown characters and count them in `metadata`."""
-    for place, text in corpus.located_documents(part):
+    """Yield (location, text) of documents; with skip_unseen, drop unknown characters and count them in `metadata`."""
+    for location, text in corpus.located_documents(part):
         if skip_unseen:
             text, skipped = tokenizer.drop_unseen(text)
             metadata["skipped"] += skipped
-        yield place, text
+        yield location, text
 
 
 def write_shard(
@@ -241,7 +241,7 @@ def write_shard(
     separate: bool,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int, int]:
-    """Write the (place, text) of documents as one shard; return its numbers of characters, bytes and tokens.
+    """Write the (location, text) of documents as one shard; return its numbers of characters, bytes and tokens.
 
     separate: end each document with the separator, if the tokenizer has one. progress: called with the characters done.
     """
@@ -251,7 +251,7 @@ def write_shard(
     characters = text_bytes = tokens = 0
     with open(path, "wb") as file:
         header_size = _write_header(file, tokenizer.dtype, 0)
-        for place, text in documents:
+        for location, text in documents:
             try:
                 for number, ids in enumerate(tokenizer.encode_pieces(text), 1):
                     file.write(ids.tobytes())
@@ -259,7 +259,7 @@ def write_shard(
                     if progress:  # approximate: pieces vary in length
                         progress(characters + min(number * tokenization.PIECE * tokenization.BATCH, len(text)))
             except BardletError as error:
-                raise BardletError(f"{place}: {error}") from None
+                raise BardletError(f"{location}: {error}") from None
             if separator:
                 file.write(separator)
                 tokens += 1

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int | None], None]
 PIECE = 4_096
 """Characters per piece of the sample."""
 SAMPLE = 1 << 19
-"""Maximum of characters that the n-gram models count: they take a second, and suffice for contexts of six."""
+"""Maximum number of characters that the n-gram models count: it takes a second, and suffices for contexts of six."""
 LONGEST = 6
 """Characters of the longest context."""
 DOMAIN_SHIFT = 0.07
@@ -41,24 +41,24 @@ class CorpusStatistics:
     characters: int
     """Length of the whole text."""
     train_characters: int
-    """Length of its training part."""
+    """Length of its training split."""
     alphabet: str
     """Every different character of the whole text, in order of code points."""
     losses: tuple[float, ...] = ()
     """Held-out losses, in nats per character, of n-gram models with 0, 1, ... 6 characters, then with 0, 1, 2 words of
-    context, counted on the training part; empty if the text is too short. The end of a document adds to the loss but
+    context, counted on the training split; empty if the text is too short. The end of a document adds to the loss but
     is no character, as in the losses of a run."""
     quarter: tuple[float, ...] = ()
     """The same, counted on a quarter of the text; the difference shows how much more text helps."""
     domain_shift: float = 0.0
-    """Relative excess of the held-out part's unigram loss, counted on the training part, over the training part's own
-    (of at least 1 nat). The end of a sorted list has other letters than its beginning."""
+    """Relative excess of the unigram loss on the held-out split, counted on the training split, over that on the
+    training split itself (at least 1 nat). The end of a sorted list has other letters than its beginning."""
     counted: int = 0
     """Characters that `losses` were counted on."""
 
     @property
     def counting(self) -> tuple[float, ...] | None:
-        """N-gram features for the scaling law, or None if the n-gram losses say nothing about the held-out part.
+        """N-gram features for the scaling law, or None if the n-gram losses say nothing about the held-out split.
 
         (loss of the best n-gram model, the same counted on a quarter, characters counted, log ratio of the losses with
         six and with three characters of context, log ratio of the losses with one word of context and of the best
@@ -76,7 +76,7 @@ def measure_corpus(corpus: Corpus, progress: Progress | None = None, cache: Path
     """Return the statistics of `corpus`: from the cache, or by reading it once.
 
     Args:
-        val_part: the part whose `losses` are measured: "val", or "dev", the last tenth of the training part.
+        val_part: the split whose `losses` are measured: "val", or "dev", the last tenth of the training split.
     """
     folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": val_part, "version": VERSION}
     if (cached := runtime_cache.read(folder, key)) is not None:
@@ -97,7 +97,7 @@ def _read(corpus: Corpus, progress: Progress | None, val_part: str) -> CorpusSta
                 alphabet.update(text[start:start + (1 << 20)])
             sample[part].add(text)
             if progress:
-                progress("read", sum(characters.values()), None)
+                progress(f"reading {corpus.name}", sum(characters.values()), None)
     train, val = sample["train"].text(), sample["val"].text()
     if val_part == "dev":
         cut = dev_split_start(len(train))

@@ -26,7 +26,7 @@ OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.op
 
 
 def inner_suffix(path: Path) -> str:
-    """Return the suffix without that of the compression: .jsonl for a.jsonl.xz."""
+    """Return the suffix, without the compression suffix: .jsonl for a.jsonl.xz."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in OPENERS else suffix
 
@@ -65,7 +65,7 @@ def open_raw(path: Path, compressed: bool = False) -> Iterator[IO[bytes]]:
     except PermissionError:
         raise BardletError(f"{path}: permission denied; change its permissions (chmod u+r) or copy it") from None
     except OSError as error:
-        raise BardletError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise BardletError(f"{path}: cannot be read ({error.strerror or error}); check the file and the disk") from None
 
 
 def digest_of(path: Path) -> bytes:
@@ -78,7 +78,7 @@ def digest_of(path: Path) -> bytes:
 
 
 def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """Yield (place, text) of each document of a text file: one, unless `source` has a separator."""
+    """Yield (location, text) of each document of a text file: one, unless `source` has a separator."""
     with open_raw(source.path) as file:
         raw = _read(file)
     text = _repair(_decode(raw, source, notice), source, notice)
@@ -169,14 +169,14 @@ def decoded_lines(file: IO[bytes], name: str) -> Iterator[str]:
 
 
 def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """Yield (place, text) of each line of a .jsonl file, with one line in memory at a time."""
+    """Yield (location, text) of each line of a .jsonl file, with one line in memory at a time."""
     offset = 0
     with open_raw(source.path) as file:
         lines: Iterator[bytes] = iter(file)
         if file.peek(4)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
             lines = io.BytesIO(_decode(file.read(), source, notice).encode())
         for number, line in enumerate(lines, 1):
-            place = f"{source.path}, line {number}"
+            location = f"{source.path}, line {number}"
             if number == 1 and line.startswith(b"\xef\xbb\xbf"):
                 notice(source, "starts with a byte order mark; ignoring it")
                 line, offset = line[3:], 3
@@ -186,12 +186,12 @@ def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
                 raise _not_utf8(source, offset + error.start, number, line[error.start]) from None
             offset += len(line)
             if decoded.strip():
-                text = _repair(_text_of_line(decoded, place, source.field), source, notice)
+                text = _repair(_text_of_line(decoded, location, source.field), source, notice)
                 del line, decoded
-                yield place, text
+                yield location, text
 
 
-def _text_of_line(line: str, place: str, key: str) -> str:
+def _text_of_line(line: str, location: str, key: str) -> str:
     """Return the text of one JSON object."""
     try:
         value = json.loads(line)
@@ -199,24 +199,24 @@ def _text_of_line(line: str, place: str, key: str) -> str:
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         hint = " (NUL: this is binary)" if "\0" in line else ""
         raise BardletError(
-            f"{place}: is not JSON{column}{hint}; write one object per line, or rename the file to .txt"
+            f"{location}: is not JSON{column}{hint}; write one object per line, or rename the file to .txt"
         ) from None
     if not isinstance(value, dict):
         raise BardletError(
-            f'{place}: is not an object like {{"{key}": "..."}}; write one per line, or rename the file to .txt'
+            f'{location}: is not an object like {{"{key}": "..."}}; write one per line, or rename the file to .txt'
         )
     if key not in value:
         strings = [k for k, v in value.items() if isinstance(v, str)]
-        remedy = f"choose one with --field: {', '.join(strings)}" if strings else "and no other field with text"
-        raise BardletError(f'{place}: has no field "{key}"; {remedy}')
+        remedy = f"choose one with --field: {', '.join(strings)}" if strings else "no other field has text; add it"
+        raise BardletError(f'{location}: has no field "{key}"; {remedy}')
     text = value[key]
     if not isinstance(text, str):
-        raise BardletError(f'{place}: "{key}" is {type(text).__name__}, not text; choose another field with --field')
+        raise BardletError(f'{location}: "{key}" is {type(text).__name__}, not text; choose another field with --field')
     if "\\ud" in line or "\\uD" in line:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BardletError(
-                f'{place}: character {error.start} of "{key}" is half of a surrogate pair; write it as UTF-8'
+                f'{location}: character {error.start} of "{key}" is half of a surrogate pair; write it as UTF-8'
             ) from None
     return text

@@ -22,7 +22,7 @@ class Windows:
         self.windows_per_epoch = (len(tokens) - block_size) // block_size
         if self.windows_per_epoch < 1:
             raise BardletError(
-                f"the training part has {len(tokens):,} tokens, too few for windows of {block_size}; "
+                f"the training split has {len(tokens):,} tokens, too few for windows of {block_size}; "
                 f"use --block-size {max(len(tokens) // 2, 1)} or less, or a longer text"
             )
         self._epochs: dict[int, np.ndarray] = {}
@@ -95,7 +95,7 @@ def random_windows(
 def _at_least(tokens: np.ndarray, needed: int) -> None:
     if len(tokens) < needed:
         raise BardletError(
-            f"the validation part has {len(tokens):,} tokens but needs {needed:,}; "
+            f"the validation split has {len(tokens):,} tokens but needs {needed:,}; "
             f"use a longer text, or --block-size {max(len(tokens) - 1, 1)} or less"
         )
 

@@ -201,15 +201,15 @@ def _has_unseen(tokenizer: Tokenizer, task: Task, record: Record) -> bool:
 
 
 Outcomes = tuple[Sequence[Record], int, dict[str, Any]]
-"""The scored questions, the number of those that lost their beginning, and the metrics of `Result`."""
+"""The scored questions, how many of them lost their beginning, and the metrics of `Result`."""
 
 
 @dataclass(frozen=True)
 class TaskEvaluator:
     """Measures a decoder-only model on tasks.
 
-    model: on `device`. dtype: fp32 or bf16, precision of the matrix products. chat_format: how to ask for a number;
-    None: as plain text. All other questions are asked as plain text.
+    model: on `device`. dtype: fp32 or bf16, precision of the matrix products. chat_format: format of the prompts of
+    number tasks; None: plain text. All other prompts are plain text.
     """
 
     model: Any

@@ -80,8 +80,8 @@ def records(name: str, limit: int | None = None) -> list[Record]:
     folder, file = task.file.split("/")
     directory = corpus.folder_with(folder, [file])
     if directory is None:
-        raise BardletError(f"--task {name}: its questions are not on this machine; put {file} into the folder {folder} "
-                           "of $BARDLET_DATA")
+        raise BardletError(f"--task {name}: its questions are not on this machine; put {file} into "
+                           f"$BARDLET_DATA/{folder}")
     questions = []
     for location, value in (_hellaswag_records if ".txt" in file else data_records.records)(directory / file):
         try:

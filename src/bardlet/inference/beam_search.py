@@ -182,5 +182,6 @@ def largest(x_BM: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 def _check_logits(logits: Tensor) -> Tensor:
     if not math.isfinite(logits.sum(dtype=torch.float32)):  # a NaN or inf anywhere makes the sum NaN or inf
-        raise BardletError("the model's logits are not finite: its weights are damaged or training diverged")
+        raise BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
+                           "run `bardlet doctor` on its folder")
     return logits

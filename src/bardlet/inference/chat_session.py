@@ -52,7 +52,7 @@ class ChatSession:
         return self._answer(prompt)
 
     def regenerate(self) -> Iterator[str]:
-        """Return another answer to the last question. BardletError if there is none."""
+        """Return another answer to the last message. BardletError if there is none."""
         if not self.messages:
             raise BardletError("the conversation is empty; ask something first")
         if self.messages[-1]["role"] == "assistant":
@@ -69,7 +69,7 @@ class ChatSession:
     def save(self, path: Path) -> None:
         """Append the conversation to a file, as a line of JSON that `bardlet sft` reads."""
         if not self.messages:
-            raise BardletError("nothing to save: the conversation is empty")
+            raise BardletError("the conversation is empty, so there is nothing to save; ask something first")
         line = json.dumps({"messages": self.transcript()}, ensure_ascii=False) + "\n"
         with atomic.explain_write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line)

@@ -68,14 +68,14 @@ def generate(
 
     `on_token` is called with each step's ids, None for a finished row. options: see `stream`.
     """
-    new: list[list[int]] = [[] for _ in prompts]
+    completions: list[list[int]] = [[] for _ in prompts]
     for ids in stream(model, prompts, max_new_tokens, **options):
-        for row, token in zip(new, ids, strict=True):
+        for row, token in zip(completions, ids, strict=True):
             if token is not None:
                 row.append(token)
         if on_token is not None:
             on_token(ids)
-    return new
+    return completions
 
 
 @torch.inference_mode()
@@ -139,7 +139,8 @@ def _steps(
     alive = list(range(len(context)))
     for step in range(max_new_tokens):
         if not math.isfinite(logits_BV.sum(dtype=torch.float32)):  # a NaN or inf anywhere makes the sum NaN or inf
-            raise BardletError("the model's logits are not finite: its weights are damaged or training diverged")
+            raise BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
+                               "run `bardlet doctor` on its folder")
         idx_B = choose(logits_BV, alive)
         ids: list[int | None] = [None] * len(context)
         for row, token in zip(alive, idx_B.tolist(), strict=True):
@@ -166,7 +167,7 @@ class _CachedReader:
     """Logits of each row's next token, by a decoder with a KV cache.
 
     Removing rows from a `TransposedCache` copies the whole cache. Finished rows therefore stay in it, and are computed
-    in vain, until they are a quarter of the rows. `cache_rows` has the rows of the unfinished ones.
+    for nothing, until they are a quarter of the rows. `cache_rows` maps unfinished rows to rows of the cache.
     """
 
     def __init__(self, model: Any, max_new_tokens: int, int8: bool) -> None:
@@ -249,18 +250,18 @@ def _check(
     top_p: float | None,
 ) -> None:
     if max_new_tokens < 0:
-        raise BardletError(f"cannot generate {max_new_tokens} tokens: give 0 or more")
+        raise BardletError(f"cannot generate {max_new_tokens} tokens; give 0 or more")
     if not 0 <= temperature < float("inf"):
         raise BardletError(f"temperature {temperature}: must be at least 0 (0: always the likeliest token)")
     if top_k is not None and top_k < 1:
-        raise BardletError(f"top_k {top_k}: must be at least 1; leave it out to keep all tokens")
+        raise BardletError(f"top_k {top_k}: must be at least 1; drop it to keep all tokens")
     if top_p is not None and not 0 < top_p <= 1:
-        raise BardletError(f"top_p {top_p}: must be above 0 and at most 1; leave it out to keep all tokens")
+        raise BardletError(f"top_p {top_p}: must be above 0 and at most 1; drop it to keep all tokens")
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise BardletError(f"prompt {number} has no tokens: give at least one")
+            raise BardletError(f"prompt {number} has no tokens; give at least one")
         invalid = next((i for i in prompt if not 0 <= i < model.config.vocab_size), None)
         if invalid is not None:
             raise BardletError(
-                f"prompt {number} has token {invalid}, but the vocabulary ends at {model.config.vocab_size - 1}"
+                f"prompt {number} has token {invalid}; ids must be from 0 to {model.config.vocab_size - 1}"
             )

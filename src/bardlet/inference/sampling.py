@@ -61,7 +61,7 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if isinstance(seed, int):  # far apart: seeds 1 and 2 share no row seeds
         return [(seed * 1_000_003 + row) % 2**63 for row in range(rows)]
     if len(seed) != rows:
-        raise BardletError(f"{len(seed)} seeds for {rows} prompts: give one seed, or one for each prompt")
+        raise BardletError(f"{len(seed)} seeds for {rows} prompts; give one seed, or one for each prompt")
     return list(seed)
 
 

@@ -1,4 +1,4 @@
-"""The maths of the lecture as experiments. `bardlet ladder --explain` prints them; the course shows them.
+"""The math of the lecture as experiments. `bardlet ladder --explain` prints them; the course shows them.
 
     for experiment in run():
         print(text(experiment))

@@ -75,9 +75,9 @@ def mask() -> Experiment:
         before = model(idx)[0]  # (T, V)
         change = torch.zeros(8, 8)  # [t, s]: how much the logits at s change when the token at t does
         for t in range(8):
-            other = idx.clone()
-            other[0, t] = (idx[0, t] + 1) % 65
-            change[t] = (model(other)[0] - before).abs().amax(dim=-1)  # (T, V) -> (T)
+            changed = idx.clone()
+            changed[0, t] = (idx[0, t] + 1) % 65
+            change[t] = (model(changed)[0] - before).abs().amax(dim=-1)  # (T, V) -> (T)
 
     return Experiment(
         "mask",

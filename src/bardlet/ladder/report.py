@@ -109,8 +109,8 @@ def write(out: Path, outcomes: Sequence[Outcome], sentence: str, facts: Mapping[
         out: a folder, created if missing.
         outcomes: trained rungs, at least one, from one or several seeds, in any order. Samples and pictures come from
             the first seed.
-        sentence: the sentence for the attention maps. Characters that the model never saw are removed, and the page
-            says so.
+        sentence: the sentence for the attention maps. Characters that the model never saw are removed, with a note on
+            the page.
         facts: facts about the whole ladder: text; machine, date and versions of the training runs; comparable (True if
             the lecture's figures apply: the same text, in characters); command, the last command, if known.
     """
@@ -219,7 +219,7 @@ def code_rows(old: str, new: str) -> list[CodeRow]:
 def fit_sentence(tokenizer: Tokenizer, sentence: str, sample: str) -> tuple[str, str]:
     """Return (a sentence that the tokenizer can encode, a note on what was removed from the user's sentence, or "").
 
-    If nothing is left of it, returns a line from Hamlet; if the model knows no character of that, its own sample.
+    If nothing is left, return a line from Hamlet or, if the model knows no character of that, its own sample.
     """
     kept, dropped = tokenizer.drop_unseen(sentence)
     if len(tokenizer.encode(kept)):
@@ -227,8 +227,8 @@ def fit_sentence(tokenizer: Tokenizer, sentence: str, sample: str) -> tuple[str,
         labels = ", ".join(pictures.printable(c) for c in unseen)
         return kept, f"Removed from the sentence, because the model never saw them: {labels}." if dropped else ""
     why = "The model knows no character of your sentence" if sentence else "You gave no sentence"
-    for other, name in ((SENTENCE, "a line from Hamlet"), (sample, "the start of its own sample")):
-        kept = tokenizer.drop_unseen(other)[0][: len(SENTENCE)]
+    for text, name in ((SENTENCE, "a line from Hamlet"), (sample, "the start of its own sample")):
+        kept = tokenizer.drop_unseen(text)[0][: len(SENTENCE)]
         if len(tokenizer.encode(kept)):
             return kept, f"{why}. The maps show {name}."
     return (tokenizer.decode(range(min(8, tokenizer.vocab_size))),

@@ -379,5 +379,5 @@ class Ladder:
 
 
 def _kind(rung: Rung) -> tuple[str, str | None]:
-    """Return what the time of a step depends on: the model and the optimizer."""
+    """Return (model, optimizer), on which the time of a step depends."""
     return rung.model, rung.settings.get("optimizer")

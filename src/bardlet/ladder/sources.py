@@ -193,9 +193,9 @@ def _pairs(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[int | No
 
 def _word_overlap(a: str, b: str) -> float:
     """Return the share of words that two lines have in common, from 0 to 1; CamelCase counts as several words."""
-    one, other = (re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", line) for line in (a, b))
-    common = sum(min(one.count(word), other.count(word)) for word in set(one))
-    return 2 * common / (len(one) + len(other)) if one and other else 0.0
+    words_a, words_b = (re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", line) for line in (a, b))
+    common = sum(min(words_a.count(word), words_b.count(word)) for word in set(words_a))
+    return 2 * common / (len(words_a) + len(words_b)) if words_a and words_b else 0.0
 
 
 # ---------------------------------------------------------------------------- highlighting

@@ -137,7 +137,8 @@ class LectureModel(nn.Module):
         name = get_value(hf, "model_type", str).removeprefix("bardlet-")
         shape = {key: get_value(hf, key, int) for key in SHAPE}
         if shape["n_embd"] % shape["n_head"]:
-            raise BardletError(f"config.json: n_embd {shape['n_embd']} is not divisible by n_head {shape['n_head']}")
+            raise BardletError(f"config.json: n_embd {shape['n_embd']} is not divisible by n_head {shape['n_head']}; "
+                               "copy the file again")
         head_dim = shape["n_embd"] // shape["n_head"]
         if head_dim % 2 and name in ROTARY:
             raise BardletError(f"config.json: the head size {head_dim} is odd; rotary positions need an even one")

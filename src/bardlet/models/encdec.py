@@ -167,7 +167,8 @@ class EncDec(Predictor):
         """
         B, S = src_BS.shape
         if self.config.block_size < S:
-            raise BardletError(f"a source of {S} tokens does not fit in a context of {self.config.block_size}")
+            raise BardletError(f"a source of {S} tokens does not fit in a context of {self.config.block_size}; "
+                               "use a shorter one")
         position_1S = torch.arange(S, device=src_BS.device)[None]
         length_B = torch.full_like(src_BS[:, 0], S) if length_B is None else length_B
         seen = (position_1S < length_B[:, None])[:, None, None]  # every token of the source, in both directions
@@ -269,7 +270,8 @@ class EncDec(Predictor):
         n_inner = get_value(hf, "encoder_ffn_dim", int)
         check_supported(hf, "decoder_ffn_dim", n_inner)
         if n_embd % n_head or n_embd % 2:
-            raise BardletError(f"config.json: d_model {n_embd} is odd or not divisible by {n_head} heads")
+            raise BardletError(f"config.json: d_model {n_embd} is odd or not divisible by {n_head} heads; "
+                               "copy the file again")
         block_size = get_value(hf, "max_position_embeddings", int)
         if block_size > MAX_SINUSOIDS:
             raise BardletError(f"config.json: a context of {block_size} tokens; bardlet supports sinusoids for at most "

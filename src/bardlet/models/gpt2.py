@@ -160,7 +160,7 @@ class GPT2(LanguageModel):
         activation = get_value(hf, "activation_function", str, "gelu_new")
         n_embd, n_head = get_value(hf, "n_embd", int), get_value(hf, "n_head", int)
         if n_embd % n_head:
-            raise BardletError(f"config.json: n_embd {n_embd} is not divisible by n_head {n_head}")
+            raise BardletError(f"config.json: n_embd {n_embd} is not divisible by n_head {n_head}; copy the file again")
         dropout = get_value(hf, "resid_pdrop", float, 0.1)
         for key in ("embd_pdrop", "attn_pdrop"):
             if get_value(hf, key, float, 0.1) != dropout:

@@ -18,7 +18,8 @@ def get_value(hf: Mapping[str, Any], key: str, kind: type, default: Any = _requi
     value = hf.get(key)
     if value is None:
         if default is _required:
-            raise BardletError(f"config.json has no '{key}': the file is damaged or belongs to another model family")
+            raise BardletError(f"config.json has no '{key}': the file is damaged or belongs to another model family; "
+                               "copy it again")
         return default
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     valid, expected = {
@@ -28,7 +29,7 @@ def get_value(hf: Mapping[str, Any], key: str, kind: type, default: Any = _requi
         str: (isinstance(value, str), "a string"),
     }[kind]
     if not valid:
-        raise BardletError(f"config.json: '{key}' is {printable(value)}, but must be {expected}")
+        raise BardletError(f"config.json: '{key}' is {printable(value)}, but must be {expected}; copy the file again")
     return kind(value)
 
 

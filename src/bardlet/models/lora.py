@@ -79,11 +79,11 @@ def add_lora(model: nn.Module, rank: int) -> None:
     layers = [(name, layer) for name, layer in model.named_modules()
               if isinstance(layer, nn.Linear) and not name.endswith(HEADS)]  # fmt: skip
     if not layers:
-        raise BardletError("--lora: this model has no matrices to adapt; leave it out")
+        raise BardletError("--lora: this model has no matrices to adapt; drop it")
     max_rank = min(min(layer.weight.shape) for _, layer in layers)
     if rank > max_rank:
         raise BardletError(f"--lora {rank}: the rank must be at most {max_rank} for this model; "
-                           "use a lower one, or leave it out to train all weights")
+                           "use a lower one, or drop it to train all weights")
     for name, layer in layers:
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, LoRALinear(layer, rank))

@@ -181,17 +181,20 @@ class Qwen3(LanguageModel):
         check_supported(hf, "rope_scaling", None)
         rope = hf.get("rope_parameters") or {}
         if not isinstance(rope, Mapping):
-            raise BardletError(f"config.json: 'rope_parameters' is {printable(rope)}, but must be an object")
+            raise BardletError(f"config.json: 'rope_parameters' is {printable(rope)}, but must be an object; "
+                               "copy the file again")
         check_supported(rope, "rope_type", "default")
         if any(kind != "full_attention" for kind in hf.get("layer_types") or []):
             raise BardletError("config.json: 'layer_types' is not all full_attention; use transformers for this model")
         n_embd, n_head = get_value(hf, "hidden_size", int), get_value(hf, "num_attention_heads", int)
         n_kv_head = get_value(hf, "num_key_value_heads", int, n_head)
         if n_head % n_kv_head:
-            raise BardletError(f"config.json: {n_head} query heads cannot share {n_kv_head} key-value heads evenly")
+            raise BardletError(f"config.json: {n_head} query heads cannot share {n_kv_head} key-value heads evenly; "
+                               "copy the file again")
         head_dim = get_value(hf, "head_dim", int, 128)
         if head_dim % 2:
-            raise BardletError(f"config.json: 'head_dim' is {head_dim}, but rotary positions need an even number")
+            raise BardletError(f"config.json: 'head_dim' is {head_dim}, but rotary positions need an even number; "
+                               "copy the file again")
         return ModelConfig(
             model="qwen3",
             vocab_size=get_value(hf, "vocab_size", int),

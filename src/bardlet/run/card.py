@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bardlet.config.model import ModelConfig
+from bardlet.config.model import RUNGS, ModelConfig
 from bardlet.config.settings import Settings
 from bardlet.config.toml import non_default
 from bardlet.run.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+METRICS = {"nats_per_char": "nats per character", "bits_per_byte": "bits per byte", "bleu": "BLEU", "chrf": "chrF",
+           "accuracy": "accuracy on held-out comparisons", "reward_after": "mean held-out reward"}
+"""Entries of a record that the card's metadata lists as results."""
 
 
 def title(run: Path, record: Record) -> str:
@@ -44,13 +50,29 @@ class Card:
             title=self.title, run=self.run, config=self.config, model=self.model,
             r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"), settings=settings,
             loss=self.loss, weights=_selected(self.record))
-        (self.run / "README.md").write_text(text, encoding="utf-8")
+        (self.run / "README.md").write_text(f"---\n{self.metadata(template)}\n---\n\n{text}", encoding="utf-8")
+
+    def metadata(self, template: str) -> str:
+        """Return the card's YAML front matter, which the Hugging Face Hub reads."""
+        from huggingface_hub import EvalResult, ModelCardData
+
+        task = {"pairs": "translation", "reward_model": "text-classification"}.get(template, "text-generation")
+        text = re.sub(r"[^\w.-]+", "-", str(self.record["text"])).strip("-.") or "text"
+        results = [EvalResult(task_type=task, dataset_type=text, dataset_name=f"{self.record['text']}, held-out split",
+                              metric_type=name, metric_value=self.record[name], metric_name=label)
+                   for name, label in METRICS.items() if self.record.get(name) is not None]
+        own_code = self.model.model in RUNGS  # transformers has no rungs of the lecture
+        return ModelCardData(
+            model_name=self.title, library_name="bardlet" if own_code else "transformers", pipeline_tag=task,
+            license="unknown",  # the owner of the text decides
+            tags=["bardlet", self.config.command], datasets=[text], eval_results=results or None).to_yaml()
 
 
 def _selected(record: dict[str, Any]) -> str:
-    """Return which weights the run kept, and by what rule, as text."""
+    """Describe the weights that the run kept, and the rule that selected them."""
     by, step = record["selected_by"], record["selected_step"]
     weights = f"of step {step:,}" if not record.get("averaged") else "mean over the last fifth of the steps"
     if by == "best":
-        return f"{weights}, **selected by the validation loss above**, which is therefore slightly optimistic"
+        figure = "validation loss" if record.get("reward_after") is None else "held-out reward"
+        return f"{weights}, **selected by the {figure} above**, which is therefore slightly optimistic"
     return f"of the last step, {step:,}" if by == "last" else f"{weights}, a fixed rule"

@@ -92,7 +92,7 @@ def steps_saved(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-[0-9]*"))
 
 
-def newest_whole(run: Path) -> Path:
+def newest_intact(run: Path) -> Path:
     """Return the newest checkpoint whose files match its manifest, and warn of each newer, damaged one.
 
     Raises:

@@ -19,7 +19,7 @@ a few hundredths."""
 PLATEAU = 0.97
 """Ratio of the training loss now to the loss after warmup, above which the loss counts as stuck."""
 LATE = 0.75
-"""Share of the steps after which a loss above the bigram's is no longer a matter of patience."""
+"""Share of the steps after which a validation loss above the bigram's is a problem."""
 CHECKS = 20
 """Number of times a run checks its losses during training."""
 OVERFIT_RATIO = 1.02

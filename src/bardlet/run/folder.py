@@ -16,7 +16,7 @@ from bardlet.config.settings import Settings
 from bardlet.config.toml import from_mapping, is_untouched, read_toml, to_toml
 from bardlet.errors import BardletError
 from bardlet.run import hf, lock
-from bardlet.run.checkpoint import newest_whole, read_metadata, steps_saved
+from bardlet.run.checkpoint import newest_intact, read_metadata, steps_saved
 from bardlet.run.record import checked
 from bardlet.runtime import atomic, manifest
 
@@ -24,16 +24,16 @@ log = logging.getLogger("bardlet")
 
 
 def remove_partial(run: Path) -> None:
-    """Remove what a killed process was writing or removing; the caller holds the lock."""
-    for partial in has_partial(run):
+    """Remove the leftovers of a killed process; the caller holds the lock."""
+    for partial in partial_files(run):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
 
 
-def has_partial(run: Path) -> list[Path]:
-    """Return what a killed process was writing or removing: checkpoint folders, and files at the root."""
+def partial_files(run: Path) -> list[Path]:
+    """Return the checkpoint folders and root files that a killed process was writing or removing."""
     folder = run / "checkpoints"
     checkpoints = [] if folder.is_symlink() else folder.glob(".*.tmp")
     return [*checkpoints, *(p for p in run.iterdir() if _is_temporary(p) and not p.is_dir())]
@@ -57,7 +57,7 @@ def verify_root(run: Path, folder: Path) -> None:
 
 
 def repair_root(run: Path) -> bool:
-    """Return True if the weights at the root are lost; move what is left of them aside, for later weights to replace.
+    """Return True if the weights at the root are lost; move a damaged file aside, since later weights will replace it.
 
     A root whose manifest is damaged or missing gets a new one for its files as they are.
     """
@@ -115,7 +115,7 @@ def write_run(run: Path, config: Settings, record: dict[str, Any], shape: ModelC
 def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
     """Return (settings, record) from the run.toml of a run folder."""
     if not run.is_dir():
-        raise BardletError(f"{run}: there is no such folder; `bardlet train` prints the path of its run folder")
+        raise BardletError(f"{run}: no such folder; `bardlet train` prints the path of its run folder")
     if not os.path.lexists(run / "run.toml"):
         raise BardletError(f"{run}: no run.toml, so this is not a run folder; to train a Hugging Face model, "
                            f"use `bardlet train --init {shlex.quote(str(run))}`")
@@ -142,7 +142,7 @@ def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]
         read_run(run)  # its own error is more specific
         raise BardletError(f"{path}: edited, and no checkpoint has the original settings; restore it, "
                            "or add --allow-change")
-    folder = newest_whole(run)
+    folder = newest_intact(run)
     metadata = read_metadata(folder)
     log.warning("%s: %s; using the settings saved in %s%s", path,
                 "edited or damaged" if path.exists() else "missing", folder.name,

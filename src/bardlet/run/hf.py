@@ -112,9 +112,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     except BardletError as error:
         raise BardletError(str(error).replace("config.json", str(folder / "config.json"), 1)) from None
     except KeyError as error:
-        raise BardletError(f"{folder / 'config.json'}: damaged: {error} is missing") from None
+        raise BardletError(f"{folder / 'config.json'}: damaged: {error} is missing; copy it again") from None
     except (TypeError, ValueError) as error:
-        raise BardletError(f"{folder / 'config.json'}: damaged: {error}") from None
+        raise BardletError(f"{folder / 'config.json'}: damaged: {error}; copy it again") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -175,7 +175,7 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tup
         raise BardletError(f"{folder}: a file, not a model; name a run folder or a Hugging Face folder first, then "
                            "the files")
     if not folder.is_dir():
-        raise BardletError(f"{folder}: there is no such folder; `bardlet train` prints the path of its run folder")
+        raise BardletError(f"{folder}: no such folder; `bardlet train` prints the path of its run folder")
     verify(folder)
     config = read_model_config(folder)
     if config.scores != scores:

@@ -1,4 +1,4 @@
-"""A lock on a run folder: one process at a time. The lock names its holder; the system frees it if that is killed."""
+"""A lock on a run folder: one process at a time. It names its holder; the system frees it if the holder is killed."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def holder(run: Path) -> str | None:
     return None
 
 
-def in_use(run: Path, other: str) -> BardletError:
-    """Return the error for a folder that the process `other` holds."""
-    return BardletError(f"{run}: in use by {other}; wait for it to finish, or stop it")
+def in_use(run: Path, owner: str) -> BardletError:
+    """Return the error for a folder that the process `owner` holds."""
+    return BardletError(f"{run}: in use by {owner}; wait for it to finish, or stop it")
 
 
 def _try_lock(run: Path) -> BaseFileLock | None:

@@ -47,8 +47,8 @@ def margins(run: Path, title: str, margins: Any, confidence: Any, accuracy: Any,
     Args:
         run: the run folder.
         title: the title of the figure.
-        margins: reward of the chosen answer minus reward of the rejected one, for each pair: (N,).
-        confidence, accuracy, counts: mean probability of the preferred answer, share of pairs ranked correctly, and
+        margins: reward of the chosen completion minus that of the rejected one, for each pair: (N,).
+        confidence, accuracy, counts: mean probability of the preferred completion, share of pairs ranked correctly, and
             number of pairs, for each bin: (K,).
     """
     plt = _pyplot()
@@ -57,7 +57,7 @@ def margins(run: Path, title: str, margins: Any, confidence: Any, accuracy: Any,
     left.axvline(0, color=VALIDATION, linewidth=1)
     right.plot((0.5, 1), (0.5, 1), color="#999999", linewidth=1, linestyle="--", label="perfectly calibrated")
     right.scatter(confidence, accuracy, s=[10 + 200 * n / max(counts) for n in counts], color=VALIDATION, alpha=0.7)
-    _finish(left, xlabel="reward of the chosen answer - of the rejected one", ylabel="held-out pairs", title=title)
+    _finish(left, xlabel="reward of the chosen - of the rejected completion", ylabel="held-out pairs", title=title)
     _finish(right, xlabel="confidence (area: number of pairs)", ylabel="accuracy", xlim=(0.48, 1.02))
     figure.savefig(run / "margins.png")
     plt.close(figure)

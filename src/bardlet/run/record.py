@@ -153,11 +153,11 @@ class ConversationsRecord(Record):
     cut: Auto[int] = AUTO
     """Conversations truncated to fit the window."""
     unanswered: Auto[int] = AUTO
-    """Conversations without an answer."""
+    """Conversations without an assistant message."""
     val_loss_before: Auto[float] = AUTO
     """Validation loss of the base model."""
     ended: float | None = None
-    """Share of the model's answers that end on their own."""
+    """Share of generated completions that end on their own."""
 
 
 @dataclass
@@ -167,11 +167,11 @@ class PreferencesRecord(Record):
     results: ClassVar[tuple[str, ...]] = ("accuracy", "longer", "margin")
 
     longer: Auto[float] = AUTO
-    """Share of the held-out pairs whose chosen answer is the longer one."""
+    """Share of the held-out pairs whose chosen completion is the longer one."""
     accuracy: Auto[float] = AUTO
-    """Share of the held-out pairs whose chosen answer has the higher reward."""
+    """Share of the held-out pairs whose chosen completion has the higher reward."""
     margin: Auto[float] = AUTO
-    """Mean reward margin between chosen and rejected answer."""
+    """Mean reward margin between chosen and rejected completion."""
 
 
 @dataclass
@@ -188,7 +188,7 @@ class RewardRecord(PreferencesRecord):
     calibration_error: Auto[float] = AUTO
 
     def for_json(self) -> dict[str, Any]:
-        """Return the entries of `results` that are not None: there may be no pairs with a longer chosen answer."""
+        """Return the entries of `results` that are not None: there may be no pairs with a longer chosen completion."""
         return {name: value for name, value in super().for_json().items() if value is not None}
 
 

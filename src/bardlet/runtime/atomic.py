@@ -83,11 +83,11 @@ def remove_folder(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
         return
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
+    renamed = folder.with_name(f".{folder.name}.{os.getpid()}.gone.tmp")
+    shutil.rmtree(renamed, ignore_errors=True)
     with suppress(OSError):
-        os.replace(folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+        os.replace(folder, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager

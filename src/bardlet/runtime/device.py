@@ -87,7 +87,7 @@ def place(model: torch.nn.Module, device: str, dtype: str) -> torch.device:
 @cache
 def _warn_emulated() -> None:
     log.warning("bf16: this processor emulates it, which is several times slower than fp32; "
-                "omit --dtype, or use --dtype fp32")
+                "drop --dtype, or use --dtype fp32")
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:

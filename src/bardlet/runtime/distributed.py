@@ -60,17 +60,17 @@ class Dist:
         """Return rank 0's `value` on every rank: for decisions that must agree (by a clock or a signal)."""
         if self.world == 1:
             return value
-        box = torch.tensor([value], dtype=torch.int64, device=self.device)
-        torch.distributed.broadcast(box, src=0)
-        return int(box.item())
+        buffer = torch.tensor([value], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(buffer, src=0)
+        return int(buffer.item())
 
     def all_max(self, value: int) -> int:
         """Return the maximum of `value` over all ranks, on every rank."""
         if self.world == 1:
             return value
-        box = torch.tensor([value], dtype=torch.int64, device=self.device)
-        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
-        return int(box.item())
+        buffer = torch.tensor([value], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(buffer, torch.distributed.ReduceOp.MAX)
+        return int(buffer.item())
 
     def all_min(self, value: int) -> int:
         """Return the minimum of `value` over all ranks, on every rank."""

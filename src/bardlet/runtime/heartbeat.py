@@ -30,7 +30,7 @@ FROZEN_SECONDS = 5.0
 """Seconds between two checks of the peers that show that this process itself was suspended."""
 
 DONE, FAILED = "done", "failed"
-"""The last heartbeat of a process: it finished, or failed with its own error."""
+"""The last heartbeat of a process that finished, or failed with its own error."""
 
 
 def store(timeout: timedelta) -> torch.distributed.TCPStore:

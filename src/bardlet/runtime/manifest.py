@@ -132,7 +132,7 @@ def inside(folder: Path, name: str) -> Path:
         raise BardletError(f"{folder}: a file in it refers to {printable(name)}, which is not in this folder; "
                            "do not use folders that you do not trust")
     if not os.path.lexists(path):
-        raise BardletError(f"{path}: there is no such file, so {folder} is not a complete model folder; "
+        raise BardletError(f"{path}: no such file, so {folder} is not a complete model folder; "
                            "copy the file there, or name a run folder")
     if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
         raise BardletError(f"{path}: is a link to another folder; replace it with a copy of the file (cp -L)")
@@ -160,7 +160,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _as_written(manifest: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a manifest file: the entries, and the digest of them."""
+    """Return the bytes of a manifest file: the entries and their digest."""
     return (json.dumps({**manifest, "digest": _digest(manifest)}, indent=2, sort_keys=True) + "\n").encode()
 
 

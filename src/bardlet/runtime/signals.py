@@ -67,7 +67,7 @@ def signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def interruptible(request: StopRequest, allowed: bool) -> Iterator[None]:
-    """If `allowed`, let a signal raise Interrupted at once inside, also a signal that arrived before."""
+    """Let a signal raise Interrupted inside if `allowed`, also a signal that arrived before."""
     if allowed and request.number:
         raise Interrupted
     request.interruptible = allowed

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = 4
-"""The default maximum of threads: Python itself runs in one thread at a time."""
+"""The default maximum number of threads: Python itself runs in one thread at a time."""
 
 
 def run_in_threads(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device,

@@ -144,7 +144,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return []
 
     def describe_loss(self) -> str:
-        """Return the validation loss with its units, and its share of the held-out data if it covers only a part."""
+        """Return the validation loss with its units, and how many of the held-out tokens it covers if not all."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
         return f"{r.val_loss:z.4f} nats per token, {r.bits_per_byte:z.4f} bits per byte{part}"
@@ -170,7 +170,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         trainer = Trainer(run, model, optim.build(model, config), self.objective(config), config, dist, machine, record,
-                    State(steps=config.steps or 0, replans=list(config.replans[:1])))
+                          State(steps=config.steps or 0, replans=list(config.replans[:1])))
         if not resumed:
             memory.fit_micro_batches(trainer)
             if trainer.config != config:  # the objective pads batches to a multiple of the micro-batches
@@ -240,7 +240,7 @@ def warn_unused(config: FromScratch, shape: ModelConfig) -> None:
     """Warn about model settings that have no effect because the weights of --init have another shape."""
     chosen = [name for name in SET_BY_WEIGHTS if name in config.set_by_user]
     if ignored := [flag(name) for name in chosen if getattr(config, name) != getattr(shape, name, None)]:
-        log.warning("%s: not used, --init %s sets the model's shape", ", ".join(ignored), config.init)
+        log.warning("%s: ignored, --init %s sets the model's shape", ", ".join(ignored), config.init)
 
 
 # ---------------------------------------------------------------- stages that start from a pretrained model
@@ -302,7 +302,7 @@ class FineTuning(Stage[F, Source, Data, R]):
                                "folder with a gpt2 or qwen3 model")
         model, tokenizer = hf.read_folder(Path(config.init), config.dropout)
         if not isinstance(model, LanguageModel):
-            raise BardletError(f"{config.init}: a {model.config.model} model cannot learn conversations; "
+            raise BardletError(f"{config.init}: a {model.config.model} model cannot be fine-tuned on conversations; "
                                "start from a gpt2 or qwen3 model")
         if tokenizer.chat_template not in (None, chat_template.TEMPLATE):
             log.warning("%s has its own chat template; this run replaces it with bardlet's", config.init)

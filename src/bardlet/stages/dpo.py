@@ -42,7 +42,7 @@ SAMPLES = 3
 
 @dataclass(frozen=True)
 class DPODataset:
-    """Tokenized preferences and the reference's log-probabilities of their completions, (N, 2) float32 per part."""
+    """Tokenized preferences and the reference's log-probabilities of their completions, (N, 2) float32 per split."""
 
     pairs: PreferenceDataset
     train_reference: np.ndarray
@@ -86,7 +86,7 @@ class DPO(PreferenceStage[DPOConfig, DPODataset, PreferencesRecord]):
             model.to(self.dist.device)
             for part in PARTS:
                 if self.progress:
-                    self.progress(f"reference, {part}", 0, None)
+                    self.progress(f"scoring the {part} split with the reference", 0, None)
                 np.save(folder / f"{part}.npy", reference(model, getattr(pairs, part), config, self.dist))
             manifest.write_manifest(folder, [f"{part}.npy" for part in PARTS])
 

@@ -1,8 +1,8 @@
-"""Kahneman-Tversky optimization: learn from single completions that somebody liked or disliked.
+"""Kahneman-Tversky optimization: learn from single completions that were liked or disliked.
 
 Ethayarajh et al. (2024), *KTO: Model Alignment as Prospect Theoretic Optimization*. Like DPO it has a frozen reference.
-A row of the data is a pair here, too: the completion, and a completion of another prompt, from which a batch estimates
-the KL divergence between policy and reference.
+A row of the data is a pair here, too: its completion, and one of another prompt, from which a batch estimates the KL
+divergence between policy and reference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from bardlet.data.batch import Batch
 from bardlet.data.records import Examples, Preference
 from bardlet.errors import BardletError, printable
 from bardlet.run.record import PreferencesRecord
-from bardlet.runtime.distributed import Dist
 from bardlet.stages import preference
 from bardlet.stages.dpo import DPO
 from bardlet.tokenizer import Tokenizer
@@ -32,7 +31,7 @@ from bardlet.training.state import Objective
 
 
 class Feedback(Examples):
-    """Completions with a label, True for liked. A part's row i is paired with the completion of its row i + 1."""
+    """Completions with a label, True for liked. Row i of a split is paired with the completion of row i + 1."""
 
     @cached_property
     def hash(self) -> str:
@@ -42,9 +41,9 @@ class Feedback(Examples):
     @cached_property
     def parts(self) -> tuple[list[tuple[Preference, bool]], list[tuple[Preference, bool]]]:
         """(training, held-out) rows with their labels, split by prompt."""
-        rows = [feedback(record, place) for file in self.files for place, record in records.records(file)]
-        split = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labelled completions")
-        train, held_out = ([(Preference(row.prompt, row.chosen, other.chosen), label) for (row, label), (other, _)
+        rows = [feedback(record, location) for file in self.files for location, record in records.records(file)]
+        split = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labeled completions")
+        train, held_out = ([(Preference(row.prompt, row.chosen, next_row.chosen), label) for (row, label), (next_row, _)
                             in zip(part, [*part[1:], *part[:1]], strict=True)] for part in split)
         return train, held_out
 
@@ -54,15 +53,16 @@ class Feedback(Examples):
         return [row for row, _ in train], [row for row, _ in held_out]
 
 
-def feedback(record: Mapping[str, Any], place: str) -> tuple[Preference, bool]:
-    """Return a record's prompt and completion, and its label. BardletError, by its place, if it has none."""
+def feedback(record: Mapping[str, Any], location: str) -> tuple[Preference, bool]:
+    """Return a record's prompt and completion, and its label. BardletError, with its location, if it has none."""
     label = record.get("label")
     if label not in (True, False):  # also 0 and 1
-        raise BardletError(f'{place}: "label" is {printable(label)}; write true for a liked completion, else false')
+        raise BardletError(f'{location}: "label" is {printable(label)}; write true for a liked completion, '
+                           "false for a disliked one")
     question = records.question({"messages": record["messages"]} if "messages" in record else
-                                {"prompt": record.get("prompt"), "answer": record.get("completion")}, place)
+                                {"prompt": record.get("prompt"), "answer": record.get("completion")}, location)
     if question.answer is None:
-        raise BardletError(f"{place}: has no completion; end the messages with the assistant's")
+        raise BardletError(f"{location}: has no completion; end the messages with an assistant message")
     return Preference(question.prompt, question.answer, ""), bool(label)
 
 
@@ -70,15 +70,15 @@ class KTO(DPO):
     """`bardlet kto MODEL DATA`. `accuracy` is P(a liked completion has a higher reward than a disliked one)."""
 
     template = "kto"
-    material = "labelled completions"
+    material = "labeled completions"
     unit = "completions"
     loss_unit = "per completion"
     curve_label = "KTO loss (per completion)"
 
     def load_data(self) -> Feedback:
         """Find the feedback files named in the settings."""
-        found = records.find(self.config.text, "feedback, .jsonl or .json, with `prompt`, `completion` and `label`")
-        return Feedback(found.name, found.files)
+        examples = records.find(self.config.text, "feedback, .jsonl or .json, with `prompt`, `completion` and `label`")
+        return Feedback(examples.name, examples.files)
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the labels of the (training, held-out) rows, bool, split as `pairs`."""
@@ -87,12 +87,12 @@ class KTO(DPO):
         return train[:cut], held_out if self.config.val_part == "val" else train[cut:]
 
     def new_record(self, tokenizer: Tokenizer) -> PreferencesRecord:
-        """Return the record of a new run. BardletError if a part has completions of one kind only."""
+        """Return the record of a new run. BardletError if a split has completions of one kind only."""
         record = super().new_record(tokenizer)
         for labels, part in zip(self.labels(), ("training", "held-out"), strict=True):
             if labels.all() or not labels.any():
                 raise BardletError(f"{self.source.name}: all {part} completions are {'dis' * (not labels.any())}liked; "
-                                   "KTO needs both kinds")
+                                   "KTO needs both kinds, so add some of the other")
         held_out = self.pairs()[1].chosen
         record.longer = round(auc(torch.tensor(held_out.ends - held_out.starts), torch.from_numpy(self.labels()[1])), 4)
         record.guessing = 0.5  # the loss while policy and reference agree, with weights of 1
@@ -109,8 +109,10 @@ class KTO(DPO):
         def loss(model: Any, batch: Batch) -> torch.Tensor:
             real_B, number_B = batch["length"][:, 0] > 0, batch["number"]
             log_ratio_B2 = (logprobs.pair_log_probability(model, batch) - reference_N2[number_B])[real_B]
-            kl = _mean_over_ranks(log_ratio_B2[:, 1].detach(), self.dist)
-            return loss_of(log_ratio_B2[:, 0], kl, label_N[number_B][real_B])
+            mismatched_B = log_ratio_B2[:, 1].detach().double()
+            # over all ranks
+            total, count = self.dist.sum(torch.stack((mismatched_B.sum(), torch.ones_like(mismatched_B).sum())))
+            return loss_of(log_ratio_B2[:, 0], (total / count).float(), label_N[number_B][real_B])
 
         def evaluate(model: Any) -> float:
             reward_N2, label_N = self.held_out_rewards(model, preference.evaluation_rows(config))
@@ -137,17 +139,15 @@ class KTO(DPO):
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         r, (liked, disliked) = self.record, np.bincount(~self.labels()[1], minlength=2)
-        return [f"held out, {liked} liked, {disliked} disliked: in {r.accuracy:.1%} of all pairs of both the liked one "
-                f"has the higher reward, by {r.margin:z.3f} on average; in {r.longer:.1%} it is longer"]
+        return [f"held out, {liked} liked, {disliked} disliked: a liked one has the higher reward in {r.accuracy:.1%} "
+                f"of all pairs of the two, by {r.margin:z.3f} on average", f"length alone: {self.length_baseline()}"]
+
+    def length_baseline(self) -> str:
+        """Return how well the length alone tells the completions apart, as text."""
+        return f"the liked completion is longer in {self.record.longer:.1%} of all pairs of a liked and a disliked one"
 
 
 def auc(score_N: torch.Tensor, label_N: torch.Tensor) -> float:
     """Return the probability that a liked row scores higher than a disliked one; a tie counts half."""
     difference = score_N[label_N][:, None] - score_N[~label_N][None]
     return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
-
-
-def _mean_over_ranks(x_B: torch.Tensor, dist: Dist) -> torch.Tensor:
-    """Return the mean of all ranks' values, of which each may have another number."""
-    total, count = dist.sum(torch.stack((x_B.double().sum(), torch.ones_like(x_B).double().sum())))
-    return (total / count.clamp(min=1)).float()

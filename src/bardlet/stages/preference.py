@@ -59,7 +59,7 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         return data_preferences.tokenize_preferences(self.source, tokenizer, self.dist, self.progress)
 
     def pairs(self) -> tuple[TokenizedPreferences, TokenizedPreferences]:
-        """Return (training, held-out) pairs. The development split is the last tenth of the training part."""
+        """Return (training, held-out) pairs. The development split is the last tenth of the training split."""
         dataset = self.preferences()
         if self.config.val_part == "val":
             return dataset.train, dataset.val
@@ -99,11 +99,15 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         r, validation = self.record, self.pairs()[1]
         lines = [f"preferences: {r.text}, {r.documents:,} for training, {len(validation):,} held out",
                  f"{self.init_label}: {trainer.config.init}",
-                 f"held-out pairs: the longer completion is the chosen one in {self.share(r.longer)}"]
+                 f"held out: {self.length_baseline()}"]
         if r.left_out:
             lines.append(f"left out, longer than the context window of {trainer.config.block_size} tokens: "
                          f"{r.left_out:,}")
         return lines, trainer.state.steps / r.batches
+
+    def length_baseline(self) -> str:
+        """Return how well the length alone tells the completions apart, as text."""
+        return f"the longer completion is the chosen one in {self.share(self.record.longer)}"
 
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
@@ -136,8 +140,8 @@ def format_share(share: float, pairs: int) -> str:
     percent = f"{100 * share:.{digits}f} %" + ("" if error is None else f" ± {100 * error:.{digits}f}")
     if pairs >= MANY_PAIRS:  # the share is rounded, so its count would be, too
         return f"{percent} of {pairs:,} pairs"
-    right = round(2 * share * pairs) / 2 if pairs else 0  # a tie counts half
-    return f"{right:g} of {pairs} pairs ({percent})"
+    correct = round(2 * share * pairs) / 2 if pairs else 0  # a tie counts half
+    return f"{correct:g} of {pairs} pairs ({percent})"
 
 
 def longer_wins(differences: np.ndarray) -> float:
@@ -164,9 +168,9 @@ def measure_pairs(score: Callable[[Batch], torch.Tensor], pairs: TokenizedPrefer
     batches = PreferenceBatches(pairs, config.block_size, EVAL_BATCH_SIZE, 0, pad=0)
     batches.kept = batches.kept[:: -(-len(batches.kept) // max_pairs) if max_pairs else 1]
     indices, scores = [np.zeros(0, np.int64)], [torch.zeros((0, 2), dtype=torch.float64)]  # maybe no pair fits
-    for which in batches.all():
-        indices.append(which)
-        batch = {name: dist.to_device(x) for name, x in batches.of(which).items()}
+    for batch_indices in batches.all():
+        indices.append(batch_indices)
+        batch = {name: dist.to_device(x) for name, x in batches.of(batch_indices).items()}
         with autocast(config.dtype, dist.device):
             scores.append(score(batch).double().cpu())
     return np.concatenate(indices), torch.cat(scores)
@@ -184,6 +188,6 @@ class PairMetrics:
 def pair_metrics(reward_N2: torch.Tensor) -> PairMetrics:
     """Return the metrics for the rewards of both completions, (N, 2); a tie counts half."""
     chosen, rejected = reward_N2.unbind(1)
-    right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+    correct = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
     loss = losses.bradley_terry_loss(chosen, rejected).item() / len(chosen)
-    return PairMetrics(loss, right.mean().item(), (chosen - rejected).mean().item())
+    return PairMetrics(loss, correct.mean().item(), (chosen - rejected).mean().item())

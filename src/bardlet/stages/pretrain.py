@@ -67,7 +67,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         return dataset
 
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (training, held-out) tokens. The development split is the last tenth of the training part."""
+        """Return (training, held-out) tokens. The development split is the last tenth of the training split."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
         cut = dev_split_start(len(self.data.train))
@@ -175,7 +175,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.config = config
         self.data = self.tokenize(None)
         if reason:
-            warning = shards.warn_small_vocabulary(self.data.tokenizer, config.vocab_size)
+            warning = shards.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
             self.data = replace(self.data, reason=reason + warning)
         tokens, vocab_size = len(self.parts()[0]), self.data.tokenizer.vocab_size
         characters = round(self.data.train_chars * tokens / len(self.data.train))

@@ -82,7 +82,7 @@ class RewardModeling(PreferenceStage[RewardConfig, PreferenceDataset, RewardReco
         """Return accuracies as text, where the chosen completion is "longer" and "shorter", unless there are none."""
         r, differences = self.record, self.length_differences()
         parts = {"longer": (r.accuracy_longer, differences > 0), "shorter": (r.accuracy_shorter, differences < 0)}
-        return {name: preference.format_share(share, int(which.sum())) for name, (share, which) in parts.items()
+        return {name: preference.format_share(share, int(mask.sum())) for name, (share, mask) in parts.items()
                 if share is not None}
 
     def measure(self, trainer: Trainer) -> str:
@@ -116,9 +116,9 @@ class RewardEvaluation:
     margins: np.ndarray
     longer: np.ndarray
 
-    def accuracy_where(self, which: np.ndarray) -> float | None:
-        """Return the share of the pairs `which` (N,) bool with a positive margin; a tie counts half. None: no pairs."""
-        m = self.margins[which]
+    def accuracy_where(self, mask: np.ndarray) -> float | None:
+        """Return the share of the pairs in `mask` (N,) with a positive margin; a tie counts half. None: no pairs."""
+        m = self.margins[mask]
         return round(float(((m > 0) + 0.5 * (m == 0)).mean()), 4) if len(m) else None
 
     def calibration(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,10 +128,10 @@ class RewardEvaluation:
         function of the margin's size.
         """
         confidence = 1 / (1 + np.exp(-np.abs(self.margins)))
-        right = (self.margins > 0) + 0.5 * (self.margins == 0)
+        correct = (self.margins > 0) + 0.5 * (self.margins == 0)
         bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
         counts = np.bincount(bins, minlength=BINS)
-        means = (np.bincount(bins, values, BINS)[counts > 0] / counts[counts > 0] for values in (confidence, right))
+        means = (np.bincount(bins, values, BINS)[counts > 0] / counts[counts > 0] for values in (confidence, correct))
         return (*means, counts[counts > 0])  # type: ignore[return-value]
 
     def calibration_error(self) -> float:

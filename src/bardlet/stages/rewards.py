@@ -54,13 +54,13 @@ def exact(questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarra
 
     If the reference ends with `#### RESULT`, as in GSM8K, only the text after `####` is compared, without commas.
     """
-    right = []
+    correct = []
     for question, answer in zip(questions, answers, strict=True):
-        wanted, got = (question.answer or "").strip(), answer.text.strip()
-        if RESULT in wanted:
-            wanted, got = (text.rpartition(RESULT)[2].strip().replace(",", "") for text in (wanted, got))
-        right.append(answer.ended and got == wanted)
-    return np.array(right, np.float32)
+        expected, actual = (question.answer or "").strip(), answer.text.strip()
+        if RESULT in expected:
+            expected, actual = (text.rpartition(RESULT)[2].strip().replace(",", "") for text in (expected, actual))
+        correct.append(answer.ended and actual == expected)
+    return np.array(correct, np.float32)
 
 
 class RewardModelScorer:
@@ -82,17 +82,17 @@ class RewardModelScorer:
         order = np.argsort([len(row) for row in rows], kind="stable")
         size = min(MAX_ROWS, rows_at_once(self.model.config, max(map(len, rows))))
         for first in range(0, len(order), size):
-            which = order[first : first + size]
+            indices = order[first : first + size]
             with autocast(self.dtype, self.dist.device):
-                reward_B = self.model(*pad_rows([rows[i] for i in which], self.dist.device))
-            rewards[which] = reward_B.cpu().numpy()
+                reward_B = self.model(*pad_rows([rows[i] for i in indices], self.dist.device))
+            rewards[indices] = reward_B.cpu().numpy()
         return rewards
 
 
 class CommandScorer:
     """A user's command: it reads a line of JSON per completion and prints a number for each, in the same order.
 
-    Each line has `messages`, `answer`, `ended` and `reference`, which is null if the data have no answer.
+    Each line has `messages`, `answer`, `ended` and `reference`, which is null if the data have no reference answer.
     """
 
     def __init__(self, command: str) -> None:
@@ -144,7 +144,7 @@ def find_command(config: RolloutConfig) -> str | None:
 
 
 def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist) -> Scorer:
-    """Return the scorer for --reward. Raise BardletError if it does not exist, or needs answers that are missing."""
+    """Return the scorer for --reward. Raise BardletError if it does not exist, or if reference answers are missing."""
     if command := find_command(config):
         return CommandScorer(command)
     if config.reward == EXACT:

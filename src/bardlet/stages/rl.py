@@ -182,7 +182,7 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
     def evaluate_before(self, trainer: Trainer) -> None:
         """Record the rewards before training: mean and deviation on training prompts, mean on held-out prompts."""
         if self.progress:
-            self.progress("reward before training", 0, None)
+            self.progress("measuring the reward before training", 0, None)
         train, validation = self.parts()
 
         def before() -> np.ndarray:
@@ -258,10 +258,10 @@ class Actor:
     dist: Dist
     record: RolloutsRecord
 
-    def sample(self, prompts: Prompts, which: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
-        """Sample completions of the prompts `which`, a pure function of (seed, number); each rank samples its share."""
-        seeds = [_seed(self.config.seed, number, i) for i in range(len(which))]
-        return rollout.sample_rollout(self.policy, self.tokenizer, prompts, which.tolist(), seeds, self.config, dist,
+    def sample(self, prompts: Prompts, indices: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
+        """Sample completions of prompts by index, a pure function of (seed, number); each rank samples its share."""
+        seeds = [_seed(self.config.seed, number, i) for i in range(len(indices))]
+        return rollout.sample_rollout(self.policy, self.tokenizer, prompts, indices.tolist(), seeds, self.config, dist,
                                       temperature)
 
     def score(self, completions: Rollout) -> np.ndarray:
@@ -346,14 +346,14 @@ class Rollouts:
             self.number, self.rows = number, self.sample(number)
         pass_number, update = divmod(within, self.updates)
         random = np.random.default_rng([self.config.seed % 2**64, number, pass_number])
-        which = random.permutation(self.config.rollout).reshape(self.updates, -1)[update]
-        return {name: x[torch.from_numpy(which)] for name, x in self.rows.items()}
+        indices = random.permutation(self.config.rollout).reshape(self.updates, -1)[update]
+        return {name: x[torch.from_numpy(indices)] for name, x in self.rows.items()}
 
     def sample(self, number: int) -> Batch:
         """Sample rollout `number`, from 0 on, and return its batch with rewards and advantages."""
         config, actor = self.config, self.actor
-        which = prompts.sample_prompts(number, config.rollout // self.group, len(self.prompts), config.seed)
-        completions = actor.sample(self.prompts, which.repeat(self.group), number, config.temperature, actor.dist)
+        indices = prompts.sample_prompts(number, config.rollout // self.group, len(self.prompts), config.seed)
+        completions = actor.sample(self.prompts, indices.repeat(self.group), number, config.temperature, actor.dist)
         # rank 0 scores for all: a command may be slow, and all ranks need the same rewards
         reward_A = broadcast_from_main(actor.dist, lambda: actor.score(completions), len(completions.answers))
         batch = {"idx": completions.idx_AT, "target": completions.target_AT}

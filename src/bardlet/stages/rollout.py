@@ -50,22 +50,22 @@ class Rollout:
         """Tokens per completion, with its stop token: (A,) int64."""
         return (self.target_AT != IGNORE).sum(1)
 
-    def part(self, which: slice) -> Rollout:
+    def part(self, span: slice) -> Rollout:
         """Return the completions of a slice."""
-        return Rollout(self.questions[which], self.answers[which], self.idx_AT[which], self.target_AT[which])
+        return Rollout(self.questions[span], self.answers[span], self.idx_AT[span], self.target_AT[span])
 
 
-def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, which: Sequence[int], seeds: Sequence[int],
+def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, indices: Sequence[int], seeds: Sequence[int],
                    config: RolloutConfig, dist: Dist, temperature: float) -> Rollout:
-    """Sample a completion of up to --answer-tokens for each of the prompts `which`; each rank samples its share.
+    """Sample a completion of up to --answer-tokens for each of the prompts `indices`; each rank samples its share.
 
     Args:
         policy: gpt2 or qwen3.
         seeds: a seed per completion, which makes it independent of the rest of its batch.
     """
-    rows = [prompts.ids[i] for i in which]
-    mine = range(len(rows))[dist.rows(len(rows))] if len(rows) % dist.world == 0 else range(len(rows))
-    order = sorted(mine, key=lambda i: len(rows[i]))  # similar lengths in a batch need little padding
+    rows = [prompts.ids[i] for i in indices]
+    own_rows = range(len(rows))[dist.rows(len(rows))] if len(rows) % dist.world == 0 else range(len(rows))
+    order = sorted(own_rows, key=lambda i: len(rows[i]))  # similar lengths in a batch need little padding
     size = rows_at_once(policy.config, max(map(len, rows)) + config.answer_tokens)
     batches = [order[first : first + size] for first in range(0, len(order), size)]
     stops = inference_answers.stop_ids(tokenizer)
@@ -80,13 +80,13 @@ def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, which: S
         for batch, completions in zip(batches, threads.run_in_threads(sample, batches, dist.device), strict=True):
             for i, ids in zip(batch, completions, strict=True):
                 tokens_AT[i, len(rows[i]) : len(rows[i]) + len(ids)] = torch.tensor(ids)
-    if len(mine) < len(rows):
+    if len(own_rows) < len(rows):
         tokens_AT = (dist.sum((tokens_AT + 1).to(dist.device)) - 1).cpu()
-    return _rollout([prompts.questions[i] for i in which], rows, tokens_AT, tokenizer)
+    return _rollout([prompts.questions[i] for i in indices], rows, tokens_AT, tokenizer)
 
 
 def rows_at_once(shape: ModelConfig, length: int) -> int:
-    """Return how many rows of up to `length` tokens to sample in a batch: their KV cache fits into MAX_CACHE_BYTES."""
+    """Return the number of rows of up to `length` tokens per batch whose KV cache fits into MAX_CACHE_BYTES."""
     row = 4 * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * min(length, shape.block_size)  # float32, k and v
     return max(1, min(MAX_ROWS, MAX_CACHE_BYTES // row))
 
@@ -146,5 +146,5 @@ def rollout_stats(rollout: Rollout, reward_A: np.ndarray) -> RolloutStats:
     """Return the statistics of a rollout."""
     texts = [answer.text for answer in rollout.answers]
     return RolloutStats(float(reward_A.mean()), rollout.lengths.double().mean().item(),
-                 sum(answer.ended for answer in rollout.answers) / len(texts),
-                 len(set(texts)) / len(texts), metrics.distinct_ngrams(texts, 2))
+                        sum(answer.ended for answer in rollout.answers) / len(texts),
+                        len(set(texts)) / len(texts), metrics.distinct_ngrams(texts, 2))

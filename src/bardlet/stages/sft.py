@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: teach a base model to answer.
+"""Supervised fine-tuning on conversations.
 
-Conversations are formatted with bardlet's chat template; the loss covers the assistant's tokens and the token that ends
-each answer. Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 1.
+Conversations are formatted with bardlet's chat template; the loss covers the assistant's messages, with the token
+that ends each. Ouyang et al. (2022), *Training language models to follow instructions with human feedback*, step 1.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from bardlet.training.state import Objective, Trainer
 
 VERSION = 4
 EVAL_PROMPTS, SAMPLES = 50, 3
-"""Held-out conversations, evenly spread, whose first answer a finished run generates, and how many its sample has."""
+"""Evenly spread held-out conversations whose first completion a finished run generates, and number of these samples."""
 
 
 @dataclass(frozen=True)
 class ChatDataset:
-    """Tokenized conversations. leaked: share of held-out conversations that are also in the training part."""
+    """Tokenized conversations. leaked: share of held-out conversations that are also in the training split."""
 
     train: TokenizedChats
     val: TokenizedChats
@@ -52,7 +52,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
     """`bardlet sft BASE DATA`."""
 
     material = "conversations"
-    unit = "answer tokens"
+    unit = "completion tokens"
     template = "conversations"
     record_class = ConversationsRecord
     epochs = 3
@@ -74,14 +74,14 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
                                         lambda folder: _open(folder, tokenizer))
 
     def parts(self) -> tuple[TokenizedChats, TokenizedChats]:
-        """Return (training, held-out) conversations. The development split is the last tenth of the training part."""
+        """Return (training, held-out) conversations. The development split is the last tenth of the training split."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
         cut = dev_split_start(len(self.data.train))
         return self.data.train.part(slice(cut)), self.data.train.part(slice(cut, None))
 
     def objective(self, config: SFTConfig) -> Objective:
-        """Return packed rows, the loss on the answers, and the same loss on held-out conversations as evaluation."""
+        """Return packed rows, the loss on completions, and the same loss on held-out conversations as evaluation."""
         train, validation = self.parts()
         pad = int(self.data.tokenizer.pad_id or 0)
         batches = ChatBatches(train, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
@@ -89,9 +89,9 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         eval_batches = validation_batches(validation, config, pad)
         for nonempty, name in ((batches.number_of_rows, "conversation"), (eval_batches, "held-out conversation")):
             if not nonempty:
-                raise BardletError(f"{self.record.text}: no {name} has an answer that ends within the context window "
-                                   f"of {config.block_size} tokens; use a larger --block-size, or a base model with a "
-                                   "longer window")
+                raise BardletError(f"{self.record.text}: no {name} has a completion that ends within the context "
+                                   f"window of {config.block_size} tokens; use a larger --block-size, or a base model "
+                                   "with a longer window")
         self.record.val_tokens = sum(map(losses.count_targets, eval_batches))
         self.record.val_tokens_of = int(validation.answer.sum())
         fitted = batches.fitted
@@ -122,24 +122,24 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         """Return (plan summary lines, number of epochs)."""
         r, validation = self.record, self.parts()[1]
         lines = [f"conversations: {r.text}, {r.documents:,} for training, {len(validation):,} held out",
-                 f"base: {trainer.config.init}, loss {r.val_loss_before:z.4f} nats per token on held-out answers"]
+                 f"base: {trainer.config.init}, loss {r.val_loss_before:z.4f} nats per token on held-out completions"]
         if r.cut or r.left_out:
-            lines.append(f"longer than the context window of {trainer.config.block_size} tokens: {r.cut:,} shortened "
-                         f"to the last answer that fits, {r.left_out:,} left out because no answer fits")
+            lines.append(f"longer than the context window of {trainer.config.block_size} tokens: {r.cut:,} cut after "
+                         f"the last completion that fits, {r.left_out:,} left out because none fits")
         if r.unanswered:
-            lines.append(f"left out, without an answer: {r.unanswered:,}")
+            lines.append(f"left out, without an assistant message: {r.unanswered:,}")
         return lines, trainer.state.steps / r.batches
 
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         r = self.record
-        lines = [f"held-out answers: {r.val_loss_before:z.4f} nats per token before, {r.val_loss:z.4f} after"]
+        lines = [f"held-out completions: {r.val_loss_before:z.4f} nats per token before, {r.val_loss:z.4f} after"]
         if r.ended is not None:
-            lines.append(f"generated answers to held-out prompts: {r.ended:.0%} end with a stop token")
+            lines.append(f"generated completions of held-out prompts: {r.ended:.0%} end with a stop token")
         return lines
 
     def measure(self, trainer: Trainer) -> str:
-        """Record the share of generated answers that end with a stop token, draw the curve and return some answers."""
+        """Record the share of completions that end with a stop token, draw the curve and return some completions."""
         validation = self.parts()[1]
         units = score(validation, self.data.tokenizer, self.record.val_loss)
         self.record.update(nats_per_char=units.nats_per_char, bits_per_byte=units.bits_per_byte)
@@ -156,13 +156,13 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
 
 
 def _build(source: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
-    """Write the arrays of both parts and prepared.json into an empty folder."""
+    """Write the arrays of both splits and prepared.json into an empty folder."""
     both, names, special = source.conversations(), ["prepared.json"], chat_template.special_tokens(tokenizer)
     for part, conversations in zip(PARTS, both, strict=True):
         rows = []
         for number, messages in enumerate(conversations):
             if progress and number % 1000 == 0:
-                progress(f"tokens, {part}", number, len(conversations))
+                progress(f"tokenizing the {part} split", number, len(conversations))
             rows.append(chat_template.encode(tokenizer, messages, special=special))
         names += TokenizedChats.of(rows, tokenizer.dtype).save(folder, part)
     train = set(map(records.as_text, both[0]))
@@ -185,26 +185,26 @@ def validation_batches(chats: TokenizedChats, config: SFTConfig, pad: int) -> li
     if every > 1:
         chosen = np.arange(0, len(chats), every)
         starts, ends = chats.starts[chosen], chats.ends[chosen]
-        which = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
-        subset = TokenizedChats(chats.tokens[which], chats.answer[which], np.cumsum(ends - starts))
+        token_indices = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
+        subset = TokenizedChats(chats.tokens[token_indices], chats.answer[token_indices], np.cumsum(ends - starts))
         rows = ChatBatches(subset, config.block_size, metrics.ROWS, 0, pad)
     return list(rows.all())
 
 
 def score(chats: TokenizedChats, tokenizer: Tokenizer, mean: float) -> metrics.Score:
-    """Return the mean loss of answer tokens in all three units."""
+    """Return the mean loss of completion tokens in all three units."""
     text = tokenizer.decode(chats.tokens[chats.answer].tolist(), skip_special=True)
     return metrics.score(mean, int(chats.answer.sum()) + 1, len(text), len(text.encode()))
 
 
 def _evenly_spread(chats: TokenizedChats, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (ids, answer mask) of at most `number` conversations, evenly spread."""
+    """Return (ids, completion mask) of at most `number` conversations, evenly spread."""
     indices = range(0, len(chats), -(-len(chats) // number))
     return [(chats.tokens[chats.starts[i] : chats.ends[i]], chats.answer[chats.starts[i] : chats.ends[i]])
             for i in indices]
 
 
 def _prompt(chat: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the ids of a conversation up to its first answer; empty without one."""
+    """Return the ids of a conversation up to its first completion; empty without one."""
     ids, answer = chat
     return ids[: int(answer.argmax())] if answer.any() else ids[:0]

@@ -61,11 +61,11 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
                                                  self.config.vocab_size, self.progress)
 
     def parts(self) -> tuple[tuple[TokenizedLines, TokenizedLines], tuple[TokenizedLines, TokenizedLines]]:
-        """Return (training, held-out) pairs. The development split is the last tenth of the training part."""
+        """Return (training, held-out) pairs. The development split is the last tenth of the training split."""
         if self.config.val_part == "val":
             return self.data.train, self.data.val
         cut = dev_split_start(len(self.data.train[0]))
-        first, rest = (tuple(side.part(which) for side in self.data.train) for which in (slice(cut), slice(cut, None)))
+        first, rest = (tuple(side.part(span) for side in self.data.train) for span in (slice(cut), slice(cut, None)))
         return first, rest  # type: ignore[return-value]
 
     def objective(self, config: TranslationConfig) -> Objective:

@@ -189,7 +189,7 @@ class Tokenizer:
     def bytes_of(self, token: int, skip_special: bool = False) -> bytes:
         """Return the UTF-8 bytes of one token of a char, byte or bpe tokenizer."""
         if self._bytes_of_id is None or not 0 <= token < len(self._bytes_of_id):
-            raise BardletError(f"no token {token} in this tokenizer's vocabulary of {self.vocab_size}")
+            raise BardletError(f"token {token} is not in the vocabulary; ids must be from 0 to {self.vocab_size - 1}")
         return b"" if skip_special and token in self.special else self._bytes_of_id[token]
 
     def _byte_table(self) -> list[bytes] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,7 +40,8 @@ def save(trainer: Trainer) -> None:
     state["rng"] = torch.get_rng_state()
     if not all_finite([*weights.values(), *state.values()]):
         raise BardletError(f"weights or optimizer state are not finite after step {trainer.state.step}; nothing was "
-                           f"saved. `bardlet resume {trainer.run}` continues from the last checkpoint")
+                           f"saved. `bardlet resume {shlex.quote(str(trainer.run))}` continues from the last "
+                           "checkpoint")
     if trainer.config.keep != "best" or math.isinf(trainer.best) or not (trainer.run / "model.safetensors").exists():
         # until --keep best has an evaluation to choose by, the newest weights make a stopped run usable
         hf.write_weights(trainer.run, weights)
@@ -52,7 +54,7 @@ def save(trainer: Trainer) -> None:
 
 
 def _extra_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights missing from the exported model: those of a value model, and LoRA factors."""
+    """Return the weights missing from the exported model: of a value model, and LoRA factors."""
     return {f"{name}/{key}": x for name, part in _with_extra_tensors(model) for key, x in part.extra_tensors().items()}
 
 

@@ -221,7 +221,8 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Mo
                                        "its weights; use another checkpoint")
                 if state.keys() != STATE[type(optimizer)]:
                     raise BardletError(f"{where}: the optimizer state of {prefix[:-1]} does not belong to "
-                                       f"{type(optimizer).__name__}: it is damaged, or the settings have changed")
+                                       f"{type(optimizer).__name__}: damaged, or the settings changed; use another "
+                                       "checkpoint")
                 optimizer.state[p] = {key: x.to(p.device).clone() for key, x in state.items()}
     if remaining:
         raise BardletError(f"{where}: optimizer state {next(iter(remaining))} matches no parameter of this model; use "

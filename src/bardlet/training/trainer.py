@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -191,10 +192,10 @@ def _check_numbers(trainer: Trainer, wrapped: nn.Module, batch: Batch, loss: flo
     problem = (f"{culprit} of step {trainer.state.step + 1} is not a finite number "
                f"({_describe_fault(trainer, wrapped, batch)}{trainer.objective.describe_batch(trainer.state.step)})")
     advice = ("Start a new run with a lower --lr and --muon-lr, or with --dtype fp32 (`bardlet train --config "
-              f"{trainer.run / 'run.toml'} --out NEW --lr ...`)")
+              f"{shlex.quote(str(trainer.run / 'run.toml'))} --out NEW --lr ...`)")
     if not weights_finite:
         raise BardletError(f"{problem}; this step was not saved. {advice}. If the hardware was at fault, "
-                           f"`bardlet resume {trainer.run}` continues from the last checkpoint")
+                           f"`bardlet resume {shlex.quote(str(trainer.run))}` continues from the last checkpoint")
     if trainer.config.on_nan == "stop" or trainer.state.skipped >= 10:
         raise BardletError(f"{problem}; the weights are unchanged. {advice}"
                            + ("" if trainer.config.on_nan == "skip" else ", or skip such steps with --on-nan skip"))

@@ -84,11 +84,11 @@ class DecodeStep:
         length = cache.length_B.tolist()
         reach = max(length) + 1
         if reach > cache.k.shape[3]:
-            raise BardletError(f"the cache is full after {cache.k.shape[3]} tokens: create a longer one")
+            raise BardletError(f"the cache is full after {cache.k.shape[3]} tokens; create a longer one")
         self.position = cache.length_B.clone()
-        self.even = min(length) == max(length)  # rows of equal length need no mask
+        self.equal_lengths = min(length) == max(length)  # rows of equal length need no mask
         key_S = torch.arange(reach, device=cache.k.device)
-        self.mask = None if self.even else (key_S <= self.position[:, None])[:, None, None]
+        self.mask = None if self.equal_lengths else (key_S <= self.position[:, None])[:, None, None]
         self.row_B = torch.arange(len(length), device=cache.k.device)
         # views for all layers at once: the visible positions and, for rows of equal length, the new token's position
         self.k, self.v = cache.k[:, :, :, :reach].unbind(0), cache.v[:, :, :, :reach].unbind(0)
@@ -100,7 +100,7 @@ class DecodeStep:
         The queries must already be divided by sqrt(D).
         """
         k_BKSD, v_BKSD = self.k[layer], self.v[layer]
-        if self.even:
+        if self.equal_lengths:
             self.new_k[layer].copy_(k_BKD)
             self.new_v[layer].copy_(v_BKD)
         else:
@@ -164,12 +164,12 @@ class TransposedCache:
         """Make room for one more token per row, at `position`."""
         positions, last = self.length, max(self.length)
         if last >= self.max_length:
-            raise BardletError(f"the cache is full after {self.max_length} tokens: create a longer one")
+            raise BardletError(f"the cache is full after {self.max_length} tokens; create a longer one")
         if last >= self.mask.shape[-1]:
             self._allocate(self.k_LBKDR, self.v_LBKRD, last + 1)
-        self.even = min(positions) == last
+        self.equal_lengths = min(positions) == last
         self.position: int | Tensor = last
-        if self.even:
+        if self.equal_lengths:
             self.mask[..., last] = 0
             self.new_k, self.new_v = self.k_LBKDR[..., last].unbind(0), self.v_LBKRD[..., last, :].unbind(0)
         else:
@@ -180,7 +180,7 @@ class TransposedCache:
 
     def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
         """See `DecodeStep.attend`."""
-        if self.even:
+        if self.equal_lengths:
             self.new_k[layer].copy_(k_BKD)
             self.new_v[layer].copy_(v_BKD)
         else:

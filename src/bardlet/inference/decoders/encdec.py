@@ -61,7 +61,7 @@ class Decoder:
     def new_cache(self, encoded: EncoderOutput, max_tokens: int) -> EncDecCache:
         """Return an empty cache for these sources, with room for `max_tokens` target tokens."""
         if max_tokens > self.block_size:
-            raise BardletError(f"{max_tokens} tokens do not fit in a context of {self.block_size}")
+            raise BardletError(f"{max_tokens} tokens do not fit in a context of {self.block_size}; use fewer")
         return EncDecCache(encoded, max_tokens, len(self.blocks), self.n_head)
 
     def __call__(self, idx_R: Tensor, cache: EncDecCache) -> Tensor:
@@ -99,7 +99,7 @@ class EncDecCache:
     def step(self) -> int:
         """Make room for one more token per row and return its position."""
         if self.length == self.max_tokens:
-            raise BardletError(f"the cache is full after {self.max_tokens} tokens: create a longer one")
+            raise BardletError(f"the cache is full after {self.max_tokens} tokens; create a longer one")
         self.length += 1
         return self.length - 1
 
