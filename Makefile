@@ -17,6 +17,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes, and let it write
 	$(BIN)/bardlet train --config configs/demo.toml
+	@echo 'to type bardlet yourself, first run: source $(BIN)/activate'
 
 test: $(VENV)/ready-test     ## all quick tests
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -37,11 +38,13 @@ docs: $(VENV)/ready-docs     ## the course as a site: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 install: $(VENV)/ready-test  ## everything that the tests need
+	@echo 'bardlet is installed in $(VENV); run: source $(BIN)/activate'
 
 # The newest file of the three marks says what is installed: the environment, torch, bardlet, the test tools.
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit("bardlet needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": name another with make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv), then call make again"; exit 1; }
+	@echo 'installing into $(VENV): a few minutes the first time, mostly PyTorch'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

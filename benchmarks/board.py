@@ -127,36 +127,41 @@ def page(lines: list[dict[str, Any]]) -> str:
 
 HEAD = """# The record board
 
-Built by `python benchmarks/board.py build` from `results/board.jsonl`, which has a line per finished run.
+`python benchmarks/board.py build` writes this page. The board comes from `results/board.jsonl`, which has a line per
+finished run.
 
-- Loss: nats per token by protocol (b): every validation token but the first once, windows of min(256, context), fp32.
-  Mean and standard deviation over the seeds, with the newest run of each on that machine. A row with fewer than five
-  seeds is not a record yet.
-- Training: mean seconds of the training steps. Total: mean seconds of the command from start to exit, with a warm
-  compiler cache. (A cold one adds about 30 s; the dial then does not compile a one-minute run.)
-- Weights: of the last step, or the average over the last fifth of the steps; never selected by validation.
+- Loss: nats per token by protocol (b), in fp32. Every validation token but the first counts once; windows have min(256,
+  context) tokens. The table has the mean and standard deviation over the seeds, with the newest run of each on that
+  machine. A row with fewer than five seeds is not a record yet.
+- Training: mean seconds of the training steps.
+- Total: mean seconds of the command from start to exit, with a warm compiler cache. (A cold one adds about 30 s. With
+  `--minutes 1`, bardlet then does not compile.)
+- Weights: those of the last step, or the average over the last fifth of the steps. They are never selected by
+  validation loss.
 """
 DIAL = """## The dial
 
-`bardlet train TEXT --minutes M` on the same machine, without further options: the newest run per text, minutes and seed
-in `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`).
+*The dial* is `bardlet train TEXT --minutes M` without further options. The table has the newest run on the same machine
+per text, minutes and seed, from `results/dial.jsonl` (`python benchmarks/dial.py run TEXT --minutes M`).
 
-- Wall: the command from start to exit.
+- Wall: time of the command from start to exit.
 - Predicted and actual: losses in nats per character of the validation split, with the best weights by validation, which
   `train` keeps by default.
-- Predicted: before the first step, by the formula of the run's commit. It is fitted to other runs, on the development
-  splits of most of these texts (`dial.py law`), and uses n-gram losses of the validation split. One of its constants,
-  the effect of repetition, was chosen with runs of this table in sight.
-- Error now: that of the current formula, given the actual number of epochs.
+- Predicted: before the first step, by the formula of the run's commit. The formula is fitted to other runs, on the
+  development splits of most of these texts (`dial.py law`). It uses n-gram losses of the validation split. We chose one
+  of its constants, the effect of repetition, with runs of this table in sight.
+- Error now: the error of the current formula, given the actual number of epochs.
 """
 CONTEST = """## Contests
 
-Runs of about three minutes each on development splits (`python benchmarks/dial.py contest`, from
-`results/sweep.jsonl`), with one seed. qwen3 keeps the average of the last fifth, gpt2 with nanoGPT's settings its last
+These are runs of about three minutes each on development splits, with one seed (`python benchmarks/dial.py contest`,
+from `results/sweep.jsonl`). qwen3 keeps the average of the last fifth. gpt2 has nanoGPT's settings and keeps its last
 step. The dial's runs and those labeled "timed" used `--minutes 3`, one after the other, with warm calibration and
-compiler caches. The others have as many steps as fit in three minutes, timed separately while the machine was fast, and
-then ran with one thread. The rules for tokens per weight and the cost of the head (`planning/plan.py`) come from
-earlier runs of these contests, so this is not a blind test of the dial.
+compiler caches. The others have as many steps as fit in three minutes. We timed them separately while the machine was
+fast, and then ran them with one thread.
+
+This is not a blind test of the dial. Its rules for tokens per weight and the cost of the head (`planning/plan.py`) come
+from earlier runs of these contests.
 """
 COLUMNS = """| loss | seeds | training, s | total, s | parameters | context | weights | machine | commit | command |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""

@@ -174,8 +174,8 @@ def translated(course: Course, name: str, page: str) -> str:
 def result(course: Course, argument: str, page: str) -> str:
     """Show `FILE NAME KEY=VALUE ...`: the mean of NAME in benchmarks/results/FILE.jsonl, over lines with these values.
 
-    Only the newest line of each seed counts. Several seeds give a standard deviation, too; NAME% gives a percentage.
-    Raises Missing.
+    Only the newest line of each seed counts. If the seeds differ, the standard deviation follows. NAME% gives a
+    percentage. Raises Missing.
     """
     file, name, *conditions = argument.split()
     path, name, percent = ROOT / "benchmarks" / "results" / f"{file}.jsonl", name.removesuffix("%"), name.endswith("%")
@@ -186,9 +186,12 @@ def result(course: Course, argument: str, page: str) -> str:
     values = [float(line[name]) * (100 if percent else 1) for line in matching.values()]
     if not values:
         raise Missing(f"benchmarks/results/{file}.jsonl has no {name} with {' '.join(conditions) or 'any values'}")
+    same = len(set(values)) == 1
     digits = 1 if percent or statistics.mean(values) >= 10 else 2
+    if same and not percent and values[0].is_integer():
+        digits = 0
     text = f"{statistics.mean(values):,.{digits}f}"
-    if len(values) > 1:
+    if not same:
         text += f" ± {statistics.stdev(values):.{digits}f}"
     return f"{text} %" if percent else text
 

@@ -3,9 +3,9 @@
 #
 #   recipes/gpu.sh [FOLDER]         # default: runs/gpu; FRACTION=0.1 takes a tenth of the time, for a quick look
 #
-# The minutes determine the size of the models, as everywhere. The settings are those of laptop.sh, scaled up. Every
-# stage has run on two cores in a hundredth of the time (tests/acceptance/test_stories.py). No stage has been run or
-# measured on a GPU yet.
+# As everywhere, the minutes determine the size of the models. The settings are those of laptop.sh, scaled up. Every
+# stage has run on two cores in a hundredth of the time (tests/acceptance/test_stories.py). No stage has run on a GPU
+# yet.
 out=${1:-runs/gpu}
 source "$(dirname "$0")/stages.sh"
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# From text to a chat model on two cores in less than half an hour, by the stages of ChatGPT:
+# From text to a chat model by the stages of ChatGPT, in less than half an hour on two cores:
 #
 #   recipes/laptop.sh [FOLDER]      # default: runs/laptop; FRACTION=0.1 takes a tenth of the time, for a quick look
 #
-# Pretrain on novels, stories and facts; fine-tune on instructions; train a reward model on preferences (here GPT-4's,
-# in place of human ones); run PPO with that reward model, and DPO on the same preferences. Separately, a small model
-# learns sums by GRPO, where an answer can be checked. Each stage is a run folder, and the next stage starts from it.
-# The table at the end compares before and after. Run the same command again to continue; it skips finished stages.
+# It pretrains on novels, stories and facts, and fine-tunes on instructions. Then it trains a reward model on preferences
+# (GPT-4's, in place of human ones), and runs PPO with that reward model and DPO on the same preferences. Separately, a
+# small model learns sums by GRPO, where a program can check the answers. Each stage is a run folder that the next stage
+# starts from. BARDLET_DATA must name a folder with the data; stages.sh lists what it needs. The table at the end compares
+# before and after. Run the same command again to continue; it skips finished stages.
 out=${1:-runs/laptop}
 source "$(dirname "$0")/stages.sh"
 

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from bardlet.api.evaluation import evaluate
     from bardlet.api.models import Model, load
     from bardlet.api.runs import runs
-    from bardlet.api.training import Run, open_run, resume, train
+    from bardlet.api.training import Run, open_run, plan, resume, train
     from bardlet.errors import BardletError
 
 __version__ = "0.2.0"
 
 _MODULES = {
-    "bardlet.api.training": ("train", "resume", "open_run", "Run"),
+    "bardlet.api.training": ("train", "plan", "resume", "open_run", "Run"),
     "bardlet.api.models": ("load", "Model"),
     "bardlet.api.evaluation": ("evaluate",),
     "bardlet.api.runs": ("runs",),
     "bardlet.errors": ("BardletError",),
 }
 
-__all__ = ["BardletError", "Model", "Run", "evaluate", "load", "open_run", "resume", "runs", "train"]
+__all__ = ["BardletError", "Model", "Run", "evaluate", "load", "open_run", "plan", "resume", "runs", "train"]
 
 
 def __getattr__(name: str) -> Any:

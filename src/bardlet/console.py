@@ -133,8 +133,8 @@ class _Smooth:
 class StepText:
     """The text of a step: losses, speed and ETA. unit: the unit of the speed.
 
-    In reinforcement learning, reward and KL are measured once per rollout, and the held-out reward at evaluations: a
-    figure of an earlier step names that step.
+    Evaluations have the validation loss or the held-out reward, rollouts have reward and KL: a figure of an earlier
+    step names that step.
     """
 
     def __init__(self, unit: str) -> None:
@@ -151,7 +151,7 @@ class StepText:
             speed = f"{(line['tokens'] - first['tokens']) / max(line['seconds'] - first['seconds'], 1e-9):,.0f}"
             left = clock_time((line["steps"] - step) * (time.monotonic() - self.started) / steps)
         loss = line["val_loss"]
-        figures = f"train {train_loss:z.4f}  val {'-' if loss is None else f'{loss:z.4f}'}"
+        figures = f"train {train_loss:z.4f}  val {self._dated('val', loss, step)}"
         if "reward" in line:
             held_out = None if loss is None else -loss
             figures = "  ".join(f"{name} {self._dated(name, value, step)}" for name, value in

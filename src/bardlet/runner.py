@@ -220,7 +220,8 @@ def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     for reason in trainer.record.reasons or []:
         console.say(f"  {reason}")
     optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # the bigram table has no matrices for Muon
-    console.say(f"plan: {steps:,} steps of {'' if stage.material == 'text' else 'up to '}{tokens:,} tokens "
+    size = f"{'' if stage.material == 'text' else 'up to '}{tokens:,} tokens"
+    console.say(f"plan: {console.count(steps, 'step')} of {size} "
                 f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}"
@@ -358,7 +359,7 @@ def _summary(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dic
     console.say(f"\n{sample}\n")
     mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
     console.say(f"{stage.validation_label} {stage.describe_loss()} ({facts['selected_by']} weights, "
-                f"step {facts['selected_step']:,}{mean}); {facts['steps']:,} steps in "
+                f"step {facts['selected_step']:,}{mean}); {console.count(facts['steps'], 'step')} in "
                 f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
         loss, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND

@@ -255,9 +255,9 @@ def test_a_setting_of_another_stage_is_refused(run: bardlet.Run, chats: Path, tm
 
 def test_errors_of_the_other_functions(run: bardlet.Run, tmp_path: Path) -> None:
     for call, message in (
-        (lambda: bardlet.evaluate(run.folder, limits=3), "bardlet.evaluate: unknown option 'limits'; it takes beam, "),
-        (lambda: bardlet.evaluate(run.folder, protocol="ful"), "--protocol ful: must be one of full, random"),
-        (lambda: bardlet.evaluate(run.folder, dtype="fp16"), "--dtype fp16: must be one of fp32, bf16"),
+        (lambda: bardlet.evaluate(run.folder, limits=3), "unknown option 'limits'; did you mean 'limit'?"),
+        (lambda: bardlet.evaluate(run.folder, protocol="ful"), "protocol = 'ful': must be one of full, random"),
+        (lambda: bardlet.evaluate(run.folder, dtype="fp16"), "dtype = 'fp16': must be one of fp32, bf16"),
         (lambda: bardlet.evaluate(run.folder, task="arc"), "--task arc: no such task"),
         (lambda: bardlet.evaluate(run.folder, limit=3), "--limit: needs --task"),
         (lambda: bardlet.load(tmp_path / "gone"), "no such folder"),
@@ -268,9 +268,9 @@ def test_errors_of_the_other_functions(run: bardlet.Run, tmp_path: Path) -> None
         (lambda: bardlet.runs(tmp_path / "gone"), "no such folder"),
         (lambda: bardlet.train(tmp_path / "gone.txt", steps=1), "gone.txt: no such file"),
         (lambda: run.model.translate(["the"]), "was not trained to translate"),
-        (lambda: run.model.generate(temperature=-1), "temperature -1: must be"),
-        (lambda: run.model.generate(top_k=0), "top_k 0: must be"),
-        (lambda: run.model.generate(top_p=2), "top_p 2: must be"),
+        (lambda: run.model.generate(temperature=-1), "temperature -1"),
+        (lambda: run.model.generate(top_k=0), " 0: must be at least 1"),
+        (lambda: run.model.generate(top_p=2), ": must be above 0"),
     ):
         with pytest.raises(BardletError) as error:
             call()

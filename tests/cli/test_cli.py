@@ -125,10 +125,11 @@ def test_a_settings_file_of_another_command(text: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     Path("text.toml").write_text('stage = "pretrain"\n')
     assert main(["sft", "base", "a.jsonl", "--config", "text.toml"]) == 1
-    assert "text.toml: has settings of `bardlet train`, not of sft" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "text.toml: has settings of `bardlet train`; run `bardlet train --config text.toml`" in error
     Path("dpo.toml").write_text('stage = "dpo"\ninit = "base"\ntext = ["a.jsonl"]\n')
     assert main(["grpo", "--config", "dpo.toml"]) == 1
-    assert "dpo.toml: has settings of `bardlet dpo`, not of grpo" in capsys.readouterr().err
+    assert "dpo.toml: has settings of `bardlet dpo`; run `bardlet dpo --config dpo.toml`" in capsys.readouterr().err
     for words, wanted in ((["train", "--config", "dpo.toml"], "base: no such folder"),
                           (["dpo", "--config", "dpo.toml"], "base: no such folder"),
                           (["train", "b.jsonl", "--config", "dpo.toml"], "base: no such folder"),

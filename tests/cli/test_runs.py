@@ -216,9 +216,24 @@ def test_delete_refuses_what_is_no_run(not_runs: list[str], capsys: pytest.Captu
     assert sorted(Path("runs").rglob("*")) == before
 
 
+def test_links_to_runs_are_not_listed(workspace: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
+    Path("runs/link").symlink_to("finished")
+    assert "runs/link" not in {run["folder"] for run in bardlet("runs")["runs"]}
+
+
 def test_delete_refuses_a_run_that_is_in_use(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with lock.locked(Path("runs/stopped")):
         assert main(["runs", "runs/stopped", "--delete", "--yes"]) == 1
         line = error_line(capsys)
     assert "runs/stopped: in use by process" in line and "wait for it to finish, or stop it" in line
     assert json.loads(Path("runs/stopped/config.json").read_text(encoding="utf-8"))
+
+
+def test_a_folder_with_other_runs_in_it_is_not_deleted(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                       bardlet: Callable[..., dict[str, Any]]) -> None:
+    """`--out runs` makes a run of the folder of all runs."""
+    for folder in ("nest", "nest/inner"):
+        bardlet("train", text, *TINY, "--steps", "2", "--out", tmp_path / folder)
+    assert main(["runs", str(tmp_path / "nest" / "inner"), str(tmp_path / "nest"), "--delete", "--yes"]) == 1
+    assert "contains other runs" in capsys.readouterr().err
+    assert (tmp_path / "nest" / "inner" / "run.toml").exists(), "all names are checked before anything is deleted"

@@ -152,7 +152,7 @@ def test_invalid_utf8_names_the_byte(tmp_path, mark):
         ("a.jsonl", b'{"text": "a"}\n{oops}\n', ["line 2", "not JSON at column 2"]),
         ("a.jsonl", b'["a"]', ["line 1", "not an object"]),
         ("a.jsonl", b'{"body": "a", "title": "b", "n": 1}', ["line 1", 'no field "text"', "--field: body, title"]),
-        ("a.jsonl", b'{"n": 1}', ["no other field with text"]),
+        ("a.jsonl", b'{"n": 1}', ["no other field has text"]),
         ("a.jsonl", b'{"text": 5}', ["line 1", "is int, not text"]),
         ("a.jsonl", b'{"text": "ab\\ud800"}', ["line 1", "character 2", "surrogate"]),
         ("a.jsonl", b'{"text": ""}\n', ["no text"]),
@@ -272,7 +272,7 @@ def test_a_download_is_checked_and_cached(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cp.NAMED, "tinyshakespeare", good)
     seen: list[tuple[str, int, int | None]] = []
     assert cp.get("tinyshakespeare", lambda *step: seen.append(step)) == target
-    assert seen[-1] == ("download tinyshakespeare", len(content), len(content))
+    assert seen[-1] == ("downloading tinyshakespeare", len(content), len(content))
     (tmp_path / "server" / "input.txt").unlink()
     assert read("tinyshakespeare") == [content.decode()]
     assert [p.name for p in target.iterdir()] == ["input.txt"]

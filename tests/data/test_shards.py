@@ -242,7 +242,7 @@ def test_an_unwritable_cache_is_one_line(text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("x", "training part has 0 tokens"), ("0123456789", "validation part has 1 tokens")]
+    ("content", "message"), [("x", "training split has 0 tokens"), ("0123456789", "validation split has 1 tokens")]
 )
 def test_a_text_too_short_to_split_is_one_line(tmp_path, content, message):
     path = tmp_path / "a.txt"
@@ -252,7 +252,7 @@ def test_a_text_too_short_to_split_is_one_line(tmp_path, content, message):
 
 
 def test_wrong_settings_are_one_line(text):
-    with pytest.raises(BardletError, match="choose auto, char, byte, bpe"):
+    with pytest.raises(BardletError, match="choose from auto, char, byte, bpe"):
         tokenize(text, "bytes")
     with pytest.raises(BardletError, match="--vocab-size is for bpe"):
         tokenize(text, "char", 100)
@@ -262,8 +262,8 @@ def test_wrong_settings_are_one_line(text):
 def test_progress_grows_to_the_whole_text(text):
     steps: list[tuple[str, int, int | None]] = []
     tokenize(text, progress=lambda *step: steps.append(step))
-    assert ("read", len(POEM), None) in steps
-    assert [s for s in steps if s[0] == "tokens"][-1] == ("tokens", len(POEM), len(POEM))
+    assert ("reading poem", len(POEM), None) in steps
+    assert [s for s in steps if s[0] == "tokenizing"][-1] == ("tokenizing", len(POEM), len(POEM))
     done = [s[1] for s in steps if s[0] == "tokens"]
     assert done == sorted(done)
 

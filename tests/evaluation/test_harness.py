@@ -26,7 +26,7 @@ def test_a_missing_harness_is_a_one_line_error() -> None:
               "runpy.run_module('bardlet.harness', run_name='__main__')")  # fmt: skip
     process = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
     assert process.returncode == 1
-    assert process.stderr == "bardlet: lm-evaluation-harness is not installed; pip install 'lm_eval>=0.4.13'\n"
+    assert process.stderr == "bardlet: lm-evaluation-harness is not installed; run `pip install 'lm_eval>=0.4.13'`\n"
 
 
 @pytest.fixture(scope="module")

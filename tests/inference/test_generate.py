@@ -229,7 +229,7 @@ def test_no_prompts_or_no_tokens_give_empty_results(model: Any) -> None:
     ("change", "message"),
     [
         ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
-        ({"prompts": [[V]]}, "token 19, but the vocabulary ends at 18"),
+        ({"prompts": [[V]]}, "token 19; ids must be from 0 to 18"),
         ({"prompts": [[-1]]}, "token -1"),
         ({"max_new_tokens": -1}, "cannot generate -1 tokens"),
         ({"temperature": -0.1}, "temperature -0.1"),

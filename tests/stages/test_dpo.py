@@ -178,7 +178,8 @@ def test_resume_is_bit_exact(model: Path, pairs: Path, bardlet: Callable[..., di
     ({"prompt": "x", "chosen": "y"}, "has no rejected"), ({"prompt": 3, "chosen": "y", "rejected": "z"}, "is a number"),
     ({"prompt": "x", "chosen": [], "rejected": "z"}, "has no messages"),
     ({"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}, "ends with a user message"),
-    ({"prompt": [{"role": "assistant", "content": "y"}], "chosen": "y", "rejected": "z"}, "ends with an answer"),
+    ({"prompt": [{"role": "assistant", "content": "y"}], "chosen": "y", "rejected": "z"},
+     "ends with an assistant message"),
 ])  # fmt: skip
 def test_a_bad_preference_is_a_one_line_error(record: dict[str, Any], message: str) -> None:
     with pytest.raises(BardletError) as error:

@@ -87,13 +87,23 @@ def test_other_records_are_a_one_line_error_with_their_place(record: dict[str, A
     assert str(error.value).startswith("f, line 7: ") and message in str(error.value)
 
 
-def test_rows_are_split_by_prompt_and_paired_with_the_next_row(tmp_path: Path) -> None:
+def test_rows_are_split_by_prompt_and_mismatched_with_another_prompt(tmp_path: Path) -> None:
     source = kto.Feedback("f", (feedback_file(tmp_path / "f.jsonl"),))
     train, held_out = source.parts
     prompts = [{records.as_text(row.prompt) for row, _ in part} for part in (train, held_out)]
     assert not prompts[0] & prompts[1] and len(train) + len(held_out) == 120
-    assert [row.rejected for row, _ in train] == [row.chosen for row, _ in train[1:]] + [train[0][0].chosen]
-    assert source.hash != records.Examples("f", source.files).hash  # not the cache of preferences of the same file
+    for part in (train, held_out):
+        completion_of = {row.chosen: row.prompt for row, _ in part}
+        assert all(completion_of[row.rejected] != row.prompt for row, _ in part)
+    assert source.hash != records.Examples("f", source.files).hash  # a cache entry of its own
+
+
+def test_alternating_labels_leave_both_kinds_in_both_splits(tmp_path: Path) -> None:
+    """Every tenth record would have the same label: the split goes by a hash of the prompt."""
+    rows = [{"prompt": f"say {n}", "completion": f"{n}", "label": n % 2 == 0} for n in range(200)]
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for part in kto.Feedback("f", (tmp_path / "f.jsonl",)).parts:
+        assert {label for _, label in part} == {True, False}
 
 
 def test_the_auc_counts_ties_half() -> None:
@@ -120,4 +130,4 @@ def test_completions_of_one_kind_are_an_error(base: Path, tmp_path: Path, capsys
     rows = [{"prompt": f"say {number}", "completion": "yes", "label": True} for number in range(40)]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert main(["kto", str(base), str(tmp_path / "f.jsonl"), "--out", str(tmp_path / "out")]) == 1
-    assert "all training completions are liked" in capsys.readouterr().err
+    assert "all 36 training completions are liked" in capsys.readouterr().err

@@ -126,5 +126,5 @@ def test_every_kind_of_record_has_a_prompt() -> None:
         assert question(record, "here") == Question(PROMPT, None)
     longer = [*answered, {"role": "user", "content": "3+3="}, {"role": "assistant", "content": "6"}]
     assert question({"messages": longer}, "here") == Question(longer[:3], "6")
-    with pytest.raises(BardletError, match="here: has an answer without a question"):
+    with pytest.raises(BardletError, match="here: has an answer without a prompt"):
         question({"messages": answered[1:]}, "here")

@@ -384,7 +384,7 @@ def test_user_errors_are_one_line(model: Path, chats: Path, capsys: pytest.Captu
         ("grpo", [str(model), str(chats), *exact, "--batch-size", "6", "--rollout", "6"],
          "not a multiple of --group 8"),
         ("grpo", [str(model), str(chats), *exact, "--target-kl", "6"], "--target-kl"),
-        ("ppo", [str(model), str(chats), *exact, "--target-kl", "6", "--beta", "0"], "beta 0 cannot adapt"),
+        ("ppo", [str(model), str(chats), *exact, "--target-kl", "6", "--beta", "0"], "a beta of 0 cannot adapt"),
         ("ppo", [str(model), str(chats), *exact, "--eval-tokens", "9"], "--eval-tokens"),
         ("ppo", [str(model), str(chats), "--reward", "python 'x", "--answer-tokens", "6"], "no closing quotation"),
         ("ppo", [str(model), str(chats), "--reward", str(model), "--answer-tokens", "6"], "not a reward model"),

@@ -144,7 +144,7 @@ def test_user_errors_are_one_line(base: Path, chats: Path, run: Path, capsys: py
     for arguments, message in (
         ([], "name the model"), ([str(base)], "no training data"), ([str(tmp_path / "x"), str(chats)], "x"),
         ([str(char_model), str(chats)], "no token <|system|>"), ([str(base), str(text)], "is not JSON"),
-        ([str(base), str(long)], "no conversation has an answer that ends within the context window of 48 tokens"),
+        ([str(base), str(long)], "no conversation has a completion that ends within the context window of 48 tokens"),
         ([str(base), str(chats), "--pair", "de-en"], "--pair"), ([str(base), str(chats), "--prefix-lm"], "--prefix-lm"),
     ):
         assert main(["sft", *arguments, "--out", str(tmp_path / "never")]) != 0

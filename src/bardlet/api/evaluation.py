@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bardlet.api.models import Model, load
+from bardlet.config import toml
 from bardlet.config.inference import EvaluationOptions
 from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import bitext, bitext_batches, chat_template, corpus, shards, windows
@@ -41,7 +43,11 @@ PLAIN_TEXT, CHAT_TEMPLATE = "plain text", "chat template"
 
 @dataclass(frozen=True)
 class TextEvaluation:
-    """The loss on a text. name: of the text; skipped_characters: number of those that the tokenizer lacks."""
+    """The loss on a text.
+
+    name: the name of the text. score: the loss in three units. skipped_characters: the number of characters that the
+    tokenizer does not know.
+    """
 
     name: str
     score: Score
@@ -50,7 +56,7 @@ class TextEvaluation:
 
 @dataclass(frozen=True)
 class TranslationEvaluation:
-    """BLEU and chrF on sentence pairs. name: of the pairs; seconds: time of the translation."""
+    """BLEU and chrF on sentence pairs. name: the name of the pairs. seconds: the time of the translation."""
 
     name: str
     score: TranslationScore
@@ -60,7 +66,7 @@ class TranslationEvaluation:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """Accuracy on a task. form: PLAIN_TEXT or CHAT_TEMPLATE; window: the model's context in tokens."""
+    """Accuracy on a task. form: PLAIN_TEXT or CHAT_TEMPLATE. window: the model's context window in tokens."""
 
     name: str
     result: Result
@@ -69,12 +75,12 @@ class TaskEvaluation:
     window: int
 
 
-def evaluate(model: str | Path, *text: str | Path,
+def evaluate(model: str | os.PathLike[str], *text: str | os.PathLike[str],
              **options: Any) -> TextEvaluation | TranslationEvaluation | list[TaskEvaluation]:
     """Evaluate a run folder or a Hugging Face folder (`bardlet eval`).
 
     Args:
-        model: the folder.
+        model: the folder, a `Run` or a `Model`.
         text: the text to compute the loss on; none: the validation split of the run's own text.
         options: the fields of `EvaluationOptions`, for example task="arc-easy", limit=200.
 
@@ -84,13 +90,10 @@ def evaluate(model: str | Path, *text: str | Path,
     Raises:
         BardletError: a text, task or option that does not fit the model.
     """
-    known = {each.name for each in fields(EvaluationOptions)}
-    if unknown := [name for name in options if name not in known]:
-        raise BardletError(f"bardlet.evaluate: unknown option '{unknown[0]}'; it takes {', '.join(sorted(known))}")
-    folder, names = Path(model), tuple(map(str, text))
+    folder, names = Path(model), tuple(str(os.fspath(each)) for each in text)
     if isinstance(options.get("task"), str):
         options["task"] = (options["task"],)
-    chosen = EvaluationOptions(**options)
+    chosen = toml.options(EvaluationOptions, options, "bardlet.evaluate")
     if chosen.task:
         return list(evaluate_tasks(folder, names, chosen))
     return evaluate_data(folder, names, chosen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from bardlet.config import toml
+from bardlet.config.inference import SamplingOptions
 from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import chat_template
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, printable
 from bardlet.inference import text_generation
 from bardlet.inference import translate as translation
 from bardlet.inference.chat_session import ChatSession
@@ -19,6 +23,8 @@ from bardlet.run import folder as run_folder
 from bardlet.run import hf
 from bardlet.runtime import device as runtime_device
 from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
 
 DType = Literal["fp32", "bf16", "int8"]
 
@@ -62,14 +68,15 @@ class Model:
                top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> Iterator[str]:
         """Yield the pieces of the text of `generate` as they are written; every character is whole."""
         ids = self.prompt_ids(prompt)
-        return text_generation.stream(self.module, self.tokenizer, ids, max_new_tokens,
-                                      **self.options(temperature, top_k, top_p, seed))
+        tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
+        return text_generation.stream(self.module, self.tokenizer, ids, tokens, **options)
 
     def complete(self, prompts: Sequence[str], max_new_tokens: int = 500, *, temperature: float = 0.8,
                  top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> tuple[list[str], int]:
         """Return the text that follows each prompt, generated as one batch, and the number of new tokens."""
-        rows = text_generation.complete(self.module, self.tokenizer, [self.prompt_ids(prompt) for prompt in prompts],
-                                        max_new_tokens, **self.options(temperature, top_k, top_p, seed))
+        tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
+        ids = [self.prompt_ids(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        rows = text_generation.complete(self.module, self.tokenizer, ids, tokens, **options)
         return [self.tokenizer.decode(ids, skip_special=True) for ids in rows], sum(map(len, rows))
 
     def chat(self, message: str, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
@@ -83,8 +90,8 @@ class Model:
                 top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> ChatSession:
         """Return a conversation: `session.ask(text)` yields the answer piece by piece."""
         self._refuse_translator()
-        return ChatSession(self.module, self.tokenizer, system, max_new_tokens, documents=self.documents,
-                           **self.options(temperature, top_k, top_p, seed))
+        tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
+        return ChatSession(self.module, self.tokenizer, system, tokens, documents=self.documents, **options)
 
     def translate(self, lines: Sequence[str], *, beam: int = 1, length_penalty: float = 1.0,
                   batch_size: int = 64) -> list[str]:
@@ -102,14 +109,18 @@ class Model:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt. BardletError for a character that the tokenizer does not know."""
         self._refuse_translator()
+        if not isinstance(prompt, str):
+            raise BardletError(f"prompt {printable(prompt)}: must be a string")
         return text_generation.prompt_ids(self.tokenizer, prompt, self.documents)
 
-    def options(self, temperature: float, top_k: int | None, top_p: float | None,
-                seed: int | None) -> dict[str, Any]:
-        """Return the keywords of `generate.stream`; without a seed, draw one."""
-        seed = int(torch.seed() % 2**31) if seed is None else seed
-        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        return {**options, "dtype": torch.int8} if self.dtype == "int8" else options
+    def options(self, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
+                seed: int | None) -> tuple[int, dict[str, Any]]:
+        """Return (max_new_tokens, keywords of `generate.stream`), checked; without a seed, draw one."""
+        values = {"tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        checked = toml.options(SamplingOptions, values, "generate")
+        options: dict[str, Any] = {"temperature": checked.temperature, "top_k": checked.top_k, "top_p": checked.top_p,
+                                   "seed": int(torch.seed() % 2**31) if checked.seed is None else checked.seed}
+        return checked.tokens, {**options, "dtype": torch.int8} if self.dtype == "int8" else options
 
     def translate_options(self, beam: int, length_penalty: float, batch_size: int) -> translation.TranslateOptions:
         """Return checked options of a translation. BardletError for a model that does not translate."""
@@ -125,11 +136,14 @@ class Model:
             raise BardletError(f"{self.folder}: an encoder-decoder translates; use "
                                f"`bardlet translate {shlex.quote(str(self.folder))} < LINES`")
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def __repr__(self) -> str:
         return f"Model({str(self.folder)!r})"
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: DType = "fp32") -> Model:
+def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType = "fp32") -> Model:
     """Load a run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model.
 
     Args:
@@ -141,14 +155,18 @@ def load(folder: str | Path, *, device: str = "auto", dtype: DType = "fp32") -> 
     """
     if dtype not in get_args(DType):
         raise BardletError(f"dtype {dtype}: must be one of {', '.join(get_args(DType))}")
+    if not isinstance(folder, str | os.PathLike):
+        raise BardletError(f"bardlet.load: {printable(folder)} is not a folder; name a run folder")
     folder = Path(folder)
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)
     documents, prefix_lm = 2, False if module.config.model == "encdec" else None
     if (folder / "run.toml").exists():
-        config, record = run_folder.settings(folder, changed=True)
-        documents = record.get("documents") or 2
-        if isinstance(config, TranslationConfig):
-            prefix_lm = config.prefix_lm
+        try:
+            config, record = run_folder.settings(folder, changed=True)
+            documents = record.get("documents") or 2
+            prefix_lm = config.prefix_lm if isinstance(config, TranslationConfig) else prefix_lm
+        except BardletError as error:  # the weights are intact all the same
+            log.warning("%s", error)
     runtime_device.place(module, device, dtype)
     return Model(folder, module, tokenizer, dtype, documents, prefix_lm)

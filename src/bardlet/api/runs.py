@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +54,19 @@ def runs(root: str | Path = "runs") -> list[RunSummary]:
 def _run_files(root: Path) -> Iterator[Path]:
     """Yield each run.toml at most three folders below `root`, which includes the runs of ladders."""
     for depth in range(4):
-        yield from root.glob("*/" * depth + "run.toml")
+        yield from (path for path in root.glob("*/" * depth + "run.toml") if not path.parent.is_symlink())
 
 
 def summarize(folder: Path) -> RunSummary:
     """Return the summary of a run folder; a damaged folder gets the state "damaged" and raises nothing."""
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    modified = max((path.stat().st_mtime for path in folder.iterdir()), default=time.time())
+    size, modified = _size_and_time(folder)
     try:
         config, record = read_toml(folder / "run.toml")
         checked(record, str(folder / "run.toml"))
     except BardletError:
         unknown = (None,) * 3
         return RunSummary(str(folder), "?", *unknown, "damaged", *unknown, "", None, size / 1e6, modified)
-    state = "finished" if record.get("finished") else "running" if lock.holder(folder) else "stopped"
+    state = "finished" if record.get("finished") else "running" if _in_use(folder) else "stopped"
     last = _last_line(folder)
     loss = _number(record.get("val_loss", last.get("val_loss")))
     reward = None
@@ -78,6 +77,25 @@ def summarize(folder: Path) -> RunSummary:
         str(folder), config.command, record.get("text"), getattr(config, "model", None) or _model_type(folder),
         record.get("parameters"), state, record.get("steps") if state == "finished" else last.get("step"), loss, reward,
         _result(record, loss, reward), None if seconds is None else seconds / 60, size / 1e6, modified)
+
+
+def _size_and_time(folder: Path) -> tuple[int, float]:
+    """Return the bytes of a folder and the time of its last change; files may vanish while a run saves."""
+    size, modified = 0, 0.0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            status = path.lstat()
+            modified = max(modified, status.st_mtime)
+            size += status.st_size if path.is_file() and not path.is_symlink() else 0
+    return size, modified
+
+
+def _in_use(folder: Path) -> bool:
+    """Return True if a process trains the run, or if its lock cannot be read."""
+    try:
+        return lock.holder(folder) is not None
+    except BardletError:
+        return True
 
 
 def _result(record: dict[str, Any], loss: float | None, reward: float | None) -> str:
@@ -111,11 +129,28 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def delete(folder: str | Path) -> None:
-    """Delete a run folder. BardletError if it is not a run, or if a process is training it."""
+def check_deletable(folder: str | Path) -> Path:
+    """Return the path of a run that can be deleted.
+
+    Raises:
+        BardletError: no run, a link, a folder with other runs below it, or a run in use.
+    """
     folder = Path(folder)
     if folder.is_symlink() or not (folder / "run.toml").is_file():
         raise BardletError(f"{folder}: not a run folder (it has no run.toml); nothing was deleted")
+    if inner := sorted(str(path.parent) for path in folder.rglob("run.toml") if path.parent != folder):
+        raise BardletError(f"{folder}: contains other runs ({inner[0]}{', ...' * (len(inner) > 1)}); "
+                           "nothing was deleted; delete those first")
     if holder := lock.holder(folder):
         raise lock.in_use(folder, holder)
+    return folder
+
+
+def delete(folder: str | Path) -> None:
+    """Delete a run folder. Raises as `check_deletable`."""
+    folder = check_deletable(folder)
+    with lock.locked(folder):  # no process can resume the run meanwhile
+        for path in folder.iterdir():
+            if path.name not in lock.FILES:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.rmtree(folder.resolve())  # "." cannot be removed by that name

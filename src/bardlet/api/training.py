@@ -8,26 +8,25 @@ Keywords are the settings of the command of the same name, with _ for -.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bardlet.config import toml
+from bardlet.config import combine, toml
 from bardlet.config.finetuning import FineTuneConfig
-from bardlet.config.pretraining import FromScratch
 from bardlet.config.settings import Settings
 from bardlet.config.stages import classes_with, config_class
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, printable
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
 
 if TYPE_CHECKING:
     from bardlet.api.models import Model
 
-PathLike = str | Path
+PathLike = str | os.PathLike[str]
 
 
 class Run:
@@ -55,6 +54,9 @@ class Run:
 
         return load(self.folder)
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
@@ -70,14 +72,17 @@ def train(*text: PathLike, out: PathLike | None = None, **settings: Any) -> Run:
     Raises:
         BardletError: an unknown setting, a value that does not fit, or a run that cannot continue.
     """
-    return _start(None, {"text": text, **settings}, out)
+    return _start(None, text, settings, out)
 
 
+@cache
 def stage_function(kind: type[FineTuneConfig]) -> Callable[..., Run]:
     """Return the function of a fine-tuning stage: `bardlet.sft`, `bardlet.dpo` and so on."""
 
     def function(base: PathLike, *data: PathLike, out: PathLike | None = None, **settings: Any) -> Run:
-        return _start(kind, {"init": base, "text": data, **settings}, out)
+        if "init" in settings:
+            raise BardletError(f"bardlet.{kind.command}: init is not a keyword; the model is the first argument")
+        return _start(kind, data, {"init": os.fspath(base), **settings}, out)
 
     function.__name__ = function.__qualname__ = kind.command
     function.__doc__ = f"""{kind.about}
@@ -103,6 +108,9 @@ def resume(folder: PathLike, *, steps: int | None = None, allow_change: bool = F
         allow_change: continue even if machine, precision, compiler or text changed; no longer bit for bit.
         reward: the run's reward command; bardlet never runs a command that only a file names.
     """
+    steps = toml.plain(steps)
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
+        raise BardletError(f"bardlet.resume: steps = {printable(steps)}: must be a whole number")
     from bardlet import runner
 
     return Run(folder, runner.resume(Path(folder), reward, steps, allow_change))
@@ -113,28 +121,44 @@ def open_run(folder: PathLike) -> Run:
     return Run(folder)
 
 
-def _start(kind: type[Settings] | None, values: Mapping[str, Any], out: PathLike | None) -> Run:
-    """Start a run and train it to its end. kind: the settings class; None: by `config_class`."""
-    started = time.monotonic()  # importing torch is part of the minutes
-    values = {name: _plain(value) for name, value in values.items()}
-    if kind is not None:
-        values["stage"] = kind.stage
-    where = f"bardlet.{kind.command if kind else 'train'}"
-    kind = kind or config_class(values)
-    for name in values.keys() - {"stage", *(each.name for each in fields(kind))}:
-        if classes_with(name):
-            raise BardletError(f"{where}: {name} {toml.why_not(name, kind)}")
-    config = toml.from_mapping(values, where, kind)
-    if isinstance(config, FromScratch):
-        config.refuse_unused(values)
+def plan(*text: PathLike, **settings: Any) -> dict[str, Any]:
+    """Return what `train` would do, without doing it: steps, parameters, reasons and the predicted loss."""
+    started, config = time.monotonic(), _settings(None, text, settings)
     from bardlet import runner
 
-    summary = runner.start(config, None if out is None else str(out), started)
+    return runner.start(config, None, started, plan_only=True)
+
+
+def _start(kind: type[FineTuneConfig] | None, text: Sequence[PathLike], settings: Mapping[str, Any],
+           out: PathLike | None) -> Run:
+    """Start a run of a fine-tuning stage, or of `train` if `kind` is None, and train to its end."""
+    started, config = time.monotonic(), _settings(kind, text, settings)  # importing torch is part of the minutes
+    from bardlet import runner
+
+    summary = runner.start(config, None if out is None else os.fspath(out), started)
     return Run(summary["run"], summary)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as run.toml stores it: paths as text."""
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+def _settings(kind: type[FineTuneConfig] | None, text: Sequence[PathLike], settings: Mapping[str, Any]) -> Settings:
+    """Return checked settings from the arguments of a function of the API."""
+    where = f"bardlet.{kind.command if kind else 'train'}"
+    reserved = {"stage": "each stage has a function of its own", "text": "name texts and data before the keywords",
+                "plan": "use bardlet.plan(...)", "replans": "only run.toml has it"}
+    for name, remedy in reserved.items():
+        if name in settings:
+            raise BardletError(f"{where}: {name} is not a keyword; {remedy}")
+    values = {name: toml.plain(value) for name, value in settings.items()}
+    file = Path(values.pop("config")) if values.get("config") else None
+    if text:
+        values["text"] = [str(os.fspath(each)) for each in text]
+    wanted = kind or config_class(values)
+    for name in values:
+        if name not in wanted.__dataclass_fields__ and classes_with(name):
+            raise BardletError(f"{where}: {name} {toml.why_not(name, wanted)}")
+    if kind is None:
+        checked = toml.from_mapping(values, where, wanted)
+        return combine.configure({name: getattr(checked, name) for name in values}, file)
+    values["stage"] = kind.stage
+    checked = toml.from_mapping(values, where, kind)
+    typed = {name: getattr(checked, name) for name in values if name != "stage"}
+    return kind(**combine.file_settings(file, kind, typed) | typed)

@@ -23,7 +23,7 @@ COMMANDS = {
     "resume": "continue a run exactly where it stopped",
     "sample": "generate text",
     "chat": "chat with a model in the terminal",
-    "translate": "translate lines",
+    "translate": "translate text, one sentence per line",
     "eval": "loss on a text, BLEU of a translator, accuracy on tasks",
     **{kind.command: kind.summary for kind in FINE_TUNING},
     "ladder": "train every rung of the lecture and write a report",
@@ -48,8 +48,9 @@ HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, unders
 Commands:
 {chr(10).join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())}
 
-`bardlet COMMAND --help` shows the main settings of a command, --help-all every one; --debug shows the traceback of an
-error. `eval "$(bardlet --print-completion bash)"` completes commands and settings (also zsh, fish).
+`bardlet COMMAND --help` shows the main settings of a command, --help-all every
+setting. --debug shows the traceback of an error. For tab completion, run
+`eval "$(bardlet --print-completion bash)"` (also zsh and fish).
 """
 
 

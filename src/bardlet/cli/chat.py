@@ -42,7 +42,7 @@ class Command(SamplingOptions):
     """The command line."""
 
     run: str
-    """A run folder of `bardlet sft`. A model that was not fine-tuned continues the text instead."""
+    """A run of `bardlet sft`, or of a stage after it. A model that was not fine-tuned continues the text instead."""
     system: str = ""
     """System prompt."""
     tokens: int = 256

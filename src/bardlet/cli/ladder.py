@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 USAGE = Usage(
     "ladder", "[TEXT ...] [OPTIONS]",
-    "Train every rung of the lecture on the same text, and write a page that compares each with the one before. Repeat "
-    "the command with the same --out to continue an interrupted ladder.",
+    "Train every rung of the lecture on the same text, and write a report that compares each with the one before. "
+    "Repeat the command with the same --out to continue an interrupted ladder.",
     (("bardlet ladder --rungs 1-7", "the lecture's rungs, on Tiny Shakespeare"),
      ("bardlet ladder --seeds 5 --rungs bigram,one-head", "is my loss normal?"),
      ("bardlet ladder --explain", "the lecture's math as small experiments")),

@@ -156,8 +156,12 @@ def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everythin
     if notes:
         text = f"{text.rstrip('.')} ({'; '.join(notes)})" + "." * everything
     options: dict[str, Any] = {"help": text.replace("%", "%%") if shown else argparse.SUPPRESS, "dest": name}
-    if hint is bool:
-        section.add_argument(flag, action=argparse.BooleanOptionalAction if each.default else "store_true", **options)
+    if hint is bool and each.default:
+        section.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        return
+    if hint is bool:  # --no-X overrides a settings file; the help shows the short form
+        section.add_argument(flag, action="store_true", **options)
+        section.add_argument(f"--no-{flag[2:]}", action="store_false", **{**options, "help": argparse.SUPPRESS})
         return
     metavar = usage.metavars.get(name) or METAVARS.get(name) or _placeholder(hint)
     if get_origin(hint) is tuple:

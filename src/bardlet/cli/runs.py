@@ -120,18 +120,19 @@ def delete(command: Command) -> int:
     """Delete the named runs after confirmation; return the exit code."""
     from bardlet.api import runs
 
+    folders = [runs.check_deletable(folder) for folder in dict.fromkeys(command.run)]  # all of them, before any is gone
     deleted = []
-    for folder in command.run:
-        summary = runs.summarize(Path(folder)) if (Path(folder) / "run.toml").is_file() else None
-        if summary and not command.yes:
+    for folder in folders:
+        if not command.yes:
             if not sys.stdin.isatty():
                 raise BardletError(f"{folder}: standard input is not a terminal to confirm on; add --yes to delete it")
+            summary = runs.summarize(folder)
             about = f"{summary.state}, {summary.megabytes:.0f} MB" + (f", {summary.result}" if summary.result else "")
             if ask(f"delete {folder} ({about})? [y/N] ") not in ("y", "yes"):
                 console.say(f"{folder}: kept")
                 continue
         runs.delete(folder)
-        deleted.append(folder)
+        deleted.append(str(folder))
         console.say(f"{folder}: deleted")
     if command.json:
         console.say_json({"deleted": deleted})

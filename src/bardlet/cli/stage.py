@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from bardlet import console
 from bardlet.cli import training
 from bardlet.cli.parser import Group, Usage, typed
+from bardlet.config import combine
 from bardlet.config.finetuning import FineTuneConfig, RolloutConfig, is_command
 from bardlet.config.stages import CONFIGS, classes_with, config_class
 from bardlet.config.toml import settings_in, why_not
@@ -67,7 +68,7 @@ def run(kind: type[FineTuneConfig], argv: Sequence[str], names_model: bool = Tru
 
     values = typed((training.RunOptions, kind), argv, usage(kind), NOT_TYPED, explain)
     options, settings, started = training.split(values)
-    defaults = training.file_settings(file, kind, settings)
+    defaults = combine.file_settings(file, kind, settings)
     if names_model and settings.get("text"):
         model, *data = settings["text"]
         settings |= {"init": model, "text": tuple(data) or defaults.get("text", ())}

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from bardlet import console
 from bardlet.cli import stage, training
 from bardlet.cli.parser import Group, Usage, typed
+from bardlet.config import combine
 from bardlet.config.finetuning import FineTuneConfig
-from bardlet.config.pretraining import SET_BY_WEIGHTS, FromScratch, TrainConfig, TranslationConfig
-from bardlet.config.settings import flag
-from bardlet.config.stages import CONFIGS, NAMED_PAIRS, classes_with, config_class
+from bardlet.config.pretraining import FromScratch, TrainConfig, TranslationConfig
+from bardlet.config.stages import CONFIGS, classes_with
 from bardlet.config.toml import settings_in, why_not
-from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
@@ -25,7 +22,7 @@ USAGE = Usage(
     "Train a GPT on a text, or a translator on sentence pairs. The result is a Hugging Face model folder, and a run "
     "that `bardlet resume` can continue.",
     (("bardlet train my.txt --minutes 10", "the best model for ten minutes of this machine"),
-     ("bardlet train books/ \"*.md\" --plan", "what would be trained, why, and the predicted loss"),
+     ("bardlet train books/ \"*.md\" --plan", "show the plan, its reasons and the predicted loss"),
      ("bardlet train my.txt --init runs/base", "start from trained weights"),
      ("bardlet train --source my.de --target my.en", "learn to translate")),
     (Group("data", ("tokenizer", "vocab_size", "source", "target", "pair"), ("field", "val_part", "lowercase")),
@@ -60,36 +57,4 @@ def read(argv: Sequence[str]) -> tuple[training.RunOptions, FromScratch, float]:
                    lambda name: why_not(name, TrainConfig)
                    if classes_with(name) and name not in training.NOT_TYPED else "")
     options, settings, started = training.split(values)
-    return options, configure(settings, training.config_file(argv)), started
-
-
-def configure(values: dict[str, Any], file: Path | None) -> FromScratch:
-    """Return the settings of a run from those on the command line and in a file.
-
-    A setting on the command line that does nothing is an error; one in a file, which may be of another run, is ignored
-    with a notice.
-    """
-    kind: type[FromScratch] = TranslationConfig if names_pairs(values, file) else TrainConfig
-    known = set(kind.__dataclass_fields__)
-    for name in values:
-        if name not in known:
-            raise BardletError(f"{flag(name)}: {why_not(name, kind)}")
-    defaults = training.file_settings(file, kind, values)
-    config = kind(**defaults | values)
-    if ignored := [name for name in config.unused() if name not in values]:
-        log.warning("%s: ignored, does not apply to %s", ", ".join(ignored), config.model)
-        defaults = {name: value for name, value in defaults.items() if name not in ignored}
-        config = kind(**defaults | values)
-    config.refuse_unused(values)
-    if config.init and (ignored := [name for name in SET_BY_WEIGHTS if name in values]):
-        log.warning("%s: ignored, --init %s sets it", ", ".join(map(flag, ignored)), config.init)
-        config = kind(**defaults | {name: value for name, value in values.items() if name not in ignored})
-    return config
-
-
-def names_pairs(values: dict[str, Any], file: Path | None) -> bool:
-    """Return True if the command line, or else the file, names sentence pairs."""
-    text = values.get("text", ())
-    if {"pair", "source", "target"} & set(values) or (text and text[0] in NAMED_PAIRS):
-        return True
-    return file is not None and not text and config_class(settings_in(file)) is TranslationConfig
+    return options, combine.configure(settings, training.config_file(argv)), started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,10 +13,7 @@ from typing import Any
 
 from bardlet import console
 from bardlet.cli.parser import Group
-from bardlet.config.finetuning import FineTuneConfig
-from bardlet.config.pretraining import SET_BY_WEIGHTS, TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
-from bardlet.config.toml import read_toml, settings_in
 
 log = logging.getLogger("bardlet")
 
@@ -70,21 +67,3 @@ def config_file(argv: Sequence[str]) -> Path | None:
         file = parser.parse_known_args(list(argv))[0].config
         return Path(file) if file else None
     return None
-
-
-def file_settings(file: Path | None, kind: type[Settings], typed: Collection[str]) -> dict[str, Any]:
-    """Return the settings in a TOML file for the class `kind`; empty without a file.
-
-    typed: names of the settings on the command line. --steps or --minutes replaces both of the file and its replans.
-    """
-    if file is None:
-        return {}
-    settings, _ = read_toml(file, kind)
-    values = {each.name: getattr(settings, each.name) for each in fields(kind)}
-    known = {*values, "stage", *(SET_BY_WEIGHTS if issubclass(kind, FineTuneConfig) else ())}
-    if unused := [name for name in settings_in(file) if name not in known]:
-        user = {TrainConfig: "training on a text", TranslationConfig: "training on sentence pairs"}.get(kind)
-        log.warning("%s: ignored, %s has no such setting", ", ".join(unused), user or f"`bardlet {kind.command}`")
-    if {"steps", "minutes"} & set(typed):
-        values |= {"replans": (), "steps": None, "minutes": None}
-    return values

@@ -26,7 +26,7 @@ class FineTuneConfig(Rows, Settings):
     """Example of a command line."""
 
     text: tuple[str, ...] = ()
-    """The model, a run folder or a Hugging Face folder, then files: .jsonl or .json, also .gz and .xz."""
+    """The model (a run folder or a Hugging Face folder), then data files: .jsonl or .json, also .gz and .xz."""
     lora: int | None = None
     """Train LoRA factors of this rank. The result has them merged into the weights (default: train all weights)."""
     batch_size: int = 32

@@ -17,8 +17,6 @@ class KTOConfig(DPOConfig):
              "(true: liked), or with `messages` and `label`. The model at the start is the reference.")
     example = "bardlet kto runs/chats-sft feedback.jsonl"
 
-    batch_size: int = 16
-    """Completions per micro-batch. Over all processes; at least 2, because the KL is estimated from all of them."""
     desirable_weight: float = 1.0
     """Weight of the loss on liked completions. Balance the classes: weight times count of liked completions should be
     1 to 4/3 times that of disliked ones."""
@@ -27,5 +25,4 @@ class KTOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(lambda x: x >= 2, "at least 2", "batch_size")
         self.require(lambda x: 0 < x < 100, "more than 0 and below 100", "desirable_weight", "undesirable_weight")

@@ -29,17 +29,18 @@ class ModelSettings:
     """BPE vocabulary size (default: depends on the size of the text)."""
     model: Model = "qwen3"
     """Architecture: qwen3, gpt2, encdec (translation) or a rung of the ladder. The rungs are bigram, averaging,
-    one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and qk-norm."""
+    one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and qk-norm. For sentence pairs:
+    encdec."""
     n_layer: Auto[int] = AUTO
-    """Transformer blocks (default: chosen by the plan). 4 without a plan."""
+    """Transformer blocks (default: chosen for --minutes). With --steps, or a rung of the ladder: 4."""
     n_encoder_layer: int | None = None
     """Encoder blocks of encdec (default: n_layer)."""
     n_head: Auto[int] = AUTO
-    """Attention heads (default: chosen by the plan). 4 without a plan."""
+    """Attention heads (default: chosen for --minutes). With --steps, or a rung of the ladder: 4."""
     n_kv_head: int | None = None
     """Key and value heads of qwen3 (default: n_head). Fewer is grouped-query attention."""
     n_embd: Auto[int] = AUTO
-    """Embedding dimension (default: chosen by the plan). 192 without a plan."""
+    """Embedding dimension (default: chosen for --minutes). With --steps, or a rung of the ladder: 192."""
     n_inner: int | None = None
     """Width of the feed-forward layer (default: 4 n_embd; 8/3 n_embd in qwen3). Both cost the same, since qwen3 has
     three matrices."""
@@ -62,9 +63,10 @@ class FromScratch(ModelSettings, Settings):
                                                "block_size": 128}
 
     block_size: Auto[int] = AUTO
-    """Context window in tokens (default: chosen by the plan). 128 without a plan; with --init that of the weights."""
+    """Context window in tokens (default: chosen for --minutes). With --steps, or a rung of the ladder: 128; sentence
+    pairs: 256; with --init: that of the weights."""
     dropout: Auto[float] = AUTO
-    """Dropout probability (default: chosen by the plan). 0 without a plan."""
+    """Dropout probability (default: chosen for --minutes). With --steps, or a rung of the ladder: 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,7 +197,8 @@ class TrainConfig(Rows, FromScratch):
     field: str = "text"
     """Field of a .jsonl record that holds the text."""
     batch_size: Auto[int] = AUTO
-    """Windows per micro-batch (default: chosen by the plan). Over all processes; 32 without a plan."""
+    """Windows per micro-batch (default: chosen for --minutes). With --steps, or a rung of the ladder: 32. Over all
+    processes."""
     eval_tokens: Auto[int] = AUTO
     """Validation tokens per evaluation (default: 131,072, fewer in a short run). Evenly spread; 0: all."""
 

@@ -49,7 +49,7 @@ class Settings:
     text: tuple[str, ...] = ()
     """Files to train on."""
     val_part: Literal["val", "dev"] = "val"
-    """Held-out split: validation, or a development split. The latter is the last tenth of the training split."""
+    """Held-out split: validation or development. The development split is the last tenth of the training split."""
 
     init: str | None = None
     """Start from the weights and tokenizer of this folder. A run folder, or a Hugging Face folder."""
@@ -70,9 +70,9 @@ class Settings:
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices of the blocks, or AdamW for all weights. Embeddings, norms and biases always use AdamW."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. For sentence pairs: 0.008, or 0.002 with --init."""
     muon_lr: float = 2e-2
-    """Peak learning rate of Muon."""
+    """Peak learning rate of Muon. For sentence pairs: 0.04, or 0.02 with --init."""
     min_lr_ratio: float = 0.0
     """Final learning rate as a fraction of the peak."""
     schedule: Literal["stable-decay", "cosine", "linear", "constant"] = "stable-decay"
@@ -82,7 +82,7 @@ class Settings:
     decay_share: float = 0.8
     """Fraction of the steps in which stable-decay decays."""
     weight_decay: Auto[float] = AUTO
-    """Decoupled weight decay (default: 0.1, or chosen by the plan). Norms and biases have none."""
+    """Decoupled weight decay (default: 0.1, or chosen for --minutes in pretraining). Norms and biases have none."""
     beta1: float = 0.9
     """AdamW's first-moment decay."""
     beta2: float = 0.99
@@ -138,7 +138,7 @@ class Settings:
         self.require(lambda x: 0 <= x < 1, "at least 0 and below 1", "dropout", "beta1", "beta2")
         self.require(lambda x: 0 <= x <= 1, "from 0 to 1", "min_lr_ratio", "decay_share")
         if self.steps is not None and self.minutes is not None and not self.replans:
-            raise BardletError("--steps and --minutes: set one of them, not both")
+            raise BardletError("--steps and --minutes: give one of them, not both")
 
     def require(self, valid: Any, requirement: str, *names: str) -> None:
         """Raise BardletError for the first of these settings whose value fails the test `valid`."""

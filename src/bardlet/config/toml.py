@@ -6,6 +6,7 @@ An unknown key or a value of the wrong type is an error that names its location.
 from __future__ import annotations
 
 import hashlib
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
@@ -21,6 +22,7 @@ from bardlet.config.stages import CONFIGS, classes_with, config_class
 from bardlet.errors import BardletError, printable
 
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
 STAGES = tuple(dict.fromkeys(config.stage for config in CONFIGS))
 SHAPE = ("model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings")
 """Settings of the base model's shape that the run.toml of a fine-tuning run repeats."""
@@ -62,6 +64,30 @@ def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any
         raise BardletError(f"{where}: {error}") from None
 
 
+def options(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return a dataclass of options that are not settings, from Python values.
+
+    Raises:
+        BardletError: an unknown name, or a value of the wrong type.
+    """
+    hints = get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            near = get_close_matches(name, hints, 1)
+            raise BardletError(f"{where}: unknown option '{name}'; "
+                               + (f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(sorted(hints))}"))
+    return kind(**{name: _typed(plain(value), hints[name], f"{where}: {name}") for name, value in values.items()})
+
+
+def plain(value: Any) -> Any:
+    """Return a Python value as TOML would have it: paths as strings, NumPy scalars as numbers."""
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    return value.item() if type(value).__module__ == "numpy" and not getattr(value, "shape", None) else value
+
+
 def why_not(name: str, kind: type[Settings]) -> str:
     """Explain why a settings class lacks a setting that others have, and what to do."""
     others = classes_with(name)
@@ -75,7 +101,7 @@ def why_not(name: str, kind: type[Settings]) -> str:
     return "is a setting of translation; drop it, or name pairs with --source FILE --target FILE or --pair"
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 'text, in " "'}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -87,7 +113,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise BardletError(f"{where} = {printable(value)}: must be a list, in [ ]")
+            raise BardletError(f"{where} = {printable(value)}: must be a list")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
             raise BardletError(f"{where} = {printable(value)}: must have {len(kinds)} entries")

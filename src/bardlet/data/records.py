@@ -210,7 +210,7 @@ def _prompt_field(record: Mapping[str, Any]) -> str | None:
 def _prompt_messages(record: Mapping[str, Any], location: str) -> list[Message]:
     """Return the prompt field of a record as messages."""
     name = str(_prompt_field(record))
-    return _messages(record[name], "user", f'{location}: "{name}"')
+    return as_messages(record[name], "user", f'{location}: "{name}"')
 
 
 def preference(record: Mapping[str, Any], location: str) -> Preference:
@@ -224,8 +224,9 @@ def preference(record: Mapping[str, Any], location: str) -> Preference:
         raise BardletError(f"{location}: has no {missing[0]}, only "
                            f"{', '.join(map(printable, list(record)[:5])) or 'nothing'}; "
                            "a preference needs prompt, chosen and rejected")
-    prompt = _messages(record["prompt"], "user", f'{location}: "prompt"')
-    completions = [_messages(record[name], "assistant", f'{location}: "{name}"')[-1] for name in ("chosen", "rejected")]
+    prompt = as_messages(record["prompt"], "user", f'{location}: "prompt"')
+    completions = [as_messages(record[name], "assistant", f'{location}: "{name}"')[-1]
+                   for name in ("chosen", "rejected")]
     if prompt[-1]["role"] == "assistant":
         raise BardletError(f'{location}: "prompt" ends with an assistant message; end it with a user message')
     for name, completion in zip(("chosen", "rejected"), completions, strict=True):
@@ -248,7 +249,7 @@ def question(record: Mapping[str, Any], location: str) -> Question:
     return Question(messages, last["content"] if last else None)
 
 
-def _messages(value: Any, role: str, where: str) -> list[Message]:
+def as_messages(value: Any, role: str, where: str) -> list[Message]:
     """Return a string as one message, and a list of messages as it is."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]

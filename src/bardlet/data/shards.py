@@ -287,7 +287,7 @@ def _write_header(file: BinaryIO, dtype: np.dtype[Any], count: int) -> int:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """Return the ids of the shard NAME.npy, or of bardlet 0.2's NAME.bin: (N,), memory-mapped and read-only.
+    """Return the ids of the shard NAME.npy, or of NAME.bin, version 1: (N,), memory-mapped and read-only.
 
     Raises:
         BardletError: the file is damaged, or not a shard.

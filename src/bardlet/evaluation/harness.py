@@ -1,6 +1,6 @@
 """EleutherAI's lm-evaluation-harness on a run folder: its tasks with any model that bardlet reads, rungs included.
 
-    pip install 'bardlet[harness]'
+    pip install 'lm_eval>=0.4.13'
     python -m bardlet.harness run --model bardlet --model_args run=runs/my-qwen3 --tasks arc_easy,hellaswag
 
 It accepts the arguments of `lm-eval`. The harness builds the prompts, computes the metrics and downloads its data
@@ -30,7 +30,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError:
-    MISSING = "lm-evaluation-harness is not installed; run `pip install 'bardlet[harness]'`"
+    MISSING = "lm-evaluation-harness is not installed; run `pip install 'lm_eval>=0.4.13'`"
     if __name__ == "__main__":
         sys.exit(f"bardlet: {MISSING}")
     raise BardletError(MISSING) from None

@@ -83,7 +83,7 @@ def mask() -> Experiment:
         "mask",
         "The triangular mask",
         "Does a position know anything about the tokens after it?",
-        ("Each row of weights sums to between {least_sum:.6f} and {most_sum:.6f}.",
+        ("The rows of weights have sums between {least_sum:.6f} and {most_sum:.6f}.",
          "The largest weight on a future token is {future:.1f}.",
          "In a model with one head, replacing a token changes earlier logits by at most {earlier:.1f}, and logits at "
          "its own or later positions by up to {later:.2f}."),
@@ -185,7 +185,7 @@ def masks() -> Experiment:
          "is hidden, so the decoder has to learn to predict it.",
          "With a prefix (a source of {prefix_length:.0f} tokens), the source attends in both directions and the rest "
          "is a decoder: {prefix:.0f} pairs.",
-         "The first token attends to {encoder_first:.0f}, {decoder_first:.0f} and {prefix_first:.0f} tokens."),
+         "Here the first token attends to {encoder_first:.0f}, {decoder_first:.0f} and {prefix_first:.0f} tokens."),
         {"positions": T, "prefix_length": prefix, **{name: float(mask.sum()) for name, mask in visible.items()},
          **{f"{name}_first": float(mask[0].sum()) for name, mask in visible.items()},
          "decoder_from_triangle": max_abs(visible["decoder"] - torch.tril(torch.ones(T, T)))},

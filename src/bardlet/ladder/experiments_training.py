@@ -148,7 +148,7 @@ def layernorm() -> Experiment:
          "{before_variance:.2f}.",
          "After LayerNorm, rows have means up to {row_mean:.1e} and variances of {row_variance:.5f}. Columns have "
          "means up to {column_mean:.2f}, and the variance furthest from {one:.0f} is {column_variance:.2f}.",
-         "After batch norm, it is the other way round: columns have means up to {batch_column_mean:.1e} and variances "
+         "After batch norm, it is the reverse: columns have means up to {batch_column_mean:.1e} and variances "
          "of {batch_column_variance:.5f}; rows have means up to {batch_row_mean:.2f}, and a variance of "
          "{batch_row_variance:.2f}. A row then depends on the other rows of its batch; with LayerNorm it never does.",
          "LayerNorm of {times:.0f} x equals LayerNorm of x, to within {scale_free:.1e}.",

@@ -17,7 +17,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 METRICS = {"nats_per_char": "nats per character", "bits_per_byte": "bits per byte", "bleu": "BLEU", "chrf": "chrF",
-           "accuracy": "accuracy on held-out comparisons", "reward_after": "mean held-out reward"}
+           "accuracy": "held-out pairs in which the preferred completion has the higher reward",
+           "reward_after": "mean held-out reward"}
 """Entries of a record that the card's metadata lists as results."""
 
 

@@ -16,7 +16,7 @@ def trackers(config: Settings, run: Path) -> list[Callable[[int, dict[str, float
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise BardletError("--tensorboard: not installed; run `pip install 'bardlet[tensorboard]'`") from None
+            raise BardletError("--tensorboard: not installed; run `pip install tensorboard`") from None
         writer = SummaryWriter(str(run / "tensorboard"))
 
         def to_tensorboard(step: int, values: dict[str, float]) -> None:
@@ -29,7 +29,7 @@ def trackers(config: Settings, run: Path) -> list[Callable[[int, dict[str, float
         try:
             import wandb
         except ImportError:
-            raise BardletError("--wandb: not installed; run `pip install 'bardlet[wandb]'`") from None
+            raise BardletError("--wandb: not installed; run `pip install wandb`") from None
         wandb.init(project=config.wandb, name=run.name, dir=str(run))
         loggers.append(lambda step, values: wandb.log(values, step=step))
     return loggers

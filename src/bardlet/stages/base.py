@@ -216,8 +216,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         steps = min(steps, trainer.record.most_steps or steps)
         trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
         if steps < 20:
-            log.warning("time for only %d steps, at %.1f s per step; give more --minutes, or choose a smaller model "
-                        "(--n-layer, --n-embd)", steps, per_step)
+            log.warning("time for only %s, at %.1f s per step; give more --minutes, or choose a smaller model "
+                        "(--n-layer, --n-embd)", f"{steps} step{'s' * (steps != 1)}", per_step)
         if trainer.config.eval_every is None:
             trainer.config = replace(trainer.config, eval_every=trainer.dist.broadcast_int(-(-steps // evaluations)))
         self.fit_to_steps(trainer)

@@ -31,7 +31,7 @@ from bardlet.training.state import Objective
 
 
 class Feedback(Examples):
-    """Completions with a label, True for liked. Row i of a split is paired with the completion of row i + 1."""
+    """Completions with a label, True for liked. Each row has the completion of the row half a split away, too."""
 
     @cached_property
     def hash(self) -> str:
@@ -42,9 +42,11 @@ class Feedback(Examples):
     def parts(self) -> tuple[list[tuple[Preference, bool]], list[tuple[Preference, bool]]]:
         """(training, held-out) rows with their labels, split by prompt."""
         rows = [feedback(record, location) for file in self.files for location, record in records.records(file)]
-        split = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labeled completions")
-        train, held_out = ([(Preference(row.prompt, row.chosen, next_row.chosen), label) for (row, label), (next_row, _)
-                            in zip(part, [*part[1:], *part[:1]], strict=True)] for part in split)
+        rows.sort(key=lambda row: hashlib.sha256(records.as_text(row[0].prompt).encode()).digest())  # as good as random
+        parts = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labeled completions")
+        train, held_out = ([(Preference(row.prompt, row.chosen, other.chosen), label)
+                            for (row, label), (other, _) in zip(part, [*part[half:], *part[:half]], strict=True)]
+                           for part, half in ((part, len(part) // 2) for part in parts))
         return train, held_out
 
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
@@ -59,11 +61,12 @@ def feedback(record: Mapping[str, Any], location: str) -> tuple[Preference, bool
     if label not in (True, False):  # also 0 and 1
         raise BardletError(f'{location}: "label" is {printable(label)}; write true for a liked completion, '
                            "false for a disliked one")
-    question = records.question({"messages": record["messages"]} if "messages" in record else
-                                {"prompt": record.get("prompt"), "answer": record.get("completion")}, location)
-    if question.answer is None:
-        raise BardletError(f"{location}: has no completion; end the messages with an assistant message")
-    return Preference(question.prompt, question.answer, ""), bool(label)
+    messages = list(records.conversation(record, location)) if "messages" in record else [
+        message for name, role in (("prompt", "user"), ("completion", "assistant"))
+        for message in records.as_messages(record.get(name), role, f'{location}: "{name}"')]
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise BardletError(f"{location}: has no completion; end it with an assistant message")
+    return Preference(messages[:-1], messages[-1]["content"], ""), bool(label)
 
 
 class KTO(DPO):
@@ -91,11 +94,13 @@ class KTO(DPO):
         record = super().new_record(tokenizer)
         for labels, part in zip(self.labels(), ("training", "held-out"), strict=True):
             if labels.all() or not labels.any():
-                raise BardletError(f"{self.source.name}: all {part} completions are {'dis' * (not labels.any())}liked; "
-                                   "KTO needs both kinds, so add some of the other")
+                raise BardletError(f"{self.source.name}: all {len(labels)} {part} completions are "
+                                   f"{'dis' * (not labels.any())}liked; KTO needs both kinds, so add more records")
         held_out = self.pairs()[1].chosen
         record.longer = round(auc(torch.tensor(held_out.ends - held_out.starts), torch.from_numpy(self.labels()[1])), 4)
-        record.guessing = 0.5  # the loss while policy and reference agree, with weights of 1
+        config = cast(KTOConfig, self.config)
+        weight_N = np.where(self.labels()[1], config.desirable_weight, config.undesirable_weight)
+        record.guessing = round(float(weight_N.mean()) / 2, 4)  # the loss while policy and reference agree
         return record
 
     def objective(self, config: DPOConfig) -> Objective:
@@ -110,7 +115,6 @@ class KTO(DPO):
             real_B, number_B = batch["length"][:, 0] > 0, batch["number"]
             log_ratio_B2 = (logprobs.pair_log_probability(model, batch) - reference_N2[number_B])[real_B]
             mismatched_B = log_ratio_B2[:, 1].detach().double()
-            # over all ranks
             total, count = self.dist.sum(torch.stack((mismatched_B.sum(), torch.ones_like(mismatched_B).sum())))
             return loss_of(log_ratio_B2[:, 0], (total / count).float(), label_N[number_B][real_B])
 
@@ -149,5 +153,6 @@ class KTO(DPO):
 
 def auc(score_N: torch.Tensor, label_N: torch.Tensor) -> float:
     """Return the probability that a liked row scores higher than a disliked one; a tie counts half."""
-    difference = score_N[label_N][:, None] - score_N[~label_N][None]
-    return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+    disliked = score_N[~label_N].sort().values
+    below, below_or_equal = (torch.searchsorted(disliked, score_N[label_N], right=right) for right in (False, True))
+    return ((below + below_or_equal) / (2 * len(disliked))).double().mean().item()

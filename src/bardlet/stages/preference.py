@@ -112,7 +112,7 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         r = self.record
-        verdict = "better" if r.accuracy > r.longer else "no better"
+        verdict = "better" if r.accuracy > r.longer else "as good" if r.accuracy == r.longer else "worse"
         return [f"held-out pairs: the chosen completion has the higher reward in {self.share(r.accuracy)}, "
                 f"by {r.margin:z.3f} on average",
                 f"picking the longer completion is right in {self.share(r.longer)}; the model is {verdict}"]
