@@ -11,7 +11,9 @@ import hashlib
 import json
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -171,7 +173,8 @@ def parity(job: Job) -> dict[str, Any]:
     chosen, rejected = tensors["reference"].unbind(1)
     pairs = {"input_ids": ids, "attention_mask": mask, "completion_mask": (labels != -100).long(),
              "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    return {"losses": {**losses, "DPO": loss_and_norm(dpo, pairs), **grpo(job, tensors)}}
+    return {"losses": {**losses, "DPO": loss_and_norm(dpo, pairs), "KTO": kto(job, tensors),
+                       **grpo(job, tensors)}}
 
 
 def loss_and_norm(trl_trainer: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -213,6 +216,36 @@ def grpo(job: Job, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[float, f
         value.backward()
         losses[name] = (value.item(), logp.grad.norm().item())
     return losses
+
+
+def kto(job: Job, tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Return the KTO loss of given log-probabilities in float64, and the norm of its gradient.
+
+    The trainer's method runs on a stand-in with its settings, whose model returns the log-probabilities.
+    """
+    rows, logp = len(tensors["logp"]), tensors["logp"].double().requires_grad_()
+    masked = tensors["answered"].double()
+
+    def model(**_: Any) -> SimpleNamespace:
+        policy = logp if torch.is_grad_enabled() else tensors["old"].double()  # mismatched completions: no gradient
+        zeros = torch.zeros_like(policy)
+        return SimpleNamespace(log_probs=policy * masked, entropy=zeros, mean_logits=zeros)
+
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True), calculate_KL=True, precompute_ref_logps=True, beta=job["beta"],
+        loss_type="kto", desirable_weight=1.3, undesirable_weight=0.7, aux_loss_enabled=False, args=None,
+        accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x), _total_train_tokens=0,
+        _tp_size=1, _metrics={"train": defaultdict(list)}, state=SimpleNamespace(num_input_tokens_seen=0))
+    trainer._compute_kl_logps = MethodType(trl.KTOTrainer._compute_kl_logps, trainer)
+    ids = torch.zeros((rows, logp.shape[1] + 1), dtype=torch.long)
+    names = ("input_ids", "attention_mask", "completion_mask", "KL_input_ids", "KL_attention_mask",
+             "KL_completion_mask")
+    reference = (tensors["reference_logp"].double() * masked).sum(1)
+    batch = {**{name: ids if name.endswith("ids") else torch.ones_like(ids) for name in names},
+             "label": torch.arange(rows) % 2 == 0, "ref_logps": reference, "ref_KL_logps": reference}
+    value = trl.KTOTrainer._compute_loss(trainer, model, batch, False)
+    value.backward()
+    return value.item(), logp.grad.norm().item()
 
 
 if __name__ == "__main__":

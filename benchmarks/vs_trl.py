@@ -428,10 +428,23 @@ def our_losses(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[
         "SFT": of_model(losses.completion_loss(model, padded) / targets),
         "SFT, packed": of_model(losses.completion_loss(model, packed) / targets),
         "DPO": of_model(dpo_loss),
+        "KTO": kto(tensors),
         "GRPO": of_logp(lambda logp, m: losses.grpo_loss(logp, old, reference, advantage, m, CLIP, BETA)),
         "clipped policy": of_logp(lambda logp, m: losses.clipped_policy_loss(logp, old, advantage[:, None], m, CLIP)),
         "KL estimate": of_logp(lambda logp, m: losses.kl_estimate(logp, reference)[m].sum()),
     }
+
+
+def kto(tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Return the KTO loss of given log-probabilities in float64, and the norm of its gradient."""
+    logp, mask = tensors["logp"].double().requires_grad_(), tensors["answered"].double()
+    reference_B = (tensors["reference_logp"].double() * mask).sum(1)
+    kl = ((tensors["old"].double() * mask).sum(1) - reference_B).mean()
+    liked_B = torch.arange(len(logp)) % 2 == 0
+    value = losses.kto_loss((logp * mask).sum(1) - reference_B, kl, liked_B, BETA, 1.3, 0.7) / len(logp)
+    value.backward()
+    assert logp.grad is not None
+    return value.item(), logp.grad.norm().item()
 
 
 if __name__ == "__main__":

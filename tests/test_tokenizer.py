@@ -215,7 +215,7 @@ def test_a_lone_surrogate_raises(kind):
 
 def test_an_unknown_id_raises():
     for invalid in (-1, BYTE.vocab_size):
-        with pytest.raises(BardletError, match="no token"):
+        with pytest.raises(BardletError, match="not in the vocabulary"):
             BYTE.decode([invalid])
 
 

@@ -317,7 +317,7 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("config: wrong type", write("bad.toml", 'n_layer = "3"\n'), "train --config bad.toml",
      ("bad.toml: n_layer = '3'", "a whole number")),
     ("config: text is not a list", write("bad.toml", 'text = "a.txt"\n'), "train --config bad.toml",
-     ("bad.toml: text = 'a.txt'", "a list, in [ ]")),
+     ("bad.toml: text = 'a.txt'", "must be a list")),
     ("config: short replan", write("bad.toml", "replans = [[1]]\n"), "train --config bad.toml",
      ("bad.toml: replans", "2 entries")),
     ("config: out of range", write("bad.toml", "dropout = 2.0\n"), "train --config bad.toml",

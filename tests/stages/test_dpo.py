@@ -131,7 +131,7 @@ def test_it_learns_the_preference(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert record["longer"] == 0.5  # both completions have as many tokens
     monkeypatch.setattr(DPO, "length_differences", lambda self: np.zeros(11, np.int64))
     stage = DPO(DPOConfig(), DIST)
-    for accuracy, verdict in ((record["accuracy"], "the model is better"), (0.5, "the model is no better")):
+    for accuracy, verdict in ((record["accuracy"], "the model is better"), (0.5, "the model is as good")):
         stage.record = PreferencesRecord.of({**record, "accuracy": accuracy})
         first, second = stage.results()
         assert "11 pairs" in first and verdict in second and "5.5 of 11 pairs (50 % ± 16)" in second

@@ -45,6 +45,8 @@ class RunSummary:
 def runs(root: str | Path = "runs") -> list[RunSummary]:
     """Return a summary of every run below a folder, the newest first. Ladders count each rung and seed."""
     root = Path(root)
+    if root == Path("runs") and not root.exists():
+        return []
     if not root.is_dir():
         raise BardletError(f"{root}: no such folder; `bardlet train` creates runs")
     summaries = [summarize(path.parent) for path in _run_files(root)]
@@ -76,7 +78,7 @@ def summarize(folder: Path) -> RunSummary:
     return RunSummary(
         str(folder), config.command, record.get("text"), getattr(config, "model", None) or _model_type(folder),
         record.get("parameters"), state, record.get("steps") if state == "finished" else last.get("step"), loss, reward,
-        _result(record, loss, reward), None if seconds is None else seconds / 60, size / 1e6, modified)
+        _result(config.command, record, loss, reward), None if seconds is None else seconds / 60, size / 1e6, modified)
 
 
 def _size_and_time(folder: Path) -> tuple[int, float]:
@@ -98,9 +100,10 @@ def _in_use(folder: Path) -> bool:
         return True
 
 
-def _result(record: dict[str, Any], loss: float | None, reward: float | None) -> str:
+def _result(command: str, record: dict[str, Any], loss: float | None, reward: float | None) -> str:
     """Return the main figure of a run in words; empty if there is none yet."""
-    for name, form in (("bleu", "BLEU {:.1f}"), ("accuracy", "{:.0%} of pairs"), ("nats_per_char", "{:.4f} nats/char")):
+    accuracy = "AUC {:.2f}" if command == "kto" else "{:.0%} of pairs"
+    for name, form in (("bleu", "BLEU {:.1f}"), ("accuracy", accuracy), ("nats_per_char", "{:.4f} nats/char")):
         if (value := _number(record.get(name))) is not None:
             return form.format(value)
     if reward is not None:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     try:  # before anything is printed
         model.prompt_ids(command.prompt)
     except BardletError as error:
-        raise BardletError(f"--prompt: {error}") from None
+        raise BardletError(f"--prompt: {error}" if command.prompt else str(error)) from None
     if not command.json and command.num == 1:
         print(command.prompt, end="", flush=True)
         for piece in model.stream(command.prompt, **command.sampling):

@@ -254,9 +254,9 @@ def _check(
     if not 0 <= temperature < float("inf"):
         raise BardletError(f"temperature {temperature}: must be at least 0 (0: always the likeliest token)")
     if top_k is not None and top_k < 1:
-        raise BardletError(f"top_k {top_k}: must be at least 1; drop it to keep all tokens")
+        raise BardletError(f"top_k {top_k}: must be at least 1; None keeps all tokens")
     if top_p is not None and not 0 < top_p <= 1:
-        raise BardletError(f"top_p {top_p}: must be above 0 and at most 1; drop it to keep all tokens")
+        raise BardletError(f"top_p {top_p}: must be above 0 and at most 1; None keeps all tokens")
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise BardletError(f"prompt {number} has no tokens; give at least one")
