@@ -31,7 +31,7 @@ DOMAIN_SHIFT = 0.07
 there n-gram models are worse than guessing.)"""
 END = "\uffff"
 """Ends each document of the sample. No text has it: Unicode reserves it for internal use."""
-VERSION = 9
+VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,13 @@ def measure_corpus(corpus: Corpus, progress: Progress | None = None, cache: Path
     """
     folder, key = (cache or cache_folder()) / "surveys", {"text": corpus.hash, "of": val_part, "version": VERSION}
     if (cached := runtime_cache.read(folder, key)) is not None:
-        return CorpusStatistics(**cached | {name: tuple(cached[name]) for name in ("losses", "quarter")})
+        shift = cached.pop("unlike")  # the name that versions before 0.2 gave it in the cache
+        return CorpusStatistics(**cached | {name: tuple(cached[name]) for name in ("losses", "quarter")},
+                                domain_shift=shift)
     statistics = _read(corpus, progress, val_part)
-    runtime_cache.write(folder, key, asdict(statistics))
+    entry = asdict(statistics)
+    entry["unlike"] = entry.pop("domain_shift")
+    runtime_cache.write(folder, key, entry)
     return statistics
 
 
