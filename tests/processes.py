@@ -15,7 +15,8 @@ from typing import Any
 CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
 FORKS: Any = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
 if CAN_FORK:
-    FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.runner", "bardlet.cli.train",
+    STAGES = [f"bardlet.stages.{name}" for name in ("pretrain", "translation", "sft", "reward_model", "dpo", "grpo")]
+    FORKS.set_forkserver_preload(["torch", "torch._dynamo", "bardlet.runner", "bardlet.cli.train", *STAGES,
                                   "bardlet.cli.resume", "matplotlib.pyplot"])  # fmt: skip
 HANGS = 600
 """Seconds after which a process counts as hanging: no machine is that slow."""
