@@ -91,7 +91,7 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
     """
     if steps is not None and not allow_change:
         raise BardletError(f"--steps {steps} changes the schedule of the run; add --allow-change")
-    console.show_notices(os.environ.get("RANK", "0") == "0")
+    console.show_notices(console.main_rank())
     config, record = run_folder.settings(run, allow_change)
     _same_reward(run, config, reward)
     started = time.monotonic()

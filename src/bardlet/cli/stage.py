@@ -5,7 +5,6 @@ All are one function: a stage's settings class has the name, the help and an exa
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from bardlet.cli import training
 from bardlet.cli.parser import Group, Usage, typed
 from bardlet.config import combine
 from bardlet.config.finetuning import FineTuneConfig, RolloutConfig, is_command
-from bardlet.config.stages import CONFIGS, classes_with, config_class
+from bardlet.config.stages import FINE_TUNING, classes_with, config_class
 from bardlet.config.toml import settings_in, why_not
 from bardlet.errors import BardletError
 
@@ -37,14 +36,9 @@ def usage(kind: type[FineTuneConfig]) -> Usage:
         positionals={"text": "MODEL DATA"})
 
 
-def command_class(name: str) -> type[FineTuneConfig]:
-    """Return the settings class of a fine-tuning command."""
-    return next(kind for kind in CONFIGS if kind.command == name and issubclass(kind, FineTuneConfig))
-
-
 def main(name: str, argv: Sequence[str]) -> int:
     """Run the command `name` and return its exit code."""
-    return run(command_class(name), argv)
+    return run(next(kind for kind in FINE_TUNING if kind.command == name), argv)
 
 
 def run(kind: type[FineTuneConfig], argv: Sequence[str], names_model: bool = True) -> int:
@@ -54,7 +48,7 @@ def run(kind: type[FineTuneConfig], argv: Sequence[str], names_model: bool = Tru
         kind: the settings class of the stage.
         names_model: True if the first word of `argv` is the model; else a settings file names it.
     """
-    console.show_notices(os.environ.get("RANK", "0") == "0")
+    console.show_notices(console.main_rank())
     file = training.config_file(argv)
     if file and (stage := settings_in(file).get("stage", kind.stage)) != kind.stage:
         other = config_class({"stage": stage}).command

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 from bardlet import console
 from bardlet.cli import stage, training
 from bardlet.cli.parser import Group, Usage, typed
 from bardlet.config import combine
-from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.pretraining import FromScratch, TrainConfig, TranslationConfig
-from bardlet.config.stages import CONFIGS, classes_with
+from bardlet.config.stages import FINE_TUNING, classes_with
 from bardlet.config.toml import settings_in, why_not
 
 log = logging.getLogger("bardlet")
@@ -36,10 +34,10 @@ USAGE = Usage(
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code. A settings file of another stage runs that stage's command."""
-    console.show_notices(os.environ.get("RANK", "0") == "0")
+    console.show_notices(console.main_rank())
     file = training.config_file(argv)
     name = settings_in(file).get("stage") if file else None
-    fine_tuning = {kind.stage: kind for kind in CONFIGS if issubclass(kind, FineTuneConfig)}
+    fine_tuning = {kind.stage: kind for kind in FINE_TUNING}
     if name in fine_tuning:
         return stage.run(fine_tuning[name], argv, names_model=False)
     options, config, started = read(argv)
