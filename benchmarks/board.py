@@ -47,8 +47,13 @@ def main() -> None:
     if args.command == "build":
         import dial
 
-        pages = "\n".join((page(read()), DIAL, dial.table(dial.read("dial")) + "\n", CONTEST,
-                           dial.contest(dial.read("sweep")) + "\n"))
+        from bardlet.errors import BardletError
+
+        try:
+            pages = "\n".join((page(read()), DIAL, dial.table(dial.read("dial")) + "\n", CONTEST,
+                               dial.contest(dial.read("sweep")) + "\n"))
+        except BardletError as error:
+            sys.exit(f"{error}\nthe table of the dial needs every text that it lists; README.md is unchanged")
         (record.HERE / "README.md").write_text(pages, encoding="utf-8")
         print("wrote benchmarks/README.md")
         return

@@ -60,7 +60,7 @@ def main() -> None:
 
 def recorded_preferences(run: Path) -> dict[str, Any]:
     """Return what a run recorded for its validation pairs, with the accuracy of picking the longer answer."""
-    config, run_record = folder.settings(run, changed=True)
+    config, run_record = folder.settings(run, use_edited=True)
     names = ("text", "parameters", "seconds", "documents", "selected_by", "val_loss", "accuracy", "margin", "longer",
              "accuracy_longer", "accuracy_shorter", "likes_length", "calibration_error")  # fmt: skip
     return {"kind": "preferences", "stage": config.stage, "seed": config.seed, "steps": run_record["steps"],
@@ -72,7 +72,7 @@ def measure_answers(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = hf.read_folder(args.sft)
     base, base_tokenizer = hf.read_folder(args.base)
     assert base_tokenizer.hash == tokenizer.hash, "the two runs have different tokenizers"
-    config, run_record = folder.settings(args.sft, changed=True)
+    config, run_record = folder.settings(args.sft, use_edited=True)
     assert config.val_part == "val", "the run used another split for validation"
     validation = records.find(config.text).conversations()[1]
     validation = validation[:: -(-len(validation) // args.most)]

@@ -45,7 +45,6 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import from_mapping
 from bardlet.data import corpus
 from bardlet.data.statistics import measure_corpus
-from bardlet.errors import BardletError
 from bardlet.planning import plan, scaling_law
 from bardlet.run import folder
 
@@ -263,11 +262,8 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def predict_now(line: dict[str, Any]) -> float | None:
-    """Return today's prediction for a run of the dial, given its actual epochs; None if the text is missing."""
-    try:
-        losses = ngram_losses(line["text"], "val")
-    except BardletError:
-        return None
+    """Return today's prediction for a run of the dial, given its actual epochs; None if the text is too short."""
+    losses = ngram_losses(line["text"], "val")
     return scaling_law.predict_loss(losses, line["characters"], line["epochs"]) if losses else None
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("feedback", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="append a line to results/kto.jsonl")
+    parser.add_argument("--save", action="store_true", help="append a line per run to results/kto.jsonl")
     args = parser.parse_args()
     stage = KTO(KTOConfig(init=str(args.model), text=(str(args.feedback),)), Dist(0, 1, torch.device("cpu")))
     model, tokenizer = hf.read_folder(args.model)
@@ -57,7 +57,9 @@ def main() -> None:
     for name, values in medians.items():
         print(f"{name:14}" + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
     if args.save:
-        record.append("kto", {"feedback": args.feedback.name, "seeds": args.seeds, "medians": medians, "runs": rows})
+        for method, runs in (("kto", rows["KTO"]), ("sft", rows["SFT on liked"])):
+            for seed, figures in enumerate(runs):
+                record.append("kto", {"feedback": args.feedback.name, "method": method, "seed": seed, **figures})
 
 
 def measure(stage: KTO, folder: Path) -> dict[str, float]:

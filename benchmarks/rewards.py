@@ -97,7 +97,7 @@ def rl_figures(folder: Path, stage: str, seed: int) -> dict[str, Any]:
     from bardlet.run import folder as run_folder
     from bardlet.run import metrics
 
-    run_record = run_folder.settings(folder / stage, changed=True)[1]
+    run_record = run_folder.settings(folder / stage, use_edited=True)[1]
     names = ("reward_before", "reward_after", "sampled_before", "sampled_after", "kl", "answer_length",
              "different_before", "different", "distinct_before", "distinct")  # fmt: skip
     curve = [(line["step"], round(-line["val_loss"], 4)) for line in metrics.read_metrics(folder / stage)
@@ -224,23 +224,24 @@ def review_figures(folder: Path, stage: str, classifier: Any, number: int = 1000
     from bardlet.stages import rollout
 
     dist = Dist(0, 1, torch.device("cpu"))
-    run_record = run_folder.settings(folder / stage, changed=True)[1]
+    run_record = run_folder.settings(folder / stage, use_edited=True)[1]
     reference, tokenizer = hf.read_folder(folder / "sft")
     config = PPOConfig(answer_tokens=64, dtype="fp32", rollout=32)
     question = Question([{"role": "user", "content": PROMPT}], None)
     ids = chat_template.encode(tokenizer, question.prompt, add_generation_prompt=True)[0]
     one_prompt = prompts.Prompts([question], [ids])
+    judge_record = run_folder.settings(folder / "reward", use_edited=True)[1]
     figures: dict[str, Any] = {"parameters": run_record["parameters"], "seconds": run_record["seconds"],
-                               "reward_accuracy": run_folder.settings(folder / "reward", changed=True)[1]["accuracy"]}
+                               "reward_accuracy": judge_record["accuracy"]}
     for when, model in (("before", reference), ("after", hf.read_folder(folder / stage)[0])):
         samples = rollout.sample_rollout(model, tokenizer, one_prompt, [0] * number, range(number), config, dist, 1.0)
-        texts = [answer.text for answer in samples.answers]
+        texts = [completion.text for completion in samples.completions]
         logp, reference_logp = (rollout.log_probability(m, samples, config, dist).sum(1) for m in (model, reference))
         figures |= {f"positive_{when}": round(float(classifier.predict(texts).mean()), 4),
                     f"different_{when}": round(len(set(texts)) / number, 4),
                     f"same_opening_{when}": round(most_common_opening(texts) / number, 4),
                     **{f"distinct{n}_{when}": round(distinct_ngrams(texts, n), 4) for n in (1, 2, 3)},
-                    f"ended_{when}": round(sum(answer.ended for answer in samples.answers) / number, 4),
+                    f"ended_{when}": round(sum(completion.ended for completion in samples.completions) / number, 4),
                     f"kl_{when}": round((logp - reference_logp).mean().item(), 3), f"samples_{when}": texts[:8]}
     return figures
 

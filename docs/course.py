@@ -202,9 +202,15 @@ def _kind(name: str) -> str:
 
 
 def _diff(title: str, old: list[str], new: list[str]) -> str:
-    """Return removed and added lines with two lines of context."""
-    lines = list(difflib.unified_diff(old, new, n=2, lineterm=""))[2:]
-    return fence("diff", "\n".join("" if line.startswith("@@") else line for line in lines).strip("\n"), title)
+    """Return removed and added lines with two lines of context; "..." stands for equal lines that are left out."""
+    rows, end = [], 0
+    for group in difflib.SequenceMatcher(None, old, new).get_grouped_opcodes(2):
+        if group[0][1] > end:
+            rows.append(" ...")
+        for tag, i, end, j, k in group:
+            rows += [" " + line for line in old[i:end]] if tag == "equal" else [
+                *("-" + line for line in old[i:end]), *("+" + line for line in new[j:k])]
+    return fence("diff", "\n".join([*rows, " ..."] if end < len(old) else rows), title)
 
 
 def whole(course: Course, argument: str, page: str) -> str:

@@ -21,7 +21,7 @@ from bardlet import __version__
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.config.toml import is_untouched
-from bardlet.data import corpus, duplicates
+from bardlet.data import bitext, corpus, duplicates
 from bardlet.data.duplicates import Overlap
 from bardlet.errors import BardletError
 from bardlet.inference import text_generation
@@ -97,13 +97,14 @@ def _free_space(device: torch.device) -> Iterator[Finding]:
 
 def _data() -> Iterator[Finding]:
     """Check the named corpora and the cached tokens."""
-    available = [name for name in corpus.NAMED if corpus.locate(name)]
+    where = {name: corpus.locate(name) for name in corpus.NAMED if name != corpus.EMBEDDED}
+    where |= {name: bitext.locate(name) for name in bitext.NAMED}
+    available = [name for name, path in where.items() if path]
     root = os.environ.get("BARDLET_DATA")
     if root and not Path(root).is_dir():
         yield warning("data", f"$BARDLET_DATA is {root}: no such folder; change it, or unset it")
     elif available:
-        yield ok("data", f"{len(available)} of {len(corpus.NAMED) - 1} named corpora are available: "
-                 f"{', '.join(available)}")
+        yield ok("data", f"{len(available)} of {len(where)} named corpora can be read: {', '.join(available)}")
     else:
         yield warning("data", "no named corpus is available; run `bardlet data get tinyshakespeare`, or train on your "
                       "own text")

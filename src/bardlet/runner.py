@@ -7,6 +7,7 @@ checkpoint. Both write the model card and the loss curve and mark the run as fin
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -207,6 +208,16 @@ def _change_steps(trainer: Trainer, steps: int) -> None:
 # ---------------------------------------------------------------- the plan in words
 
 
+def _end(trainer: Trainer, steps: int) -> str:
+    """Return the end of the plan line: the time budget, and why a run will not use all of it."""
+    if not trainer.record.minutes:
+        return ""
+    minutes = _minutes(trainer.record.minutes)
+    if steps + 1 >= (trainer.record.most_steps or math.inf):  # the estimate is rounded, the maximum rounded up
+        return f", ends before {minutes} are over: more steps would only memorize the text"
+    return f", ends within {minutes}"
+
+
 def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     """Print data, model and plan, and return what --json prints of the plan."""
     c, tokens, model = trainer.config, trainer.config.tokens_per_step, trainer.model.config
@@ -225,7 +236,7 @@ def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
                 f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}"
-                + (f", ends within {_minutes(trainer.record.minutes)}" if trainer.record.minutes else ""))
+                + _end(trainer, steps))
     if expected := stage.prediction():
         console.say(f"expected loss: {expected}")
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,

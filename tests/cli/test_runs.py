@@ -85,7 +85,7 @@ def test_the_table_lists_every_run(workspace: Path, capsys: pytest.CaptureFixtur
                                (LADDER, "one-head", "finished")):
         words = table[name]
         assert words[:3] == ["train", "rhyme", model] and words[5:7] == [state, "3"]
-    assert table["runs/finished"][-1] == "nats/char" and table["runs/stopped"][-1] == "nats/token"
+    assert table["runs/finished"][-1] == "nats/char" and table["runs/stopped"][-1] == "nats/char"
     assert table["runs/damaged"][:2] == ["?", "damaged"]
 
 

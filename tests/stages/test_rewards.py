@@ -19,7 +19,7 @@ from bardlet.models import reward as heads
 from bardlet.run import hf
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rewards
-from bardlet.stages.rewards import Answer
+from bardlet.stages.rewards import Completion
 from bardlet.tokenizer import Tokenizer, train_bpe
 
 DIST = Dist(0, 1, torch.device("cpu"))
@@ -43,18 +43,19 @@ def scorer(tokenizer: Tokenizer) -> torch.nn.Module:
 
 def test_exact_compares_with_the_reference_answer() -> None:
     plain = Question(PROMPT, "4")
-    answers = [Answer("4", True), Answer(" 4\n", True), Answer("4", False), Answer("5", True), Answer("44", True)]
+    answers = [Completion(text, True) for text in ("4", " 4\n", "5", "44")] + [Completion("4", False)]
     rewards_A = rewards.exact([plain] * 5, answers)
     assert rewards_A.tolist() == [1, 1, 0, 0, 0] and rewards_A.dtype == np.float32
-    assert rewards.exact([plain], [Answer("I say 5 #### 4", True)]).tolist() == [0]
+    assert rewards.exact([plain], [Completion("I say 5 #### 4", True)]).tolist() == [0]
     gsm8k = Question(PROMPT, "Two twice is <<2*2=4>>4.\n#### 1,004")
-    assert rewards.exact([gsm8k] * 2, [Answer("so #### 1004", True), Answer("4 #### 5", True)]).tolist() == [1, 0]
+    completions = [Completion("so #### 1004", True), Completion("4 #### 5", True)]
+    assert rewards.exact([gsm8k] * 2, completions).tolist() == [1, 0]
 
 
 def test_a_reward_model_reads_the_whole_conversation(tokenizer: Tokenizer, scorer: torch.nn.Module) -> None:
     """A reward does not depend on the batch; a long conversation loses its beginning."""
     score = rewards.RewardModelScorer(scorer, tokenizer, DIST, "fp32")
-    answers = [Answer("4", True), Answer("four and two is four", True), Answer("x" * 40, True)]
+    answers = [Completion("4", True), Completion("four and two is four", True), Completion("x" * 40, True)]
     rewards_A = score([Question(PROMPT, None)] * 3, answers)
     for answer, reward in zip(answers, rewards_A, strict=True):
         ids = chat_template.encode(tokenizer, [*PROMPT, {"role": "assistant", "content": answer.text}])[0][-16:]
@@ -71,7 +72,8 @@ def test_a_command_reads_lines_of_json(tmp_path: Path) -> None:
         "    r = json.loads(line)\n"
         "    print(len(r['answer']) + 10 * r['ended'] + 100 * (r['reference'] == '4') + len(r['messages']) / 2)\n")
     score = rewards.CommandScorer(f"{sys.executable} {tmp_path / 'scorer.py'}")
-    rewards_A = score([Question(PROMPT, "4"), Question(PROMPT, None)], [Answer("a\nö", True), Answer("", False)])
+    completions = [Completion("a\nö", True), Completion("", False)]
+    rewards_A = score([Question(PROMPT, "4"), Question(PROMPT, None)], completions)
     assert rewards_A.tolist() == [113.5, 0.5]
 
 
@@ -79,7 +81,7 @@ def test_ctrl_c_does_not_reach_the_command(tmp_path: Path) -> None:
     """It runs in its own session; only the run gets signals from the terminal, and saves after the command ends."""
     (tmp_path / "scorer.py").write_text("import os\nprint(int(os.getsid(0) == os.getpid()))\n")
     score = rewards.CommandScorer(f"{sys.executable} {tmp_path / 'scorer.py'}")
-    assert score([Question(PROMPT, None)], [Answer("", True)]) == 1
+    assert score([Question(PROMPT, None)], [Completion("", True)]) == 1
 
 
 @pytest.mark.parametrize(("code", "message"), [
@@ -89,7 +91,7 @@ def test_ctrl_c_does_not_reach_the_command(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_a_failing_command_is_a_one_line_error(code: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "scorer.py").write_text(code)
-    arguments = [Question(PROMPT, None)] * 2, [Answer("", True)] * 2
+    arguments = [Question(PROMPT, None)] * 2, [Completion("", True)] * 2
     with pytest.raises(BardletError) as error:
         rewards.CommandScorer(f"{sys.executable} {tmp_path / 'scorer.py'}")(*arguments)
     assert message in str(error.value) and "\n" not in str(error.value)

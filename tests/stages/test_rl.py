@@ -161,7 +161,7 @@ def test_the_last_token_gets_the_reward_and_every_token_the_kl_penalty() -> None
 
 def test_kl_is_in_nats_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, reference = torch.tensor([[-1.0, -1, 0], [-1, 0, 0]]), torch.tensor([[-2.0, -3, 0], [-1.5, 0, 0]])
-    monkeypatch.setattr(rl.rollout, "log_probability", lambda model, *_: model)
+    monkeypatch.setattr(rl, "log_probability", lambda model, *_: model)
     unused: Any = None
     assert rl.Actor(policy, reference, unused, unused, unused, DIST, {}).kl(unused) == 1.75
 
@@ -295,14 +295,14 @@ def test_a_completion_without_a_stop_token_costs_a_deviation(model: Path, chats:
     rollouts = trainer.objective.stage_state
     assert isinstance(rollouts, rl.Rollouts)
     actor = rollouts.actor
-    completions, reward_A = actor.evaluate_policy(rollouts.prompts, 3.0)
-    ended = [answer.ended for answer in completions.answers]
+    sampled, reward_A = actor.evaluate_policy(rollouts.prompts, 3.0)
+    ended = [completion.ended for completion in sampled.completions]
     assert 0 < sum(ended) < len(ended)
     standardized_A = (reward_A - trainer.record.reward_mean) / trainer.record.reward_deviation
-    penalty_A = standardized_A - actor.normalize_rewards(completions, reward_A)
+    penalty_A = standardized_A - actor.normalize_rewards(sampled, reward_A)
     assert penalty_A == pytest.approx([0.0 if stopped else 1.0 for stopped in ended], abs=1e-5)
     assert abs(standardized_A.mean()) < 0.5 and 0.5 < standardized_A.std() < 2
-    assert isinstance(completions, rollout.Rollout)
+    assert isinstance(sampled, rollout.Rollout)
 
 
 def test_resume_is_bit_exact_and_needs_the_same_reward_model(

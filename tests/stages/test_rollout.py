@@ -17,7 +17,7 @@ from bardlet.data.records import Question
 from bardlet.evaluation.metrics import distinct_ngrams
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rollout
-from bardlet.stages.rewards import Answer
+from bardlet.stages.rewards import Completion
 from bardlet.tokenizer import Tokenizer, train_bpe
 from bardlet.training import losses
 
@@ -58,51 +58,52 @@ def sample(policy: torch.nn.Module, tokenizer: Tokenizer, chat_prompts: Prompts,
 def test_a_completion_depends_on_its_seed_alone(policy: torch.nn.Module, tokenizer: Tokenizer, chat_prompts: Prompts,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     which, seeds = [0, 5, 5, 2, 7, 1], [11, 12, 13, 14, 15, 16]
-    completions = sample(policy, tokenizer, chat_prompts, which, seeds)
-    assert len({answer.text for answer in completions.answers}) > 3
-    assert completions.answers == [sample(policy, tokenizer, chat_prompts, [i], [seed]).answers[0]
+    sampled = sample(policy, tokenizer, chat_prompts, which, seeds)
+    assert len({completion.text for completion in sampled.completions}) > 3
+    assert sampled.completions == [sample(policy, tokenizer, chat_prompts, [i], [seed]).completions[0]
                                    for i, seed in zip(which, seeds, strict=True)]  # fmt: skip
     monkeypatch.setattr(rollout, "MAX_ROWS", 2)
     smaller_batches = sample(policy, tokenizer, chat_prompts, which, seeds)
-    assert smaller_batches.answers == completions.answers and torch.equal(smaller_batches.idx_AT, completions.idx_AT)
+    assert smaller_batches.completions == sampled.completions and torch.equal(smaller_batches.idx_AT, sampled.idx_AT)
     assert policy.training
 
 
 def test_the_targets_are_the_completion_tokens(policy: torch.nn.Module, tokenizer: Tokenizer,
                                                chat_prompts: Prompts) -> None:  # fmt: skip
-    completions = sample(policy, tokenizer, chat_prompts, [3, 0, 6], [1, 2, 3])
+    sampled = sample(policy, tokenizer, chat_prompts, [3, 0, 6], [1, 2, 3])
     ends = {tokenizer.vocab["<|end|>"], tokenizer.eos_id}
-    for i, (which, answer) in enumerate(zip([3, 0, 6], completions.answers, strict=True)):
-        mask = completions.target_AT[i] != losses.IGNORE
+    for i, (which, answer) in enumerate(zip([3, 0, 6], sampled.completions, strict=True)):
+        mask = sampled.target_AT[i] != losses.IGNORE
         positions, prompt_T = mask.nonzero().flatten(), chat_prompts.ids[which]
-        assert positions.tolist() == list(range(len(prompt_T) - 1, len(prompt_T) - 1 + int(completions.lengths[i])))
-        assert completions.idx_AT[i, : len(prompt_T)].tolist() == prompt_T.tolist()
-        assert completions.idx_AT[i, positions[1:]].tolist() == completions.target_AT[i, positions[:-1]].tolist()
-        ids = completions.target_AT[i][mask].tolist()
+        assert positions.tolist() == list(range(len(prompt_T) - 1, len(prompt_T) - 1 + int(sampled.lengths[i])))
+        assert sampled.idx_AT[i, : len(prompt_T)].tolist() == prompt_T.tolist()
+        assert sampled.idx_AT[i, positions[1:]].tolist() == sampled.target_AT[i, positions[:-1]].tolist()
+        ids = sampled.target_AT[i][mask].tolist()
         assert tokenizer.decode(ids, skip_special=True).strip() == answer.text
         assert answer.ended == (ids[-1] in ends) and (answer.ended or len(ids) <= CONFIG.answer_tokens)
 
 
 def test_log_p_matches_the_sampling_distribution(policy: torch.nn.Module, tokenizer: Tokenizer, chat_prompts: Prompts,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    completions = sample(policy, tokenizer, chat_prompts, [3, 0, 6], [1, 2, 3])
+    sampled = sample(policy, tokenizer, chat_prompts, [3, 0, 6], [1, 2, 3])
     monkeypatch.setattr(rollout, "MAX_ROWS", 2)
-    logp_AT = rollout.log_probability(policy, completions, CONFIG, DIST)
+    logp_AT = rollout.log_probability(policy, sampled, CONFIG, DIST)
     policy.eval()
     for i in range(3):
-        n = int((completions.target_AT[i] != losses.IGNORE).nonzero().max()) + 1
+        n = int((sampled.target_AT[i] != losses.IGNORE).nonzero().max()) + 1
         with torch.no_grad():
-            logp = (policy(completions.idx_AT[i : i + 1, :n])[0] / CONFIG.temperature).log_softmax(-1)
-        for t in range(completions.idx_AT.shape[1]):
-            target = int(completions.target_AT[i, t])
+            logp = (policy(sampled.idx_AT[i : i + 1, :n])[0] / CONFIG.temperature).log_softmax(-1)
+        for t in range(sampled.idx_AT.shape[1]):
+            target = int(sampled.target_AT[i, t])
             expected = logp[t, target].item() if target != losses.IGNORE else 0.0
             assert logp_AT[i, t].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_rollout_statistics() -> None:
     target = torch.tensor([[5, 6, losses.IGNORE], [5, losses.IGNORE, losses.IGNORE]])
-    completions = rollout.Rollout([], [Answer("a b a b", True), Answer("a b", False)], torch.zeros_like(target), target)
-    stats = rollout.rollout_stats(completions, np.array([1.0, 0.0]))
+    completions = [Completion("a b a b", True), Completion("a b", False)]
+    sampled = rollout.Rollout([], completions, torch.zeros_like(target), target)
+    stats = rollout.rollout_stats(sampled, np.array([1.0, 0.0]))
     assert (stats.reward, stats.tokens, stats.ended, stats.different) == (0.5, 1.5, 0.5, 1.0)
     assert stats.distinct == distinct_ngrams(["a b a b", "a b"], 2) == 0.5  # ab ba ab, ab
     assert distinct_ngrams(["a", ""], 2) == 0

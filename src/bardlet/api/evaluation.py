@@ -112,7 +112,7 @@ def evaluate_data(folder: Path, text: Sequence[str],
 def translates(folder: Path) -> bool:
     """Return True if a folder holds a model that was trained on sentence pairs."""
     if (folder / "run.toml").exists():
-        return isinstance(run_folder.settings(folder, changed=True)[0], TranslationConfig)
+        return isinstance(run_folder.settings(folder, use_edited=True)[0], TranslationConfig)
     return folder.is_dir() and hf.read_model_config(folder).model == "encdec"
 
 
@@ -129,7 +129,7 @@ def evaluate_text(model: Model, text: Sequence[str], options: EvaluationOptions)
         tokens, characters, size, skipped = encode_corpus(source, tokenizer)
         name = source.name
     else:
-        config, record = _own_run(model.folder)
+        config, record = _own_run(model.folder, "text", "TEXT")
         stage = stage_of(config)(config, Dist(0, 1, device))
         if isinstance(stage, SFT):
             options.refuse("field", "protocol", "context", why="needs a text, and this run trained on conversations")
@@ -186,11 +186,12 @@ def encode_corpus(source: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, int
     return np.concatenate(pieces), characters, size, skipped
 
 
-def _own_run(folder: Path) -> tuple[Any, dict[str, Any]]:
+def _own_run(folder: Path, material: str, usage: str) -> tuple[Any, dict[str, Any]]:
     """Return the settings and the record of a run; BardletError for a folder that no run wrote."""
     if not (folder / "run.toml").exists():
-        raise BardletError(f"{folder}: no run.toml, so its training text is unknown; name a text to evaluate on")
-    return run_folder.settings(folder, changed=True)
+        raise BardletError(f"{folder}: no run.toml, so its training {material} is unknown; evaluate on your own, with "
+                           f"{usage}")
+    return run_folder.settings(folder, use_edited=True)
 
 
 def _warn_changed(source: Any, record: dict[str, Any]) -> None:
@@ -218,10 +219,7 @@ def evaluate_translation(folder: Path, text: Sequence[str], options: EvaluationO
         source, reference = [a for a, _ in pairs], [b for _, b in pairs]
         name = f"{options.source} to {options.target}"
     else:
-        if not (folder / "run.toml").exists():
-            raise BardletError(f"{folder}: no run.toml, so its pairs are unknown; name some with --source FILE "
-                               "--target FILE")
-        config, record = run_folder.settings(folder, changed=True)
+        config, record = _own_run(folder, "set of pairs", "--source FILE --target FILE")
         if not isinstance(config, TranslationConfig):
             raise BardletError(f"{folder}: not trained on sentence pairs; name some with --source FILE --target FILE")
         stage = Translation(config, Dist(0, 1, device))

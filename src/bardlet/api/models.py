@@ -163,7 +163,7 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     documents, prefix_lm = 2, False if module.config.model == "encdec" else None
     if (folder / "run.toml").exists():
         try:
-            config, record = run_folder.settings(folder, changed=True)
+            config, record = run_folder.settings(folder, use_edited=True)
             documents = record.get("documents") or 2
             prefix_lm = config.prefix_lm if isinstance(config, TranslationConfig) else prefix_lm
         except BardletError as error:  # the weights are intact all the same

@@ -103,12 +103,16 @@ def _in_use(folder: Path) -> bool:
 def _result(command: str, record: dict[str, Any], loss: float | None, reward: float | None) -> str:
     """Return the main figure of a run in words; empty if there is none yet."""
     accuracy = "AUC {:.2f}" if command == "kto" else "{:.0%} of pairs"
-    for name, form in (("bleu", "BLEU {:.1f}"), ("accuracy", accuracy), ("nats_per_char", "{:.4f} nats/char")):
+    for name, form in (("bleu", "BLEU {:.1f}"), ("accuracy", accuracy)):
         if (value := _number(record.get(name))) is not None:
             return form.format(value)
     if reward is not None:
         return f"reward {reward:.3f}"
-    return "" if loss is None else f"{loss:.4f} nats/token"
+    if loss is None:
+        return ""
+    if command == "train" and (characters := _number(record.get("characters_per_token"))):
+        return f"{_number(record.get('nats_per_char')) or loss / characters:.4f} nats/char"
+    return f"{loss:.4f} nats/token"
 
 
 def _last_line(folder: Path) -> dict[str, Any]:

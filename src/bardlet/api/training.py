@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, folder: PathLike, summary: Mapping[str, Any] | None = None) -> None:
         self.folder, self.summary = Path(folder), dict(summary or {})
-        self.config, values = run_folder.settings(self.folder, changed=True)
+        self.config, values = run_folder.settings(self.folder, use_edited=True)
         self._values = values
 
     @cached_property

@@ -124,16 +124,16 @@ def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
     return config, checked(record, str(path))
 
 
-def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]]:
+def settings(run: Path, use_edited: bool = False) -> tuple[Settings, dict[str, Any]]:
     """Return the (settings, record) with which a run continues.
 
     They come from run.toml if it is as the run wrote it. If it is edited, damaged or missing, they come from the newest
-    intact checkpoint, with a warning; with `changed`, an edited run.toml that can be read is used instead.
+    intact checkpoint, with a warning; with `use_edited`, an edited run.toml that can be read is used instead.
     """
     path = run / "run.toml"
     if is_untouched(path) or not run.is_dir():
         return read_run(run)
-    if path.is_file() and changed:
+    if path.is_file() and use_edited:
         with suppress(BardletError):
             edited = read_run(run)
             log.warning("%s: edited since the run wrote it; using the edited settings", path)
@@ -146,6 +146,6 @@ def settings(run: Path, changed: bool = False) -> tuple[Settings, dict[str, Any]
     metadata = read_metadata(folder)
     log.warning("%s: %s; using the settings saved in %s%s", path,
                 "edited or damaged" if path.exists() else "missing", folder.name,
-                "" if changed or not path.exists() else " (--allow-change uses the edited ones)")
+                "" if use_edited or not path.exists() else " (--allow-change uses the edited ones)")
     config = from_mapping(metadata["config"], str(folder / "trainer.json"))
     return config, {**metadata["record"], "steps": metadata["step"]}

@@ -36,7 +36,7 @@ MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """A completion: its text, and whether it ended with a stop token."""
 
     text: str
@@ -46,20 +46,20 @@ class Answer:
 class Scorer(Protocol):
     """A function that returns the rewards of completions, (N,) float32."""
 
-    def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray: ...
+    def __call__(self, questions: Sequence[Question], completions: Sequence[Completion]) -> np.ndarray: ...
 
 
-def exact(questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
+def exact(questions: Sequence[Question], completions: Sequence[Completion]) -> np.ndarray:
     """Return 1 for a completion that ended and equals the reference answer up to outer white space, else 0.
 
     If the reference ends with `#### RESULT`, as in GSM8K, only the text after `####` is compared, without commas.
     """
     correct = []
-    for question, answer in zip(questions, answers, strict=True):
-        expected, actual = (question.answer or "").strip(), answer.text.strip()
+    for question, completion in zip(questions, completions, strict=True):
+        expected, actual = (question.answer or "").strip(), completion.text.strip()
         if RESULT in expected:
             expected, actual = (text.rpartition(RESULT)[2].strip().replace(",", "") for text in (expected, actual))
-        correct.append(answer.ended and actual == expected)
+        correct.append(completion.ended and actual == expected)
     return np.array(correct, np.float32)
 
 
@@ -71,11 +71,11 @@ class RewardModelScorer:
         self.special_tokens = chat_template.special_tokens(tokenizer)
 
     @torch.no_grad()
-    def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
+    def __call__(self, questions: Sequence[Question], completions: Sequence[Completion]) -> np.ndarray:
         """Return the rewards; a conversation longer than the context window loses its beginning."""
         rows = []
-        for question, answer in zip(questions, answers, strict=True):
-            messages = [*question.prompt, {"role": "assistant", "content": answer.text}]
+        for question, completion in zip(questions, completions, strict=True):
+            messages = [*question.prompt, {"role": "assistant", "content": completion.text}]
             ids = chat_template.encode(self.tokenizer, messages, special=self.special_tokens)[0]
             rows.append(ids[-self.model.config.block_size :].tolist())
         rewards = np.zeros(len(rows), np.float32)
@@ -99,11 +99,11 @@ class CommandScorer:
         self.command = command
         self.hint = f"; fix it, then continue a saved run: `bardlet resume RUN --reward {shlex.quote(command)}`"
 
-    def __call__(self, questions: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
+    def __call__(self, questions: Sequence[Question], completions: Sequence[Completion]) -> np.ndarray:
         """Return the printed numbers. Raise BardletError if the command fails or prints anything else."""
-        lines = [json.dumps({"messages": question.prompt, "answer": answer.text, "ended": answer.ended,
+        lines = [json.dumps({"messages": question.prompt, "answer": completion.text, "ended": completion.ended,
                              "reference": question.answer}, ensure_ascii=False)
-                 for question, answer in zip(questions, answers, strict=True)]
+                 for question, completion in zip(questions, completions, strict=True)]
         # its own session, so that Ctrl-C reaches only the run, which stops after this call
         process = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
                                  encoding="utf-8", errors="replace", start_new_session=True)

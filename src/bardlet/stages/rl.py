@@ -25,10 +25,10 @@ from bardlet.errors import BardletError
 from bardlet.run import card, hf, plots
 from bardlet.run.record import RolloutsRecord
 from bardlet.runtime.distributed import Dist
-from bardlet.stages import rewards, rollout
+from bardlet.stages import rewards
 from bardlet.stages.base import FineTuning, check_base
 from bardlet.stages.rewards import Scorer
-from bardlet.stages.rollout import Rollout
+from bardlet.stages.rollout import Rollout, log_probability, rollout_stats, sample_rollout
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
@@ -230,20 +230,20 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
         alone = Dist(0, 1, trainer.dist.device)  # the other ranks have exited
         policy = hf.read_folder(trainer.run)[0].to(trainer.dist.device)
         before, after = (replace(self.actor, policy=model, dist=alone) for model in (self.actor.reference, policy))
-        answers = []
+        completions = []
         for suffix, actor in (("_before", before), ("", after)):  # sampled: greedy completions show no diversity
-            completions, reward_A = actor.evaluate_policy(validation, self.config.temperature)
-            stats = rollout.rollout_stats(completions, reward_A)
+            rollout, reward_A = actor.evaluate_policy(validation, self.config.temperature)
+            stats = rollout_stats(rollout, reward_A)
             self.record.update(**{f"different{suffix}": round(stats.different, 4),
                                   f"distinct{suffix}": round(stats.distinct, 4),
                                   f"sampled{suffix or '_after'}": round(stats.reward, 4)})
-            answers.append(completions.answers)
-        self.record.update(reward_after=round(-self.record.val_loss, 4), kl=round(after.kl(completions), 4),
+            completions.append(rollout.completions)
+        self.record.update(reward_after=round(-self.record.val_loss, 4), kl=round(after.kl(rollout), 4),
                            ended=round(stats.ended, 4), answer_length=round(stats.tokens, 2))
         every = max(1, len(validation) // SAMPLES)
         decode = self.data.tokenizer.decode
         return "\n\n".join(f"{decode(ids.tolist())}\n  before: {old.text}\n  after:  {new.text}"
-                           for ids, old, new in list(zip(validation.ids, *answers, strict=True))[::every][:SAMPLES])
+                           for ids, old, new in list(zip(validation.ids, *completions, strict=True))[::every][:SAMPLES])
 
 
 @dataclass(frozen=True)
@@ -261,14 +261,14 @@ class Actor:
     def sample(self, prompts: Prompts, indices: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
         """Sample completions of prompts by index, a pure function of (seed, number); each rank samples its share."""
         seeds = [_seed(self.config.seed, number, i) for i in range(len(indices))]
-        return rollout.sample_rollout(self.policy, self.tokenizer, prompts, indices.tolist(), seeds, self.config, dist,
+        return sample_rollout(self.policy, self.tokenizer, prompts, indices.tolist(), seeds, self.config, dist,
                                       temperature)
 
-    def score(self, completions: Rollout) -> np.ndarray:
+    def score(self, rollout: Rollout) -> np.ndarray:
         """Return the scorer's raw rewards: (A,) float32."""
-        return self.reward(completions.questions, completions.answers)
+        return self.reward(rollout.questions, rollout.completions)
 
-    def normalize_rewards(self, completions: Rollout, reward_A: np.ndarray) -> np.ndarray:
+    def normalize_rewards(self, rollout: Rollout, reward_A: np.ndarray) -> np.ndarray:
         """Return the rewards to train on, (A,) float32: standardized with the reference's mean and deviation.
 
         A reward model's reward also gets MISSING_EOS_PENALTY where a completion did not end. `exact` stays 0 and 1.
@@ -277,17 +277,17 @@ class Actor:
             return reward_A
         normalized_A = (reward_A - self.record.reward_mean) / self.record.reward_deviation
         if isinstance(self.reward, rewards.RewardModelScorer):
-            unended_A = np.array([not answer.ended for answer in completions.answers])
+            unended_A = np.array([not completion.ended for completion in rollout.completions])
             normalized_A = normalized_A - MISSING_EOS_PENALTY * unended_A
         return normalized_A.astype(np.float32)
 
-    def log_probability(self, model: Any, completions: Rollout) -> torch.Tensor:
+    def log_probability(self, model: Any, rollout: Rollout) -> torch.Tensor:
         """Return log p of the completion tokens under the policy or the reference: (A, T) float32."""
-        return rollout.log_probability(model, completions, self.config, self.dist)
+        return log_probability(model, rollout, self.config, self.dist)
 
-    def kl(self, completions: Rollout) -> float:
+    def kl(self, rollout: Rollout) -> float:
         """Estimate KL(policy || reference) from the policy's completions, in nats per completion."""
-        policy_AT, reference_AT = (self.log_probability(model, completions) for model in (self.policy, self.reference))
+        policy_AT, reference_AT = (self.log_probability(model, rollout) for model in (self.policy, self.reference))
         return (policy_AT - reference_AT).sum(1).mean().item()
 
     def evaluate_policy(self, prompts: Prompts, temperature: float | None = None) -> tuple[Rollout, np.ndarray]:
@@ -298,8 +298,8 @@ class Actor:
         """
         if temperature is None:
             temperature = 0.0 if self.config.reward == EXACT else self.config.temperature
-        completions = self.sample(prompts, np.arange(len(prompts)), -1, temperature, Dist(0, 1, self.dist.device))
-        return completions, self.score(completions)
+        rollout = self.sample(prompts, np.arange(len(prompts)), -1, temperature, Dist(0, 1, self.dist.device))
+        return rollout, self.score(rollout)
 
 
 def _seed(seed: int, number: int, row: int) -> int:
@@ -353,23 +353,23 @@ class Rollouts:
         """Sample rollout `number`, from 0 on, and return its batch with rewards and advantages."""
         config, actor = self.config, self.actor
         indices = prompts.sample_prompts(number, config.rollout // self.group, len(self.prompts), config.seed)
-        completions = actor.sample(self.prompts, indices.repeat(self.group), number, config.temperature, actor.dist)
+        rollout = actor.sample(self.prompts, indices.repeat(self.group), number, config.temperature, actor.dist)
         # rank 0 scores for all: a command may be slow, and all ranks need the same rewards
-        reward_A = broadcast_from_main(actor.dist, lambda: actor.score(completions), len(completions.answers))
-        batch = {"idx": completions.idx_AT, "target": completions.target_AT}
+        reward_A = broadcast_from_main(actor.dist, lambda: actor.score(rollout), len(rollout.completions))
+        batch = {"idx": rollout.idx_AT, "target": rollout.target_AT}
         uses_reference = self.stage.uses_reference()
         if uses_reference or self.period > 1:  # with one step per rollout, the policy is the one that sampled it
-            batch["old"] = actor.log_probability(actor.policy, completions)
+            batch["old"] = actor.log_probability(actor.policy, rollout)
         if uses_reference:
-            batch["reference"] = actor.log_probability(actor.reference, completions)
+            batch["reference"] = actor.log_probability(actor.reference, rollout)
             kl = (batch["old"] - batch["reference"]).sum(1).mean().item()
         else:  # only logged, so one completion per prompt is enough
-            kl = actor.kl(completions.part(slice(None, None, self.group)))
-        stats = rollout.rollout_stats(completions, reward_A)
+            kl = actor.kl(rollout.part(slice(None, None, self.group)))
+        stats = rollout_stats(rollout, reward_A)
         self.beta = self.stage.next_beta(self.beta, kl)
         self.metadata = {"reward": stats.reward, "kl": kl, "answer_tokens": stats.tokens, "ended": stats.ended,
                          "different": stats.different, "beta": self.beta}
-        normalized_A = torch.from_numpy(actor.normalize_rewards(completions, reward_A))
+        normalized_A = torch.from_numpy(actor.normalize_rewards(rollout, reward_A))
         return {**batch, **self.stage.compute_advantages(self.stage.model, batch, normalized_A, self.beta)}
 
     def widest(self) -> Batch:

@@ -23,7 +23,7 @@ from bardlet.inference import generate
 from bardlet.runtime import compiler, threads
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
-from bardlet.stages.rewards import Answer
+from bardlet.stages.rewards import Completion
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs
 from bardlet.training.losses import IGNORE
@@ -41,7 +41,7 @@ class Rollout:
     """
 
     questions: list[Question]
-    answers: list[Answer]
+    completions: list[Completion]
     idx_AT: torch.Tensor
     target_AT: torch.Tensor
 
@@ -52,7 +52,7 @@ class Rollout:
 
     def part(self, span: slice) -> Rollout:
         """Return the completions of a slice."""
-        return Rollout(self.questions[span], self.answers[span], self.idx_AT[span], self.target_AT[span])
+        return Rollout(self.questions[span], self.completions[span], self.idx_AT[span], self.target_AT[span])
 
 
 def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, indices: Sequence[int], seeds: Sequence[int],
@@ -94,18 +94,18 @@ def rows_at_once(shape: ModelConfig, length: int) -> int:
 def _rollout(questions: list[Question], rows: Sequence[np.ndarray], tokens_AT: torch.Tensor,
              tokenizer: Tokenizer) -> Rollout:
     """Build a rollout from the prompts' ids and the completion tokens after them, -1 elsewhere."""
-    answers, ends = [], {chat_template.special_id(tokenizer, "end"), tokenizer.eos_id}
+    completions, ends = [], {chat_template.special_id(tokenizer, "end"), tokenizer.eos_id}
     for ids in tokens_AT:
         completion = ids[ids >= 0].tolist()
         known = [token for token in completion if token < tokenizer.vocab_size]  # the head may have padding rows
         ended = bool(completion) and completion[-1] in ends
-        answers.append(Answer(tokenizer.decode(known, skip_special=True).strip(), ended))
+        completions.append(Completion(tokenizer.decode(known, skip_special=True).strip(), ended))
     width = int((tokens_AT >= 0).any(0).nonzero().max()) + 1
     target_AT = torch.where(tokens_AT[:, 1:width] >= 0, tokens_AT[:, 1:width], IGNORE)
     idx_AT = tokens_AT[:, : width - 1].clamp_min(0)  # the last token is a target only
     for i, row in enumerate(rows):
         idx_AT[i, : len(row)] = torch.from_numpy(row)
-    return Rollout(questions, answers, idx_AT, target_AT)
+    return Rollout(questions, completions, idx_AT, target_AT)
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def log_probability(model: Any, rollout: Rollout, config: RolloutConfig, dist: D
 
 def slices(rollout: Rollout, size: int) -> Iterator[slice]:
     """Yield slices of `size` rows that cover a rollout."""
-    for first in range(0, len(rollout.answers), size):
+    for first in range(0, len(rollout.completions), size):
         yield slice(first, first + size)
 
 
@@ -144,7 +144,7 @@ class RolloutStats:
 
 def rollout_stats(rollout: Rollout, reward_A: np.ndarray) -> RolloutStats:
     """Return the statistics of a rollout."""
-    texts = [answer.text for answer in rollout.answers]
+    texts = [completion.text for completion in rollout.completions]
     return RolloutStats(float(reward_A.mean()), rollout.lengths.double().mean().item(),
-                        sum(answer.ended for answer in rollout.answers) / len(texts),
+                        sum(completion.ended for completion in rollout.completions) / len(texts),
                         len(set(texts)) / len(texts), metrics.distinct_ngrams(texts, 2))
