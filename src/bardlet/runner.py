@@ -238,7 +238,7 @@ def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
                 f"{console.count(trainer.machine['threads'], 'thread')}"
                 + _end(trainer, steps))
     if expected := stage.prediction():
-        console.say(f"expected loss: {expected}")
+        console.say(f"expected validation loss: {expected}")
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
             "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
             "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
@@ -374,8 +374,8 @@ def _summary(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dic
                 f"{console.clock_time(facts['seconds'])}")
     if expected := facts.get("expected"):
         loss, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
-        console.say(f"expected loss: {scaling_law.describe(expected)}; got {loss:.4f}"
-                    + (", outside the predicted band" if outside else ""))
+        console.say(f"expected: {scaling_law.describe(expected)}; got {loss:.4f}"
+                    + (", outside the predicted range" if outside else ""))
     for line in stage.results():
         console.say(line)
     use = f"; try `bardlet {stage.use} {shlex.quote(str(trainer.run))}`" if stage.use else ""

@@ -374,7 +374,7 @@ BAD: list[tuple[str, Arrange, str, tuple[str, ...]]] = [
     ("resume: other shape", config(n_layer=2), "resume run", ("run/config.json", "restore a copy")),
     ("resume: steps without --allow-change", nothing, "resume run --steps 4", ("--steps 4", "--allow-change")),
     ("resume: steps not a number", nothing, "resume run --steps x", ("--steps x: must be a whole number",)),
-    ("eval: the run's text is unknown", remove("run/run.toml"), "eval run", ("run: no run.toml", "name a text")),
+    ("eval: the run's text is unknown", remove("run/run.toml"), "eval run", ("run: no run.toml", "with TEXT")),
 ]
 
 # a Hugging Face folder from elsewhere, which has no manifest

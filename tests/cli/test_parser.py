@@ -148,12 +148,12 @@ def test_help_all_shows_defaults_and_choices(capsys: pytest.CaptureFixture[str],
     text = " ".join(capsys.readouterr().out.split())
     for part in ("--beta X KL coefficient against the reference model. 0 disables it (default: 0.0).",
                  "(best, last, average; default: last).", "--seed N Random seed of weights, batches and dropout "
-                 "(default: 1337).", "--lora RANK Train LoRA factors of this rank."):
+                 "(default: 1337) ", "--lora RANK Train LoRA factors of this rank."):
         assert part in text, part
     with pytest.raises(SystemExit):
         main(["train", "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Share one matrix between the token embedding and the output head (default: on)." in text
+    assert "Share one matrix between the token embedding and the output head (default: on) " in text
     assert "--lowercase BOOL" in text and "(default: None" not in text
 
 

@@ -124,7 +124,7 @@ def build(kinds: Sequence[type], usage: Usage, hidden: Sequence[str] = (),
         kind, _ = settings[name]
         several = get_origin(_hints(kind)[name]) is tuple
         parser.add_argument(name, nargs="*" if several else "?", metavar=metavar, type=str,
-                            help=(docs(kind)[name] if everything else _first_sentence(docs(kind)[name])))
+                            help=(docs(kind)[name] if everything else _first_sentence(docs(kind)[name])).rstrip("."))
     for group in (*usage.groups, _rest(settings, usage)):
         section = parser.add_argument_group(group.title)
         for name in (*group.names, *group.more):
@@ -151,10 +151,12 @@ def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everythin
     choices, notes = _choices(hint), []
     if choices and len(choices) < 6 and not text.startswith(choices[0]):
         notes.append(", ".join(choices))
-    if everything and each.default not in (None, (), "", MISSING) and each.default is not False:
+    silent: tuple[Any, ...] = (None, (), "", MISSING) if everything else (None, (), "", MISSING, "auto")
+    if each.default not in silent and each.default is not False and (everything or "default:" not in text):
         notes.append(f"default: {'on' if each.default is True else each.default}")
     if notes:
-        text = f"{text.rstrip('.')} ({'; '.join(notes)})" + "." * everything
+        text = f"{text.rstrip('.')} ({'; '.join(notes)})"
+    text = text.rstrip(".") + "." * (". " in text)
     options: dict[str, Any] = {"help": text.replace("%", "%%") if shown else argparse.SUPPRESS, "dest": name}
     if hint is bool and each.default:
         section.add_argument(flag, action=argparse.BooleanOptionalAction, **options)

@@ -28,7 +28,7 @@ class ModelSettings:
     vocab_size: int | None = None
     """BPE vocabulary size (default: depends on the size of the text)."""
     model: Model = "qwen3"
-    """Architecture: qwen3, gpt2, encdec (translation) or a rung of the ladder. The rungs are bigram, averaging,
+    """Architecture: qwen3, gpt2, encdec or a rung. The rungs of the ladder are bigram, averaging,
     one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and qk-norm. For sentence pairs:
     encdec."""
     n_layer: Auto[int] = AUTO

@@ -59,4 +59,4 @@ def predict_loss(counting: Sequence[float], characters: float, epochs: float) ->
 def describe(expected: float) -> str:
     """Format a predicted loss with the band that nearly all runs fall into."""
     low, high = expected * (1 - PREDICTION_BAND), expected * (1 + PREDICTION_BAND)
-    return f"{expected:.2f} ({low:.2f} to {high:.2f}) nats per character"
+    return f"{expected:.2f} nats per character ({low:.2f} to {high:.2f})"

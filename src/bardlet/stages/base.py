@@ -144,10 +144,11 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return []
 
     def describe_loss(self) -> str:
-        """Return the validation loss with its units, and how many of the held-out tokens it covers if not all."""
+        """Return the validation loss in three units, and how many of the held-out tokens it covers if not all."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
-        return f"{r.val_loss:z.4f} nats per token, {r.bits_per_byte:z.4f} bits per byte{part}"
+        character = "" if r.tokenizer == "char" else f"{r.nats_per_char:z.4f} nats per character, "
+        return f"{r.val_loss:z.4f} nats per token, {character}{r.bits_per_byte:z.4f} bits per byte{part}"
 
     def card_figures(self) -> dict[str, str]:
         """Return formatted figures for the model card, in addition to the record."""

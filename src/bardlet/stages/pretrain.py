@@ -225,12 +225,12 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         """Return the predicted loss for the plan summary, or an empty string."""
         r = self.record
         if r.expected:
-            return f"validation loss {scaling_law.describe(r.expected)}"
+            return scaling_law.describe(r.expected)
         if r.untold:
             chosen = ", ".join(map(flag, r.untold)) if len(r.untold) < 4 else "model, batch size and learning rates"
-            return f"n/a (the loss is predicted only when bardlet chooses {chosen})"
+            return f"no prediction: there is one only when bardlet chooses {chosen}"
         if r.reasons is not None:
-            return "n/a (the text is too short, or its end differs too much from the rest)"
+            return "no prediction: the text is too short, or its end differs too much from the rest"
         return ""
 
     def characters_and_epochs(self, trainer: Trainer) -> tuple[float, float]:
