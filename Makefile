@@ -1,46 +1,47 @@
-# bardlet's commands. Each sets up what it needs in .venv; all that a fresh machine must have is Python and make.
+# Targets for users and developers. Each installs what it needs into .venv. You need Python and make.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-# text for the tests: where there is none they skip, with a reason
+# Data for the tests. A test whose data is missing is skipped and says why.
 export BARDLET_DATA ?= $(wildcard $(abspath ../shared/data))
 
-# as if this processor had AVX2 alone, as a laptop of some years ago: no AVX-512, no native bf16
+# Pretend that the processor has only AVX2, like an older laptop: no AVX-512, no native bf16.
 AVX2 := CUDA_VISIBLE_DEVICES= ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-avx2 accept lint install lock docs clean
 
-demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes, and let it write
+demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes, and print a sample
 	$(BIN)/bardlet train --config configs/demo.toml
-	@echo 'to type bardlet yourself, first run: source $(BIN)/activate'
+	@echo 'to use the command bardlet in this terminal, run: source $(BIN)/activate'
 
 test: $(VENV)/ready-test     ## all quick tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-avx2: $(VENV)/ready-test ## the same tests, as if on a processor with AVX2 alone
+test-avx2: $(VENV)/ready-test ## the same tests, as on a processor with only AVX2
 	@$(AVX2) $(BIN)/bardlet doctor | grep -E 'precision.*fp32: .*native bf16'
 	$(AVX2) $(BIN)/python -m pytest $(PARALLEL)
 
-accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests, on real text, and the course as a site
+accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests on real text, and the course
 	$(BIN)/python -m pytest --override-ini addopts= -q -x tests/acceptance
 
 lint: $(VENV)/ready-test     ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Material for MkDocs announces its end of life in 2027 at every build; this is its own switch for it.
-docs: $(VENV)/ready-docs     ## the course as a site: open site/index.html
+# NO_MKDOCS_2_WARNING silences a notice of Material for MkDocs, which appears at every build.
+docs: $(VENV)/ready-docs     ## build the course: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-install: $(VENV)/ready-test  ## everything that the tests need
+install: $(VENV)/ready-test  ## install bardlet and the tools for the tests
 	@echo 'bardlet is installed in $(VENV); run: source $(BIN)/activate'
 
-# The newest file of the three marks says what is installed: the environment, torch, bardlet, the test tools.
+# Empty files in .venv record what is installed: made (the environment), torch, ready (bardlet), ready-test and
+# ready-docs (its extras).
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit("bardlet needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": name another with make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv), then call make again"; exit 1; }
@@ -48,7 +49,7 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Without an NVIDIA GPU the CPU build of torch, a tenth of the size, where the package client knows of one.
+# Without an NVIDIA GPU, install the CPU build of torch, which is a tenth of the size, if pip can find it.
 $(VENV)/torch: $(VENV)/made constraints.txt
 	@if nvidia-smi -L >/dev/null 2>&1 || ! $(BIN)/python -m pip install --quiet 'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null; then \
 	  echo "installing torch $(TORCH) from the package index"; \
@@ -73,5 +74,5 @@ lock: $(VENV)/ready-test $(VENV)/ready-docs  ## write the installed versions to 
 	   $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|nvidia.*|triton|cuda.*|pip|setuptools)([=~ ]|$$)'; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean:                       ## remove the environment and the caches; runs stay
+clean:                       ## remove the environment and the tools' caches, but no runs
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

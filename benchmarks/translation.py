@@ -271,7 +271,7 @@ def runs_table(lines: list[dict[str, Any]]) -> str:
 def compare_table(lines: list[dict[str, Any]]) -> str:
     """Return a table with a row per model of the newest comparison."""
     newest = {line["what"]: line for line in lines if line["kind"] == "compare"}
-    rows = [f"| {model} | {_bleu(line, TESTS[0], 'greedy')} | {line['val_bleu']} | {line['parameters']:,} | "
+    rows = [f"| {model} | {_bleu(line, TESTS[0], 'greedy'):.2f} | {line['val_bleu']:.2f} | {line['parameters']:,} | "
             f"{line['whole'] / 60:.1f} | {line['epochs']} | {line['tokens_per_second']:,.0f} |"
             for model, line in newest.items()]
     head = ("| model | BLEU, test 2016, greedy | BLEU, validation | parameters | minutes | epochs | target "
@@ -281,7 +281,8 @@ def compare_table(lines: list[dict[str, Any]]) -> str:
 
 def speed_table(lines: list[dict[str, Any]]) -> str:
     """Return a table with the newest row per machine, number of beams, batch size and precision."""
-    newest = {(native(line), line["beam"], line["batch"]): line for line in lines if line["kind"] == "speed"}
+    newest = {(native(line), line["beam"], line["batch"]): line for line in lines if line["kind"] == "speed"
+              and "transformers unsorted fp32" in line["sentences_per_second"]}  # older lines: one batch at a time
     rows = []
     for (_, beam, batch), line in sorted(newest.items()):
         rate, same = line["sentences_per_second"], line["same_as_transformers_fp32"]

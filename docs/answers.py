@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig
 from bardlet.data import corpus
+from bardlet.errors import BardletError
 from bardlet.models import build, lecture
 from bardlet.models.layers import RMSNorm, apply_rope, rope_cos_sin
 from bardlet.training import optim
@@ -33,10 +34,14 @@ Figures = dict[str, float]
 
 
 class Text:
-    """Tiny Shakespeare as ids: the characters, the training part and the validation part."""
+    """A text as ids: the characters, the training part and the validation part."""
 
-    def __init__(self) -> None:
-        text = "".join(corpus.find(["tinyshakespeare"]).documents())
+    def __init__(self, file: str = "tinyshakespeare") -> None:
+        """file: a text file of yours, in place of Tiny Shakespeare. Exits with a message if the text is unavailable."""
+        try:
+            text = "".join(corpus.find([file]).documents())
+        except BardletError as error:  # one line, also for a learner who types into Python
+            raise SystemExit(f"{error}\nTo use a text of your own: Text(\"my.txt\")") from None
         self.chars = sorted(set(text))
         stoi = {c: i for i, c in enumerate(self.chars)}
         ids = torch.tensor([stoi[c] for c in text])
@@ -103,7 +108,7 @@ def counted(text: Text, seed: int) -> Figures:
     pairs = torch.ones(V, V)  # start at 1: an unseen pair is rare, not impossible
     pairs.index_put_((text.train[:-1], text.train[1:]), torch.ones(len(text.train) - 1), accumulate=True)
     log_p = (pairs / pairs.sum(dim=1, keepdim=True)).log()
-    return {"counted": -log_p[text.val[:-1], text.val[1:]].mean().item(),
+    return {"counted, no seed": -log_p[text.val[:-1], text.val[1:]].mean().item(),
             "trained, 3,000 steps": train(new("bigram", text, seed), text, seed, steps=3000, lr=1e-2)}
 
 
@@ -200,7 +205,7 @@ def sharper_queries(text: Text, seed: int) -> Figures:
     for n, name in ((10, "swiglu"), (11, "qk-norm")):
         attention = new(name, text, seed).blocks[0].sa
         with torch.no_grad():
-            for label, factor in (("as initialised", 1), ("query matrix x 100", 100)):
+            for label, factor in (("as initialized", 1), ("query matrix x 100", 100)):
                 attention.query.weight *= factor
                 figures[f"rung {n}, {label}"] = attention.weights(x)[..., 1:, :].amax(dim=-1).mean().item()
     return figures
@@ -242,20 +247,24 @@ def average_of_weights(text: Text, seed: int) -> Figures:
     return figures
 
 
-def centred(text: Text, seed: int) -> Figures:
+def centered(text: Text, seed: int) -> Figures:
     """Rung 9: the change in two norms' outputs when a constant is added to every channel."""
     x = torch.randn(1000, 32, generator=torch.Generator().manual_seed(seed))
     norms = {"LayerNorm": nn.LayerNorm(32), "RMSNorm": RMSNorm(32, 1e-6)}
-    return {f"{name} changes by": (norm(x + 5) - norm(x)).abs().mean().item() for name, norm in norms.items()}
+    return {name: (norm(x + 5) - norm(x)).abs().mean().item() for name, norm in norms.items()}
 
 
-ANSWERS: dict[str, tuple[Callable[[Text, int], Figures], int]] = {  # name -> (function, number of seeds)
-    "counted": (counted, 2), "only itself": (only_itself, 2), "without mask": (without_mask, 2),
-    "number of heads": (number_of_heads, 1), "without ReLU": (without_relu, 2),
-    "without residual": (without_residual, 2), "ten times the rate": (ten_times_the_rate, 1),
-    "first loss": (first_loss, 1), "same distance": (same_distance, 1), "centred": (centred, 1),
-    "parameters of a gate": (parameters_of_a_gate, 1), "sharper queries": (sharper_queries, 1),
-    "muon update": (muon_update, 1), "average of weights": (average_of_weights, 1),
+LOSS = "validation loss, nats per character"
+ANSWERS: dict[str, tuple[Callable[[Text, int], Figures], int, str]] = {  # name -> (function, seeds, what it measures)
+    "counted": (counted, 2, LOSS), "only itself": (only_itself, 2, LOSS), "without mask": (without_mask, 2, LOSS),
+    "number of heads": (number_of_heads, 1, "development loss, nats per character"),
+    "without ReLU": (without_relu, 2, LOSS), "without residual": (without_residual, 2, LOSS),
+    "ten times the rate": (ten_times_the_rate, 1, LOSS), "first loss": (first_loss, 1, LOSS),
+    "same distance": (same_distance, 1, "score"), "centered": (centered, 1, "mean absolute change of a channel"),
+    "parameters of a gate": (parameters_of_a_gate, 1, "parameters, an exact count"),
+    "sharper queries": (sharper_queries, 1, "largest weight of a row, mean"),
+    "muon update": (muon_update, 1, "singular value, or ratio of two"),
+    "average of weights": (average_of_weights, 1, LOSS),
 }
 
 
@@ -268,12 +277,13 @@ def main() -> None:
     torch.set_num_threads(1)  # the tensors are tiny: a second thread costs more than it saves
     path, text = Path(__file__).with_name("answers.json"), Text()
     for name in args.names or ANSWERS:
-        run, seeds = ANSWERS[name]
+        run, seeds, measures = ANSWERS[name]
         figures = [run(text, 1337 + i) for i in range(args.seeds or seeds)]
         mean = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
         entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         entries[name] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
-                         "threads": torch.get_num_threads(), "seeds": len(figures), "figures": mean}
+                         "threads": torch.get_num_threads(), "seeds": len(figures), "measures": measures,
+                         "figures": mean}
         path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(mean), flush=True)
 

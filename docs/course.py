@@ -71,9 +71,14 @@ def one_rung(argument: str) -> Rung:
     return selected[0]
 
 
-def fence(language: str, text: str, title: str = "") -> str:
-    """Return a code block, fenced by tildes, since a docstring may contain backticks."""
-    head = f'~~~ {{ .{language} title="{title}" }}' if title else f"~~~ {language}"
+def fence(language: str, text: str, title: str = "", highlighted: str = "") -> str:
+    """Return a code block, fenced by tildes, since a docstring may contain backticks.
+
+    highlighted: text whose lines are highlighted; the block needs a title.
+    """
+    numbers = [str(n) for n, line in enumerate(text.splitlines(), start=1) if highlighted and highlighted in line]
+    marks = f' hl_lines="{" ".join(numbers)}"' if numbers else ""
+    head = f'~~~ {{ .{language} title="{title}"{marks} }}' if title else f"~~~ {language}"
     return f"{head}\n{text.rstrip()}\n~~~"
 
 
@@ -108,7 +113,11 @@ def _file(argument: str) -> tuple[Path, str]:
 
 
 def source(course: Course, argument: str, page: str) -> str:
-    """Show the source of a function or class, or of a whole file, under its file name and line number."""
+    """Show the source of a function or class, or of a whole file, under its file name and line number.
+
+    `NAME | TEXT` highlights the lines that contain TEXT. Raises BardletError if there are none.
+    """
+    argument, _, highlighted = (part.strip() for part in argument.partition("|"))
     path, name = _file(argument)
     line, text = 1, path.read_text(encoding="utf-8")
     if name:
@@ -117,7 +126,9 @@ def source(course: Course, argument: str, page: str) -> str:
             raise BardletError(f"{path.name} defines no '{name}'")
         line, text = defined[name]
     file = path.relative_to(ROOT).as_posix()
-    return fence("python", text, f"{file}, line {line}" if name else file)
+    if highlighted not in text:
+        raise BardletError(f"{argument} has no line with '{highlighted}'")
+    return fence("python", text, f"{file}, line {line}" if name else file, highlighted)
 
 
 def code(course: Course, argument: str, page: str) -> str:
@@ -144,23 +155,10 @@ def changes(course: Course, argument: str, page: str) -> str:
                      *(text.splitlines() for text in sources.settings_to_compare(before, rung)))
     old = {name: sources.part(name).code.splitlines() for name in before.parts if name not in rung.parts}
     new = {name: sources.part(name).code.splitlines() for name in rung.parts if name not in before.parts}
-    return "\n\n".join(_diff(f"{b}, compared with {a} of rung {before.number}", old[a], new[b])
-                       for b in new for a in old if _kind(a) == _kind(b))
-
-
-def beside(course: Course, argument: str, page: str) -> str:
-    """Show one function or class as a diff against another, as in `bardlet.models.encdec.Block ....CrossBlock`."""
-    names = argument.split()
-    if len(names) != 2:
-        raise BardletError("name two functions or classes")
-    (old, a), (new, b) = (_file(name) for name in names)
-    texts = []
-    for path, name in ((old, a), (new, b)):
-        defined = sources.definitions(path.read_text(encoding="utf-8"))
-        if name not in defined:
-            raise BardletError(f"{path.name} defines no '{name}'")
-        texts.append(defined[name][1].splitlines())
-    return _diff(f"{b}, compared with {a}", *texts)
+    pairs = [(a, b) for b in new for a in old if _kind(a) == _kind(b)]
+    if not pairs:
+        raise BardletError(f"no class of rung {rung.number} has a counterpart in rung {before.number}")
+    return "\n\n".join(_diff(f"{b}, compared with {a} of rung {before.number}", old[a], new[b]) for a, b in pairs)
 
 
 def translated(course: Course, name: str, page: str) -> str:
@@ -197,8 +195,8 @@ def result(course: Course, argument: str, page: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """Return the last word of a name: Attention, Forward, Block, Model."""
-    return re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)[-1]
+    """Return the last word of a name: Attention, Forward, Block (also of SwiGLUBlock), Model."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)[-1]
 
 
 def _diff(title: str, old: list[str], new: list[str]) -> str:

@@ -26,10 +26,9 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "code": course.code,  # rung 3: its new parts
     "changes": course.changes,  # rung 3: as a diff against rung 2
     "whole": course.whole,  # rung 3: all of its code, folded
-    "beside": course.beside,  # bardlet.MODULE.NAME bardlet.MODULE.NAME: the second as a diff against the first
     "translated": course.translated,  # NAME in translation.json
     "result": course.result,  # FILE NAME KEY=VALUE ...: a figure from the results of a benchmark
-    "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME
+    "source": course.source,  # bardlet.MODULE.NAME, FILE or FILE:NAME; then | WORD, to highlight the lines with it
     "losses": losses.losses,  # rung 3: the normal losses
     "verdict": losses.verdict,  # rung 9: did it help?
     "compare": losses.compare,  # NAME with rung 8; NAME is one of the extras of measured.json
@@ -124,7 +123,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_post_build(*, config: Any) -> None:
-    """Write the search index as a script, too: Material loads it when a page is opened from the disk.
+    """Write the search index also as a script: Material loads it when a page is opened from the disk.
 
     Without the script, every page opened from the disk would log an error. Searching still needs a server, because
     browsers do not let a page from the disk start the search worker.

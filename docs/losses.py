@@ -206,9 +206,13 @@ def table(course: Course, argument: str, page: str) -> str:
                      f"{measured['parameters']:,}", f"{measured['steps']:,}", f"{measured['seconds']:,.0f} s"])
     everything = [course.of(rung) for rung in selected]
     seeds = sorted({len(measured["seeds"]) for measured in everything})
-    head = ["rung", "lecture", "every character once", "lecture's way", "parameters", "steps", "time, fastest seed"]
-    return (f"{table_of(head, rows)}\n\nValidation loss, mean ± deviation of {' or '.join(map(str, seeds))} seeds, on "
-            f"{machine(everything)}; {recorded(everything)}.")
+    head = ["rung", "loss in the lecture, nats", "our loss, nats", "our loss, lecture's way", "parameters", "steps",
+            "training time"]
+    explained = f"[how to read a loss]({link(page, 'index.md')}#how-to-read-a-loss)"
+    return (f"{table_of(head, rows)}\n\nLosses are validation losses in nats per character, mean ± deviation of "
+            f"{' or '.join(map(str, seeds))} seeds: see {explained}. *Our loss* covers every character of the "
+            "validation split once; the *lecture's way* is an estimate from 200 random batches. The time is that of "
+            f"the fastest seed, on {machine(everything)}; {recorded(everything)}.")
 
 
 def settings(course: Course, argument: str, page: str) -> str:
@@ -239,12 +243,23 @@ def sample(course: Course, argument: str, page: str) -> str:
 
 
 def figure(course: Course, argument: str, page: str) -> str:
-    """Show a picture of docs/figures: `NAME | alternative text`."""
+    """Show a picture of docs/figures: `NAME | alternative text`. A note on how to read them follows loss curves."""
     name, _, description = (part.strip() for part in argument.partition("|"))
     for suffix in ("", "-dark"):
         if not (course.docs / "figures" / f"{name}{suffix}.png").exists():
             raise Missing(f"docs/figures/{name}{suffix}.png is missing: run python benchmarks/ladder.py publish")
-    return picture(page, f"figures/{name}", description or name.replace("-", " "))
+    shown = picture(page, f"figures/{name}", description or name.replace("-", " "))
+    return f"{shown}\n\n{_about_curves(name)}" if name.startswith("loss-curves") else shown
+
+
+def _about_curves(name: str) -> str:
+    """Return a note on a picture of loss curves: where its numbers and its bands come from."""
+    text = ("To save time, the curves use part of the validation split. So a curve ends slightly off the number in the "
+            "legend, which covers every character.")
+    if not name.endswith("small"):
+        text += (" Rung 13 ends far above its number: its curve shows the weights during training, and its number "
+                 "belongs to their average, which exists only at the end.")
+    return f"{text} Bands span the lowest to the highest seed."
 
 
 def measured(course: Course, argument: str, page: str) -> str:
@@ -275,9 +290,11 @@ def answer(course: Course, argument: str, page: str) -> str:
     if argument not in course.answers:
         raise Missing(f"docs/answers.json has no '{argument}': run python docs/answers.py '{argument}'")
     entry = course.answers[argument]
-    seeds = f"mean of {entry['seeds']} seeds" if entry["seeds"] > 1 else "one seed"
     figures = {name: int(x) if x == int(x) and x < 1e9 else x for name, x in entry["figures"].items()}
-    return table_of(["", seeds], [[name, _as_text(x)] for name, x in figures.items()])
+    text = table_of(["", entry["measures"]], [[name, _as_text(x)] for name, x in figures.items()])
+    if all(isinstance(x, int) for x in figures.values()):
+        return text  # counts, which no seed changes
+    return f"{text}\n\n" + (f"Mean of {entry['seeds']} seeds." if entry["seeds"] > 1 else "One seed.")
 
 
 def _as_text(value: Any) -> str:

@@ -69,8 +69,9 @@ def test_a_healthy_run(run: Path) -> None:
     assert found["damaged"] == []
     assert [line.split(":")[0] for line in found["warning"]] == ["loss"], "the loss is high after four steps"
     assert any("step-00000002, step-00000004: intact" in line for line in found["ok"])
-    assert any("the run continues bit for bit" in line for line in found["ok"])
+    assert any("the same as at the start of the run" in line for line in found["ok"])
     assert any("finished after 4 steps" in line for line in found["ok"])
+    assert not any("continues bit for bit" in line or " s)" in line for line in found["ok"]), "the run is finished"
 
 
 def flip_bit(path: Path) -> None:
@@ -138,11 +139,18 @@ def test_a_folder_of_a_ladder(trained: Path, tmp_path: Path, capsys: pytest.Capt
     (ladder / "ladder.json").write_text("{}")
     assert main(["doctor", str(ladder)]) == 1
     out, err = capsys.readouterr()
-    example = f"`bardlet doctor '{rung}'`"
+    example = f"'{rung}'"
     assert not out and f"{ladder}: a folder of ladder runs; name one of them, for example {example}" in err
     assert main(["doctor", str(ladder / "01-bigram")]) == 1
     assert "a folder of runs (seed-1337); name one of them" in capsys.readouterr().err
     assert main(["doctor", str(rung)]) == 0
+
+
+def test_a_folder_that_is_no_run_is_not_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.md").write_text("notes")
+    assert main(["doctor", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert not out and f"{tmp_path}: no run.toml, so this is not a run folder; `bardlet runs` lists the runs" in err
 
 
 def test_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +174,9 @@ def test_memorization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for steps in ("1", "600"):
         assert main(["train", str(path), "--out", str(tmp_path / steps), *settings, "--steps", steps]) == 0
         assert main(["doctor", str(tmp_path / steps), "--memorised", "--tokens", "1000", "--json"]) == 0
-        shares.append(json.loads(capsys.readouterr().out.splitlines()[-1])["memorised"])
+        out = capsys.readouterr().out
+        shares.append(json.loads(out.splitlines()[-1])["memorised"])
+        assert "of the validation text's: no sign of memorization\n" in out, "a validation text of the same sentence"
     assert shares[0]["copied"] < 0.01 and shares[1]["copied"] > 0.9
     assert shares[1]["copied_of_validation"] > 0.9
     assert shares[1]["longest"] in path.read_text() * 2 and len(shares[1]["longest"]) > 64

@@ -269,7 +269,7 @@ def test_training_reads_a_bounded_number_of_distinct_words(monkeypatch):
 def test_choose_kind(characters, alphabet, kind):
     chosen, vocab_size, reason = tk.choose_kind(characters, alphabet)
     assert chosen == kind and (vocab_size is not None) == (kind == "bpe")
-    assert reason.startswith(kind) and f"{characters:,}" in reason
+    assert reason.startswith(f"{kind}: {alphabet:,} distinct character") and f"{characters:,}" not in reason[12:]
 
 
 @HUNDRED

@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     length.add_argument("--minutes", type=positive(float), help="train for as many steps as fit into this time")
     parser.add_argument("--seed", type=int, default=1337, help="seed of the weights and the batches (1337)")
     parser.add_argument("--digits", type=int, choices=(1, 2, 3), default=3, help="digits of each number (3)")
-    parser.add_argument("--no-mask", action="store_true", help="take the loss on the question, too")
+    parser.add_argument("--no-mask", action="store_true", help="also take the loss on the question")
     parser.add_argument("--forward", action="store_true", help="write the answer with its first digit first")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line, last")
     args = parser.parse_args(argv)

@@ -1,18 +1,18 @@
-"""The lecture's exercise: pretrain on a big text, then finetune on Shakespeare. Does it lower the loss?
+"""The lecture's exercise: pretrain on a big text, then fine-tune on Shakespeare. Does it lower the loss?
 
     python docs/exercises/finetune.py [--pretrain-steps 1500] [--finetune-steps 500] [--seeds 1] [--out runs/finetune]
                                       [--big TEXT] [--lr LR --muon-lr LR] [--dev] [--json] [settings of `bardlet train`]
 
 Four rows, trained by the bardlet command line with the same model shape, batch size and recipe:
 
-    scratch      Shakespeare alone, for as many steps as the finetuning
+    scratch      Shakespeare alone, for as many steps as the fine-tuning
     pretrained   a big text (99 English novels, eltec-eng), without a line of Shakespeare
     finetuned    the pretrained weights, then Shakespeare
-    same steps   Shakespeare alone, for as many steps as pretraining and finetuning together
+    same steps   Shakespeare alone, for as many steps as pretraining and fine-tuning together
 
 The loss is that of the last step's weights (no checkpoint is selected), in nats per character. The two tokenizers have
 different alphabets; both must know every character of the validation text, or the script stops. The validation part is
-evaluated after all training. To choose a setting, such as --lr of the finetuning, use --dev, which evaluates on text
+evaluated after all training. To choose a setting, such as --lr of the fine-tuning, use --dev, which evaluates on text
 cut from the end of the training part.
 
 A finished run in --out is not trained again; an interrupted run continues. Unknown options are passed to every
@@ -95,7 +95,7 @@ def seconds_of(run: Path) -> float:
 
 
 def loss_of(run: Path, text: Path) -> float:
-    """Return the nats per character of the text, over every character except the first (protocol b).
+    """Return the nats per character of the text, over every character except the first.
 
     Raises BardletError if the tokenizer does not know all characters: a loss over fewer characters is not comparable.
     """
@@ -142,7 +142,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Format the results: one line per row, then the gain of finetuning over the others, seed by seed."""
+    """Format the results: one line per row, then the gain of fine-tuning over the others, seed by seed."""
     lines = [f"{'':12}{'steps':>8}{'seconds':>9}   nats per character"]
     for name in NAMES:
         rows = [r for r in results if r.name == name]
@@ -169,8 +169,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--finetune-steps", type=int, default=500, help=f"steps on {SMALL} afterwards (500)")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds to repeat everything with (1)")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="folder for the runs (runs/finetune)")
-    parser.add_argument("--lr", type=float, help="AdamW's peak learning rate in finetuning (default: train's)")
-    parser.add_argument("--muon-lr", type=float, help="Muon's peak learning rate in finetuning (default: train's)")
+    parser.add_argument("--lr", type=float, help="AdamW's peak learning rate in fine-tuning (default: train's)")
+    parser.add_argument("--muon-lr", type=float, help="Muon's peak learning rate in fine-tuning (default: train's)")
     parser.add_argument("--dev", action="store_true", help="evaluate on text cut from the training part")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line, last")
     args, settings = parser.parse_known_args(argv)

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bardlet.api.evaluation import evaluate
     from bardlet.api.models import Model, load
-    from bardlet.api.runs import runs
-    from bardlet.api.training import Run, open_run, plan, resume, train
+    from bardlet.api.runs import delete, runs
+    from bardlet.api.training import Run, StageFunction, open_run, plan, resume, train
     from bardlet.errors import BardletError
+
+    sft: StageFunction
+    reward: StageFunction
+    dpo: StageFunction
+    kto: StageFunction
+    ppo: StageFunction
+    grpo: StageFunction
 
 __version__ = "0.2.0"
 
@@ -26,24 +33,34 @@ _MODULES = {
     "bardlet.api.training": ("train", "plan", "resume", "open_run", "Run"),
     "bardlet.api.models": ("load", "Model"),
     "bardlet.api.evaluation": ("evaluate",),
-    "bardlet.api.runs": ("runs",),
+    "bardlet.api.runs": ("runs", "delete"),
     "bardlet.errors": ("BardletError",),
 }
 
-__all__ = ["BardletError", "Model", "Run", "evaluate", "load", "open_run", "plan", "resume", "runs", "train"]
+__all__ = ["BardletError", "Model", "Run", "delete", "dpo", "evaluate", "grpo", "kto", "load", "open_run", "plan",
+           "ppo", "resume", "reward", "runs", "sft", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a part of the API on first use (PEP 562): also `sft`, `reward`, `dpo` and the other stages."""
+    """Import a part of the API on first use (PEP 562). The errors of its functions name keywords, not flags."""
+    if name not in __all__:
+        raise AttributeError(f"module 'bardlet' has no attribute '{name}'")
+    value = _import(name)
+    if not isinstance(value, type):
+        value = importlib.import_module("bardlet.api.arguments").names_keywords(value)
+        value.__module__ = "bardlet"  # for pickle, which looks a function up by its name
+    globals()[name] = value
+    return value
+
+
+def _import(name: str) -> Any:
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)
-    for kind in importlib.import_module("bardlet.config.stages").FINE_TUNING:
-        if name == kind.command:
-            return importlib.import_module("bardlet.api.training").stage_function(kind)
-    raise AttributeError(f"module 'bardlet' has no attribute '{name}'")
+    stages = importlib.import_module("bardlet.config.stages").FINE_TUNING
+    [kind] = (kind for kind in stages if kind.command == name)
+    return importlib.import_module("bardlet.api.training").stage_function(kind)
 
 
 def __dir__() -> list[str]:
-    stages = importlib.import_module("bardlet.config.stages").FINE_TUNING
-    return sorted({*globals(), *__all__, *(kind.command for kind in stages)})
+    return sorted([*__all__, "__version__"])

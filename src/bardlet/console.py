@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -107,15 +108,23 @@ def training_progress(unit: str = "tokens") -> Iterator[Watch]:
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns) as progress:
+    with Progress(BarColumn(bar_width=None), TextColumn("{task.fields[facts]}")) as progress:
         task = progress.add_task("training", total=None, facts="")
         text = StepText(unit)
 
         def watch(line: dict[str, Any]) -> None:
-            progress.update(task, completed=line["step"], total=line["steps"], facts=text(line))
+            facts = shorten(text(line), progress.console.width, r" \(step \d+\)", rf" +[\d,]+ {unit}/s")
+            progress.update(task, completed=line["step"], total=line["steps"], facts=facts)
 
         yield watch
+
+
+def shorten(text: str, width: int, *less_important: str) -> str:
+    """Return a text that leaves space for a small bar, without the parts that match the first patterns if need be."""
+    for pattern in less_important:
+        if len(text) + 6 > width:
+            text = re.sub(pattern, "", text)
+    return text
 
 
 class _Smooth:
@@ -146,26 +155,27 @@ class StepText:
         """Return the text for a line of metrics.jsonl."""
         self.first = first = self.first or line
         step, train_loss = line["step"], self.smooth(line["train_loss"])
-        speed, left = "-", "-"  # unknown after one step
+        pace = ""  # unknown after one step
         if steps := step - first["step"]:
-            speed = f"{(line['tokens'] - first['tokens']) / max(line['seconds'] - first['seconds'], 1e-9):,.0f}"
+            speed = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9)
             left = clock_time((line["steps"] - step) * (time.monotonic() - self.started) / steps)
+            pace = f"  {speed:>7,.0f} {self.unit}/s  ETA {left}"
         loss = line["val_loss"]
-        figures = f"train {train_loss:z.4f}  val {self._dated('val', loss, step)}"
+        figures = f"  train {train_loss:z.4f}" + self._dated("val", loss, step)
         if "reward" in line:
             held_out = None if loss is None else -loss
-            figures = "  ".join(f"{name} {self._dated(name, value, step)}" for name, value in
-                                (("reward", line["reward"]), ("held-out reward", held_out), ("KL", line["kl"])))
-        return f"step {step:>5}/{line['steps']}  {figures}  {speed:>7} {self.unit}/s  ETA {left}"
+            figures = "".join(self._dated(name, value, step) for name, value in
+                              (("reward", line["reward"]), ("held-out reward", held_out), ("KL", line["kl"])))
+        return f"step {step:>5}/{line['steps']}{figures}{pace}"
 
     def _dated(self, name: str, value: float | None, step: int) -> str:
-        """Return a figure, with the step at which it was measured if that is an earlier one."""
+        """Return a figure with its name, and with the step at which it was measured if that is an earlier one."""
         if value is None:
-            return "-"
+            return ""
         if name not in self.measured or self.measured[name][0] != value:
             self.measured[name] = value, step
         measured_at = self.measured[name][1]
-        return f"{value:z.4f}" + (f" (step {measured_at})" if measured_at != step else "")
+        return f"  {name} {value:z.4f}" + (f" (step {measured_at})" if measured_at != step else "")
 
 
 def _lines(unit: str) -> Watch:
@@ -201,9 +211,9 @@ def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, 
         share = past / (sum(expected.values()) or 1.0)
         spent = time.monotonic() - started
         left = f"  ETA {clock_time(spent / share - spent)}" if share > 0.005 else ""
-        val = f"{line['val_loss']:.4f}" if line["val_loss"] is not None else "-"
-        return share, (f"rung {title}: step {line['step']:>5}/{line['steps']}  train {smooth(line['train_loss']):.4f}  "
-                       f"val {val}  whole ladder {share:4.0%}{left}")
+        val = f"  val {line['val_loss']:.4f}" if line["val_loss"] is not None else ""
+        return share, (f"rung {title}: step {line['step']:>5}/{line['steps']}  train {smooth(line['train_loss']):.4f}"
+                       f"{val}  whole ladder {share:4.0%}{left}")
 
     if not live():
         def lines(title: str, job: Any, line: dict[str, Any]) -> None:
@@ -217,11 +227,12 @@ def ladder_progress(expected: dict[Any, float]) -> Iterator[Callable[[str, Any, 
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
-    with Progress(BarColumn(bar_width=20), TextColumn("{task.fields[facts]}")) as progress:
+    with Progress(BarColumn(bar_width=None), TextColumn("{task.fields[facts]}")) as progress:
         task = progress.add_task("ladder", total=1.0, facts="")
 
         def bar(title: str, job: Any, line: dict[str, Any]) -> None:
             share, text = facts(title, job, line)
-            progress.update(task, completed=share, facts=text)
+            progress.update(task, completed=share,
+                            facts=shorten(text, progress.console.width, r"  train [\d.]+", r"  whole ladder +\d+%"))
 
         yield bar

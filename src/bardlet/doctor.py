@@ -10,14 +10,13 @@ import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from bardlet import __version__
+from bardlet import __version__, console
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.config.toml import is_untouched
@@ -122,12 +121,9 @@ def health(run: Path) -> Iterator[Finding]:
     """Yield findings on a run or Hugging Face folder: its files, its losses, and if the run can continue.
 
     Raises:
-        BardletError: no such folder, or it contains several runs.
+        BardletError: no such folder, or neither a run nor a model.
     """
-    if not run.is_dir():
-        raise BardletError(f"{run}: no such folder; `bardlet train` prints the path of its run folder")
-    if not (run / "config.json").exists():
-        _check_one_run(run)
+    manifest.check_folder(run)
     yield from _model(run)
     if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
         return
@@ -145,7 +141,7 @@ def health(run: Path) -> Iterator[Finding]:
         yield damaged("settings", f"{run / 'run.toml'}: edited, damaged or missing; `bardlet resume` uses the "
                       "settings of the newest checkpoint")
     yield from _text(config, record.get("text_hash"))
-    yield from _machine_of(record.get("machine", {}), config)
+    yield from _machine_of(record.get("machine", {}), config, bool(record.get("finished")))
     yield from diagnosis.of_text(record)
     steps = config.replans[-1][1] if config.replans else config.steps or 0
     try:
@@ -160,26 +156,15 @@ def health(run: Path) -> Iterator[Finding]:
     if holder:
         yield ok("run", f"in use by {holder}")
     elif record.get("finished"):
-        yield ok("run", f"finished after {record.get('steps', 0):,} steps")
+        yield ok("run", f"finished after {console.count(record.get('steps', 0), 'step')}")
     elif intact:
         step = int(intact[-1].name[5:])
         yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {shlex.quote(str(run))}` "
                       + ("continues from there" if step < steps else "finishes the run"))
 
 
-def _check_one_run(folder: Path) -> None:
-    """Raise BardletError if `folder` contains several runs: of a ladder, or any others."""
-    rungs = sorted(path.parent for path in folder.glob("*/seed-*/run.toml"))
-    if rungs or (folder / "ladder.json").exists():
-        example = f", for example `bardlet doctor {shlex.quote(str(rungs[0]))}`" if rungs else ""
-        raise BardletError(f"{folder}: a folder of ladder runs; name one of them{example}")
-    if runs := sorted(path.parent.name for path in folder.glob("*/run.toml")):
-        raise BardletError(f"{folder}: a folder of runs ({', '.join(runs[:9])}); name one of them")
-
-
 def _model(run: Path) -> Iterator[Finding]:
     """Check the Hugging Face folder at the root."""
-    started = time.monotonic()
     try:
         model, tokenizer = hf.read_folder(run, scores=hf.read_model_config(run).scores)
     except BardletError as error:
@@ -191,7 +176,7 @@ def _model(run: Path) -> Iterator[Finding]:
     checked = ("its files match its manifest" if manifest.has_manifest(run)
                else "no manifest, so only its shapes were checked")
     yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, "
-             f"{tokenizer.kind} tokenizer: {checked} ({time.monotonic() - started:.1f} s)")
+             f"{tokenizer.kind} tokenizer: {checked}")
 
 
 def _checkpoints(run: Path, intact: list[Path], damages: list[str]) -> Iterator[Finding]:
@@ -240,7 +225,7 @@ def _text(config: Settings, expected: str | None) -> Iterator[Finding]:
         yield warning("text", f"{name}: changed since the run started; restore it, or continue with --allow-change")
 
 
-def _machine_of(known: dict[str, object], config: Settings) -> Iterator[Finding]:
+def _machine_of(known: dict[str, object], config: Settings, finished: bool) -> Iterator[Finding]:
     """Check if the run would continue bit for bit on this machine; `known` is the machine it started on."""
     try:
         device = runtime_device.pick_device(config.device)
@@ -256,8 +241,8 @@ def _machine_of(known: dict[str, object], config: Settings) -> Iterator[Finding]
         yield warning("machine", f"{name} was {known[name]}, and is {current[name]} here: the run would not continue "
                       "bit for bit; --allow-change continues it anyway")
     else:
-        yield ok("machine", f"the same as at the start of the run (Python {sys.version.split()[0]}); the run continues "
-                 "bit for bit")
+        yield ok("machine", f"the same as at the start of the run (Python {sys.version.split()[0]})"
+                 + ("" if finished else "; the run continues bit for bit"))
 
 
 # ---------------------------------------------------------------- a model

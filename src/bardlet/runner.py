@@ -7,7 +7,6 @@ checkpoint. Both write the model card and the loss curve and mark the run as fin
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -20,16 +19,14 @@ from typing import Any
 
 from bardlet import console, tokenizer
 from bardlet.config.finetuning import is_command
-from bardlet.config.model import ModelConfig
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError
-from bardlet.planning import clock, compilation, scaling_law
-from bardlet.planning.plan import short_number
+from bardlet.planning import clock, compilation
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics, trackers
 from bardlet.run import folder as run_folder
 from bardlet.runtime import atomic, distributed, heartbeat
 from bardlet.runtime.signals import Stopped
-from bardlet.stages import stage_of
+from bardlet.stages import stage_of, summary
 from bardlet.stages.base import Stage
 from bardlet.training.checkpointing import restore, write_run
 from bardlet.training.state import State, Trainer
@@ -73,7 +70,7 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         stage.predict(trainer)
         for finding in diagnosis.of_text(trainer.record.mapping()):
             log.warning(finding.message)
-        plan = _say_plan(trainer, stage) if dist.main else {}
+        plan = summary.say_plan(trainer, stage) if dist.main else {}
         return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, started=started)
 
 
@@ -90,10 +87,10 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
     Returns:
         The values that `--json` prints; empty on other ranks.
     """
-    if steps is not None and not allow_change:
-        raise BardletError(f"--steps {steps} changes the schedule of the run; add --allow-change")
     console.show_notices(console.main_rank())
     config, record = run_folder.settings(run, allow_change)
+    if steps is not None:
+        _check_steps(run, steps, allow_change)
     _same_reward(run, config, reward)
     started = time.monotonic()
     with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
@@ -101,15 +98,13 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
             run_folder.remove_partial(run)
         with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
-            build = restore_run if checkpoint.steps_saved(run) or record.get("saved") else restart_from_zero
-            trainer = build(run, stage, record, allow_change)
+            if checkpoint.steps_saved(run) or record.get("saved"):
+                trainer = restore_run(run, stage, record, allow_change, longer=steps is not None)
+            else:
+                trainer = restart_from_zero(run, stage, record, allow_change)
         if steps is not None:
             _change_steps(trainer, steps)
         step = trainer.state.step
-        if step >= trainer.state.steps and trainer.record.finished:
-            raise BardletError(f"{run}: finished, all {step:,} steps are done; train longer with --steps N "
-                               "--allow-change, or start a new run with "
-                               f"`bardlet train --init {shlex.quote(str(run))}`")
         if dist.main:
             console.say(f"continuing after step {step:,} of {trainer.state.steps:,}" if step
                         else "no checkpoint yet; starting over")
@@ -140,8 +135,9 @@ def restart_from_zero(run: Path, stage: AnyStage, record: dict[str, Any], allow_
     return trainer
 
 
-def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool) -> Trainer:
-    """Build the trainer of a run from its newest intact checkpoint."""
+def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change: bool, longer: bool) -> Trainer:
+    """Build the trainer of a run from its newest intact checkpoint. longer: the run gets more steps, so it may be
+    finished."""
     config, dist = stage.config.resolved(), stage.dist  # run.toml omits settings that a rung lacks
     stage.config = config
     if "text_hash" not in record:
@@ -161,9 +157,13 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
     model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
     stage.record = stage.record_class.of(record)
     trainer = stage.build_trainer(run, model, resumed=True)
+    metadata = checkpoint.read_metadata(folder)
+    done, before = metadata["step"], metadata["machine"]
+    finished = bool(record.get("finished")) and done >= metadata["steps"] and not longer
+    if dist.broadcast_int(int(finished and dist.main and run_folder.root_is_intact(run))):  # else there is a repair
+        raise _finished(run, done)
     if config.compile == "on":
         compilation.choose_compile(trainer)
-    before = checkpoint.read_metadata(folder)["machine"]
     different = [name for name, value in trainer.machine.items() if before.get(name) != value]
     if different and not allow_change:
         name = different[0]
@@ -171,8 +171,15 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
                            "would not continue bit for bit; continue anyway with --allow-change")
     if lost := bool(dist.broadcast_int(int(dist.main and run_folder.repair_root(run)))):
         trainer.record.update(finished=None, selected_by=None, selected_step=None, val_loss=None, averaged=None)
+    elif finished:
+        raise _finished(run, done)
     restore(trainer, folder, best_is_lost=lost)
     return trainer
+
+
+def _finished(run: Path, steps: int) -> BardletError:
+    return BardletError(f"{run}: finished, all {steps:,} steps are done; train longer with --steps N --allow-change, "
+                        f"or start a new run with `bardlet train --init {shlex.quote(str(run))}`")
 
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:
@@ -196,6 +203,18 @@ def _same_reward(run: Path, config: Settings, reward: str | None) -> None:
             f"--reward {reward} would change the run; drop it"))
 
 
+def _check_steps(run: Path, steps: int, allow_change: bool) -> None:
+    """Raise BardletError unless `steps` is more than the run has done, and may be changed."""
+    if steps < 1:
+        raise BardletError(f"--steps {steps}: must be more than 0")
+    intact = (folder for folder in reversed(checkpoint.steps_saved(run)) if not checkpoint.find_damage(folder))
+    if (newest := next(intact, None)) and steps <= (done := checkpoint.read_metadata(newest)["step"]):
+        raise BardletError(f"--steps {steps}: {console.count(done, 'step')} of {run} are already done; "
+                           "name a larger number")
+    if not allow_change:
+        raise BardletError(f"--steps {steps} changes the schedule of the run; add --allow-change")
+
+
 def _change_steps(trainer: Trainer, steps: int) -> None:
     """Set a new total number of steps, which the clock no longer changes."""
     before = [event for event in trainer.state.replans if event[0] < trainer.state.step] or [(0, trainer.state.steps)]
@@ -203,63 +222,6 @@ def _change_steps(trainer: Trainer, steps: int) -> None:
     trainer.config = replace(trainer.config, replans=tuple(trainer.state.replans))
     # reasons, limit and prediction belong to the old plan
     trainer.record.update(minutes=None, finished=False, reasons=None, most_steps=None, expected=None)
-
-
-# ---------------------------------------------------------------- the plan in words
-
-
-def _end(trainer: Trainer, steps: int) -> str:
-    """Return the end of the plan line: the time budget, and why a run will not use all of it."""
-    if not trainer.record.minutes:
-        return ""
-    minutes = _minutes(trainer.record.minutes)
-    if steps + 1 >= (trainer.record.most_steps or math.inf):  # the estimate is rounded, the maximum rounded up
-        return f", ends before {minutes} are over: more steps would only memorize the text"
-    return f", ends within {minutes}"
-
-
-def _say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
-    """Print data, model and plan, and return what --json prints of the plan."""
-    c, tokens, model = trainer.config, trainer.config.tokens_per_step, trainer.model.config
-    lines, epochs = stage.describe(trainer)
-    steps = c.replans[-1][1] if c.replans else trainer.state.steps  # a repeated run knows the clock's last decision
-    for line in lines:
-        console.say(line)
-    console.say(f"model: {model.model}, {_shape(model)}, context {c.block_size}, "
-                f"{trainer.record.parameters:,} parameters"
-                + (f"; LoRA of rank {c.lora}: {trainer.record.trainable:,} trainable" if c.lora else ""))
-    for reason in trainer.record.reasons or []:
-        console.say(f"  {reason}")
-    optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # the bigram table has no matrices for Muon
-    size = f"{'' if stage.material == 'text' else 'up to '}{tokens:,} tokens"
-    console.say(f"plan: {console.count(steps, 'step')} of {size} "
-                f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
-                f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
-                f"{console.count(trainer.machine['threads'], 'thread')}"
-                + _end(trainer, steps))
-    if expected := stage.prediction():
-        console.say(f"expected validation loss: {expected}")
-    return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
-            "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
-            "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
-
-
-def _epochs(epochs: float) -> str:
-    number = short_number(epochs)
-    return f"{number} epoch" + "s" * (number != "1")
-
-
-def _minutes(minutes: float) -> str:
-    return "a minute" if minutes == 1 else f"{minutes:g} minutes"
-
-
-def _shape(model: ModelConfig) -> str:
-    """Return the shape of a model in words. A rung of the ladder counts 1 of each part it lacks."""
-    if model.model == "bigram":
-        return "a table"
-    counts = ((model.n_layer, "layer"), (model.n_head, "head"), (model.n_embd, "channel"))
-    encoder = f"{model.n_encoder_layer} and " if model.n_encoder_layer else ""
-    return encoder + ", ".join(console.count(number, noun) for number, noun in counts)
 
 
 # ---------------------------------------------------------------- to the end
@@ -291,7 +253,7 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, star
                 trainer.record.launch = heartbeat.launch()
         try:
             _fit(trainer, stage, started)
-            return _summary(trainer, stage, resumed_from)
+            return summary.say_result(trainer, stage, resumed_from)
         except BaseException as error:
             # nothing was saved yet: the folder is useless
             if resumed_from is None and trainer.record.saved is None and not checkpoint.steps_saved(trainer.run):
@@ -363,26 +325,3 @@ def _diagnose(trainer: Trainer, stage: AnyStage, reported: set[str]) -> None:
         if finding.about not in reported:
             reported.add(finding.about)
             log.warning(finding.message)
-
-
-def _summary(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dict[str, Any]:
-    facts, sample = stage.finish(trainer)
-    console.say(f"\n{sample}\n")
-    mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
-    console.say(f"{stage.validation_label} {stage.describe_loss()} ({facts['selected_by']} weights, "
-                f"step {facts['selected_step']:,}{mean}); {console.count(facts['steps'], 'step')} in "
-                f"{console.clock_time(facts['seconds'])}")
-    if expected := facts.get("expected"):
-        loss, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
-        console.say(f"expected: {scaling_law.describe(expected)}; got {loss:.4f}"
-                    + (", outside the predicted range" if outside else ""))
-    for line in stage.results():
-        console.say(line)
-    use = f"; try `bardlet {stage.use} {shlex.quote(str(trainer.run))}`" if stage.use else ""
-    console.say(f"saved to {trainer.run}{use}; loss curve: {trainer.run / 'loss.png'}")
-    return {"run": str(trainer.run), "steps": trainer.state.step, "resumed_from": resumed_from,
-            "seconds": round(trainer.state.seconds, 3), "train_loss": facts.get("train_loss"),
-            "val_loss": facts["val_loss"], "nats_per_char": facts.get("nats_per_char"),
-            "expected": facts.get("expected"), "selected_by": facts["selected_by"],
-            "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
-            **stage.record.for_json()}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pickle
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from conftest import assert_same_run
 
 import bardlet
+from bardlet.api.arguments import names_keywords
 from bardlet.cli import COMMANDS
 from bardlet.config.stages import FINE_TUNING
 from bardlet.errors import BardletError
@@ -58,12 +63,26 @@ def test_import_bardlet_imports_nothing_heavy() -> None:
 
 def test_dir_lists_every_stage() -> None:
     """Each is a function with a docstring, named like its command."""
-    names = {"train", "resume", "load", "evaluate", "runs", "open_run", "Run", "Model", "BardletError"}
+    names = {"train", "plan", "resume", "load", "evaluate", "runs", "delete", "open_run",
+             "Run", "Model", "BardletError"}  # fmt: skip
     stages = {kind.command for kind in FINE_TUNING}
-    assert names | stages <= set(dir(bardlet)) and stages <= set(COMMANDS)
+    assert set(bardlet.__all__) == names | stages and stages <= set(COMMANDS)
+    assert set(dir(bardlet)) == {*bardlet.__all__, "__version__"}
     for stage in stages:
         function = getattr(bardlet, stage)
         assert function.__name__ == stage and f"`bardlet {stage}`" in function.__doc__
+        assert not re.search("--|DATA", function.__doc__) and max(map(len, function.__doc__.splitlines())) <= 120
+        assert list(inspect.signature(function).parameters) == ["model", "data", "out", "config", "settings"]
+
+
+@pytest.mark.parametrize("name", sorted(set(bardlet.__all__) - {"BardletError", "Model", "Run"}))
+def test_every_function_is_documented(name: str) -> None:
+    """Its docstring names each argument, the result, and the errors. It can be pickled."""
+    function = getattr(bardlet, name)
+    headings = ["Args:", "Raises:"] if name == "delete" else ["Args:", "Returns:", "Raises:"]
+    assert all(heading in function.__doc__ for heading in headings)
+    assert all(f" {argument}: " in function.__doc__ for argument in inspect.signature(function).parameters)
+    assert pickle.loads(pickle.dumps(function)) is function
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -90,7 +109,8 @@ def test_a_seed_repeats_the_text(run: bardlet.Run) -> None:
     text = run.model.generate("the ", **options)
     assert isinstance(text, str) and text and not text.startswith("the the")
     assert run.model.generate("the ", **options) == text
-    assert "".join(run.model.stream("the ", **options)) == text
+    pieces = list(run.model.stream("the ", **options))
+    assert "".join(pieces) == text and all(pieces)
     assert len({run.model.generate("the ", 20, temperature=1.0, seed=seed) for seed in range(5)}) > 1
 
 
@@ -121,7 +141,10 @@ def test_open_run_reads_the_folder(run: bardlet.Run) -> None:
 
 def test_train_on_several_texts(text: Path, tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("more songs of the bards\n" * 60, encoding="utf-8")
-    run = bardlet.train(text, str(tmp_path / "more.txt"), out=tmp_path / "run", steps=2, tokenizer="byte", **TINY)
+    texts = [text, str(tmp_path / "more.txt")]
+    plan = bardlet.plan(texts, steps=2, tokenizer="byte", **TINY)
+    run = bardlet.train(texts, out=tmp_path / "run", steps=2, tokenizer="byte", **TINY)
+    assert plan["steps"] == 2 and plan["parameters"] == run.record.parameters
     assert run.config.text == (str(text), str(tmp_path / "more.txt")) and run.record.documents == 2
 
 
@@ -135,7 +158,13 @@ def test_train_on_pairs(tmp_path: Path) -> None:
                         vocab_size=300, batch_tokens=256, **settings)
     assert run.config.model == "encdec" and run.model.translates
     [line] = run.model.translate(["bard 3 and 4"])
-    assert isinstance(line, str)
+    assert isinstance(line, str) and run.model.translate("bard 3 and 4") == [line]
+    for lines, options, message in ((5, {}, "lines = 5: must be a list"), ([5], {}, "lines = 5: must be a string"),
+                                    ("bard", {"beam": "2"}, "beam = '2': must be a whole number"),
+                                    ("bard", {"beam": 0}, "beam 0: must be from 1")):
+        with pytest.raises(BardletError) as error:
+            run.model.translate(lines, **options)  # type: ignore[arg-type]
+        assert message in str(error.value) and "--" not in str(error.value)
     result = bardlet.evaluate(run.folder)
     assert result.score.lines > 0 and result.beam == 1
     with pytest.raises(BardletError, match="an encoder-decoder translates"):
@@ -212,7 +241,7 @@ def test_evaluate_on_a_text(run: bardlet.Run, tmp_path: Path) -> None:
     path.write_text("the bards sang other songs\n" * 30, encoding="utf-8")
     result = bardlet.evaluate(run.folder, path)
     assert result.name == "other" and result.score.loss > 0 and result.skipped_characters == 0
-    assert bardlet.evaluate(str(run.folder), path).score == result.score
+    assert bardlet.evaluate(str(run.folder), [path]).score == result.score
     shorter = bardlet.evaluate(run.folder, path, context=8)
     assert shorter.score.loss != result.score.loss
 
@@ -230,17 +259,21 @@ def test_runs_lists_summaries(run: bardlet.Run) -> None:
     ({"stepz": 3}, "bardlet.train: unknown setting 'stepz'; did you mean 'steps'?"),
     ({"steps": "3"}, "bardlet.train: steps = '3': must be a whole number"),
     ({"keep": "first"}, "bardlet.train: keep = 'first': must be one of best, last, average"),
-    ({"dropout": 2.0}, "bardlet.train: --dropout 2.0: must be at least 0 and below 1"),
+    ({"dropout": 2.0}, "bardlet.train: dropout 2: must be at least 0 and below 1"),
     ({"pack": True}, "bardlet.train: pack is a setting of `bardlet sft`; drop it"),
     ({"batch_tokens": 64}, "bardlet.train: batch_tokens is a setting of translation; drop it"),
-    ({"model": "bigram", "dropout": 0.1}, "--dropout 0.1: does not apply to bigram; drop it"),
+    ({"model": "bigram", "dropout": 0.1}, "dropout 0.1: does not apply to bigram; drop it"),
+    ({"minutes": -1.0}, "bardlet.train: minutes -1: must be more than 0"),
+    ({"minutes": 1, "steps": 1}, "steps and minutes: give one of them"),
+    ({"model": "encdec"}, "name sentence pairs with source FILE target FILE"),
+    ({"zzz": 1}, "unknown setting 'zzz'; `bardlet train --help-all` lists the settings (write _ for -)"),
 ])
 def test_a_setting_that_does_not_fit_is_refused(settings: dict[str, Any], message: str, text: Path,
                                                 tmp_path: Path) -> None:  # fmt: skip
     """Before anything is written."""
     with pytest.raises(BardletError) as error:
         bardlet.train(text, out=tmp_path / "run", **settings)
-    assert message in str(error.value)
+    assert message in str(error.value) and "--" not in str(error.value).replace("--help-all", "")
     assert not (tmp_path / "run").exists()
 
 
@@ -258,20 +291,85 @@ def test_errors_of_the_other_functions(run: bardlet.Run, tmp_path: Path) -> None
         (lambda: bardlet.evaluate(run.folder, limits=3), "unknown option 'limits'; did you mean 'limit'?"),
         (lambda: bardlet.evaluate(run.folder, protocol="ful"), "protocol = 'ful': must be one of full, random"),
         (lambda: bardlet.evaluate(run.folder, dtype="fp16"), "dtype = 'fp16': must be one of fp32, bf16"),
-        (lambda: bardlet.evaluate(run.folder, task="arc"), "--task arc: no such task"),
-        (lambda: bardlet.evaluate(run.folder, limit=3), "--limit: needs --task"),
+        (lambda: bardlet.evaluate(run.folder, task="arc"), "task arc: no such task"),
+        (lambda: bardlet.evaluate(run.folder, limit=3), "limit: needs task"),
         (lambda: bardlet.load(tmp_path / "gone"), "no such folder"),
         (lambda: bardlet.load(run.folder, dtype="fp16"), "dtype fp16: must be one of fp32, bf16, int8"),
-        (lambda: bardlet.load(run.folder, device="gpu"), "--device gpu: not available"),
+        (lambda: bardlet.load(run.folder, device="gpu"), "device gpu: no such device; use device cpu"),
         (lambda: bardlet.open_run(tmp_path), "no run.toml, so this is not a run folder"),
         (lambda: bardlet.resume(tmp_path / "gone"), "no such folder"),
+        (lambda: bardlet.resume(run.folder, steps=9), "steps 9 changes the schedule of the run; add allow_change=True"),
+        (lambda: bardlet.resume(run.folder), "train longer with steps N allow_change=True, or start a new run with "
+         f"`bardlet train --init {run.folder}`"),
+        (lambda: bardlet.plan("x", minutes=-1.0), "bardlet.plan: minutes -1:"),
         (lambda: bardlet.runs(tmp_path / "gone"), "no such folder"),
         (lambda: bardlet.train(tmp_path / "gone.txt", steps=1), "gone.txt: no such file"),
         (lambda: run.model.translate(["the"]), "was not trained to translate"),
         (lambda: run.model.generate(temperature=-1), "temperature -1"),
-        (lambda: run.model.generate(top_k=0), " 0: must be at least 1"),
-        (lambda: run.model.generate(top_p=2), ": must be above 0"),
+        (lambda: run.model.generate(max_new_tokens=0), "max_new_tokens 0: must be at least 1"),
+        (lambda: run.model.chat("the", max_new_tokens=0), "max_new_tokens 0: must be at least 1"),
+        (lambda: run.model.generate(top_k=0), "top_k 0: must be at least 1"),
+        (lambda: run.model.generate(top_p=2), "top_p 2: must be above 0"),
     ):
         with pytest.raises(BardletError) as error:
             call()
         assert message in str(error.value)
+        assert "--" not in re.sub("`[^`]*`", "", str(error.value))
+
+
+A_PATH = "must be a path"
+
+
+@pytest.mark.parametrize(("function", "arguments", "keywords", "message"), [
+    ("train", [5], {}, A_PATH), ("train", [None], {}, A_PATH), ("train", [[5]], {}, A_PATH),
+    ("train", [[]], {}, "an empty list"), ("train", ["x"], {"out": 5}, A_PATH), ("train", [], {"config": 5}, A_PATH),
+    ("plan", [5], {}, A_PATH), ("sft", [5, "x"], {}, A_PATH), ("sft", [None, "x"], {}, A_PATH),
+    ("sft", ["runs/g", 5], {}, A_PATH), ("evaluate", [5], {}, A_PATH), ("evaluate", [None], {}, A_PATH),
+    ("evaluate", ["runs/g", 5], {}, A_PATH), ("evaluate", ["runs/g"], {"task": 5}, "must be a name or a list of names"),
+    ("runs", [5], {}, A_PATH), ("runs", [None], {}, A_PATH), ("resume", [5], {}, A_PATH), ("delete", [5], {}, A_PATH),
+    ("resume", ["runs/g"], {"allow_change": "yes"}, "allow_change = 'yes': must be true or false"),
+    ("resume", ["runs/g"], {"reward": 5}, "reward = 5: must be a string"),
+    ("resume", ["runs/g"], {"steps": "5"}, "steps = '5': must be a whole number"),
+    ("open_run", [5], {}, A_PATH), ("Run", [5], {}, A_PATH), ("load", [5], {}, A_PATH),
+    ("load", ["runs/g"], {"device": 5}, "device = 5: must be a string"),
+])
+def test_another_type_is_refused(function: str, arguments: list[Any], keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(BardletError, match=f"^bardlet.*{message}"):
+        getattr(bardlet, function)(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(("method", "arguments", "message"), [
+    ("generate", {"prompt": 5}, "prompt 5: must be a string"),
+    ("generate", {"max_new_tokens": "9"}, "max_new_tokens = '9': must be a whole number"),
+    ("complete", {"prompts": 5}, "prompts = 5: must be a list"),
+    ("complete", {"prompts": ["the", 5]}, "prompts = 5: must be a string"),
+    ("chat", {"message": 5}, "message = 5: must be a string"),
+    ("session", {"system": 5}, "system = 5: must be a string"),
+])
+def test_another_type_is_refused_by_a_model(run: bardlet.Run, method: str, arguments: dict[str, Any],
+                                            message: str) -> None:  # fmt: skip
+    with pytest.raises(BardletError, match=message):
+        getattr(run.model, method)(**arguments)
+
+
+def test_errors_name_keywords() -> None:
+    """Quoted commands, flags of other functions, and the type of the error stay."""
+
+    def resume(allow_change: bool = False, reward: str = "") -> None:
+        raise Stopped(Path("runs/--reward"), 3, 2) if allow_change else BardletError(
+            "--reward 'score --reward x': add --allow-change or --no-allow-change, not --json; `bardlet --reward`")
+
+    with pytest.raises(BardletError) as error:
+        names_keywords(resume)()
+    assert str(error.value) == ("reward 'score --reward x': add allow_change=True or allow_change=False, not --json; "
+                                "`bardlet --reward`")
+    with pytest.raises(Stopped, match="`bardlet resume runs/--reward`"):
+        names_keywords(resume)(allow_change=True)
+
+
+def test_delete_removes_a_run(run: bardlet.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    bardlet.delete(bardlet.open_run(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+    with pytest.raises(BardletError, match="not a run folder"):
+        bardlet.delete(tmp_path)

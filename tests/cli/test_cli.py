@@ -18,6 +18,7 @@ from processes import power_cut
 
 from bardlet import console
 from bardlet.cli import COMMANDS, main
+from bardlet.errors import BardletError
 from bardlet.run import metrics
 from bardlet.runtime.signals import Stopped
 
@@ -248,7 +249,8 @@ def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], c
                    "--batch-size", "5")
     assert mine["tokens_per_step"] == 80 and mine["parameters"] < 20_000
     assert mine["expected"] is None, "the scaling law covers the plan's own choices only"
-    assert any("whatever the time" in reason and "--n-embd" in reason for reason in mine["reasons"])
+    assert ("1 layer of 32 channels: --n-layer, --n-embd are set, so bardlet did not choose the shape for the time"
+            in mine["reasons"])
     assert bardlet("train", text, "--minutes", "1", "--plan", "--tokenizer", "auto") == short
     (tmp_path / "mine.toml").write_text("n_embd = 32\nn_layer = 1\nblock_size = 16\nbatch_size = 5\n")
     filed = bardlet("train", text, "--config", "mine.toml", "--minutes", "1", "--plan")
@@ -295,6 +297,30 @@ def test_a_finished_run_can_train_longer(length: list[str], text: Path, tmp_path
     assert sha256(tmp_path / "two" / "model.safetensors") == sha256(tmp_path / "one" / "model.safetensors")
 
 
+def test_a_finished_run_is_refused_before_it_is_compiled(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    from bardlet.planning import compilation
+
+    monkeypatch.setattr(compilation, "choose_compile", lambda trainer: trainer.machine.update(compiled=True))
+    assert main(["train", str(text), *TINY, "--compile", "on", "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(compilation, "choose_compile", lambda trainer: pytest.fail("compiled"))
+    assert main(["resume", str(tmp_path / "run")]) == 1
+    assert "finished, all 2 steps are done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 1, 2])
+def test_resume_from_python_refuses_steps_that_are_done(steps: int, text: Path, tmp_path: Path,
+                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
+    from bardlet import runner
+
+    bardlet("train", text, *TINY, "--steps", "2", "--out", tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(BardletError, match=f"^--steps {steps}: "):
+        runner.resume(tmp_path / "run", steps=steps, allow_change=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("keep", ["best", "last", "average"])
 def test_resume_after_a_kill_behind_the_last_step(keep: str, text: Path, tmp_path: Path,
                                                   monkeypatch: pytest.MonkeyPatch,
@@ -339,9 +365,25 @@ def test_progress_shows_no_speed_after_one_step(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now))
     text = console.StepText("tokens")
     line = {"train_loss": 1.0, "val_loss": None, "steps": 6}
-    assert text({**line, "step": 1, "tokens": 64, "seconds": 7.0}).endswith("      - tokens/s  ETA -")
+    assert text({**line, "step": 1, "tokens": 64, "seconds": 7.0}) == "step     1/6  train 1.0000"
     now += 6
     assert text({**line, "step": 4, "tokens": 256, "seconds": 7.75}).endswith("    256 tokens/s  ETA 0:04")
+
+
+@pytest.mark.parametrize("rewards", [{}, {"reward": 0.1, "kl": 0.02}])
+def test_the_progress_bar_of_a_narrow_terminal_shows_the_eta(rewards: dict[str, float],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    screen = Console(width=80, force_terminal=True, record=True)
+    monkeypatch.setattr(console, "live", lambda: True)
+    monkeypatch.setattr("rich.progress.get_console", lambda: screen)
+    with screen.capture() as capture, console.training_progress("tokens") as watch:
+        for step in (1, 1200, 1300):
+            watch({"train_loss": 1.9758, "val_loss": 1.8523, "step": step, "steps": 13_000, "tokens": 300_000 * step,
+                   "seconds": float(step), **rewards})
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get()).split("\r")[-1].split("\n")
+    assert any(re.search(r"step  1300/13000 .* ETA \d+:\d\d", line) for line in last), last
 
 
 def test_sampling_after_a_single_document_starts_with_a_newline(text: Path, tmp_path: Path,

@@ -164,6 +164,24 @@ def test_bardlet_alone_prints_the_help(capsys: pytest.CaptureFixture[str]) -> No
         assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
 
 
+@pytest.mark.parametrize("argv", [["help", "sample"], ["-h", "sample"], ["--help", "sample"]])
+def test_help_of_a_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(argv)
+    text = capsys.readouterr().out
+    assert text.startswith("usage: bardlet sample ")
+    assert re.search(r"^  -h, --help +Show this text$", text, re.MULTILINE)
+
+
+def test_another_process_of_torchrun_does_not_repeat_an_error_of_the_command_line() -> None:
+    for rank, lines in (("0", 1), ("1", 0)):
+        environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        for words in (["--batch-size", "5", "--steps", "1"], ["--lr", "x"]):
+            done = subprocess.run([sys.executable, "-m", "bardlet", "train", *words], env=environment,
+                                  capture_output=True, text=True)
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == lines
+
+
 # ---------------------------------------------------------------------------------- values
 
 
@@ -226,13 +244,33 @@ def test_the_last_of_repeated_settings_counts() -> None:
 @pytest.mark.parametrize(("argv", "fragments"), [
     ("train --keep bst", ["--keep bst: must be one of best, last, average; did you mean best?"]),
     ("train --keep x", ["--keep x: must be one of best, last, average"]),
-    ("train --steps 1.5", ["--steps 1.5: must be a whole number, or none"]),
+    ("train --steps 1.5", ["--steps 1.5: must be a whole number\n"]),
     ("train --lr much", ["--lr much: must be a number"]),
-    ("train --lowercase yes", ["--lowercase yes: must be true or false, or none"]),
+    ("train --lowercase yes", ["--lowercase yes: must be true or false\n"]),
     ("train --stepz 3", ["setting --stepz", "did you mean --steps?"]),
     ("train --step 3", ["setting --step", "did you mean --steps?"]),
+    ("sample run --top-k x", ["--top-k x: must be a whole number, or none"]),
+    ("train --minutes abc", ["--minutes abc: must be a number\n"]),
+    ("train --minutes -1", ["--minutes -1: must be more than 0"]),
+    ("ladder --minutes -1", ["--minutes -1: must be more than 0"]),
+    ("sample run --temp 0.5", ["unknown setting --temp; did you mean --temperature?"]),
+    ("train --gpu", ["unknown setting --gpu; did you mean --device cuda?"]),
+    ("train --learning-rate 1", ["setting --learning-rate; did you mean --lr?"]),
+    ("sample run --length 9", ["setting --length; did you mean --tokens?"]),
+    ("sft a b --epochs 9", ["setting --epochs; did you mean --steps? A step is not an epoch"]),
+    ("runs --sort", ["setting --sort; `bardlet runs --help` lists the settings"]),
+    ("train --hlp", ["setting --hlp; `bardlet train --help-all` lists the settings"]),
+    ("train --learn 3", ["setting --learn; `bardlet train --help-all` lists the settings"]),
+    ("train --tens", ["setting --tens; did you mean --tensorboard?"]),
     ("train --zzz 3", ["setting --zzz", "`bardlet train --help-all`"]),
     ("sample run -t 3", ["setting -t", "`bardlet sample --help`"]),
+    ("sample run Once upon", ["Once: unexpected; name the text to continue with --prompt 'Once upon'"]),
+    ("sample run --prompt Once upon", ["upon: unexpected; quote a text that has spaces"]),
+    ("ladder explain", ["explain: no such text; did you mean `bardlet ladder --explain`?"]),
+    ("runs ls", ["ls: not a run folder; did you mean `bardlet runs`?"]),
+    ("runs delete a", ["delete: not a run folder; did you mean `bardlet runs a --delete`?"]),
+    ("delete a", ["command 'delete'; did you mean `bardlet runs RUN --delete`?"]),
+    ("train --device gpu --steps 1", ["--device gpu: no such device; use --device cpu, or --device cuda"]),
     ("resume a b", ["b: unexpected", "quote", "`bardlet resume --help`"]),
     ("resume", ["RUN is missing", "bardlet resume runs/my-qwen3"]),
     ("train --text a.txt", ["--text: ", "TEXT without a flag", "bardlet train my.txt"]),
@@ -248,7 +286,7 @@ def test_the_last_of_repeated_settings_counts() -> None:
     ("train --lr --steps 3", ["--lr needs a value: a number; see `bardlet train --help-all`"]),
     ("train --keep", ["--keep needs a value: one of best, last, average; see `bardlet train --help-all`"]),
     ("eval a --task", ["--task needs a value; see `bardlet eval --help`"]),
-    ("eval a --limit", ["--limit needs a value: a whole number, or none; see `bardlet eval --help`"]),
+    ("eval a --limit", ["--limit needs a value: a whole number; see `bardlet eval --help`"]),
     ("--verson", ["command '--verson'", "did you mean `bardlet --version`?"]),
     ("list", ["command 'list'", "did you mean `bardlet runs`?"]),
     ("trian", ["command 'trian'", "did you mean `bardlet train`?"]),
@@ -258,7 +296,7 @@ def test_an_error_names_the_word_and_the_remedy(argv: str, fragments: list[str],
                                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     line = error_of(capsys, *argv.split())
     for fragment in fragments:
-        assert fragment in line
+        assert fragment in f"{line}\n"
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -296,6 +334,13 @@ def test_print_completion_for_another_shell(argv: list[str], capsys: pytest.Capt
     ("bardlet grpo runs/one sums.jsonl --rew", {"--reward"}),
     ("bardlet sft runs/one chats.jsonl --no-p", {"--no-pack"}),
     ("bardlet sample runs/", {"runs/one", "runs/two"}),
+    ("bardlet kto runs/", {"runs/one", "runs/two"}),
+    ("bardlet kto runs/one ", {"runs/", "completions"}),
+    ("bardlet eval runs/one --task arc", {"arc-easy", "arc-challenge"}),
+    ("bardlet ladder --rungs one", {"one-head"}),
+    ("bardlet data ", {"get"}),
+    ("bardlet data get ", {"tinyshakespeare"}),
+    ("bardlet --v", {"--version"}),
 ])
 def test_the_shell_completes(line: str, expected: set[str], tmp_path: Path) -> None:
     """As argcomplete's shell code asks for completions: by environment variables, without importing torch."""

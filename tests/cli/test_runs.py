@@ -126,7 +126,29 @@ def test_two_runs_are_compared(workspace: Path, capsys: pytest.CaptureFixture[st
     assert main(["runs", "runs/finished", "runs/stopped"]) == 0
     table, _, differences = capsys.readouterr().out.partition("\nsettings that differ:\n")
     assert list(table_of(table)) == ["run", "runs/finished", "runs/stopped"]
-    assert table_of(differences) == {"lr": ["0.002", "0.001"], "model": ["qwen3", "gpt2"]}
+    assert table_of(differences) == {"setting": ["runs/finished", "runs/stopped"], "lr": ["0.002", "0.001"],
+                                     "model": ["qwen3", "gpt2"]}
+
+
+def test_the_comparison_shows_the_steps_done_and_warns_of_different_texts(
+        workspace: Path, capsys: pytest.CaptureFixture[str], bardlet: Callable[..., dict[str, Any]]) -> None:
+    from bardlet.runtime.signals import Stopped
+
+    Path("other.txt").write_text("Twinkle, twinkle, little star, how I wonder what you are.\n" * 40, encoding="utf-8")
+
+    def stop(trainer: Any) -> None:
+        raise Stopped(trainer.run, 3, 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "finish", stop)
+        assert main(["train", "other.txt", *TINY, "--steps", "3", "--out", "runs/other"]) != 0
+    path = Path("runs/other/run.toml")
+    path.write_text(path.read_text(encoding="utf-8").replace("steps = 3", "steps = 9", 1), encoding="utf-8")
+    assert main(["runs", "runs/finished", "runs/other"]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("  steps"))
+    assert row.split(maxsplit=2) == ["steps", "3", "9 (3 done, stopped)"]
+    assert '["other.txt"]' in out and out.endswith("\nlosses on different texts do not compare\n")
 
 
 def test_a_setting_that_a_run_lacks_is_a_dash(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +210,7 @@ def test_delete_asks_on_a_terminal(answer: str | None, deleted: bool, workspace:
     questions = terminal(answer)
     assert bardlet("runs", "runs/finished", "--delete") == {"deleted": ["runs/finished"] * deleted}
     [question] = questions
-    assert re.fullmatch(r"delete runs/finished \(finished, \d+ MB, [\d.]+ nats/char\)\? \[y/N\] ", question)
+    assert re.fullmatch(r"delete runs/finished \(finished, <?\d+ MB, [\d.]+ nats/char\)\? \[y/N\] ", question)
     assert Path("runs/finished/model.safetensors").exists() != deleted
 
 

@@ -12,7 +12,17 @@ from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.config.stages import CONFIGS, config_class
-from bardlet.config.toml import as_mapping, from_mapping, non_default, read_toml, settings_in, to_toml
+from bardlet.config.toml import (
+    DIGEST_LINE,
+    OLD_DIGEST_LINE,
+    as_mapping,
+    from_mapping,
+    is_untouched,
+    non_default,
+    read_toml,
+    settings_in,
+    to_toml,
+)
 from bardlet.errors import BardletError
 
 MODEL = ModelConfig("qwen3", vocab_size=300, block_size=64)
@@ -40,13 +50,13 @@ def test_every_setting_is_accepted_in_a_file(name: str) -> None:
     ({"n_layer": True}, ["x.toml: n_layer", "whole number"]),
     ({"n_layer": 3.5}, ["x.toml: n_layer", "whole number"]),
     ({"keep": "first"}, ["x.toml: keep", "best, last, average"]),
-    ({"text": "a.txt"}, ["x.toml: text", "list"]),
+    ({"text": 5}, ["x.toml: text", "list"]), ({"replans": "5"}, ["x.toml: replans", "list"]),
     ({"steps": 3, "minutes": 1}, ["--steps and --minutes"]),
     ({"n_embd": 100, "n_head": 3}, ["--n-embd 100", "--n-head 3", "use --n-head 2 or --n-embd 102"]),
     ({"n_embd": 12, "n_head": 4}, ["heads of 3 channels", "even"]),
     ({"n_head": 6, "n_embd": 384, "n_kv_head": 4}, ["--n-kv-head 4 does not divide --n-head 6", "use --n-kv-head 3"]),
     ({"model": "gpt2", "n_kv_head": 2}, ["--n-kv-head 2", "qwen3"]),
-    ({"steps": 0}, ["--steps 0"]), ({"dropout": 1.0}, ["--dropout 1.0"]), ({"lr": 0.0}, ["--lr 0.0"]),
+    ({"steps": 0}, ["--steps 0"]), ({"dropout": 1.0}, ["--dropout 1: must be"]), ({"lr": 0.0}, ["--lr 0: must be"]),
 ])
 def test_an_invalid_setting_is_one_line(values: dict[str, object], fragments: list[str]) -> None:
     """The line names the setting, the file and the remedy."""
@@ -60,6 +70,10 @@ def test_an_invalid_setting_is_one_line(values: dict[str, object], fragments: li
 def test_an_int_is_accepted_as_a_float() -> None:
     """TOML distinguishes 1 from 1.0; users do not."""
     assert from_mapping({"lr": 1}, "x.toml").lr == 1.0
+
+
+def test_a_string_is_accepted_as_a_list_of_one() -> None:
+    assert from_mapping({"text": "poem.txt"}, "x.toml").text == ("poem.txt",)
 
 
 def test_non_default_settings() -> None:
@@ -76,6 +90,16 @@ def test_widths_of_the_feed_forward_layer() -> None:
 
 
 # ---------------------------------------------------------------- a class for each stage
+
+
+@pytest.mark.parametrize("line", [DIGEST_LINE, OLD_DIGEST_LINE])
+def test_an_edit_of_run_toml_is_detected(line: str, tmp_path: Path) -> None:
+    """Also in a run.toml of an older version, whose digest had another comment."""
+    path, text = tmp_path / "run.toml", to_toml(TrainConfig(), {}).replace(DIGEST_LINE, line)
+    path.write_text(text, encoding="utf-8")
+    assert is_untouched(path) and line in text
+    path.write_text(text.replace("seed = 1337", "seed = 1338"), encoding="utf-8")
+    assert not is_untouched(path)
 
 
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)

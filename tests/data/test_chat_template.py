@@ -75,7 +75,7 @@ def test_an_invalid_message_is_named(messages: Any, expected: str) -> None:
 
 
 def test_a_tokenizer_without_role_tokens_is_an_error() -> None:
-    with pytest.raises(BardletError, match=r"no token <\|system\|>"):
+    with pytest.raises(BardletError, match=r"without the token <\|system\|>"):
         chat_template.encode(tk.train_char("abc", False), [{"role": "user", "content": "abc"}])
 
 

@@ -317,8 +317,10 @@ def test_real_corpora_have_the_expected_documents(name, count):
 def test_the_table_lists_every_corpus(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main([]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, blank, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*cp.NAMED, *bitext.NAMED]
+    assert any(line.endswith("missing: put female.txt, male.txt into $BARDLET_DATA/names") for line in lines)
+    assert not blank and "export BARDLET_DATA=" in last
     assert lines[0].endswith("missing: bardlet data get tinyshakespeare")
     assert cli.main(["--json"]) == 0
     assert {c["name"]: c["found"] for c in json.loads(capsys.readouterr().out)["corpora"]}["names"] is None

@@ -45,7 +45,7 @@ def test_both_kinds_of_conversation_in_all_kinds_of_file(tmp_path: Path) -> None
     ("a.jsonl", "[1]", "line 1: is a list, not an object"), ("a.jsonl", "{", "line 1: is not JSON"),
     ("a.jsonl", '{"instruction": "\\ud800", "output": "x"}', "half of a surrogate pair"),
     ("a.json", '{"a": 1}', "is an object, not a list"), ("a.json", "[3]", "record 1: is a number, not an object"),
-    ("a.json", "[" * 100_000, "is not JSON"), ("a.jsonl", json.dumps(HELLO), "1 conversations are too few"),
+    ("a.json", "[" * 100_000, "is not JSON"), ("a.jsonl", json.dumps(HELLO), "1 conversation is too few"),
     ("a.jsonl", "\0", "NUL at byte 0"),
 ])  # fmt: skip
 def test_an_invalid_conversation_is_one_line(tmp_path: Path, name: str, content: str, expected: str) -> None:

@@ -242,7 +242,8 @@ def test_an_unwritable_cache_is_one_line(text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("x", "training split has 0 tokens"), ("0123456789", "validation split has 1 tokens")]
+    ("content", "message"),
+    [("x", "a: the text has 1 character; use 10,000 or more"), ("0123456789", "the text has 10 characters; ")],
 )
 def test_a_text_too_short_to_split_is_one_line(tmp_path, content, message):
     path = tmp_path / "a.txt"

@@ -81,7 +81,7 @@ def course(tmp_path: Path) -> Any:
                 (figures / f"{stem}.png").touch()
                 (figures / f"{stem}-dark.png").touch()
     shutil.copy(DOCS / "translation.json", tmp_path)
-    entries = {name: {"seeds": 1, "figures": {"loss": 2.0}} for name in answers.ANSWERS}
+    entries = {name: {"seeds": 1, "measures": "loss", "figures": {"all": 2.5}} for name in answers.ANSWERS}
     return site.Course(tmp_path, measured(), entries)
 
 
@@ -136,11 +136,12 @@ def four_lines(text: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{{ curve: rung 3 }}", "unknown directive; choose from answer, beside, changes"),
+    ("{{ curve: rung 3 }}", "unknown directive; choose from answer, changes, code"),
     ("{{ code: rung 99 }}", "there is no rung 99"),
     ("{{ changes: rung 1 }}", "the first rung has no rung before it"),
     ("{{ source: bardlet.training.losses.nothing }}", "losses.py defines no 'nothing'"),
     ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
+    ("{{ source: bardlet.training.losses.dpo_loss | zebra }}", "has no line with 'zebra'"),
     ("{{ experiment: nothing }}", "unknown experiment"),
     ("{{ figure: nothing }}", "docs/figures/nothing.png is missing"),
     ("{{ setting: scaled nothing }}", "name a size, as in: scaled n_embd"),
@@ -232,6 +233,7 @@ def test_changes_compare_classes_of_the_same_kind(course: Any) -> None:
          "ResidualModel, compared with FeedForwardModel"]),
     (8, ["DropoutAttention, compared with ProjectedAttention", "DropoutFeedForward, compared with WideFeedForward",
          "DropoutBlock, compared with LayerNormBlock", "DropoutModel, compared with LayerNormModel"]),
+    (10, ["SwiGLUBlock, compared with RotaryBlock", "SwiGLUModel, compared with RotaryModel"]),
 ])  # fmt: skip
 def test_changes_list_every_pair_of_classes(rung: int, pairs: list[str], course: Any) -> None:
     text = site.expand(f"{{{{ changes: rung {rung} }}}}", "a.md", course)
@@ -263,7 +265,7 @@ def test_table_names_machine_and_commit_of_its_rungs(course: Any) -> None:
     mixed["made"], mixed["recorded"] = [{"processor": "x", "threads": 1}, {"processor": "y", "threads": 4}], None
     assert "on a machine, 1 thread; x, 1 thread; y, 4 threads; rec" in site.expand("{{ table: 1-7 }}", "a.md", course)
     assert "not yet recorded with a commit" in site.expand("{{ losses: rung 3 }}", "a.md", course)
-    assert "time, fastest seed |" in site.expand("{{ table: 1-7 }}", "a.md", course)
+    assert "| training time |" in site.expand("{{ table: 1-7 }}", "a.md", course)
 
 
 def test_compare_shows_the_rung_of_the_same_measurement(course: Any) -> None:
@@ -291,12 +293,45 @@ def test_committed_results_are_complete() -> None:
         site.expand((DOCS / page).read_text(encoding="utf-8"), page, real)
 
 
+def test_source_highlights_lines() -> None:
+    text = site.expand("{{ source: bardlet.models.encdec.CrossBlock | encoder_attn }}", "a.md", site.Course.load(DOCS))
+    head, *lines = text.splitlines()
+    numbers = re.search(r'hl_lines="([\d ]+)"', head)
+    assert numbers and [lines[int(n) - 1] for n in numbers[1].split()] == [
+        line for line in lines if "encoder_attn" in line]
+
+
+def test_answers_name_their_measure_and_seeds(course: Any) -> None:
+    """Exact counts have no seed."""
+    course.answers = {"a": {"seeds": 2, "measures": "loss", "figures": {"x": 2.5}},
+                      "b": {"seeds": 1, "measures": "parameters", "figures": {"x": 1056.0}}}
+    a, b = (site.expand(f"{{{{ answer: {name} }}}}", "a.md", course) for name in ("a", "b"))
+    assert a.endswith("loss |\n| --- | --- |\n| x | 2.500 |\n\nMean of 2 seeds.")
+    assert b.endswith("parameters |\n| --- | --- |\n| x | 1,056 |")
+
+
+def test_curves_explain_their_numbers(course: Any) -> None:
+    assert "Rung 13 ends far above" in site.expand("{{ figure: loss-curves-scaled | x }}", "a.md", course)
+    small = site.expand("{{ figure: loss-curves-small | x }}", "a.md", course)
+    assert "slightly off the number in the legend" in small and "Rung 13" not in small
+
+
+def test_text_of_the_answers_is_any_file(tmp_path: Path) -> None:
+    """A file of the learner's, or one line of text when there is none."""
+    (tmp_path / "my.txt").write_text("abc" * 100, encoding="utf-8")
+    text = answers.Text(str(tmp_path / "my.txt"))
+    assert text.chars == ["a", "b", "c"] and len(text.train) == 270 and len(text.val) == 30
+    with pytest.raises(SystemExit, match=r"nothing\.txt"):
+        answers.Text(str(tmp_path / "nothing.txt"))
+
+
 def test_every_answer_has_results() -> None:
     entries = json.loads((DOCS / "answers.json").read_text(encoding="utf-8"))
     assert set(entries) == set(answers.ANSWERS)
+    assert all(entries[name]["measures"] == measures for name, (_, _, measures) in answers.ANSWERS.items())
 
 
-@pytest.mark.parametrize("name", ["first loss", "same distance", "centred", "parameters of a gate", "sharper queries",
+@pytest.mark.parametrize("name", ["first loss", "same distance", "centered", "parameters of a gate", "sharper queries",
                                   "muon update"])  # fmt: skip
 def test_answers_without_training_match_the_results(name: str) -> None:
     """They reproduce answers.json: two on Tiny Shakespeare, the others on any text with 65 characters."""

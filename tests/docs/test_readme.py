@@ -67,6 +67,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Pat
              "4", "--compile", "off"]
     assert main(["train", "my.txt", *small, "--out", "runs/my-qwen3"]) == 0
     assert main(["train", "my.txt", "--tokenizer", "bpe", "--vocab-size", "280", *small, "--out", "runs/base"]) == 0
+    for language, line in (("de", "ein hund rennt ."), ("en", "a dog runs .")):
+        Path(f"my.{language}").write_text("".join(f"{line} {n}\n" for n in range(60)), encoding="utf-8")
+    assert main(["train", "--source", "my.de", "--target", "my.en", "--n-layer", "1", "--n-head", "2", "--n-embd", "32",
+                 "--vocab-size", "280", "--batch-tokens", "256", "--steps", "4", "--compile", "off",
+                 "--out", "runs/multi30k-de-en-encdec"]) == 0
     return tmp_path
 
 

@@ -26,7 +26,11 @@ def test_a_missing_harness_is_a_one_line_error() -> None:
               "runpy.run_module('bardlet.harness', run_name='__main__')")  # fmt: skip
     process = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
     assert process.returncode == 1
-    assert process.stderr == "bardlet: lm-evaluation-harness is not installed; run `pip install 'lm_eval>=0.4.13'`\n"
+    assert process.stderr == ("bardlet: lm-evaluation-harness is not installed; "
+                              "run `pip install '.[harness]'` in bardlet's folder, or "
+                              "`pip install 'lm_eval>=0.4.13'`\n")
+    asking = subprocess.run([sys.executable, "-c", hidden, "--help"], capture_output=True, text=True)
+    assert asking.returncode == 0 and asking.stdout.startswith("usage: python -m bardlet.harness run ")
 
 
 @pytest.fixture(scope="module")

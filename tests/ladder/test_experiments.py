@@ -36,7 +36,7 @@ def test_head_without_queries_or_keys_averages(results: dict[str, Experiment]) -
 def test_mask_hides_the_future_exactly(results: dict[str, Experiment]) -> None:
     f = results["mask"].figures
     assert f["future"] == 0 and f["earlier"] == 0 and f["later"] > 0.1
-    assert f["least_sum"] == pytest.approx(1, abs=1e-6) and f["most_sum"] == pytest.approx(1, abs=1e-6)
+    assert f["one"] == 1 and f["sum_error"] < 1e-6
 
 
 def test_variance_of_scores_equals_the_head_size(results: dict[str, Experiment]) -> None:

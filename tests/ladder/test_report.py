@@ -261,6 +261,7 @@ def test_loss_curves_have_a_panel_per_kind_of_rung(tmp_path: Path) -> None:
 def test_invisible_characters_become_symbols() -> None:
     characters = ("a", " ", "\n", "\t", "\x00", "", "é")
     assert [pictures.printable(c) for c in characters] == ["a", "␣", "↵", "⇥", "·", "·", "é"]
+    assert pictures.printable("<|endoftext|>") == "end"
 
 
 # ---------------------------------------------------------------------------- the page

@@ -326,6 +326,58 @@ def test_ctrl_c_keeps_finished_rungs(text: Path, tmp_path: Path, capsys: pytest.
     assert len(train(Ladder(plan, HERE))) == 2
 
 
+def stop_at_step_5(rung: Any, seed: int, line: dict[str, Any]) -> None:
+    """Raise a signal, as Ctrl-C does."""
+    if line["step"] == 5:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", ["3", "12"])
+def test_an_interrupted_rung_continues_bit_for_bit(number: str, text: Path, tmp_path: Path) -> None:
+    """Its first step is the one after the checkpoint, and its outcome and weights are those of a whole ladder."""
+    plan = LadderPlan(select(number), tmp_path / "l", (str(text),), minutes=0.005)
+    [whole] = train(Ladder(replace(plan, out=tmp_path / "whole"), HERE))
+    first, second = Ladder(plan, HERE), Ladder(plan, HERE)
+    first.plan_steps(ignore)
+    with pytest.raises(BardletError, match="stopped in rung"):
+        list(first.train_all(stop_at_step_5))
+    second.plan_steps(ignore)
+    steps: list[int] = []
+    [again] = second.train_all(lambda rung, seed, line: steps.append(line["step"]))
+    assert steps == list(range(6, whole.steps + 1))
+    for name in ("val_loss", "val_loss_lecture", "train_loss", "steps", "sample", "settings"):
+        assert getattr(again, name) == getattr(whole, name), name
+    assert all(torch.equal(tensor, hf.read_weights(whole.folder)[name])
+               for name, tensor in hf.read_weights(again.folder).items())
+    times = ("seconds", "tokens_per_second")
+    [lines, expected] = ([{name: value for name, value in line.items() if name not in times}
+                          for line in metrics.read_metrics(folder)] for folder in (again.folder, whole.folder))
+    assert lines == expected
+
+
+@pytest.mark.parametrize("change", ["settings", "machine", "damage"])
+def test_an_interrupted_rung_that_cannot_continue_starts_again(change: str, text: Path, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = LadderPlan(select("3"), tmp_path / "l", (str(text),))
+    first, steps = Ladder(plan, HERE), []
+    first.plan_steps(ignore)
+    with pytest.raises(BardletError, match="stopped in rung"):
+        list(first.train_all(stop_at_step_5))
+    if change == "settings":
+        monkeypatch.setitem(run.LECTURE, "weight_decay", 0.02)
+    elif change == "machine":
+        real = Ladder.trainer
+        monkeypatch.setattr(Ladder, "trainer", lambda *args: (
+            trainer := real(*args), trainer.machine.update(torch="0.1"))[0])
+    else:
+        [path] = (tmp_path / "l").glob("*/*/checkpoints/*/model.safetensors")
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    second = Ladder(plan, HERE)
+    second.plan_steps(ignore)
+    list(second.train_all(lambda rung, seed, line: steps.append(line["step"])))
+    assert steps[0] == 1 and len(second.finished()) == 1
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("when", ["last step", "measurement"])
 def test_late_signal_stops_the_ladder_after_the_rung(when: str, number: int, code: int, text: Path, tmp_path: Path,
@@ -416,7 +468,7 @@ def test_piped_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     line = {"step": 1, "steps": 100, "train_loss": 4.0, "val_loss": None}
     with console.ladder_progress({"a": 10.0, "b": 30.0}) as watch:
         watch("1 bigram", "a", line)
-        assert capsys.readouterr().out == ("rung 1 bigram: step     1/100  train 4.0000  val -  whole ladder   0%\n")
+        assert capsys.readouterr().out == ("rung 1 bigram: step     1/100  train 4.0000  whole ladder   0%\n")
         now += 5
         watch("1 bigram", "a", {**line, "step": 50})
         assert capsys.readouterr().out == "", "too soon after the last line"

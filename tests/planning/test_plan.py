@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet import models
+from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
 from bardlet.data.statistics import CorpusStatistics
 from bardlet.errors import BardletError
@@ -93,6 +94,20 @@ def test_user_settings_stay() -> None:
     assert make_plan(60, config=TrainConfig(n_embd=80)).config.n_layer == 4
 
 
+def test_reasons_are_in_words_and_plain_numbers() -> None:
+    """For the user's own shape, too. A char tokenizer's tokens are characters."""
+    text = TextStatistics(1_000_000, 1_000_000, 1, 65, "characters")
+    reasons = planning.plan(text, Machine(60, LAPTOP), TrainConfig()).reasons
+    assert "million weights without the embeddings, trained on about" in reasons[0]
+    assert reasons[2].endswith("channels: the largest model that the time and the text allow")
+    assert reasons[3].startswith("context 128 characters: ")
+    assert make_plan(0.1).reasons[2] == "2 layers of 64 channels: the smallest model that bardlet plans"
+    assert make_plan(60, config=TrainConfig(n_layer=2)).reasons[2:] == (
+        "2 layers of 192 channels: --n-layer is set, so bardlet did not choose the shape for the time",
+        "context 128 tokens: enough for a model of this size")
+    assert [planning.count(x) for x in (4.2, 12_345, 290_000)] == ["4", "12,345", "0.29 million"]
+
+
 def test_a_small_text_gets_a_small_model_and_limited_epochs() -> None:
     night = make_plan(36_000, 40_000, documents=8_000)
     assert calibrate.block_weights(night.config) <= 400_000
@@ -109,6 +124,12 @@ def test_a_small_text_gets_a_small_model_and_limited_epochs() -> None:
     assert (fresh.weight_decay, fresh.dropout) == (0.1, 0.0) and night.config.weight_decay == 1.0
 
 
+def test_a_tiny_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("Full many a glorious morning have I seen. ", encoding="utf-8")
+    assert main(["train", str(tmp_path / "p.txt"), "--minutes", "1", "--plan"]) == 1
+    assert "p: the text has 42 characters; use 10,000 or more" in capsys.readouterr().err
+
+
 def test_a_vocabulary_is_chosen_only_for_a_long_text() -> None:
     long, short = CorpusStatistics(60_000_000, 54_000_000, "abc"), CorpusStatistics(1_000_000, 900_000, "abc")
     config = TrainConfig()
@@ -120,7 +141,7 @@ def test_a_vocabulary_is_chosen_only_for_a_long_text() -> None:
     for custom in (TrainConfig(tokenizer="char"), TrainConfig(vocab_size=700)):
         assert planning.plan_vocabulary(long, three_minutes, custom) == (custom, "")
     planned, reason = planning.plan_vocabulary(short, three_minutes, TrainConfig(tokenizer="bpe"))
-    assert planned.vocab_size == 2048 and reason.startswith("bpe: as requested")
+    assert planned.vocab_size == 2048 and reason == "bpe: as requested; 2,048 tokens"
 
 
 def test_the_chosen_model_fits_in_memory() -> None:

@@ -113,15 +113,25 @@ def test_init_with_a_padded_vocabulary(model: str, runs: dict[str, Path], text: 
     assert bardlet("sample", tmp_path / "run", "--tokens", "5", "--top-k", "1")["completions"]
 
 
-def test_init_warns_of_settings_that_the_weights_fix(runs: dict[str, Path], text: Path, tmp_path: Path,
+def test_init_refuses_another_shape(runs: dict[str, Path], text: Path, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    """They are named even if they equal a default; --block-size may be shorter than the model's context."""
+    """The base's own shape is fine, and so is its run.toml. --block-size may be shorter than the model's context."""
     from bardlet.cli import main
+    from bardlet.config.pretraining import TrainConfig
     from bardlet.run.folder import read_run
 
-    assert main(["train", str(text), "--init", str(runs["gpt2-char"]), "--out", str(tmp_path / "run"), "--steps", "2",
-                 "--model", "qwen3", "--n-embd", "192", "--block-size", "32", *TINY[-4:]]) == 0
-    assert "--model, --n-embd: ignored, --init" in capsys.readouterr().err
+    base = runs["gpt2-char"]
+    command = ["train", str(text), "--init", str(base), "--out", str(tmp_path / "run"), *TINY[-4:]]
+    for setting, message in ((["--n-embd", "192"], "--n-embd 192: --init "),
+                             (["--tokenizer", "bpe"], "has tokenizer = char,"),
+                             (["--no-tie-embeddings"], "drop --no-tie-embeddings")):
+        assert main([*command, *setting]) == 1
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+    own = read_run(base)[0]
+    assert isinstance(own, TrainConfig)
+    assert main([*command, "--config", str(base / "run.toml"), "--n-embd", str(own.n_embd), "--tokenizer", "char",
+                 "--model", "gpt2", "--steps", "2", "--block-size", "32"]) == 0
+    assert "ignored" not in capsys.readouterr().err
     config, _ = read_run(tmp_path / "run")
     assert (config.model, config.block_size) == ("gpt2", 32)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["n_positions"] == 128

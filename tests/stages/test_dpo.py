@@ -111,10 +111,11 @@ def test_log_p_of_a_pair_is_the_sum_over_its_completion(model: Path, pairs: Path
             assert logp_B2[b, s].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_initial_loss_is_log_2(model: Path, pairs: Path) -> None:
+def test_the_initial_loss_is_log_2(model: Path, pairs: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(model, pairs, steps=1, grad_accum=2)
     stage = DPO(config, DIST)
     trainer = stage.begin(str(model.parent / "never"), 0.0)
+    assert f"{model} is a base model; run `bardlet sft` on it first" in caplog.text
     objective = trainer.objective
     assert objective.evaluate(trainer.model) == pytest.approx(math.log(2), abs=1e-6) and objective.all_logits
     batches = [objective.batch(step) for step in range(trainer.record.batches)]
@@ -131,16 +132,19 @@ def test_it_learns_the_preference(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert record["longer"] == 0.5  # both completions have as many tokens
     monkeypatch.setattr(DPO, "length_differences", lambda self: np.zeros(11, np.int64))
     stage = DPO(DPOConfig(), DIST)
-    for accuracy, verdict in ((record["accuracy"], "the model is better"), (0.5, "the model is as good")):
+    for accuracy, verdict in ((1.0, "; the model is better"), (0.7, ""), (0.5, ""), (0.0, "; the model is worse")):
         stage.record = PreferencesRecord.of({**record, "accuracy": accuracy})
         first, second = stage.results()
-        assert "11 pairs" in first and verdict in second and "5.5 of 11 pairs (50 % ± 16)" in second
+        assert "11 pairs" in first and second.endswith(f"0 of 11 pairs (0 %), 11 of equal length{verdict}")
+    monkeypatch.setattr(DPO, "length_differences", lambda self: np.array([3, 0, 1, 0]))
+    assert "in 2 of 4 pairs (50 % ± 29), 2 of equal length; ± is one standard error" in stage.length_baseline()
     card = (run / "README.md").read_text(encoding="utf-8")
-    assert "higher reward" in card and re.search(r"[\d.]+ of \d+ pairs \(50 % ± \d+\)", card)
+    assert "higher reward" in card and re.search(r"0 of (\d+) pairs \(0 %\), \1 of equal length", card)
 
 
 @pytest.mark.parametrize(("share", "pairs", "text"), [
-    (0.6, 5, "3 of 5 pairs (60 % ± 24)"), (1.0, 1, "1 of 1 pairs (100 %)"), (0.5, 1, "0.5 of 1 pairs (50 %)"),
+    (0.6, 5, "3 of 5 pairs (60 % ± 24)"), (1.0, 4, "4 of 4 pairs (100 %)"), (0.0, 4, "0 of 4 pairs (0 %)"),
+    (1.0, 1, "1 of 1 pairs (100 %)"), (0.5, 1, "0.5 of 1 pairs (50 %)"),
     (0.5, 2, "1 of 2 pairs (50 % ± 50)"), (0.5261, 6000, "52.6 % ± 0.6 of 6,000 pairs"),
     (0.4667, 15, "7 of 15 pairs (47 % ± 13)"),
 ])  # fmt: skip

@@ -106,6 +106,24 @@ def test_alternating_labels_leave_both_kinds_in_both_splits(tmp_path: Path) -> N
         assert {label for _, label in part} == {True, False}
 
 
+def test_few_prompts_leave_both_kinds_in_both_splits(tmp_path: Path) -> None:
+    """The split does not depend on the order of the file. One liked completion is not enough for both, two are."""
+    rows = [{"prompt": f"say {n % 4}", "completion": f"{n}", "label": n // 4 % 2 == 1} for n in range(40)]
+    splits = []
+    for name, part in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
+        train, held_out = kto.Feedback("f", (tmp_path / name,)).parts
+        assert sorted(label for _, label in held_out) == [False, False, True, True] and len(train) == 36
+        assert all(row.chosen != row.rejected for row, _ in (*train, *held_out))
+        splits.append({row.chosen for row, _ in held_out})
+    assert splits[0] == splits[1]
+    for liked in (1, 2):
+        few = [{**row, "label": n < liked} for n, row in enumerate(rows)]
+        (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, few)), encoding="utf-8")
+        train, held_out = kto.Feedback("f", (tmp_path / "c.jsonl",)).parts
+        assert [sum(label for _, label in part) for part in (train, held_out)] == [liked - 1, 1]
+
+
 def test_the_auc_counts_ties_half() -> None:
     label = torch.tensor([True, True, False, False])
     assert kto.auc(torch.tensor([3.0, 2.0, 1.0, 0.0]), label) == 1.0
@@ -123,11 +141,14 @@ def test_it_learns_what_is_liked_and_resumes_bit_for_bit(base: Path, tmp_path: P
     power_cut([*words, "--out", tmp_path / "again"], step=12)
     assert bardlet("resume", tmp_path / "again")["resumed_from"] == 10
     assert_same_run(tmp_path / "whole", tmp_path / "again", 40)
-    assert "Kahneman-Tversky" in (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+    assert "Kahneman-Tversky" in card and "% of liked/disliked pairs" in card
+    assert "in which the liked one has the higher reward" in " ".join(card.split())
 
 
 def test_completions_of_one_kind_are_an_error(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"say {number}", "completion": "yes", "label": True} for number in range(40)]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert main(["kto", str(base), str(tmp_path / "f.jsonl"), "--out", str(tmp_path / "out")]) == 1
-    assert "all 36 training completions are liked" in capsys.readouterr().err
+    assert ('f: the training split has 36 completions, but no disliked one; add records with "label": false'
+            in capsys.readouterr().err)

@@ -158,6 +158,12 @@ def test_calibration_matches_a_hand_computed_example() -> None:
     assert reward_model.RewardEvaluation(np.ones(3), np.arange(3)).length_correlation() == 0
 
 
+def test_a_reward_that_follows_the_length_is_a_warning() -> None:
+    assert reward_model.length_warning(0.7) == reward_model.length_warning(-0.2) == ""
+    assert "it gives longer completions" in reward_model.length_warning(0.98)
+    assert "chosen completion is the longer one" in reward_model.length_warning(-0.98)
+
+
 def test_it_learns_the_preference(run: Path, capsys: pytest.CaptureFixture[str],
                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Six seeds on each of two machine classes: loss at most 3e-5, all pairs right."""

@@ -17,6 +17,7 @@ from bardlet.data.records import Question, question
 from bardlet.errors import BardletError
 from bardlet.models import reward as heads
 from bardlet.run import hf
+from bardlet.run.record import RolloutsRecord
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rewards
 from bardlet.stages.rewards import Completion
@@ -92,9 +93,13 @@ def test_ctrl_c_does_not_reach_the_command(tmp_path: Path) -> None:
 def test_a_failing_command_is_a_one_line_error(code: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "scorer.py").write_text(code)
     arguments = [Question(PROMPT, None)] * 2, [Completion("", True)] * 2
-    with pytest.raises(BardletError) as error:
-        rewards.CommandScorer(f"{sys.executable} {tmp_path / 'scorer.py'}")(*arguments)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    record = RolloutsRecord()
+    score = rewards.CommandScorer(f"{sys.executable} {tmp_path / 'scorer.py'}", record)
+    for saved, remedy in ((None, "; fix it, then run the command again"), (5, "; fix it, then continue the run: ")):
+        record.saved = saved
+        with pytest.raises(BardletError) as error:
+            score(*arguments)
+        assert message in str(error.value) and remedy in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_bad_reward_setting_is_a_one_line_error(tmp_path: Path, tokenizer: Tokenizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -78,7 +79,7 @@ def test_transformers_loads_the_run(run: Path) -> None:
     assert "BLEU" in card and "AutoModelForSeq2SeqLM" in card
     row = next(line for line in card.splitlines() if line.startswith("| sacreBLEU signature"))
     assert row.replace("\\|", "").count("|") == 3  # two cells, since the signature's bars are escaped
-    code = card.split("```python\n")[1].split("```")[0].replace("a line", line)
+    code = card.split("```python\n")[1].split("```")[0].replace("a line", line).replace("path/to/", "")
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=run.parent)
     assert translate.translate_lines(ours, our_tokenizer, [line])[0] in " ".join(output.stdout.split()), output.stderr
     assert "batch_tokens" in (run / "run.toml").read_text() and "batch_size" not in (run / "run.toml").read_text()
@@ -155,6 +156,7 @@ def test_more_time_plans_a_larger_model(tmp_path: Path) -> None:
         plan = plan_pairs(pairs, Machine(seconds, speed), config)
         decoder_only = plan_pairs(pairs, Machine(seconds, speed), replace(config, model="gpt2"))
         sizes.append(calibrate.block_weights(plan.config))
+        assert not re.search("epochs|blocks|per weight", " ".join(plan.reasons)), "the plan line has the epochs"
         assert 0.5 < calibrate.block_weights(decoder_only.config) / sizes[-1] < 1.5
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 15 * dataset.train[1].lengths.sum()
     small = plan_pairs(pairs, Machine(10_000, speed, max_parameters=sizes[0]), config)

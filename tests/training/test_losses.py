@@ -242,10 +242,10 @@ def test_advantages_match_values_by_hand() -> None:
     """Values of 1/2, and a reward of 1 at the last of three tokens, between a prompt and padding."""
     mask = torch.tensor([[False, True, True, True, False]])
     reward, value = torch.tensor([[9.0, 0, 0, 1, 9]]), torch.tensor([[9.0, 0.5, 0.5, 0.5, 9]])
-    for smoothing, want in ((0.0, [0, 0, 0.5]), (0.5, [0.125, 0.25, 0.5]), (1.0, [0.5, 0.5, 0.5])):
-        got = losses.advantages(reward, value, mask, 1.0, smoothing)
+    for lam, want in ((0.0, [0, 0, 0.5]), (0.5, [0.125, 0.25, 0.5]), (1.0, [0.5, 0.5, 0.5])):
+        got = losses.advantages(reward, value, mask, 1.0, lam)
         torch.testing.assert_close(got, torch.tensor([[0, *want, 0]]))
-    got = losses.advantages(reward, value, mask, discount=0.5, smoothing=1.0)
+    got = losses.advantages(reward, value, mask, discount=0.5, lam=1.0)
     torch.testing.assert_close(got, torch.tensor([[0, 0.25 - 0.5, 0.5 - 0.5, 0.5, 0]]))
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from bardlet.api import arguments
 from bardlet.api.models import Model, load
 from bardlet.config import toml
 from bardlet.config.inference import EvaluationOptions
 from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import bitext, bitext_batches, chat_template, corpus, shards, windows
 from bardlet.data.corpus import Corpus
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, printable
 from bardlet.evaluation import likelihood, metrics, tasks
 from bardlet.evaluation.likelihood import ChatFormat, Result
 from bardlet.evaluation.metrics import Score, TranslationScore
@@ -75,13 +76,13 @@ class TaskEvaluation:
     window: int
 
 
-def evaluate(model: str | os.PathLike[str], *text: str | os.PathLike[str],
+def evaluate(model: str | os.PathLike[str], *text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
              **options: Any) -> TextEvaluation | TranslationEvaluation | list[TaskEvaluation]:
     """Evaluate a run folder or a Hugging Face folder (`bardlet eval`).
 
     Args:
         model: the folder, a `Run` or a `Model`.
-        text: the text to compute the loss on; none: the validation split of the run's own text.
+        text: the text to compute the loss on, or lists of texts; none: the validation split of the run's own text.
         options: the fields of `EvaluationOptions`, for example task="arc-easy", limit=200.
 
     Returns:
@@ -90,9 +91,12 @@ def evaluate(model: str | os.PathLike[str], *text: str | os.PathLike[str],
     Raises:
         BardletError: a text, task or option that does not fit the model.
     """
-    folder, names = Path(model), tuple(str(os.fspath(each)) for each in text)
-    if isinstance(options.get("task"), str):
-        options["task"] = (options["task"],)
+    folder = Path(arguments.path(model, "bardlet.evaluate: model"))
+    names = arguments.paths(text, "bardlet.evaluate: text")
+    if isinstance(task := options.get("task", ()), str):
+        options["task"] = (task,)
+    elif not isinstance(task, list | tuple):
+        raise BardletError(f"bardlet.evaluate: task = {printable(task)}: must be a name or a list of names")
     chosen = toml.options(EvaluationOptions, options, "bardlet.evaluate")
     if chosen.task:
         return list(evaluate_tasks(folder, names, chosen))

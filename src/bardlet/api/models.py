@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from bardlet.api import arguments
+from bardlet.api.arguments import names_keywords
 from bardlet.config import toml
 from bardlet.config.inference import SamplingOptions
 from bardlet.config.pretraining import TranslationConfig
@@ -46,6 +48,7 @@ class Model:
         """True if it was trained on sentence pairs."""
         return self._prefix_lm is not None
 
+    @names_keywords
     def generate(self, prompt: str = "", max_new_tokens: int = 500, *, temperature: float = 0.8,
                  top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> str:
         """Return the text that follows `prompt`, without the prompt.
@@ -64,40 +67,61 @@ class Model:
         return "".join(self.stream(prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
                                    seed=seed))
 
+    @names_keywords
     def stream(self, prompt: str = "", max_new_tokens: int = 500, *, temperature: float = 0.8,
                top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> Iterator[str]:
-        """Yield the pieces of the text of `generate` as they are written; every character is whole."""
+        """Yield the pieces of the text of `generate` as they are written; every character is whole, no piece empty."""
         ids = self.prompt_ids(prompt)
         tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
-        return text_generation.stream(self.module, self.tokenizer, ids, tokens, **options)
+        pieces = text_generation.stream(self.module, self.tokenizer, ids, tokens, **options)
+        return (piece for piece in pieces if piece)
 
+    @names_keywords
     def complete(self, prompts: Sequence[str], max_new_tokens: int = 500, *, temperature: float = 0.8,
                  top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> tuple[list[str], int]:
-        """Return the text that follows each prompt, generated as one batch, and the number of new tokens."""
+        """Return the text that follows each prompt, generated as one batch.
+
+        Args:
+            prompts: the texts to continue; a string counts as a list of one.
+            max_new_tokens: at most this many tokens for each prompt. The other keywords are those of `generate`.
+
+        Returns:
+            (texts, tokens): the text for each prompt, and the number of new tokens of all texts together.
+
+        Raises:
+            BardletError: a character that the tokenizer does not know, or a value out of range.
+        """
         tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
-        ids = [self.prompt_ids(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        ids = [self.prompt_ids(prompt) for prompt in _strings(prompts, "complete: prompts")]
         rows = text_generation.complete(self.module, self.tokenizer, ids, tokens, **options)
         return [self.tokenizer.decode(ids, skip_special=True) for ids in rows], sum(map(len, rows))
 
+    @names_keywords
     def chat(self, message: str, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
              top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> str:
         """Return the answer to one message; for a conversation use `session`. For models of `bardlet sft` and after."""
+        message = toml.typed(message, str, "chat: message")
         session = self.session(system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                                top_p=top_p, seed=seed)
         return "".join(session.ask(message))
 
+    @names_keywords
     def session(self, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
                 top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> ChatSession:
         """Return a conversation: `session.ask(text)` yields the answer piece by piece."""
         self._refuse_translator()
+        system = toml.typed(system, str, "session: system")
         tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
         return ChatSession(self.module, self.tokenizer, system, tokens, documents=self.documents, **options)
 
+    @names_keywords
     def translate(self, lines: Sequence[str], *, beam: int = 1, length_penalty: float = 1.0,
                   batch_size: int = 64) -> list[str]:
-        """Return the translation of each line. For models trained on sentence pairs."""
-        options = self.translate_options(beam, length_penalty, batch_size)
-        return translation.translate_lines(self.module, self.tokenizer, list(lines), options)
+        """Return the translation of each line; a string counts as one line. For models trained on sentence pairs."""
+        options = self.translate_options(toml.typed(beam, int, "translate: beam"),
+                                         toml.typed(length_penalty, float, "translate: length_penalty"),
+                                         toml.typed(batch_size, int, "translate: batch_size"))
+        return translation.translate_lines(self.module, self.tokenizer, _strings(lines, "translate: lines"), options)
 
     # ---------------------------------------------------------------- for the commands
 
@@ -116,7 +140,8 @@ class Model:
     def options(self, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
                 seed: int | None) -> tuple[int, dict[str, Any]]:
         """Return (max_new_tokens, keywords of `generate.stream`), checked; without a seed, draw one."""
-        values = {"tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        tokens = toml.typed(max_new_tokens, int, "generate: max_new_tokens")
+        values = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         checked = toml.options(SamplingOptions, values, "generate")
         options: dict[str, Any] = {"temperature": checked.temperature, "top_k": checked.top_k, "top_p": checked.top_p,
                                    "seed": int(torch.seed() % 2**31) if checked.seed is None else checked.seed}
@@ -126,7 +151,8 @@ class Model:
         """Return checked options of a translation. BardletError for a model that does not translate."""
         if self._prefix_lm is None:
             raise BardletError(f"{self.folder}: this {self.module.config.model} model was not trained to translate; "
-                               "train one with `bardlet train --pair de-en`, or with --source FILE --target FILE")
+                               "train one with `bardlet train --pair de-en`, or with "
+                               "`bardlet train --source FILE --target FILE`")
         options = translation.TranslateOptions(beam, length_penalty, batch_size, self._prefix_lm)
         translation.check(self.module, self.tokenizer, options)
         return options
@@ -143,21 +169,29 @@ class Model:
         return f"Model({str(self.folder)!r})"
 
 
+def _strings(values: Sequence[str], where: str) -> list[str]:
+    """Return strings as a list; a single string is a list of one."""
+    return list(toml.typed([values] if isinstance(values, str) else values, tuple[str, ...], where))
+
+
 def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType = "fp32") -> Model:
     """Load a run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model.
 
     Args:
+        folder: the folder, or a `Run`.
         device: cpu, cuda, mps; auto takes a GPU if there is one.
         dtype: precision of the weights; int8 is fastest on a CPU.
+
+    Returns:
+        The model with its tokenizer.
 
     Raises:
         BardletError: no such folder, a damaged file, or a model of another kind.
     """
     if dtype not in get_args(DType):
         raise BardletError(f"dtype {dtype}: must be one of {', '.join(get_args(DType))}")
-    if not isinstance(folder, str | os.PathLike):
-        raise BardletError(f"bardlet.load: {printable(folder)} is not a folder; name a run folder")
-    folder = Path(folder)
+    device = toml.typed(device, str, "bardlet.load: device")
+    folder = Path(arguments.path(folder, "bardlet.load: folder"))
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)
     documents, prefix_lm = 2, False if module.config.model == "encdec" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bardlet.api import arguments
 from bardlet.config.finetuning import RolloutConfig
 from bardlet.config.toml import read_toml
 from bardlet.errors import BardletError
@@ -42,9 +44,19 @@ class RunSummary:
     """Time of the last change, in seconds since 1970."""
 
 
-def runs(root: str | Path = "runs") -> list[RunSummary]:
-    """Return a summary of every run below a folder, the newest first. Ladders count each rung and seed."""
-    root = Path(root)
+def runs(root: str | os.PathLike[str] = "runs") -> list[RunSummary]:
+    """Return a summary of every run below a folder, the newest first.
+
+    Args:
+        root: the folder to search, at most three levels deep, so that each rung and seed of a ladder counts.
+
+    Returns:
+        The summaries; empty if there is no folder runs/ yet. A damaged run has the state "damaged".
+
+    Raises:
+        BardletError: no such folder.
+    """
+    root = Path(arguments.path(root, "bardlet.runs: root"))
     if root == Path("runs") and not root.exists():
         return []
     if not root.is_dir():
@@ -136,13 +148,13 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def check_deletable(folder: str | Path) -> Path:
+def check_deletable(folder: str | os.PathLike[str]) -> Path:
     """Return the path of a run that can be deleted.
 
     Raises:
         BardletError: no run, a link, a folder with other runs below it, or a run in use.
     """
-    folder = Path(folder)
+    folder = Path(arguments.path(folder, "bardlet.delete: folder"))
     if folder.is_symlink() or not (folder / "run.toml").is_file():
         raise BardletError(f"{folder}: not a run folder (it has no run.toml); nothing was deleted")
     if inner := sorted(str(path.parent) for path in folder.rglob("run.toml") if path.parent != folder):
@@ -153,8 +165,15 @@ def check_deletable(folder: str | Path) -> Path:
     return folder
 
 
-def delete(folder: str | Path) -> None:
-    """Delete a run folder. Raises as `check_deletable`."""
+def delete(folder: str | os.PathLike[str]) -> None:
+    """Delete a run folder with everything in it.
+
+    Args:
+        folder: the run folder, or a `Run`.
+
+    Raises:
+        BardletError: no run, a link, a folder with other runs below it, or a run in use. Nothing was deleted.
+    """
     folder = check_deletable(folder)
     with lock.locked(folder):  # no process can resume the run meanwhile
         for path in folder.iterdir():

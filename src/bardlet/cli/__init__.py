@@ -35,7 +35,8 @@ COMMANDS = {
 SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample", "write": "sample", "infer": "sample",
             "evaluate": "eval", "test": "eval", "benchmark": "eval", "finetune": "sft", "fine-tune": "sft",
             "pretrain": "train", "rlhf": "ppo", "rm": "reward", "continue": "resume", "check": "doctor",
-            "status": "doctor", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat"}
+            "status": "doctor", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
+            **dict.fromkeys(("delete", "remove", "rm"), "runs RUN --delete")}
 """Words that other tools use for a command."""
 
 FLAGS = ("--help", "--version", "--print-completion", "--debug")
@@ -48,9 +49,10 @@ HELP = f"""bardlet {__version__}: a text goes in, a GPT that you trained, unders
 Commands:
 {chr(10).join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())}
 
-`bardlet COMMAND --help` shows the main settings of a command, --help-all every
-setting. --debug shows the traceback of an error. For tab completion, run
-`eval "$(bardlet --print-completion bash)"` (also zsh and fish).
+`bardlet COMMAND --help` shows the settings of a command; for train and the
+fine-tuning commands the main ones, and --help-all shows every setting.
+--version shows the version, --debug the traceback of an error. For tab completion,
+run `eval "$(bardlet --print-completion bash)"` (also zsh and fish).
 """
 
 
@@ -78,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     except (BardletError, OSError, MemoryError, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"bardlet: {_describe(error)}", file=sys.stderr)
+        if not _is_repeated(error):
+            print(f"bardlet: {_describe(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
     except Exception as error:
         if debug:
@@ -106,6 +109,8 @@ def _dispatch(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if "_ARGCOMPLETE" in os.environ:
         importlib.import_module("bardlet.cli.completion").complete(COMMANDS)
+    if len(argv) > 1 and argv[0] in ("-h", "--help", "help") and argv[1] in COMMANDS:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -122,6 +127,15 @@ def _dispatch(argv: list[str]) -> int:
     if command in {kind.command for kind in FINE_TUNING}:
         return int(importlib.import_module("bardlet.cli.stage").main(command, rest))
     return int(importlib.import_module(f"bardlet.cli.{command}").main(rest))
+
+
+def _is_repeated(error: BaseException) -> bool:
+    """Return True for an error of the command line in a process of torchrun whose first process prints it, too.
+
+    Each process has the same command line, so each finds the error, before the module that trains is imported.
+    """
+    return (isinstance(error, BardletError) and os.environ.get("LOCAL_RANK", "0") != "0"
+            and "bardlet.runner" not in sys.modules)
 
 
 def _discard_output() -> None:

@@ -29,16 +29,18 @@ def complete(commands: dict[str, str]) -> None:
     import argcomplete
 
     parser = argparse.ArgumentParser(prog="bardlet", allow_abbrev=False)
+    for flag in ("--version", "--debug", "--print-completion"):
+        parser.add_argument(flag, action="store_true")
     choices = parser.add_subparsers()
     typed = os.environ.get("COMP_LINE", "").split()
     for name, summary in commands.items():
         used = len(typed) > 1 and typed[1] == name
         choices.add_parser(name, help=summary, parents=[command_parser(name)] if used else [], add_help=False)
-    argcomplete.autocomplete(parser, append_space=True)
+    argcomplete.autocomplete(parser, append_space=True, always_complete_options=False)
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, with every setting; a RUN argument completes to the folders below runs/."""
+    """Return the parser of a command, with every setting, and completers of the values that have names."""
     from bardlet.cli import parser as cli_parser
     from bardlet.cli import stage, train, training
     from bardlet.config.pretraining import TrainConfig, TranslationConfig
@@ -54,12 +56,44 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     else:
         module: Any = importlib.import_module(f"bardlet.cli.{name}")
         parser = cli_parser.build((module.Command,), module.USAGE, everything=True)
+    completers = {"run": run_folders, "task": tasks, "rungs": rungs, "words": corpora}
+    if name in tuned:
+        completers |= {"text": model_then_files}
     for action in parser._actions:
-        if not action.option_strings and action.dest == "run":
-            action.completer = run_folders  # type: ignore[attr-defined]
+        if action.dest in completers:
+            action.completer = completers[action.dest]  # type: ignore[attr-defined]
     return parser
 
 
 def run_folders(prefix: str, **_: Any) -> list[str]:
     """Return the run folders below runs/ that begin with `prefix`."""
     return [str(path.parent) for path in sorted(Path("runs").glob("*/run.toml")) if str(path).startswith(prefix)]
+
+
+def model_then_files(prefix: str, parsed_args: Any = None, **_: Any) -> list[str]:
+    """Return the run folders for the first word of a fine-tuning command, and files for the others."""
+    from argcomplete.completers import FilesCompleter
+
+    found = [] if getattr(parsed_args, "text", None) else run_folders(prefix)
+    return found or list(FilesCompleter()(prefix))
+
+
+def tasks(**_: Any) -> list[str]:
+    """Return the names of the tasks of `bardlet eval`."""
+    from bardlet.evaluation.tasks import TASKS
+
+    return list(TASKS)
+
+
+def rungs(**_: Any) -> list[str]:
+    """Return the names of the ladder's rungs."""
+    from bardlet.ladder.rungs import LADDER
+
+    return [rung.name for rung in LADDER]
+
+
+def corpora(parsed_args: Any = None, **_: Any) -> list[str]:
+    """Return what can follow `bardlet data`: get, and after it the corpora that can be downloaded."""
+    from bardlet.data.corpus import NAMED
+
+    return [name for name, corpus in NAMED.items() if corpus.url] if getattr(parsed_args, "words", None) else ["get"]

@@ -47,18 +47,23 @@ def _table(as_json: bool) -> int:
 
     paths = {name: locate(name) for name in NAMED} | {name: bitext.locate(name) for name in bitext.NAMED}
     where = {name: str(path or "") for name, path in paths.items()} | {EMBEDDED: "part of Python"}
+    files = {name: ", ".join(corpus.train + corpus.val) for name, corpus in NAMED.items()}
+    files |= {name: f"{pairs.train}, {pairs.val}".replace("{}", "LANGUAGE") for name, pairs in bitext.NAMED.items()}
     named = {**{name: (corpus.description, corpus.url) for name, corpus in NAMED.items()},
              **{name: (pairs.description, None) for name, pairs in bitext.NAMED.items()}}
     if as_json:
         console.say_json({"corpora": [{"name": name, "what": description, "found": where[name] or None, "url": url}
                                       for name, (description, url) in named.items()]})
         return 0
-    width = shutil.get_terminal_size((100, 24)).columns
+    width, column = shutil.get_terminal_size((100, 24)).columns, max(map(len, named))
     for name, (description, url) in named.items():
-        missing = f"missing: bardlet data get {name}" if url else f"missing: put its files into $BARDLET_DATA/{name}"
-        location = where[name].replace(str(Path.home()), "~", 1) or missing
-        line = f"{name:16} {description:58} {location}"
-        console.say(line if len(line) <= width else f"{name:16} {description}\n{'':16} {location}")
+        remedy = f"bardlet data get {name}" if url else f"put {files[name]} into $BARDLET_DATA/{name}"
+        path = "installed" if name == EMBEDDED else where[name].replace(str(Path.home()), "~", 1)
+        location = path or f"missing: {remedy}"
+        line = f"{name:{column}}  {description:58} {location}"
+        console.say(line if len(line) <= width else f"{name:{column}}  {description}\n{'':{column}}  {location}")
+    if not all(where.values()):
+        console.say("\n$BARDLET_DATA is a folder of your choice; to set it: export BARDLET_DATA=\"$HOME/texts\"")
     return 0
 
 

@@ -44,7 +44,7 @@ class Command:
         if self.tokens < 1:
             raise BardletError(f"--tokens {self.tokens}: must be at least 1")
         if not 0 <= self.temperature < float("inf"):
-            raise BardletError(f"--temperature {self.temperature}: must be 0 or more, and finite")
+            raise BardletError(f"--temperature {self.temperature:g}: must be 0 or more, and finite")
         if self.memorised and self.run is None:
             raise BardletError("--memorised: name a run, `bardlet doctor RUN --memorised`")
 
@@ -77,8 +77,10 @@ def print_memorization(run: Path, command: Command) -> dict[str, Any]:
 
     texts, validation, own, chance = doctor.measure_memorization(run, command.tokens, command.temperature, command.seed)
     characters = sum(map(len, texts))
+    verdict = ("no sign of memorization" if own.share <= chance.share + 0.01 else
+               "the model repeats its training text more than new text does")
     console.say(f"memorization: {own.share:.1%} of {characters:,} generated characters occur in the training text, in "
-                f"passages of 32 characters or more; for the validation text it is {chance.share:.1%}")
+                f"passages of 32 characters or more, and {chance.share:.1%} of the validation text's: {verdict}")
     if own.longest:
         console.say(f"the longest passage, {len(own.longest)} characters: {own.longest!r}")
     if len(validation) > 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.config.inference import EvaluationOptions
+from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
     from bardlet.api.evaluation import TaskEvaluation, TextEvaluation, TranslationEvaluation
+
+log = logging.getLogger("bardlet")
 
 USAGE = Usage(
     "eval", "RUN [TEXT ...] [OPTIONS]",
@@ -54,11 +59,24 @@ def main(argv: Sequence[str]) -> int:
         if command.json:
             console.say_json({"run": str(folder), "tasks": figures})
         return 0
+    if command.text:
+        warn_of_training_text(folder, command.text, command.field)
     result = evaluation.evaluate_data(folder, command.text, options)
     values = print_translation(result) if isinstance(result, evaluation.TranslationEvaluation) else print_loss(result)
     if command.json:
         console.say_json(values)
     return 0
+
+
+def warn_of_training_text(folder: Path, text: Sequence[str], field: str) -> None:
+    """Warn if the run trained on this text."""
+    from bardlet.data import corpus
+    from bardlet.run.folder import read_run
+
+    with suppress(BardletError, OSError):  # the evaluation itself reports errors
+        if read_run(folder)[1].get("text_hash") == corpus.find(text, field).hash:
+            log.warning("%s: the run trained on this text; without TEXT, `bardlet eval` measures its validation split",
+                        " ".join(text))
 
 
 def print_loss(result: TextEvaluation) -> dict[str, Any]:

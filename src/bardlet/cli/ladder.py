@@ -52,17 +52,19 @@ class Command:
     explain: bool = False
     """Train nothing: run the lecture's math as small experiments."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or mps. auto: an NVIDIA GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
     threads: int | None = None
     """CPU threads of the rungs from 8 on (default: all cores). The small rungs use one."""
     json: bool = False
     """Print one JSON object on the last line."""
 
     def __post_init__(self) -> None:
+        if not self.sentence.strip():
+            raise BardletError("--sentence: is empty; write a sentence, whose attention the report shows")
         if self.seeds < 1:
             raise BardletError(f"--seeds {self.seeds}: must be at least 1")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
-            raise BardletError(f"--minutes {self.minutes}: must be more than 0, and finite")
+            raise BardletError(f"--minutes {self.minutes:g}: must be more than 0, and finite")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise BardletError(f"--threads {self.threads}: must be from 1 to 1024")
 
@@ -76,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.ladder.rungs import select
 
     rungs = select(command.rungs)
+    if command.text == ("explain",) and not Path("explain").exists():
+        raise BardletError("explain: no such text; did you mean `bardlet ladder --explain`?")
     if command.explain:
         return explain(command)
     from bardlet.ladder import report, run
@@ -119,7 +123,7 @@ def train_rungs(ladder: Ladder) -> list[Outcome]:
             has_figure = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
             lecture = f"   the lecture: {done.rung.lecture:.2f}" if has_figure else ""
             say(f"{done.rung.number:>2} {done.rung.name:<13} seed {done.seed}  {done.parameters:>10,} parameters  "
-                f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f}{lecture}")
+                f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f} nats per token{lecture}")
     return outcomes
 
 

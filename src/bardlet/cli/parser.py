@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import shlex
 import shutil
 import sys
 import textwrap
@@ -64,6 +65,17 @@ METAVARS = {"minutes": "M", "out": "DIR", "config": "FILE", "init": "DIR", "lora
 """Placeholders that all commands share."""
 
 
+SYNONYMS = {"temp": "temperature", "gpu": "device cuda", "cuda": "device cuda", "cpu": "device cpu",
+            "learning-rate": "lr", "length": "tokens", "max-tokens": "tokens", "max-new-tokens": "tokens",
+            "num-samples": "num", "batch": "batch-size", "bs": "batch-size", "output": "out", "output-dir": "out",
+            "layers": "n-layer", "num-layers": "n-layer", "heads": "n-head", "num-heads": "n-head",
+            "embd": "n-embd", "d-model": "n-embd", "hidden-size": "n-embd", "context": "block-size",
+            "context-length": "block-size", "seq-len": "block-size", "max-iters": "steps", "iters": "steps",
+            "epochs": "steps", "wd": "weight-decay", "warmup": "warmup-steps", "precision": "dtype",
+            "lora-rank": "lora", "time": "minutes", "force": "yes"}
+"""Names that other tools use for a setting."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise BardletError(message)
@@ -107,7 +119,7 @@ def typed(kinds: Sequence[type], argv: Sequence[str], usage: Usage, hidden: Sequ
         reason = _reason(error, words, parser)
         raise BardletError(f"{reason}; see `bardlet {usage.command} {usage.help_flag}`") from None
     if extra:
-        raise BardletError(_unknown(extra, parser, usage, hidden, explain))
+        raise BardletError(_unknown(extra, words, parser, usage, hidden, explain))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()
             if value not in (None, []) or name in _flags_in(words)}
 
@@ -131,10 +143,10 @@ def build(kinds: Sequence[type], usage: Usage, hidden: Sequence[str] = (),
             if name in settings:
                 _add(section, name, *settings[name], usage, everything, shown=everything or name in group.names)
     last = parser.add_argument_group("help")
-    last.add_argument("--help", "-h", action="store_true", help="show this text")
+    last.add_argument("-h", "--help", action="store_true", help="Show this text")
     if usage.help_flag == "--help-all":
-        last.add_argument("--help-all", action="store_true", help="show every setting, with its default")
-    last.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        last.add_argument("--help-all", action="store_true", help="Show every setting, with its default")
+    last.add_argument("--debug", action="store_true", help="Show the traceback of an error")
     return parser
 
 
@@ -168,8 +180,9 @@ def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everythin
     metavar = usage.metavars.get(name) or METAVARS.get(name) or _placeholder(hint)
     if get_origin(hint) is tuple:
         options["nargs"] = "+"
-    action = section.add_argument(flag, type=_converter(flag, hint), metavar=metavar, **options)
-    action.wanted = _wanted(hint)  # read by `_reason`
+    wanted = _wanted(hint, each.default)
+    action = section.add_argument(flag, type=_converter(flag, hint, wanted), metavar=metavar, **options)
+    action.wanted = wanted  # read by `_reason`
     if choices:
         action.completer = lambda **_: choices  # read by argcomplete
 
@@ -235,15 +248,18 @@ def _placeholder(hint: Any) -> str:
     return {int: "N", float: "X", bool: "BOOL"}.get(_parts(hint)[0], "NAME")
 
 
-def _wanted(hint: Any) -> str:
-    """Return the values that fit a type, as in "a number, or none"; empty if any text fits."""
+def _wanted(hint: Any, default: Any) -> str:
+    """Return the values that fit a type, as in "a number, or none"; empty if any text fits.
+
+    "or none" is for settings that are on by default.
+    """
     if choices := _choices(hint):
         return f"one of {', '.join(choices)}"
     kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(_parts(hint)[0], "")
-    return f"{kind}, or none" if kind and type(None) in get_args(hint) else kind
+    return f"{kind}, or none" if kind and default is not None and type(None) in get_args(hint) else kind
 
 
-def _converter(flag: str, hint: Any) -> Callable[[str], Any]:
+def _converter(flag: str, hint: Any, wanted: str) -> Callable[[str], Any]:
     """Return a function that turns a typed word into a value of a type."""
     kind, optional, choices = _parts(hint)[0], type(None) in get_args(hint), _choices(hint)
 
@@ -253,13 +269,13 @@ def _converter(flag: str, hint: Any) -> Callable[[str], Any]:
         if choices and word not in choices:
             near = get_close_matches(word, choices, 1)
             suggestion = f"; did you mean {near[0]}?" if near else ""
-            raise BardletError(f"{flag} {word}: must be {_wanted(hint)}{suggestion}")
+            raise BardletError(f"{flag} {word}: must be {wanted}{suggestion}")
         if choices:
             return word
         try:
             return {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)
         except (ValueError, KeyError):
-            raise BardletError(f"{flag} {word}: must be {_wanted(hint)}") from None
+            raise BardletError(f"{flag} {word}: must be {wanted}") from None
 
     return convert
 
@@ -294,13 +310,15 @@ def _reason(error: argparse.ArgumentError, words: Sequence[str], parser: argpars
     return f"{flag}: {error.message}"
 
 
-def _unknown(extra: Sequence[str], parser: argparse.ArgumentParser, usage: Usage, hidden: Sequence[str],
-             explain: Callable[[str], str] | None) -> str:
+def _unknown(extra: Sequence[str], words: Sequence[str], parser: argparse.ArgumentParser, usage: Usage,
+             hidden: Sequence[str], explain: Callable[[str], str] | None) -> str:
     """Return the message for the first unknown setting, or else for the first surplus word."""
-    flags = list(parser._option_string_actions)
+    flags = parser._option_string_actions
     word = next((word for word in extra if word.startswith("-")), extra[0])
     name = word.partition("=")[0]
     if not name.startswith("-"):
+        if "--prompt" in flags and "prompt" not in _flags_in(words):
+            return f"{word}: unexpected; name the text to continue with --prompt {shlex.quote(' '.join(extra))}"
         return f"{word}: unexpected; quote a text that has spaces, and see `bardlet {usage.command} --help`"
     field_name = name.strip("-").replace("-", "_")
     if field_name in usage.positionals:
@@ -309,6 +327,18 @@ def _unknown(extra: Sequence[str], parser: argparse.ArgumentParser, usage: Usage
         return f"{name}: {reason}"
     if field_name in hidden:
         return f"{name}: only a settings file can set it; use --config FILE"
-    near = get_close_matches(name, flags, 1)
-    hint = f"did you mean {near[0]}?" if near else f"`bardlet {usage.command} {usage.help_flag}` lists the settings"
-    return f"unknown setting {name}; {hint}"
+    if hint := _similar(name.strip("-"), [flag[2:] for flag in flags if flag.startswith("--")]):
+        return f"unknown setting {name}; did you mean --{hint}?{' A step is not an epoch' * (name == '--epochs')}"
+    return f"unknown setting {name}; `bardlet {usage.command} {usage.help_flag}` lists the settings"
+
+
+def _similar(name: str, known: Sequence[str]) -> str:
+    """Return the setting that `name` probably means, from other tools' names or by its letters; empty if unclear."""
+    other = SYNONYMS.get(name, "")
+    if other.split(" ")[0] in known:
+        return other
+    known = [each for each in known if each not in ("help", "help-all")]
+    if near := get_close_matches(name, known, 1, cutoff=0.75):
+        return near[0]
+    longer = [each for each in known if len(name) > 2 and (each.startswith(name) or name.startswith(f"{each[:4]}"))]
+    return longer[0] if len(longer) == 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     command = parse(Command, argv, USAGE)
     console.show_notices()
+    if Path(command.run).is_file():
+        raise BardletError(f"{command.run}: a file, not a run; `bardlet sample RUN --prompt TEXT` continues a text")
     from bardlet.api.models import load
 
     model = load(command.run, device=command.device, dtype=command.dtype)

@@ -24,7 +24,7 @@ NOT_TYPED = (*training.NOT_TYPED, "init")
 def usage(kind: type[FineTuneConfig]) -> Usage:
     """Return the help of a stage's command."""
     return Usage(
-        kind.command, "MODEL DATA [DATA ...] [SETTINGS]", kind.about,
+        kind.command, "MODEL DATA [DATA ...] [OPTIONS]", kind.about,
         ((kind.example, ""), (f"{kind.example} --minutes 5 --lora 16", "five minutes, LoRA factors only")),
         (Group("model", ("lora", "block_size"), ("dropout",)),
          Group("data", (), ("val_part",)),

@@ -16,7 +16,7 @@ from bardlet.config.toml import settings_in, why_not
 log = logging.getLogger("bardlet")
 
 USAGE = Usage(
-    "train", "[TEXT ...] [--minutes M | --steps N] [SETTINGS]",
+    "train", "[TEXT ...] [--minutes M | --steps N] [OPTIONS]",
     "Train a GPT on a text, or a translator on sentence pairs. The result is a Hugging Face model folder, and a run "
     "that `bardlet resume` can continue.",
     (("bardlet train my.txt --minutes 10", "the best model for ten minutes of this machine"),
@@ -43,9 +43,10 @@ def main(argv: Sequence[str]) -> int:
     options, config, started = read(argv)
     if not config.text and isinstance(config, TrainConfig) and not config.init and console.main_rank():
         minutes = config.steps is None and (config.minutes or config.default_minutes)
-        console.say("no text given: training on Tiny Shakespeare"
-                    + (f" for {minutes:g} minutes" if minutes else f" for {config.steps:,} steps")
-                    + "; Ctrl-C saves and stops. Loading PyTorch and timing this machine takes some seconds")
+        length = f"{minutes:g} minutes" if minutes else f"{config.steps:,} steps"
+        console.say(f"no text named: {'planning for' if options.plan else 'training on'} the default, Tiny "
+                    f"Shakespeare, for {length}{'' if options.plan else '; Ctrl-C saves and stops'}. Loading PyTorch "
+                    "and timing this machine takes a few seconds")
     return training.start(config, options, started)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +16,7 @@ from typing import Any
 from bardlet import console
 from bardlet.cli.parser import Group
 from bardlet.config.settings import Settings
+from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
@@ -44,6 +47,14 @@ CHECKPOINTS = ("on_nan", "eval_every", "eval_tokens", "save_every", "keep_checkp
 
 def start(config: Settings, options: RunOptions, started: float) -> int:
     """Start a run and train to its end; return the exit code. started: when the command began (time.monotonic)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and getattr(config, "batch_size", None):
+        config.check_processes(world)
+    for name in config.text:
+        if os.path.exists(Path(name, "run.toml")):
+            run = shlex.quote(name)
+            raise BardletError(f"{name}: a run folder, not a text; continue the run with `bardlet resume {run}`, or "
+                               f"start from its weights with `bardlet train TEXT --init {run}`")
     from bardlet import runner
 
     result = runner.start(config, options.out, started, options.plan)

@@ -51,7 +51,7 @@ class Command:
     attention: str | None = None
     """Draw the cross-attention of the first line to this PNG file."""
     device: str = "auto"
-    """cpu, cuda or mps. auto: a GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights."""
     json: bool = False

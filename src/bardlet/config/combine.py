@@ -36,9 +36,10 @@ def configure(values: dict[str, Any], file: Path | None) -> FromScratch:
         defaults = {name: value for name, value in defaults.items() if name not in ignored}
         config = kind(**defaults | values)
     config.refuse_unused(values)
-    if config.init and (ignored := [name for name in SET_BY_WEIGHTS if name in values]):
+    # the stage compares the others with the weights; a default looks as if it were not typed
+    compared = config.set_by_user - {"vocab_size"}
+    if config.init and (ignored := [name for name in SET_BY_WEIGHTS if name in values and name not in compared]):
         log.warning("%s: ignored, --init %s sets it", ", ".join(map(flag, ignored)), config.init)
-        config = kind(**defaults | {name: value for name, value in values.items() if name not in ignored})
     return config
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bardlet.config.settings import as_typed
 from bardlet.errors import BardletError
 
 
@@ -24,7 +25,7 @@ class SamplingOptions:
     seed: int | None = None
     """The same seed gives the same text (default: a new seed each time)."""
     device: str = "auto"
-    """cpu, cuda or mps. auto: a GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """Precision of the weights. int8 is fastest on a CPU."""
 
@@ -37,7 +38,7 @@ class SamplingOptions:
             ("seed", self.seed is None or self.seed >= 0, "0 or more"),
         ):
             if not valid:
-                raise BardletError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {requirement}")
+                raise BardletError(f"--{name} {as_typed(getattr(self, name.replace('-', '_')))}: must be {requirement}")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class EvaluationOptions:
     limit: int | None = None
     """Questions per task, evenly spread (default: all)."""
     device: str = "auto"
-    """cpu, cuda or mps. auto: a GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products."""
 

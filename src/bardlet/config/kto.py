@@ -17,6 +17,8 @@ class KTOConfig(DPOConfig):
              "(true: liked), or with `messages` and `label`. The model at the start is the reference.")
     example = "bardlet kto runs/chats-sft feedback.jsonl"
 
+    batch_size: int = 16
+    """Completions per micro-batch. Over all processes."""
     desirable_weight: float = 1.0
     """Weight of the loss on liked completions. Balance the classes: weight times count of liked completions should be
     1 to 4/3 times that of disliked ones."""

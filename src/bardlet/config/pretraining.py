@@ -241,7 +241,7 @@ class TranslationConfig(FromScratch):
     prefix_lm: bool = False
     """Let a decoder-only model attend to the source bidirectionally."""
     label_smoothing: float = 0.1
-    """Label smoothing of the training loss."""
+    """Label smoothing of the training loss on sentence pairs."""
     batch_tokens: int = 4096
     """Tokens per micro-batch of sentence pairs. Counted on the longer side with padding, over all processes."""
     lr: Auto[float] = AUTO

@@ -96,10 +96,10 @@ class Settings:
     on_nan: Literal["stop", "skip"] = "stop"
     """Stop at a NaN or inf, or skip the step. Ten skipped steps in a row stop the run."""
     eval_every: int | None = None
-    """Steps between evaluations (default: about 20 per run). Fewer if they would take longer than training; 0: only at
-    the end."""
+    """Steps between evaluations (default: about a twentieth of the run). More steps if evaluations would take longer
+    than training; 0: only at the end."""
     save_every: int | None = None
-    """Steps between checkpoints (default: about 10 per run). 0: only at the end."""
+    """Steps between checkpoints (default: about a tenth of the run). 0: only at the end."""
     keep_checkpoints: int = 2
     """Number of checkpoints to keep. Older ones are deleted."""
     log_every: int = 10
@@ -108,7 +108,7 @@ class Settings:
     seed: int = 1337
     """Random seed of weights, batches and dropout."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or mps. auto: an NVIDIA GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products. auto: bf16 if the processor supports it natively."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -145,7 +145,7 @@ class Settings:
         for name in names:
             value = getattr(self, name)
             if value is not None and not valid(value):
-                raise BardletError(f"{flag(name)} {value}: must be {requirement}")
+                raise BardletError(f"{flag(name)} {as_typed(value)}: must be {requirement}")
 
     def resolved(self, *names: str, **chosen: Any) -> Self:
         """Return the settings with every open `Auto` set: from `chosen`, else from `auto_defaults`.
@@ -208,6 +208,11 @@ class Rows:
         total = self.batch_size // world * self.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)
         return replace(cast(Any, self), batch_size=rows * world, grad_accum=total // rows)
+
+
+def as_typed(value: Any) -> Any:
+    """Return a value as a user types it in a message: 1 for 1.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def flag(name: str) -> str:

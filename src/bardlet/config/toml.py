@@ -57,7 +57,7 @@ def from_mapping(values: Mapping[str, Any], where: str, kind: Any = None) -> Any
         elif not classes_with(name):
             near = get_close_matches(name, known, 1)
             raise BardletError(f"{where}: unknown setting '{name}'" + (f"; did you mean '{near[0]}'?" if near
-                               else "; `bardlet train --help-all` lists the settings (a file has _ for -)"))
+                               else "; `bardlet train --help-all` lists the settings (write _ for -)"))
     try:
         return kind(**checked)
     except BardletError as error:
@@ -76,7 +76,12 @@ def options(kind: type[T], values: Mapping[str, Any], where: str) -> T:
             near = get_close_matches(name, hints, 1)
             raise BardletError(f"{where}: unknown option '{name}'; "
                                + (f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(sorted(hints))}"))
-    return kind(**{name: _typed(plain(value), hints[name], f"{where}: {name}") for name, value in values.items()})
+    return kind(**{name: typed(value, hints[name], f"{where}: {name}") for name, value in values.items()})
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """Return a Python value as the type `hint`, such as `int | None`. Raise BardletError for another type."""
+    return _typed(plain(value), hint, where)
 
 
 def plain(value: Any) -> Any:
@@ -105,13 +110,17 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Return a TOML value as the type `hint` (a list becomes a tuple, an int a float), or raise BardletError."""
+    """Return a TOML value as the type `hint` (a list becomes a tuple, an int a float), or raise BardletError.
+
+    A string where a list of strings belongs is a list of one.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in inner:
             raise BardletError(f"{where} = {printable(value)}: must be one of {', '.join(map(str, inner))}")
         return value
     if origin is tuple:
+        value = [value] if isinstance(value, str) and inner == (str, ...) else value
         if not isinstance(value, list | tuple):
             raise BardletError(f"{where} = {printable(value)}: must be a list")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
@@ -196,15 +205,18 @@ def to_toml(config: Settings, record: Mapping[str, Any], shape: ModelConfig | No
     return f"{text}{DIGEST_LINE}{_digest(text)}\n"
 
 
-DIGEST_LINE = "# sha256 of all above, by which `bardlet resume` sees that nobody changed it: "
+DIGEST_LINE = "# sha256 of everything above; `bardlet resume` uses it to detect edits: "
+OLD_DIGEST_LINE = "# sha256 of all above, by which `bardlet resume` sees that nobody changed it: "
+"""The same line in a run.toml of an older version."""
 
 
 def is_untouched(path: Path) -> bool:
     """Return True if a run.toml is byte for byte as a run wrote it."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_TOML_BYTES:
         return False
-    text, _, digest = path.read_bytes().decode("utf-8", "replace").rpartition(DIGEST_LINE)
-    return digest == _digest(text) + "\n"
+    contents = path.read_bytes().decode("utf-8", "replace")
+    parts = (contents.rpartition(line) for line in (DIGEST_LINE, OLD_DIGEST_LINE))
+    return any(digest == _digest(text) + "\n" for text, _, digest in parts)
 
 
 def _digest(text: str) -> str:

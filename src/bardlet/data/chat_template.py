@@ -78,7 +78,8 @@ def special_id(tokenizer: Tokenizer, name: str) -> int:
     """
     token = tokenizer.vocab.get(f"<|{name}|>")
     if token is None or token not in tokenizer.special:
-        raise BardletError(f"the model's tokenizer has no token <|{name}|>, which chat needs; "
+        kind = {"char": "a character tokenizer", "byte": "a byte tokenizer"}.get(tokenizer.kind, "a tokenizer")
+        raise BardletError(f"the model has {kind} without the token <|{name}|>, which chat needs; "
                            "train the base model with --tokenizer bpe")
     if not tokenizer.is_plain_bpe or not all(text.startswith("<|") for text in tokenizer.special.values()):
         raise BardletError("the model's tokenizer can turn plain text into a special token, so it is unsafe for chat; "

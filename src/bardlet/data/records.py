@@ -76,16 +76,21 @@ class Examples:
     def _by_prompt(self, examples: list[T], prompts: list[str], kind: str) -> tuple[list[T], list[T]]:
         """Hold out the records of every tenth prompt or, if prompts are few, every tenth record."""
         if len(examples) < MIN_TO_SPLIT:
-            raise BardletError(f"{self.name}: {len(examples)} {kind} are too few to hold some out for validation; "
+            noun = f"{kind[:-1]} is" if len(examples) == 1 else f"{kind} are"
+            raise BardletError(f"{self.name}: {len(examples)} {noun} too few to hold some out for validation; "
                                f"provide at least {MIN_TO_SPLIT}")
         known: dict[str, int] = {}
         numbers = [known.setdefault(prompt, len(known)) for prompt in prompts]
         if len(known) < MIN_TO_SPLIT:
             log.warning("%s: too few different prompts (%d) to hold some out; holding out every tenth of the %s, "
                         "whose prompts may also be in the training split", self.name, len(known), kind)
-            numbers = list(range(len(examples)))
+            numbers = self.number_records(examples)
         return ([example for example, number in zip(examples, numbers, strict=True) if number % 10 != 9],
                 [example for example, number in zip(examples, numbers, strict=True) if number % 10 == 9])
+
+    def number_records(self, examples: Sequence[Any]) -> list[int]:
+        """Return numbers for `_by_prompt` if prompts are few; those that end in 9 are held out."""
+        return list(range(len(examples)))
 
 
 @dataclass(frozen=True)

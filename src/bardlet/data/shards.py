@@ -37,7 +37,7 @@ log = logging.getLogger("bardlet")
 Progress = Callable[[str, int, int | None], None]
 Built = TypeVar("Built")
 
-VERSION = 1
+VERSION = 2
 WINDOW = {"char": 64, "byte": 64, "bpe": 16}
 """Tokens of a passage that is long enough to be a copy if it occurs twice: about a dozen words."""
 HEADER_V1 = struct.Struct("<8sIIQ32s72x")
@@ -171,17 +171,16 @@ def _build(job: _Job, folder: Path) -> None:
     else:
         tokenizer, reason, total = _make_tokenizer(job, job.tokenizer)
     metadata: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
+    tokens: dict[str, int] = {}
     for part in ("train", "val"):
         before = metadata.get("train_chars", 0)
         report = (lambda done, start=before: progress("tokenizing", start + done, total)) if progress else None
         documents = _cleaned(corpus, part, tokenizer, job.skip_unseen, metadata)
         counts = write_shard(folder / f"{part}.npy", documents, tokenizer, corpus.needs_separator, report)
-        metadata[f"{part}_chars"], metadata[f"{part}_bytes"], tokens = counts
-        if tokens < 2:
-            raise BardletError(
-                f"{corpus.name}: the {'training' if part == 'train' else 'validation'} split has {tokens} tokens, "
-                "but needs at least 2; use a longer text (10,000 characters or more)"
-            )
+        metadata[f"{part}_chars"], metadata[f"{part}_bytes"], tokens[part] = counts
+    if min(tokens.values()) < 2:
+        characters = metadata["train_chars"] + metadata["val_chars"]
+        raise BardletError(too_short(corpus.name, characters, " that the tokenizer knows" * bool(metadata["skipped"])))
     # fewer than 20 documents are in both splits, more are each in one of them
     metadata["documents"] = corpus.count
     tokenizer.save(folder)
@@ -193,11 +192,16 @@ def _build(job: _Job, folder: Path) -> None:
     manifest.write_manifest(folder, names)
 
 
+def too_short(name: str, characters: int, which: str = "") -> str:
+    """Return the message for a text with too few characters."""
+    return f"{name}: the text has {characters:,} character{'s' * (characters != 1)}{which}; use 10,000 or more"
+
+
 def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     """Return (tokenizer, reason, characters of the text, or None if they were not counted)."""
     corpus, vocab_size, progress = job.corpus, job.vocab_size, job.progress
     if kind == "byte":
-        return tokenization.train_byte(corpus.needs_separator), "byte: as requested, every byte is a token", None
+        return tokenization.train_byte(corpus.needs_separator), "byte: as requested; every byte is a token", None
     statistics = measure_corpus(corpus, progress, job.cache)
     characters, alphabet = statistics.characters, set(statistics.alphabet)
     if kind == "auto" and vocab_size is None:
@@ -205,8 +209,8 @@ def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
     else:
         kind = "bpe" if kind == "auto" else kind
         vocab_size = vocab_size or tokenization.suggest_vocab_size(characters, len(alphabet))
-        size = f"{len(alphabet)} different characters" if kind == "char" else f"{vocab_size:,} tokens"
-        reason = f"{kind}: as requested, {size}"
+        size = f"{len(alphabet):,} distinct characters" if kind == "char" else f"{vocab_size:,} tokens"
+        reason = f"{kind}: as requested; {size}"
     if kind == "char":
         return tokenization.train_char(alphabet, corpus.needs_separator), reason, characters
     if kind == "byte":

@@ -37,7 +37,7 @@ class StepReader(Protocol):
 
 
 COMPACT_BELOW = 7 / 8
-"""Finished sources are removed once the unfinished fraction falls below this: moving rows takes time, too."""
+"""Finished sources are removed once the unfinished fraction falls below this: moving rows also takes time."""
 
 
 @torch.inference_mode()

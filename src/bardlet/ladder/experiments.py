@@ -43,6 +43,12 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
 WIDTH = 78
 """Maximum line width of `text`, in columns."""
 
+INTRODUCTION = textwrap.fill(
+    "The lecture's math as small experiments, computed now from fixed seeds. Losses are in nats. The course shows them "
+    "with figures: run `make docs` and open site/maths.html. `bardlet ladder --explain --out DIR` saves the figures.",
+    WIDTH)
+"""Text above the experiments in a terminal."""
+
 
 def run(names: Iterable[str] | None = None) -> list[Experiment]:
     """Run the named experiments (default: all) and return their results in the same order.

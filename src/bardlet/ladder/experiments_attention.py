@@ -50,12 +50,14 @@ def averages() -> Experiment:
         "An average is attention with equal scores",
         "Do a loop, a matrix product and softmax compute the same average, and how is that attention?",
         ("Loop, matrix product and softmax differ by at most {forms:.2g}.",
-         "A head with query weights of {zero:.0f} averages, to within {no_query:.2g}; with key weights of {zero:.0f}, "
-         "to within {no_key:.2g}.",
+         "With all query weights {zero:.0f}, or all key weights {zero:.0f}, a head computes the average. Its "
+         "attention weights then differ from equal weights by at most {unequal:.2g}.",
          "Averaging gives each of the {positions:.0f} positions a weight of {equal:.3f}. With random queries and keys, "
          "the last position gives weights from {least:.3f} to {most:.3f}: they now depend on the text."),
         {"forms": difference, "zero": max_abs(no_query.query.weight), "no_query": max_abs(zero_query - average),
-         "no_key": max_abs(zero_key - average), "positions": x.shape[1], "equal": float(average[-1, 0]),
+         "no_key": max_abs(zero_key - average),
+         "unequal": max(max_abs(zero_query - average), max_abs(zero_key - average)),
+         "positions": x.shape[1], "equal": float(average[-1, 0]),
          "least": float(chosen[-1].min()), "most": float(chosen[-1].max()), "chosen": max_abs(chosen - average)},
         panels(matrix("averaging, or query = 0", zero_query, vmax=1), matrix("random query", chosen, vmax=1)),
     )
@@ -83,12 +85,12 @@ def mask() -> Experiment:
         "mask",
         "The triangular mask",
         "Does a position know anything about the tokens after it?",
-        ("The rows of weights have sums between {least_sum:.6f} and {most_sum:.6f}.",
+        ("Every row of weights sums to {one:.0f}, to within {sum_error:.1g}.",
          "The largest weight on a future token is {future:.1f}.",
          "In a model with one head, replacing a token changes earlier logits by at most {earlier:.1f}, and logits at "
          "its own or later positions by up to {later:.2f}."),
-        {"least_sum": float(weight.sum(-1).min()), "most_sum": float(weight.sum(-1).max()),
-         "future": max_abs(weight[tril == 0]), "earlier": max_abs(change.tril(-1)), "later": max_abs(change.triu())},
+        {"one": 1, "sum_error": max_abs(weight.sum(-1) - 1), "future": max_abs(weight[tril == 0]),
+         "earlier": max_abs(change.tril(-1)), "later": max_abs(change.triu())},
         panels(matrix("scores", score, around_zero=True), matrix("future set to -inf", masked, around_zero=True),
                matrix("softmax", weight),
                matrix("change in the logits", change, rows="changed token", columns="logits at position")),
@@ -121,7 +123,8 @@ def variance() -> Experiment:
 
     example = torch.tensor([0.1, -0.2, 0.3, -0.2, 0.5])  # the lecture's
     soft, sharp = F.softmax(example, dim=-1), F.softmax(example * 8, dim=-1)
-    figures |= {"times": 8, "example": float(soft.max()), "example_times": float(sharp.max())}
+    figures |= {"times": 8, "example": float(soft.max()), "example_times": float(sharp.max()),
+                **{f"x{i}": float(x) for i, x in enumerate(example)}}
     return Experiment(
         "variance",
         "Why scores are divided by the square root of the head size",
@@ -136,8 +139,8 @@ def variance() -> Experiment:
          "The mean slope of softmax (the norm of its Jacobian) is {raw_slope:.2f} unscaled and {scaled_slope:.2f} "
          "scaled. It is below {flat:.1f} in {raw_flat:.1%} of the rows unscaled, and in {scaled_flat:.2%} scaled: "
          "where one position takes almost all the weight, little gradient flows.",
-         "The lecture's five numbers: the largest weight is {example:.2f}. Multiply them by {times:.0f}, and it is "
-         "{example_times:.2f}."),
+         "The lecture's example: softmax([{x0:.1f}, {x1:.1f}, {x2:.1f}, {x3:.1f}, {x4:.1f}]) has a largest weight of "
+         "{example:.2f}. Multiply the five numbers by {times:.0f}, and it is {example_times:.2f}."),
         figures,
         panels(
             curves("variance of the scores", {
@@ -185,7 +188,8 @@ def masks() -> Experiment:
          "is hidden, so the decoder has to learn to predict it.",
          "With a prefix (a source of {prefix_length:.0f} tokens), the source attends in both directions and the rest "
          "is a decoder: {prefix:.0f} pairs.",
-         "Here the first token attends to {encoder_first:.0f}, {decoder_first:.0f} and {prefix_first:.0f} tokens."),
+         "The first token attends to {encoder_first:.0f} tokens in the encoder, to {decoder_first:.0f} (itself) in the "
+         "decoder, and to {prefix_first:.0f} with the prefix."),
         {"positions": T, "prefix_length": prefix, **{name: float(mask.sum()) for name, mask in visible.items()},
          **{f"{name}_first": float(mask[0].sum()) for name, mask in visible.items()},
          "decoder_from_triangle": max_abs(visible["decoder"] - torch.tril(torch.ones(T, T)))},

@@ -54,7 +54,8 @@ def matrix(title: str, values: Tensor, around_zero: bool = False, vmax: float | 
 
 def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str,
            scales: tuple[str, str] = ("linear", "linear"), expected: Sequence[str] = (), nested: bool = False) -> Panel:
-    """Return a panel of curves (xs, ys) by label. Labels in `expected` are theory: thin, dashed, without markers.
+    """Return a panel of curves (xs, ys) by label. Labels in `expected` are theory: thin, without markers,
+    the first dashed and the next dotted.
 
     `nested` makes each line thinner than the line before, so that coinciding lines stay visible.
     """
@@ -63,7 +64,8 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
         colors = iter(palette.series)
         for i, (label, (xs, ys)) in enumerate(lines.items()):
             if label in expected:
-                axes.plot(xs, ys, color=palette.foreground, linewidth=1.2, linestyle="--", label=label)
+                style = ("--", ":")[expected.index(label) % 2]
+                axes.plot(xs, ys, color=palette.foreground, linewidth=1.4, linestyle=style, label=label)
             else:
                 width, marker = (max(7 - 2.8 * i, 1.4), "") if nested else (2, "o")
                 axes.plot(xs, ys, color=next(colors), marker=marker, markersize=4, linewidth=width, label=label)

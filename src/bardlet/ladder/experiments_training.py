@@ -107,7 +107,8 @@ def dropout() -> Experiment:
          "all {units:.0f} units. That is chance.",
          "Add a ReLU as well, and it is more than chance: up to {nonlinear:.0f} standard errors. The means differ from "
          "eval mode by {gap:.3f} on average, and the mean output is {size:.3f}: close, but not equal.",
-         "Two forward passes of a model differ by up to {train:.3f} in training mode, and by {eval:.1f} in eval mode."),
+         "The logits of two forward passes of a model differ by up to {train:.3f} in training mode, and by {eval:.1f} "
+         "in eval mode."),
         {"p": p, "numbers": ones.numel(), "zeros": float((ones == 0).float().mean()), "kept": float(ones.max()),
          "one": 1, "mean": float(ones.mean()), "draws": draws, "units": 32,
          "linear": max_abs(z_scores(sums, linear_eval)), "nonlinear": max_abs(z_scores(relus, relu_eval)),
@@ -144,16 +145,17 @@ def layernorm() -> Experiment:
         "layernorm",
         "LayerNorm normalizes rows",
         "Does LayerNorm give mean zero and variance one to rows or to columns?",
-        ("Before it, rows have means up to {before_mean:.2f}, and the variance furthest from {one:.0f} is "
-         "{before_variance:.2f}.",
-         "After LayerNorm, rows have means up to {row_mean:.1e} and variances of {row_variance:.5f}. Columns have "
-         "means up to {column_mean:.2f}, and the variance furthest from {one:.0f} is {column_variance:.2f}.",
-         "After batch norm, it is the reverse: columns have means up to {batch_column_mean:.1e} and variances "
-         "of {batch_column_variance:.5f}; rows have means up to {batch_row_mean:.2f}, and a variance of "
-         "{batch_row_variance:.2f}. A row then depends on the other rows of its batch; with LayerNorm it never does.",
+        ("A mean below is the largest absolute mean of any row (or column). A variance is the one furthest from "
+         "{one:.0f}.",
+         "Before any norm, rows: mean {before_mean:.2f}, variance {before_variance:.2f}.",
+         "After LayerNorm, rows: mean {row_mean:.1e}, variance {row_variance:.5f}. Columns: mean {column_mean:.2f}, "
+         "variance {column_variance:.2f}.",
+         "After batch norm, columns: mean {batch_column_mean:.1e}, variance {batch_column_variance:.5f}. Rows: mean "
+         "{batch_row_mean:.2f}, variance {batch_row_variance:.2f}. A row then depends on the other rows of its batch; "
+         "with LayerNorm it never does.",
          "LayerNorm of {times:.0f} x equals LayerNorm of x, to within {scale_free:.1e}.",
-         "RMSNorm only divides: the mean square of each row is {square:.5f}, and the row keeps a mean of up to "
-         "{rms_mean:.2f}."),
+         "RMSNorm only divides: the mean square of each row is {square:.5f}, and the largest absolute mean of a row is "
+         "still {rms_mean:.2f}."),
         figures,
         panels(*(matrix(title, values, around_zero=True, vmax=vmax, rows=rows, columns="channel", bar=False)
                  for title, values, vmax, rows in (("before", x, 6, "row"), ("LayerNorm", by_row, 3, ""),
@@ -190,13 +192,14 @@ def first_loss() -> Experiment:
         "first_loss",
         "The loss before any training",
         "What loss should an untrained model have, and why do some models start higher?",
-        ("Equal probabilities for {vocabulary:.0f} characters give -ln({one:.0f}/{vocabulary:.0f}) = {uniform:.3f}.",
-         "Unit-Gaussian logits, as in the bigram's initial table, give {gaussian:.3f}. Theory predicts half a "
-         "nat more than for equal probabilities, {law:.3f}, and for a vocabulary as small as this {finite:.3f}. The "
-         "loss of a single batch of {tokens:.0f} tokens has a standard deviation of {batch:.2f}.",
-         "Logits with a standard deviation of {small_scale:.2f} give {small:.3f}.",
-         "Untrained models on random tokens: bigram {bigram:.3f}, LayerNorm rung {default:.3f}, dropout rung with its "
-         "small initial weights {careful:.3f}."),
+        ("Equal probabilities for {vocabulary:.0f} characters give a loss of -ln({one:.0f}/{vocabulary:.0f}) = "
+         "{uniform:.3f} nats.",
+         "Unit-Gaussian logits, as in the bigram's initial table, give {gaussian:.3f} nats. Theory predicts half "
+         "a nat more than for equal probabilities, {law:.3f} nats, and for a vocabulary as small as this {finite:.3f}. "
+         "The loss of a single batch of {tokens:.0f} tokens has a standard deviation of {batch:.2f} nats.",
+         "Logits with a standard deviation of {small_scale:.2f} give {small:.3f} nats.",
+         "Untrained models on random tokens, in nats: bigram {bigram:.3f}, LayerNorm rung {default:.3f}, dropout rung "
+         "with its small initial weights {careful:.3f}."),
         figures,
         panels(
             curves("loss of random logits", {

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bardlet.inference.generate import eval_mode
 from bardlet.run import metrics
+from bardlet.tokenizer.base import SEPARATOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -220,14 +221,15 @@ def position_embeddings(table_TC: Tensor) -> Paint:
         import matplotlib.pyplot as plt
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.2), layout="constrained")
-        for axes, values, limit, title, label in ((left, table, table_max, "table", "channel"),
-                                                  (right, cosine_TT, 1.0, "cosine similarity", "position")):
+        for axes, values, limit, title, label, unit in (
+                (left, table, table_max, "table", "channel", "value"),
+                (right, cosine_TT, 1.0, "similarity of two rows", "position", "cosine")):
             image = axes.imshow(values, aspect="auto", cmap=palette.diverging, vmin=-limit, vmax=limit,
                                 interpolation="nearest")
             axes.set(title=title, xlabel=label, ylabel="position")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.yaxis.get_major_locator().set_params(integer=True)
-            figure.colorbar(image, ax=axes, location="bottom", aspect=25)
+            figure.colorbar(image, ax=axes, location="bottom", aspect=25, label=unit)
         return figure
 
     return paint
@@ -309,7 +311,7 @@ def last_row_of_attention(maps: Sequence[tuple[str, Tensor]], texts: Sequence[st
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(figsize=(WIDTH, 1.6 + 0.17 * len(rows)), layout="constrained")
-        image = axes.imshow(rows, vmin=0, vmax=max(0.25, rows.max()), aspect="auto", interpolation="nearest")
+        image = axes.imshow(rows, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         _name_ticks(axes, names, heads, size=min(10.0, 0.85 * 72 * (WIDTH - 1) / len(names)))
         axes.yaxis.set_tick_params(labelsize=9)
         axes.set(ylabel="block.head")
@@ -378,7 +380,9 @@ def cross_attention(maps_LTS: Tensor, source: Sequence[str], target: Sequence[st
 
 
 def printable(text: str) -> str:
-    """Return a token's text as a label: whitespace and control characters become visible symbols."""
+    """Return a token's text as a label: whitespace becomes visible symbols, `<|endoftext|>` the word "end"."""
+    if text == SEPARATOR:
+        return "end"
     symbols = {"\n": "↵", " ": "␣", "\t": "⇥", "\r": "←"}
     return "".join(symbols.get(c, c if c.isprintable() else "·") for c in text) or "·"
 

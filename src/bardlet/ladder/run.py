@@ -1,5 +1,5 @@
-"""Train the rungs one after another, each in its own run folder. An interrupted ladder restarts the current rung and
-keeps the finished ones.
+"""Train the rungs one after another, each in its own run folder. An interrupted ladder keeps the finished rungs and
+continues the current one.
 
     OUT/ladder.json                     the ladder's options, and the steps of the scaled rungs
     OUT/03-one-head/seed-1337/          a run folder; outcome.json is written last
@@ -26,6 +26,7 @@ from bardlet.data.batch import Batch
 from bardlet.data.shards import TextDataset
 from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
+from bardlet.ladder import interrupted
 from bardlet.ladder.rungs import CPU, GPU, LADDER, LECTURE, SMALL, Rung
 from bardlet.planning import clock, compilation
 from bardlet.run import folder as run_folder
@@ -251,7 +252,7 @@ class Ladder:
         return trainer
 
     def train(self, rung: Rung, seed: int, watch: Watch, late_signal: list[int]) -> Outcome:
-        """Train a rung from scratch, evaluate it, and write its outcome to disk.
+        """Train a rung, from its checkpoint if it was interrupted, evaluate it, and write its outcome to disk.
 
         Args:
             late_signal: a list of one number. A signal during the last step or the evaluation does not discard the
@@ -260,19 +261,25 @@ class Ladder:
         Raises Stopped for an earlier signal. Before the first step, during compilation, signals act at once.
         """
         folder = self.folder(rung, seed)
-        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
+        settings = self._training_settings(self.config(rung, seed, self.steps.get(rung.name)))
+        saved = interrupted.find_checkpoint(folder, self.corpus.hash,
+                                            lambda config: self._training_settings(config) == settings)
         if rung.scaled:
+            if saved:  # compiled or not, as it was
+                self.compiled.setdefault(_kind(rung), bool(interrupted.machine_of(saved).get("compiled")))
             torch.compiler.reset()  # drop the previous rung's graphs: the compiler keeps only a few
             trainer = self._compiled(rung, seed, self.steps[rung.name])
         else:
             trainer = self.trainer(rung, seed)
-        folder.mkdir(parents=True)
-        hf.write_folder(folder, trainer.model, self.dataset.tokenizer)
-        checkpointing.write_run(trainer)
+        if not (saved and interrupted.continue_from(trainer, saved)):
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
+            folder.mkdir(parents=True)
+            hf.write_folder(folder, trainer.model, self.dataset.tokenizer)
+            checkpointing.write_run(trainer)
         with signals() as stop_request:
             fit(trainer, watch=lambda line: watch(rung, seed, line), stop_request=stop_request)
             outcome = self._measure(trainer, rung, seed)
-            shutil.rmtree(folder / "checkpoints")  # a rung never resumes: an interrupted rung restarts
+            shutil.rmtree(folder / "checkpoints")  # a finished rung needs none
             atomic.write_json(folder / "outcome.json", {**asdict(outcome), "rung": rung.name, "folder": None})
         late_signal[:] = [stop_request.number]
         return outcome
@@ -301,7 +308,7 @@ class Ladder:
                        loss(windows.random_windows(val, block, 200, rows, seed=2)), facts["val_loss"], sample,
                        self._training_settings(config), self._provenance(trainer))
 
-    def _training_settings(self, config: TrainConfig) -> dict[str, Any]:
+    def _training_settings(self, config: Any) -> dict[str, Any]:
         """Return the settings that determine the result, with the model's resolved shape and merged micro-batches."""
         whole = replace(config, batch_size=config.batch_size * config.grad_accum, grad_accum=1)
         settings = {name: value for name, value in asdict(whole).items() if name not in IRRELEVANT_SETTINGS}

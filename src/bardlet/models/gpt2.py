@@ -105,7 +105,7 @@ class GPT2(LanguageModel):
         super().__init__()
         self.config = config
         self.transformer = Body(config)
-        tied = config.tie_embeddings  # the head then is the token embedding, not a parameter of its own
+        tied = config.tie_embeddings  # then the head is the token embedding, not a parameter of its own
         self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("c_proj",), n_layer=config.n_layer)
 

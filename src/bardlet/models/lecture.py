@@ -1,11 +1,11 @@
 """The lecture, rung by rung: from a bigram table to a GPT, and on to today's GPTs.
 
 *Let's build GPT: from scratch, in code, spelled out* grows a Transformer one idea at a time. Here each idea is a rung:
-a trainable model, written out in full, so that it differs from the rung before only by its idea and what the idea needs
-(in rungs 6, 8 and 9 more than a line). Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `qwen3.py`; rungs 12 and 13
+a trainable model, written out in full, that differs from the rung before only by its idea. Rungs 6, 8 and 9 add several
+parts at once, which the idea needs. Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `qwen3.py`; rungs 12 and 13
 train rung 11 differently (`bardlet/ladder/rungs.py`). Attention is plain PyTorch: no fused kernels, no cache.
 
-    B rows of a batch   T positions   C channels (n_embd)   H heads   D channels of a head   V vocabulary
+Shapes: B rows of a batch, T positions, C channels (n_embd), H heads, D channels of a head, V tokens of the vocabulary.
 
 Rungs 1 to 7 train with T 8, C 32, H 4, batches of 32 and AdamW at 1e-3 (the bigram: 1e-2); rungs 6 and 7 have 3 blocks
 (n_inner = 4 C). `bardlet/ladder/rungs.py` has these settings and those of the larger rungs.
@@ -355,7 +355,7 @@ class DropoutFeedForward(nn.Module):
 
 
 class DropoutBlock(nn.Module):
-    """The block of rung 7 with dropout: in training its parts drop random values, so the model relies on none."""
+    """The block of rung 7 with dropout: training sets random values to 0, so the model cannot rely on a single one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -372,8 +372,9 @@ class DropoutBlock(nn.Module):
 class DropoutModel(LectureModel):
     """The lecture's GPT, made to scale: dropout, careful initialization, and a head without a bias.
 
-    Initial weights are from N(0, 0.02²), smaller where a layer (`proj`, the net's entry 2) adds to the residual stream.
-    With the same weights `gpt2.py` computes the same (ReLU, an untied head, query, key and value biases of 0).
+    Initial weights are from N(0, 0.02²). They are smaller in layers that add to the residual stream: `proj` and the
+    second linear layer of the feed-forward net (`net.2`). With the same weights `gpt2.py` computes the same (ReLU, an
+    untied head, query, key and value biases of 0).
     """
 
     def __init__(self, config: ModelConfig) -> None:

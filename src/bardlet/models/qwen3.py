@@ -117,7 +117,7 @@ class Qwen3(LanguageModel):
         self.config = config
         self.model = Body(config)
         self.dropout = Dropout(config.dropout)
-        tied = config.tie_embeddings  # the head then is the token embedding, not a parameter of its own
+        tied = config.tie_embeddings  # then the head is the token embedding, not a parameter of its own
         self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, residual=("o_proj", "down_proj"), n_layer=config.n_layer)
 

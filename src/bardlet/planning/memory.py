@@ -33,7 +33,7 @@ from bardlet.training.state import Trainer
 log = logging.getLogger("bardlet")
 
 SHARE = 0.6
-"""Share of the free memory, less what a run keeps, that micro-batches may use: other programs run here, too, and the
+"""Share of the free memory, less what a run keeps, that micro-batches may use: other programs also run here, and the
 compiler needs a few hundred megabytes."""
 
 LATER = 100_000_000

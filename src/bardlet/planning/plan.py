@@ -78,6 +78,8 @@ class TextStatistics:
     characters: int
     documents: int
     vocab_size: int
+    unit: str = "tokens"
+    """A word for the tokens: "characters" if each token is one."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,12 @@ def plan(data: TextStatistics, machine: Machine, config: TrainConfig) -> Plan[Tr
     """Plan model, context, batch and regularization for the machine's time; settings in `config` stay."""
     unset = {name for name, value in vars(config).items() if value is None}
     tokens, shape_flags = data.tokens, [flag(name) for name in SHAPE if name not in unset]
-    config, notes = _with_largest_shape(data, machine, config), []
-    if shape_flags:
-        notes.append(f"{config.n_layer} layers of {config.n_embd} channels, whatever the time: bardlet chooses a shape "
-                     f"only without {', '.join(shape_flags)}")
+    config = _with_largest_shape(data, machine, config)
+    notes = [_shape_note(config, shape_flags, SHAPES[0][-1], "text")]
     if "block_size" in unset:
-        context, reason = _context(config, tokens, data.documents)
+        context, reason = _context(config, data)
         config = replace(config, block_size=context)
-        notes.append(f"context {context}: {reason}")
+        notes.append(f"context {context} {data.unit}: {reason}")
     trained, limit = machine.seconds / machine.speed.seconds(flops_per_token(config, data.vocab_size)), math.inf
     if not shape_flags and {"dropout", "weight_decay"} <= unset:  # no limit for the user's own plan; use --keep best
         limit = _max_training_tokens(config, tokens)
@@ -171,8 +171,20 @@ def plan(data: TextStatistics, machine: Machine, config: TrainConfig) -> Plan[Tr
         config = replace(config, batch_size=max(1, rows) * machine.processes)
     decay, dropout = regularization(memorization(config, trained / tokens, tokens))
     config = config.resolved(weight_decay=decay, dropout=dropout)
-    return Plan(config, (*reasons(config, tokens, trained, trained == limit), *notes), trained / tokens,
+    return Plan(config, (*reasons(config, data, trained, trained == limit), *notes), trained / tokens,
                 None if limit == math.inf else max(1, math.ceil(limit / config.tokens_per_step)), machine.compiled)
+
+
+def _shape_note(config: FromScratch, shape_flags: list[str], smallest: int, material: str) -> str:
+    """Return the shape of a model and the reason for it. smallest: channels of the smallest candidate."""
+    if shape_flags:
+        verb = "is" if len(shape_flags) == 1 else "are"
+        reason = f"{', '.join(shape_flags)} {verb} set, so bardlet did not choose the shape for the time"
+    elif config.n_embd == smallest:
+        reason = "the smallest model that bardlet plans"
+    else:
+        reason = f"the largest model that the time and the {material} allow"
+    return f"{config.n_layer} layer{'s' * (config.n_layer != 1)} of {config.n_embd} channels: {reason}"
 
 
 def plan_pairs(data: PairStatistics, machine: Machine, config: TranslationConfig) -> Plan[TranslationConfig]:
@@ -189,7 +201,7 @@ def plan_pairs(data: PairStatistics, machine: Machine, config: TranslationConfig
             flops = 6 * (size * (1 + source / target) + c.n_embd * vocabulary)
         return machine.seconds / machine.speed.seconds(flops)
 
-    if all(getattr(config, name) is None for name in (*SHAPE, "n_encoder_layer")):
+    if not (shape_flags := [flag(name) for name in (*SHAPE, "n_encoder_layer") if getattr(config, name) is not None]):
         largest = _with_pair_shape(config, PAIR_SHAPES[0])
         for shape in PAIR_SHAPES[1:]:
             candidate = _with_pair_shape(config, shape)
@@ -201,9 +213,8 @@ def plan_pairs(data: PairStatistics, machine: Machine, config: TranslationConfig
     config = config.resolved("n_layer", "n_head", "n_embd")
     size, epochs = block_weights(config), trained(config) / target
     config = config.resolved(dropout=next(dropout for max_epochs, dropout in PAIR_DROPOUTS if epochs <= max_epochs))
-    reason = (f"{size / 1e6:.1f} million weights in the blocks: time for about {epochs:.1f} epochs, "
-              f"{epochs * target / size:.1f} target tokens per weight; dropout {config.dropout:g}")
-    return Plan(config, (reason,), epochs)
+    note = _shape_note(config, shape_flags, PAIR_SHAPES[0][-1], "pairs")
+    return Plan(config, (f"{count(size)} weights without the embeddings; dropout {config.dropout:g}", note), epochs)
 
 
 def _with_pair_shape(config: TranslationConfig, shape: tuple[int, int, int]) -> TranslationConfig:
@@ -212,15 +223,14 @@ def _with_pair_shape(config: TranslationConfig, shape: tuple[int, int, int]) -> 
     return with_shape(config, (layers, *shape[1:]))
 
 
-def reasons(config: TrainConfig, tokens: int, trained: float, at_limit: bool) -> tuple[str, str]:
-    """Return two lines on a model that trains on `trained` tokens from a corpus of `tokens`.
+def reasons(config: TrainConfig, data: TextStatistics, trained: float, at_limit: bool) -> tuple[str, str]:
+    """Return two lines on a model that trains on `trained` tokens of a corpus, repeated if that is more than it has.
 
     at_limit: True if more training would only memorize the corpus.
     """
     return (
-        f"{short_number(block_weights(config) / 1e6)} million weights in the blocks, trained on about "
-        f"{short_number(trained / 1e6)} million tokens, {short_number(trained / block_weights(config))} per weight",
-        f"epochs: {short_number(trained / tokens)}, with weight decay {config.weight_decay:g} and dropout "
+        f"{count(block_weights(config))} weights without the embeddings, trained on about {count(trained)} {data.unit}",
+        f"epochs: {short_number(trained / data.tokens)}, with weight decay {config.weight_decay:g} and dropout "
         f"{config.dropout:g}" + ("; more would only memorize the text" if at_limit else ""),
     )
 
@@ -228,6 +238,11 @@ def reasons(config: TrainConfig, tokens: int, trained: float, at_limit: bool) ->
 def short_number(x: float) -> str:
     """Format `x` as an integer, or with two significant digits if it is below 10."""
     return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def count(x: float) -> str:
+    """Format a count, as in "42,000" or "0.29 million"."""
+    return f"{short_number(x / 1e6)} million" if x >= 1e5 else f"{x:,.0f}"
 
 
 def _with_largest_shape(data: TextStatistics, machine: Machine, config: TrainConfig) -> TrainConfig:
@@ -252,16 +267,17 @@ def _min_training_tokens(size: int) -> float:
     return size * min(a * (size / 1e6) ** b, maximum)
 
 
-def _context(config: TrainConfig, tokens: int, documents: int) -> tuple[int, str]:
+def _context(config: TrainConfig, data: TextStatistics) -> tuple[int, str]:
     """Return (context, reason): the largest power of two that the model can use and the corpus can fill.
 
     Tokens of other documents do not help prediction, so a context holds a few typical documents at most.
     """
+    tokens, documents = data.tokens, data.documents
     return min(
         (next(context for max_weights, context in CONTEXTS if block_weights(config) <= max_weights),
-         "what a model of this size can use"),
+         "enough for a model of this size"),
         (2 ** math.ceil(math.log2(8 * tokens / documents)),
-         f"the documents are short, about {short_number(tokens / documents)} tokens each"),
+         f"the documents are short, about {short_number(tokens / documents)} {data.unit} each"),
         (2 ** int(math.log2(max(8, tokens / 64))), "the text is short"), key=lambda candidate: candidate[0])
 
 

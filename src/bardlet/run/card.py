@@ -10,7 +10,9 @@ from typing import Any
 
 from bardlet.config.model import RUNGS, ModelConfig
 from bardlet.config.settings import Settings
+from bardlet.config.stages import NAMED_PAIRS
 from bardlet.config.toml import non_default
+from bardlet.data import corpus
 from bardlet.run.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -19,7 +21,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 METRICS = {"nats_per_char": "nats per character", "bits_per_byte": "bits per byte", "bleu": "BLEU", "chrf": "chrF",
            "accuracy": "held-out pairs in which the preferred completion has the higher reward",
            "reward_after": "mean held-out reward"}
-"""Entries of a record that the card's metadata lists as results."""
+"""Entries of a record that the card's metadata lists as results, with their names there."""
+
+KTO_ACCURACY = "held-out pairs of a liked and a disliked completion in which the liked one has the higher reward"
 
 
 def title(run: Path, record: Record) -> str:
@@ -43,14 +47,15 @@ class Card:
     def write(self, template: str) -> None:
         """Write README.md from templates/`template`.md.jinja."""
         import jinja2
+        import tomli_w
 
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True,
                                          autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
         text = environment.get_template(f"{template}.md.jinja").render(
-            title=self.title, run=self.run, config=self.config, model=self.model,
-            r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"), settings=settings,
-            loss=self.loss, weights=_selected(self.record))
+            title=self.title, run=f"path/to/{self.run.name}", config=self.config, model=self.model,
+            r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
+            settings=tomli_w.dumps(settings).strip(), loss=self.loss, weights=_selected(self.record))
         (self.run / "README.md").write_text(f"---\n{self.metadata(template)}\n---\n\n{text}", encoding="utf-8")
 
     def metadata(self, template: str) -> str:
@@ -59,14 +64,17 @@ class Card:
 
         task = {"pairs": "translation", "reward_model": "text-classification"}.get(template, "text-generation")
         text = re.sub(r"[^\w.-]+", "-", str(self.record["text"])).strip("-.") or "text"
+        named = [name for name in self.config.text if name in (*corpus.NAMED, *NAMED_PAIRS)]
+        labels = METRICS | ({"accuracy": KTO_ACCURACY} if template == "kto" else {})
         results = [EvalResult(task_type=task, dataset_type=text, dataset_name=f"{self.record['text']}, held-out split",
                               metric_type=name, metric_value=self.record[name], metric_name=label)
-                   for name, label in METRICS.items() if self.record.get(name) is not None]
+                   for name, label in labels.items() if self.record.get(name) is not None]
         own_code = self.model.model in RUNGS  # transformers has no rungs of the lecture
         return ModelCardData(
             model_name=self.title, library_name="bardlet" if own_code else "transformers", pipeline_tag=task,
             license="unknown",  # the owner of the text decides
-            tags=["bardlet", self.config.command], datasets=[text], eval_results=results or None).to_yaml()
+            tags=["bardlet", *([self.config.command] if self.config.stage != "pretrain" else [])],
+            datasets=named or None, eval_results=results or None).to_yaml()
 
 
 def _selected(record: dict[str, Any]) -> str:

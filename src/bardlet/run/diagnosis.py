@@ -54,14 +54,16 @@ def damaged(about: str, message: str) -> Finding:
 
 
 def of_text(record: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield the problems of the text, from the corpus statistics in the run's record."""
+    """Yield the problems of the text in one finding, from the corpus statistics in the run's record."""
     duplicated, leaked = float(record.get("duplicated", 0.0)), float(record.get("leaked", 0.0))
+    problems = []
     if duplicated > MOSTLY_DUPLICATED:
-        yield warning("text", f"most of the text is duplicated: {duplicated:.0%} of it repeats earlier text; "
-                      "remove the copies")
+        problems.append(f"most of the text is duplicated: {duplicated:.0%} of it repeats earlier text")
     if leaked > LEAKED:
-        yield warning("text", f"validation text occurs in training: {leaked:.0%} of it is copied word for word, "
-                      "so the validation loss looks too good; remove the copies")
+        problems.append(f"validation text occurs in training: {leaked:.0%} of it is copied word for word, "
+                        "so the validation loss looks too good")
+    if problems:
+        yield warning("text", f"{'; '.join(problems)}; remove the copies")
 
 
 def of_run(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
@@ -148,4 +150,4 @@ def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, fl
     kept = {"best": f"the weights of step {at:,} are kept so far", "last": advice, "average": advice}[config.keep]
     yield warning("fit", f"overfitting since step {at:,}: the validation loss rose from {best:.3f} "
                   f"to {val[-1][1]:.3f} while the training loss fell; {kept}; use more text, more "
-                  "--weight-decay or --dropout, or fewer --steps")
+                  "--weight-decay or --dropout, or a shorter run")

@@ -56,6 +56,11 @@ def verify_root(run: Path, folder: Path) -> None:
             raise BardletError(f"{run / name}: missing or changed since {folder.name}; restore a copy of it")
 
 
+def root_is_intact(run: Path) -> bool:
+    """Return True if `repair_root` would change nothing."""
+    return (run / "model.safetensors").exists() and not manifest.damaged_files(run)
+
+
 def repair_root(run: Path) -> bool:
     """Return True if the weights at the root are lost; move a damaged file aside, since later weights will replace it.
 
@@ -88,8 +93,12 @@ def new_folder(out: Path | None, name: str, locked: bool = False) -> Path:
         BardletError: `out` cannot be created, is not empty, or contains a run.
     """
     if out is None:
-        candidates = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-        return next(path for path in candidates if not path.exists())
+        first = Path("runs") / name
+        others = (Path("runs") / f"{name}-{n}" for n in itertools.count(2))
+        free = next(path for path in itertools.chain([first], others) if not path.exists())
+        if free != first:
+            log.info("%s exists; the new run is %s", first, free)
+        return free
     existing = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
     if existing == out and not out.is_dir():
         raise BardletError(f"{out}: exists and is not a folder; choose another --out")
@@ -114,8 +123,7 @@ def write_run(run: Path, config: Settings, record: dict[str, Any], shape: ModelC
 
 def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
     """Return (settings, record) from the run.toml of a run folder."""
-    if not run.is_dir():
-        raise BardletError(f"{run}: no such folder; `bardlet train` prints the path of its run folder")
+    manifest.check_folder(run)
     if not os.path.lexists(run / "run.toml"):
         raise BardletError(f"{run}: no run.toml, so this is not a run folder; to train a Hugging Face model, "
                            f"use `bardlet train --init {shlex.quote(str(run))}`")

@@ -94,6 +94,7 @@ def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_model_config(folder: Path) -> ModelConfig:
     """Return the model config of a folder's config.json. Raise BardletError if bardlet cannot run that model."""
+    manifest.check_folder(folder)
     values = manifest.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     family = models.MODEL_TYPES.get(family, family)
@@ -171,11 +172,7 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tup
     Raises:
         BardletError: a file is missing, damaged or not supported, or the model is of the other kind.
     """
-    if folder.is_file():
-        raise BardletError(f"{folder}: a file, not a model; name a run folder or a Hugging Face folder first, then "
-                           "the files")
-    if not folder.is_dir():
-        raise BardletError(f"{folder}: no such folder; `bardlet train` prints the path of its run folder")
+    manifest.check_folder(folder)
     verify(folder)
     config = read_model_config(folder)
     if config.scores != scores:

@@ -162,7 +162,7 @@ class ConversationsRecord(Record):
 
 @dataclass
 class PreferencesRecord(Record):
-    """The record of DPO."""
+    """The record of DPO and KTO."""
 
     results: ClassVar[tuple[str, ...]] = ("accuracy", "longer", "margin")
 
@@ -217,7 +217,7 @@ class RolloutsRecord(Record):
     """Share of distinct word bigrams."""
     distinct: Auto[float] = AUTO
     kl: Auto[float] = AUTO
-    """KL divergence from the base model, in nats per completion."""
+    """Estimated KL divergence from the base model, in nats per completion."""
     ended: Auto[float] = AUTO
     """Share of completions that end on their own."""
     answer_length: Auto[float] = AUTO

@@ -22,9 +22,9 @@ def pick_device(name: str) -> torch.device:
     """Return the device called `name`; auto is the first GPU, else the CPU. Raise BardletError if it is unavailable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise BardletError(f"--device {name}: no such device; use --device cpu, or --device cuda for an NVIDIA GPU")
     try:
-        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("bardlet supports cpu, cuda and mps")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

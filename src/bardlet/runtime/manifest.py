@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from bardlet.errors import BardletError, printable
 from bardlet.runtime.atomic import explain_write_errors, write_atomically
 
 MANIFEST = "manifest.json"
+OF_A_MODEL = ("config.json", "model.safetensors", "tokenizer.json", "run.toml", "checkpoints", MANIFEST)
+"""Names of which a run folder, or a model folder, has at least one."""
 
 
 # ---------------------------------------------------------------- reading
@@ -121,6 +124,30 @@ def damaged_files(folder: Path, names: Collection[str] = ()) -> str | None:
     return None
 
 
+def check_folder(folder: Path) -> None:
+    """Raise BardletError if `folder` does not exist, or if it cannot be a run or a model by the names in it."""
+    if folder.is_file():
+        raise BardletError(f"{folder}: a file, not a model; name a run folder or a Hugging Face folder first, then "
+                           "the files")
+    if not folder.is_dir():
+        run = Path("runs") / folder
+        raise BardletError(f"{folder}: no such folder; " + (
+            f"did you mean {run}?" if os.path.exists(run / "run.toml") else
+            "`bardlet train` prints the path of its run folder"))
+    try:
+        if set(os.listdir(folder)) & set(OF_A_MODEL):
+            return
+    except OSError:  # the error of the file that is read next is more specific
+        return
+    rungs = sorted(path.parent for path in folder.glob("*/seed-*/run.toml"))
+    if rungs or (folder / "ladder.json").exists():
+        example = f", for example {shlex.quote(str(rungs[0]))}" if rungs else ""
+        raise BardletError(f"{folder}: a folder of ladder runs; name one of them{example}")
+    if runs := sorted(path.parent.name for path in folder.glob("*/run.toml")):
+        raise BardletError(f"{folder}: a folder of runs ({', '.join(runs[:9])}); name one of them")
+    raise BardletError(f"{folder}: no run.toml, so this is not a run folder; `bardlet runs` lists the runs")
+
+
 def inside(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in `folder`.
 
@@ -133,7 +160,7 @@ def inside(folder: Path, name: str) -> Path:
                            "do not use folders that you do not trust")
     if not os.path.lexists(path):
         raise BardletError(f"{path}: no such file, so {folder} is not a complete model folder; "
-                           "copy the file there, or name a run folder")
+                           "copy the file there, or name another folder")
     if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
         raise BardletError(f"{path}: is a link to another folder; replace it with a copy of the file (cp -L)")
     if not path.is_file():

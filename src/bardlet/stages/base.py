@@ -237,11 +237,16 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return record, sample
 
 
-def warn_unused(config: FromScratch, shape: ModelConfig) -> None:
-    """Warn about model settings that have no effect because the weights of --init have another shape."""
-    chosen = [name for name in SET_BY_WEIGHTS if name in config.set_by_user]
-    if ignored := [flag(name) for name in chosen if getattr(config, name) != getattr(shape, name, None)]:
-        log.warning("%s: ignored, --init %s sets the model's shape", ", ".join(ignored), config.init)
+def check_shape(config: FromScratch, shape: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raise BardletError if a model setting contradicts the weights or the tokenizer of --init."""
+    known = {**vars(shape), "tokenizer": tokenizer.kind}
+    for name in SET_BY_WEIGHTS:
+        value = getattr(config, name)
+        # --vocab-size is a maximum: the tokenizer of a short text has fewer tokens
+        if name in config.set_by_user and name != "vocab_size" and value != known[name]:
+            setting = f"--no-{name.replace('_', '-')}" if value is False else f"{flag(name)} {value}"
+            raise BardletError(f"{setting}: --init {config.init} has {name} = {str(known[name]).lower()}, and training "
+                               f"cannot change it; drop {setting.split()[0]}")
 
 
 # ---------------------------------------------------------------- stages that start from a pretrained model

@@ -1,14 +1,15 @@
 """Kahneman-Tversky optimization: learn from single completions that were liked or disliked.
 
 Ethayarajh et al. (2024), *KTO: Model Alignment as Prospect Theoretic Optimization*. Like DPO it has a frozen reference.
-A row of the data is a pair here, too: its completion, and one of another prompt, from which a batch estimates the KL
-divergence between policy and reference.
+As in DPO, a row of the data is a pair: here its completion, and that of another prompt. From the latter a batch
+estimates the KL divergence between policy and reference.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -31,28 +32,43 @@ from bardlet.training.state import Objective
 
 
 class Feedback(Examples):
-    """Completions with a label, True for liked. Each row has the completion of the row half a split away, too."""
+    """Completions with a label, True for liked.
+
+    Each row is paired with the completion of a row with another prompt, half a split away, for the KL estimate.
+    """
 
     @cached_property
     def hash(self) -> str:
         """sha256 (hex) of the files, as feedback."""
-        return hashlib.sha256(f"feedback {Examples(self.name, self.files).hash}".encode()).hexdigest()
+        return hashlib.sha256(f"feedback 2 {Examples(self.name, self.files).hash}".encode()).hexdigest()
 
     @cached_property
     def parts(self) -> tuple[list[tuple[Preference, bool]], list[tuple[Preference, bool]]]:
         """(training, held-out) rows with their labels, split by prompt."""
         rows = [feedback(record, location) for file in self.files for location, record in records.records(file)]
-        rows.sort(key=lambda row: hashlib.sha256(records.as_text(row[0].prompt).encode()).digest())  # as good as random
+        rows.sort(key=lambda row: _digest(row[0].prompt))
         parts = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labeled completions")
         train, held_out = ([(Preference(row.prompt, row.chosen, other.chosen), label)
                             for (row, label), (other, _) in zip(part, [*part[half:], *part[:half]], strict=True)]
                            for part, half in ((part, len(part) // 2) for part in parts))
         return train, held_out
 
+    def number_records(self, examples: Sequence[Any]) -> list[int]:
+        """Return numbers that hold out a tenth of the liked and of the disliked rows, at least one of each."""
+        count, numbers = {label: itertools.count(9) for label in (False, True)}, [0] * len(examples)
+        for i in sorted(range(len(examples)), key=lambda i: _digest(examples[i][0].prompt, examples[i][0].chosen)):
+            numbers[i] = next(count[examples[i][1]])
+        return numbers
+
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
         """Return (training, held-out) rows: `chosen` is the completion, `rejected` that of another row."""
         train, held_out = self.parts
         return [row for row, _ in train], [row for row, _ in held_out]
+
+
+def _digest(prompt: Sequence[records.Message], completion: str = "") -> bytes:
+    """Return a sort key for a random order that does not depend on the file's."""
+    return hashlib.sha256((records.as_text(prompt) + completion).encode()).digest()
 
 
 def feedback(record: Mapping[str, Any], location: str) -> tuple[Preference, bool]:
@@ -94,8 +110,9 @@ class KTO(DPO):
         record = super().new_record(tokenizer)
         for labels, part in zip(self.labels(), ("training", "held-out"), strict=True):
             if labels.all() or not labels.any():
-                raise BardletError(f"{self.source.name}: all {len(labels)} {part} completions are "
-                                   f"{'dis' * (not labels.any())}liked; KTO needs both kinds, so add more records")
+                missing = "disliked" if labels.all() else "liked"
+                raise BardletError(f"{self.source.name}: the {part} split has {len(labels)} completions, but no "
+                                   f"{missing} one; add records with \"label\": {str(missing == 'liked').lower()}")
         held_out = self.pairs()[1].chosen
         record.longer = round(auc(torch.tensor(held_out.ends - held_out.starts), torch.from_numpy(self.labels()[1])), 4)
         config = cast(KTOConfig, self.config)
@@ -143,12 +160,22 @@ class KTO(DPO):
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         r, (liked, disliked) = self.record, np.bincount(~self.labels()[1], minlength=2)
-        return [f"held out, {liked} liked, {disliked} disliked: a liked one has the higher reward in {r.accuracy:.1%} "
-                f"of all pairs of the two, by {r.margin:z.3f} on average", f"length alone: {self.length_baseline()}"]
+        return [f"held out, {liked} liked, {disliked} disliked: a liked one has the higher reward in "
+                f"{percent(r.accuracy)} of liked/disliked pairs, by {r.margin:z.3f} on average",
+                f"length alone: {self.length_baseline()}"]
 
     def length_baseline(self) -> str:
         """Return how well the length alone tells the completions apart, as text."""
-        return f"the liked completion is longer in {self.record.longer:.1%} of all pairs of a liked and a disliked one"
+        return f"the liked completion is longer in {percent(self.record.longer)} of liked/disliked pairs"
+
+    def card_figures(self) -> dict[str, str]:
+        """Return the accuracies as text for the model card."""
+        return {"accuracy_text": percent(self.record.accuracy), "longer_text": percent(self.record.longer)}
+
+
+def percent(share: float) -> str:
+    """Format a share, as in "66.7 %" or "100 %"."""
+    return f"{100 * share:.3g} %"
 
 
 def auc(score_N: torch.Tensor, label_N: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Base class and evaluation of the stages that learn from preference pairs: reward models and DPO.
+"""Base class and evaluation of the stages that learn from preferences: reward models, DPO and KTO.
 
 B pairs of a batch, 2 completions of a pair, the chosen one first, T positions.
 """
@@ -107,19 +107,35 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
 
     def length_baseline(self) -> str:
         """Return how well the length alone tells the completions apart, as text."""
-        return f"the longer completion is the chosen one in {self.share(self.record.longer)}"
+        share = self.longer_share()
+        return f"the longer completion is the chosen one in {share}" + "; ± is one standard error" * ("±" in share)
+
+    def longer_share(self) -> str:
+        """Return in how many of the evaluated held-out pairs the chosen completion is the longer one, as text."""
+        differences = self.length_differences()
+        if len(differences) == 0:
+            return self.share(self.record.longer)
+        equal = int((differences == 0).sum())
+        return self.share(float((differences > 0).mean())) + f", {equal:,} of equal length" * (equal > 0)
 
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         r = self.record
-        verdict = "better" if r.accuracy > r.longer else "as good" if r.accuracy == r.longer else "worse"
         return [f"held-out pairs: the chosen completion has the higher reward in {self.share(r.accuracy)}, "
                 f"by {r.margin:z.3f} on average",
-                f"picking the longer completion is right in {self.share(r.longer)}; the model is {verdict}"]
+                f"picking the longer completion is right in {self.longer_share()}{self.verdict()}"]
+
+    def verdict(self) -> str:
+        """Return "; the model is better" (or worse) than the length, if they differ by over two standard errors."""
+        r, pairs = self.record, len(self.length_differences())
+        errors = [likelihood.standard_error(share, pairs) or 0.0 for share in (r.accuracy, r.longer)]
+        if pairs < 2 or abs(r.accuracy - r.longer) <= 2 * math.hypot(*errors):
+            return ""
+        return f"; the model is {'better' if r.accuracy > r.longer else 'worse'}"
 
     def card_figures(self) -> dict[str, str]:
         """Return the accuracies as text for the model card."""
-        return {"accuracy_text": self.share(self.record.accuracy), "longer_text": self.share(self.record.longer)}
+        return {"accuracy_text": self.share(self.record.accuracy), "longer_text": self.longer_share()}
 
     def share(self, share: float) -> str:
         """Return a share of the evaluated held-out pairs as text."""
@@ -134,11 +150,14 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
 
 
 def format_share(share: float, pairs: int) -> str:
-    """Format the share of `pairs` with its count and standard error, as in "3 of 5 pairs (60 % ± 24)"."""
+    """Format the share of `pairs` with its count and standard error, as in "3 of 5 pairs (60 % ± 24)".
+
+    The standard error of none or all of the pairs would be 0, which is no measure of it, so it is left out.
+    """
     digits = 1 if pairs >= MANY_PAIRS else 0
     error = likelihood.standard_error(share, pairs)
-    percent = f"{100 * share:.{digits}f} %" + ("" if error is None else f" ± {100 * error:.{digits}f}")
-    if pairs >= MANY_PAIRS:  # the share is rounded, so its count would be, too
+    percent = f"{100 * share:.{digits}f} %" + (f" ± {100 * error:.{digits}f}" if error else "")
+    if pairs >= MANY_PAIRS:  # the share is rounded, so its count would be wrong
         return f"{percent} of {pairs:,} pairs"
     correct = round(2 * share * pairs) / 2 if pairs else 0  # a tie counts half
     return f"{correct:g} of {pairs} pairs ({percent})"

@@ -19,6 +19,7 @@ from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
 from bardlet.data.statistics import CorpusStatistics
+from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.inference import text_generation
 from bardlet.planning import calibrate, clock, memory, scaling_law
@@ -29,12 +30,15 @@ from bardlet.planning.plan import Machine, Plan, TextStatistics
 from bardlet.run import card, folder, hf, plots
 from bardlet.run.record import TextRecord
 from bardlet.runtime import cache, compiler, distributed
-from bardlet.stages.base import Stage, warn_unused
+from bardlet.stages.base import Stage, check_shape
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses, optim
 from bardlet.training.state import Objective, Trainer
 
 log = logging.getLogger("bardlet")
+
+MIN_CHARACTERS = 1_000
+"""Minimum characters of a text to plan for: the memorization budget of a shorter one ends after a few steps."""
 
 SAMPLE_TOKENS = 400
 """Length of the sample of a finished run."""
@@ -113,7 +117,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
         if base:
             shape = base[0].config
-            warn_unused(config, shape)
+            check_shape(config, shape, base[1])
             replace(config, model=cast(Any, shape.model)).refuse_unused()
             self.config = config.as_model(shape).resolved()
         else:
@@ -168,6 +172,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         deadline = started + 60 * (config.minutes or 0)
         with dist.main_first():
             measured = statistics.measure_corpus(self.source, self.progress, val_part=config.val_part)
+        if measured.characters < MIN_CHARACTERS:
+            raise BardletError(shards.too_short(self.source.name, measured.characters))
         eager = calibrate.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(),
                                     clock.seconds_left(deadline, dist))
         budget = _PlanningMachine(self, deadline, eager)
@@ -177,9 +183,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if reason:
             warning = shards.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
             self.data = replace(self.data, reason=reason + warning)
-        tokens, vocab_size = len(self.parts()[0]), self.data.tokenizer.vocab_size
-        characters = round(self.data.train_chars * tokens / len(self.data.train))
-        text = TextStatistics(tokens, characters, self.data.documents, vocab_size)
+        vocab_size = self.data.tokenizer.vocab_size
+        text = self._text_statistics()
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         plan = planning.plan(text, budget.machine(calibrate.WARM), config)  # if this model's compilation is cached
         if not dist.broadcast_int(int(plan.compiled and cache.read(*compiled_before(
@@ -189,9 +194,15 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             eval_tokens = planning.evaluation_tokens(plan.config, vocab_size, clock.seconds_left(deadline, dist), eager)
             plan = replace(plan, config=replace(plan.config, eval_tokens=eval_tokens))
         if plan.compiled:
-            reason = f"compiled: costs some of the time, but makes steps about {calibrate.COMPILED:g} times as fast"
+            reason = f"compiled: takes part of the time, but makes steps about {calibrate.COMPILED:g} times as fast"
             plan = replace(plan, reasons=(*plan.reasons, reason))
         return measured, plan
+
+    def _text_statistics(self) -> TextStatistics:
+        """Return the size of the training split."""
+        data, tokens = self.data, len(self.parts()[0])
+        return TextStatistics(tokens, round(data.train_chars * tokens / len(data.train)), data.documents,
+                              data.tokenizer.vocab_size, "characters" if data.tokenizer.kind == "char" else "tokens")
 
     def fit_to_steps(self, trainer: Trainer) -> None:
         """Adapt weight decay and the stated reasons to the timed steps. Dropout stays, since it changes the timing."""
@@ -199,12 +210,13 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if self.record.reasons is None or not isinstance(config, TrainConfig):  # the run was not planned
             return
         tokens, trained_tokens = self.record.tokens, float(trainer.state.steps * config.tokens_per_step)
+        text = self._text_statistics()
         decay, _ = planning.regularization(planning.memorization(config, trained_tokens / tokens, tokens))
         if self.decay_is_open and decay != config.weight_decay:
             trainer.config = config = replace(config, weight_decay=decay)
             trainer.optimizers = optim.build(trainer.model, config)
         capped = trainer.state.steps == self.record.most_steps
-        self.record.reasons[:2] = planning.reasons(config, tokens, trained_tokens, capped)
+        self.record.reasons[:2] = planning.reasons(config, text, trained_tokens, capped)
 
     # ------------------------------------------------------------------------ reports
 
@@ -232,6 +244,10 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if r.reasons is not None:
             return "no prediction: the text is too short, or its end differs too much from the rest"
         return ""
+
+    def card_figures(self) -> dict[str, str]:
+        """Return the size of the text for the model card."""
+        return {"characters_text": f"{self.data.train_chars + self.data.val_chars:,} characters"}
 
     def characters_and_epochs(self, trainer: Trainer) -> tuple[float, float]:
         """Return (characters, epochs) of the planned steps."""

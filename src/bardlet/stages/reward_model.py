@@ -6,6 +6,7 @@ model gets a scalar head, trained to score the chosen completion of each pair hi
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,8 +27,13 @@ from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs
 from bardlet.training.state import Objective, Trainer
 
+log = logging.getLogger("bardlet")
+
 BINS = 10
 """Bins of predicted probability in the calibration curve."""
+
+MOSTLY_LENGTH = 0.7
+"""Correlation of margin and length difference whose size means that the model mostly measures length."""
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 300
 """Pairs in the sample of a finished run, and characters of each completion."""
@@ -70,8 +76,8 @@ class RewardModeling(PreferenceStage[RewardConfig, PreferenceDataset, RewardReco
         r, where = self.record, self.accuracy_by_length()
         return [*super().results(), *(f"accuracy where the chosen completion is {name}: {text}"
                                       for name, text in where.items()),
-                f"correlation of margin and length difference {r.likes_length:z.2f}; "
-                f"calibration error {r.calibration_error:.3f}"]
+                f"correlation of margin and length difference {r.likes_length:z.2f} (0: length has no influence); "
+                f"calibration error {r.calibration_error:.3f} (0 is perfect)"]
 
     def card_figures(self) -> dict[str, str]:
         """Return the accuracies as text for the model card."""
@@ -99,6 +105,8 @@ class RewardModeling(PreferenceStage[RewardConfig, PreferenceDataset, RewardReco
             accuracy_shorter=evaluation.accuracy_where(evaluation.longer < 0),
             likes_length=round(evaluation.length_correlation(), 4),
             calibration_error=round(evaluation.calibration_error(), 4))
+        if warning := length_warning(evaluation.length_correlation()):
+            log.warning(warning)
         plots.margins(trainer.run, card.title(trainer.run, self.record), evaluation.margins,
                       *evaluation.calibration())
         return "\n\n".join(_format_pair(tokenizer, validation, int(i), reward_2.tolist()) for i, reward_2 in
@@ -144,6 +152,15 @@ class RewardEvaluation:
         if not self.longer.std() or not self.margins.std():
             return 0.0
         return float(np.corrcoef(self.margins, self.longer)[0, 1])
+
+
+def length_warning(correlation: float) -> str:
+    """Return a warning if the margin has a high `correlation` with the length difference, else an empty string."""
+    if abs(correlation) <= MOSTLY_LENGTH:
+        return ""
+    liked, other = ("longer", "shorter") if correlation > 0 else ("shorter", "longer")
+    return (f"the model mostly measures length: it gives {liked} completions a higher reward; add pairs whose chosen "
+            f"completion is the {other} one")
 
 
 def evaluate_rewards(model: Any, pairs: TokenizedPreferences, config: RewardConfig,

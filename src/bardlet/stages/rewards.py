@@ -24,6 +24,7 @@ from bardlet.errors import BardletError
 from bardlet.evaluation.metrics import rows_at_once
 from bardlet.inference.generate import pad_rows
 from bardlet.run import hf
+from bardlet.run.record import Record
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
@@ -95,9 +96,9 @@ class CommandScorer:
     Each line has `messages`, `answer`, `ended` and `reference`, which is null if the data have no reference answer.
     """
 
-    def __init__(self, command: str) -> None:
-        self.command = command
-        self.hint = f"; fix it, then continue a saved run: `bardlet resume RUN --reward {shlex.quote(command)}`"
+    def __init__(self, command: str, record: Record | None = None) -> None:
+        """record: of the run that uses the scorer, for messages."""
+        self.command, self.record = command, record
 
     def __call__(self, questions: Sequence[Question], completions: Sequence[Completion]) -> np.ndarray:
         """Return the printed numbers. Raise BardletError if the command fails or prints anything else."""
@@ -120,7 +121,10 @@ class CommandScorer:
         return rewards
 
     def _error(self, message: str) -> BardletError:
-        return BardletError(f"--reward {shlex.quote(self.command)}: {message}{self.hint}")
+        command = shlex.quote(self.command)
+        saved = self.record is not None and self.record.saved is not None  # else there is no run to continue
+        again = f"continue the run: `bardlet resume RUN --reward {command}`" if saved else "run the command again"
+        return BardletError(f"--reward {command}: {message}; fix it, then {again}")
 
 
 def find_command(config: RolloutConfig) -> str | None:
@@ -143,10 +147,10 @@ def find_command(config: RolloutConfig) -> str | None:
     return config.reward
 
 
-def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist) -> Scorer:
+def build(config: RolloutConfig, questions: Sequence[Question], dist: Dist, record: Record | None = None) -> Scorer:
     """Return the scorer for --reward. Raise BardletError if it does not exist, or if reference answers are missing."""
     if command := find_command(config):
-        return CommandScorer(command)
+        return CommandScorer(command, record)
     if config.reward == EXACT:
         if without := sum(question.answer is None for question in questions):
             raise BardletError(f"--reward exact: {without:,} of {len(questions):,} prompts have no reference answer; "

@@ -145,7 +145,7 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
         check_base(config, self.record, hf.weights_hash(init))
         reference = hf.read_folder(init)[0].to(self.dist.device)
         train, validation = self.parts()
-        scorer = rewards.build(config, [*train.questions, *validation.questions], self.dist)
+        scorer = rewards.build(config, [*train.questions, *validation.questions], self.dist, self.record)
         if isinstance(scorer, rewards.RewardModelScorer):
             reward_hash = hf.weights_hash(Path(str(config.reward)))
             self.record.reward_hash = self.record.reward_hash or reward_hash
@@ -196,8 +196,8 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
 
         mean, deviation, validation_mean = map(float, broadcast_from_main(self.dist, before, 3))
         if not deviation:
-            log.warning("all completions of %s get the same reward, %g, so there is nothing to learn; fine-tune the "
-                        "model first, or raise --answer-tokens", self.config.init, mean or 0.0)
+            log.warning("all completions of %s get the same reward, %g; the model learns nothing until a completion "
+                        "gets another one; fine-tune it first, or raise --answer-tokens", self.config.init, mean or 0.0)
         self.record.update(reward_mean=mean, reward_deviation=deviation or 1.0, reward_before=round(validation_mean, 4))
 
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
@@ -220,8 +220,8 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
         advice = "; the reward fell: try a lower --lr and --muon-lr, more --steps or a larger --rollout"
         return [f"reward on {len(self.eval_prompts()):,} held-out prompts: {r.reward_before:z.4f} before, "
                 f"{r.reward_after:z.4f} after" + advice * (r.reward_after < r.reward_before),
-                f"held-out completions: KL {r.kl:z.2f} nats from {self.config.init}; {r.ended:.0%} end with a stop "
-                f"token; {r.different:.0%} are distinct, {r.different_before:.0%} before"]
+                f"held-out completions: estimated KL {r.kl:z.2f} nats from {self.config.init}; {r.ended:.0%} end with "
+                f"a stop token; {r.different:.0%} are distinct, {r.different_before:.0%} before"]
 
     def measure(self, trainer: Trainer) -> str:
         """Record statistics of held-out completions before and after, draw the curves and return some of them."""

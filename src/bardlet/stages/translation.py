@@ -29,7 +29,7 @@ from bardlet.planning import plan as planning
 from bardlet.planning.plan import Machine, PairStatistics, Plan
 from bardlet.run import card, folder, hf, plots
 from bardlet.run.record import PairsRecord
-from bardlet.stages.base import Stage, warn_unused
+from bardlet.stages.base import Stage, check_shape
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
@@ -105,6 +105,8 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
             folder.new_folder(Path(out), "")  # fail before the slow part
         config = self.config
         base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
+        if base:
+            check_shape(config, base[0].config, base[1])
         self.resolve_machine()
         self.source = self.load_data()
         self.data = self.tokenize(base[1] if base else None)
@@ -115,7 +117,6 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         torch.manual_seed(config.seed)
         if base:
             model = base[0]
-            warn_unused(config, model.config)
             self.config = self.config.as_model(model.config).resolved(lr=2e-3, muon_lr=2e-2)
         else:
             self.config = self.config.resolved()

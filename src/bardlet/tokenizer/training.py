@@ -93,7 +93,7 @@ def choose_kind(characters: int, alphabet_size: int) -> tuple[str, int | None, s
 
     characters: length of the text; alphabet_size: number of distinct characters.
     """
-    size = f"{characters:,} characters, {alphabet_size:,} distinct"
+    size = f"{alphabet_size:,} distinct character{'s' * (alphabet_size != 1)}"
     if alphabet_size <= 256 and characters < 4_000_000:
         return "char", None, f"char: {size}; one token per character, for a small alphabet and a short text"
     if characters < 100_000:

@@ -90,7 +90,10 @@ def dpo_loss(chosen_B: torch.Tensor, rejected_B: torch.Tensor, reference_chosen_
     The reward of a completion is beta log(policy / reference), and the loss is `bradley_terry_loss` of these rewards:
     log 2 per pair while the policy equals the reference.
 
-    Args: log p of whole completions, (B,) in nats, under the policy and under the reference, which gets no gradient.
+    Args:
+        chosen_B, rejected_B: log p of the two completions of each pair under the policy, in nats.
+        reference_chosen_B, reference_rejected_B: the same under the reference, which gets no gradient.
+        beta: KL coefficient.
     """
     return bradley_terry_loss(beta * (chosen_B - reference_chosen_B), beta * (rejected_B - reference_rejected_B))
 
@@ -118,22 +121,22 @@ def kto_loss(log_ratio_B: torch.Tensor, kl: torch.Tensor, desirable_B: torch.Ten
 
 
 def advantages(reward_AT: torch.Tensor, value_AT: torch.Tensor, mask_AT: torch.Tensor, discount: float = 1.0,
-               smoothing: float = 0.95) -> torch.Tensor:
+               lam: float = 0.95) -> torch.Tensor:
     """Return generalized advantage estimates (Schulman et al. 2016, equation 16): (A, T), 0 outside the mask.
 
-    A token's advantage is the sum over l >= 0 of (discount smoothing)^l delta, l tokens ahead, with delta = reward +
+    A token's advantage is the sum over l >= 0 of (discount lam)^l delta, l tokens ahead, with delta = reward +
     discount (next value) - value. The value after the last token of a completion is 0.
 
     Args:
-        reward_AT: reward of each token. value_AT: the critic's value before each token. smoothing: lambda in the paper;
-            0 relies on the values, 1 on the rewards alone.
+        reward_AT: reward of each token. value_AT: the critic's value before each token. lam: lambda in the paper; 0
+            relies on the values, 1 on the rewards alone.
     """
     advantage_AT = torch.zeros_like(value_AT)
     running_A = torch.zeros_like(value_AT[:, 0])
     next_value_A = torch.zeros_like(running_A)
     for t in reversed(range(value_AT.shape[1])):
         delta_A = reward_AT[:, t] + discount * next_value_A - value_AT[:, t]
-        running_A = (delta_A + discount * smoothing * running_A) * mask_AT[:, t]
+        running_A = (delta_A + discount * lam * running_A) * mask_AT[:, t]
         next_value_A = value_AT[:, t] * mask_AT[:, t]
         advantage_AT[:, t] = running_A
     return advantage_AT

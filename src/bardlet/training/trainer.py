@@ -45,8 +45,9 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         dtype: fp32 or bf16, the precision of matrix products.
 
     Returns:
-        (loss, norm): the mean loss in nats over all unmasked targets of the global batch, and the norm of its
-        gradient before clipping. If either is not finite, the weights are unchanged.
+        (loss, norm): the summed loss of the global batch, divided by what `objective.count` counts (unmasked targets,
+        pairs or completions), and the norm of its gradient before clipping. If either is not finite, the weights are
+        unchanged.
     """
     targets = objective.count(batch)
     total = torch.zeros((), device=dist.device)
@@ -54,7 +55,7 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         with dist.last_micro_batch(model, i == config.grad_accum - 1):
             with autocast(dtype, dist.device):
                 loss_sum = objective.loss(model, micro)
-            # a global sum over a global count: undo the average over ranks that the wrapper takes
+            # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
             (loss_sum * (dist.world / targets)).backward()
         total += loss_sum.detach()
     loss = dist.sum(total).item() / targets
@@ -104,7 +105,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
         trainer.objective.stage_state.load({})  # timing steps may have changed it
     with signals() if stop_request is None else nullcontext(stop_request) as request:
         saved = state.step
-        # due here if the run was stopped during this evaluation
+        # a resumed run starts with the evaluation in which it was stopped
         val_loss = _evaluate(trainer, request, owns_signals) if _evaluation_due(trainer) else None
         while True:
             stop = trainer.dist.all_max(request.number)
@@ -267,7 +268,7 @@ def _log(trainer: Trainer, line: dict[str, Any]) -> None:
 def finish(trainer: Trainer) -> None:
     """Write the weights that --keep selects to the root, and record which they are.
 
-    With --keep best, the average over the last fifth of the steps is a candidate, too.
+    With --keep best, the average over the last fifth of the steps is also a candidate.
     """
     keep, last = trainer.config.keep, trainer.state.step
     chosen = keep == "best" and trainer.best < math.inf
