@@ -60,7 +60,7 @@ from bardlet.data import chat_template, prompts
 from bardlet.data import preferences as data_preferences
 from bardlet.data import records as examples
 from bardlet.data.packing import ChatBatches, TokenizedChats
-from bardlet.data.records import Question
+from bardlet.data.forms import Question
 from bardlet.planning import compilation
 from bardlet.run import hf
 from bardlet.runtime import distributed

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bardlet.data.records import ROLES, Message, check
+from bardlet.data.forms import ROLES, Message
+from bardlet.data.records import check
 from bardlet.errors import BardletError
 from bardlet.tokenizer import Tokenizer
 
@@ -45,7 +46,8 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
 
     Returns:
         (ids, answer): int64 and bool, both (T,). answer is True for the content of the assistant's messages and the
-        `<|end|>` after each, which are the tokens to learn, and False for the role tokens.
+        `<|end|>` after each, which are the tokens to learn, and False for the role tokens. A message of weight 0 is
+        not learned.
 
     Raises:
         BardletError: a tokenizer without these tokens, no messages, or an invalid message, by its number.
@@ -56,7 +58,8 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
     for message in check(messages):
         content = [*tokenizer.encode(escape_special(message["content"])).tolist(), special["end"]]
         ids += [special[message["role"]], *content]
-        answer += [False, *[message["role"] == "assistant"] * len(content)]
+        learned = message["role"] == "assistant" and message.get("weight", 1) != 0
+        answer += [False, *[learned] * len(content)]
     if add_generation_prompt:
         ids.append(special["assistant"])
         answer.append(False)

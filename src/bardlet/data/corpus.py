@@ -23,6 +23,7 @@ from functools import cached_property
 from glob import glob
 from pathlib import Path
 
+from bardlet.data import rows
 from bardlet.data.text import (
     OPENERS,
     TEXT_SUFFIXES,
@@ -30,7 +31,6 @@ from bardlet.data.text import (
     digest_of,
     inner_suffix,
     open_raw,
-    read_jsonl,
     read_text,
 )
 from bardlet.errors import BardletError
@@ -39,6 +39,8 @@ log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
 
+WALKED = (*TEXT_SUFFIXES, ".jsonl", ".ndjson")
+"""Suffixes of the files that are read from a folder; other files must be named."""
 MIN_TO_SPLIT = 20  # with at least this many documents, whole documents are held out
 
 
@@ -235,7 +237,7 @@ class Corpus:
             yield Source(Path(self.name), self.name), self.name, python_docs()
         for source in self.sources:
             if part in ("any", source.part):
-                read = read_jsonl if source.is_jsonl else read_text
+                read = rows.read_documents if inner_suffix(source.path) in rows.SUFFIXES else read_text
                 for location, text in read(source, self._notice):
                     if text:
                         yield source, location, text
@@ -272,6 +274,9 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
     names = [a if a in NAMED else _stem(Path(a)) for a in dict.fromkeys(text)]
     name = "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
     corpus = Corpus(name, tuple(unique), field)
+    if field != "text" and not any(inner_suffix(source.path) in rows.SUFFIXES for source in unique):
+        raise BardletError(f"--field {field}: only rows have fields ({' '.join(rows.SUFFIXES)}), and {', '.join(text)} "
+                           "has none; drop it")
     if next(corpus.documents(), None) is None:
         raise BardletError(f"{', '.join(text)}: no text in it; name a file that has some")
     return corpus
@@ -318,28 +323,43 @@ def _file_source(path: Path, label: str, field: str) -> Source:
 
 
 def _walk(folder: Path, field: str) -> list[Source]:
-    """Return the text files of a folder and its subfolders, sorted by path, without hidden ones."""
+    """Return the text files of a folder and its subfolders, sorted by path, without hidden ones.
+
+    Links to folders are followed, each folder once. Files of other kinds are left out, with a notice.
+    """
     sources: list[Source] = []
+    left_out: dict[str, int] = {}
+    visited: set[str] = set()
 
     def fail(error: OSError) -> None:
         raise BardletError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions") from None
 
-    for parent, folders, files in os.walk(folder, onerror=fail):
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        if os.path.realpath(parent) in visited:
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(parent))
         folders[:] = [f for f in folders if not f.startswith(".")]
-        for file in files:
-            path = Path(parent) / file
-            known = inner_suffix(path) in (*TEXT_SUFFIXES, *([""] if path.suffix in OPENERS else []))
-            if known and not file.startswith(".") and stat.S_ISREG(_stat(path).st_mode):
-                label = path.relative_to(folder).as_posix()
+        for path in (Path(parent) / file for file in files if not file.startswith(".")):
+            suffix = inner_suffix(path)
+            if suffix not in WALKED and not (suffix == "" and path.suffix in OPENERS):
+                left_out[suffix or "without a suffix"] = left_out.get(suffix or "without a suffix", 0) + 1
+            elif stat.S_ISREG(_stat(path).st_mode):
                 if path.stat().st_size:
-                    sources.append(Source(path, label, field=field))
+                    sources.append(Source(path, path.relative_to(folder).as_posix(), field=field))
                 else:
                     log.warning("%s: the file is empty; skipping it", path)
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(left_out.items(), key=lambda item: -item[1])[:5])
+    pattern = f"'{folder}/**/*{next((suffix for suffix in left_out if suffix.startswith('.')), '')}'"
     if not sources:
+        found = f" (but {kinds})" if kinds else ""
         raise BardletError(
-            f"{folder}: no text files in the folder (.txt .md .jsonl, also .gz or .xz); name a file to read it "
-            "whatever its suffix"
+            f"{folder}: no text files in the folder{found}; bardlet looks for {' '.join(WALKED)}, also compressed; name "
+            f"a file, or a pattern as {pattern}, to read it whatever its suffix"
         )
+    if left_out:
+        log.warning("%s: left out %d files: %s; to read them, name them or a pattern, as in %s", folder,
+                    sum(left_out.values()), kinds, pattern)
     return sorted(sources, key=lambda source: source.label)
 
 
@@ -352,7 +372,7 @@ def _stat(path: Path) -> os.stat_result:
 
 def _stem(path: Path) -> str:
     path = Path(path.resolve().name)
-    while path.suffix.lower() in (*OPENERS, *TEXT_SUFFIXES):
+    while path.suffix.lower() in (*OPENERS, *TEXT_SUFFIXES, *rows.SUFFIXES):
         path = Path(path.stem)
     return re.sub(r"[^\w.-]+", "_", path.name).strip("_.") or "text"
 

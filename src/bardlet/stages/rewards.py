@@ -19,7 +19,7 @@ import torch
 
 from bardlet.config.finetuning import EXACT, RolloutConfig, is_command
 from bardlet.data import chat_template
-from bardlet.data.records import Question
+from bardlet.data.forms import Question
 from bardlet.errors import BardletError
 from bardlet.evaluation.metrics import rows_at_once
 from bardlet.inference.generate import pad_rows

@@ -33,7 +33,7 @@ from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
-VERSION = 4
+VERSION = 5
 EVAL_PROMPTS, SAMPLES = 50, 3
 """Evenly spread held-out conversations whose first completion a finished run generates, and number of these samples."""
 
@@ -59,8 +59,8 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
 
     def load_data(self) -> Examples:
         """Find the conversation files named in the settings."""
-        return records.find(self.config.text, "conversations after the base model, .jsonl or .json, with `messages`, "
-                                              "or `instruction` and `output`")
+        return records.find(self.config.text, "conversations after the base model: records with `messages`, or with a "
+                            "prompt and an answer", self.config.max_bad)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> ChatDataset:
         """Tokenize the conversations with the base model's tokenizer; rank 0 writes, the other ranks read."""
@@ -71,7 +71,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         folder = cache_folder() / "tokens" / f"{source.name[:60]}-chat-{key[:16]}"
         with self.dist.main_first():
             return shards.build_or_read(folder, lambda folder: _build(source, tokenizer, folder, self.progress),
-                                        lambda folder: _open(folder, tokenizer))
+                                        lambda folder: _open(folder, tokenizer, source.max_bad))
 
     def parts(self) -> tuple[TokenizedChats, TokenizedChats]:
         """Return (training, held-out) conversations. The development split is the last tenth of the training split."""
@@ -168,11 +168,12 @@ def _build(source: Examples, tokenizer: Tokenizer, folder: Path, progress: Progr
     train = set(map(records.as_text, both[0]))
     leaked = sum(records.as_text(messages) in train for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
-    manifest.write_manifest(folder, names)
+    manifest.write_manifest(folder, [*names, source.report.save(folder)])
 
 
-def _open(folder: Path, tokenizer: Tokenizer) -> ChatDataset:
+def _open(folder: Path, tokenizer: Tokenizer, max_bad: float) -> ChatDataset:
     shards.check(folder)
+    records.Report.load(folder).announce(max_bad)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     train, val = (TokenizedChats.load(folder, part) for part in PARTS)
     return ChatDataset(train, val, tokenizer, facts["leaked"])
