@@ -240,7 +240,7 @@ def test_the_hash_depends_on_names_bytes_and_field(tmp_path):
     others = [
         cp.find([write(tmp_path / "1" / "b.txt", "x")]).hash,
         cp.find([write(tmp_path / "3" / "a.txt", "y")]).hash,
-        cp.find([write(tmp_path / "2" / "a.txt", "x")], field="body").hash,
+        cp.find([write(tmp_path / "4" / "a.jsonl", '{"body": "x"}')], field="body").hash,
         cp.find([]).hash,
     ]
     assert len({first, *others}) == 5

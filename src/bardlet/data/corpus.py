@@ -23,7 +23,7 @@ from functools import cached_property
 from glob import glob
 from pathlib import Path
 
-from bardlet.data import rows
+from bardlet.data import rows, separators
 from bardlet.data.text import (
     OPENERS,
     TEXT_SUFFIXES,
@@ -185,6 +185,7 @@ class Corpus:
         digest = hashlib.sha256()
         for source in self.sources:
             digest.update(repr((source.label, source.part, source.field, source.separator)).encode())
+            digest.update(b"shuffled" * source.shuffled)
             digest.update(digest_of(source.path))
         if not self.sources:
             digest.update(python_docs().encode())
@@ -250,23 +251,32 @@ class Corpus:
             log.warning(line)
 
 
-def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None) -> Corpus:
+def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None,
+         separator: str = separators.AUTO) -> Corpus:
     """Return the corpus of the command line's TEXT arguments: names, files, folders (recursive, sorted) and globs.
 
     Without arguments: Tiny Shakespeare or, if it is unavailable, the embedded python-docs, with a warning.
-    field: the key of .jsonl lines. BardletError for anything missing, unreadable or empty.
+
+    Args:
+        field: the field of a row that holds the text.
+        separator: the text between the documents of a text file; "none": a file is one document; "auto": see
+            data/separators.py.
+
+    Raises:
+        BardletError: anything missing, unreadable or empty.
     """
     if not text:
         try:
-            return find([DEFAULT], field, progress)
+            return find([DEFAULT], field, progress, separator)
         except BardletError as error:
             log.warning("%s; training on the embedded corpus %s instead", error, EMBEDDED)
-            return find([EMBEDDED], field)
+            return find([EMBEDDED], field, progress, separator)
     sources: list[Source] = []
     for argument in text:
         sources += _sources(argument, field, progress)
     seen: set[Path] = set()
-    unique = [s for s in sources if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
+    unique = [_separated(s, separator) for s in sources
+              if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
     if EMBEDDED in text:
         if set(text) != {EMBEDDED}:
             raise BardletError(f"{EMBEDDED} is embedded and cannot be mixed with other texts; name it alone")
@@ -280,6 +290,20 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
     if next(corpus.documents(), None) is None:
         raise BardletError(f"{', '.join(text)}: no text in it; name a file that has some")
     return corpus
+
+
+def _separated(source: Source, separator: str) -> Source:
+    """Return a source with the separator of its documents, which a named corpus has already."""
+    if source.separator is not None or inner_suffix(source.path) in rows.SUFFIXES:
+        return source
+    if separator != separators.AUTO:
+        return dataclasses.replace(source, separator=separators.chosen(separator))
+    with open_raw(source.path) as file:
+        sample = file.read(1 << 18).decode("utf-8", "ignore").replace("\r\n", "\n")
+    found, notice = separators.found_in(sample)
+    if notice:
+        log.warning("%s: %s", source.path, notice)
+    return dataclasses.replace(source, separator=found, shuffled=found == separators.LINE_BREAK)
 
 
 def _sources(argument: str, field: str, progress: Progress | None) -> list[Source]:
@@ -349,13 +373,14 @@ def _walk(folder: Path, field: str) -> list[Source]:
                     sources.append(Source(path, path.relative_to(folder).as_posix(), field=field))
                 else:
                     log.warning("%s: the file is empty; skipping it", path)
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(left_out.items(), key=lambda item: -item[1])[:5])
+    most = sorted(left_out.items(), key=lambda item: -item[1])[:5]
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
     pattern = f"'{folder}/**/*{next((suffix for suffix in left_out if suffix.startswith('.')), '')}'"
     if not sources:
         found = f" (but {kinds})" if kinds else ""
         raise BardletError(
-            f"{folder}: no text files in the folder{found}; bardlet looks for {' '.join(WALKED)}, also compressed; name "
-            f"a file, or a pattern as {pattern}, to read it whatever its suffix"
+            f"{folder}: no text files in the folder{found}; bardlet looks for {' '.join(WALKED)}, also compressed; "
+            f"name a file, or a pattern as {pattern}, to read it whatever its suffix"
         )
     if left_out:
         log.warning("%s: left out %d files: %s; to read them, name them or a pattern, as in %s", folder,

@@ -229,8 +229,9 @@ def turns(text: str) -> list[Message]:
     if len(marks) < 2 or text[: marks[0].start()].strip() or marks[0][1] != "Human":
         return []
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    messages = [{"role": "user" if mark[1] == "Human" else "assistant", "content": text[mark.end() : end].strip()}
-                for mark, end in zip(marks, ends, strict=True)]
+    messages: list[Message] = [
+        {"role": "user" if mark[1] == "Human" else "assistant", "content": text[mark.end() : end].strip()}
+        for mark, end in zip(marks, ends, strict=True)]
     if messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()
     return messages
@@ -293,6 +294,7 @@ def _prompt_of_pair(fields: Fields, common: list[Message]) -> list[Message]:
     """Return the prompt of a preference: its own field, and the messages with which both completions begin."""
     if fields.first((*PROMPTS, *CONTEXTS, "user")):
         own = prompt(fields)
+        fields.unread.difference_update(MESSAGES)  # UltraFeedback repeats the chosen conversation there
     elif name := fields.first(MESSAGES):
         own = _with_system(as_messages(fields.read(name), "user", name, fields), fields)
     else:

@@ -82,7 +82,7 @@ class Examples:
         """sha256 (hex) of the bytes of the files, whatever their paths and names."""
         return hashlib.sha256(b"".join(map(digest_of, self.files))).hexdigest()
 
-    def conversations(self) -> tuple[list[Sequence[Message]], list[Sequence[Message]]]:
+    def conversations(self) -> tuple[list[list[Message]], list[list[Message]]]:
         """Return (training, held-out) conversations, split as in `preferences`: by the same prompts in all stages.
 
         Raises:
@@ -154,7 +154,7 @@ class Examples:
             report.notes.append(f"{file}: bardlet does not read the field{'s' * (len(unread) > 1)} {names}")
         return examples
 
-    def by_prompt(self, examples: list[T], prompts: Sequence[Sequence[Message]], kind: str) -> tuple[list[T], list[T]]:
+    def by_prompt(self, examples: list[T], prompts: Sequence[list[Message]], kind: str) -> tuple[list[T], list[T]]:
         """Hold out the records of every tenth prompt or, if prompts are few, every tenth record."""
         if len(examples) < MIN_TO_SPLIT:
             raise BardletError(f"{self.name}: {len(examples)} {kind} are too few to hold some out for validation; "
@@ -170,7 +170,7 @@ class Examples:
         return ([example for example, out in zip(examples, held, strict=True) if not out],
                 [example for example, out in zip(examples, held, strict=True) if out])
 
-    def _note_shared_questions(self, prompts: Sequence[Sequence[Message]], held: Sequence[bool]) -> None:
+    def _note_shared_questions(self, prompts: Sequence[list[Message]], held: Sequence[bool]) -> None:
         """Log how many held-out prompts begin with a question that is also in the training split."""
         asked = [next((message["content"] for message in prompt if message["role"] == "user"), "")
                  for prompt in prompts]

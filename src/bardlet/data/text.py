@@ -32,7 +32,7 @@ def _open_zst(path: Path, mode: str) -> IO[bytes]:
     except ImportError:
         raise BardletError(f"{path}: reading .zst needs zstandard; install it with: pip install 'bardlet[documents]', "
                            f"or decompress the file: zstd -d {shlex.quote(str(path))}") from None
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, mode), closefd=True))  # type: ignore[type-var]
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, mode), closefd=True))
 
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {
@@ -50,6 +50,7 @@ class Source:
     """One file. label: its name in hashes and messages. part: "both" (to be split), "train" or "val".
 
     field: the field of a row that holds the text. separator: regular expression between documents of a text file.
+    shuffled: read the documents of a text file in an order that depends on their contents only.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Source:
     part: str = "both"
     field: str = "text"
     separator: str | None = None
+    shuffled: bool = False
 
 C1_CONTROLS = [chr(code) for code in range(0x80, 0xA0) if code != 0x85]
 """Control characters that no text uses; U+0085 is a line break of some systems."""
@@ -98,8 +100,16 @@ def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
     if source.separator is None:
         yield str(source.path), text
         return
+    documents = _documents(text, source)
+    if source.shuffled:
+        documents = iter(sorted(documents, key=lambda document: hashlib.sha256(document[1].encode()).digest()))
+    yield from documents
+
+
+def _documents(text: str, source: Source) -> Iterator[tuple[str, str]]:
+    """Yield (location, text) of the documents between the separators of a text."""
     start = 0
-    for number, match in enumerate(re.finditer(source.separator, text), 1):
+    for number, match in enumerate(re.finditer(str(source.separator), text), 1):
         yield f"{source.path}, document {number}", text[start : match.start()]
         start = match.end()
     yield f"{source.path}, last document", text[start:]
