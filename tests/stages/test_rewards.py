@@ -130,3 +130,10 @@ def test_every_kind_of_record_has_a_prompt() -> None:
     assert question(Fields({"messages": longer})) == Question(longer[:3], "6")
     with pytest.raises(Unusable, match="has an answer without a prompt"):
         question(Fields({"messages": answered[1:]}))
+
+
+def test_a_command_that_does_not_finish_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "TIMEOUT", 0.2)
+    score = rewards.CommandScorer(f"{sys.executable} -c 'import time; time.sleep(60)'")
+    with pytest.raises(BardletError, match=r"did not finish within 0\.2 seconds for 1 completions"):
+        score([Question(PROMPT, None)], [Completion("", True)])

@@ -19,10 +19,11 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from glob import glob
 from pathlib import Path
 
+from bardlet.config.paths import given
 from bardlet.data import rows, separators
 from bardlet.data.text import (
     OPENERS,
@@ -98,12 +99,22 @@ DEFAULT, EMBEDDED = "tinyshakespeare", "python-docs"
 
 
 def cache_folder() -> Path:
-    """Return $BARDLET_CACHE, or the operating system's cache folder of the user."""
+    """Return $BARDLET_CACHE, or the operating system's cache folder of the user; without a home, a temporary one."""
     if os.environ.get("BARDLET_CACHE"):
-        return Path(os.environ["BARDLET_CACHE"])
+        return Path(given(os.environ["BARDLET_CACHE"]))
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("bardlet"))
+    try:
+        return Path(platformdirs.user_cache_dir("bardlet"))
+    except RuntimeError:  # no HOME, and a user id that the system does not know
+        folder = Path(tempfile.gettempdir()) / f"bardlet-{os.getuid()}"
+        _note_once(f"this user has no home folder; the cache is in {folder}. Set BARDLET_CACHE to choose another")
+        return folder
+
+
+@cache
+def _note_once(message: str) -> None:
+    log.warning(message)
 
 
 def locate(name: str) -> Path | None:
@@ -114,7 +125,7 @@ def locate(name: str) -> Path | None:
 
 def folder_with(name: str, files: Sequence[str]) -> Path | None:
     """Return the folder NAME that has all the files, looking in $BARDLET_DATA before the cache, or None."""
-    roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
+    roots = [Path(given(os.environ["BARDLET_DATA"]))] if os.environ.get("BARDLET_DATA") else []
     folders = (root / name for root in [*roots, cache_folder() / "data"])
     return next((folder for folder in folders if all((folder / file).is_file() for file in files)), None)
 
