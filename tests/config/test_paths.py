@@ -45,8 +45,8 @@ def test_a_run_in_a_tilde_folder_is_in_the_home_folder(home: Path, tmp_path: Pat
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (home / "a.txt").write_text("to be or not to be. " * 200)
-    shape = ["--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--block-size", "16", "--steps", "2", "--compile", "off"]
-    assert main(["train", "~/a.txt", "--out=~/my run", *shape, "--debug"]) == 0
+    assert main(["train", "~/a.txt", "--out=~/my run", "--n-layer", "1", "--n-head", "1", "--n-embd", "16",
+                 "--block-size", "16", "--steps", "2", "--compile", "off", "--debug"]) == 0  # fmt: skip
     assert (home / "my run" / "run.toml").is_file() and not (tmp_path / "~").exists()
     assert f"'{home}/my run'" in capsys.readouterr().out  # a command that can be pasted
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bardlet.config.finetuning import SFTConfig
-from bardlet.data import batch, chat_template, records, shards
+from bardlet.data import batch, chat_template, forms, records, shards
 from bardlet.data.corpus import cache_folder, dev_split_start
 from bardlet.data.packing import PARTS, ChatBatches, TokenizedChats
 from bardlet.data.records import Examples
@@ -25,6 +26,7 @@ from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.inference import answers
 from bardlet.inference.generate import eval_mode
+from bardlet.models.base import with_vocabulary
 from bardlet.run import card, hf, plots
 from bardlet.run.record import ConversationsRecord
 from bardlet.runtime import manifest
@@ -32,6 +34,8 @@ from bardlet.stages.base import FineTuning
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
+
+log = logging.getLogger("bardlet")
 
 VERSION = 5
 EVAL_PROMPTS, SAMPLES = 50, 3
@@ -61,6 +65,25 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         """Find the conversation files named in the settings."""
         return records.find(self.config.text, "conversations after the base model: records with `messages`, or with a "
                             "prompt and an answer", self.config.max_bad)
+
+    def prepare_base(self, model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
+        """Return the base model and its tokenizer with the chat template's special tokens, and rows for them.
+
+        A tokenizer of characters also gets the characters that only the conversations have.
+        """
+        if not chat_template.is_missing(tokenizer):
+            return model, tokenizer
+        if self.config.lora:
+            raise BardletError(f"--lora {self.config.lora}: LoRA trains no embeddings, and {self.config.init} needs "
+                               "new tokens for chat; drop --lora")
+        texts = (chat_template.escape_special(str(message["content"])) for messages in
+                 self.load_data().read(forms.conversation) for message in messages) if tokenizer.kind == "char" else ()
+        grown = chat_template.with_special_tokens(tokenizer, texts)
+        log.warning("%s: adding %d tokens for chat to its vocabulary of %d", self.config.init,
+                    grown.vocab_size - tokenizer.vocab_size, tokenizer.vocab_size)
+        if grown.vocab_size > model.config.vocab_size:
+            model = with_vocabulary(model, grown.vocab_size, self.config.seed)
+        return model, grown
 
     def tokenize(self, tokenizer: Tokenizer | None) -> ChatDataset:
         """Tokenize the conversations with the base model's tokenizer; rank 0 writes, the other ranks read."""
