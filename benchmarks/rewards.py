@@ -216,7 +216,7 @@ def review_figures(folder: Path, stage: str, classifier: Any, number: int = 1000
 
     from bardlet.config.finetuning import PPOConfig
     from bardlet.data import chat_template, prompts
-    from bardlet.data.records import Question
+    from bardlet.data.forms import Question
     from bardlet.evaluation.metrics import distinct_ngrams
     from bardlet.run import folder as run_folder
     from bardlet.run import hf

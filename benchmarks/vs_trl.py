@@ -59,8 +59,8 @@ from bardlet.data import batch as data_batch
 from bardlet.data import chat_template, prompts
 from bardlet.data import preferences as data_preferences
 from bardlet.data import records as examples
+from bardlet.data.forms import Question
 from bardlet.data.packing import ChatBatches, TokenizedChats
-from bardlet.data.records import Question
 from bardlet.planning import compilation
 from bardlet.run import hf
 from bardlet.runtime import distributed

@@ -266,7 +266,7 @@ def measure_memorization(run: Path, tokens: int, temperature: float,
     if not isinstance(config, TrainConfig):
         task = "translates" if isinstance(config, TranslationConfig) else "answers"
         raise BardletError(f"{run}: the model {task}, and does not generate free text; drop --memorised")
-    source, documents = corpus.find(config.text, config.field), record.get("documents", 2)
+    source, documents = corpus.find(config.text, config.field, separator=config.separator), record.get("documents", 2)
     model, tokenizer = hf.read_folder(run)
     # a text of less than a few hundred tokens has little space for a copy of 32 characters
     prompts = [text_generation.prompt_ids(tokenizer, None, documents)] * max(1, min(20, tokens // 500))

@@ -150,11 +150,11 @@ def test_invalid_utf8_names_the_byte(tmp_path, mark):
         ("a.txt", b"\xef\xbb\xbf", ["no text"]),
         ("a.txt.gz", gzip.compress(b"", mtime=0), ["is empty"]),
         ("a.jsonl", b'{"text": "a"}\n{oops}\n', ["line 2", "not JSON at column 2"]),
-        ("a.jsonl", b'["a"]', ["line 1", "not an object"]),
+        ("a.jsonl", b'[3]', ["record 1", "is a number, not an object"]),
         ("a.jsonl", b'{"body": "a", "title": "b", "n": 1}', ["line 1", 'no field "text"', "--field: body, title"]),
-        ("a.jsonl", b'{"n": 1}', ["no other field has text"]),
-        ("a.jsonl", b'{"text": 5}', ["line 1", "is int, not text"]),
-        ("a.jsonl", b'{"text": "ab\\ud800"}', ["line 1", "character 2", "surrogate"]),
+        ("a.jsonl", b'{"n": 1}', ["no other has text"]),
+        ("a.jsonl", b'{"text": 5}', ["line 1", "is a number, not text"]),
+        ("a.jsonl", b'{"text": "ab\\ud800"}', ["line 1", "half of a surrogate pair"]),
         ("a.jsonl", b'{"text": ""}\n', ["no text"]),
         ("a.jsonl", b"\0\0\0\0", ["line 1", "binary"]),
     ],
@@ -240,7 +240,7 @@ def test_the_hash_depends_on_names_bytes_and_field(tmp_path):
     others = [
         cp.find([write(tmp_path / "1" / "b.txt", "x")]).hash,
         cp.find([write(tmp_path / "3" / "a.txt", "y")]).hash,
-        cp.find([write(tmp_path / "2" / "a.txt", "x")], field="body").hash,
+        cp.find([write(tmp_path / "4" / "a.jsonl", '{"body": "x"}')], field="body").hash,
         cp.find([]).hash,
     ]
     assert len({first, *others}) == 5

@@ -37,16 +37,16 @@ def test_both_kinds_of_conversation_in_all_kinds_of_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), [
-    ("a.jsonl", '{"messages": []}', "line 1: the conversation has no messages"),
+    ("a.jsonl", '{"messages": []}', 'line 1: its "messages" is empty'),
     ("a.jsonl", '\n{"messages": [{"role": "boss", "content": "x"}]}', "line 2: message 1: its role is 'boss'"),
-    ("a.jsonl", '{"messages": "x"}', 'line 1: "messages" is a string, not a list'),
-    ("a.jsonl", '{"text": "x"}', "or prompt and answer, but has 'text'"),
-    ("a.jsonl", '{"instruction": "x", "output": ["y"]}', '"output" is a list, not a string'),
-    ("a.jsonl", "[1]", "line 1: is a list, not an object"), ("a.jsonl", "{", "line 1: is not JSON"),
+    ("a.jsonl", '{"messages": "x"}', 'line 1: has no answer'),
+    ("a.jsonl", '{"text": "x"}', "or a prompt and an answer, but has 'text'"),
+    ("a.jsonl", '{"instruction": "x", "output": ["y"]}', "message 1 is a string, not an object"),
+    ("a.jsonl", "[1]", "record 1: is a number, not an object"), ("a.jsonl", "{", "line 1: is not JSON"),
     ("a.jsonl", '{"instruction": "\\ud800", "output": "x"}', "half of a surrogate pair"),
-    ("a.json", '{"a": 1}', "is an object, not a list"), ("a.json", "[3]", "record 1: is a number, not an object"),
+    ("a.json", '{"a": 1}', "has no conversation"), ("a.json", "[3]", "record 1: is a number, not an object"),
     ("a.json", "[" * 100_000, "is not JSON"), ("a.jsonl", json.dumps(HELLO), "1 conversation is too few"),
-    ("a.jsonl", "\0", "NUL at byte 0"),
+    ("a.jsonl", "\0", "NUL: this is binary"),
 ])  # fmt: skip
 def test_an_invalid_conversation_is_one_line(tmp_path: Path, name: str, content: str, expected: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")

@@ -139,7 +139,7 @@ def test_a_base_model_continues_the_text() -> None:
 
 
 def test_sft_reads_a_saved_conversation(tmp_path: Path) -> None:
-    from bardlet.data import records
+    from bardlet.data import forms, records
 
     session = new_session(system="be kind")
     with pytest.raises(BardletError, match="nothing to save"):
@@ -147,7 +147,7 @@ def test_sft_reads_a_saved_conversation(tmp_path: Path) -> None:
     for _ in range(2):
         "".join(session.ask("ü"))
         session.save(tmp_path / "a.jsonl")
-    read = [records.conversation(record, place) for place, record in records.records(tmp_path / "a.jsonl")]
+    read = records.find([str(tmp_path / "a.jsonl")]).read(forms.conversation)
     assert [len(messages) for messages in read] == [3, 5] and read[1][1:] == session.messages
     with pytest.raises(BardletError, match="cannot be written"):
         session.save(tmp_path / "no" / "a.jsonl")

@@ -18,9 +18,8 @@ from processes import power_cut
 
 from bardlet.cli import main
 from bardlet.config.finetuning import DPOConfig
-from bardlet.data import chat_template, records
+from bardlet.data import chat_template, forms, records
 from bardlet.data import preferences as data_preferences
-from bardlet.errors import BardletError
 from bardlet.run import folder as run_folder
 from bardlet.run import hf
 from bardlet.run.record import PreferencesRecord
@@ -86,7 +85,7 @@ def test_the_split_is_by_prompt_and_keeps_all_pairs(pairs: Path) -> None:
 
 def test_both_completions_follow_the_chat_template(model: Path, pairs: Path) -> None:
     tokenizer = hf.read_folder(model)[1]
-    pair = records.preference({"prompt": "red <|end|>", "chosen": "good", "rejected": "bad"}, "here")
+    pair = forms.preference(forms.Fields({"prompt": "red <|end|>", "chosen": "good", "rejected": "bad"}))
     for side in data_preferences.SIDES:
         chats = data_preferences.encode_side(tokenizer, [pair], side)
         messages = [*pair.prompt, {"role": "assistant", "content": getattr(pair, side)}]
@@ -180,16 +179,15 @@ def test_resume_is_bit_exact(model: Path, pairs: Path, bardlet: Callable[..., di
 
 @pytest.mark.parametrize(("record", "message"), [
     ({"prompt": "x", "chosen": "y"}, "has no rejected"), ({"prompt": 3, "chosen": "y", "rejected": "z"}, "is a number"),
-    ({"prompt": "x", "chosen": [], "rejected": "z"}, "has no messages"),
+    ({"prompt": "x", "chosen": [], "rejected": "z"}, "is empty"),
     ({"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}, "ends with a user message"),
     ({"prompt": [{"role": "assistant", "content": "y"}], "chosen": "y", "rejected": "z"},
      "ends with an assistant message"),
 ])  # fmt: skip
 def test_a_bad_preference_is_a_one_line_error(record: dict[str, Any], message: str) -> None:
-    with pytest.raises(BardletError) as error:
-        records.preference(record, "a.jsonl, line 7")
-    text = str(error.value)
-    assert message in text and text.startswith("a.jsonl, line 7") and "\n" not in text
+    with pytest.raises(forms.Unusable) as error:
+        forms.preference(forms.Fields(record))
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_user_errors_are_one_line(model: Path, pairs: Path, run: Path, capsys: pytest.CaptureFixture[str],

@@ -13,7 +13,7 @@ from processes import power_cut
 
 from bardlet.cli import main
 from bardlet.data import records
-from bardlet.errors import BardletError
+from bardlet.data.forms import Fields, Unusable
 from bardlet.stages import kto
 from bardlet.training import losses
 
@@ -72,19 +72,19 @@ def test_the_kl_gets_no_gradient() -> None:
      ("b", False)),
 ])
 def test_feedback_is_read_in_both_forms(record: dict[str, Any], expected: tuple[str, bool]) -> None:
-    row, label = kto.feedback(record, "f, line 1")
+    row, label = kto.feedback(Fields(record))
     assert (row.chosen, label) == expected and row.prompt[-1]["content"] == "a"
 
 
 @pytest.mark.parametrize(("record", "message"), [
     ({"prompt": "a", "completion": "b"}, '"label" is None'),
     ({"prompt": "a", "completion": "b", "label": "good"}, '"label" is \'good\''),
-    ({"messages": [{"role": "user", "content": "a"}], "label": True}, "has no completion"),
+    ({"messages": [{"role": "user", "content": "a"}], "label": True}, "has no answer"),
 ])
-def test_other_records_are_a_one_line_error_with_their_place(record: dict[str, Any], message: str) -> None:
-    with pytest.raises(BardletError) as error:
-        kto.feedback(record, "f, line 7")
-    assert str(error.value).startswith("f, line 7: ") and message in str(error.value)
+def test_other_records_are_unusable(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(Unusable) as error:
+        kto.feedback(Fields(record))
+    assert message in str(error.value)
 
 
 def test_rows_are_split_by_prompt_and_mismatched_with_another_prompt(tmp_path: Path) -> None:

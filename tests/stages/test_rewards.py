@@ -13,7 +13,7 @@ from bardlet import models
 from bardlet.config.finetuning import GRPOConfig, is_command
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
-from bardlet.data.records import Question, question
+from bardlet.data.forms import Fields, Question, Unusable, question
 from bardlet.errors import BardletError
 from bardlet.models import reward as heads
 from bardlet.run import hf
@@ -128,10 +128,17 @@ def test_every_kind_of_record_has_a_prompt() -> None:
     answered = [*PROMPT, {"role": "assistant", "content": "4"}]
     for record in ({"messages": answered}, {"instruction": "2+2=", "output": "4"}, {"prompt": "2+2=", "answer": "4"},
                    {"prompt": PROMPT, "chosen": "4", "rejected": "5"}):  # fmt: skip
-        assert question(record, "here") == Question(PROMPT, "4")
+        assert question(Fields(record)) == Question(PROMPT, "4")
     for record in ({"messages": PROMPT}, {"prompt": PROMPT}, {"prompt": "2+2="}):
-        assert question(record, "here") == Question(PROMPT, None)
+        assert question(Fields(record)) == Question(PROMPT, None)
     longer = [*answered, {"role": "user", "content": "3+3="}, {"role": "assistant", "content": "6"}]
-    assert question({"messages": longer}, "here") == Question(longer[:3], "6")
-    with pytest.raises(BardletError, match="here: has an answer without a prompt"):
-        question({"messages": answered[1:]}, "here")
+    assert question(Fields({"messages": longer})) == Question(longer[:3], "6")
+    with pytest.raises(Unusable, match="has an answer without a prompt"):
+        question(Fields({"messages": answered[1:]}))
+
+
+def test_a_command_that_does_not_finish_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "TIMEOUT", 0.2)
+    score = rewards.CommandScorer(f"{sys.executable} -c 'import time; time.sleep(60)'")
+    with pytest.raises(BardletError, match=r"did not finish within 0\.2 seconds for 1 completions"):
+        score([Question(PROMPT, None)], [Completion("", True)])

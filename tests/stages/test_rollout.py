@@ -12,8 +12,8 @@ from bardlet import models
 from bardlet.config.finetuning import GRPOConfig
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template, prompts
+from bardlet.data.forms import Question
 from bardlet.data.prompts import Prompts
-from bardlet.data.records import Question
 from bardlet.evaluation.metrics import distinct_ngrams
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rollout

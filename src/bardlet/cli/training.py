@@ -15,6 +15,7 @@ from typing import Any
 
 from bardlet import console
 from bardlet.cli.parser import Group
+from bardlet.config.paths import given
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError
 
@@ -33,6 +34,11 @@ class RunOptions:
     """Print the plan and stop."""
     json: bool = False
     """Print one JSON object on the last line."""
+
+    def __post_init__(self) -> None:
+        for name in ("out", "config"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, given(path))
 
 
 NOT_TYPED = ("replans",)
@@ -76,5 +82,5 @@ def config_file(argv: Sequence[str]) -> Path | None:
     parser.add_argument("--config")
     with suppress(argparse.ArgumentError):  # --config without a value: the command's own parser explains
         file = parser.parse_known_args(list(argv))[0].config
-        return Path(file) if file else None
+        return Path(given(file)) if file else None
     return None

@@ -29,12 +29,15 @@ class FineTuneConfig(Rows, Settings):
     """The model (a run folder or a Hugging Face folder), then data files: .jsonl or .json, also .gz and .xz."""
     lora: int | None = None
     """Train LoRA factors of this rank. The result has them merged into the weights (default: train all weights)."""
+    max_bad: float = 0.05
+    """Share of the records that may be unusable. They are left out and counted; with more, the run does not start."""
     batch_size: int = 32
     """Rows per micro-batch. Over all processes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(lambda x: x >= 1, "at least 1", "batch_size")
+        self.require(lambda x: 0 <= x <= 1, "from 0 to 1", "max_bad")
 
     def as_model(self, shape: ModelConfig) -> Self:
         """Return the settings with the context window of the base model, or a shorter one."""

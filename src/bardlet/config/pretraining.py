@@ -195,7 +195,10 @@ class TrainConfig(Rows, FromScratch):
     text: tuple[str, ...] = ()
     """Files, folders, globs or named corpora (default: Tiny Shakespeare). `bardlet data` lists the named corpora."""
     field: str = "text"
-    """Field of a .jsonl record that holds the text."""
+    """Field of a row (.jsonl, .json, .csv, .tsv, .parquet) that holds the text. A path, as data.text, also works."""
+    separator: str = "auto"
+    """Text between the documents of a text file; \\n is a line break. auto: <|endoftext|> if the file has it, a line
+    break in a list of names or words; none: each file is one document."""
     batch_size: Auto[int] = AUTO
     """Windows per micro-batch (default: chosen for --minutes). With --steps, or a rung of the ladder: 32. Over all
     processes."""

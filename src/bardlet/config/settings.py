@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
+from bardlet.config.paths import given
 from bardlet.errors import BardletError
 
 T = TypeVar("T")
@@ -126,6 +127,10 @@ class Settings:
     """(step, total steps planned at that step): the decisions of the clock in the run that wrote this file."""
 
     def __post_init__(self) -> None:
+        for name in ("init", "source", "target"):
+            if (path := getattr(self, name, None)) is not None:
+                object.__setattr__(self, name, given(path))
+        object.__setattr__(self, "text", tuple(map(given, self.text)))
         self.require(lambda x: x >= 1, "at least 1", "block_size", "grad_accum", "keep_checkpoints", "log_every",
                      "lora")
         self.require(lambda x: 0 < x < math.inf, "more than 0, and finite", "steps", "minutes", "threads")

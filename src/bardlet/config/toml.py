@@ -150,6 +150,8 @@ def read_toml(path: Path, kind: Any = None) -> Any:
     record = values.pop("record", {})
     if not isinstance(record, dict):
         raise BardletError(f"{path}: record = {printable(record)}: must be a table, [record]; delete the line")
+    if record:
+        values.setdefault("separator", "none")  # runs of older versions read each file as one document
     settings = from_mapping(values, str(path), kind) if kind else from_mapping(values, str(path))
     return settings, record
 

@@ -8,13 +8,18 @@ Each message is the special token of its role, its content, and `<|end|>`. Conte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
-from bardlet.data.records import ROLES, Message, check
+from bardlet.data.forms import ROLES, Message
+from bardlet.data.records import check
 from bardlet.errors import BardletError
-from bardlet.tokenizer import Tokenizer
+from bardlet.tokenizer import END, PAD, SEPARATOR, Tokenizer
+
+log = logging.getLogger("bardlet")
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -28,6 +33,26 @@ TEMPLATE = (
 """The same in Jinja: `chat_template` of tokenizer_config.json, which transformers runs in a sandbox."""
 
 
+SPECIAL = (*(f"<|{role}|>" for role in ROLES), END)
+"""The special tokens of the template."""
+
+
+def is_missing(tokenizer: Tokenizer) -> bool:
+    """Return True if a tokenizer lacks a special token of the template."""
+    return not {SEPARATOR, PAD, *SPECIAL} <= set(tokenizer.special.values())
+
+
+def with_special_tokens(tokenizer: Tokenizer, texts: Iterable[str] = ()) -> Tokenizer:
+    """Return a tokenizer with the template's special tokens and, if it is of characters, with those of the texts.
+
+    Raises:
+        BardletError: text could become a special token (see `special_id`).
+    """
+    _check_safety(tokenizer)
+    characters = set().union(*texts) if tokenizer.kind == "char" else ()
+    return tokenizer.with_tokens((SEPARATOR, PAD, *SPECIAL), characters)
+
+
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of the template's special tokens, by name. Raises as `special_id` does."""
     return {name: special_id(tokenizer, name) for name in (*ROLES, "end")}
@@ -39,13 +64,14 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
 
     Args:
         tokenizer: has the special tokens of the template.
-        messages: in order.
+        messages: in order. Characters that a tokenizer of characters does not know are left out.
         add_generation_prompt: append `<|assistant|>`, so that the assistant's answer comes next.
         special: the result of `special_tokens(tokenizer)`, to skip the lookup.
 
     Returns:
         (ids, answer): int64 and bool, both (T,). answer is True for the content of the assistant's messages and the
-        `<|end|>` after each, which are the tokens to learn, and False for the role tokens.
+        `<|end|>` after each, which are the tokens to learn, and False for the role tokens. A message of weight 0 is
+        not learned.
 
     Raises:
         BardletError: a tokenizer without these tokens, no messages, or an invalid message, by its number.
@@ -54,13 +80,23 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
     ids: list[int] = []
     answer: list[bool] = []
     for message in check(messages):
-        content = [*tokenizer.encode(escape_special(message["content"])).tolist(), special["end"]]
+        text, unseen = tokenizer.drop_unseen(escape_special(message["content"]))
+        if unseen and tokenizer.kind == "char":
+            _note_unseen(tokenizer.hash)
+        content = [*tokenizer.encode(text).tolist(), special["end"]]
         ids += [special[message["role"]], *content]
-        answer += [False, *[message["role"] == "assistant"] * len(content)]
+        learned = message["role"] == "assistant" and message.get("weight", 1) != 0
+        answer += [False, *[learned] * len(content)]
     if add_generation_prompt:
         ids.append(special["assistant"])
         answer.append(False)
     return np.array(ids, dtype=np.int64), np.array(answer, dtype=bool)
+
+
+@cache
+def _note_unseen(tokenizer: str) -> None:
+    """Log, once per tokenizer, that characters are left out."""
+    log.warning("the conversations have characters that the tokenizer does not know; they are left out")
 
 
 def escape_special(content: str) -> str:
@@ -79,9 +115,15 @@ def special_id(tokenizer: Tokenizer, name: str) -> int:
     token = tokenizer.vocab.get(f"<|{name}|>")
     if token is None or token not in tokenizer.special:
         kind = {"char": "a character tokenizer", "byte": "a byte tokenizer"}.get(tokenizer.kind, "a tokenizer")
-        raise BardletError(f"the model has {kind} without the token <|{name}|>, which chat needs; "
-                           "train the base model with --tokenizer bpe")
-    if not tokenizer.is_plain_bpe or not all(text.startswith("<|") for text in tokenizer.special.values()):
-        raise BardletError("the model's tokenizer can turn plain text into a special token, so it is unsafe for chat; "
-                           "train the base model with --tokenizer bpe")
+        raise BardletError(f"the model has {kind} without the token <|{name}|>, which chat needs; run `bardlet sft` on "
+                           "the base model first, which adds it")
+    _check_safety(tokenizer)
     return token
+
+
+def _check_safety(tokenizer: Tokenizer) -> None:
+    """Raise BardletError if text could become a special token although `<|` is broken up."""
+    plain = tokenizer.kind in ("char", "byte") or tokenizer.is_plain_bpe
+    if not plain or not all(text.startswith("<|") for text in tokenizer.special.values()):
+        raise BardletError("the model's tokenizer can turn plain text into a special token, so it is unsafe for chat; "
+                           "train a base model with bardlet")

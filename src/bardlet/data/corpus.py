@@ -19,10 +19,12 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from glob import glob
 from pathlib import Path
 
+from bardlet.config.paths import given
+from bardlet.data import rows, separators
 from bardlet.data.text import (
     OPENERS,
     TEXT_SUFFIXES,
@@ -30,7 +32,6 @@ from bardlet.data.text import (
     digest_of,
     inner_suffix,
     open_raw,
-    read_jsonl,
     read_text,
 )
 from bardlet.errors import BardletError
@@ -39,6 +40,8 @@ log = logging.getLogger("bardlet")
 
 Progress = Callable[[str, int, int | None], None]
 
+WALKED = (*TEXT_SUFFIXES, ".jsonl", ".ndjson")
+"""Suffixes of the files that are read from a folder; other files must be named."""
 MIN_TO_SPLIT = 20  # with at least this many documents, whole documents are held out
 
 
@@ -96,12 +99,22 @@ DEFAULT, EMBEDDED = "tinyshakespeare", "python-docs"
 
 
 def cache_folder() -> Path:
-    """Return $BARDLET_CACHE, or the operating system's cache folder of the user."""
+    """Return $BARDLET_CACHE, or the operating system's cache folder of the user; without a home, a temporary one."""
     if os.environ.get("BARDLET_CACHE"):
-        return Path(os.environ["BARDLET_CACHE"])
+        return Path(given(os.environ["BARDLET_CACHE"]))
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("bardlet"))
+    try:
+        return Path(platformdirs.user_cache_dir("bardlet"))
+    except RuntimeError:  # no HOME, and a user id that the system does not know
+        folder = Path(tempfile.gettempdir()) / f"bardlet-{os.getuid()}"
+        _note_once(f"this user has no home folder; the cache is in {folder}. Set BARDLET_CACHE to choose another")
+        return folder
+
+
+@cache
+def _note_once(message: str) -> None:
+    log.warning(message)
 
 
 def locate(name: str) -> Path | None:
@@ -112,7 +125,7 @@ def locate(name: str) -> Path | None:
 
 def folder_with(name: str, files: Sequence[str]) -> Path | None:
     """Return the folder NAME that has all the files, looking in $BARDLET_DATA before the cache, or None."""
-    roots = [Path(os.environ["BARDLET_DATA"])] if os.environ.get("BARDLET_DATA") else []
+    roots = [Path(given(os.environ["BARDLET_DATA"]))] if os.environ.get("BARDLET_DATA") else []
     folders = (root / name for root in [*roots, cache_folder() / "data"])
     return next((folder for folder in folders if all((folder / file).is_file() for file in files)), None)
 
@@ -183,6 +196,7 @@ class Corpus:
         digest = hashlib.sha256()
         for source in self.sources:
             digest.update(repr((source.label, source.part, source.field, source.separator)).encode())
+            digest.update(b"shuffled" * source.shuffled)
             digest.update(digest_of(source.path))
         if not self.sources:
             digest.update(python_docs().encode())
@@ -235,7 +249,7 @@ class Corpus:
             yield Source(Path(self.name), self.name), self.name, python_docs()
         for source in self.sources:
             if part in ("any", source.part):
-                read = read_jsonl if source.is_jsonl else read_text
+                read = rows.read_documents if inner_suffix(source.path) in rows.SUFFIXES else read_text
                 for location, text in read(source, self._notice):
                     if text:
                         yield source, location, text
@@ -248,23 +262,32 @@ class Corpus:
             log.warning(line)
 
 
-def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None) -> Corpus:
+def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None,
+         separator: str = separators.AUTO) -> Corpus:
     """Return the corpus of the command line's TEXT arguments: names, files, folders (recursive, sorted) and globs.
 
     Without arguments: Tiny Shakespeare or, if it is unavailable, the embedded python-docs, with a warning.
-    field: the key of .jsonl lines. BardletError for anything missing, unreadable or empty.
+
+    Args:
+        field: the field of a row that holds the text.
+        separator: the text between the documents of a text file; "none": a file is one document; "auto": see
+            data/separators.py.
+
+    Raises:
+        BardletError: anything missing, unreadable or empty.
     """
     if not text:
         try:
-            return find([DEFAULT], field, progress)
+            return find([DEFAULT], field, progress, separator)
         except BardletError as error:
             log.warning("%s; training on the embedded corpus %s instead", error, EMBEDDED)
-            return find([EMBEDDED], field)
+            return find([EMBEDDED], field, progress, separator)
     sources: list[Source] = []
     for argument in text:
         sources += _sources(argument, field, progress)
     seen: set[Path] = set()
-    unique = [s for s in sources if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
+    unique = [_separated(s, separator) for s in sources
+              if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
     if EMBEDDED in text:
         if set(text) != {EMBEDDED}:
             raise BardletError(f"{EMBEDDED} is embedded and cannot be mixed with other texts; name it alone")
@@ -272,9 +295,26 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
     names = [a if a in NAMED else _stem(Path(a)) for a in dict.fromkeys(text)]
     name = "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
     corpus = Corpus(name, tuple(unique), field)
+    if field != "text" and not any(inner_suffix(source.path) in rows.SUFFIXES for source in unique):
+        raise BardletError(f"--field {field}: only rows have fields ({' '.join(rows.SUFFIXES)}), and {', '.join(text)} "
+                           "has none; drop it")
     if next(corpus.documents(), None) is None:
         raise BardletError(f"{', '.join(text)}: no text in it; name a file that has some")
     return corpus
+
+
+def _separated(source: Source, separator: str) -> Source:
+    """Return a source with the separator of its documents, which a named corpus has already."""
+    if source.separator is not None or inner_suffix(source.path) in rows.SUFFIXES:
+        return source
+    if separator != separators.AUTO:
+        return dataclasses.replace(source, separator=separators.chosen(separator))
+    with open_raw(source.path) as file:
+        sample = file.read(1 << 18).decode("utf-8", "ignore").replace("\r\n", "\n")
+    found, notice = separators.found_in(sample)
+    if notice:
+        log.warning("%s: %s", source.path, notice)
+    return dataclasses.replace(source, separator=found, shuffled=found == separators.LINE_BREAK)
 
 
 def _sources(argument: str, field: str, progress: Progress | None) -> list[Source]:
@@ -318,28 +358,44 @@ def _file_source(path: Path, label: str, field: str) -> Source:
 
 
 def _walk(folder: Path, field: str) -> list[Source]:
-    """Return the text files of a folder and its subfolders, sorted by path, without hidden ones."""
+    """Return the text files of a folder and its subfolders, sorted by path, without hidden ones.
+
+    Links to folders are followed, each folder once. Files of other kinds are left out, with a notice.
+    """
     sources: list[Source] = []
+    left_out: dict[str, int] = {}
+    visited: set[str] = set()
 
     def fail(error: OSError) -> None:
         raise BardletError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions") from None
 
-    for parent, folders, files in os.walk(folder, onerror=fail):
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        if os.path.realpath(parent) in visited:
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(parent))
         folders[:] = [f for f in folders if not f.startswith(".")]
-        for file in files:
-            path = Path(parent) / file
-            known = inner_suffix(path) in (*TEXT_SUFFIXES, *([""] if path.suffix in OPENERS else []))
-            if known and not file.startswith(".") and stat.S_ISREG(_stat(path).st_mode):
-                label = path.relative_to(folder).as_posix()
+        for path in (Path(parent) / file for file in files if not file.startswith(".")):
+            suffix = inner_suffix(path)
+            if suffix not in WALKED and not (suffix == "" and path.suffix in OPENERS):
+                left_out[suffix or "without a suffix"] = left_out.get(suffix or "without a suffix", 0) + 1
+            elif stat.S_ISREG(_stat(path).st_mode):
                 if path.stat().st_size:
-                    sources.append(Source(path, label, field=field))
+                    sources.append(Source(path, path.relative_to(folder).as_posix(), field=field))
                 else:
                     log.warning("%s: the file is empty; skipping it", path)
+    most = sorted(left_out.items(), key=lambda item: -item[1])[:5]
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
+    pattern = f"'{folder}/**/*{next((suffix for suffix in left_out if suffix.startswith('.')), '')}'"
     if not sources:
+        found = f" (but {kinds})" if kinds else ""
         raise BardletError(
-            f"{folder}: no text files in the folder (.txt .md .jsonl, also .gz or .xz); name a file to read it "
-            "whatever its suffix"
+            f"{folder}: no text files in the folder{found}; bardlet looks for {' '.join(WALKED)}, also compressed; "
+            f"name a file, or a pattern as {pattern}, to read it whatever its suffix"
         )
+    if left_out:
+        log.warning("%s: left out %d files: %s; to read them, name them or a pattern, as in %s", folder,
+                    sum(left_out.values()), kinds, pattern)
     return sorted(sources, key=lambda source: source.label)
 
 
@@ -352,7 +408,7 @@ def _stat(path: Path) -> os.stat_result:
 
 def _stem(path: Path) -> str:
     path = Path(path.resolve().name)
-    while path.suffix.lower() in (*OPENERS, *TEXT_SUFFIXES):
+    while path.suffix.lower() in (*OPENERS, *TEXT_SUFFIXES, *rows.SUFFIXES):
         path = Path(path.stem)
     return re.sub(r"[^\w.-]+", "_", path.name).strip("_.") or "text"
 

@@ -13,15 +13,16 @@ import torch
 from bardlet.data import chat_template, shards, windows
 from bardlet.data.batch import Batch
 from bardlet.data.corpus import cache_folder
+from bardlet.data.forms import Preference
 from bardlet.data.packing import PARTS, TokenizedChats
-from bardlet.data.records import Examples, Preference
+from bardlet.data.records import Examples, Report
 from bardlet.data.shards import Progress
 from bardlet.ops.cross_entropy import IGNORE
 from bardlet.runtime import manifest
 from bardlet.runtime.distributed import Dist
 from bardlet.tokenizer import Tokenizer
 
-VERSION = 3
+VERSION = 4
 
 SIDES = ("chosen", "rejected")
 
@@ -73,7 +74,7 @@ def tokenize_preferences(examples: Examples, tokenizer: Tokenizer, dist: Dist,
     folder = cache_folder() / "tokens" / f"{examples.name[:60]}-pairs-{cache_key(examples, tokenizer)[:16]}"
     with dist.main_first():
         return shards.build_or_read(folder, lambda target: _build(examples, tokenizer, target, progress),
-                                    lambda built: _open(built, tokenizer))
+                                    lambda built: _open(built, tokenizer, examples.max_bad))
 
 
 def _build(examples: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
@@ -84,7 +85,7 @@ def _build(examples: Examples, tokenizer: Tokenizer, folder: Path, progress: Pro
             progress(f"tokenizing the {part} split", 0, len(preferences))
         for side in SIDES:
             names += encode_side(tokenizer, preferences, side).save(folder, f"{part}.{side}")
-    manifest.write_manifest(folder, names)
+    manifest.write_manifest(folder, [*names, examples.report.save(folder)])
 
 
 def encode_side(tokenizer: Tokenizer, preferences: Sequence[Preference], side: str) -> TokenizedChats:
@@ -98,9 +99,9 @@ def encode_side(tokenizer: Tokenizer, preferences: Sequence[Preference], side: s
     return TokenizedChats.of(rows, tokenizer.dtype)
 
 
-def _open(folder: Path, tokenizer: Tokenizer) -> PreferenceDataset:
+def _open(folder: Path, tokenizer: Tokenizer, max_bad: float) -> PreferenceDataset:
     shards.check(folder)
-
+    Report.load(folder).announce(max_bad)
     train, val = (TokenizedPreferences(*(TokenizedChats.load(folder, f"{part}.{side}") for side in SIDES))
                   for part in PARTS)
     return PreferenceDataset(train, val, tokenizer)

@@ -9,7 +9,8 @@ import numpy as np
 from bardlet.config.finetuning import RolloutConfig
 from bardlet.data import chat_template
 from bardlet.data.corpus import dev_split_start
-from bardlet.data.records import Examples, Question
+from bardlet.data.forms import Question
+from bardlet.data.records import Examples
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.tokenizer import Tokenizer
@@ -52,7 +53,9 @@ def tokenize_prompts(examples: Examples, tokenizer: Tokenizer, progress: Progres
     """Return the prompts as tokens of the model's tokenizer."""
     special = chat_template.special_tokens(tokenizer)
     parts: list[Prompts] = []
-    for part, questions in zip(("train", "val"), examples.questions(), strict=True):
+    both = examples.questions()
+    examples.report.announce(examples.max_bad)
+    for part, questions in zip(("train", "val"), both, strict=True):
         if progress:
             progress(f"tokenizing prompts of the {part} split", 0, len(questions))
         ids = [chat_template.encode(tokenizer, question.prompt, add_generation_prompt=True, special=special)[0]

@@ -1,4 +1,4 @@
-"""Read one file as documents of clean Unicode: a text file is one document, a .jsonl file has one per line.
+"""Read a text file as documents of clean Unicode: one document, or several between separators.
 
 Text is UTF-8 whatever the machine's locale. A byte order mark, UTF-16 and Windows line endings are repaired, with a
 notice; anything else is an error that names the file and the byte or line.
@@ -6,23 +6,37 @@ notice; anything else is an error that names the file and the byte or line.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import hashlib
 import io
-import json
 import lzma
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from bardlet.data import formats
 from bardlet.errors import BardletError
 
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
-OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex")
+
+
+def _open_zst(path: Path, mode: str) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise BardletError(f"{path}: reading .zst needs zstandard; install it with: pip install 'bardlet[documents]', "
+                           f"or decompress the file: zstd -d {shlex.quote(str(path))}") from None
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, mode), closefd=True))
+
+
+OPENERS: dict[str, Callable[..., IO[bytes]]] = {
+    ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zst}  # type: ignore[dict-item]
 
 
 def inner_suffix(path: Path) -> str:
@@ -35,7 +49,8 @@ def inner_suffix(path: Path) -> str:
 class Source:
     """One file. label: its name in hashes and messages. part: "both" (to be split), "train" or "val".
 
-    field: the key of a .jsonl line that holds the text. separator: regular expression between documents of a text file.
+    field: the field of a row that holds the text. separator: regular expression between documents of a text file.
+    shuffled: read the documents of a text file in an order that depends on their contents only.
     """
 
     path: Path
@@ -43,12 +58,10 @@ class Source:
     part: str = "both"
     field: str = "text"
     separator: str | None = None
+    shuffled: bool = False
 
-    @property
-    def is_jsonl(self) -> bool:
-        """True if each line is a JSON object with the text of a document."""
-        return inner_suffix(self.path) == ".jsonl"
-
+C1_CONTROLS = [chr(code) for code in range(0x80, 0xA0) if code != 0x85]
+"""Control characters that no text uses; U+0085 is a line break of some systems."""
 
 Notice = Callable[[Source, str], None]
 
@@ -81,16 +94,36 @@ def read_text(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
     """Yield (location, text) of each document of a text file: one, unless `source` has a separator."""
     with open_raw(source.path) as file:
         raw = _read(file)
-    text = _repair(_decode(raw, source, notice), source, notice)
+    text = repair(decode(raw, source, notice), source, notice)
+    _note_oddities(text, source, notice)
     del raw  # else a large file would be in memory twice while its documents are used
     if source.separator is None:
         yield str(source.path), text
         return
+    documents = _documents(text, source)
+    if source.shuffled:
+        documents = iter(sorted(documents, key=lambda document: hashlib.sha256(document[1].encode()).digest()))
+    yield from documents
+
+
+def _documents(text: str, source: Source) -> Iterator[tuple[str, str]]:
+    """Yield (location, text) of the documents between the separators of a text."""
     start = 0
-    for number, match in enumerate(re.finditer(source.separator, text), 1):
+    for number, match in enumerate(re.finditer(str(source.separator), text), 1):
         yield f"{source.path}, document {number}", text[start : match.start()]
         start = match.end()
     yield f"{source.path}, last document", text[start:]
+
+
+def _note_oddities(text: str, source: Source, notice: Notice) -> None:
+    """Report what is probably not meant to be learned: HTML tags, and control characters of a wrong conversion."""
+    if formats.is_html(text):
+        plain = shlex.quote(f"{source.path.stem}.txt")
+        notice(source, f"is HTML, and its tags are part of the text; to leave them out: "
+                       f"pandoc {shlex.quote(str(source.path))} -t plain -o {plain}")
+    if not text.isascii() and (controls := sum(map(text.count, C1_CONTROLS))):
+        notice(source, f"has {controls:,} control characters between U+0080 and U+009F, probably because it was "
+                       "converted from the wrong encoding; convert the original again, for example from CP1252")
 
 
 def _read(file: IO[bytes]) -> bytes:
@@ -103,8 +136,13 @@ def _read(file: IO[bytes]) -> bytes:
     return b"".join(blocks)
 
 
-def _decode(raw: bytes, source: Source, notice: Notice) -> str:
-    """Decode a whole file as UTF-8, or as its byte order mark says. A NUL means that it is not text."""
+def decode(raw: bytes, source: Source, notice: Notice) -> str:
+    """Decode a whole file as UTF-8, or as its byte order mark says.
+
+    BardletError for another encoding, and for a file that is not text.
+    """
+    if sentence := formats.identify(raw[:4096], source.path):
+        raise BardletError(f"{source.path}: {sentence}")
     for mark, encoding, name in (
         (b"\xff\xfe\x00\x00", "utf-32", "UTF-32"),
         (b"\x00\x00\xfe\xff", "utf-32", "UTF-32"),
@@ -133,17 +171,20 @@ def _decode(raw: bytes, source: Source, notice: Notice) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         offset = error.start + 3 * raw.startswith(b"\xef\xbb\xbf")
-        raise _not_utf8(source, offset, raw.count(10, 0, offset) + 1, raw[offset]) from None
+        raise not_utf8(source, offset, raw.count(10, 0, offset) + 1, raw, offset) from None
 
 
-def _not_utf8(source: Source, offset: int, line: int, byte: int) -> BardletError:
-    return BardletError(
-        f"{source.path}: not valid UTF-8 at byte {offset} (line {line}): 0x{byte:02X}; "
-        "save the file as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
-    )
+def not_utf8(source: Source, offset: int, line: int, raw: bytes, start: int) -> BardletError:
+    """Return the error for a byte that is not UTF-8, with the encoding of the text and the command that converts it.
+
+    offset: of the byte in the file, for the message; start: of the byte in `raw`, a part of the file.
+    """
+    lines = raw[max(0, raw.rfind(b"\n", 0, start)) :]  # a sample from the first line with such a byte
+    advice = formats.conversion(lines, source.path)
+    return BardletError(f"{source.path}: not valid UTF-8 at byte {offset} (line {line}): 0x{raw[start]:02X}; {advice}")
 
 
-def _repair(text: str, source: Source, notice: Notice) -> str:
+def repair(text: str, source: Source, notice: Notice) -> str:
     if "\r\n" in text:
         notice(source, "has Windows line endings (CR LF); reading them as LF")
         text = text.replace("\r\n", "\n")
@@ -161,62 +202,8 @@ def decoded_lines(file: IO[bytes], name: str) -> Iterator[str]:
         try:
             decoded = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _not_utf8(source, offset + error.start, number, text[error.start]) from None
+            raise not_utf8(source, offset + error.start, number, text, error.start) from None
         if "\0" in decoded:
             raise BardletError(f"{name}: NUL in line {number}, so it is binary, not text; pipe in lines of text")
         offset += len(line)
         yield decoded.strip()
-
-
-def read_jsonl(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
-    """Yield (location, text) of each line of a .jsonl file, with one line in memory at a time."""
-    offset = 0
-    with open_raw(source.path) as file:
-        lines: Iterator[bytes] = iter(file)
-        if file.peek(4)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
-            lines = io.BytesIO(_decode(file.read(), source, notice).encode())
-        for number, line in enumerate(lines, 1):
-            location = f"{source.path}, line {number}"
-            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                notice(source, "starts with a byte order mark; ignoring it")
-                line, offset = line[3:], 3
-            try:
-                decoded = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(source, offset + error.start, number, line[error.start]) from None
-            offset += len(line)
-            if decoded.strip():
-                text = _repair(_text_of_line(decoded, location, source.field), source, notice)
-                del line, decoded
-                yield location, text
-
-
-def _text_of_line(line: str, location: str, key: str) -> str:
-    """Return the text of one JSON object."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError: JSON's own, or a number of 5,000 digits
-        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        hint = " (NUL: this is binary)" if "\0" in line else ""
-        raise BardletError(
-            f"{location}: is not JSON{column}{hint}; write one object per line, or rename the file to .txt"
-        ) from None
-    if not isinstance(value, dict):
-        raise BardletError(
-            f'{location}: is not an object like {{"{key}": "..."}}; write one per line, or rename the file to .txt'
-        )
-    if key not in value:
-        strings = [k for k, v in value.items() if isinstance(v, str)]
-        remedy = f"choose one with --field: {', '.join(strings)}" if strings else "no other field has text; add it"
-        raise BardletError(f'{location}: has no field "{key}"; {remedy}')
-    text = value[key]
-    if not isinstance(text, str):
-        raise BardletError(f'{location}: "{key}" is {type(text).__name__}, not text; choose another field with --field')
-    if "\\ud" in line or "\\uD" in line:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BardletError(
-                f'{location}: character {error.start} of "{key}" is half of a surrogate pair; write it as UTF-8'
-            ) from None
-    return text

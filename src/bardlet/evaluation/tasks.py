@@ -83,10 +83,10 @@ def records(name: str, limit: int | None = None) -> list[Record]:
         raise BardletError(f"--task {name}: its questions are not on this machine; put {file} into "
                            f"$BARDLET_DATA/{folder}")
     questions = []
-    for location, value in (_hellaswag_records if ".txt" in file else data_records.records)(directory / file):
+    for location, value in (_hellaswag_records if ".txt" in file else data_records.rows_of)(directory / file):
         try:
             questions.append(task.read(value))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BardletError(f"{location}: not a valid {name} question ({type(error).__name__}: {error}); "
                                "download the file again") from None
     if not questions:

@@ -8,6 +8,7 @@ V vocabulary, N targets.)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -89,6 +90,23 @@ class LanguageModel(Predictor):
     def hf_state_dict(self) -> dict[str, Tensor]:
         """Return the checkpoint: Hugging Face's names and layout, contiguous, without a tied head."""
         return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+
+
+@torch.no_grad()
+def with_vocabulary(model: LanguageModel, size: int, seed: int) -> LanguageModel:
+    """Return a model with `size` rows in embedding and head: the same ones, then new ones near their mean.
+
+    A new row is the mean plus a tenth of the standard deviation as noise, so that new tokens differ from each other.
+    """
+    grown = type(model)(replace(model.config, vocab_size=size))
+    generator, tensors = torch.Generator().manual_seed(seed % 2**63), model.state_dict()
+    for name, new in grown.state_dict().items():
+        old = tensors[name]
+        if old.shape != new.shape:
+            noise = torch.randn(new[len(old) :].shape, generator=generator)
+            tensors[name] = torch.cat((old, old.mean(0) + 0.1 * old.std(0) * noise))
+    grown.load_state_dict(tensors)
+    return grown.train(model.training)
 
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "n_inner")

@@ -76,6 +76,8 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     atomic.write_json(folder / "config.json", {**model.to_hf(config), **ids, "dtype": "float32"})
     if config.model == "encdec":
         ids = {**ids, "max_length": config.block_size}  # the default of transformers is 20 tokens
+    else:  # greedy decoding of a small model repeats itself: "the the the"
+        ids = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50}
     if tokenizer.chat_template and tokenization.END in tokenizer.vocab:  # a chat model stops after its answer
         ids = {**ids, "eos_token_id": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
     atomic.write_json(folder / "generation_config.json", ids)

@@ -261,6 +261,10 @@ class FineTuning(Stage[F, Source, Data, R]):
     epochs: ClassVar[int] = 1
     """Default number of epochs, without --steps and --minutes."""
 
+    def prepare_base(self, model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
+        """Return the model of --init and its tokenizer with everything that chat needs."""
+        return model, tokenizer
+
     @abstractmethod
     def new_record(self, tokenizer: Tokenizer) -> R:
         """Return the record of a new run, with its statistics of the data."""
@@ -314,6 +318,7 @@ class FineTuning(Stage[F, Source, Data, R]):
             log.warning("%s has its own chat template; this run replaces it with bardlet's", config.init)
         elif config.stage != "sft" and tokenizer.chat_template is None:
             log.warning("%s is a base model; run `bardlet sft` on it first for better results", config.init)
+        model, tokenizer = self.prepare_base(model, tokenizer)
         tokenizer.chat_template = chat_template.TEMPLATE
         if config.block_size and config.block_size > model.config.block_size:
             log.warning("--block-size %d is larger than the model's context window; using %d", config.block_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -18,10 +18,11 @@ import torch
 
 from bardlet.config.finetuning import DPOConfig
 from bardlet.config.kto import KTOConfig
+from bardlet.data import forms, records
 from bardlet.data import preferences as data_preferences
-from bardlet.data import records
 from bardlet.data.batch import Batch
-from bardlet.data.records import Examples, Preference
+from bardlet.data.forms import Fields, Preference, Unusable
+from bardlet.data.records import Examples
 from bardlet.errors import BardletError, printable
 from bardlet.run.record import PreferencesRecord
 from bardlet.stages import preference
@@ -45,9 +46,9 @@ class Feedback(Examples):
     @cached_property
     def parts(self) -> tuple[list[tuple[Preference, bool]], list[tuple[Preference, bool]]]:
         """(training, held-out) rows with their labels, split by prompt."""
-        rows = [feedback(record, location) for file in self.files for location, record in records.records(file)]
+        rows = self.read(feedback)
         rows.sort(key=lambda row: _digest(row[0].prompt))
-        parts = self._by_prompt(rows, [records.as_text(row.prompt) for row, _ in rows], "labeled completions")
+        parts = self.by_prompt(rows, [row.prompt for row, _ in rows], "labeled completions")
         train, held_out = ([(Preference(row.prompt, row.chosen, other.chosen), label)
                             for (row, label), (other, _) in zip(part, [*part[half:], *part[:half]], strict=True)]
                            for part, half in ((part, len(part) // 2) for part in parts))
@@ -66,22 +67,21 @@ class Feedback(Examples):
         return [row for row, _ in train], [row for row, _ in held_out]
 
 
-def _digest(prompt: Sequence[records.Message], completion: str = "") -> bytes:
+def _digest(prompt: Sequence[forms.Message], completion: str = "") -> bytes:
     """Return a sort key for a random order that does not depend on the file's."""
     return hashlib.sha256((records.as_text(prompt) + completion).encode()).digest()
 
 
-def feedback(record: Mapping[str, Any], location: str) -> tuple[Preference, bool]:
-    """Return a record's prompt and completion, and its label. BardletError, with its location, if it has none."""
-    label = record.get("label")
-    if label not in (True, False):  # also 0 and 1
-        raise BardletError(f'{location}: "label" is {printable(label)}; write true for a liked completion, '
-                           "false for a disliked one")
-    messages = list(records.conversation(record, location)) if "messages" in record else [
-        message for name, role in (("prompt", "user"), ("completion", "assistant"))
-        for message in records.as_messages(record.get(name), role, f'{location}: "{name}"')]
+def feedback(fields: Fields) -> tuple[Preference, bool]:
+    """Return the prompt and the completion of a record, and its label (`label` or `kto_tag`). Raises Unusable."""
+    name = fields.first(("label", "kto_tag"))
+    label = fields.read(name) if name else None
+    if label not in (True, False):  # also 1 and 0
+        raise Unusable(f'its "label" is {printable(label)}; write true for a liked completion, false for a disliked '
+                       "one")
+    messages = forms.conversation(fields)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise BardletError(f"{location}: has no completion; end it with an assistant message")
+        raise Unusable("has no completion after a prompt; end it with an assistant message")
     return Preference(messages[:-1], messages[-1]["content"], ""), bool(label)
 
 
@@ -96,8 +96,8 @@ class KTO(DPO):
 
     def load_data(self) -> Feedback:
         """Find the feedback files named in the settings."""
-        examples = records.find(self.config.text, "feedback, .jsonl or .json, with `prompt`, `completion` and `label`")
-        return Feedback(examples.name, examples.files)
+        examples = records.find(self.config.text, "feedback: records with `prompt`, `completion` and `label`")
+        return Feedback(examples.name, examples.files, self.config.max_bad)
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the labels of the (training, held-out) rows, bool, split as `pairs`."""

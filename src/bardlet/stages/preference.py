@@ -50,7 +50,8 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
 
     def load_data(self) -> Examples:
         """Find the preference files named in the settings."""
-        return records.find(self.config.text, "preferences, .jsonl or .json, with `prompt`, `chosen` and `rejected`")
+        return records.find(self.config.text, "preferences: records with `prompt`, `chosen` and `rejected`",
+                            self.config.max_bad)
 
     def tokenize_source(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
         """Tokenize the preferences with the model's tokenizer; rank 0 writes, the other ranks read."""

@@ -58,7 +58,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def load_data(self) -> Corpus:
         """Find the corpus named in the settings."""
-        return corpus.find(self.config.text, self.config.field)
+        return corpus.find(self.config.text, self.config.field, separator=self.config.separator)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
         """Tokenize the corpus with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""

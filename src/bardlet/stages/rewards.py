@@ -19,7 +19,7 @@ import torch
 
 from bardlet.config.finetuning import EXACT, RolloutConfig, is_command
 from bardlet.data import chat_template
-from bardlet.data.records import Question
+from bardlet.data.forms import Question
 from bardlet.errors import BardletError
 from bardlet.evaluation.metrics import rows_at_once
 from bardlet.inference.generate import pad_rows
@@ -32,6 +32,8 @@ from bardlet.tokenizer import Tokenizer
 RESULT = "####"
 STDERR_LINES = 3
 """Last lines of stderr that an error message quotes when a command fails."""
+TIMEOUT = 600
+"""Seconds in which a command must score the completions of a rollout."""
 MAX_ROWS = 64
 """Completions per batch of a reward model, at most."""
 
@@ -106,8 +108,11 @@ class CommandScorer:
                              "reference": question.answer}, ensure_ascii=False)
                  for question, completion in zip(questions, completions, strict=True)]
         # its own session, so that Ctrl-C reaches only the run, which stops after this call
-        process = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
-                                 encoding="utf-8", errors="replace", start_new_session=True)
+        try:
+            process = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
+                                     encoding="utf-8", errors="replace", start_new_session=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise self._error(f"did not finish within {TIMEOUT} seconds for {len(lines)} completions") from None
         if process.returncode:
             stderr = " / ".join(process.stderr.strip().splitlines()[-STDERR_LINES:])[-400:] or "(empty)"
             raise self._error(f"failed with exit code {process.returncode}, stderr: {stderr}")

@@ -101,8 +101,8 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
 
     def load_data(self) -> Examples:
         """Find the prompt files named in the settings."""
-        return records.find(self.config.text, "prompts, .jsonl or .json: conversations, or records with `prompt` and "
-                                              "an optional `answer`")
+        return records.find(self.config.text, "prompts: conversations, or records with `prompt` and an optional "
+                            "`answer`", self.config.max_bad)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> PromptDataset:
         """Tokenize the prompts with the model's tokenizer."""

@@ -15,8 +15,8 @@ import torch
 from bardlet.config.finetuning import RolloutConfig
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
+from bardlet.data.forms import Question
 from bardlet.data.prompts import Prompts
-from bardlet.data.records import Question
 from bardlet.evaluation import metrics
 from bardlet.inference import answers as inference_answers
 from bardlet.inference import generate

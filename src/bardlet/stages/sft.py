@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bardlet.config.finetuning import SFTConfig
-from bardlet.data import batch, chat_template, records, shards
+from bardlet.data import batch, chat_template, forms, records, shards
 from bardlet.data.corpus import cache_folder, dev_split_start
 from bardlet.data.packing import PARTS, ChatBatches, TokenizedChats
 from bardlet.data.records import Examples
@@ -25,6 +26,7 @@ from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.inference import answers
 from bardlet.inference.generate import eval_mode
+from bardlet.models.base import with_vocabulary
 from bardlet.run import card, hf, plots
 from bardlet.run.record import ConversationsRecord
 from bardlet.runtime import manifest
@@ -33,7 +35,9 @@ from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
 
-VERSION = 4
+log = logging.getLogger("bardlet")
+
+VERSION = 5
 EVAL_PROMPTS, SAMPLES = 50, 3
 """Evenly spread held-out conversations whose first completion a finished run generates, and number of these samples."""
 
@@ -59,8 +63,27 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
 
     def load_data(self) -> Examples:
         """Find the conversation files named in the settings."""
-        return records.find(self.config.text, "conversations after the base model, .jsonl or .json, with `messages`, "
-                                              "or `instruction` and `output`")
+        return records.find(self.config.text, "conversations after the base model: records with `messages`, or with a "
+                            "prompt and an answer", self.config.max_bad)
+
+    def prepare_base(self, model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
+        """Return the base model and its tokenizer with the chat template's special tokens, and rows for them.
+
+        A tokenizer of characters also gets the characters that only the conversations have.
+        """
+        if not chat_template.is_missing(tokenizer):
+            return model, tokenizer
+        if self.config.lora:
+            raise BardletError(f"--lora {self.config.lora}: LoRA trains no embeddings, and {self.config.init} needs "
+                               "new tokens for chat; drop --lora")
+        texts = (chat_template.escape_special(str(message["content"])) for messages in
+                 self.load_data().read(forms.conversation) for message in messages) if tokenizer.kind == "char" else ()
+        grown = chat_template.with_special_tokens(tokenizer, texts)
+        log.warning("%s: adding %d tokens for chat to its vocabulary of %d", self.config.init,
+                    grown.vocab_size - tokenizer.vocab_size, tokenizer.vocab_size)
+        if grown.vocab_size > model.config.vocab_size:
+            model = with_vocabulary(model, grown.vocab_size, self.config.seed)
+        return model, grown
 
     def tokenize(self, tokenizer: Tokenizer | None) -> ChatDataset:
         """Tokenize the conversations with the base model's tokenizer; rank 0 writes, the other ranks read."""
@@ -71,7 +94,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         folder = cache_folder() / "tokens" / f"{source.name[:60]}-chat-{key[:16]}"
         with self.dist.main_first():
             return shards.build_or_read(folder, lambda folder: _build(source, tokenizer, folder, self.progress),
-                                        lambda folder: _open(folder, tokenizer))
+                                        lambda folder: _open(folder, tokenizer, source.max_bad))
 
     def parts(self) -> tuple[TokenizedChats, TokenizedChats]:
         """Return (training, held-out) conversations. The development split is the last tenth of the training split."""
@@ -168,11 +191,12 @@ def _build(source: Examples, tokenizer: Tokenizer, folder: Path, progress: Progr
     train = set(map(records.as_text, both[0]))
     leaked = sum(records.as_text(messages) in train for messages in both[1]) / len(both[1])
     (folder / "prepared.json").write_text(json.dumps({"leaked": round(leaked, 4)}) + "\n", encoding="utf-8")
-    manifest.write_manifest(folder, names)
+    manifest.write_manifest(folder, [*names, source.report.save(folder)])
 
 
-def _open(folder: Path, tokenizer: Tokenizer) -> ChatDataset:
+def _open(folder: Path, tokenizer: Tokenizer, max_bad: float) -> ChatDataset:
     shards.check(folder)
+    records.Report.load(folder).announce(max_bad)
     facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     train, val = (TokenizedChats.load(folder, part) for part in PARTS)
     return ChatDataset(train, val, tokenizer, facts["leaked"])

@@ -91,6 +91,24 @@ class Tokenizer:
         """True for a byte-level BPE with at most a lowercase normalizer: it cannot turn text into a special token."""
         return self.kind == "bpe" and json.loads(self.json).get("normalizer") in (None, LOWERCASE)
 
+    def with_tokens(self, special: Iterable[str], characters: Iterable[str] = ()) -> Tokenizer:
+        """Return this tokenizer with more tokens, whose ids follow the others; the ids of texts do not change.
+
+        special: special tokens; those that exist are kept. characters: new characters of a char tokenizer.
+        """
+        pipeline, size = json.loads(self.json), self.vocab_size
+        for character in sorted(set(characters) - set(self.vocab)):
+            pipeline["model"]["vocab"][character] = size
+            size += 1
+        for token in special:
+            if token not in self.special.values():
+                pipeline["added_tokens"].append({"id": size, "content": token, "single_word": False, "lstrip": False,
+                                                 "rstrip": False, "normalized": False, "special": True})
+                size += 1
+        grown = Tokenizer(json.dumps(pipeline, ensure_ascii=False, indent=2), self.eos, self.pad)
+        grown.chat_template = self.chat_template
+        return grown
+
     # -- text to ids
 
     def encode(self, text: str) -> np.ndarray:

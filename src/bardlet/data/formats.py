@@ -1,0 +1,109 @@
+"""Recognise files that are not text by their first bytes, and the encoding of text that is not UTF-8.
+
+A message names the format and the command that converts it. Nothing here converts a file.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+SAMPLE = 1 << 18
+"""Bytes from which an encoding is identified."""
+
+ENCODINGS = {
+    "cp1252": "Windows-1252 (Western European)", "cp1250": "Windows-1250 (Central European)",
+    "cp1251": "Windows-1251 (Cyrillic)", "koi8_r": "KOI8-R (Cyrillic)", "cp866": "CP866 (Cyrillic)",
+    "cp1253": "Windows-1253 (Greek)", "cp1254": "Windows-1254 (Turkish)", "cp1255": "Windows-1255 (Hebrew)",
+    "cp1256": "Windows-1256 (Arabic)", "cp932": "Shift-JIS (Japanese)", "euc_jp": "EUC-JP (Japanese)",
+    "gb18030": "GB18030 (Chinese)", "big5": "Big5 (Chinese)", "cp949": "CP949 (Korean)",
+    "mac_roman": "Mac Roman", "cp437": "CP437 (DOS)",
+}  # fmt: skip
+"""Python's name and the display name of each encoding that can be identified."""
+ICONV = {"koi8_r": "KOI8-R", "euc_jp": "EUC-JP", "mac_roman": "MACINTOSH"}
+"""The name that iconv uses, where it is not Python's in capitals."""
+
+MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"%PDF", "a PDF document", "pdftotext {file} {text}"),
+    (b"{\\rtf", "an RTF document", "pandoc {file} -t plain -o {text}"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document", "soffice --convert-to txt:Text {file}"),
+    (b"\x1f\x8b", "compressed by gzip", "gzip -dc {file} > {text}"),
+    (b"\xfd7zXZ\0", "compressed by xz", "xz -dc {file} > {text}"),
+    (b"BZh", "compressed by bzip2", "bzip2 -dc {file} > {text}"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard", "zstd -dc {file} > {text}"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x {file}"),
+    (b"Rar!", "a RAR archive", "unrar x {file}"),
+    (b"PAR1", "a Parquet table", "mv {file} {stem}.parquet"),
+    (b"SQLite format 3", "an SQLite database", "sqlite3 {file} .dump > {text}"),
+)
+"""(first bytes, what the file is, the command that makes it readable)."""
+ZIPPED: tuple[tuple[bytes, str, str], ...] = (
+    (b"word/", "a Word document", "pandoc {file} -t plain -o {text}"),
+    (b"application/epub+zip", "an EPUB book", "pandoc {file} -t plain -o {text}"),
+    (b"application/vnd.oasis", "an OpenDocument file", "pandoc {file} -t plain -o {text}"),
+    (b"xl/", "an Excel workbook", "in2csv {file} > {stem}.csv"),
+    (b"ppt/", "a PowerPoint presentation", "soffice --convert-to pdf {file}"),
+)
+"""The same for zip archives, by a name in the archive."""
+
+
+def identify(beginning: bytes, path: Path) -> str | None:
+    """Return what a file is and how to convert it, as a sentence; None for text and unknown formats.
+
+    Args:
+        beginning: the first bytes of the file, at least 4 kB if it has them.
+    """
+    for magic, name, command in MAGIC:
+        if beginning.startswith(magic):
+            return _sentence(name, command, path)
+    if beginning.startswith(b"PK\x03\x04"):
+        for part, name, command in ZIPPED:
+            if part in beginning:
+                return _sentence(name, command, path)
+        return _sentence("a zip archive", "unzip {file} -d {stem}", path)
+    if beginning[257:262] == b"ustar":
+        return _sentence("a tar archive", "tar xf {file}", path)
+    return None
+
+
+def _sentence(name: str, command: str, path: Path) -> str:
+    stem = shlex.quote(path.stem)
+    text = shlex.quote(path.stem + ("" if Path(path.stem).suffix else ".txt"))
+    return f"is {name}; make it text: {command.format(file=shlex.quote(str(path)), text=text, stem=stem)}"
+
+
+def is_html(text: str) -> bool:
+    """Return True if a text begins like an HTML page."""
+    return text[:1000].lstrip().lower().startswith(("<!doctype html", "<html"))
+
+
+def encoding_of(raw: bytes) -> str | None:
+    """Return Python's name of the encoding of a text that is not UTF-8; None if none fits."""
+    import charset_normalizer
+
+    sample = raw[:SAMPLE]
+    matches = charset_normalizer.from_bytes(sample, cp_isolation=list(ENCODINGS), threshold=0.3)
+    best = matches.best()
+    if best is None:
+        return None
+    for match in matches:  # Western and Central European text look alike: the more common encoding wins a draw
+        if ("cp1252" in match.could_be_from_charset and match.chaos <= best.chaos + 0.01
+                and match.coherence >= best.coherence - 0.05):
+            return "cp1252"
+    return best.encoding
+
+
+def conversion(raw: bytes, path: Path) -> str:
+    """Return a sentence on the encoding of a text that is not UTF-8, with the command that converts it."""
+    encoding = encoding_of(raw)
+    if encoding is None:
+        return "its encoding was not identified; open it in the program that wrote it and save it as UTF-8"
+    new = f"{path.stem}-utf8{path.suffix}"
+    if os.name == "nt":
+        command = (f'python -c "open({new!r}, \'w\', encoding=\'utf-8\').write(open({str(path)!r}, '
+                   f"encoding='{encoding}').read())\"")
+    else:
+        name = ICONV.get(encoding, encoding.upper())
+        command = f"iconv -f {name} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(new)}"
+    return f"it looks like {ENCODINGS.get(encoding, encoding)}; convert it: {command}"
