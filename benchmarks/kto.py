@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("feedback", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60, help="steps of each run")
     parser.add_argument("--save", action="store_true", help="append a line per run to results/kto.jsonl")
     args = parser.parse_args()
     stage = KTO(KTOConfig(init=str(args.model), text=(str(args.feedback),)), Dist(0, 1, torch.device("cpu")))
@@ -48,8 +49,9 @@ def main() -> None:
                     answer = {"role": "assistant", "content": row.chosen}
                     file.write(json.dumps({"messages": [*row.prompt, answer]}) + "\n")
         for seed in range(args.seeds):
-            kto = bardlet.kto(args.model, args.feedback, out=f"{scratch}/kto-{seed}", seed=seed)
-            sft = bardlet.sft(args.model, liked, out=f"{scratch}/sft-{seed}", seed=seed)
+            options = {"seed": seed, "steps": args.steps, "keep": "last"}  # held-out rows select nothing
+            kto = bardlet.kto(args.model, args.feedback, out=f"{scratch}/kto-{seed}", **options)
+            sft = bardlet.sft(args.model, liked, out=f"{scratch}/sft-{seed}", **options)
             rows["KTO"].append(measure(stage, kto.folder))
             rows["SFT on liked"].append(measure(stage, sft.folder))
     medians = {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -59,7 +61,8 @@ def main() -> None:
     if args.save:
         for method, runs in (("kto", rows["KTO"]), ("sft", rows["SFT on liked"])):
             for seed, figures in enumerate(runs):
-                record.append("kto", {"feedback": args.feedback.name, "method": method, "seed": seed, **figures})
+                record.append("kto", {"feedback": args.feedback.name, "method": method, "seed": seed,
+                                      "steps": args.steps, **figures})
 
 
 def measure(stage: KTO, folder: Path) -> dict[str, float]:
@@ -68,7 +71,7 @@ def measure(stage: KTO, folder: Path) -> dict[str, float]:
     reward_N2, label_N = stage.held_out_rewards(model)
     ratio_N = reward_N2[:, 0] / stage.config.beta
     return {"auc": auc(ratio_N, label_N), "liked": ratio_N[label_N].mean().item(),
-            "disliked": ratio_N[~label_N].mean().item()}
+            "disliked": ratio_N[~label_N].mean().item(), "held_out": len(label_N)}
 
 
 if __name__ == "__main__":

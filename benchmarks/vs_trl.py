@@ -65,7 +65,7 @@ from bardlet.planning import compilation
 from bardlet.run import hf
 from bardlet.runtime import distributed
 from bardlet.stages import dpo, rl, sft, stage_of
-from bardlet.stages.rewards import Answer
+from bardlet.stages.rewards import Completion
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs, losses
 from bardlet.training.trainer import fit
@@ -284,7 +284,7 @@ def ours(job: Record) -> Record:
     return {"passes": passes, "digest": digest(rows), "versions": {}}
 
 
-def share_of_e(questions: Any, answers: Sequence[Answer]) -> np.ndarray:
+def share_of_e(questions: Any, answers: Sequence[Completion]) -> np.ndarray:
     """Return a reward that takes no time to compute; the same as in `trl_peer.py`."""
     return np.array([answer.text.count("e") / max(1, len(answer.text)) for answer in answers], np.float32)
 

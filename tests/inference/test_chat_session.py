@@ -147,7 +147,7 @@ def test_sft_reads_a_saved_conversation(tmp_path: Path) -> None:
     for _ in range(2):
         "".join(session.ask("ü"))
         session.save(tmp_path / "a.jsonl")
-    read = records.find([str(tmp_path / "a.jsonl")]).read(forms.conversation)
+    read = records.find([str(tmp_path / "a.jsonl")]).read(forms.dialogue)
     assert [len(messages) for messages in read] == [3, 5] and read[1][1:] == session.messages
     with pytest.raises(BardletError, match="cannot be written"):
         session.save(tmp_path / "no" / "a.jsonl")

@@ -150,5 +150,5 @@ def test_completions_of_one_kind_are_an_error(base: Path, tmp_path: Path, capsys
     rows = [{"prompt": f"say {number}", "completion": "yes", "label": True} for number in range(40)]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert main(["kto", str(base), str(tmp_path / "f.jsonl"), "--out", str(tmp_path / "out")]) == 1
-    assert ('f: the training split has 36 completions, but no disliked one; add records with "label": false'
-            in capsys.readouterr().err)
+    assert ('f: the training split has 36 completions that fit the context window of 32 tokens, but no disliked one; '
+            'add records with "label": false' in capsys.readouterr().err)

@@ -27,7 +27,7 @@ def usage(kind: type[FineTuneConfig]) -> Usage:
         kind.command, "MODEL DATA [DATA ...] [OPTIONS]", kind.about,
         ((kind.example, ""), (f"{kind.example} --minutes 5 --lora 16", "five minutes, LoRA factors only")),
         (Group("model", ("lora", "block_size"), ("dropout",)),
-         Group("data", (), ("val_part",)),
+         Group("data", (), ("max_bad", "val_part")),
          Group("reward", ("reward", "rollout", "answer_tokens", "group", "passes", "clip", "target_kl")),
          Group("training", ("beta", "desirable_weight", "undesirable_weight", "minutes", "steps", "batch_size", "lr",
                             "muon_lr", "temperature", "keep", "seed"),

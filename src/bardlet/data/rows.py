@@ -182,7 +182,8 @@ def read_documents(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
     without = []
     for location, value in rows(source, notice):
         if isinstance(value, Unusable):
-            raise BardletError(f"{location}: {value}; write one object per line, or rename the file to .txt")
+            remedy = "; write one object per line, or rename the file to .txt" * ("is not JSON" in str(value))
+            raise BardletError(f"{location}: {value}{remedy}")
         if isinstance(value, str) and inner_suffix(source.path) in JSON_SUFFIXES:
             text: Any = value
         elif isinstance(value, dict):

@@ -185,6 +185,7 @@ def not_utf8(source: Source, offset: int, line: int, raw: bytes, start: int) -> 
 
 
 def repair(text: str, source: Source, notice: Notice) -> str:
+    """Return a text with LF line endings, with a notice if it had others."""
     if "\r\n" in text:
         notice(source, "has Windows line endings (CR LF); reading them as LF")
         text = text.replace("\r\n", "\n")

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from bardlet.data import corpus
 from bardlet.data import records as data_records
+from bardlet.data.forms import Unusable
 from bardlet.data.text import Source, read_text
 from bardlet.errors import BardletError
 
@@ -84,9 +85,11 @@ def records(name: str, limit: int | None = None) -> list[Record]:
                            f"$BARDLET_DATA/{folder}")
     questions = []
     for location, value in (_hellaswag_records if ".txt" in file else data_records.rows_of)(directory / file):
+        if isinstance(value, Unusable):
+            raise BardletError(f"{location}: {value}; download the file again")
         try:
             questions.append(task.read(value))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BardletError(f"{location}: not a valid {name} question ({type(error).__name__}: {error}); "
                                "download the file again") from None
     if not questions:

@@ -105,14 +105,20 @@ class KTO(DPO):
         cut = len(self.pairs()[0])
         return train[:cut], held_out if self.config.val_part == "val" else train[cut:]
 
+    def fitting_labels(self) -> list[np.ndarray]:
+        """Return `labels` of the rows that fit the context window."""
+        return [labels[rows.lengths() <= self.config.block_size]
+                for labels, rows in zip(self.labels(), self.pairs(), strict=True)]
+
     def new_record(self, tokenizer: Tokenizer) -> PreferencesRecord:
         """Return the record of a new run. BardletError if a split has completions of one kind only."""
         record = super().new_record(tokenizer)
-        for labels, part in zip(self.labels(), ("training", "held-out"), strict=True):
+        for labels, part in zip(self.fitting_labels(), ("training", "held-out"), strict=True):
             if labels.all() or not labels.any():
                 missing = "disliked" if labels.all() else "liked"
-                raise BardletError(f"{self.source.name}: the {part} split has {len(labels)} completions, but no "
-                                   f"{missing} one; add records with \"label\": {str(missing == 'liked').lower()}")
+                raise BardletError(f"{self.source.name}: the {part} split has {len(labels)} completions that fit the "
+                                   f"context window of {self.config.block_size} tokens, but no {missing} one; add "
+                                   f"records with \"label\": {str(missing == 'liked').lower()}")
         held_out = self.pairs()[1].chosen
         record.longer = round(auc(torch.tensor(held_out.ends - held_out.starts), torch.from_numpy(self.labels()[1])), 4)
         config = cast(KTOConfig, self.config)
@@ -159,7 +165,7 @@ class KTO(DPO):
 
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
-        r, (liked, disliked) = self.record, np.bincount(~self.labels()[1], minlength=2)
+        r, (liked, disliked) = self.record, np.bincount(~self.fitting_labels()[1], minlength=2)
         return [f"held out, {liked} liked, {disliked} disliked: a liked one has the higher reward in "
                 f"{percent(r.accuracy)} of liked/disliked pairs, by {r.margin:z.3f} on average",
                 f"length alone: {self.length_baseline()}"]
