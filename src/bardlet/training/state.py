@@ -96,6 +96,8 @@ class Trainer:
     record: Record
     """The [record] of run.toml."""
     state: State = field(default_factory=State)
+    updating: bool = False
+    """True during an update, when weights, average and step number do not belong together."""
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights by parameter name; empty before the last fifth of the steps and with --keep last."""
     best: float = math.inf

@@ -1,7 +1,7 @@
 """The training step and the training loop, independent of model, tokenizer and stage.
 
-An objective is *batches + a loss function*: `fit` fetches the global batch of a step, calls `train_step` to update the
-weights, and writes the run folder. The batch, dropout masks and learning rate of a step depend only on the settings and
+An objective is *batches + a loss function*: `fit` fetches the global batch of a step, updates the weights, and writes
+the run folder. The batch, dropout masks and learning rate of a step depend only on the settings and
 the step number, so resuming from a checkpoint gives the same result as never stopping.
 """
 
@@ -12,7 +12,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ from bardlet.training.state import Objective, State, Trainer
 
 log = logging.getLogger("bardlet")
 
+SIGPIPE = 13
+"""The number of the signal of a closed pipe, which Windows lacks."""
+
 
 def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, objective: Objective,
                config: Settings, dist: Dist, dtype: str) -> tuple[float, float]:
@@ -49,6 +52,14 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         pairs or completions), and the norm of its gradient before clipping. If either is not finite, the weights are
         unchanged.
     """
+    loss, norm = compute_gradients(model, batch, objective, config, dist, dtype)
+    update_weights(optimizers, loss, norm)
+    return loss, norm
+
+
+def compute_gradients(model: nn.Module, batch: Batch, objective: Objective, config: Settings, dist: Dist,
+                      dtype: str) -> tuple[float, float]:
+    """Add the gradients of one global batch to `.grad`, clipped; the rest of `train_step`."""
     targets = objective.count(batch)
     total = torch.zeros((), device=dist.device)
     for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist)):
@@ -61,12 +72,16 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
     loss = dist.sum(total).item() / targets
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
+    return loss, norm
+
+
+def update_weights(optimizers: list[torch.optim.Optimizer], loss: float, norm: float) -> None:
+    """Update the weights by their gradients, if loss and norm are finite, and clear the gradients."""
     if math.isfinite(loss) and math.isfinite(norm):
         for optimizer in optimizers:
             optimizer.step()
     for optimizer in optimizers:
         optimizer.zero_grad()
-    return loss, norm
 
 
 def micro_batches(batch: Batch, number: int, dist: Dist) -> Iterator[Batch]:
@@ -103,7 +118,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
     trainer.model.train()
     if state.step == 0 and trainer.objective.stage_state:
         trainer.objective.stage_state.load({})  # timing steps may have changed it
-    with signals() if stop_request is None else nullcontext(stop_request) as request:
+    with signals() if stop_request is None else nullcontext(stop_request) as request, _saving_on_error(trainer):
         saved = state.step
         # a resumed run starts with the evaluation in which it was stopped
         val_loss = _evaluate(trainer, request, owns_signals) if _evaluation_due(trainer) else None
@@ -126,9 +141,11 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
             if _evaluation_due(trainer):
                 val_loss = _evaluate(trainer, request, owns_signals)
             if trainer.dist.main:
-                with suppress(OSError) if request.number else nullcontext():  # the terminal may be gone
+                try:
                     watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
                            "elapsed": state.elapsed})
+                except OSError:  # the terminal is gone, the pipe closed or the disk behind it full: stop as by a signal
+                    request.number = request.number or SIGPIPE
             if last or _due(state.step, config.save_every):
                 save(trainer)
                 saved = state.step
@@ -140,6 +157,26 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
                 raise Stopped(trainer.run, state.step, request.number) from None
 
 
+@contextmanager
+def _saving_on_error(trainer: Trainer) -> Iterator[None]:
+    """Save the run after an error between two updates, so that no step is lost, and let the error pass.
+
+    With several processes the others cannot take part in the save, so the run continues from its last checkpoint.
+    """
+    try:
+        yield
+    except (Stopped, Interrupted):
+        raise
+    except Exception:
+        step = trainer.state.step
+        if not trainer.updating and trainer.dist.world == 1 and step > (trainer.record.saved or 0):
+            with suppress(Exception):  # a full disk is often the error itself
+                save(trainer)
+                log.warning("an error stopped the run after step %d, which is saved; continue with `bardlet resume %s`",
+                            step, shlex.quote(str(trainer.run)))
+        raise
+
+
 def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
     """Run the next step, check its numbers and update the average. Return its log line."""
     state, config, started = trainer.state, trainer.config, time.monotonic()
@@ -147,8 +184,9 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
     optim.set_learning_rate(trainer.optimizers, share)
     seed_step(config.seed, state.step, trainer.dist.rank)
     batch = trainer.objective.batch(state.step)
-    loss, norm = train_step(wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist,
-                            trainer.machine["dtype"])
+    loss, norm = compute_gradients(wrapped, batch, trainer.objective, config, trainer.dist, trainer.machine["dtype"])
+    trainer.updating = True
+    update_weights(trainer.optimizers, loss, norm)
     _check_numbers(trainer, wrapped, batch, loss, norm)
     state.step += 1
     state.tokens += trainer.objective.count(batch)
@@ -157,6 +195,7 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
         state.loss_steps += 1
     if config.keep != "last":
         add_to_average(trainer)
+    trainer.updating = False
     state.seconds += time.monotonic() - started
     return {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
             "tokens": state.tokens, **trainer.objective.metadata()}
