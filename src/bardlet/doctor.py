@@ -264,8 +264,9 @@ def measure_memorization(run: Path, tokens: int, temperature: float,
     """
     config, record = run_folder.settings(run)
     if not isinstance(config, TrainConfig):
-        task = "translates" if isinstance(config, TranslationConfig) else "answers"
-        raise BardletError(f"{run}: the model {task}, and does not generate free text; drop --memorised")
+        translates = isinstance(config, TranslationConfig)
+        kind = "a translator" if translates else "a reward model" if config.stage == "reward" else "a chat model"
+        raise BardletError(f"{run}: {kind} does not generate free text; drop --memorised")
     source, documents = corpus.find(config.text, config.field, separator=config.separator), record.get("documents", 2)
     model, tokenizer = hf.read_folder(run)
     # a text of less than a few hundred tokens has little space for a copy of 32 characters

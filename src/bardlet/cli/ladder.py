@@ -159,6 +159,7 @@ def explain(command: Command) -> int:
     """Print the experiments; with --out, save their pictures there."""
     from bardlet.ladder import experiments
 
+    console.say(experiments.INTRODUCTION + "\n")
     done = []
     for name in experiments.EXPERIMENTS:
         done += experiments.run([name])
