@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import assert_same_run
 
 from bardlet import console
@@ -23,7 +24,7 @@ SMALL = ["--model", "qwen3", "--n-layer", "1", "--n-head", "2", "--n-embd", "32"
 
 PLACES: dict[str, tuple[Any, str, tuple[int, ...]]] = {
     "batch": (trainer, "seed_step", (2, 7, 12)), "micro-batch": (trainer, "micro_batches", (2, 7, 12)),
-    "gradient": (trainer, "compute_gradients", (2, 7, 12)), "learning rate": (optim, "learning_rate", (2, 7, 12)),
+    "gradient": (torch.nn.utils, "clip_grad_norm_", (2, 7, 12)), "learning rate": (optim, "learning_rate", (2, 7, 12)),
     "evaluation": (trainer, "_evaluate", (1, 2, 3)), "log": (trainer, "_log", (1, 2, 4)),
     "clock": (trainer, "_replan", (3, 8)), "display": (console.StepText, "__call__", (1, 5, 12)),
 }  # fmt: skip

@@ -121,3 +121,41 @@ def test_user_text_never_becomes_a_special_token() -> None:
         ids, _ = chat_template.encode(tokenizer, [{"role": "user", "content": content}])
         special = [i for i in ids.tolist() if i in tokenizer.special]
         assert special == [tokenizer.vocab["<|user|>"], tokenizer.vocab["<|end|>"]], content
+
+
+def test_a_base_with_its_own_template_keeps_it(chats: Path, tmp_path: Path) -> None:
+    """A model of Qwen's kind: sft, dpo and chat use its special tokens, and its vocabulary does not grow."""
+    base = tmp_path / "base"
+    template = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
+                "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    inner = RawTokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator([TEXT], trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    inner.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+                                         chat_template=template).save_pretrained(base)
+    config = transformers.Qwen3Config(vocab_size=310, max_position_embeddings=64, hidden_size=32, intermediate_size=64,
+                                      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+                                      tie_word_embeddings=True)  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(base)
+    out = tmp_path / "run"
+    assert main(["sft", str(base), str(chats), *FINE, "--out", str(out), "--debug"]) == 0
+    model, tokenizer = hf.read_folder(out)
+    assert tokenizer.chat_template == template and model.config.vocab_size == 310
+    messages = [{"role": "user", "content": "3? 🐦 <|end|>"}]
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert chat_template.encode(tokenizer, messages, add_generation_prompt=True)[0].tolist() == ids
+    session = ChatSession(model, tokenizer, tokens=16, temperature=0)
+    answer = "".join(session.ask("3? 🐦 <|end|>"))
+    assert session.uses_template and answer.startswith("It is") and "<|" not in answer
+    generated = transformers.AutoModelForCausalLM.from_pretrained(out).generate(
+        torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :].tolist()
+    assert theirs.decode(generated, skip_special_tokens=True).strip() == answer.strip()
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"{n}?", "chosen": "It is.", "rejected": "No."}) + "\n"
+                             for n in range(30)))
+    assert main(["dpo", str(out), str(pairs), *FINE[:6], "--steps", "2", "--out", str(tmp_path / "dpo")]) == 0

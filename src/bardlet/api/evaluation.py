@@ -271,7 +271,7 @@ def evaluate_tasks(folder: Path, text: Sequence[str], options: EvaluationOptions
 
 def chat_format(tokenizer: Tokenizer) -> ChatFormat | None:
     """Return the format that puts a question in bardlet's chat template; None for a tokenizer without it."""
-    if tokenizer.chat_template != chat_template.TEMPLATE:
+    if chat_template.reason_against(tokenizer) is not None:
         return None
 
     def ask(text: str) -> list[int]:

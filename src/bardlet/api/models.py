@@ -128,7 +128,7 @@ class Model:
     @property
     def answers(self) -> bool:
         """True if the model was fine-tuned with bardlet's chat template."""
-        return self.tokenizer.chat_template == chat_template.TEMPLATE
+        return chat_template.reason_against(self.tokenizer) is None
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt. BardletError for a character that the tokenizer does not know."""

@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 
+from bardlet.data import foreign_template
 from bardlet.data.forms import ROLES, Message
 from bardlet.data.records import check
 from bardlet.errors import BardletError
@@ -53,8 +54,33 @@ def with_special_tokens(tokenizer: Tokenizer, texts: Iterable[str] = ()) -> Toke
     return tokenizer.with_tokens((SEPARATOR, PAD, *SPECIAL), characters)
 
 
+def is_foreign(tokenizer: Tokenizer) -> bool:
+    """Return True if a tokenizer has a chat template of its own, other than bardlet's."""
+    return tokenizer.chat_template not in (None, TEMPLATE)
+
+
+def reason_against(tokenizer: Tokenizer) -> str | None:
+    """Return why a tokenizer's chat template cannot be used, as a sentence; None if it can."""
+    if tokenizer.chat_template is None:
+        return "it has no chat template"
+    try:
+        foreign_template.of(tokenizer) if is_foreign(tokenizer) else special_tokens(tokenizer)
+    except BardletError as error:
+        return str(error)
+    return None
+
+
+def end_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end an answer. Raises as `encode` does."""
+    if is_foreign(tokenizer):
+        return foreign_template.of(tokenizer).end_ids
+    return sorted({special_id(tokenizer, "end"), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])})
+
+
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the ids of the template's special tokens, by name. Raises as `special_id` does."""
+    """Return the ids of bardlet's special tokens, by name; none for another template. Raises as `special_id` does."""
+    if is_foreign(tokenizer):
+        return {}
     return {name: special_id(tokenizer, name) for name in (*ROLES, "end")}
 
 
@@ -76,6 +102,8 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
     Raises:
         BardletError: a tokenizer without these tokens, no messages, or an invalid message, by its number.
     """
+    if is_foreign(tokenizer):
+        return foreign_template.of(tokenizer).encode(check(messages), add_generation_prompt)
     special = special or special_tokens(tokenizer)
     ids: list[int] = []
     answer: list[bool] = []

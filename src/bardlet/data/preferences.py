@@ -65,7 +65,7 @@ class PreferenceDataset:
 
 def cache_key(examples: Examples, tokenizer: Tokenizer) -> str:
     """Return the sha256 (hex) of everything that the tokens of preferences depend on."""
-    return hashlib.sha256(f"{examples.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
+    return hashlib.sha256(f"{examples.hash} {tokenizer.hash} {tokenizer.chat_template} {VERSION}".encode()).hexdigest()
 
 
 def tokenize_preferences(examples: Examples, tokenizer: Tokenizer, dist: Dist,
@@ -94,8 +94,9 @@ def encode_side(tokenizer: Tokenizer, preferences: Sequence[Preference], side: s
     for preference in preferences:
         last = {"role": "assistant", "content": getattr(preference, side)}
         ids, answer = chat_template.encode(tokenizer, [*preference.prompt, last], special=special)
-        start = len(answer) - int(answer[::-1].argmin())  # earlier assistant messages are part of the prompt
-        rows.append((ids, np.arange(len(ids)) >= start))
+        end = int(np.flatnonzero(answer)[-1]) + 1  # a template may write something after the answer
+        start = end - int(answer[:end][::-1].argmin())  # earlier assistant messages are part of the prompt
+        rows.append((ids[:end], np.arange(end) >= start))
     return TokenizedChats.of(rows, tokenizer.dtype)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bardlet.data.chat_template import special_id
+from bardlet.data.chat_template import end_ids
 from bardlet.inference import generate
 from bardlet.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ def generate_answers(model: Any, tokenizer: Tokenizer, prompts: Sequence[np.ndar
             completions[i] = ids[: max_tokens[i]]  # an answer does not depend on the batch it is in
     # ids above vocab_size pad the embedding table and have no text
     with_text = [[token for token in ids if token < tokenizer.vocab_size] for ids in completions]
-    ends = (special_id(tokenizer, "end"), tokenizer.eos_id)
+    ends = end_ids(tokenizer)
     return [(tokenizer.decode(text, skip_special=True).strip(), bool(ids) and ids[-1] in ends)
             for ids, text in zip(completions, with_text, strict=True)]
 

@@ -32,7 +32,7 @@ class ChatSession:
         """tokens: maximum length of an answer. documents: number of documents in a base model's training text.
         options: see `generate.stream`."""
         self.model, self.tokenizer, self.system, self.options, self.seed = model, tokenizer, system, options, seed
-        self.documents, self.uses_template = documents, tokenizer.chat_template == chat_template.TEMPLATE
+        self.documents, self.uses_template = documents, chat_template.reason_against(tokenizer) is None
         self.tokens = min(tokens, model.config.block_size // 2)
         self.messages: list[dict[str, str]] = []
         self.forgotten = self.forgotten_before = 0

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from bardlet import models
 from bardlet import tokenizer as tokenization
 from bardlet.config.model import ModelConfig
+from bardlet.data import chat_template
 from bardlet.errors import BardletError, one_line, printable
 from bardlet.models.layers import on_meta_device
 from bardlet.runtime import atomic, manifest
@@ -80,6 +81,8 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
         ids = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50}
     if tokenizer.chat_template and tokenization.END in tokenizer.vocab:  # a chat model stops after its answer
         ids = {**ids, "eos_token_id": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
+    elif chat_template.is_foreign(tokenizer) and chat_template.reason_against(tokenizer) is None:
+        ids = {**ids, "eos_token_id": chat_template.end_ids(tokenizer)}
     atomic.write_json(folder / "generation_config.json", ids)
     with atomic.explain_write_errors(folder / "tokenizer.json", len(tokenizer.json.encode())):
         tokenizer.save(folder, model_max_length=config.block_size)

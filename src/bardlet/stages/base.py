@@ -314,12 +314,14 @@ class FineTuning(Stage[F, Source, Data, R]):
         if not isinstance(model, LanguageModel):
             raise BardletError(f"{config.init}: a {model.config.model} model cannot be fine-tuned on conversations; "
                                "start from a gpt2 or qwen3 model")
-        if tokenizer.chat_template not in (None, chat_template.TEMPLATE):
-            log.warning("%s has its own chat template; this run replaces it with bardlet's", config.init)
+        if chat_template.is_foreign(tokenizer):
+            if reason := chat_template.reason_against(tokenizer):
+                log.warning("%s: %s; this run replaces it with bardlet's", config.init, reason)
+                tokenizer.chat_template = None
         elif config.stage != "sft" and tokenizer.chat_template is None:
             log.warning("%s is a base model; run `bardlet sft` on it first for better results", config.init)
         model, tokenizer = self.prepare_base(model, tokenizer)
-        tokenizer.chat_template = chat_template.TEMPLATE
+        tokenizer.chat_template = tokenizer.chat_template or chat_template.TEMPLATE
         if config.block_size and config.block_size > model.config.block_size:
             log.warning("--block-size %d is larger than the model's context window; using %d", config.block_size,
                         model.config.block_size)

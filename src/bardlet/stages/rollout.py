@@ -94,7 +94,7 @@ def rows_at_once(shape: ModelConfig, length: int) -> int:
 def _rollout(questions: list[Question], rows: Sequence[np.ndarray], tokens_AT: torch.Tensor,
              tokenizer: Tokenizer) -> Rollout:
     """Build a rollout from the prompts' ids and the completion tokens after them, -1 elsewhere."""
-    completions, ends = [], {chat_template.special_id(tokenizer, "end"), tokenizer.eos_id}
+    completions, ends = [], chat_template.end_ids(tokenizer)
     for ids in tokens_AT:
         completion = ids[ids >= 0].tolist()
         known = [token for token in completion if token < tokenizer.vocab_size]  # the head may have padding rows

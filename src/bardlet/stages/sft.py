@@ -71,7 +71,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
 
         A tokenizer of characters also gets the characters that only the conversations have.
         """
-        if not chat_template.is_missing(tokenizer):
+        if chat_template.is_foreign(tokenizer) or not chat_template.is_missing(tokenizer):
             return model, tokenizer
         if self.config.lora:
             raise BardletError(f"--lora {self.config.lora}: LoRA trains no embeddings, and {self.config.init} needs "
@@ -90,7 +90,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         if tokenizer is None:
             raise BardletError("fine-tuning starts from a pretrained model; name it with --init DIR")
         source = self.source
-        key = hashlib.sha256(f"{source.hash} {tokenizer.hash} {chat_template.TEMPLATE} {VERSION}".encode()).hexdigest()
+        key = hashlib.sha256(f"{source.hash} {tokenizer.hash} {tokenizer.chat_template} {VERSION}".encode()).hexdigest()
         folder = cache_folder() / "tokens" / f"{source.name[:60]}-chat-{key[:16]}"
         with self.dist.main_first():
             return shards.build_or_read(folder, lambda folder: _build(source, tokenizer, folder, self.progress),

@@ -101,3 +101,7 @@ class Trainer:
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights by parameter name; empty before the last fifth of the steps and with --keep last."""
     best: float = math.inf
+
+    def begin_update(self) -> None:
+        """Mark the beginning of an update."""
+        self.updating = True

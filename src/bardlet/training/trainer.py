@@ -39,27 +39,21 @@ SIGPIPE = 13
 
 
 def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, objective: Objective,
-               config: Settings, dist: Dist, dtype: str) -> tuple[float, float]:
+               config: Settings, dist: Dist, dtype: str,
+               before_update: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Update the weights once, from one global batch.
 
     Args:
         model: as `Dist.wrap` returned it.
         batch: the global batch; micro-batches and ranks take slices of its rows.
         dtype: fp32 or bf16, the precision of matrix products.
+        before_update: called when the gradient is there, before a weight changes.
 
     Returns:
         (loss, norm): the summed loss of the global batch, divided by what `objective.count` counts (unmasked targets,
         pairs or completions), and the norm of its gradient before clipping. If either is not finite, the weights are
         unchanged.
     """
-    loss, norm = compute_gradients(model, batch, objective, config, dist, dtype)
-    update_weights(optimizers, loss, norm)
-    return loss, norm
-
-
-def compute_gradients(model: nn.Module, batch: Batch, objective: Objective, config: Settings, dist: Dist,
-                      dtype: str) -> tuple[float, float]:
-    """Add the gradients of one global batch to `.grad`, clipped; the rest of `train_step`."""
     targets = objective.count(batch)
     total = torch.zeros((), device=dist.device)
     for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist)):
@@ -72,16 +66,13 @@ def compute_gradients(model: nn.Module, batch: Batch, objective: Objective, conf
     loss = dist.sum(total).item() / targets
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
-    return loss, norm
-
-
-def update_weights(optimizers: list[torch.optim.Optimizer], loss: float, norm: float) -> None:
-    """Update the weights by their gradients, if loss and norm are finite, and clear the gradients."""
     if math.isfinite(loss) and math.isfinite(norm):
+        before_update()
         for optimizer in optimizers:
             optimizer.step()
     for optimizer in optimizers:
         optimizer.zero_grad()
+    return loss, norm
 
 
 def micro_batches(batch: Batch, number: int, dist: Dist) -> Iterator[Batch]:
@@ -184,9 +175,8 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
     optim.set_learning_rate(trainer.optimizers, share)
     seed_step(config.seed, state.step, trainer.dist.rank)
     batch = trainer.objective.batch(state.step)
-    loss, norm = compute_gradients(wrapped, batch, trainer.objective, config, trainer.dist, trainer.machine["dtype"])
-    trainer.updating = True
-    update_weights(trainer.optimizers, loss, norm)
+    loss, norm = train_step(wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist,
+                            trainer.machine["dtype"], trainer.begin_update)
     _check_numbers(trainer, wrapped, batch, loss, norm)
     state.step += 1
     state.tokens += trainer.objective.count(batch)
