@@ -43,7 +43,7 @@ import record
 from bardlet import tokenizer as tokenizers
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import from_mapping
-from bardlet.data import corpus
+from bardlet.data import corpus, named
 from bardlet.data.statistics import measure_corpus
 from bardlet.planning import plan, scaling_law
 from bardlet.run import folder
@@ -141,7 +141,7 @@ def source(text: str) -> str:
         random.Random(1337).shuffle(documents)
     else:
         documents = [next(document for document in documents if len(document) >= SHORT_CHARACTERS)[:SHORT_CHARACTERS]]
-    path = corpus.cache_folder() / f"{text}.jsonl"
+    path = named.cache_folder() / f"{text}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
     return str(path)

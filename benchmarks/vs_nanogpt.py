@@ -132,12 +132,12 @@ def main() -> None:
 
 def prepare_nanogpt(source: Path, scratch: Path) -> Path:
     """Return a copy of nanoGPT with its data prepared by its own script."""
-    from bardlet.data import corpus
+    from bardlet.data import named
 
     copy = scratch / "nanoGPT"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git"))
     data = copy / "data" / "shakespeare_char"
-    shutil.copy(corpus.get("tinyshakespeare") / "input.txt", data / "input.txt")
+    shutil.copy(named.get("tinyshakespeare") / "input.txt", data / "input.txt")
     # the script imports requests for a download that is not needed: an empty module is enough
     (data / "requests.py").write_text("")
     subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=subprocess.DEVNULL)

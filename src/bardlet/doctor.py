@@ -20,7 +20,7 @@ from bardlet import __version__, console
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.config.toml import is_untouched
-from bardlet.data import bitext, corpus, duplicates
+from bardlet.data import bitext, corpus, duplicates, named
 from bardlet.data.duplicates import Overlap
 from bardlet.errors import BardletError
 from bardlet.inference import text_generation
@@ -82,7 +82,7 @@ def _free_space(device: torch.device) -> Iterator[Finding]:
         yield warning("memory", f"only {free / 1e9:.1f} GB are free; close other programs, or train small models")
     else:
         yield ok("memory", f"{free / 1e9:.1f} GB are free")
-    for about, folder, setting in (("disk", Path.cwd(), "--out"), ("cache", corpus.cache_folder(), "$BARDLET_CACHE")):
+    for about, folder, setting in (("disk", Path.cwd(), "--out"), ("cache", named.cache_folder(), "$BARDLET_CACHE")):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free_disk = atomic.free_bytes(existing)
         if not os.access(existing, os.W_OK):
@@ -96,7 +96,7 @@ def _free_space(device: torch.device) -> Iterator[Finding]:
 
 def _data() -> Iterator[Finding]:
     """Check the named corpora and the cached tokens."""
-    where = {name: corpus.locate(name) for name in corpus.NAMED if name != corpus.EMBEDDED}
+    where = {name: named.locate(name) for name in named.NAMED if name != named.EMBEDDED}
     where |= {name: bitext.locate(name) for name in bitext.NAMED}
     available = [name for name, path in where.items() if path]
     root = os.environ.get("BARDLET_DATA")
@@ -107,7 +107,7 @@ def _data() -> Iterator[Finding]:
     else:
         yield warning("data", "no named corpus is available; run `bardlet data get tinyshakespeare`, or train on your "
                       "own text")
-    for path in sorted((corpus.cache_folder() / "tokens").glob(f"[!.]*/{manifest.MANIFEST}")):
+    for path in sorted((named.cache_folder() / "tokens").glob(f"[!.]*/{manifest.MANIFEST}")):
         if sum(file.stat().st_size for file in path.parent.iterdir()) > LOW_SPACE:
             continue  # too slow here; a run checks it
         if damage := manifest.damaged_files(path.parent):
@@ -212,8 +212,8 @@ def _lines(path: Path, valid: int) -> Iterator[Finding]:
 
 def _text(config: Settings, expected: str | None) -> Iterator[Finding]:
     """Check that the text still has the hash `expected`, from the start of the run."""
-    named = (getattr(config, name, None) for name in ("pair", "source", "target"))
-    name = ", ".join(filter(None, (*config.text, *named)))
+    files = (getattr(config, name, None) for name in ("pair", "source", "target"))
+    name = ", ".join(filter(None, (*config.text, *files)))
     try:
         same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == expected
     except BardletError as error:

@@ -12,7 +12,7 @@ from bardlet.cli.training import RunOptions, config_file
 from bardlet.config.paths import given
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.toml import read_toml
-from bardlet.data import corpus
+from bardlet.data import named
 from bardlet.errors import BardletError
 
 
@@ -33,7 +33,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(home: Path, monkeypatch: pytes
     assert config_file(["--config=~/a.toml"]) == home / "a.toml"
     (home / "a.toml").write_text('text = ["~/a.txt"]\n')
     assert read_toml(home / "a.toml")[0].text == (f"{home}/a.txt",)
-    for name, folder in (("BARDLET_CACHE", corpus.cache_folder), ("BARDLET_DATA", lambda: corpus.locate("names"))):
+    for name, folder in (("BARDLET_CACHE", named.cache_folder), ("BARDLET_DATA", lambda: named.locate("names"))):
         monkeypatch.setenv(name, "~/folder")
         (home / "folder" / "names").mkdir(parents=True, exist_ok=True)
         for file in ("female.txt", "male.txt"):
@@ -68,7 +68,7 @@ def test_without_a_home_folder_the_cache_is_a_temporary_one(monkeypatch: pytest.
 
     monkeypatch.setattr(platformdirs, "user_cache_dir", fail)
     monkeypatch.delenv("BARDLET_CACHE", raising=False)
-    corpus._note_once.cache_clear()
-    folder = corpus.cache_folder()
-    assert folder == corpus.cache_folder() and folder.name.startswith("bardlet-")
+    named._note_once.cache_clear()
+    folder = named.cache_folder()
+    assert folder == named.cache_folder() and folder.name.startswith("bardlet-")
     assert len(caplog.records) == 1 and "BARDLET_CACHE" in caplog.text

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bardlet.cli import data as cli
-from bardlet.data import bitext
+from bardlet.data import bitext, named
 from bardlet.data import corpus as cp
 from bardlet.errors import BardletError
 
@@ -28,9 +28,9 @@ def alone(tmp_path, monkeypatch, request):
     monkeypatch.setenv("BARDLET_CACHE", str(tmp_path / "cache"))
     if "real" not in request.node.name:
         monkeypatch.delenv("BARDLET_DATA", raising=False)
-    tiny = cp.NAMED["tinyshakespeare"]
+    tiny = named.NAMED["tinyshakespeare"]
     missing = (tmp_path / "no-such-server" / "input.txt").as_uri()
-    monkeypatch.setitem(cp.NAMED, "tinyshakespeare", cp.dataclasses.replace(tiny, url=missing))
+    monkeypatch.setitem(named.NAMED, "tinyshakespeare", cp.dataclasses.replace(tiny, url=missing))
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -264,14 +264,14 @@ def test_an_unavailable_corpus_is_an_error_with_the_remedy():
 def test_a_download_is_checked_and_cached(tmp_path, monkeypatch, capsys):
     content = b"To be, or not to be: that is the question." * 9
     url = Path(write(tmp_path / "server" / "input.txt", content)).as_uri()
-    good = cp.NamedCorpus("a play", ("input.txt",), url=url, sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(cp.NAMED, "tinyshakespeare", cp.dataclasses.replace(good, sha256="0" * 64))
+    good = named.NamedCorpus("a play", ("input.txt",), url=url, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(named.NAMED, "tinyshakespeare", cp.dataclasses.replace(good, sha256="0" * 64))
     assert "its sha256 is" in error_of("tinyshakespeare")
     target = tmp_path / "cache" / "data" / "tinyshakespeare"
     assert list(target.iterdir()) == [], "a download with a wrong sha256 leaves nothing behind"
-    monkeypatch.setitem(cp.NAMED, "tinyshakespeare", good)
+    monkeypatch.setitem(named.NAMED, "tinyshakespeare", good)
     seen: list[tuple[str, int, int | None]] = []
-    assert cp.get("tinyshakespeare", lambda *step: seen.append(step)) == target
+    assert named.get("tinyshakespeare", lambda *step: seen.append(step)) == target
     assert seen[-1] == ("downloading tinyshakespeare", len(content), len(content))
     (tmp_path / "server" / "input.txt").unlink()
     assert read("tinyshakespeare") == [content.decode()]
@@ -289,9 +289,9 @@ def test_a_corpus_name_wins_over_a_file_with_a_warning(tmp_path, monkeypatch, ca
 
 
 def test_the_embedded_corpus_is_clean_prose():
-    text = cp.python_docs()
+    text = named.python_docs()
     paragraphs = text.strip("\n").split("\n\n")
-    assert text == cp.python_docs() and len(text) > 100_000
+    assert text == named.python_docs() and len(text) > 100_000
     assert len(paragraphs) == len(set(paragraphs)) > 500
     assert not any("\n" in p or "  " in p or "::=" in p or ">>>" in p[:4] for p in paragraphs)
 
@@ -318,7 +318,7 @@ def test_the_table_lists_every_corpus(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main([]) == 0
     *lines, blank, last = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*cp.NAMED, *bitext.NAMED]
+    assert [line.split()[0] for line in lines] == [*named.NAMED, *bitext.NAMED]
     assert any(line.endswith("missing: put female.txt, male.txt into $BARDLET_DATA/names") for line in lines)
     assert not blank and "export BARDLET_DATA=" in last
     assert lines[0].endswith("missing: bardlet data get tinyshakespeare")

@@ -94,6 +94,6 @@ def rungs(**_: Any) -> list[str]:
 
 def corpora(parsed_args: Any = None, **_: Any) -> list[str]:
     """Return what can follow `bardlet data`: get, and after it the corpora that can be downloaded."""
-    from bardlet.data.corpus import NAMED
+    from bardlet.data.named import NAMED
 
     return [name for name, corpus in NAMED.items() if corpus.url] if getattr(parsed_args, "words", None) else ["get"]

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _table(as_json: bool) -> int:
     from bardlet.data import bitext
-    from bardlet.data.corpus import EMBEDDED, NAMED, locate
+    from bardlet.data.named import EMBEDDED, NAMED, locate
 
     paths = {name: locate(name) for name in NAMED} | {name: bitext.locate(name) for name in bitext.NAMED}
     where = {name: str(path or "") for name, path in paths.items()} | {EMBEDDED: "part of Python"}
@@ -68,7 +68,7 @@ def _table(as_json: bool) -> int:
 
 
 def _get(name: str, as_json: bool) -> int:
-    from bardlet.data.corpus import EMBEDDED, get
+    from bardlet.data.named import EMBEDDED, get
 
     shown = -1
 

@@ -22,7 +22,7 @@ from bardlet import tokenizer as tokenization
 from bardlet.data import shards, windows
 from bardlet.data.batch import Batch
 from bardlet.data.bitext import ParallelCorpus
-from bardlet.data.corpus import cache_folder
+from bardlet.data.named import cache_folder
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.ops.cross_entropy import IGNORE

@@ -12,8 +12,8 @@ import torch
 
 from bardlet.data import chat_template, shards, windows
 from bardlet.data.batch import Batch
-from bardlet.data.corpus import cache_folder
 from bardlet.data.forms import Preference
+from bardlet.data.named import cache_folder
 from bardlet.data.packing import PARTS, TokenizedChats
 from bardlet.data.records import Examples, Report
 from bardlet.data.shards import Progress

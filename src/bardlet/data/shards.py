@@ -26,7 +26,8 @@ import numpy as np
 
 from bardlet import tokenizer as tokenization
 from bardlet.data import duplicates
-from bardlet.data.corpus import Corpus, cache_folder
+from bardlet.data.corpus import Corpus
+from bardlet.data.named import cache_folder
 from bardlet.data.statistics import measure_corpus
 from bardlet.errors import BardletError
 from bardlet.runtime import manifest

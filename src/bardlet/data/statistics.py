@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from bardlet.data import ngram
-from bardlet.data.corpus import Corpus, cache_folder, dev_split_start
+from bardlet.data.corpus import Corpus, dev_split_start
+from bardlet.data.named import cache_folder
 from bardlet.runtime import cache as runtime_cache
 from bardlet.tokenizer import code_points
 

@@ -21,7 +21,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from bardlet.data import corpus
+from bardlet.data import named
 from bardlet.data import records as data_records
 from bardlet.data.forms import Unusable
 from bardlet.data.text import Source, read_text
@@ -79,7 +79,7 @@ def records(name: str, limit: int | None = None) -> list[Record]:
     """
     task = find(name)
     folder, file = task.file.split("/")
-    directory = corpus.folder_with(folder, [file])
+    directory = named.folder_with(folder, [file])
     if directory is None:
         raise BardletError(f"--task {name}: its questions are not on this machine; put {file} into "
                            f"$BARDLET_DATA/{folder}")

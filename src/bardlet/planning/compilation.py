@@ -13,7 +13,7 @@ from typing import Any
 from bardlet import __version__
 from bardlet.config.model import WITHOUT_BLOCKS, ModelConfig
 from bardlet.config.settings import Settings
-from bardlet.data import corpus
+from bardlet.data import named
 from bardlet.planning import calibrate, clock
 from bardlet.runtime import cache, compiler, device
 from bardlet.runtime.distributed import Dist
@@ -40,7 +40,7 @@ def _compiled_folder() -> Path:
     Compiled code contains weights packed for one processor's instructions, but the compiler's cache key omits them: on
     another processor that shares the cache, the process aborts (torch 2.13).
     """
-    return corpus.cache_folder() / "compiler" / hashlib.sha256(device.processor().encode()).hexdigest()[:12]
+    return named.cache_folder() / "compiler" / hashlib.sha256(device.processor().encode()).hexdigest()[:12]
 
 
 def choose_compile(trainer: Trainer, seconds: float | None = None) -> None:

@@ -12,7 +12,7 @@ from bardlet.config.model import RUNGS, ModelConfig
 from bardlet.config.settings import Settings
 from bardlet.config.stages import NAMED_PAIRS
 from bardlet.config.toml import non_default
-from bardlet.data import corpus
+from bardlet.data import named
 from bardlet.run.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -64,7 +64,7 @@ class Card:
 
         task = {"pairs": "translation", "reward_model": "text-classification"}.get(template, "text-generation")
         text = re.sub(r"[^\w.-]+", "-", str(self.record["text"])).strip("-.") or "text"
-        named = [name for name in self.config.text if name in (*corpus.NAMED, *NAMED_PAIRS)]
+        corpora = [name for name in self.config.text if name in (*named.NAMED, *NAMED_PAIRS)]
         labels = METRICS | ({"accuracy": KTO_ACCURACY} if template == "kto" else {})
         results = [EvalResult(task_type=task, dataset_type=text, dataset_name=f"{self.record['text']}, held-out split",
                               metric_type=name, metric_value=self.record[name], metric_name=label)
@@ -74,7 +74,7 @@ class Card:
             model_name=self.title, library_name="bardlet" if own_code else "transformers", pipeline_tag=task,
             license="unknown",  # the owner of the text decides
             tags=["bardlet", *([self.config.command] if self.config.stage != "pretrain" else [])],
-            datasets=named or None, eval_results=results or None).to_yaml()
+            datasets=corpora or None, eval_results=results or None).to_yaml()
 
 
 def _selected(record: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from bardlet.config.finetuning import DPOConfig
 from bardlet.data import preferences as data_preferences
 from bardlet.data import shards
 from bardlet.data.batch import Batch
-from bardlet.data.corpus import cache_folder
+from bardlet.data.named import cache_folder
 from bardlet.data.packing import PARTS
 from bardlet.data.preferences import PreferenceDataset, TokenizedPreferences
 from bardlet.errors import BardletError

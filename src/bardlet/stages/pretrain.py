@@ -14,7 +14,7 @@ import torch
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import flag
-from bardlet.data import corpus, shards, statistics
+from bardlet.data import corpus, named, shards, statistics
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
@@ -174,7 +174,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             measured = statistics.measure_corpus(self.source, self.progress, val_part=config.val_part)
         if measured.characters < MIN_CHARACTERS:
             raise BardletError(shards.too_short(self.source.name, measured.characters))
-        eager = calibrate.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(),
+        eager = calibrate.calibrate(dist, config.dtype, config.threads or 1, named.cache_folder(),
                                     clock.seconds_left(deadline, dist))
         budget = _PlanningMachine(self, deadline, eager)
         config, reason = planning.plan_vocabulary(measured, budget.machine(calibrate.COLD), config)

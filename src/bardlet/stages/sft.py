@@ -18,7 +18,8 @@ import numpy as np
 
 from bardlet.config.finetuning import SFTConfig
 from bardlet.data import batch, chat_template, forms, records, shards
-from bardlet.data.corpus import cache_folder, dev_split_start
+from bardlet.data.corpus import dev_split_start
+from bardlet.data.named import cache_folder
 from bardlet.data.packing import PARTS, ChatBatches, TokenizedChats
 from bardlet.data.records import Examples
 from bardlet.data.shards import Progress

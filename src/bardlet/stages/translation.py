@@ -16,7 +16,7 @@ import torch
 
 from bardlet import models
 from bardlet.config.pretraining import TranslationConfig
-from bardlet.data import bitext, bitext_batches, corpus
+from bardlet.data import bitext, bitext_batches, named
 from bardlet.data.batch import Batch
 from bardlet.data.bitext import ParallelCorpus
 from bardlet.data.bitext_batches import PairBatches, PairFormat, TokenizedLines, TokenizedPairs
@@ -141,7 +141,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         """Return the plan for this machine and the time left."""
         config, dist = self.config, self.dist
         deadline = started + 60 * (config.minutes or 0)
-        speed = calibrate.calibrate(dist, config.dtype, config.threads or 1, corpus.cache_folder(),
+        speed = calibrate.calibrate(dist, config.dtype, config.threads or 1, named.cache_folder(),
                                     clock.seconds_left(deadline, dist))
         seconds = clock.usable(clock.seconds_left(deadline, dist))
         machine = Machine(seconds, speed, dist.world, memory.max_parameters(dist))
