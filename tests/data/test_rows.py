@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import bz2
 import csv
+import gzip
 import io
 import json
 import logging
+import lzma
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bardlet.data import corpus, formats, separators
+from bardlet.data import text as data_text
 from bardlet.data.forms import Unusable
 from bardlet.data.rows import rows
 from bardlet.data.text import Source
@@ -167,6 +171,20 @@ def test_control_characters_of_a_wrong_conversion_are_counted(tmp_path: Path, ca
     path.write_text(FRENCH.encode("cp1252").decode("latin-1") * 10, encoding="utf-8")
     documents(path)
     assert "has 40 control characters between U+0080 and U+009F" in caplog.text
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress)])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_bomb_is_refused_by_name(name: str, suffix: str, pack: Callable[[bytes], bytes], tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_text, "FREE_BYTES", 1 << 20)
+    path = tmp_path / f"{name}.{suffix}"
+    path.write_bytes(pack(b" " * (1 << 23)))
+    with pytest.raises(BardletError, match=rf"{name}\.{suffix}: holds more than 250 times its size"):
+        documents(path)
+    path.write_bytes(pack(LINES.encode() * 2000))  # repetitive, but no bomb
+    monkeypatch.setattr(data_text, "MAX_RATIO", 10**6)
+    assert len(documents(path)) == (1 if name == "a.txt" else 60_000)
 
 
 # ------------------------------------------------------------------------------------ documents of a text

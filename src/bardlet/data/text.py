@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bardlet.data import formats
 from bardlet.errors import BardletError
@@ -66,13 +66,41 @@ C1_CONTROLS = [chr(code) for code in range(0x80, 0xA0) if code != 0x85]
 Notice = Callable[[Source, str], None]
 
 
+MAX_RATIO, FREE_BYTES = 250, 1 << 26
+"""A compressed file may hold this many times its size; the ratio counts only beyond this many bytes."""
+
+
+class _Bounded(io.RawIOBase):
+    """The bytes of a decompressed file, as long as they are not absurdly many for the size of the compressed one."""
+
+    def __init__(self, packed: IO[bytes], path: Path) -> None:
+        self.packed, self.path, self.count = packed, path, 0
+        self.limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.packed.read(len(buffer))
+        buffer[: len(block)] = block
+        self.count += len(block)
+        if self.count > self.limit:
+            raise BardletError(f"{self.path}: holds more than {MAX_RATIO} times its size, which no text does; if it is "
+                               "what you want, decompress it first")
+        return len(block)
+
+
 @contextlib.contextmanager
 def open_raw(path: Path, compressed: bool = False) -> Iterator[IO[bytes]]:
     """Open the bytes of a file, decompressed by its suffix unless `compressed`. BardletError if that fails."""
-    opener = open if compressed else OPENERS.get(path.suffix.lower(), open)
+    opener = None if compressed else OPENERS.get(path.suffix.lower())
     try:
-        with opener(path, "rb") as file:
-            yield file
+        if opener is None:
+            with open(path, "rb") as file:
+                yield file
+        else:
+            with opener(path, "rb") as packed, io.BufferedReader(_Bounded(packed, path), 1 << 16) as file:
+                yield file
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise BardletError(f"{path}: the compressed data is damaged ({error}); get the file again") from None
     except PermissionError:
