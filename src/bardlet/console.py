@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
+from bardlet.errors import neutral
+
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -35,6 +37,11 @@ def show_notices(main: bool = True) -> None:
 def say(text: str = "") -> None:
     """Print a line to standard output and flush it."""
     print(text, flush=True)
+
+
+def shown(text: str) -> str:
+    """Return a model's text for standard output: on a terminal, without control characters."""
+    return neutral(text) if sys.stdout.isatty() else text
 
 
 def say_json(value: dict[str, Any]) -> None:

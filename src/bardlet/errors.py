@@ -18,6 +18,14 @@ def printable(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def neutral(text: str) -> str:
+    """Return a text from a model or a file without control characters, which could command a terminal."""
+    return text.translate(CONTROLS)
+
+
 def one_line(error: BaseException) -> str:
     """Return a library's error message on one line of at most 200 characters."""
     text = " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -18,7 +19,7 @@ from processes import power_cut
 
 from bardlet import console
 from bardlet.cli import COMMANDS, main
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, neutral
 from bardlet.run import metrics
 from bardlet.runtime.signals import Stopped
 
@@ -435,3 +436,35 @@ def test_json_is_an_object_on_the_last_line(text: Path, tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["steps"] == 2
     assert not any(line.startswith("{") for line in lines[:-1])
+
+
+# ------------------------------------------------------------------------------------ prompts and terminals
+
+
+def test_a_prompt_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """https://github.com/invoke-ai/InvokeAI/pull/2087"""
+    (tmp_path / "a.txt").write_text("ROMEO:\nto be or not to be\n" * 100)
+    run = str(tmp_path / "run")
+    assert main(["train", str(tmp_path / "a.txt"), "--tokenizer", "char", "--n-layer", "1", "--n-head", "1", "--n-embd",
+                 "16", "--block-size", "16", "--steps", "2", "--compile", "off", "--out", run]) == 0  # fmt: skip
+    for arguments, stdin in ((["--prompt", "-"], "ROMEO:\r\n"), ([], "ROMEO:\n")):
+        with (tmp_path / "prompt").open("w+b") as file:
+            file.write(stdin.encode())
+            file.seek(0)
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+            capsys.readouterr()
+            assert main(["sample", run, *arguments, "--tokens", "5"]) == 0
+            assert capsys.readouterr().out.startswith("ROMEO:")
+    for prompt, code in (("a\\nb", 1), ("be\nor", 0)):
+        assert main(["sample", run, "--prompt", prompt, "--tokens", "5"]) == code
+    error = capsys.readouterr().err
+    assert r"\n is a backslash and an n; in bash, --prompt $'a\nb' has a line break" in error
+
+
+def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a\x1b[2J\x07\x9bb\n\tc\x7f\x00é"
+    assert neutral(text) == "a�[2J��b\n\tc��é"
+    assert console.shown(text) == text  # a pipe gets the model's own text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert console.shown(text) == neutral(text)

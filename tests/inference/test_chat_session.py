@@ -179,9 +179,11 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
                                             ("/again", "the conversation is empty")])  # fmt: skip
 def test_invalid_commands_are_one_line(line: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
                                        capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line.encode())))
+    """In a pipe, too, the conversation goes on after one."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{line}\n/help\n".encode())))
     assert main(["chat", str(folder)]) == 1
-    assert message in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert message in output.err and "/save FILE" in output.out
 
 
 def test_ctrl_c_ends_the_answer_but_not_the_conversation(capsys: pytest.CaptureFixture[str],

@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
         why = "uses another chat template" if model.tokenizer.chat_template else "was not fine-tuned to answer"
         log.warning("%s %s: it continues your text; `bardlet sft %s DATA` teaches it to answer", command.run, why,
                     shlex.quote(command.run))
+    failed = False
     if sys.stdin.isatty():
         console.say("/help lists the commands; Ctrl-D leaves.")
     try:
@@ -75,13 +76,15 @@ def main(argv: Sequence[str]) -> int:
                 if line.strip() and not handle_command(session, line):
                     break
             except BardletError as error:
-                if not sys.stdin.isatty():
-                    raise
-                console.say(f"({error})")
+                failed = True
+                if sys.stdin.isatty():
+                    console.say(f"({error})")
+                else:
+                    log.warning("%s", error)
     finally:
         if command.json:
             console.say_json({"messages": session.transcript()})
-    return 0
+    return int(failed and not sys.stdin.isatty())
 
 
 def typed_lines() -> Iterator[str]:
@@ -136,7 +139,7 @@ def stream_answer(session: ChatSession, answer: Callable[[], Iterator[str]]) -> 
     with closing(pieces):  # type: ignore[type-var]
         try:
             for piece in pieces:
-                print(piece, end="", flush=True)
+                print(console.shown(piece), end="", flush=True)
         except KeyboardInterrupt:
             print(" ...", end="")
     print(flush=True)

@@ -19,6 +19,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from bardlet.config.paths import given
 from bardlet.errors import BardletError
 
 T = TypeVar("T")
@@ -93,6 +94,9 @@ def parse(kind: type[T], argv: Sequence[str], usage: Usage, explain: Callable[[s
     for each in fields(cast(Any, kind)):
         if each.default is MISSING and each.default_factory is MISSING and each.name not in values:
             raise BardletError(f"{usage.positionals[each.name]} is missing; for example: {usage.examples[0][0]}")
+    for name in usage.positionals:  # a shell leaves ~ in quotes alone
+        if isinstance(value := values.get(name), str | tuple):
+            values[name] = given(value) if isinstance(value, str) else tuple(map(given, value))
     return kind(**values)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import select
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.config.inference import SamplingOptions
 from bardlet.errors import BardletError
+
+log = logging.getLogger("bardlet")
 
 SAMPLING = Group("sampling", ("tokens", "temperature", "top_k", "top_p", "seed"))
 
@@ -29,7 +34,7 @@ class Command(SamplingOptions):
     run: str
     """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
     prompt: str = ""
-    """Text to continue (default: start a new text)."""
+    """Text to continue; - reads it from standard input (default: start a new text)."""
     num: int = 1
     """Number of texts."""
     json: bool = False
@@ -50,22 +55,48 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.api.models import load
 
     model = load(command.run, device=command.device, dtype=command.dtype)
+    prompt = read_prompt(command.prompt)
+    line_break = "\\n is a backslash and an n; in bash, --prompt $'a\\nb' has a line break"
     try:  # before anything is printed
-        model.prompt_ids(command.prompt)
+        model.prompt_ids(prompt)
     except BardletError as error:
-        raise BardletError(f"--prompt: {error}" if command.prompt else str(error)) from None
+        hint = f"; {line_break}" * ("\\n" in prompt)
+        raise BardletError(f"--prompt: {error}{hint}" if prompt else str(error)) from None
+    if "\\n" in prompt:
+        log.warning("--prompt: %s", line_break)
     if not command.json and command.num == 1:
-        print(command.prompt, end="", flush=True)
-        for piece in model.stream(command.prompt, **command.sampling):
-            print(piece, end="", flush=True)
+        print(prompt, end="", flush=True)
+        for piece in model.stream(prompt, **command.sampling):
+            print(console.shown(piece), end="", flush=True)
         print(flush=True)
         return 0
     started = time.monotonic()
-    texts, tokens = model.complete([command.prompt] * command.num, **command.sampling)
+    texts, tokens = model.complete([prompt] * command.num, **command.sampling)
     if command.json:
-        console.say_json({"prompt": command.prompt, "completions": texts,
+        console.say_json({"prompt": prompt, "completions": texts,
                           "tokens_per_second": round(tokens / (time.monotonic() - started), 1)})
         return 0
     for number, text in enumerate(texts, 1):
-        console.say(f"--- {number} ---\n{command.prompt}{text}\n")
+        console.say(console.shown(f"--- {number} ---\n{prompt}{text}\n"))
     return 0
+
+
+def read_prompt(typed: str) -> str:
+    """Return the prompt: as typed, from standard input for "-", or what is piped in if there is no other.
+
+    One line break at the end of standard input is left out: it ends the line of `echo`.
+    """
+    if typed != "-" and (typed or not _is_piped()):
+        return typed
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise BardletError(f"standard input: not valid UTF-8 at byte {error.start}; pipe in UTF-8 text") from None
+
+
+def _is_piped() -> bool:
+    """Return True if text is ready on standard input; a script's idle standard input must not block."""
+    try:
+        return not sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], 0)[0])
+    except (AttributeError, OSError, ValueError):  # closed, or Windows, where only sockets can be asked
+        return False

@@ -13,6 +13,7 @@ from bardlet.config.settings import Settings
 from bardlet.config.stages import NAMED_PAIRS
 from bardlet.config.toml import non_default
 from bardlet.data import named
+from bardlet.errors import neutral
 from bardlet.run.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,7 +55,7 @@ class Card:
         settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
         text = environment.get_template(f"{template}.md.jinja").render(
             title=self.title, run=f"path/to/{self.run.name}", config=self.config, model=self.model,
-            r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
+            r=defaultdict(lambda: None, self.record), sample=neutral(self.sample.replace("```", "'''")),
             settings=tomli_w.dumps(settings).strip(), loss=self.loss, weights=_selected(self.record))
         (self.run / "README.md").write_text(f"---\n{self.metadata(template)}\n---\n\n{text}", encoding="utf-8")
 

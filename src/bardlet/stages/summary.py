@@ -77,7 +77,7 @@ def _shape(model: ModelConfig) -> str:
 def say_result(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> dict[str, Any]:
     """Finish the run, print its results and where they are, and return what --json prints."""
     facts, sample = stage.finish(trainer)
-    console.say(f"\n{HEADINGS.get(stage.use, 'samples of the model:')}\n\n{sample}\n")
+    console.say(f"\n{HEADINGS.get(stage.use, 'samples of the model:')}\n\n{console.shown(sample)}\n")
     mean = f", mean of the last {facts['averaged']:,} steps" if facts.get("averaged") else ""
     console.say(f"{stage.validation_label} {stage.describe_loss()} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}{mean}); {console.count(facts['steps'], 'step')} in "
