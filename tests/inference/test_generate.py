@@ -16,7 +16,7 @@ from bardlet.errors import BardletError
 from bardlet.inference import decoders
 from bardlet.inference.decoders.cache import PlainCache
 from bardlet.inference.generate import generate, stream
-from bardlet.inference.sampling import probabilities, row_seeds, sample_next
+from bardlet.inference.sampling import candidates, row_seeds, sample_next
 from bardlet.models import build
 
 V = 19
@@ -46,6 +46,49 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 # ---------------------------------------------------------------------------- sampling
+
+
+def probabilities(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """Return the distribution over all ids, (B, V), float64."""
+    index, probability = candidates(logits, temperature, top_k, top_p)
+    return torch.zeros(logits.shape, dtype=torch.float64).scatter(-1, index, probability)
+
+
+def plain(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """Return the same distribution as the definitions say: all ids sorted, in float64."""
+    scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
+    ranked, index = scaled.sort(descending=True, stable=True)
+    if top_k is not None:
+        ranked[:, top_k:] = float("-inf")
+    weight = ranked.softmax(-1)
+    if top_p is not None:
+        weight[weight.cumsum(-1) - weight >= top_p] = 0
+    return torch.zeros_like(weight).scatter(-1, index, weight / weight.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("size", [300, 5_000])
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (50, None), (None, 0.9), (None, 0.999), (50, 0.9)])
+def test_a_large_vocabulary_is_sampled_by_its_distribution(top_k: int | None, top_p: float | None, size: int) -> None:
+    """By a chi-square test over 20,000 draws, with ids of few expected draws together."""
+    generator = torch.Generator().manual_seed(11)
+    logits = torch.randn(1, size, generator=generator) * 3
+    want = plain(logits, 0.8, top_k, top_p)[0]
+    torch.testing.assert_close(probabilities(logits, 0.8, top_k, top_p)[0], want, rtol=1e-9, atol=1e-12)
+    n = 20_000
+    drawn = sample_next(logits.expand(n, size), 0.8, top_k, top_p, generator).bincount(minlength=size).double()
+    assert not drawn[want == 0].any()
+    frequent = want * n >= 10
+    expected = torch.cat((want[frequent] * n, want[~frequent].sum()[None] * n)).clamp(min=1e-9)
+    seen = torch.cat((drawn[frequent], drawn[~frequent].sum()[None]))
+    kept = expected > 1
+    statistic, freedom = float(((seen - expected) ** 2 / expected)[kept].sum()), int(kept.sum()) - 1
+    assert statistic < freedom + 3.8 * (2 * freedom) ** 0.5 + 10
+
+
+def test_large_seeds_differ() -> None:
+    """PyTorch's own generator reads 32 bits of a seed only."""
+    assert len({row_seeds(seed, 1)[0] % 2**32 for seed in (1, 2**32 + 1, 2**33 + 1, 2**62 + 1)}) == 4
+    assert row_seeds(7, 2) == [7_000_021, 7_000_022]  # seeds of 32 bits keep their texts
 
 
 @few

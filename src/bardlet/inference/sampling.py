@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bardlet.errors import BardletError
+from bardlet.runtime.seeds import torch_seed
 
 
 def sample_next(
@@ -33,25 +34,69 @@ def sample_next(
     return _draw(logits_BV, temperature, top_k, top_p, u_B1)
 
 
+BLOCK = 256
+"""Ids whose probabilities are added up first, where all ids are candidates."""
+NUCLEUS = 1024
+"""Likeliest ids among which the nucleus of top-p is looked for first."""
+
+
 def _draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
     """Invert the cumulative distribution at u_B1, in [0, 1): the first id whose cumulative probability exceeds it."""
-    cumulative_BV = probabilities(logits_BV, temperature, top_k, top_p).cumsum(dim=-1)
-    u_B1 = u_B1.to(cumulative_BV) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, u_B1, right=True)[:, 0].to(logits_BV.device)
+    if (top_k is None or top_k >= logits_BV.shape[-1]) and (top_p is None or top_p >= 1):
+        return _draw_from_all(logits_BV.to("cpu", torch.float32), temperature, u_B1).to(logits_BV.device)
+    index_BK, probability_BK = candidates(logits_BV, temperature, top_k, top_p)
+    cumulative_BK = probability_BK.cumsum(dim=-1)
+    u_B1 = u_B1.to(cumulative_BK) * cumulative_BK[:, -1:]
+    return index_BK.gather(-1, torch.searchsorted(cumulative_BK, u_B1, right=True))[:, 0].to(logits_BV.device)
 
 
-def probabilities(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Return the distribution that `sample_next` samples from, for a temperature above 0: float64 (B, V)."""
-    scaled_BV = logits_BV.to("cpu", torch.float64)  # every CPU has float64; not every accelerator does
-    scaled_BV = scaled_BV.sub(scaled_BV.amax(dim=-1, keepdim=True)).div_(temperature)
-    if top_k is not None and top_k < scaled_BV.shape[-1]:
-        kept, index = scaled_BV.topk(top_k, dim=-1, sorted=False)  # exactly k, even with ties
-        scaled_BV = torch.full_like(scaled_BV, float("-inf")).scatter_(-1, index, kept)
-    if top_p is not None and top_p < 1:
-        ranked, index = scaled_BV.sort(dim=-1, descending=True, stable=True)
-        before = F.pad(ranked.softmax(dim=-1).cumsum(dim=-1)[:, :-1], (1, 0))  # total probability of the likelier ids
-        scaled_BV = scaled_BV.scatter(-1, index, ranked.masked_fill(before >= top_p, float("-inf")))
-    return scaled_BV.softmax(dim=-1)
+def candidates(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
+    """Return (ids, probabilities) from which `sample_next` samples at a temperature above 0, in the order of the ids.
+
+    Only the likeliest ids are sorted and computed in float64. K is at least the number of candidates; what top-p leaves
+    out has the probability 0.
+
+    Returns:
+        int64 (B, K) and float64 (B, K), on the CPU: not every accelerator has float64.
+    """
+    V = logits_BV.shape[-1]
+    top_k, top_p = min(V, top_k or V), 1.0 if top_p is None else top_p
+    among_all = top_k == V and top_p < 1
+    size = min(V, NUCLEUS) if among_all else top_k
+    total_B1 = None if not among_all else _scaled(logits_BV, temperature).exp_().sum(dim=-1, keepdim=True)
+    while True:
+        kept_BK, index_BK = logits_BV.topk(size, dim=-1, sorted=False)  # exactly k, even with ties
+        index_BK, order_BK = index_BK.cpu().sort(dim=-1)
+        scaled_BK, rank_BK = _scaled(kept_BK, temperature).gather(-1, order_BK).sort(
+            dim=-1, descending=True, stable=True)
+        # top-p counts the probabilities among the top-k, or else among all ids
+        weight_BK = scaled_BK.softmax(dim=-1) if total_B1 is None else scaled_BK.exp() / total_B1
+        before_BK = F.pad(weight_BK.cumsum(dim=-1)[:, :-1], (1, 0))  # total probability of the likelier ids
+        if total_B1 is None or size == V or bool((before_BK[:, -1] >= top_p).all()):
+            break
+        size = min(V, 8 * size)
+    if top_p < 1:
+        scaled_BK = scaled_BK.masked_fill(before_BK >= top_p, float("-inf"))
+    return index_BK, torch.empty_like(scaled_BK).scatter_(-1, rank_BK, scaled_BK.softmax(dim=-1))
+
+
+def _scaled(logits_BV: Tensor, temperature: float) -> Tensor:
+    """Return (logits - their maximum) / temperature, float64 on the CPU."""
+    x_BV = logits_BV.to("cpu", torch.float64)
+    return x_BV.sub(x_BV.amax(dim=-1, keepdim=True)).div_(temperature)
+
+
+def _draw_from_all(logits_BV: Tensor, temperature: float, u_B1: Tensor) -> Tensor:
+    """Draw from all ids: first a block of ids, then an id in it, so that float32 is exact enough for a large V."""
+    weight_BV = logits_BV.sub(logits_BV.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
+    weight_BNK = F.pad(weight_BV, (0, -weight_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks_BN = weight_BNK.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target_B1 = u_B1.to(blocks_BN) * blocks_BN[:, -1:]
+    block_B1 = torch.searchsorted(blocks_BN, target_B1, right=True).clamp_(max=blocks_BN.shape[-1] - 1)
+    start_B1 = F.pad(blocks_BN, (1, 0)).gather(-1, block_B1)
+    inside_BK = weight_BNK[torch.arange(len(weight_BNK)), block_B1[:, 0]].double().cumsum(dim=-1)
+    target_B1 = torch.minimum(target_B1 - start_B1, inside_BK[:, -1:] * (1 - 2**-52))  # rounding of the two sums
+    return (block_B1 * BLOCK + torch.searchsorted(inside_BK, target_B1, right=True))[:, 0]
 
 
 def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
@@ -59,7 +104,7 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if seed is None:
         return [torch.Generator().seed() for _ in range(rows)]
     if isinstance(seed, int):  # far apart: seeds 1 and 2 share no row seeds
-        return [(seed * 1_000_003 + row) % 2**63 for row in range(rows)]
+        return [(torch_seed(seed) * 1_000_003 + row) % 2**63 for row in range(rows)]
     if len(seed) != rows:
         raise BardletError(f"{len(seed)} seeds for {rows} prompts; give one seed, or one for each prompt")
     return list(seed)

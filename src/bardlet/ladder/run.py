@@ -34,6 +34,7 @@ from bardlet.run import hf, lock
 from bardlet.run.record import TextRecord
 from bardlet.runtime import atomic, manifest
 from bardlet.runtime.distributed import Dist
+from bardlet.runtime.seeds import torch_seed
 from bardlet.runtime.signals import Stopped, signals
 from bardlet.stages.pretrain import Pretraining
 from bardlet.training import checkpointing
@@ -194,7 +195,7 @@ class Ladder:
     def trainer(self, rung: Rung, seed: int, steps: int | None = None) -> Trainer:
         """Return a rung's trainer before its first step. Writes nothing."""
         config = self.config(rung, seed, steps)
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed))
         model = models.build(config.model_config(self.dataset.tokenizer.vocab_size))
         stage = self.stage(config)
         stage.record = TextRecord(text=self.corpus.name, text_hash=self.corpus.hash,

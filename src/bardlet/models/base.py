@@ -99,7 +99,7 @@ def with_vocabulary(model: LanguageModel, size: int, seed: int) -> LanguageModel
     A new row is the mean plus a tenth of the standard deviation as noise, so that new tokens differ from each other.
     """
     grown = type(model)(replace(model.config, vocab_size=size))
-    generator, tensors = torch.Generator().manual_seed(seed % 2**63), model.state_dict()
+    generator, tensors = torch.Generator().manual_seed(seed), model.state_dict()
     for name, new in grown.state_dict().items():
         old = tensors[name]
         if old.shape != new.shape:

@@ -33,6 +33,7 @@ from bardlet.run.record import Record
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
+from bardlet.runtime.seeds import torch_seed
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, optim
 from bardlet.training.state import Objective, State, Trainer
@@ -325,7 +326,7 @@ class FineTuning(Stage[F, Source, Data, R]):
         if config.block_size and config.block_size > model.config.block_size:
             log.warning("--block-size %d is larger than the model's context window; using %d", config.block_size,
                         model.config.block_size)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(torch_seed(config.seed))
         self.config = config
         self.config = self.resolve_machine().as_model(model.config)
         return model, tokenizer

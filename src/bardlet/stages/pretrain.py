@@ -30,6 +30,7 @@ from bardlet.planning.plan import Machine, Plan, TextStatistics
 from bardlet.run import card, folder, hf, plots
 from bardlet.run.record import TextRecord
 from bardlet.runtime import cache, compiler, distributed
+from bardlet.runtime.seeds import torch_seed
 from bardlet.stages.base import Stage, check_shape
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses, optim
@@ -131,7 +132,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         else:
             self.config = self.config.resolved()
             self.data = self.tokenize(base[1] if base else None)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(torch_seed(config.seed))
         if base:
             model = base[0]
         else:

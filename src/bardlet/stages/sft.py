@@ -31,6 +31,7 @@ from bardlet.models.base import with_vocabulary
 from bardlet.run import card, hf, plots
 from bardlet.run.record import ConversationsRecord
 from bardlet.runtime import manifest
+from bardlet.runtime.seeds import torch_seed
 from bardlet.stages.base import FineTuning
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
@@ -83,7 +84,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         log.warning("%s: adding %d tokens for chat to its vocabulary of %d", self.config.init,
                     grown.vocab_size - tokenizer.vocab_size, tokenizer.vocab_size)
         if grown.vocab_size > model.config.vocab_size:
-            model = with_vocabulary(model, grown.vocab_size, self.config.seed)
+            model = with_vocabulary(model, grown.vocab_size, torch_seed(self.config.seed))
         return model, grown
 
     def tokenize(self, tokenizer: Tokenizer | None) -> ChatDataset:

@@ -29,6 +29,7 @@ from bardlet.planning import plan as planning
 from bardlet.planning.plan import Machine, PairStatistics, Plan
 from bardlet.run import card, folder, hf, plots
 from bardlet.run.record import PairsRecord
+from bardlet.runtime.seeds import torch_seed
 from bardlet.stages.base import Stage, check_shape
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
@@ -114,7 +115,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         if config.minutes is not None and base is None:
             plan = self._plan(started)
             self.config = plan.config
-        torch.manual_seed(config.seed)
+        torch.manual_seed(torch_seed(config.seed))
         if base:
             model = base[0]
             self.config = self.config.as_model(model.config).resolved(lr=2e-3, muon_lr=2e-2)
