@@ -11,14 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bardlet.data import foreign_template
 from bardlet.data.forms import ROLES, Message
 from bardlet.data.records import check
 from bardlet.errors import BardletError
 from bardlet.tokenizer import END, PAD, SEPARATOR, Tokenizer
+
+if TYPE_CHECKING:
+    from bardlet.data.foreign_template import ForeignTemplate
 
 log = logging.getLogger("bardlet")
 
@@ -59,12 +62,18 @@ def is_foreign(tokenizer: Tokenizer) -> bool:
     return tokenizer.chat_template not in (None, TEMPLATE)
 
 
+def _foreign(tokenizer: Tokenizer) -> ForeignTemplate:
+    from bardlet.data import foreign_template  # Jinja is imported for the models that need it
+
+    return foreign_template.of(tokenizer)
+
+
 def reason_against(tokenizer: Tokenizer) -> str | None:
     """Return why a tokenizer's chat template cannot be used, as a sentence; None if it can."""
     if tokenizer.chat_template is None:
         return "it has no chat template"
     try:
-        foreign_template.of(tokenizer) if is_foreign(tokenizer) else special_tokens(tokenizer)
+        _foreign(tokenizer) if is_foreign(tokenizer) else special_tokens(tokenizer)
     except BardletError as error:
         return str(error)
     return None
@@ -73,7 +82,7 @@ def reason_against(tokenizer: Tokenizer) -> str | None:
 def end_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end an answer. Raises as `encode` does."""
     if is_foreign(tokenizer):
-        return foreign_template.of(tokenizer).end_ids
+        return _foreign(tokenizer).end_ids
     return sorted({special_id(tokenizer, "end"), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])})
 
 
@@ -103,14 +112,16 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
         BardletError: a tokenizer without these tokens, no messages, or an invalid message, by its number.
     """
     if is_foreign(tokenizer):
-        return foreign_template.of(tokenizer).encode(check(messages), add_generation_prompt)
+        return _foreign(tokenizer).encode(check(messages), add_generation_prompt)
     special = special or special_tokens(tokenizer)
     ids: list[int] = []
     answer: list[bool] = []
     for message in check(messages):
-        text, unseen = tokenizer.drop_unseen(escape_special(message["content"]))
-        if unseen and tokenizer.kind == "char":
-            _note_unseen(tokenizer.hash)
+        text = escape_special(message["content"])
+        if tokenizer.kind == "char":
+            text, unseen = tokenizer.drop_unseen(text)
+            if unseen:
+                _note_unseen(tokenizer.hash)
         content = [*tokenizer.encode(text).tolist(), special["end"]]
         ids += [special[message["role"]], *content]
         learned = message["role"] == "assistant" and message.get("weight", 1) != 0

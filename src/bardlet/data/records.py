@@ -49,7 +49,8 @@ class Report:
     def announce(self, max_bad: float) -> None:
         """Log the notes. BardletError if more than the share `max_bad` of the rows is unusable."""
         if self.unusable and self.unusable == self.total:
-            raise BardletError(f"{self.first}" + f"; none of the {self.total:,} records can be used" * (self.total > 1))
+            others = f"; none of the {self.total:,} records can be used" * (self.total > 1)
+            raise BardletError(f"{self.first}{others}")
         if self.unusable > max_bad * self.total:
             raise BardletError(f"{self.first}; {self.unusable:,} of {self.total:,} records cannot be used, more than "
                                f"--max-bad {max_bad:g} allows")

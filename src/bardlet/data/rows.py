@@ -89,19 +89,24 @@ def _parsed(text: str) -> Any:
     """Return the value of a JSON text, or `Unusable`."""
     try:
         value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return Unusable("has half of a surrogate pair in it; write the character as UTF-8")
     except (ValueError, RecursionError) as error:  # ValueError: JSON's own, or a number of 5,000 digits
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         return Unusable(f"is not JSON{column}{' (NUL: this is binary)' if chr(0) in text else ''}")
+    return _without_surrogates(value) if "\\u" in text else value
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Return a value, or `Unusable` if one of its strings has half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Unusable("has half of a surrogate pair in it; write the character as UTF-8")
     return value
 
 
 def _whole(source: Source, text: str) -> Iterator[Row]:
     """Yield the elements of a list, or values that follow each other over several lines."""
-    decoder, position, number = json.JSONDecoder(), 0, 0
+    decoder, position, number, escaped = json.JSONDecoder(), 0, 0, "\\u" in text
     while position < len(text):
         try:
             value, end = decoder.raw_decode(text, position)
@@ -113,8 +118,7 @@ def _whole(source: Source, text: str) -> Iterator[Row]:
         elements = value if isinstance(value, list) else _inside(value)
         for element in [value] if elements is None else elements:
             number += 1
-            checked = _parsed(json.dumps(element)) if "\\u" in text[position:end] else element
-            yield f"{source.path}, record {number}", checked
+            yield f"{source.path}, record {number}", _without_surrogates(element) if escaped else element
         position = end
         while position < len(text) and text[position].isspace():
             position += 1
