@@ -27,14 +27,13 @@ from bardlet.run import folder as run_folder
 from bardlet.runtime import atomic, distributed, heartbeat
 from bardlet.runtime.signals import Stopped
 from bardlet.stages import stage_of, summary
-from bardlet.stages.base import Stage
+from bardlet.stages.base import AnyStage
 from bardlet.training.checkpointing import restore, write_run
 from bardlet.training.state import State, Trainer
 from bardlet.training.trainer import fit
 
 log = logging.getLogger("bardlet")
 
-AnyStage = Stage[Any, Any, Any, Any]
 
 # ---------------------------------------------------------------- start and resume
 

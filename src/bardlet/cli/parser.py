@@ -112,20 +112,20 @@ def typed(kinds: Sequence[type], argv: Sequence[str], usage: Usage, hidden: Sequ
     Raises:
         BardletError: as `parse`.
     """
-    words = [_with_dashes(word) for word in argv]
-    parser = build(kinds, usage, hidden, everything="--help-all" in words or usage.help_flag == "--help")
-    if {"-h", "--help", "--help-all"} & set(words):
+    arguments = [_with_dashes(word) for word in argv]
+    parser = build(kinds, usage, hidden, everything="--help-all" in arguments or usage.help_flag == "--help")
+    if {"-h", "--help", "--help-all"} & set(arguments):
         print(parser.format_help(), end="")
         sys.exit(0)
     try:
-        namespace, extra = parser.parse_known_intermixed_args(words)
+        namespace, extra = parser.parse_known_intermixed_args(arguments)
     except argparse.ArgumentError as error:
-        reason = _reason(error, words, parser)
+        reason = _reason(error, arguments, parser)
         raise BardletError(f"{reason}; see `bardlet {usage.command} {usage.help_flag}`") from None
     if extra:
-        raise BardletError(_unknown(extra, words, parser, usage, hidden, explain))
+        raise BardletError(_unknown(extra, arguments, parser, usage, hidden, explain))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()
-            if value not in (None, []) or name in _flags_in(words)}
+            if value not in (None, []) or name in _flags_in(arguments)}
 
 
 def build(kinds: Sequence[type], usage: Usage, hidden: Sequence[str] = (),
@@ -293,18 +293,18 @@ def _with_dashes(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") and " " not in name else word
 
 
-def _flags_in(words: Sequence[str]) -> set[str]:
+def _flags_in(arguments: Sequence[str]) -> set[str]:
     return {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-            for word in words if word.startswith("--")}
+            for word in arguments if word.startswith("--")}
 
 
-def _reason(error: argparse.ArgumentError, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+def _reason(error: argparse.ArgumentError, arguments: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Return the message for an error of argparse."""
     flag, flags = (error.argument_name or "").split("/")[0], parser._option_string_actions
     if "expected" in str(error):
         wanted = getattr(flags.get(flag), "wanted", "")
-        index = words.index(flag) + 1 if flag in words else len(words)
-        value = words[index] if index < len(words) else ""
+        index = arguments.index(flag) + 1 if flag in arguments else len(arguments)
+        value = arguments[index] if index < len(arguments) else ""
         if value.startswith("-") and value.partition("=")[0] not in flags:
             return f"{flag} needs a value; write one that begins with - as {flag}={value}"
         return f"{flag} needs a value" + (f": {wanted}" if wanted else "")
@@ -314,14 +314,14 @@ def _reason(error: argparse.ArgumentError, words: Sequence[str], parser: argpars
     return f"{flag}: {error.message}"
 
 
-def _unknown(extra: Sequence[str], words: Sequence[str], parser: argparse.ArgumentParser, usage: Usage,
+def _unknown(extra: Sequence[str], arguments: Sequence[str], parser: argparse.ArgumentParser, usage: Usage,
              hidden: Sequence[str], explain: Callable[[str], str] | None) -> str:
     """Return the message for the first unknown setting, or else for the first surplus word."""
     flags = parser._option_string_actions
     word = next((word for word in extra if word.startswith("-")), extra[0])
     name = word.partition("=")[0]
     if not name.startswith("-"):
-        if "--prompt" in flags and "prompt" not in _flags_in(words):
+        if "--prompt" in flags and "prompt" not in _flags_in(arguments):
             return f"{word}: unexpected; name the text to continue with --prompt {shlex.quote(' '.join(extra))}"
         return f"{word}: unexpected; quote a text that has spaces, and see `bardlet {usage.command} --help`"
     field_name = name.strip("-").replace("-", "_")

@@ -238,6 +238,9 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return record, sample
 
 
+AnyStage = Stage[Any, Any, Any, Any]
+
+
 def check_shape(config: FromScratch, shape: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raise BardletError if a model setting contradicts the weights or the tokenizer of --init."""
     known = {**vars(shape), "tokenizer": tokenizer.kind}

@@ -10,10 +10,8 @@ from bardlet import console
 from bardlet.config.model import ModelConfig
 from bardlet.planning import scaling_law
 from bardlet.planning.plan import short_number
-from bardlet.stages.base import Stage
+from bardlet.stages.base import AnyStage
 from bardlet.training.state import Trainer
-
-AnyStage = Stage[Any, Any, Any, Any]
 
 HEADINGS = {"sample": "sample of the model:", "": "completions and their rewards:"}
 """Headings of the sample at the end of a run, by `Stage.use`."""
