@@ -20,9 +20,10 @@ import torch
 
 import bardlet
 from bardlet.config.kto import KTOConfig
+from bardlet.evaluation.metrics import auc
 from bardlet.run import hf
 from bardlet.runtime.distributed import Dist
-from bardlet.stages.kto import KTO, Feedback, auc
+from bardlet.stages.kto import KTO, Feedback
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def measure(stage: KTO, folder: Path) -> dict[str, float]:
     model, _ = hf.read_folder(folder)
     reward_N2, label_N = stage.held_out_rewards(model)
     ratio_N = reward_N2[:, 0] / stage.config.beta
-    return {"auc": auc(ratio_N, label_N), "liked": ratio_N[label_N].mean().item(),
+    return {"auc": auc(ratio_N.numpy(), label_N.numpy()), "liked": ratio_N[label_N].mean().item(),
             "disliked": ratio_N[~label_N].mean().item(), "held_out": len(label_N)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_same_run
@@ -14,6 +15,7 @@ from processes import power_cut
 from bardlet.cli import main
 from bardlet.data import records
 from bardlet.data.forms import Fields, Unusable
+from bardlet.evaluation.metrics import auc
 from bardlet.stages import kto
 from bardlet.training import losses
 
@@ -125,10 +127,10 @@ def test_few_prompts_leave_both_kinds_in_both_splits(tmp_path: Path) -> None:
 
 
 def test_the_auc_counts_ties_half() -> None:
-    label = torch.tensor([True, True, False, False])
-    assert kto.auc(torch.tensor([3.0, 2.0, 1.0, 0.0]), label) == 1.0
-    assert kto.auc(torch.tensor([1.0, 1.0, 1.0, 1.0]), label) == 0.5
-    assert kto.auc(torch.tensor([0.0, 3.0, 1.0, 2.0]), label) == 0.5
+    label = np.array([True, True, False, False])
+    assert auc(np.array([3.0, 2.0, 1.0, 0.0]), label) == 1.0
+    assert auc(np.array([1.0, 1.0, 1.0, 1.0]), label) == 0.5
+    assert auc(np.array([0.0, 3.0, 1.0, 2.0]), label) == 0.5
 
 
 def test_it_learns_what_is_liked_and_resumes_bit_for_bit(base: Path, tmp_path: Path,
@@ -142,7 +144,7 @@ def test_it_learns_what_is_liked_and_resumes_bit_for_bit(base: Path, tmp_path: P
     assert bardlet("resume", tmp_path / "again")["resumed_from"] == 10
     assert_same_run(tmp_path / "whole", tmp_path / "again", 40)
     card = (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
-    assert "Kahneman-Tversky" in card and "% of liked/disliked pairs" in card
+    assert "Kahneman-Tversky" in card and "% of the pairs of 6 liked and 6 disliked completions |" in card
     assert "in which the liked one has the higher reward" in " ".join(card.split())
 
 
@@ -150,5 +152,5 @@ def test_completions_of_one_kind_are_an_error(base: Path, tmp_path: Path, capsys
     rows = [{"prompt": f"say {number}", "completion": "yes", "label": True} for number in range(40)]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert main(["kto", str(base), str(tmp_path / "f.jsonl"), "--out", str(tmp_path / "out")]) == 1
-    assert ('f: the training split has 36 completions that fit the context window of 32 tokens, but no disliked one; '
-            'add records with "label": false' in capsys.readouterr().err)
+    assert ("f: of the training completions that fit the context window of 32 tokens, 36 are liked and 0 disliked; "
+            "add records of the missing label" in capsys.readouterr().err)

@@ -202,7 +202,8 @@ def as_text(messages: Sequence[Message]) -> str:
     return json.dumps([(message["role"], message["content"]) for message in messages])
 
 
-def find(text: Sequence[str], expected: str = "conversations", max_bad: float = MAX_BAD) -> Examples:
+def find(text: Sequence[str], expected: str = "conversations", max_bad: float = MAX_BAD,
+         examples_class: type[Examples] = Examples) -> Examples:
     """Return the records of these files. BardletError for a missing file, or for no file; expected: their content."""
     files = tuple(map(Path, text))
     if not files:
@@ -214,7 +215,7 @@ def find(text: Sequence[str], expected: str = "conversations", max_bad: float = 
     first = files[0].name
     for suffix in (*OPENERS, ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
         first = first.removesuffix(suffix)
-    return Examples(first if len(files) == 1 else f"{first}-and-{len(files) - 1}", files, max_bad)
+    return examples_class(first if len(files) == 1 else f"{first}-and-{len(files) - 1}", files, max_bad)
 
 
 def rows_of(file: Path) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -108,3 +109,10 @@ def translation_score(translated: Sequence[str], references: Sequence[str],
     scores = [metric.corpus_score(list(translated), [list(references)]).score for metric in (bleu, chrf)]
     signatures = [str(metric.get_signature()) for metric in (bleu, chrf)]  # complete only after scoring
     return TranslationScore(scores[0], scores[1], signatures[0], signatures[1], len(translated))
+
+
+def auc(score_N: np.ndarray, label_N: np.ndarray) -> float:
+    """Return the probability that a row of label True scores higher than one of label False; a tie counts half."""
+    lower = np.sort(score_N[~label_N])
+    below, below_or_equal = (np.searchsorted(lower, score_N[label_N], side=side) for side in ("left", "right"))
+    return float((below + below_or_equal).mean() / (2 * len(lower)))

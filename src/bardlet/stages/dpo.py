@@ -128,7 +128,7 @@ class DPO(PreferenceStage[DPOConfig, DPODataset, PreferencesRecord]):
             return losses.dpo_loss(chosen_B, rejected_B, reference_chosen_B, reference_rejected_B, config.beta)
 
         def evaluate(model: Any) -> float:
-            reward_N2 = rewards(model, validation, val_reference, config, self.dist, max_pairs)
+            _, reward_N2 = rewards(model, validation, val_reference, config, self.dist, max_pairs)
             return preference.pair_metrics(reward_N2).loss
 
         return Objective(batches.batch, loss, data_preferences.count_pairs, evaluate, batches.describe_batch,
@@ -136,7 +136,8 @@ class DPO(PreferenceStage[DPOConfig, DPODataset, PreferencesRecord]):
 
     def accuracy_and_margin(self, model: Any) -> tuple[float, float]:
         """Return the accuracy and the mean margin of the implicit rewards on the held-out pairs."""
-        metrics = preference.pair_metrics(rewards(model, self.pairs()[1], self.references()[1], self.config, self.dist))
+        _, reward_N2 = rewards(model, self.pairs()[1], self.references()[1], self.config, self.dist)
+        metrics = preference.pair_metrics(reward_N2)
         return metrics.accuracy, metrics.margin
 
     def measure(self, trainer: Trainer) -> str:
@@ -165,12 +166,14 @@ def reference(model: Any, pairs: TokenizedPreferences, config: DPOConfig, dist: 
 
 
 def rewards(model: Any, pairs: TokenizedPreferences, reference_N2: np.ndarray, config: DPOConfig, dist: Dist,
-            max_pairs: int = 0) -> torch.Tensor:
-    """Return the implicit rewards beta log(policy / reference) of both completions: (N, 2) float64.
+            max_pairs: int = 0) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the implicit rewards beta log(policy / reference) of both completions, after the indices of their pairs.
+
+    (N,) int64 and (N, 2) float64, for the N pairs that fit into the context window.
 
     Args:
         model: in eval mode. max_pairs: see `preference.measure_pairs`.
     """
     score = partial(logprobs.pair_log_probability, model)
     indices, policy_N2 = preference.measure_pairs(score, pairs, config, dist, max_pairs)
-    return config.beta * (policy_N2 - torch.from_numpy(reference_N2[indices]))
+    return indices, config.beta * (policy_N2 - torch.from_numpy(reference_N2[indices]))

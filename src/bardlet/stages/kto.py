@@ -24,9 +24,9 @@ from bardlet.data.batch import Batch
 from bardlet.data.forms import Fields, Preference, Unusable
 from bardlet.data.records import Examples
 from bardlet.errors import BardletError, printable
+from bardlet.evaluation.metrics import auc
 from bardlet.run.record import PreferencesRecord
-from bardlet.stages import preference
-from bardlet.stages.dpo import DPO
+from bardlet.stages import dpo, preference
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs, losses
 from bardlet.training.state import Objective
@@ -44,15 +44,12 @@ class Feedback(Examples):
         return hashlib.sha256(f"feedback 2 {Examples(self.name, self.files).hash}".encode()).hexdigest()
 
     @cached_property
-    def parts(self) -> tuple[list[tuple[Preference, bool]], list[tuple[Preference, bool]]]:
+    def parts(self) -> tuple[list[tuple[Preference, bool]], ...]:
         """(training, held-out) rows with their labels, split by prompt."""
-        rows = self.read(feedback)
-        rows.sort(key=lambda row: _digest(row[0].prompt))
+        rows = sorted(self.read(feedback), key=lambda row: _digest(row[0].prompt))
         parts = self.by_prompt(rows, [row.prompt for row, _ in rows], "labeled completions")
-        train, held_out = ([(Preference(row.prompt, row.chosen, other.chosen), label)
-                            for (row, label), (other, _) in zip(part, [*part[half:], *part[:half]], strict=True)]
-                           for part, half in ((part, len(part) // 2) for part in parts))
-        return train, held_out
+        return tuple([(Preference(row.prompt, row.chosen, other.chosen), label) for (row, label), (other, _) in
+                      zip(part, part[len(part) // 2 :] + part[: len(part) // 2], strict=True)] for part in parts)
 
     def number_records(self, examples: Sequence[Any]) -> list[int]:
         """Return numbers that hold out a tenth of the liked and of the disliked rows, at least one of each."""
@@ -63,8 +60,7 @@ class Feedback(Examples):
 
     def preferences(self) -> tuple[list[Preference], list[Preference]]:
         """Return (training, held-out) rows: `chosen` is the completion, `rejected` that of another row."""
-        train, held_out = self.parts
-        return [row for row, _ in train], [row for row, _ in held_out]
+        return cast(Any, tuple([row for row, _ in part] for part in self.parts))
 
 
 def _digest(prompt: Sequence[forms.Message], completion: str = "") -> bytes:
@@ -77,27 +73,24 @@ def feedback(fields: Fields) -> tuple[Preference, bool]:
     name = fields.first(("label", "kto_tag"))
     label = fields.read(name) if name else None
     if label not in (True, False):  # also 1 and 0
-        raise Unusable(f'its "label" is {printable(label)}; write true for a liked completion, false for a disliked '
-                       "one")
+        raise Unusable(f'its "label" is {printable(label)}; write true for a liked completion, else false')
     messages = forms.conversation(fields)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise Unusable("has no completion after a prompt; end it with an assistant message")
     return Preference(messages[:-1], messages[-1]["content"], ""), bool(label)
 
 
-class KTO(DPO):
+class KTO(dpo.DPO):
     """`bardlet kto MODEL DATA`. `accuracy` is P(a liked completion has a higher reward than a disliked one)."""
 
     template = "kto"
     material = "labeled completions"
+    expected = "feedback: records with `prompt`, `completion` and `label`"
+    examples_class = Feedback
     unit = "completions"
     loss_unit = "per completion"
     curve_label = "KTO loss (per completion)"
-
-    def load_data(self) -> Feedback:
-        """Find the feedback files named in the settings."""
-        examples = records.find(self.config.text, "feedback: records with `prompt`, `completion` and `label`")
-        return Feedback(examples.name, examples.files, self.config.max_bad)
+    better = "liked"
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the labels of the (training, held-out) rows, bool, split as `pairs`."""
@@ -105,24 +98,17 @@ class KTO(DPO):
         cut = len(self.pairs()[0])
         return train[:cut], held_out if self.config.val_part == "val" else train[cut:]
 
-    def fitting_labels(self) -> list[np.ndarray]:
-        """Return `labels` of the rows that fit the context window."""
-        return [labels[rows.lengths() <= self.config.block_size]
-                for labels, rows in zip(self.labels(), self.pairs(), strict=True)]
-
     def new_record(self, tokenizer: Tokenizer) -> PreferencesRecord:
         """Return the record of a new run. BardletError if a split has completions of one kind only."""
-        record = super().new_record(tokenizer)
-        for labels, part in zip(self.fitting_labels(), ("training", "held-out"), strict=True):
-            if labels.all() or not labels.any():
-                missing = "disliked" if labels.all() else "liked"
-                raise BardletError(f"{self.source.name}: the {part} split has {len(labels)} completions that fit the "
-                                   f"context window of {self.config.block_size} tokens, but no {missing} one; add "
-                                   f"records with \"label\": {str(missing == 'liked').lower()}")
-        held_out = self.pairs()[1].chosen
-        record.longer = round(auc(torch.tensor(held_out.ends - held_out.starts), torch.from_numpy(self.labels()[1])), 4)
-        config = cast(KTOConfig, self.config)
-        weight_N = np.where(self.labels()[1], config.desirable_weight, config.undesirable_weight)
+        record, config = super().new_record(tokenizer), cast(KTOConfig, self.config)
+        for part, label_N, rows in zip(("training", "held-out"), self.labels(), self.pairs(), strict=True):
+            fits = rows.lengths() <= config.block_size
+            if len(set(label_N[fits])) < 2:
+                raise BardletError(f"{self.source.name}: of the {part} completions that fit the context window of "
+                                   f"{config.block_size} tokens, {label_N[fits].sum()} are liked and "
+                                   f"{(~label_N[fits]).sum()} disliked; add records of the missing label")
+        record.longer = round(auc((rows.chosen.ends - rows.chosen.starts)[fits], label_N[fits]), 4)
+        weight_N = np.where(label_N[fits], config.desirable_weight, config.undesirable_weight)
         record.guessing = round(float(weight_N.mean()) / 2, 4)  # the loss while policy and reference agree
         return record
 
@@ -151,41 +137,23 @@ class KTO(DPO):
 
     def held_out_rewards(self, model: Any, max_rows: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Return implicit rewards of held-out rows that fit, (N, 2) float64, and their labels, (N,) bool."""
-        rows, reference_N2 = self.pairs()[1], self.references()[1]
-        indices, policy_N2 = preference.measure_pairs(lambda batch: logprobs.pair_log_probability(model, batch), rows,
-                                                      self.config, self.dist, max_rows)
-        reward_N2 = self.config.beta * (policy_N2 - torch.from_numpy(reference_N2[indices]))
+        indices, reward_N2 = dpo.rewards(model, self.pairs()[1], self.references()[1], self.config, self.dist, max_rows)
         return reward_N2, torch.from_numpy(self.labels()[1][indices])
 
     def accuracy_and_margin(self, model: Any) -> tuple[float, float]:
         """Return (accuracy, margin): the AUC of the reward, and the mean reward of liked minus disliked completions."""
-        reward_N2, label_N = self.held_out_rewards(model)
-        reward_N = reward_N2[:, 0]
-        return auc(reward_N, label_N), (reward_N[label_N].mean() - reward_N[~label_N].mean()).item()
+        reward_N, label_N = (x.numpy() for x in self.held_out_rewards(model))
+        return auc(reward_N[:, 0], label_N), float(reward_N[label_N, 0].mean() - reward_N[~label_N, 0].mean())
 
-    def results(self) -> list[str]:
-        """Return the result lines of a finished run."""
-        r, (liked, disliked) = self.record, np.bincount(~self.fitting_labels()[1], minlength=2)
-        return [f"held out, {liked} liked, {disliked} disliked: a liked one has the higher reward in "
-                f"{percent(r.accuracy)} of liked/disliked pairs, by {r.margin:z.3f} on average",
-                f"length alone: {self.length_baseline()}"]
+    def longer_share(self) -> str:
+        """Return in how many of the pairs of a liked and a disliked completion the liked one is longer, as text."""
+        return self.share(self.record.longer)
 
-    def length_baseline(self) -> str:
-        """Return how well the length alone tells the completions apart, as text."""
-        return f"the liked completion is longer in {percent(self.record.longer)} of liked/disliked pairs"
+    def share(self, share: float) -> str:
+        """Return a share of the pairs of a liked and a disliked held-out completion as text."""
+        label_N = self.labels()[1][self.pairs()[1].lengths() <= self.config.block_size]
+        return f"{100 * share:.3g} % of the pairs of {label_N.sum()} liked and {(~label_N).sum()} disliked completions"
 
-    def card_figures(self) -> dict[str, str]:
-        """Return the accuracies as text for the model card."""
-        return {"accuracy_text": percent(self.record.accuracy), "longer_text": percent(self.record.longer)}
-
-
-def percent(share: float) -> str:
-    """Format a share, as in "66.7 %" or "100 %"."""
-    return f"{100 * share:.3g} %"
-
-
-def auc(score_N: torch.Tensor, label_N: torch.Tensor) -> float:
-    """Return the probability that a liked row scores higher than a disliked one; a tie counts half."""
-    disliked = score_N[~label_N].sort().values
-    below, below_or_equal = (torch.searchsorted(disliked, score_N[label_N], right=right) for right in (False, True))
-    return ((below + below_or_equal) / (2 * len(disliked))).double().mean().item()
+    def verdict(self) -> str:
+        """Return nothing: these pairs share completions, so they have no simple standard error."""
+        return ""

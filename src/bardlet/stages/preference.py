@@ -45,13 +45,17 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
     unit = "pairs"
     loss_unit: ClassVar[str] = "nats per pair"
     record_class: ClassVar[type[PreferencesRecord]]
+    expected: ClassVar[str] = "preferences: records with `prompt`, `chosen` and `rejected`"
+    """What the files should contain, for messages."""
+    examples_class: ClassVar[type[Examples]] = Examples
     init_label: str
     """The label of --init in the plan summary."""
+    better: ClassVar[str] = "chosen"
+    """What the completion is called that should have the higher reward."""
 
     def load_data(self) -> Examples:
         """Find the preference files named in the settings."""
-        return records.find(self.config.text, "preferences: records with `prompt`, `chosen` and `rejected`",
-                            self.config.max_bad)
+        return records.find(self.config.text, self.expected, self.config.max_bad, self.examples_class)
 
     def tokenize_source(self, tokenizer: Tokenizer | None) -> PreferenceDataset:
         """Tokenize the preferences with the model's tokenizer; rank 0 writes, the other ranks read."""
@@ -109,7 +113,8 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
     def length_baseline(self) -> str:
         """Return how well the length alone tells the completions apart, as text."""
         share = self.longer_share()
-        return f"the longer completion is the chosen one in {share}" + "; ± is one standard error" * ("±" in share)
+        note = "; ± is one standard error" * ("±" in share)
+        return f"the longer completion is the {self.better} one in {share}{note}"
 
     def longer_share(self) -> str:
         """Return in how many of the evaluated held-out pairs the chosen completion is the longer one, as text."""
@@ -122,7 +127,7 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         r = self.record
-        return [f"held-out pairs: the chosen completion has the higher reward in {self.share(r.accuracy)}, "
+        return [f"held-out pairs: the {self.better} completion has the higher reward in {self.share(r.accuracy)}, "
                 f"by {r.margin:z.3f} on average",
                 f"picking the longer completion is right in {self.longer_share()}{self.verdict()}"]
 
@@ -135,8 +140,9 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         return f"; the model is {'better' if r.accuracy > r.longer else 'worse'}"
 
     def card_figures(self) -> dict[str, str]:
-        """Return the accuracies as text for the model card."""
-        return {"accuracy_text": self.share(self.record.accuracy), "longer_text": self.longer_share()}
+        """Return the unit of the data and the accuracies as text for the model card."""
+        r = self.record
+        return {"unit": self.unit, "accuracy_text": self.share(r.accuracy), "longer_text": self.longer_share()}
 
     def share(self, share: float) -> str:
         """Return a share of the evaluated held-out pairs as text."""
