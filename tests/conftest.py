@@ -19,6 +19,7 @@ from hypothesis import HealthCheck
 from safetensors.torch import load_file
 
 from bardlet.config.pretraining import ABSENT_IN
+from bardlet.runtime import contention
 from bardlet.runtime.device import processor
 
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -73,6 +74,12 @@ def pytest_configure() -> None:
     """Use one thread, here and in subprocesses: models this small get slower with a second one."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process see a quiet machine, whatever else runs here."""
+    monkeypatch.setattr(contention, "_factor", lambda tasks: 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics
 from bardlet.run import folder as run_folder
 from bardlet.run.diagnosis import Finding, damaged, ok, warning
-from bardlet.runtime import atomic, compiler, distributed, manifest
+from bardlet.runtime import atomic, compiler, contention, distributed, manifest
 from bardlet.runtime import device as runtime_device
 from bardlet.stages import stage_of
 
@@ -58,6 +58,7 @@ def machine() -> Iterator[Finding]:
                       "Ubuntu: apt install g++ python3-dev)")
     else:
         yield ok("compiler", compiler.compiler(device) or "Triton, with a C compiler")
+    yield _load()
     yield from _free_space(device)
     yield from _data()
 
@@ -71,6 +72,15 @@ def _processor() -> Iterator[Finding]:
                       "--threads")
     else:
         yield ok("processor", f"{name}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}")
+
+
+def _load() -> Finding:
+    """Check if other programs use the cores."""
+    factor = contention.slowdown()
+    if factor > 1 or contention.cores_are_taken():
+        return warning("load", f"the machine is busy: {contention.describe(factor)}; close them before you train, or "
+                       "give --minutes accordingly")
+    return ok("load", "no other program uses the cores")
 
 
 def _free_space(device: torch.device) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from bardlet.errors import BardletError
 from bardlet.planning import clock, compilation
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics, trackers
 from bardlet.run import folder as run_folder
-from bardlet.runtime import atomic, distributed, heartbeat
+from bardlet.runtime import atomic, contention, distributed, heartbeat
 from bardlet.runtime.signals import Stopped
 from bardlet.stages import stage_of, summary
 from bardlet.stages.base import AnyStage
@@ -61,11 +61,11 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         with console.preparation_progress(dist.main) as progress:
             stage = stage_of(config)(config, dist, progress)
             trainer = stage.begin(out, started)
-        estimated = plan_only and trainer.record.reasons is not None  # from the calibration, without timing this model
+        estimated = plan_only and trainer.state.steps > 0  # from the calibration, without timing this model
         if config.minutes is None:
-            compilation.choose_compile(trainer)
+            compilation.choose_compile(trainer, compiling=not plan_only)
         elif not estimated:
-            stage.plan_steps(trainer, config.minutes * 60, started)
+            stage.plan_steps(trainer, config.minutes * 60, started, compiling=not plan_only)
         stage.predict(trainer)
         for finding in diagnosis.of_text(trainer.record.mapping()):
             log.warning(finding.message)
@@ -277,7 +277,7 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
         return None
 
     minutes = trainer.record.minutes
-    replan = clock.replanner(60 * minutes, trainer.record.most_steps) if minutes else no_clock
+    replan = clock.replanner(60 * minutes, trainer.record.most_steps, contention.slowdown) if minutes else no_clock
     if not trainer.dist.main:
         _seconds_spent(trainer.state, started)
         fit(trainer, replan)

@@ -244,7 +244,7 @@ def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], c
     with monkeypatch.context() as patch:  # a model that was compiled before starts sooner
         read = cache.read
         patch.setattr(cache, "read", lambda folder, key: {} if folder.name == "models" else read(folder, key))
-        warm = [bardlet("train", text, "--minutes", m, "--plan") for m in ("0.1", "0.5")]
+        warm = [bardlet("train", text, "--minutes", m, "--plan") for m in ("0.1", "1")]
     assert [plan["compiled"] for plan in warm] == [False, True]
     mine = bardlet("train", text, "--minutes", "1", "--plan", "--n-embd", "32", "--n-layer", "1", "--block-size", "16",
                    "--batch-size", "5")
@@ -302,10 +302,11 @@ def test_a_finished_run_is_refused_before_it_is_compiled(text: Path, tmp_path: P
                                                          capsys: pytest.CaptureFixture[str]) -> None:
     from bardlet.planning import compilation
 
-    monkeypatch.setattr(compilation, "choose_compile", lambda trainer: trainer.machine.update(compiled=True))
+    monkeypatch.setattr(compilation, "choose_compile",
+                        lambda trainer, **options: trainer.machine.update(compiled=True))
     assert main(["train", str(text), *TINY, "--compile", "on", "--steps", "2", "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(compilation, "choose_compile", lambda trainer: pytest.fail("compiled"))
+    monkeypatch.setattr(compilation, "choose_compile", lambda trainer, **options: pytest.fail("compiled"))
     assert main(["resume", str(tmp_path / "run")]) == 1
     assert "finished, all 2 steps are done" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from bardlet import __version__
 from bardlet.config.stages import FINE_TUNING
 from bardlet.errors import BardletError, is_out_of_memory
+from bardlet.runtime import contention
 from bardlet.runtime.atomic import REMEDIES
 
 COMMANDS = {
@@ -38,6 +39,9 @@ SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample
             "status": "doctor", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
             **dict.fromkeys(("delete", "remove", "rm"), "runs RUN --delete")}
 """Words that other tools use for a command."""
+
+WITHOUT_TORCH = ("runs", "data")
+"""Commands that compute nothing."""
 
 FLAGS = ("--help", "--version", "--print-completion", "--debug")
 
@@ -65,9 +69,6 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # text is UTF-8 whatever the locale
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    # OpenMP's threads spin while they wait; on a core that another process uses, unbounded spinning costs ten times
-    # what it saves (LOG.md). GNU's OpenMP reads this when torch is imported, which is later.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     with suppress(ValueError):  # not the main thread: it gets no signals
@@ -124,6 +125,8 @@ def _dispatch(argv: list[str]) -> int:
         near = [SYNONYMS[command]] if command in SYNONYMS else get_close_matches(command, (*COMMANDS, *FLAGS), 1)
         hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists the commands"
         raise BardletError(f"unknown command '{command}'; {hint}")
+    if command not in WITHOUT_TORCH:
+        contention.choose_waiting()
     if command in {kind.command for kind in FINE_TUNING}:
         return int(importlib.import_module("bardlet.cli.stage").main(command, rest))
     return int(importlib.import_module(f"bardlet.cli.{command}").main(rest))

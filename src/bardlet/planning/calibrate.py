@@ -32,7 +32,10 @@ COMPILED, COMPILED_PAIRS = 1.7, 1.1
 C = TypeVar("C", bound=FromScratch)
 
 COLD, WARM = 40.0, 8.0
-"""Seconds of compilation, measured on 2 cores: the first time, and with a warm compiler cache."""
+"""Seconds of compilation, measured on 2 quiet cores: the first time, and with a warm compiler cache."""
+
+COMPILE_SHARE = 0.25
+"""Maximum share of a run for compilation."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,11 @@ class Speed:
 
 
 def worth_compiling(seconds: float, cost: float = COLD, speedup: float = COMPILED) -> bool:
-    """Return True if a run of `seconds` saves more time than the `cost` of compilation, in seconds."""
-    return seconds * (1 - 1 / speedup) > cost
+    """Return True if a run of `seconds` saves more time than the `cost` of compilation, in seconds.
+
+    Compilation may take COMPILE_SHARE of the run at most: its cost is an estimate, and the first thing to go wrong.
+    """
+    return seconds * (1 - 1 / speedup) > cost and cost <= COMPILE_SHARE * seconds
 
 
 def flops_per_token(config: FromScratch, vocab_size: int) -> float:
@@ -79,8 +85,8 @@ def block_weights(config: FromScratch) -> int:
 def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float = math.inf) -> Speed:
     """Return this machine's training speed, from a few steps of three models; cached, so only the first call is slow.
 
-    The smallest model is timed on every call. If its time differs from the cached one by a factor of 1.5, the machine
-    was or is busy, so the cached speed is discarded.
+    The smallest model is timed on every call. If it takes 1.5 times as long as before on a machine that is busy, all
+    cached times are multiplied. If its time differs by this factor otherwise, the cached times are discarded.
 
     Args:
         dtype: fp32 or bf16, the precision of matrix products.
@@ -91,8 +97,11 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
     key = {**distributed.machine(dist, dtype, threads), "bardlet": __version__}
     started = time.monotonic()
     points, cached = [_time_model(TIMED_SHAPES[0], dist, dtype)], _cached_points(cache, key)
-    if dist.broadcast_int(len(cached) > 0 and 1 / 1.5 < points[0][1] / cached[0][1] < 1.5):
+    busy, ratio = clock.slowdown(dist) > 1, points[0][1] / cached[0][1] if cached else math.inf
+    if dist.broadcast_int(int(1 / 1.5 < ratio < 1.5)):
         points = cached or points  # the cache may be empty on another machine's ranks
+    elif dist.broadcast_int(int(busy and 1.5 <= ratio < math.inf)):
+        points = [(flops, ratio * duration) for flops, duration in cached] or points
     else:
         for shape in TIMED_SHAPES[1:]:
             # once a step takes a second, skip the larger models
@@ -103,7 +112,7 @@ def calibrate(dist: Dist, dtype: str, threads: int, cache: Path, seconds: float 
                 points.append(_time_model(shape, dist, dtype))
             except BardletError:  # does not fit in memory; all ranks agree
                 break
-        if dist.main and (len(points) == len(TIMED_SHAPES) or slow):
+        if dist.main and (len(points) == len(TIMED_SHAPES) or slow) and not busy:
             runtime_cache.write(cache / "machines", key, {"points": points})
     # all ranks must choose the same model: use rank 0's times
     points = (points + [points[0]] * len(TIMED_SHAPES))[:dist.broadcast_int(len(points))]

@@ -6,18 +6,29 @@ each decision as (step, steps planned), so the run can be repeated without a clo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
+from bardlet.runtime import contention
 from bardlet.runtime.distributed import Dist
 from bardlet.training import optim
 from bardlet.training.state import State, Trainer
 from bardlet.training.trainer import seed_step, train_step
 
-RESERVE = 0.03
-"""Share of the time reserved for the last evaluation, the last checkpoint and the sample."""
+RESERVE, MAX_RESERVE = 0.03, 0.1
+"""Share of the time reserved for the last evaluation, the last checkpoint and the sample, and the maximum share."""
+
+FINISHING = 2.0
+"""Seconds that these take on a quiet machine, with the picture of the loss; other programs multiply them."""
+
+TIMING = 0.03
+"""Maximum share of the time for timing steps, besides a first one, before training."""
+
+FEW_STEPS, MIN_TOKENS = 100, 512
+"""If the time is too short for this many steps, bardlet halves a batch that it chose, down to this many tokens."""
 
 EVALUATION_SHARE = 0.05
 """Share of the time for evaluations; `plan.evaluation_tokens` keeps even a single one within it."""
@@ -33,9 +44,10 @@ changes the learning-rate decay by as much as the old one was off."""
 def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) -> float:
     """Return the seconds per training step, timed over `count` steps after a warm-up step (which also compiles).
 
-    No further step starts once the timed ones have taken `patience` seconds. The steps are real ones on the run's own
-    batches, with temporary optimizers; the weights are restored.
+    No further step starts once the timed ones have taken `patience` seconds, or the warm-up step alone, if it compiled
+    nothing. The steps are real ones on the run's own batches, with temporary optimizers; the weights are restored.
     """
+    patience_first = math.inf if trainer.machine.get("compiled") else patience
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     optimizers = optim.build(trainer.model, trainer.config)
     wrapped = trainer.dist.wrap(trainer.model)
@@ -43,7 +55,8 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
     times: list[float] = []
     for step in range(count + 1):
         # all ranks must run the same number of steps: use rank 0's times
-        if trainer.dist.broadcast_int(int(sum(times[1:]) > patience)):
+        late = times[0] > patience_first if len(times) == 1 else sum(times[1:]) > patience
+        if trainer.dist.broadcast_int(int(late)):
             break
         seed_step(trainer.config.seed, step, trainer.dist.rank)
         started = time.monotonic()
@@ -66,17 +79,23 @@ def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUA
     return max(1, min(EVALUATIONS, int(share * seconds / per_evaluation)))
 
 
-def usable(seconds: float) -> float:
+def reserve(seconds: float, slowdown: float = 1.0) -> float:
+    """Return the seconds to keep for the end of a run of `seconds`, on a machine that is `slowdown` times slower."""
+    return min(RESERVE * seconds + FINISHING * (slowdown - 1), MAX_RESERVE * seconds)
+
+
+def usable(seconds: float, slowdown: float = 1.0) -> float:
     """Return approximately how many of `seconds` are left for training steps."""
-    return seconds * (1 - RESERVE - EVALUATION_SHARE)
+    return seconds * (1 - EVALUATION_SHARE) - reserve(seconds, slowdown)
 
 
-def steps_for(seconds: float, per_step: float, evaluating: float) -> int:
+def steps_for(seconds: float, per_step: float, evaluating: float, slowdown: float = 1.0) -> int:
     """Return the number of steps that fit in `seconds`, less `evaluating` seconds of evaluation; at least 1."""
-    return max(1, int((seconds * (1 - RESERVE) - evaluating) / per_step))
+    return max(1, int((seconds - reserve(seconds, slowdown) - evaluating) / per_step))
 
 
-def replanner(seconds: float, max_steps: int | None = None) -> Callable[[State], int | None]:
+def replanner(seconds: float, max_steps: int | None = None,
+              slowdown: Callable[[], float] = lambda: 1.0) -> Callable[[State], int | None]:
     """Return a `replan` for `fit`, which adjusts the number of steps at RATE_CHECKS to end the run on time.
 
     The pace is that of the steps since the last check (after a resume: of all steps), plus the average time per step
@@ -85,6 +104,7 @@ def replanner(seconds: float, max_steps: int | None = None) -> Callable[[State],
     Args:
         seconds: time for the whole run, including `State.elapsed`.
         max_steps: upper limit of the plan; None: no limit.
+        slowdown: how many times slower other programs make this machine now.
     """
     last_check: tuple[int, float] | None = None
 
@@ -97,10 +117,16 @@ def replanner(seconds: float, max_steps: int | None = None) -> Callable[[State],
         overhead = max(0.0, state.elapsed - state.prepared - state.seconds)
         per_step = (state.seconds - trained) / (state.step - step) + overhead / state.step
         last_check = state.step, state.seconds
-        steps = state.step + max(1, int((seconds * (1 - RESERVE) - state.elapsed) / per_step))
+        left = seconds - reserve(seconds, slowdown()) - state.elapsed
+        steps = state.step + max(1, int(left / per_step))
         return max(state.step + 1, min(steps, max_steps or steps))
 
     return replan
+
+
+def slowdown(dist: Dist) -> float:
+    """Return `contention.slowdown` of rank 0."""
+    return dist.broadcast_int(int(1000 * contention.slowdown())) / 1000
 
 
 def seconds_left(until: float, dist: Dist) -> float:

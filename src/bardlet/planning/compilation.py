@@ -43,13 +43,14 @@ def _compiled_folder() -> Path:
     return named.cache_folder() / "compiler" / hashlib.sha256(device.processor().encode()).hexdigest()[:12]
 
 
-def choose_compile(trainer: Trainer, seconds: float | None = None) -> None:
+def choose_compile(trainer: Trainer, seconds: float | None = None, compiling: bool = True) -> None:
     """Resolve --compile: auto compiles if there is a compiler and the run is long enough to gain from it.
 
-    Compilation counts as cheaper if this machine has compiled the same model before.
+    Compilation counts as cheaper if this machine has compiled the same model before, and as dearer if it is busy.
 
     Args:
         seconds: length of the run; None: estimate it from a few eager steps.
+        compiling: compile now; False: decide only.
     """
     missing = compiler.compiler_missing(trainer.dist.device)
     blocks = trainer.model.config.model not in WITHOUT_BLOCKS  # nothing to compile without blocks
@@ -62,9 +63,10 @@ def choose_compile(trainer: Trainer, seconds: float | None = None) -> None:
             seconds = clock.seconds_per_step(trainer, 2) * (trainer.config.steps or 1)
         entry = compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist)
         cost = calibrate.COLD if cache.read(*entry) is None else calibrate.WARM
+        cost *= clock.slowdown(trainer.dist)
         speedup = calibrate.COMPILED_PAIRS if trainer.config.short_rows else calibrate.COMPILED
         on = bool(trainer.dist.broadcast_int(int(calibrate.worth_compiling(seconds, cost, speedup))))
-    if on and (on := _compile(trainer)) and trainer.dist.main:
+    if on and compiling and (on := _compile(trainer)) and trainer.dist.main:
         cache.write(*compiled_before(trainer.config, trainer.model.config, trainer.machine, trainer.dist), {})
     trainer.config = replace(trainer.config, compile="on" if on else "off")
     trainer.machine.update(compiled=on, compiler=compiler.compiler(trainer.dist.device) if on else "")

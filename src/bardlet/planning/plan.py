@@ -49,6 +49,10 @@ MAX_MEMORIZATION = 330
 """Memorization budget: maximum epochs x weights per training token. (Names, 0.33 M weights, weight decay 1: loss 2.355
 after 10 epochs, which is 83; 2.323 after 40, with dropout.)"""
 
+MIN_EPOCHS = 3
+"""Epochs that a pretrained model may train at least: by the budget a large one could not train on a short text at all.
+"""
+
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
 """Settings that make up a shape; if the user sets any, `plan` does not choose a shape."""
 
@@ -173,6 +177,12 @@ def plan(data: TextStatistics, machine: Machine, config: TrainConfig) -> Plan[Tr
     config = config.resolved(weight_decay=decay, dropout=dropout)
     return Plan(config, (*reasons(config, data, trained, trained == limit), *notes), trained / tokens,
                 None if limit == math.inf else max(1, math.ceil(limit / config.tokens_per_step)), machine.compiled)
+
+
+def most_steps(config: TrainConfig, tokens: int) -> int:
+    """Return the steps beyond which a pretrained model only memorizes a text of `tokens`, at least MIN_EPOCHS epochs.
+    """
+    return math.ceil(max(_max_training_tokens(config, tokens), MIN_EPOCHS * tokens) / config.tokens_per_step)
 
 
 def _shape_note(config: FromScratch, shape_flags: list[str], smallest: int, material: str) -> str:

@@ -25,13 +25,13 @@ from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.models import lora
 from bardlet.models.base import LanguageModel
-from bardlet.planning import clock, memory
+from bardlet.planning import calibrate, clock, memory
 from bardlet.planning.compilation import choose_compile, keep_compiled
 from bardlet.run import card, hf
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
+from bardlet.runtime import contention, distributed
 from bardlet.runtime import device as runtime_device
-from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.seeds import torch_seed
 from bardlet.tokenizer import Tokenizer
@@ -98,6 +98,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
 
     def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
         self.config, self.dist, self.progress = config, dist, progress
+        self.batch_is_open = not {config.batch_setting, "grad_accum"} & config.set_by_user
 
     # ------------------------------------------------------------------------ defined by every stage
 
@@ -201,28 +202,53 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """Return the run folder: `run` if a run restarts, else a new one."""
         return run or run_folder.new_folder(Path(out) if out else None, name)
 
-    def plan_steps(self, trainer: Trainer, seconds: float, started: float) -> None:
+    def plan_steps(self, trainer: Trainer, seconds: float, started: float, compiling: bool = True) -> None:
         """Time a few steps, then choose the number of steps and whether to compile.
 
         Args:
             seconds: time budget of the whole run, which started at `started` (time.monotonic).
+            compiling: False: do not compile, and estimate how fast compiled steps would be.
         """
-        choose_compile(trainer, seconds - (time.monotonic() - started))
-        per_step = clock.seconds_per_step(trainer)
+        self._fit_batch(trainer, seconds - (time.monotonic() - started))
+        choose_compile(trainer, seconds - (time.monotonic() - started), compiling)
+        per_step = clock.seconds_per_step(trainer, patience=min(5.0, clock.TIMING * seconds))
+        if not compiling and trainer.machine["compiled"]:
+            per_step /= calibrate.COMPILED_PAIRS if trainer.config.short_rows else calibrate.COMPILED
         evaluation_started = time.monotonic()
         evaluate(trainer)
         per_evaluation = time.monotonic() - evaluation_started
         remaining = max(0.0, seconds - (time.monotonic() - started))
         evaluations = clock.evaluations_for(remaining, per_evaluation)
-        steps = trainer.dist.broadcast_int(clock.steps_for(remaining, per_step, evaluations * per_evaluation))
+        slowdown = clock.slowdown(trainer.dist)
+        steps = trainer.dist.broadcast_int(
+            clock.steps_for(remaining, per_step, evaluations * per_evaluation, slowdown))
         steps = min(steps, trainer.record.most_steps or steps)
         trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
-        if steps < 20:
+        if slowdown > 1:
+            log.warning("this machine is busy: %s; close them, or give more --minutes", contention.describe(slowdown))
+        elif steps < 20:
             log.warning("time for only %s, at %.1f s per step; give more --minutes, or choose a smaller model "
                         "(--n-layer, --n-embd)", f"{steps} step{'s' * (steps != 1)}", per_step)
         if trainer.config.eval_every is None:
             trainer.config = replace(trainer.config, eval_every=trainer.dist.broadcast_int(-(-steps // evaluations)))
         self.fit_to_steps(trainer)
+
+    def _fit_batch(self, trainer: Trainer, seconds: float) -> None:
+        """Halve a batch that the user left open until the time is enough for FEW_STEPS steps, by timing one or two."""
+        if not self.batch_is_open or trainer.objective.period > 1:
+            return
+        config, world, seconds = trainer.config, self.dist.world, max(1.0, seconds)
+        per_step = clock.seconds_per_step(trainer, 1, patience=0.0)
+        if trainer.dist.broadcast_int(int(seconds < clock.FEW_STEPS * per_step)):  # a first step is slow
+            per_step = clock.seconds_per_step(trainer, 1, patience=seconds / clock.FEW_STEPS)
+        name = config.batch_setting
+        batch = smallest = getattr(config, name)
+        while smallest % (2 * world) == 0 and (config.tokens_per_step * smallest // batch > clock.MIN_TOKENS
+                                               and seconds * batch < clock.FEW_STEPS * per_step * smallest):
+            smallest //= 2
+        if (smallest := trainer.dist.broadcast_int(smallest)) < batch:
+            trainer.config = self.config = cast(C, replace(config, **cast(Any, {name: smallest})))
+            trainer.objective = self.objective(self.config)
 
     def finish(self, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the finished run, write its figures and model card, and mark it finished.

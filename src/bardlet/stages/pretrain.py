@@ -144,6 +144,10 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.record = self._new_record(config)
         if plan:
             self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
+        elif base and config.minutes is not None and {"dropout", "weight_decay"}.isdisjoint(config.set_by_user):
+            tokens = self.record.tokens
+            self.record.most_steps = planning.most_steps(self.config, tokens)
+            self.record.reasons = list(planning.reasons(self.config, self._text_statistics(), tokens, at_limit=False))
         if plan and (blocking := scaling_law.BLOCKS_PREDICTION & config.set_by_user):
             self.record.untold = sorted(blocking)
         elif corpus_statistics and corpus_statistics.counting:
@@ -276,12 +280,13 @@ class _PlanningMachine:
         self.parameters = memory.max_parameters(stage.dist)
         missing = compiler.compiler_missing(stage.dist.device) is not None
         self.compiler = stage.config.compile != "off" and not stage.dist.all_max(int(missing))
+        self.slowdown = clock.slowdown(stage.dist)
 
     def machine(self, compile_seconds: float) -> Machine:
-        """Return the machine to plan for, if compilation takes `compile_seconds`."""
-        seconds = clock.seconds_left(self.deadline, self.dist)
+        """Return the machine to plan for, if compilation takes `compile_seconds` on a quiet machine."""
+        seconds, compile_seconds = clock.seconds_left(self.deadline, self.dist), compile_seconds * self.slowdown
         compiled = self.compiler and (self.config.compile == "on"
                                       or calibrate.worth_compiling(seconds, compile_seconds))
         speed = self.eager.compiled() if compiled else self.eager
-        seconds = clock.usable(max(1.0, seconds - compile_seconds) if compiled else seconds)
+        seconds = clock.usable(max(1.0, seconds - compile_seconds) if compiled else seconds, self.slowdown)
         return Machine(seconds, speed, self.dist.world, self.parameters, compiled)

@@ -144,7 +144,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         deadline = started + 60 * (config.minutes or 0)
         speed = calibrate.calibrate(dist, config.dtype, config.threads or 1, named.cache_folder(),
                                     clock.seconds_left(deadline, dist))
-        seconds = clock.usable(clock.seconds_left(deadline, dist))
+        seconds = clock.usable(clock.seconds_left(deadline, dist), clock.slowdown(dist))
         machine = Machine(seconds, speed, dist.world, memory.max_parameters(dist))
         source, target = (float(side.lengths.sum()) for side in self.parts()[0])
         return planning.plan_pairs(PairStatistics(source, target, self.data.tokenizer.vocab_size), machine, config)
