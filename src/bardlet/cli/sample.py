@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     command = parse(Command, argv, USAGE)
     console.show_notices()
-    if Path(command.run).is_file():
+    if Path(command.run).is_file() and Path(command.run).suffix != ".gguf":  # `load` tells how to convert one
         raise BardletError(f"{command.run}: a file, not a run; `bardlet sample RUN --prompt TEXT` continues a text")
     from bardlet.api.models import load
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.errors import BardletError, printable
+from bardlet.runtime import links
 from bardlet.runtime.atomic import explain_write_errors, write_atomically
 
 MANIFEST = "manifest.json"
@@ -152,7 +153,7 @@ def inside(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in `folder`.
 
     Raises:
-        BardletError: it is missing, not a regular file, or a link out of the folder. The file is not opened.
+        BardletError: it is missing, not a regular file, or a link that `links.check` refuses. The file is not opened.
     """
     path = folder / name
     if Path(name).name != name or len(name) > 255:
@@ -161,8 +162,8 @@ def inside(folder: Path, name: str) -> Path:
     if not os.path.lexists(path):
         raise BardletError(f"{path}: no such file, so {folder} is not a complete model folder; "
                            "copy the file there, or name another folder")
-    if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
-        raise BardletError(f"{path}: is a link to another folder; replace it with a copy of the file (cp -L)")
+    if path.is_symlink():
+        links.check(path)
     if not path.is_file():
         raise BardletError(f"{path}: not a regular file; copy it again, or use another checkpoint")
     return path
