@@ -36,8 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # ---------------------------------------------------------------- vocab.json and merges.txt
 
-NAMES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json")
-TEXT = ("Naïve café — the \t little\n\n  bards<|endoftext|> é\u0301 🦊👩\u200d👩\u200d👧 plain tool  <|pad|><|x|> <|y|> <e>\r\n"
+TEXT = ("Naïve café — the \t little\n\n  bards<|endoftext|> é\u0301 🦊👩\u200d👩\u200d👧 plain tool  "
+        "<|pad|><|x|> <|y|> <e>\r\n"
         "\u00a0 don't we'll 1234  \u3000清明。   end  ")
 
 

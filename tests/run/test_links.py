@@ -231,7 +231,7 @@ def test_links_out_of_an_ordinary_folder_are_refused(name: str, model: Path, tmp
             for other in ("tokenizer.json", "tokenizer_config.json"):
                 (folder / other).unlink()
             (folder / "merges.txt").write_text("")
-        with pytest.raises(BardletError, match="is a link to another folder; .*`hf download [^`]* --local-dir "):
+        with pytest.raises(BardletError, match=r"is a link to another folder; .*`hf download [^`]* --local-dir "):
             hf.read_folder(folder)
 
 
@@ -242,11 +242,11 @@ def test_links_within_a_folder_and_broken_links(model: Path, tmp_path: Path) -> 
     (folder / "config.json").symlink_to("real.json")
     assert hf.read_folder(folder)[0].config.model == "gpt2"
     (folder / "real.json").unlink()
-    with pytest.raises(BardletError, match="config.json: is a link to a file that does not exist; "):
+    with pytest.raises(BardletError, match=r"config.json: is a link to a file that does not exist; "):
         hf.read_folder(folder)
     copied = tmp_path / "copy" / "models--my--odd.name" / "snapshots" / COMMIT
     shutil.copytree(cached(model, tmp_path / "hub"), copied, symlinks=True)
-    with pytest.raises(BardletError, match="does not exist; run `hf download my/odd.name --local-dir odd.name`"):
+    with pytest.raises(BardletError, match=r"does not exist; run `hf download my/odd.name --local-dir odd.name`"):
         hf.read_folder(copied)
     relink(copied / "config.json", "config.json")
     with pytest.raises(BardletError, match="does not exist"):
@@ -266,7 +266,7 @@ def test_a_run_in_the_cache_is_as_the_run_wrote_it(model: Path, tmp_path: Path, 
     assert "edited" not in capsys.readouterr().err
     config = snapshot / "config.json"
     config.resolve().write_text(json.dumps(json.loads(config.read_text()) | {"x": 1}))
-    with pytest.raises(BardletError, match="config.json: damaged"):
+    with pytest.raises(BardletError, match=r"config.json: damaged"):
         hf.read_folder(snapshot)
 
 
