@@ -73,22 +73,35 @@ def _adapter(folder: Path, names: list[str]) -> str:
     if (folder / "adapter_config.json").is_file():
         base = manifest.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     base = base if isinstance(base, str) and base else None
-    tokenizer = folder if base is None or "tokenizer_config.json" in names else base
-    target = _beside(folder, "merged")
+    tokenizer = str(folder) if base is None or "tokenizer_config.json" in names else base
     of = f" of {printable(base)}" if base else ""
     return (f"an adapter{of}, not a model; merge it into the model (pip install peft): "
-            + _python("from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
-                      f"M.from_pretrained({_literal(folder)}).merge_and_unload().save_pretrained({_literal(target)}); "
-                      f"T.from_pretrained({_literal(tokenizer)}).save_pretrained({_literal(target)})"))
+            + merge_command(str(folder), tokenizer, _beside(folder, "merged")))
+
+
+def merge_command(source: str, tokenizer: str, target: str) -> str:
+    """Return the command that merges an adapter into its base model, and writes the result and a tokenizer."""
+    target = _literal(target)
+    return _python("from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
+                   f"M.from_pretrained({_literal(source)}).merge_and_unload().save_pretrained({target}); "
+                   f"T.from_pretrained({_literal(tokenizer)}).save_pretrained({target})")
+
+
+def convert_command(source: str, target: str, kind: str = "AutoModelForCausalLM", **options: str) -> str:
+    """Return the command with which transformers reads a model and writes it as safetensors and tokenizer.json.
+
+    kind: the class that reads it. options: keywords of `from_pretrained`.
+    """
+    arguments = ", ".join([_literal(source), *(f"{name}={_literal(value)}" for name, value in options.items())])
+    call = f"from_pretrained({arguments}).save_pretrained({_literal(target)})"
+    return _python(f"from transformers import {kind} as M, AutoTokenizer as T; M.{call}; T.{call}")
 
 
 def _convert_gguf(path: Path) -> str:
     """Return the command that converts a GGUF file."""
     target = _beside(path.with_suffix(""), "safetensors")
-    source = f"({_literal(path.parent)}, gguf_file={_literal(path.name)}).save_pretrained({_literal(target)})"
-    return "convert it (pip install transformers gguf accelerate): " + _python(
-        f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; M.from_pretrained{source}; "
-        f"T.from_pretrained{source}")
+    return ("convert it (pip install transformers gguf accelerate): "
+            + convert_command(str(path.parent), target, gguf_file=path.name))
 
 
 def _pickled(folder: Path, names: list[str], has_config: bool) -> str | None:
@@ -98,10 +111,8 @@ def _pickled(folder: Path, names: list[str], has_config: bool) -> str | None:
     whole = [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
     if has_config and whole:
         kind = "AutoModelForSeq2SeqLM" if _model_type(folder) == "pegasus" else "AutoModelForCausalLM"
-        target = _literal(_beside(folder, "safetensors"))
-        return (f"{whole[0]} is a pickle, which bardlet never opens; convert it (pip install transformers): " + _python(
-            f"from transformers import {kind} as M, AutoTokenizer as T; M.from_pretrained({_literal(folder)})"
-            f".save_pretrained({target}); T.from_pretrained({_literal(folder)}).save_pretrained({target})"))
+        return (f"{whole[0]} is a pickle, which bardlet never opens; convert it (pip install transformers): "
+                + convert_command(str(folder), _beside(folder, "safetensors"), kind))
     if has_config:
         return (f"{names[0]} is a pickle, which bardlet never opens; convert it: " + _python(
             f"import torch; from safetensors.torch import save_file; t = torch.load({_literal(folder / names[0])}, "
@@ -134,10 +145,10 @@ def _model_type(folder: Path) -> Any:
     return manifest.read_json(folder / "config.json").get("model_type")
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _beside(path: Path, suffix: str) -> str:
     """Return the path of a new folder beside `path`, for what a command converts it to."""
     path = Path(os.path.abspath(path)) if path.name in ("", "..") else path
-    return path.with_name(f"{path.name}-{suffix}")
+    return str(path.with_name(f"{path.name}-{suffix}"))
 
 
 def _literal(value: Path | str) -> str:

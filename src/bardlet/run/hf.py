@@ -126,13 +126,18 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return model.safetensors, or the shards in model.safetensors.index.json if only the index exists."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists() and not (folder / "model.safetensors").exists():
-        weight_map = manifest.read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BardletError(f"{index}: damaged: no weight_map; copy it again")
-        return sorted({manifest.inside(folder, str(name)) for name in weight_map.values()})
+    if (folder / "model.safetensors.index.json").exists() and not (folder / "model.safetensors").exists():
+        return [manifest.inside(folder, name) for name in shard_names(folder)]
     return [manifest.inside(folder, "model.safetensors")]
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Return the names of the shards in model.safetensors.index.json. Raise BardletError if one is not a plain name."""
+    index = folder / "model.safetensors.index.json"
+    weight_map = manifest.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BardletError(f"{index}: damaged: no weight_map; copy it again")
+    return sorted({manifest.plain_name(folder, str(name)) for name in weight_map.values()})
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
