@@ -20,8 +20,9 @@ class Hub:
 
     files: (OWNER/NAME, commit) to the contents by name. branches: (OWNER/NAME, branch) to a commit. large: suffixes of
     files in Git LFS, which have a sha256. lie: contents that are served in place of the listed ones, of the same size.
-    cut: bytes after which the transfer of a file ends, each used once or, with `always_cut`, each time. short: files that
-    are served, whole for HTTP, without their second half. status: (code, X-Error-Code) of every answer about a model.
+    cut: bytes after which the transfer of a file ends, each used once or, with `always_cut`, each time. short: files
+    that are served, whole for HTTP, without their second half. status: (code, X-Error-Code) of every answer about a
+    model. answer: the answer to every request. log: the requests.
     """
 
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)

@@ -222,7 +222,8 @@ def test_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for path, what in ((folder, "gpt.Q8_0.gguf is in GGUF,"), (folder / "gpt.Q8_0.gguf", "a GGUF file,")):
             message = error_of(path)
             assert f"{path}: {what} which bardlet does not read; convert it (pip install transformers gguf" in message
-            assert f"M.from_pretrained({json.dumps(str(folder))}, gguf_file=\"gpt.Q8_0.gguf\")" in code_of(message)
+            call = f"from_pretrained({json.dumps(str(folder))}, gguf_file=\"gpt.Q8_0.gguf\")"
+            assert code_of(message).count(call) == 2 and "m.hf_quantizer = None" in code_of(message)
             assert json.dumps(str(folder / "gpt.Q8_0-safetensors")) in code_of(message)
             assert main(["sample", str(path)]) == 1
             assert capsys.readouterr().err == f"bardlet: {message}\n"

@@ -216,7 +216,7 @@ def test_answers_of_the_hub(status: tuple[int, str], message: str, server: Hub, 
     assert message in error_of("me/gpt")
     Path("text.txt").write_text("the little bards\n" * 99)
     Path("chats.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
-    for command in ("sample me/gpt", "chat me/gpt", "eval me/gpt text.txt", "doctor me/gpt", "translate me/gpt text.txt",
+    for command in ("sample me/gpt", "chat me/gpt", "eval me/gpt text.txt", "doctor me/gpt", "translate me/gpt a.txt",
                     "train text.txt --init me/gpt --steps 1", "sft me/gpt chats.jsonl", "dpo me/gpt chats.jsonl"):
         assert main(shlex.split(command)) == 1
         out, err = capsys.readouterr()
@@ -224,7 +224,8 @@ def test_answers_of_the_hub(status: tuple[int, str], message: str, server: Hub, 
     assert sorted(path.name for path in Path().iterdir()) == ["chats.jsonl", "text.txt"]
 
 
-def test_no_network(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_network(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch,
+                    caplog: pytest.LogCaptureFixture) -> None:
     """Without a copy in the cache an error; with a whole one, that is used; with a part of one, an error."""
     commit = server.add("me/gpt", model)
     endpoint = server.endpoint
@@ -256,8 +257,8 @@ def test_a_server_that_is_no_hub(answer: bytes, server: Hub) -> None:
 
 def test_without_huggingface_hub(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert error_of("me/gpt") == ("me/gpt: no such folder; to fetch a model of that name from the Hub, run `pip install "
-                                  "huggingface-hub`")
+    assert error_of("me/gpt") == ("me/gpt: no such folder; to fetch a model of that name from the Hub, run "
+                                  "`pip install huggingface-hub`")
 
 
 def test_a_name_that_the_hub_does_not_allow(server: Hub) -> None:

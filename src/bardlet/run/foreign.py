@@ -93,8 +93,11 @@ def convert_command(source: str, target: str, kind: str = "AutoModelForCausalLM"
     kind: the class that reads it. options: keywords of `from_pretrained`.
     """
     arguments = ", ".join([_literal(source), *(f"{name}={_literal(value)}" for name, value in options.items())])
-    call = f"from_pretrained({arguments}).save_pretrained({_literal(target)})"
-    return _python(f"from transformers import {kind} as M, AutoTokenizer as T; M.{call}; T.{call}")
+    load, save = f"from_pretrained({arguments})", f"save_pretrained({_literal(target)})"
+    model = f"M.{load}.{save}"
+    if "gguf_file" in options:  # transformers 5 counts it as quantized, and refuses to save it, even if it is no longer
+        model = f'm = M.{load}; m.hf_quantizer = None; vars(m.config).pop("quantization_config", None); m.{save}'
+    return _python(f"from transformers import {kind} as M, AutoTokenizer as T; {model}; T.{load}.{save}")
 
 
 def _convert_gguf(path: Path) -> str:
