@@ -78,9 +78,13 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
                  "me/gpt@", "me /gpt", "me/gpt ", "", "me/", "/", "me/gpt\n", "https://x.example/me/gpt", "-m/gpt"):
         assert not hub.is_name(name), name
     Path("me").mkdir()
-    assert not hub.is_name("me/gpt") and hub.folder("me/gpt") == Path("me/gpt")
-    with pytest.raises(BardletError, match="me/gpt: no such folder"):
-        python_api.load("me/gpt")
+    for call in (hub.folder, python_api.load, python_api.evaluate):
+        with pytest.raises(BardletError, match="me/gpt: no such folder; me exists here, so this is not looked up on"):
+            call("me/gpt")
+    Path("me/gpt").mkdir()
+    assert hub.folder("me/gpt") == Path("me/gpt") and not hub.is_name("me/gpt")
+    with pytest.raises(BardletError, match="runs/gpt: no such folder; `bardlet train` prints"):
+        python_api.load("runs/gpt")
 
 
 # ---------------------------------------------------------------- what is fetched
@@ -88,7 +92,11 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_model_is_fetched_and_read(server: Hub, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Only the needed files; the second time none."""
+    for name in ("vocab.json", "merges.txt"):
+        (model / name).write_text("x")
     commit = server.add("me/gpt", model)
+    for name in ("vocab.json", "merges.txt"):
+        (model / name).unlink()
     with caplog.at_level(logging.INFO, "bardlet"):
         folder = hub.folder("me/gpt")
     assert f"fetching me/gpt ({commit[:12]}, 0.0 MB)" in caplog.text

@@ -33,8 +33,9 @@ NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._
 COMMIT = re.compile(r"[0-9a-f]{40}")
 OWN_FOLDERS = ("runs",)
 """Folders that are never looked up as an owner on the Hub: `bardlet train` writes its runs there."""
-SMALL_FILES = (*hf.TOKENIZER_AND_CONFIG, "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-               "chat_template.jinja", "chat_template.json")
+TWO_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+"""The tokenizer of gpt2 in models without a tokenizer.json."""
+SMALL_FILES = (*hf.TOKENIZER_AND_CONFIG, "chat_template.jinja", "chat_template.json", *TWO_FILES)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TIMEOUT = 10.0
 """Seconds until a server that does not answer counts as unreachable."""
@@ -58,7 +59,13 @@ def folder(model: str) -> Path:
     Raises:
         BardletError: the model cannot be fetched, is damaged, or is not in a form that bardlet reads.
     """
-    return _fetch(model) if is_name(model) else Path(model)
+    if is_name(model):
+        return _fetch(model)
+    owner = model.partition("/")[0]
+    if NAME.fullmatch(model) and owner not in OWN_FOLDERS and not os.path.lexists(model):
+        raise BardletError(f"{model}: no such folder; {owner} exists here, so this is not looked up on the Hub; check "
+                           f"the path, or run `hf download {shlex.quote(model)} --local-dir DIR`")
+    return Path(model)
 
 
 def pinned(config: S) -> S:
@@ -118,7 +125,7 @@ def _download(model: str, commit: str, entries: dict[str, Any]) -> Path:
                                         endpoint=os.environ.get("HF_ENDPOINT") or None)
 
     for name in SMALL_FILES:
-        if name in entries:
+        if name in entries and not (name in TWO_FILES and "tokenizer.json" in entries):
             get(name)
     _check_form(model, set(entries), snapshot)
     weights = [WEIGHTS]
@@ -163,7 +170,7 @@ def _check_form(model: str, names: set[str], snapshot: Path) -> None:
     if not names & {WEIGHTS, INDEX}:
         raise BardletError(f"{model}: no weights in safetensors, and bardlet never opens a pickle; convert it (pip "
                            f"install transformers): {convert}")
-    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+    if "tokenizer.json" not in names and not set(TWO_FILES[:2]) <= names:
         raise BardletError(f"{model}: no tokenizer.json, which bardlet needs; write one (pip install transformers): "
                            f"{convert}")
 
