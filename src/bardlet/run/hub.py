@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +63,7 @@ def folder(model: str) -> Path:
     owner = model.partition("/")[0]
     if NAME.fullmatch(model) and owner not in OWN_FOLDERS and not os.path.lexists(model):
         raise BardletError(f"{model}: no such folder; {owner} exists here, so this is not looked up on the Hub; check "
-                           f"the path, or run `hf download {shlex.quote(model)} --local-dir DIR`")
+                           f"the path, or run `hf download {model.partition('@')[0]} --local-dir DIR`")
     return Path(model)
 
 
@@ -278,7 +277,7 @@ def _explanation(model: str, error: Exception) -> str:
 
     repo, _, wanted = model.partition("@")
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    copy = f"`hf download {shlex.quote(repo)} --local-dir DIR`"
+    copy = f"`hf download {repo} --local-dir DIR`"
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, errors.GatedRepoError):
