@@ -19,13 +19,12 @@ import torch
 from bardlet import __version__, console
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
-from bardlet.config.toml import is_untouched
 from bardlet.data import bitext, corpus, duplicates, named
 from bardlet.data.duplicates import Overlap
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, Unsupported
 from bardlet.inference import text_generation
 from bardlet.planning import memory
-from bardlet.run import checkpoint, diagnosis, hf, lock, metrics
+from bardlet.run import checkpoint, diagnosis, foreign, hf, lock, metrics
 from bardlet.run import folder as run_folder
 from bardlet.run.diagnosis import Finding, damaged, ok, warning
 from bardlet.runtime import atomic, compiler, contention, distributed, manifest
@@ -131,9 +130,9 @@ def health(run: Path) -> Iterator[Finding]:
     """Yield findings on a run or Hugging Face folder: its files, its losses, and if the run can continue.
 
     Raises:
-        BardletError: no such folder, or neither a run nor a model.
+        BardletError: no such folder, neither a run nor a model, or a model that bardlet does not read.
     """
-    manifest.check_folder(run)
+    foreign.check_folder(run)
     yield from _model(run)
     if not (run / "run.toml").exists() and not checkpoint.steps_saved(run):
         return
@@ -145,7 +144,7 @@ def health(run: Path) -> Iterator[Finding]:
     except BardletError as error:
         yield damaged("settings", str(error))
         return
-    if is_untouched(run / "run.toml"):
+    if run_folder.is_untouched(run):
         yield ok("settings", f"{run / 'run.toml'} is as the run wrote it")
     else:
         yield damaged("settings", f"{run / 'run.toml'}: edited, damaged or missing; `bardlet resume` uses the "
@@ -178,6 +177,8 @@ def _model(run: Path) -> Iterator[Finding]:
     try:
         model, tokenizer = hf.read_folder(run, scores=hf.read_model_config(run).scores)
     except BardletError as error:
+        if isinstance(error, Unsupported) and not (run / "run.toml").exists():
+            raise  # another tool's model, which is not damaged
         yield damaged("model", str(error))
         return
     if not all(p.isfinite().all() for p in model.parameters()):

@@ -12,6 +12,10 @@ class BardletError(Exception):
     """An error the user can fix, in one line: what is wrong, where (file, byte, line), and what to do."""
 
 
+class Unsupported(BardletError):
+    """A model of a kind that bardlet does not have; nothing is damaged."""
+
+
 def printable(value: object) -> str:
     """Return the repr of a value from a file, at most 80 characters long."""
     text = repr(value)

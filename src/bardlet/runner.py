@@ -22,7 +22,7 @@ from bardlet.config.finetuning import is_command
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError
 from bardlet.planning import clock, compilation
-from bardlet.run import checkpoint, diagnosis, hf, lock, metrics, trackers
+from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, trackers
 from bardlet.run import folder as run_folder
 from bardlet.runtime import atomic, contention, distributed, heartbeat
 from bardlet.runtime.signals import Stopped
@@ -59,8 +59,11 @@ def start(config: Settings, out: str | None = None, started: float | None = None
     with distributed.connect(config.device) as dist:
         console.show_notices(dist.main)
         with console.preparation_progress(dist.main) as progress:
+            with dist.main_first():
+                config = hub.pinned(config)
             stage = stage_of(config)(config, dist, progress)
             trainer = stage.begin(out, started)
+            trainer.record.base_revision = hub.revision(config.init)
         estimated = plan_only and trainer.state.steps > 0  # from the calibration, without timing this model
         if config.minutes is None:
             compilation.choose_compile(trainer, compiling=not plan_only)

@@ -25,7 +25,10 @@ IDS = {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD, "decoder_s
 CONFIG = ModelConfig("encdec", vocab_size=29, block_size=64, n_layer=2, n_encoder_layer=3, n_head=4, n_kv_head=4,
                      n_embd=32, head_dim=8, n_inner=48, activation="gelu_new", norm_eps=1e-5)  # fmt: skip
 VARIANTS = {"deeper encoder": CONFIG, "deeper decoder": replace(CONFIG, n_encoder_layer=1, n_layer=3),
-            "other activation": replace(CONFIG, activation="relu", n_head=2, n_kv_head=2, head_dim=16)}  # fmt: skip
+            "other activation": replace(CONFIG, activation="relu", n_head=2, n_kv_head=2, head_dim=16),
+            "unscaled embedding": replace(CONFIG, scale_embedding=False),
+            "unscaled, deeper decoder": replace(CONFIG, scale_embedding=False, n_encoder_layer=1, n_layer=3),
+            "unscaled, wider": replace(CONFIG, scale_embedding=False, n_embd=64, head_dim=16)}  # fmt: skip
 
 
 def random_model(config: ModelConfig = CONFIG, seed: int = 0) -> EncDec:
@@ -78,11 +81,12 @@ def test_parity_with_transformers_in_both_directions(variant: str, tmp_path: Pat
     assert not torch.allclose(loaded(src, tgt, length), ours(src, tgt, length))
 
 
+@pytest.mark.parametrize("scale", [True, False])
 @torch.no_grad()
-def test_greedy_translations_match_transformers(tmp_path: Path) -> None:
+def test_greedy_translations_match_transformers(scale: bool, tmp_path: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
-    ours = random_model()
+    ours = random_model(replace(CONFIG, scale_embedding=scale))
     write_folder(ours, tmp_path)
     theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     sources = [[*random_ids(1, n, seed=n)[0].tolist(), EOS] for n in (1, 3, 9, 9, 12)]
@@ -96,7 +100,7 @@ def test_greedy_translations_match_transformers(tmp_path: Path) -> None:
 
 def test_unsupported_checkpoints_are_refused() -> None:
     hf = EncDec.to_hf(CONFIG) | IDS
-    for key, value in (("scale_embedding", False), ("decoder_ffn_dim", 7), ("activation_function", "swish2"),
+    for key, value in (("scale_embedding", "no"), ("decoder_ffn_dim", 7), ("activation_function", "swish2"),
                        ("decoder_attention_heads", 1), ("d_model", 33), ("decoder_start_token_id", 5)):  # fmt: skip
         with pytest.raises(BardletError, match="config"):
             EncDec.from_hf(hf | {key: value})
@@ -106,6 +110,16 @@ def test_unsupported_checkpoints_are_refused() -> None:
         model.load_hf_state_dict(learned_positions)
     with pytest.raises(BardletError, match="final_logits_bias"):
         model.load_hf_state_dict(weights | {"final_logits_bias": torch.ones(1, CONFIG.vocab_size)})
+
+
+def test_without_the_key_embeddings_are_not_scaled() -> None:
+    """As in transformers, whose PegasusConfig has the default false; bardlet always writes the key."""
+    from transformers import PegasusConfig
+
+    hf = EncDec.to_hf(CONFIG) | IDS
+    for values, scaled in ((hf, True), (hf | {"scale_embedding": False}, False),
+                           ({name: value for name, value in hf.items() if name != "scale_embedding"}, False)):
+        assert EncDec.from_hf(values).scale_embedding is PegasusConfig(**values).scale_embedding is scaled
 
 
 def test_sinusoids_match_the_paper() -> None:
@@ -163,9 +177,11 @@ def test_cached_logits_equal_uncached(chunks: list[int], seed: int) -> None:
         assert cache.length_B.tolist() == [start, start]
 
 
+@pytest.mark.parametrize("scale", [True, False])
 @torch.inference_mode()
-def test_fast_decoder_matches_the_model() -> None:
-    model, src, length, tgt = random_model(), random_ids(3, 9), torch.tensor([9, 4, 1]), random_ids(3, 40, seed=1)
+def test_fast_decoder_matches_the_model(scale: bool) -> None:
+    model = random_model(replace(CONFIG, scale_embedding=scale))
+    src, length, tgt = random_ids(3, 9), torch.tensor([9, 4, 1]), random_ids(3, 40, seed=1)
     memory = model.encode(src, length)
     decode, whole = decoders.decoder(model), model.decode(tgt, memory)
     cache = decode.new_cache(memory, 40)

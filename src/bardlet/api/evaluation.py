@@ -26,7 +26,7 @@ from bardlet.evaluation.likelihood import ChatFormat, Result
 from bardlet.evaluation.metrics import Score, TranslationScore
 from bardlet.inference import answers, translate
 from bardlet.run import folder as run_folder
-from bardlet.run import hf
+from bardlet.run import hf, hub
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import sft, stage_of
@@ -91,7 +91,7 @@ def evaluate(model: str | os.PathLike[str], *text: str | os.PathLike[str] | Sequ
     Raises:
         BardletError: a text, task or option that does not fit the model.
     """
-    folder = Path(arguments.path(model, "bardlet.evaluate: model"))
+    folder = hub.folder(arguments.path(model, "bardlet.evaluate: model"))
     names = arguments.paths(text, "bardlet.evaluate: text")
     if isinstance(task := options.get("task", ()), str):
         options["task"] = (task,)

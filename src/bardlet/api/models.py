@@ -22,7 +22,7 @@ from bardlet.inference import text_generation
 from bardlet.inference import translate as translation
 from bardlet.inference.chat_session import ChatSession
 from bardlet.run import folder as run_folder
-from bardlet.run import hf
+from bardlet.run import hf, hub
 from bardlet.runtime import device as runtime_device
 from bardlet.tokenizer import Tokenizer
 
@@ -175,10 +175,10 @@ def _strings(values: Sequence[str], where: str) -> list[str]:
 
 
 def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType = "fp32") -> Model:
-    """Load a run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model.
+    """Load a run folder, or a gpt2, qwen3 or pegasus model of Hugging Face.
 
     Args:
-        folder: the folder, or a `Run`.
+        folder: the folder, a `Run`, or OWNER/NAME on the Hugging Face Hub.
         device: cpu, cuda, mps; auto takes a GPU if there is one.
         dtype: precision of the weights; int8 is fastest on a CPU.
 
@@ -191,7 +191,7 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     if dtype not in get_args(DType):
         raise BardletError(f"dtype {dtype}: must be one of {', '.join(get_args(DType))}")
     device = toml.typed(device, str, "bardlet.load: device")
-    folder = Path(arguments.path(folder, "bardlet.load: folder"))
+    folder = hub.folder(arguments.path(folder, "bardlet.load: folder"))
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)
     documents, prefix_lm = 2, False if module.config.model == "encdec" else None

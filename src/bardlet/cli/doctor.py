@@ -28,7 +28,7 @@ class Command:
     """The command line."""
 
     run: str | None = None
-    """A run folder, or a Hugging Face folder (default: check the machine)."""
+    """A run folder, or a model of Hugging Face: its folder, or OWNER/NAME on the Hub (default: check the machine)."""
     memorised: bool = False
     """Measure how much of the model's output is copied from its training text."""
     tokens: int = 10_000
@@ -53,17 +53,19 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     command = parse(Command, argv, USAGE)
     from bardlet import doctor
+    from bardlet.run import hub
 
     logging.getLogger("bardlet").addHandler(logging.NullHandler())  # the findings repeat every log message
     logging.getLogger("bardlet").propagate = False
     findings = []
-    for finding in doctor.machine() if command.run is None else doctor.health(Path(command.run)):
+    run = hub.folder(command.run) if command.run is not None else None
+    for finding in doctor.machine() if run is None else doctor.health(run):
         findings.append(finding)
         console.say(f"{finding.verdict:8} {finding.about}: {finding.message}")
     warnings, damaged = (sum(finding.verdict == verdict for finding in findings) for verdict in ("warning", "damaged"))
     copied: dict[str, Any] = {}
-    if command.memorised and not any(f.verdict == "damaged" and f.about == "model" for f in findings):
-        copied = print_memorization(Path(command.run or ""), command)
+    if run and command.memorised and not any(f.verdict == "damaged" and f.about == "model" for f in findings):
+        copied = print_memorization(run, command)
     if command.json:
         entries = [{"about": f.about, "verdict": f.verdict, "said": f.message} for f in findings]
         console.say_json({"findings": entries, "warnings": warnings, "damaged": damaged,

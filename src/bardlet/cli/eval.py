@@ -37,7 +37,7 @@ class Command(EvaluationOptions):
     """The command line."""
 
     run: str
-    """A run folder, or a Hugging Face folder with a gpt2, qwen3 or pegasus model."""
+    """A run folder, or a gpt2, qwen3 or pegasus model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
     text: tuple[str, ...] = ()
     """Files, folders, globs or named corpora, read whole (default: the validation split of the run's text)."""
     json: bool = False
@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> int:
     command = parse(Command, argv, USAGE)
     console.show_notices()
     from bardlet.api import evaluation
+    from bardlet.run import hub
 
-    folder = Path(command.run)
+    folder = hub.folder(command.run)
     options = EvaluationOptions(**{each.name: getattr(command, each.name) for each in fields(EvaluationOptions)})
     if options.task:
         with console.preparation_progress() as progress:

@@ -32,7 +32,7 @@ class Command(SamplingOptions):
     """The command line."""
 
     run: str
-    """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model."""
+    """A run folder, or a gpt2 or qwen3 model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
     prompt: str = ""
     """Text to continue; - reads it from standard input (default: start a new text)."""
     num: int = 1
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     command = parse(Command, argv, USAGE)
     console.show_notices()
-    if Path(command.run).is_file():
+    if Path(command.run).is_file() and Path(command.run).suffix != ".gguf":  # `load` tells how to convert one
         raise BardletError(f"{command.run}: a file, not a run; `bardlet sample RUN --prompt TEXT` continues a text")
     from bardlet.api.models import load
 

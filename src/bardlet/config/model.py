@@ -50,5 +50,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies (qwen3, and the rungs from `rotary` on)."""
+    scale_embedding: bool = True
+    """Multiply the token embeddings by sqrt(n_embd), as in the paper (encdec only; foreign folders may not)."""
     scores: bool = False
     """A scalar head instead of the head over the vocabulary: a reward model (gpt2, qwen3)."""

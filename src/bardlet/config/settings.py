@@ -53,7 +53,7 @@ class Settings:
     """Held-out split: validation or development. The development split is the last tenth of the training split."""
 
     init: str | None = None
-    """Start from the weights and tokenizer of this folder. A run folder, or a Hugging Face folder."""
+    """Start from the weights and tokenizer of this folder, or of OWNER/NAME on the Hugging Face Hub."""
     lora: int | None = None
     """Train LoRA factors of this rank on top of --init. The result has them merged into the weights (default: train all
     weights)."""

@@ -14,13 +14,12 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bardlet.errors import BardletError
 from bardlet.evaluation import likelihood
 from bardlet.inference.text_generation import prompt_ids
-from bardlet.run import hf
+from bardlet.run import hf, hub
 from bardlet.runtime import device as runtime_device
 
 try:
@@ -58,7 +57,7 @@ class Bardlet(LM):
         super().__init__()
         if dtype not in ("fp32", "bf16"):
             raise BardletError(f"dtype={dtype}: must be fp32 or bf16")
-        self.model, self._tokenizer = hf.read_folder(Path(run))
+        self.model, self._tokenizer = hf.read_folder(hub.folder(run))
         if self.model.config.model == "encdec":
             raise BardletError(f"{run}: this model translates; use `bardlet eval {shlex.quote(run)}`")
         # cuda:0 is the harness's default

@@ -313,7 +313,9 @@ class Ladder:
         """Return the settings that determine the result, with the model's resolved shape and merged micro-batches."""
         whole = replace(config, batch_size=config.batch_size * config.grad_accum, grad_accum=1)
         settings = {name: value for name, value in asdict(whole).items() if name not in IRRELEVANT_SETTINGS}
-        return settings | asdict(config.model_config(self.dataset.tokenizer.vocab_size))
+        shape = asdict(config.model_config(self.dataset.tokenizer.vocab_size))
+        del shape["scale_embedding"]  # of encoder-decoders only; outcomes of older versions lack it
+        return settings | shape
 
     def _provenance(self, trainer: Trainer) -> dict[str, Any]:
         """Return the date, versions and machine of a training run."""

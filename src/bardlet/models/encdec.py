@@ -155,10 +155,14 @@ class EncDec(Predictor):
         # `embed` scales this to 0.3, half the size of the positions; at 1 the untrained head would repeat its input
         nn.init.normal_(self.model.shared.weight, std=0.3 * config.n_embd**-0.5)
 
+    @property
+    def embedding_scale(self) -> float:
+        """The factor of the token embeddings in the input: sqrt(n_embd), or 1 in some foreign folders."""
+        return math.sqrt(self.config.n_embd) if self.config.scale_embedding else 1.0
+
     def embed(self, idx_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Return the sum of token and position embeddings, after dropout: (B, T, C)."""
-        x_BTC = self.model.shared(idx_BT) * math.sqrt(self.config.n_embd) + self.position_TC[position_BT]
-        return self.dropout(x_BTC)
+        return self.dropout(self.model.shared(idx_BT) * self.embedding_scale + self.position_TC[position_BT])
 
     def encode(self, src_BS: Tensor, length_B: Tensor | None = None) -> EncoderOutput:
         """Encode sources (int64), padded on the right with any id; length_B (int64): their lengths, None: all S.
@@ -252,7 +256,7 @@ class EncDec(Predictor):
             "activation_dropout": 0.0,
             "encoder_layerdrop": 0.0,
             "decoder_layerdrop": 0.0,
-            "scale_embedding": True,
+            "scale_embedding": config.scale_embedding,
             "init_std": 0.02,
             "tie_word_embeddings": True,
         }
@@ -261,7 +265,6 @@ class EncDec(Predictor):
     def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         """Return the ModelConfig of a config.json. Raises BardletError for settings that bardlet does not support."""
         check_supported(hf, "model_type", "pegasus")
-        check_supported(hf, "scale_embedding", True)
         check_supported(hf, "tie_word_embeddings", True)
         check_supported(hf, "activation_function", *ACTIVATIONS)
         check_supported({"decoder_start_token_id": 0, **hf}, "decoder_start_token_id", hf.get("pad_token_id", 0))
@@ -291,6 +294,7 @@ class EncDec(Predictor):
             tie_embeddings=True,
             activation=get_value(hf, "activation_function", str, "gelu"),
             norm_eps=1e-5,
+            scale_embedding=get_value(hf, "scale_embedding", bool, False),  # the default of transformers
         )
 
     def hf_state_dict(self) -> dict[str, Tensor]:

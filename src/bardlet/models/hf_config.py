@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bardlet.errors import BardletError, printable
+from bardlet.errors import BardletError, Unsupported, printable
 
 _required: Any = object()
 
@@ -34,9 +34,9 @@ def get_value(hf: Mapping[str, Any], key: str, kind: type, default: Any = _requi
 
 
 def check_supported(hf: Mapping[str, Any], key: str, *supported: Any) -> None:
-    """Raise BardletError if `hf` sets `key` to a value that bardlet does not support."""
+    """Raise Unsupported if `hf` sets `key` to a value that bardlet does not support."""
     if key in hf and hf[key] not in supported:
-        raise BardletError(
+        raise Unsupported(
             f"config.json: '{key}' is {printable(hf[key])}, but bardlet supports only "
             f"{' or '.join(map(repr, supported))}; use transformers for this model"
         )

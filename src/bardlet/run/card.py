@@ -75,6 +75,7 @@ class Card:
             model_name=self.title, library_name="bardlet" if own_code else "transformers", pipeline_tag=task,
             license="unknown",  # the owner of the text decides
             tags=["bardlet", *([self.config.command] if self.config.stage != "pretrain" else [])],
+            base_model=str(self.config.init).partition("@")[0] if self.record.get("base_revision") else None,
             datasets=corpora or None, eval_results=results or None).to_yaml()
 
 

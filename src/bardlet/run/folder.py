@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bardlet.config import toml
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import Settings
-from bardlet.config.toml import from_mapping, is_untouched, read_toml, to_toml
+from bardlet.config.toml import from_mapping, read_toml, to_toml
 from bardlet.errors import BardletError
-from bardlet.run import hf, lock
+from bardlet.run import foreign, hf, lock
 from bardlet.run.checkpoint import newest_intact, read_metadata, steps_saved
 from bardlet.run.record import checked
 from bardlet.runtime import atomic, manifest
@@ -123,13 +124,22 @@ def write_run(run: Path, config: Settings, record: dict[str, Any], shape: ModelC
 
 def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
     """Return (settings, record) from the run.toml of a run folder."""
-    manifest.check_folder(run)
+    foreign.check_folder(run)
     if not os.path.lexists(run / "run.toml"):
         raise BardletError(f"{run}: no run.toml, so this is not a run folder; to train a Hugging Face model, "
                            f"use `bardlet train --init {shlex.quote(str(run))}`")
     path = manifest.inside(run, "run.toml")
     config, record = read_toml(path)
     return config, checked(record, str(path))
+
+
+def is_untouched(run: Path) -> bool:
+    """Return True if the run.toml of a folder is as a run wrote it; in the Hub's cache it is a link to a blob."""
+    path = run / "run.toml"
+    if path.is_symlink():
+        with suppress(BardletError):
+            path = Path(os.path.realpath(manifest.inside(run, path.name)))
+    return toml.is_untouched(path)
 
 
 def settings(run: Path, use_edited: bool = False) -> tuple[Settings, dict[str, Any]]:
@@ -139,7 +149,7 @@ def settings(run: Path, use_edited: bool = False) -> tuple[Settings, dict[str, A
     intact checkpoint, with a warning; with `use_edited`, an edited run.toml that can be read is used instead.
     """
     path = run / "run.toml"
-    if is_untouched(path) or not run.is_dir():
+    if is_untouched(run) or not run.is_dir():
         return read_run(run)
     if path.is_file() and use_edited:
         with suppress(BardletError):

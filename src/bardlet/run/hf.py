@@ -25,8 +25,9 @@ from bardlet import models
 from bardlet import tokenizer as tokenization
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
-from bardlet.errors import BardletError, one_line, printable
+from bardlet.errors import BardletError, Unsupported, one_line, printable
 from bardlet.models.layers import on_meta_device
+from bardlet.run import foreign
 from bardlet.runtime import atomic, manifest
 from bardlet.tokenizer import Tokenizer
 
@@ -99,24 +100,24 @@ def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_model_config(folder: Path) -> ModelConfig:
     """Return the model config of a folder's config.json. Raise BardletError if bardlet cannot run that model."""
-    manifest.check_folder(folder)
+    foreign.check_folder(folder)
     values = manifest.read_json(folder / "config.json")
     family = str(values.get("model_type", "")).removeprefix("bardlet-")
     family = models.MODEL_TYPES.get(family, family)
     if family not in models.FAMILIES:
-        raise BardletError(f"{folder / 'config.json'}: model_type {printable(values.get('model_type'))} is not "
-                           f"supported (only {', '.join(models.FAMILIES)}); use transformers for this model")
+        raise Unsupported(f"{folder / 'config.json'}: model_type {printable(values.get('model_type'))} is not "
+                          f"supported (only {', '.join(models.FAMILIES)}); use transformers for this model")
     try:
         config = models.load_class(family).from_hf(values)
         kinds = [str(kind) for kind in values.get("architectures") or []]
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
             return config
         if family not in models.SCALAR or len(values.get("id2label", ("LABEL_0", "LABEL_1"))) != 1:
-            raise BardletError("config.json: this classification head is not supported (only one label, on gpt2 or "
-                               "qwen3); use transformers for this model")
+            raise Unsupported("config.json: this classification head is not supported (only one label, on gpt2 or "
+                              "qwen3); use transformers for this model")
         return replace(config, scores=True, tie_embeddings=True)
     except BardletError as error:
-        raise BardletError(str(error).replace("config.json", str(folder / "config.json"), 1)) from None
+        raise type(error)(str(error).replace("config.json", str(folder / "config.json"), 1)) from None
     except KeyError as error:
         raise BardletError(f"{folder / 'config.json'}: damaged: {error} is missing; copy it again") from None
     except (TypeError, ValueError) as error:
@@ -125,13 +126,18 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return model.safetensors, or the shards in model.safetensors.index.json if only the index exists."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists() and not (folder / "model.safetensors").exists():
-        weight_map = manifest.read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BardletError(f"{index}: damaged: no weight_map; copy it again")
-        return sorted({manifest.inside(folder, str(name)) for name in weight_map.values()})
+    if (folder / "model.safetensors.index.json").exists() and not (folder / "model.safetensors").exists():
+        return [manifest.inside(folder, name) for name in shard_names(folder)]
     return [manifest.inside(folder, "model.safetensors")]
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Return the names of the shards in model.safetensors.index.json. Raise BardletError if one is not a plain name."""
+    index = folder / "model.safetensors.index.json"
+    weight_map = manifest.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BardletError(f"{index}: damaged: no weight_map; copy it again")
+    return sorted({manifest.plain_name(folder, str(name)) for name in weight_map.values()})
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -177,7 +183,7 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tup
     Raises:
         BardletError: a file is missing, damaged or not supported, or the model is of the other kind.
     """
-    manifest.check_folder(folder)
+    foreign.check_folder(folder)
     verify(folder)
     config = read_model_config(folder)
     if config.scores != scores:

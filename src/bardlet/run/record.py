@@ -50,6 +50,8 @@ class Record:
     """Trainable parameters, with LoRA."""
     base_hash: str | None = None
     """sha256 (hex) of the weights of --init, if they are the reference model."""
+    base_revision: str | None = None
+    """The commit of --init, if that is a model of the Hub."""
     val_tokens: Auto[int] = AUTO
     """Targets in an evaluation."""
     val_tokens_of: Auto[int] = AUTO

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.errors import BardletError, printable
+from bardlet.runtime import links
 from bardlet.runtime.atomic import explain_write_errors, write_atomically
 
 MANIFEST = "manifest.json"
@@ -152,20 +153,25 @@ def inside(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in `folder`.
 
     Raises:
-        BardletError: it is missing, not a regular file, or a link out of the folder. The file is not opened.
+        BardletError: it is missing, not a regular file, or a link that `links.check` refuses. The file is not opened.
     """
-    path = folder / name
-    if Path(name).name != name or len(name) > 255:
-        raise BardletError(f"{folder}: a file in it refers to {printable(name)}, which is not in this folder; "
-                           "do not use folders that you do not trust")
+    path = folder / plain_name(folder, name)
     if not os.path.lexists(path):
         raise BardletError(f"{path}: no such file, so {folder} is not a complete model folder; "
                            "copy the file there, or name another folder")
-    if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
-        raise BardletError(f"{path}: is a link to another folder; replace it with a copy of the file (cp -L)")
+    if path.is_symlink():
+        links.check(path)
     if not path.is_file():
         raise BardletError(f"{path}: not a regular file; copy it again, or use another checkpoint")
     return path
+
+
+def plain_name(folder: Path, name: str) -> str:
+    """Return the name of a file in `folder`. Raise BardletError if it is a path."""
+    if Path(name).name != name or len(name) > 255:
+        raise BardletError(f"{folder}: a file in it refers to {printable(name)}, which is not in this folder; "
+                           "do not use folders that you do not trust")
+    return name
 
 
 DAMAGED = "damaged: it is not the file that was saved"

@@ -27,7 +27,7 @@ from bardlet.models import lora
 from bardlet.models.base import LanguageModel
 from bardlet.planning import calibrate, clock, memory
 from bardlet.planning.compilation import choose_compile, keep_compiled
-from bardlet.run import card, hf
+from bardlet.run import card, hf, hub
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
 from bardlet.runtime import contention, distributed
@@ -340,7 +340,7 @@ class FineTuning(Stage[F, Source, Data, R]):
         if config.init is None:
             raise BardletError(f"bardlet {config.stage}: name the model to train: a run folder, or a Hugging Face "
                                "folder with a gpt2 or qwen3 model")
-        model, tokenizer = hf.read_folder(Path(config.init), config.dropout)
+        model, tokenizer = hf.read_folder(hub.folder(config.init), config.dropout)
         if not isinstance(model, LanguageModel):
             raise BardletError(f"{config.init}: a {model.config.model} model cannot be fine-tuned on conversations; "
                                "start from a gpt2 or qwen3 model")

@@ -25,7 +25,7 @@ from bardlet.data.preferences import PreferenceDataset, TokenizedPreferences
 from bardlet.errors import BardletError
 from bardlet.inference import answers
 from bardlet.inference.generate import eval_mode
-from bardlet.run import card, hf, plots
+from bardlet.run import card, hf, hub, plots
 from bardlet.run.record import PreferencesRecord
 from bardlet.runtime import manifest
 from bardlet.runtime.distributed import Dist
@@ -74,7 +74,7 @@ class DPO(PreferenceStage[DPOConfig, DPODataset, PreferencesRecord]):
         pairs, config = self.tokenize_source(tokenizer), self.config
         if config.init is None:
             raise BardletError("DPO starts from a chat model; name it with --init DIR")
-        init = Path(config.init)
+        init = hub.folder(config.init)
         base_hash = hf.weights_hash(init)
         parts_of_key = (data_preferences.cache_key(self.source, pairs.tokenizer), base_hash, str(config.block_size),
                         config.dtype, self.dist.device.type)

@@ -27,7 +27,7 @@ from bardlet.planning import plan as planning
 from bardlet.planning.calibrate import Speed
 from bardlet.planning.compilation import compiled_before
 from bardlet.planning.plan import Machine, Plan, TextStatistics
-from bardlet.run import card, folder, hf, plots
+from bardlet.run import card, folder, hf, hub, plots
 from bardlet.run.record import TextRecord
 from bardlet.runtime import cache, compiler, distributed
 from bardlet.runtime.seeds import torch_seed
@@ -115,7 +115,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if out is not None:
             folder.new_folder(Path(out), "")  # fail before the slow part
         config = self.config
-        base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
+        base = hf.read_folder(hub.folder(config.init), config.resolved().dropout) if config.init else None
         if base:
             shape = base[0].config
             check_shape(config, shape, base[1])

@@ -22,7 +22,7 @@ from bardlet.data.batch import Batch
 from bardlet.data.prompts import PromptDataset, Prompts
 from bardlet.data.records import Examples
 from bardlet.errors import BardletError
-from bardlet.run import card, hf, plots
+from bardlet.run import card, hf, hub, plots
 from bardlet.run.record import RolloutsRecord
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rewards
@@ -141,7 +141,7 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
 
         See `Stage.build_trainer`.
         """
-        config, init = self.config, Path(str(self.config.init))
+        config, init = self.config, hub.folder(str(self.config.init))
         check_base(config, self.record, hf.weights_hash(init))
         reference = hf.read_folder(init)[0].to(self.dist.device)
         train, validation = self.parts()

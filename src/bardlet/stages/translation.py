@@ -27,7 +27,7 @@ from bardlet.inference import translate
 from bardlet.planning import calibrate, clock, memory
 from bardlet.planning import plan as planning
 from bardlet.planning.plan import Machine, PairStatistics, Plan
-from bardlet.run import card, folder, hf, plots
+from bardlet.run import card, folder, hf, hub, plots
 from bardlet.run.record import PairsRecord
 from bardlet.runtime.seeds import torch_seed
 from bardlet.stages.base import Stage, check_shape
@@ -105,7 +105,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         if out is not None:
             folder.new_folder(Path(out), "")  # fail before the slow part
         config = self.config
-        base = hf.read_folder(Path(config.init), config.resolved().dropout) if config.init else None
+        base = hf.read_folder(hub.folder(config.init), config.resolved().dropout) if config.init else None
         if base:
             check_shape(config, base[0].config, base[1])
         self.resolve_machine()

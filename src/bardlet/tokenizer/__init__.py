@@ -23,8 +23,8 @@ from bardlet.tokenizer.base import (
     StreamDecoder,
     Tokenizer,
     code_points,
-    load,
 )
+from bardlet.tokenizer.files import load
 from bardlet.tokenizer.pieces import PIECE, pieces
 from bardlet.tokenizer.training import choose_kind, suggest_vocab_size, train_bpe, train_byte, train_char
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import tokenizers
 
 from bardlet.errors import BardletError, one_line
-from bardlet.runtime import manifest
 from bardlet.tokenizer.pieces import PIECE, pieces
 
 log = logging.getLogger("bardlet")
@@ -272,37 +270,6 @@ MAX_QUOTES = 1 << 21
 """Maximum number of quotation marks in a tokenizer.json; Qwen3's, with 151,000 tokens, has under half of that."""
 MAX_GROWTH = 1000
 """Maximum factor by which a tokenizer's rules may lengthen a text."""
-MAX_TOKENIZER_BYTES = 1 << 25
-"""Maximum size of a tokenizer.json in bytes; Qwen3's, with 151,000 tokens, is a third of that."""
-
-
-def load(folder: str | Path) -> Tokenizer:
-    """Load the tokenizer of a model folder. BardletError if tokenizer.json is missing or damaged."""
-    path = manifest.inside(Path(folder), "tokenizer.json")
-    if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
-        raise BardletError(f"{path}: damaged (too large for a tokenizer: {size:,} bytes); copy it again")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise BardletError(f"{path}: cannot be read ({reason}); a model folder needs its tokenizer.json") from None
-    names = {"eos": SEPARATOR, "pad": PAD}
-    config_path = path.with_name("tokenizer_config.json")
-    config = manifest.read_json(config_path) if os.path.lexists(config_path) else {}
-    for key in names:
-        token = config.get(f"{key}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        names[key] = token if isinstance(token, str) else names[key]
-    try:
-        tokenizer = Tokenizer(text, **names)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BardletError(f"{path}: damaged ({one_line(error)}); copy it again from its source") from None
-    # transformers writes the template to a file of its own
-    template, jinja = config.get("chat_template"), path.with_name("chat_template.jinja")
-    if template is None and jinja.is_file() and jinja.stat().st_size <= MAX_TOKENIZER_BYTES:
-        template = jinja.read_text(encoding="utf-8", errors="replace")
-    tokenizer.chat_template = template if isinstance(template, str) else None
-    return tokenizer
 
 
 # ---------------------------------------------------------------------------------------- streaming

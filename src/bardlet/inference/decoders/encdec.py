@@ -5,7 +5,6 @@ Inference only. Shape suffixes: `models/layers.py`; R rows, the K beams of B sou
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class Decoder:
         weight = body.shared.weight.detach()
         self.n_head, self.n_embd, self.block_size = c.n_head, c.n_embd, c.block_size
         self.dtype = dtype or weight.dtype
-        self.embedding, self.position_TC = weight.float() * math.sqrt(c.n_embd), model.position_TC.float()
+        self.embedding, self.position_TC = weight.float() * model.embedding_scale, model.position_TC.float()
         self.act, scale = ACTIVATIONS[c.activation], (c.n_embd // c.n_head) ** -0.5
         self.norm, self.head = self._norm(body.decoder.layer_norm), self._pack([(weight, None, 1.0)])
         self.blocks = []
