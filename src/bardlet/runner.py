@@ -305,10 +305,17 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
 
         _seconds_spent(trainer.state, started)
         try:
-            fit(trainer, replan, on_step)
+            fit(trainer, replan, on_step, replanned=lambda: _predict_again(trainer, stage))
         except BardletError:  # the diagnosis may give the reason
             _diagnose(trainer, stage, reported)
             raise
+
+
+def _predict_again(trainer: Trainer, stage: AnyStage) -> str:
+    """Predict the loss of a new plan, and return it for a message."""
+    stage.predict(trainer)
+    text = stage.prediction() if trainer.record.reasons is not None else ""
+    return f"; predicted validation loss: {text}" if text else ""
 
 
 def _seconds_spent(state: State, started: float) -> None:

@@ -32,7 +32,7 @@ DOMAIN_SHIFT = 0.07
 there n-gram models are worse than guessing.)"""
 END = "\uffff"
 """Ends each document of the sample. No text has it: Unicode reserves it for internal use."""
-VERSION = 8
+VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class CorpusStatistics:
     training split itself (at least 1 nat). The end of a sorted list has other letters than its beginning."""
     counted: int = 0
     """Characters that `losses` were counted on."""
+    drift: float = 0.0
+    """Relative excess of the best n-gram loss on the held-out split over that on lines of the training split, counted
+    on others of its lines. The end of a chronological text speaks of other things than its beginning."""
 
     @property
     def counting(self) -> tuple[float, ...] | None:
@@ -107,9 +110,9 @@ def _read(corpus: Corpus, progress: Progress | None, val_part: str) -> CorpusSta
     if val_part == "dev":
         cut = dev_split_start(len(train))
         train, val = train[:cut], train[cut:]
-    losses, quarter, domain_shift = _ngram_features(train, val)
+    losses, quarter, domain_shift, drift = _ngram_features(train, val)
     return CorpusStatistics(sum(characters.values()), characters["train"], "".join(sorted(alphabet)), losses, quarter,
-                            domain_shift, len(train) - train.count(END))
+                            domain_shift, len(train) - train.count(END), drift)
 
 
 def _entropy(text: str) -> float:
@@ -118,11 +121,11 @@ def _entropy(text: str) -> float:
     return float(-(counts / len(text) * np.log(counts / len(text))).sum())
 
 
-def _ngram_features(train: str, val: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """Return `losses`, `quarter` and `domain_shift` of `CorpusStatistics`."""
+def _ngram_features(train: str, val: str) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
+    """Return `losses`, `quarter`, `domain_shift` and `drift` of `CorpusStatistics`."""
     characters = len(val) - val.count(END)
     if min(len(train) // 4, characters) < 100:
-        return (), (), 0.0
+        return (), (), 0.0, 0.0
     train, val = (text.replace(END, "\n") for text in (train, val))
     piece = max(1, min(PIECE, len(train) // 64))
     # Draw lines at random. Of a sorted list, longer pieces would miss most beginnings, and more text would seem to help
@@ -133,8 +136,18 @@ def _ngram_features(train: str, val: str) -> tuple[tuple[float, ...], tuple[floa
     alphabet, entropy = len(set(train)) + 1, _entropy(train)
     full_losses, quarter_losses = (_losses(text, val, alphabet) for text in (train, quarter))
     per_character = len(val) / characters
+    others = [part for part, take in zip(parts, drawn, strict=True) if not take]
+    alike = "".join(others[:: max(1, round(sum(map(len, others)) / len(val)))])
     return (tuple(per_character * loss for loss in full_losses), tuple(per_character * loss for loss in quarter_losses),
-            (full_losses[0] - entropy) / max(entropy, 1.0))
+            (full_losses[0] - entropy) / max(entropy, 1.0), _drift(quarter, alike, quarter_losses, alphabet))
+
+
+def _drift(quarter: str, alike: str, val_losses: tuple[float, ...], alphabet: int) -> float:
+    """Return `drift` of `CorpusStatistics`. alike: lines of the training split that are not in `quarter`."""
+    if len(alike) <= 100:
+        return 0.0
+    best = ngram.ngram_losses(code_points(quarter), code_points(alike), LONGEST, alphabet).mean(1).min()
+    return round(float(min(val_losses[:LONGEST + 1]) / best - 1), 4) if best > 1e-3 else 0.0
 
 
 def _losses(train: str, val: str, alphabet: int) -> tuple[float, ...]:

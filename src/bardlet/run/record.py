@@ -121,6 +121,8 @@ class TextRecord(Record):
     """Validation loss of a character bigram, in nats per character."""
     counting: list[float] | None = None
     """The features of `data/statistics.py` for the scaling law."""
+    drift: float | None = None
+    """Relative excess of the n-gram loss on the held-out text, if that is unlike the rest."""
     untold: list[str] | None = None
     """The user's settings that rule out a predicted loss."""
     characters: float | None = None

@@ -41,6 +41,9 @@ log = logging.getLogger("bardlet")
 MIN_CHARACTERS = 1_000
 """Minimum characters of a text to plan for: the memorization budget of a shorter one ends after a few steps."""
 
+LONGER = (1, 3, 5, 10, 30, 60)
+"""Minutes that the end of a run suggests."""
+
 SAMPLE_TOKENS = 400
 """Length of the sample of a finished run."""
 
@@ -54,6 +57,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     record_class = TextRecord
     decay_is_open = False
     """True if weight decay may be adapted to the number of steps."""
+    at_limit = False
+    """True if more steps would only memorize the text."""
 
     # ------------------------------------------------------------------------ the corpus
 
@@ -152,6 +157,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             self.record.untold = sorted(blocking)
         elif corpus_statistics and corpus_statistics.counting:
             self.record.counting = list(corpus_statistics.counting)
+        if corpus_statistics and corpus_statistics.drift > scaling_law.USUAL_DRIFT:
+            self.record.drift = corpus_statistics.drift
         trainer = self.build_trainer(self.folder(run, out, f"{self.source.name}-{self.config.model}"), model)
         if plan:  # an estimate, until the run times its own steps
             trainer.state.steps = max(1, round(plan.epochs * self.record.tokens / trainer.config.tokens_per_step))
@@ -234,21 +241,43 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def predict(self, trainer: Trainer) -> None:
         """Set the record's `expected`, the predicted loss in nats per character, where there is a prediction."""
-        if counting := self.record.counting:
-            characters, epochs = self.characters_and_epochs(trainer)
-            self.record.expected = round(scaling_law.predict_loss(counting, characters, epochs), 4)
+        self.record.expected = None
+        if self.record.counting and trainer.state.steps >= scaling_law.MIN_STEPS:
+            loss = scaling_law.predict_loss(self.record.counting, *self.characters_and_epochs(trainer),
+                                            self.record.drift or 0.0)
+            self.record.expected = round(loss, 4)
 
     def prediction(self) -> str:
         """Return the predicted loss for the plan summary, or an empty string."""
         r = self.record
         if r.expected:
-            return scaling_law.describe(r.expected)
+            return scaling_law.describe(r.expected, r.drift or 0.0)
+        if r.counting:
+            return f"no prediction: there is one for {scaling_law.MIN_STEPS} steps or more; give more --minutes"
         if r.untold:
             chosen = ", ".join(map(flag, r.untold)) if len(r.untold) < 4 else "model, batch size and learning rates"
             return f"no prediction: there is one only when bardlet chooses {chosen}"
         if r.reasons is not None:
             return "no prediction: the text is too short, or its end differs too much from the rest"
         return ""
+
+    def results(self) -> list[str]:
+        """Return what generated text reads like, and what more time would bring, as the lines of a finished run."""
+        r = self.record
+        now = scaling_law.reads_like(r.nats_per_char, r.bigram)
+        if not now:
+            return []
+        more = ""
+        if r.minutes and r.expected and r.counting and not self.at_limit:
+            minutes = next((m for m in LONGER if m >= 3 * r.minutes), 3 * r.minutes)
+            factor = minutes / r.minutes
+            characters = (r.characters or 0.0) * factor
+            epochs = characters / max(1, self.data.train_chars)
+            later = scaling_law.predict_loss(r.counting, characters, epochs, r.drift or 0.0)
+            later *= r.nats_per_char / r.expected  # as far from the prediction as this run
+            more = (f"; --minutes {minutes:g} would give about {later:.2f} nats per character: "
+                    f"{scaling_law.reads_like(later, r.bigram)}" if later < 0.98 * r.nats_per_char else "")
+        return [f"reads like: {now}{more}"]
 
     def card_figures(self) -> dict[str, str]:
         """Return the size of the text for the model card."""
@@ -266,6 +295,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         score = metrics.score(self.record.val_loss, len(tokens), characters, size, first)
         self.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char,
                         characters=round(self.characters_and_epochs(trainer)[0]))
+        self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record), bigram=self.record.bigram_per_token())
         model, tokenizer = hf.read_folder(trainer.run)
         return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents,

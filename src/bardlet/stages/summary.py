@@ -10,8 +10,12 @@ from bardlet import console
 from bardlet.config.model import ModelConfig
 from bardlet.planning import scaling_law
 from bardlet.planning.plan import short_number
+from bardlet.runtime import contention
 from bardlet.stages.base import AnyStage
 from bardlet.training.state import Trainer
+
+FEW_STEPS = 200
+"""A timed run of fewer steps is said to be one."""
 
 HEADINGS = {"sample": "sample of the model:", "": "completions and their rewards:"}
 """Headings of the sample at the end of a run, by `Stage.use`."""
@@ -80,10 +84,7 @@ def say_result(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> d
     console.say(f"{stage.validation_label} {stage.describe_loss()} ({facts['selected_by']} weights, "
                 f"step {facts['selected_step']:,}{mean}); {console.count(facts['steps'], 'step')} in "
                 f"{console.clock_time(facts['seconds'])}")
-    if expected := facts.get("expected"):
-        loss, outside = facts["nats_per_char"], abs(facts["nats_per_char"] / expected - 1) > scaling_law.PREDICTION_BAND
-        console.say(f"predicted: {scaling_law.describe(expected)}; got {loss:.4f}"
-                    + (", outside the predicted range" if outside else ""))
+    _say_prediction(trainer, stage, facts)
     for line in stage.results():
         console.say(line)
     curves = "loss curve" if stage.loss_is_telling else "curves"  # of rewards
@@ -95,6 +96,28 @@ def say_result(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> d
             "expected": facts.get("expected"), "selected_by": facts["selected_by"],
             "tokens_per_second": facts["tokens_per_second"], "parameters": facts["parameters"],
             **stage.record.for_json()}
+
+
+def _say_prediction(trainer: Trainer, stage: AnyStage, facts: dict[str, Any]) -> None:
+    """Compare the loss with the one that was predicted for the steps of the last plan; say why steps were missing."""
+    minutes, steps = trainer.record.minutes, trainer.state.step
+    if minutes and steps < FEW_STEPS and steps < (trainer.record.most_steps or math.inf):
+        busy = contention.slowdown()
+        reason = f"; the machine is busy: {contention.describe(busy)}" if busy > 1 else ""
+        console.say(f"only {console.count(steps, 'step')} fit into {_minutes(minutes)}{reason}; for a better model "
+                    f"give more time, as in --minutes {_more_minutes(minutes, steps)}")
+    if not (expected := facts.get("expected")):
+        return
+    loss, drift = facts["nats_per_char"], facts.get("drift") or 0.0
+    low, high = scaling_law.band(expected, drift)
+    verdict = "" if low <= loss <= high else ", outside the predicted range"
+    console.say(f"predicted: {scaling_law.describe(expected, drift)}; got {loss:.4f}{verdict}")
+
+
+def _more_minutes(minutes: float, steps: int) -> str:
+    """Return minutes for FEW_STEPS steps at the pace of a run, as people say them."""
+    needed = minutes * FEW_STEPS / max(1, steps)
+    return f"{next((n for n in (1, 2, 3, 5, 10, 20, 30, 60, 120) if n >= needed), 240)}"
 
 
 def _next_command(trainer: Trainer, stage: AnyStage) -> str:

@@ -88,13 +88,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: None,
-        watch: Callable[[dict[str, Any]], None] = lambda line: None, stop_request: StopRequest | None = None) -> None:
+        watch: Callable[[dict[str, Any]], None] = lambda line: None, stop_request: StopRequest | None = None,
+        replanned: Callable[[], str] = lambda: "") -> None:
     """Train for the planned number of steps, evaluating, logging and saving on the way.
 
     Args:
         trainer: updated in place, starting from its current step.
         replan: called before each step. It may return a new number of planned steps, which is recorded.
         watch: called after each step with values to display.
+        replanned: called after the number of steps changed; returns what follows from it, for the message.
         stop_request: from a surrounding `signals` context, which then handles a signal after the last step itself.
             None: `fit` opens its own.
 
@@ -121,7 +123,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
                 trainer.dist.broadcast_int(0)  # no rank leaves before rank 0 has saved
                 raise Stopped(trainer.run, state.step, stop)
             state.elapsed = time.monotonic() - started
-            _replan(trainer, replan)
+            _replan(trainer, replan, replanned)
             if state.step >= state.steps:
                 break
             line = _advance(trainer, wrapped)
@@ -195,16 +197,17 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and every > 0 and step % every == 0
 
 
-def _replan(trainer: Trainer, replan: Callable[[State], int | None]) -> None:
+def _replan(trainer: Trainer, replan: Callable[[State], int | None], replanned: Callable[[], str]) -> None:
     """Update the number of planned steps from the clock of rank 0, or from the replans of the run being repeated."""
     recorded = dict(trainer.config.replans).get(trainer.state.step)
     steps = recorded or trainer.dist.broadcast_int(replan(trainer.state) or 0)
-    before = trainer.state.steps
+    before, consequence = trainer.state.steps, ""
     if steps and steps != before:
         trainer.state.steps = max(steps, trainer.state.step + 1)
+        consequence = replanned()
     if not recorded and not 0.8 < trainer.state.steps / before < 1.25:
-        log.warning("steps take %s than planned; training for %d steps instead of %d to end on time",
-                    "longer" if trainer.state.steps < before else "less time", trainer.state.steps, before)
+        log.warning("steps take %s than planned; training for %d steps instead of %d to end on time%s",
+                    "longer" if trainer.state.steps < before else "less time", trainer.state.steps, before, consequence)
     if steps and (trainer.state.step, trainer.state.steps) not in trainer.state.replans:
         trainer.state.replans.append((trainer.state.step, trainer.state.steps))
         write_run(trainer)
