@@ -100,7 +100,7 @@ def _weights(logits_BV: Tensor, temperature: float, top_p: float | None) -> Tens
     torch.sub(logits_BV, logits_BV.amax(dim=-1, keepdim=True), out=scaled_BV[:, :V])
     scaled_BV[:, :V].div_(temperature).clamp_(min=FLOOR)
     if top_p is None or top_p >= 1:
-        return F.threshold_(scaled_BV.exp_(), 2 * math.exp(FLOOR), 0.0)
+        return torch.threshold_(scaled_BV.exp_(), 2 * math.exp(FLOOR), 0.0)
     limit = math.log(V / (1 - top_p)) + 1  # ids further below the maximum have together less than 1 - top_p
     width_B = scaled_BV[:, :V].amin(dim=-1).mul_(-1.001).clamp_(0.01, limit).tolist()
     lane_V = torch.arange(LANES, dtype=torch.int32).mul_(BINS + 1).repeat(scaled_BV.shape[-1] // LANES)
@@ -126,7 +126,7 @@ def _cut_to_nucleus(logits_V: Tensor, scaled_V: Tensor, lane_V: Tensor, width: f
     weight_N = weight_V.numpy()[ids_N]
     before = above_N[boundary - 1] if boundary else 0.0
     weight_N[1 + weight_N[:-1].cumsum(dtype=np.float64).searchsorted(target - before) :] = 0.0
-    F.threshold_(weight_V, math.exp(-(boundary + 0.5) / BINS * width), 0.0)  # the middle of the bin
+    torch.threshold_(weight_V, math.exp(-(boundary + 0.5) / BINS * width), 0.0)  # the middle of the bin
     weight_V.numpy()[ids_N] = weight_N
 
 
