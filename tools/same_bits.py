@@ -155,7 +155,7 @@ def inputs(folder: Path) -> None:
     write("chats.jsonl", *(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"})
                            for n in range(160)))  # fmt: skip
     write("preferences.jsonl", *(json.dumps({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
-                                             "rejected": "no" if n % 2 else "yes"}) for n in range(80)))  # fmt: skip
+                                             "rejected": "no, no" if n % 2 else "yes"}) for n in range(80)))  # fmt: skip
 
 
 # ---------------------------------------------------------------- running a cell
