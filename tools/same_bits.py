@@ -154,8 +154,9 @@ def inputs(folder: Path) -> None:
     write("new.de", *(f"{'ein ' * (1 + n % 3)}Barde singt {n * 7} Lieder" for n in range(9)))
     write("chats.jsonl", *(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"})
                            for n in range(160)))  # fmt: skip
-    write("preferences.jsonl", *(json.dumps({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
-                                             "rejected": "no, no" if n % 2 else "yes"}) for n in range(80)))  # fmt: skip
+    preferences = ({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
+                    "rejected": "no, no" if n % 2 else "yes"} for n in range(80))  # fmt: skip
+    write("preferences.jsonl", *map(json.dumps, preferences))
 
 
 # ---------------------------------------------------------------- running a cell
