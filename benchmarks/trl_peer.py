@@ -173,8 +173,8 @@ def parity(job: Job) -> dict[str, Any]:
     chosen, rejected = tensors["reference"].unbind(1)
     pairs = {"input_ids": ids, "attention_mask": mask, "completion_mask": (labels != -100).long(),
              "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    return {"losses": {**losses, "DPO": loss_and_norm(dpo, pairs), "KTO": kto(job, tensors),
-                       **grpo(job, tensors)}}
+    return {"losses": {**losses, "DPO": loss_and_norm(dpo, pairs), "reward model": reward(tensors),
+                       "KTO": kto(job, tensors), **grpo(job, tensors)}}
 
 
 def loss_and_norm(trl_trainer: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -216,6 +216,18 @@ def grpo(job: Job, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[float, f
         value.backward()
         losses[name] = (value.item(), logp.grad.norm().item())
     return losses
+
+
+def reward(tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Return the loss of a reward model with given rewards, and the norm of its gradient; see `kto`."""
+    rewards = tensors["reward"].clone().requires_grad_()
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False), args=SimpleNamespace(center_rewards_coefficient=None),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x), _total_train_tokens=0,
+        _metrics={"eval": defaultdict(list)})
+    value = trl.RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=rewards[:, None]), {})
+    value.backward()
+    return value.item(), rewards.grad.norm().item()
 
 
 def kto(job: Job, tensors: dict[str, torch.Tensor]) -> tuple[float, float]:

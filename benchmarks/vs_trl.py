@@ -392,7 +392,8 @@ def random_tensors(model: Any, length: int, pairs: int = 4) -> dict[str, torch.T
     return {"ids": ids, "labels": labels, "mask": (position < ends).long(), "reference": reference,
             "logp": logp, "old": logp + 0.3 * torch.randn(A, T), "reference_logp": logp + 0.3 * torch.randn(A, T),
             "advantage": torch.randn(A),
-            "answered": (torch.arange(T)[None] < torch.randint(1, T + 1, (A, 1))).long()}  # fmt: skip
+            "answered": (torch.arange(T)[None] < torch.randint(1, T + 1, (A, 1))).long(),
+            "reward": 3 * torch.randn(rows)}  # fmt: skip
 
 
 def as_pairs(ids: torch.Tensor, labels: torch.Tensor) -> data_batch.Batch:
@@ -428,11 +429,22 @@ def our_losses(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[
         "SFT": of_model(losses.completion_loss(model, padded) / targets),
         "SFT, packed": of_model(losses.completion_loss(model, packed) / targets),
         "DPO": of_model(dpo_loss),
+        "reward model": reward(tensors),
         "KTO": kto(tensors),
         "GRPO": of_logp(lambda logp, m: losses.grpo_loss(logp, old, reference, advantage, m, CLIP, BETA)),
         "clipped policy": of_logp(lambda logp, m: losses.clipped_policy_loss(logp, old, advantage[:, None], m, CLIP)),
         "KL estimate": of_logp(lambda logp, m: losses.kl_estimate(logp, reference)[m].sum()),
     }
+
+
+def reward(tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Return the mean loss of a reward model with given rewards, and the norm of its gradient."""
+    reward_N = tensors["reward"].clone().requires_grad_()
+    chosen, rejected = reward_N.chunk(2)
+    value = losses.bradley_terry_loss(chosen, rejected) / len(chosen)
+    value.backward()
+    assert reward_N.grad is not None
+    return value.item(), reward_N.grad.norm().item()
 
 
 def kto(tensors: dict[str, torch.Tensor]) -> tuple[float, float]:

@@ -52,6 +52,7 @@ EAGER = ["--dtype", "fp32", "--compile", "off", "--threads", "1"]
 COMPILED = ["--dtype", "fp32", "--compile", "on", "--threads", "1"]
 DROPOUT = ["--dropout", "0.1"]
 AVERAGE = ["--keep", "average"]
+BEST = ["--keep", "best"]  # the default of sft, reward and dpo until 2026-11-29, so that older versions compare
 
 TIMES = {"seconds", "tokens_per_second", "elapsed", "prepared", "bardlet", "launch", "run", "crc"}
 """Keys that differ from one run to the next."""
@@ -94,8 +95,9 @@ def pairs(*settings: str, mode: Sequence[str] = EAGER) -> Cell:
 
 BASE = ["train", "chat.txt", *SIZE, "--block-size", "48", "--batch-size", "4", "--tokenizer", "bpe", "--vocab-size",
         "300", "--steps", "20", "--eval-every", "0", *EAGER, "--out", "base"]  # fmt: skip
-CHAT = ["sft", "base", "chats.jsonl", "--steps", "20", "--eval-every", "0", *EAGER, "--out", "chat"]
-JUDGE = ["reward", "chat", "preferences.jsonl", "--steps", "10", "--eval-every", "0", *EAGER, "--out", "judge"]
+CHAT = ["sft", "base", "chats.jsonl", "--steps", "20", "--eval-every", "0", *EAGER, *BEST, "--out", "chat"]
+JUDGE = ["reward", "chat", "preferences.jsonl", "--steps", "10", "--eval-every", "0", *EAGER, *BEST, "--out",
+         "judge"]
 ANSWERS = ["--answer-tokens", "6", "--rollout", "16", "--batch-size", "8"]
 
 
@@ -128,9 +130,9 @@ CELLS: dict[str, Cell] = {
     "encdec-compiled": pairs("--model", "encdec", "--n-encoder-layer", "1", mode=COMPILED),
     "prefix-lm": pairs("--model", "gpt2", "--prefix-lm"),
     "sft": tuned("sft", "chats.jsonl", *AVERAGE, before=(BASE,), start="base"),
-    "sft-lora": tuned("sft", "chats.jsonl", "--no-pack", "--lora", "4", "--batch-size", "8", before=(BASE,),
+    "sft-lora": tuned("sft", "chats.jsonl", "--no-pack", "--lora", "4", "--batch-size", "8", *BEST, before=(BASE,),
                       start="base"),
-    "reward": tuned("reward", "preferences.jsonl", "--batch-size", "4", after=()),
+    "reward": tuned("reward", "preferences.jsonl", "--batch-size", "4", *BEST, after=()),
     "dpo": tuned("dpo", "preferences.jsonl", "--batch-size", "4", *AVERAGE),
     "ppo": tuned("ppo", "chats.jsonl", "--reward", "judge", *ANSWERS, "--target-kl", "1", *AVERAGE,
                  before=(BASE, CHAT, JUDGE)),
@@ -152,8 +154,9 @@ def inputs(folder: Path) -> None:
     write("new.de", *(f"{'ein ' * (1 + n % 3)}Barde singt {n * 7} Lieder" for n in range(9)))
     write("chats.jsonl", *(json.dumps({"prompt": f"{n} odd?", "answer": "yes" if n * n % 7 % 2 else "no"})
                            for n in range(160)))  # fmt: skip
-    write("preferences.jsonl", *(json.dumps({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
-                                             "rejected": "no" if n % 2 else "yes"}) for n in range(80)))  # fmt: skip
+    preferences = ({"prompt": f"{n} odd?", "chosen": "yes, yes" if n % 3 else "no",
+                    "rejected": "no, no" if n % 2 else "yes"} for n in range(80))  # fmt: skip
+    write("preferences.jsonl", *map(json.dumps, preferences))
 
 
 # ---------------------------------------------------------------- running a cell

@@ -79,12 +79,18 @@ def test_int8_rounding_error_is_at_most_half_a_scale(
 
 
 def test_int8_results_do_not_depend_on_the_number_of_rows() -> None:
-    """The int8 operator and the widened weights agree up to bf16 rounding of the result."""
+    """The int8 operator and the widened weights agree up to bf16 rounding.
+
+    The bound is 1.5 times the worst relative error of 270 rows, 0.0044, the same with AVX-512 and with AVX2.
+    """
     torch.manual_seed(0)
     rounded, x = Int8Linear(torch.randn(96, 64), torch.randn(96), torch.bfloat16), torch.randn(9, 64).bfloat16()
     together = rounded(x).float()
     for row in range(9):
-        torch.testing.assert_close(rounded(x[row : row + 1])[0].float(), together[row], rtol=0.02, atol=0.05)
+        alone = rounded(x[row : row + 1])[0].float()
+        assert float((alone - together[row]).norm() / together[row].norm()) < 0.0066
+    rounded.scale_O[3] *= 1.25
+    assert float((rounded(x).float() - together).norm() / together.norm()) > 0.0066
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])

@@ -1,4 +1,4 @@
-"""Sampling and generation: distributions, seeds, stop ids, dtypes and the context window."""
+"""Generation: seeds, stop ids, dtypes and the context window."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch.nn.functional as F
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.inference import decoders
 from bardlet.inference.decoders.cache import PlainCache
 from bardlet.inference.generate import generate, stream
-from bardlet.inference.sampling import candidates, row_seeds, sample_next
+from bardlet.inference.sampling import sample_next
 from bardlet.models import build
+from bardlet.ops.linear import pack_linear
 
 V = 19
 CONFIGS = [
@@ -27,12 +27,6 @@ CONFIGS = [
     ModelConfig("qwen3", vocab_size=V, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, head_dim=4,
                 n_inner=24, activation="silu", norm_eps=1e-6),
 ]  # fmt: skip
-few = settings(max_examples=50)
-logit_rows = st.lists(
-    st.lists(st.floats(-2, 2, width=32) | st.floats(-20, 20, width=32) | st.just(1.5), min_size=V, max_size=V),
-    min_size=1,
-    max_size=4,
-).map(torch.tensor)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda config: config.model)
@@ -43,130 +37,6 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     yield model.eval()
-
-
-# ---------------------------------------------------------------------------- sampling
-
-
-def probabilities(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """Return the distribution over all ids, (B, V), float64."""
-    index, probability = candidates(logits, temperature, top_k, top_p)
-    return torch.zeros(logits.shape, dtype=torch.float64).scatter(-1, index, probability)
-
-
-def plain(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """Return the same distribution as the definitions say: all ids sorted, in float64."""
-    scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
-    ranked, index = scaled.sort(descending=True, stable=True)
-    if top_k is not None:
-        ranked[:, top_k:] = float("-inf")
-    weight = ranked.softmax(-1)
-    if top_p is not None:
-        weight[weight.cumsum(-1) - weight >= top_p] = 0
-    return torch.zeros_like(weight).scatter(-1, index, weight / weight.sum(-1, keepdim=True))
-
-
-@pytest.mark.parametrize("size", [300, 5_000])
-@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (50, None), (None, 0.9), (None, 0.999), (50, 0.9)])
-def test_a_large_vocabulary_is_sampled_by_its_distribution(top_k: int | None, top_p: float | None, size: int) -> None:
-    """By a chi-square test over many draws, with ids of few expected draws together."""
-    generator = torch.Generator().manual_seed(11)
-    logits = torch.randn(1, size, generator=generator) * 3
-    want = plain(logits, 0.8, top_k, top_p)[0]
-    torch.testing.assert_close(probabilities(logits, 0.8, top_k, top_p)[0], want, rtol=1e-9, atol=1e-12)
-    n = 6_000_000 // size
-    drawn = sample_next(logits.expand(n, size), 0.8, top_k, top_p, generator).bincount(minlength=size).double()
-    assert not drawn[want == 0].any()
-    frequent = want * n >= 10
-    expected = torch.cat((want[frequent] * n, want[~frequent].sum()[None] * n)).clamp(min=1e-9)
-    seen = torch.cat((drawn[frequent], drawn[~frequent].sum()[None]))
-    kept = expected > 1
-    statistic, freedom = float(((seen - expected) ** 2 / expected)[kept].sum()), int(kept.sum()) - 1
-    assert statistic < freedom + 3.8 * (2 * freedom) ** 0.5 + 10
-
-
-def test_large_seeds_differ() -> None:
-    """PyTorch's own generator reads 32 bits of a seed only."""
-    assert len({row_seeds(seed, 1)[0] % 2**32 for seed in (1, 2**32 + 1, 2**33 + 1, 2**62 + 1)}) == 4
-    assert row_seeds(7, 2) == [7_000_021, 7_000_022]  # seeds of 32 bits keep their texts
-
-
-@few
-@given(logit_rows, st.floats(0.05, 5), st.floats(0.01, 0.999), st.none() | st.integers(1, V + 3))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(
-    logits: torch.Tensor, temperature: float, top_p: float, top_k: int | None
-) -> None:
-    whole = probabilities(logits, temperature, top_k, None)
-    cut = probabilities(logits, temperature, top_k, top_p)
-    for before, after in zip(whole, cut, strict=True):
-        kept = after > 0
-        mass = float(before[kept].sum())
-        assert mass >= top_p - 1e-12
-        assert mass - float(before[kept].min()) < top_p + 1e-12  # one token fewer would not reach it
-        if not kept.all():
-            assert float(before[kept].min()) >= float(before[~kept].max())
-        torch.testing.assert_close(after[kept], before[kept] / mass, rtol=1e-9, atol=1e-12)
-
-
-def test_top_p_edge_cases() -> None:
-    logits = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
-    for top_p, kept in ((0.49, 1), (0.5, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.87, 3), (0.88, 4), (1.0, 4)):
-        assert int((probabilities(logits, 1.0, None, top_p) > 0).sum()) == kept
-    assert probabilities(logits, 1.0, None, 0.76)[0].tolist() == pytest.approx(
-        [1 / 7, 4 / 7, 0, 2 / 7]
-    )  # ties: the first
-
-
-@few
-@given(logit_rows, st.floats(0.05, 5), st.integers(1, V + 3))
-def test_top_k_keeps_exactly_the_k_likeliest(logits: torch.Tensor, temperature: float, top_k: int) -> None:
-    cut = probabilities(logits, temperature, top_k, None)
-    below = logits.double() - logits.double().amax(-1, keepdim=True)  # 0 and 2e-16 are equal after the subtraction
-    want = (below / temperature).softmax(-1)
-    for before, after in zip(want, cut, strict=True):
-        kept = after > 0
-        if float(before.min()) > 1e-300:
-            assert int(kept.sum()) == min(top_k, V)
-        assert kept.all() or float(before[kept].min()) >= float(before[~kept].max())
-        torch.testing.assert_close(after[kept], before[kept] / before[kept].sum(), rtol=1e-9, atol=1e-12)
-
-
-@few
-@given(st.integers(0, 2**32))
-def test_temperature_0_and_top_k_1_are_greedy(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(5, V, generator=generator)
-    assert torch.equal(sample_next(logits, 0), logits.argmax(-1))
-    assert torch.equal(sample_next(logits, 1.3, 1, None, generator), logits.argmax(-1))
-    assert torch.equal(sample_next(logits, 1.3, None, 1e-9, generator), logits.argmax(-1))
-    assert torch.equal(sample_next(logits * 100, 1e-6, None, None, generator), logits.argmax(-1))
-
-
-def test_sample_frequencies_match_the_distribution() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.tensor([0.0, 1.0, -1.0, float("-inf"), 2.0])
-    n = 40_000
-    drawn = sample_next(logits.expand(n, 5), 0.7, None, None, generator).bincount(minlength=5) / n
-    want = (logits / 0.7).softmax(-1)
-    assert drawn[3] == 0
-    assert float((drawn - want).abs().max()) < 4 * (0.25 / n) ** 0.5  # four standard deviations
-
-
-@pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
-def test_ids_of_probability_0_are_never_sampled(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At both ends of the range of torch.rand."""
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, u))
-    logits = torch.tensor([[float("-inf"), -1.0, float("-inf"), 2.0, float("-inf")]] * 2)
-    assert sample_next(logits, 1.0).tolist() == ([1, 1] if u == 0 else [3, 3])
-
-
-def test_row_seeds() -> None:
-    assert row_seeds([5, 6], 2) == [5, 6]
-    assert row_seeds(3, 2) == row_seeds(3, 5)[:2]
-    assert len(set(row_seeds(1, 50) + row_seeds(2, 50))) == 100
-    assert row_seeds(None, 2) != row_seeds(None, 2)
-    with pytest.raises(BardletError, match="3 seeds for 2 prompts"):
-        row_seeds([1, 2, 3], 2)
 
 
 # ---------------------------------------------------------------------------- generation
@@ -242,25 +112,66 @@ def test_generation_disables_dropout(model: Any) -> None:
     assert with_dropout.training
 
 
-@pytest.mark.parametrize("cache_dtype", [None, torch.float32])
-def test_bf16_is_close_to_fp32(model: Any, cache_dtype: torch.dtype | None) -> None:
+def decoding_error(model: Any, dtype: torch.dtype, rows: int, cache_dtype: torch.dtype | None = None) -> float:
+    """Return by how much a token's loss changes on average if `model` decodes in `dtype`, token by token, in nats."""
+    generator, changes = torch.Generator().manual_seed(1), []
+    half = build(model.config).eval()
+    half.load_state_dict(model.state_dict())
+    half.bfloat16()
+    reader = half if dtype == torch.bfloat16 else model
+    decode = decoders.decoder(half) if dtype == torch.bfloat16 else decoders.decoder(model, dtype)
+    for _ in range(64 // rows):
+        idx = torch.randint(V, (rows, 16), generator=generator)
+        with torch.inference_mode():
+            cache = reader.new_cache(rows, dtype=cache_dtype)
+            reader(idx[:, :3], cache=cache)
+            cache = PlainCache(cache) if dtype == torch.bfloat16 else decode.cache(cache)
+            got = torch.stack([decode(token, cache) for token in idx[:, 3:-1].T], 1).float()
+            want = model(idx)[:, 3:-1]
+        losses = [F.cross_entropy(x.flatten(0, 1), idx[:, 4:].flatten(), reduction="none") for x in (got, want)]
+        changes.append((losses[0] - losses[1]).abs().mean())
+    return float(torch.stack(changes).mean())
+
+
+BOUNDS = {("gpt2", torch.bfloat16): 0.018, ("qwen3", torch.bfloat16): 0.027, ("gpt2", torch.int8): 0.030,
+          ("qwen3", torch.int8): 0.041}  # fmt: skip
+"""Largest `decoding_error`, where a token's loss is 3.9 nats: 1.5 times the worst of 12 seeds of weights (0.0122,
+0.0179, 0.0196 and 0.0270), which are the same to 0.0002 with AVX-512 and with AVX2."""
+WAYS = [(torch.bfloat16, 16, None), (torch.bfloat16, 16, torch.float32), (torch.int8, 4, None), (torch.int8, 16, None)]
+"""(dtype, rows, dtype of the cache); four rows use the int8 operator, sixteen do not."""
+
+
+@pytest.mark.parametrize(("dtype", "rows", "cache_dtype"), WAYS)
+def test_bf16_and_int8_barely_change_the_loss(model: Any, dtype: torch.dtype, rows: int,
+                                              cache_dtype: torch.dtype | None) -> None:  # fmt: skip
     if not hasattr(model, "new_cache"):
         pytest.skip("lecture models have no cache")
-    idx = torch.arange(12)[None]
-    with torch.inference_mode():
-        want = model(idx)[0, -1]
-        half = build(model.config).eval()
-        half.load_state_dict(model.state_dict())
-        half.bfloat16()
-        cache = half.new_cache(1, dtype=cache_dtype)
-        decode = decoders.decoder(half)
-        half(idx[:, :3], cache=cache)
-        plain_cache = PlainCache(cache)
-        for token in idx[0, 3:]:
-            got = decode(token[None], plain_cache)
-    assert got.dtype == torch.bfloat16
-    assert float((got[0].float() - want).abs().max()) < 0.1 * float(want.abs().max())
-    assert len(generate(model, [[1], [2, 3]], 30, dtype=torch.bfloat16, seed=0)[1]) == 30
+    assert decoding_error(model, dtype, rows, cache_dtype) < BOUNDS[model.config.model, dtype]
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert len(generate(model, [[1], [2, 3]], 40, dtype=dtype, seed=0)[1]) == 40  # past the window, too
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fault", ["a channel scaled by 1.5", "a channel of zeros", "no bias"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_the_bound_on_the_loss_detects_a_fault(model: Any, dtype: torch.dtype, fault: str,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """In the output projection of the first attention."""
+    family = model.config.model
+    if not hasattr(model, "new_cache") or (fault == "no bias" and family == "qwen3"):
+        pytest.skip("lecture models have no cache, and qwen3 has no biases")
+    module, packed = getattr(decoders, family), []
+
+    def faulty(weight: torch.Tensor, bias: torch.Tensor | None, kind: torch.dtype) -> Any:
+        packed.append(weight)
+        if len(packed) == 2:
+            weight, bias = weight.clone(), None if fault == "no bias" else bias
+            weight[3] *= {"a channel scaled by 1.5": 1.5, "a channel of zeros": 0.0}.get(fault, 1.0)
+        return pack_linear(weight, bias, kind)
+
+    monkeypatch.setattr(module, "pack_linear", faulty)
+    assert decoding_error(model, dtype, 16) > BOUNDS[family, dtype]
+    assert packed[1].shape == (16, 16)
 
 
 def test_no_prompts_or_no_tokens_give_empty_results(model: Any) -> None:
@@ -296,24 +207,9 @@ def test_nan_weights_raise() -> None:
         generate(model, [[1]], 3)
 
 
-def test_int8_is_close_to_fp32(model: Any) -> None:
-    if not hasattr(model, "new_cache"):
-        with pytest.raises(BardletError, match="int8 is for gpt2 and qwen3"):
-            generate(model, [[1]], 3, dtype=torch.int8)
-        return
-    idx = torch.arange(12)[None].repeat(6, 1)  # few rows use the int8 operator, many do not
-    with torch.inference_mode():
-        want = model(idx)[0, -1]
-        for rows in (1, 6):
-            cache, decode = model.new_cache(rows), decoders.decoder(model, torch.int8)
-            model(idx[:rows, :3], cache=cache)
-            cache = decode.cache(cache)
-            for token in idx[:rows, 3:].T:
-                got = decode(token, cache)
-            assert float((got.float() - want).abs().max()) < 0.1 * float(want.abs().max())
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert len(generate(model, [[1], [2, 3]], 40, dtype=torch.int8, seed=0)[1]) == 40  # past the window, too
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+def test_int8_needs_a_cache() -> None:
+    with pytest.raises(BardletError, match="int8 is for gpt2 and qwen3"):
+        generate(build(CONFIGS[0]), [[1]], 3, dtype=torch.int8)
 
 
 def test_random_numbers_drawn_ahead_match_one_draw_per_step(model: Any) -> None:

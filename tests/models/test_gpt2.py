@@ -193,17 +193,43 @@ def test_dropout_only_in_training() -> None:
         assert not torch.equal(block(x), block(x))
 
 
-def test_block_compiles_to_one_graph_and_trains_in_bf16() -> None:
-    """torch.compile captures the block as one graph, and bf16 autocast stays close to fp32."""
-    torch.manual_seed(0)
-    block = random_model(CONFIG).transformer.h[0].train()
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    x = torch.randn(2, 16, 32, requires_grad=True)
+def bf16_errors(compiled: bool, fault: str = "none") -> tuple[float, float]:
+    """Return (mean change of a token's loss in nats, relative change of the gradient) by bf16 autocast."""
+    model = random_model(CONFIG).train()
+    idx = torch.randint(CONFIG.vocab_size, (8, 33), generator=torch.Generator().manual_seed(1))
+
+    def losses_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        token_losses = model(idx[:, :-1], idx[:, 1:], reduction="none")
+        token_losses.mean().backward()
+        return token_losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    expected, expected_gradient = losses_and_gradient()
+    with torch.no_grad():
+        projection = model.transformer.h[0].attn.c_proj
+        projection.weight[3] *= {"a channel scaled by 1.5": 1.5, "a channel of zeros": 0.0}.get(fault, 1.0)
+        if fault == "no bias":
+            projection.bias.zero_()
+    for block in model.transformer.h if compiled else ():
+        block.compile(backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = compiled(x)
-        (grad,) = torch.autograd.grad(y.square().mean(), x)
-    expected = block(x)
-    (expected_grad,) = torch.autograd.grad(expected.square().mean(), x)
-    assert y.dtype == torch.float32
-    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(grad, expected_grad, rtol=0.05, atol=0.005)
+        got, gradient = losses_and_gradient()
+    assert got.dtype == torch.float32
+    return float((got - expected).abs().mean()), float((gradient - expected_gradient).norm() / expected_gradient.norm())
+
+
+LOSS_BOUND, GRADIENT_BOUND = 0.013, 0.016
+"""1.5 times the worst of ten seeds (0.0085 nats of 4.1, and 0.0102), the same with AVX-512 and with AVX2."""
+
+
+def test_blocks_compile_to_one_graph_each_and_train_in_bf16() -> None:
+    """torch.compile captures a block as one graph, and bf16 autocast barely changes loss and gradient."""
+    loss, gradient = bf16_errors(compiled=True)
+    assert loss < LOSS_BOUND and gradient < GRADIENT_BOUND
+
+
+@pytest.mark.parametrize("fault", ["a channel scaled by 1.5", "a channel of zeros", "no bias"])
+def test_the_bounds_on_bf16_blocks_detect_a_fault(fault: str) -> None:
+    """In the output projection of the first attention."""
+    loss, gradient = bf16_errors(False, fault)
+    assert loss > LOSS_BOUND and gradient > GRADIENT_BOUND

@@ -187,11 +187,15 @@ def test_attention_in_halves_matches_attention_in_one() -> None:
 
 
 def test_bf16_attention_is_close_to_fp32() -> None:
+    """1.5 times the worst relative error of 30 seeds, 0.0040, the same with AVX-512 and with AVX2."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 32, 16).unbind(0)
     for T in (32, 8):
         got = attention(*(x[:, :, :T].bfloat16() for x in (q, k, v)))
-        torch.testing.assert_close(got.float(), attention(*(x[:, :, :T] for x in (q, k, v))), rtol=0.05, atol=0.05)
+        want = attention(*(x[:, :, :T] for x in (q, k, v)))
+        assert float((got.float() - want).norm() / want.norm()) < 0.006
+        wrong = attention(*(x[:, :, :T] * scale for x, scale in zip((q, k, v), (1.05, 1, 1), strict=True)))
+        assert float((wrong - want).norm() / want.norm()) > 0.006  # a scale of the scores that is off by a twentieth
 
 
 def test_positions_and_mask() -> None:

@@ -33,6 +33,9 @@ class FineTuneConfig(Rows, Settings):
     """Share of the records that may be unusable. They are left out and counted; with more, the run does not start."""
     batch_size: int = 32
     """Rows per micro-batch. Over all processes."""
+    keep: Literal["best", "last", "average"] = "last"
+    """Weights to save as the result. last: the final step; average: the mean over the last fifth of the steps;
+    best: the lowest held-out loss. The held-out figures are then optimistic, since these data chose the weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

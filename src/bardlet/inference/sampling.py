@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,14 +38,22 @@ def sample_next(
 
 BLOCK = 256
 """Ids whose probabilities are added up first, where all ids are candidates."""
-NUCLEUS = 1024
-"""Likeliest ids among which the nucleus of top-p is looked for first."""
+SMALL = 1024
+"""Largest vocabulary that top-p alone sorts in float64."""
+BINS = 2048
+"""Bins of logits in which the boundary of the nucleus is looked for, in a larger vocabulary."""
+LANES = 4
+"""Copies of the bins, added up afterwards: adding to the same number again and again waits for each addition."""
+FLOOR = -80.0
+"""Logits below the maximum by more have the probability 0. exp() is slow where float32 underflows, from -87 on."""
 
 
 def _draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
     """Invert the cumulative distribution at u_B1, in [0, 1): the first id whose cumulative probability exceeds it."""
-    if (top_k is None or top_k >= logits_BV.shape[-1]) and (top_p is None or top_p >= 1):
-        return _draw_from_all(logits_BV.to("cpu", torch.float32), temperature, u_B1).to(logits_BV.device)
+    among_all = top_k is None or top_k >= logits_BV.shape[-1]
+    if among_all and (top_p is None or top_p >= 1 or logits_BV.shape[-1] > SMALL):
+        weight_BV = _weights(logits_BV.detach().to("cpu", torch.float32), temperature, top_p)
+        return _draw_from_all(weight_BV, u_B1).to(logits_BV.device)
     index_BK, probability_BK = candidates(logits_BV, temperature, top_k, top_p)
     cumulative_BK = probability_BK.cumsum(dim=-1)
     u_B1 = u_B1.to(cumulative_BK) * cumulative_BK[:, -1:]
@@ -53,29 +63,23 @@ def _draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float
 def candidates(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
     """Return (ids, probabilities) from which `sample_next` samples at a temperature above 0, in the order of the ids.
 
-    Only the likeliest ids are sorted and computed in float64. K is at least the number of candidates; what top-p leaves
-    out has the probability 0.
+    K is at least the number of candidates; what top-p leaves out has the probability 0. Where all ids of a large
+    vocabulary are candidates, `sample_next` computes the probabilities in float32.
 
     Returns:
         int64 (B, K) and float64 (B, K), on the CPU: not every accelerator has float64.
     """
     V = logits_BV.shape[-1]
     top_k, top_p = min(V, top_k or V), 1.0 if top_p is None else top_p
-    among_all = top_k == V and top_p < 1
-    size = min(V, NUCLEUS) if among_all else top_k
-    total_B1 = None if not among_all else _scaled(logits_BV, temperature).exp_().sum(dim=-1, keepdim=True)
-    while True:
-        kept_BK, index_BK = logits_BV.topk(size, dim=-1, sorted=False)  # exactly k, even with ties
-        index_BK, order_BK = index_BK.cpu().sort(dim=-1)
-        scaled_BK, rank_BK = _scaled(kept_BK, temperature).gather(-1, order_BK).sort(
-            dim=-1, descending=True, stable=True)
-        # top-p counts the probabilities among the top-k, or else among all ids
-        weight_BK = scaled_BK.softmax(dim=-1) if total_B1 is None else scaled_BK.exp() / total_B1
-        before_BK = F.pad(weight_BK.cumsum(dim=-1)[:, :-1], (1, 0))  # total probability of the likelier ids
-        if total_B1 is None or size == V or bool((before_BK[:, -1] >= top_p).all()):
-            break
-        size = min(V, 8 * size)
+    kept_BK, index_BK = logits_BV.topk(top_k, dim=-1, sorted=False)  # exactly k, even with ties
+    index_BK, order_BK = index_BK.cpu().sort(dim=-1)
+    scaled_BK = _scaled(kept_BK, temperature).gather(-1, order_BK)
+    if top_k == V and top_p < 1 and V > SMALL:
+        outside_BV = _weights(logits_BV.detach().to("cpu", torch.float32), temperature, top_p)[:, :V] == 0
+        return index_BK, scaled_BK.masked_fill_(outside_BV, float("-inf")).softmax(dim=-1)
+    scaled_BK, rank_BK = scaled_BK.sort(dim=-1, descending=True, stable=True)
     if top_p < 1:
+        before_BK = F.pad(scaled_BK.softmax(dim=-1).cumsum(dim=-1)[:, :-1], (1, 0))  # probability of the likelier ids
         scaled_BK = scaled_BK.masked_fill(before_BK >= top_p, float("-inf"))
     return index_BK, torch.empty_like(scaled_BK).scatter_(-1, rank_BK, scaled_BK.softmax(dim=-1))
 
@@ -86,11 +90,50 @@ def _scaled(logits_BV: Tensor, temperature: float) -> Tensor:
     return x_BV.sub(x_BV.amax(dim=-1, keepdim=True)).div_(temperature)
 
 
-def _draw_from_all(logits_BV: Tensor, temperature: float, u_B1: Tensor) -> Tensor:
+def _weights(logits_BV: Tensor, temperature: float, top_p: float | None) -> Tensor:
+    """Return exp((logits - their maximum) / temperature), float32, 0 outside the nucleus of top-p.
+
+    The rows are padded with 0 to whole blocks, so that a row's place in the batch does not change how it is computed.
+    """
+    V = logits_BV.shape[-1]
+    scaled_BV = logits_BV.new_full((len(logits_BV), V + -V % BLOCK), FLOOR)
+    torch.sub(logits_BV, logits_BV.amax(dim=-1, keepdim=True), out=scaled_BV[:, :V])
+    scaled_BV[:, :V].div_(temperature).clamp_(min=FLOOR)
+    if top_p is None or top_p >= 1:
+        return torch.threshold_(scaled_BV.exp_(), 2 * math.exp(FLOOR), 0.0)
+    limit = math.log(V / (1 - top_p)) + 1  # ids further below the maximum have together less than 1 - top_p
+    width_B = scaled_BV[:, :V].amin(dim=-1).mul_(-1.001).clamp_(0.01, limit).tolist()
+    lane_V = torch.arange(LANES, dtype=torch.int32).mul_(BINS + 1).repeat(scaled_BV.shape[-1] // LANES)
+    for logits_V, scaled_V, width in zip(logits_BV, scaled_BV, width_B, strict=True):
+        _cut_to_nucleus(logits_V, scaled_V, lane_V, width, top_p)  # a row stays in the processor's cache
+    return scaled_BV
+
+
+def _cut_to_nucleus(logits_V: Tensor, scaled_V: Tensor, lane_V: Tensor, width: float, top_p: float) -> None:
+    """Replace the scaled logits of a row by their weights, 0 outside the nucleus.
+
+    The scaled logits down to -width fall into bins. Ids above the bin in which the cumulative weight reaches top_p are
+    kept, ids below it are not; only the ids in it are sorted.
+    """
+    bin_V = (scaled_V * (-BINS / width)).clamp_(max=BINS).int()
+    weight_V = scaled_V.exp_()
+    lanes_LN = torch.bincount(bin_V + lane_V, weight_V.double(), LANES * (BINS + 1)).view(LANES, -1)
+    above_N = lanes_LN.sum(dim=0).cumsum(dim=0).numpy()
+    target = top_p * above_N[-1]
+    boundary = int(above_N.searchsorted(target))
+    ids_N = np.flatnonzero(bin_V.numpy() == boundary)
+    ids_N = ids_N[np.argsort(-logits_V.numpy()[ids_N], kind="stable")]  # of equal logits, the first id is kept
+    weight_N = weight_V.numpy()[ids_N]
+    before = above_N[boundary - 1] if boundary else 0.0
+    weight_N[1 + weight_N[:-1].cumsum(dtype=np.float64).searchsorted(target - before) :] = 0.0
+    torch.threshold_(weight_V, math.exp(-(boundary + 0.5) / BINS * width), 0.0)  # the middle of the bin
+    weight_V.numpy()[ids_N] = weight_N
+
+
+def _draw_from_all(weight_BV: Tensor, u_B1: Tensor) -> Tensor:
     """Draw from all ids: first a block of ids, then an id in it, so that float32 is exact enough for a large V."""
-    weight_BV = logits_BV.sub(logits_BV.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
-    weight_BNK = F.pad(weight_BV, (0, -weight_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    blocks_BN = weight_BNK.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    weight_BNK = weight_BV.unflatten(-1, (-1, BLOCK))
+    blocks_BN = weight_BNK.sum(dim=-1).double().cumsum(dim=-1)
     target_B1 = u_B1.to(blocks_BN) * blocks_BN[:, -1:]
     block_B1 = torch.searchsorted(blocks_BN, target_B1, right=True).clamp_(max=blocks_BN.shape[-1] - 1)
     start_B1 = F.pad(blocks_BN, (1, 0)).gather(-1, block_B1)

@@ -85,5 +85,6 @@ def _selected(record: dict[str, Any]) -> str:
     weights = f"of step {step:,}" if not record.get("averaged") else "mean over the last fifth of the steps"
     if by == "best":
         figure = "validation loss" if record.get("reward_after") is None else "held-out reward"
-        return f"{weights}, **selected by the {figure} above**, which is therefore slightly optimistic"
+        others = ", as is the accuracy on the same data" if record.get("accuracy") is not None else ""
+        return f"{weights}, **selected by the {figure} above**, which is therefore slightly optimistic{others}"
     return f"of the last step, {step:,}" if by == "last" else f"{weights}, a fixed rule"

@@ -317,6 +317,13 @@ class FineTuning(Stage[F, Source, Data, R]):
         self.evaluate_before(trainer)
         return trainer
 
+    def selection_bias(self) -> list[str]:
+        """Return a result line if the held-out data chose the weights, else nothing."""
+        if self.record.selected_by != "best":
+            return []
+        return ["the held-out data chose these weights (--keep best), so the held-out figures are optimistic; "
+                "--keep last avoids this"]
+
     def plan_default(self, trainer: Trainer) -> None:
         """Plan `epochs` epochs if neither --steps nor --minutes is given."""
         if trainer.config.steps is None and trainer.config.minutes is None:

@@ -129,7 +129,8 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         r = self.record
         return [f"held-out pairs: the {self.better} completion has the higher reward in {self.share(r.accuracy)}, "
                 f"by {r.margin:z.3f} on average",
-                f"picking the longer completion is right in {self.longer_share()}{self.verdict()}"]
+                f"picking the longer completion is right in {self.longer_share()}{self.verdict()}",
+                *self.selection_bias()]
 
     def verdict(self) -> str:
         """Return "; the model is better" (or worse) than the length, if they differ by over two standard errors."""

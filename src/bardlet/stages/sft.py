@@ -161,7 +161,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         lines = [f"held-out completions: {r.val_loss_before:z.4f} nats per token before, {r.val_loss:z.4f} after"]
         if r.ended is not None:
             lines.append(f"generated completions of held-out prompts: {r.ended:.0%} end with a stop token")
-        return lines
+        return lines + self.selection_bias()
 
     def measure(self, trainer: Trainer) -> str:
         """Record the share of completions that end with a stop token, draw the curve and return some completions."""
