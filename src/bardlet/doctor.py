@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -140,7 +141,7 @@ def health(run: Path) -> Iterator[Finding]:
     else:
         yield damaged("settings", f"{run / 'run.toml'}: edited, damaged or missing; `bardlet resume` uses the "
                       "settings of the newest checkpoint")
-    yield from _text(config, record.get("text_hash"))
+    yield from _text(config, record)
     yield from _machine_of(record.get("machine", {}), config, bool(record.get("finished")))
     yield from diagnosis.of_text(record)
     steps = config.replans[-1][1] if config.replans else config.steps or 0
@@ -210,18 +211,21 @@ def _lines(path: Path, valid: int) -> Iterator[Finding]:
         yield ok("metrics", f"{path}: {valid} lines, all with a valid checksum")
 
 
-def _text(config: Settings, expected: str | None) -> Iterator[Finding]:
-    """Check that the text still has the hash `expected`, from the start of the run."""
+def _text(config: Settings, record: dict[str, Any]) -> Iterator[Finding]:
+    """Check that the text is still the one in the record, and the old text of --replay, too."""
     files = (getattr(config, name, None) for name in ("pair", "source", "target"))
     name = ", ".join(filter(None, (*config.text, *files)))
     try:
-        same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == expected
+        stage = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu")))
+        stage.source = stage.load_data()
+        changed = stage.changed_text(record)
     except BardletError as error:
         yield warning("text", f"{error}; the run cannot continue without its text")
         return
-    if same:
+    if changed is None:
         yield ok("text", f"{name}: unchanged since the run started")
     else:
+        name = name if changed == stage.source.name else changed
         yield warning("text", f"{name}: changed since the run started; restore it, or continue with --allow-change")
 
 

@@ -183,8 +183,8 @@ def _finished(run: Path, steps: int) -> BardletError:
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:
     """Raise BardletError if the text changed since the run started, unless `allow_change`."""
-    if stage.source.hash != record.get("text_hash") and not allow_change:
-        raise BardletError(f"{run}: the text {stage.source.name} changed since the run started; "
+    if (name := stage.changed_text(record)) and not allow_change:
+        raise BardletError(f"{run}: the text {name} changed since the run started; "
                            "restore it, or continue with --allow-change")
 
 

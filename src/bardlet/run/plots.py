@@ -11,12 +11,12 @@ from bardlet.errors import BardletError
 from bardlet.run import metrics
 from bardlet.runtime import atomic
 
-TRAINING, VALIDATION = "#9db4c8", "#c0392b"
+TRAINING, VALIDATION, OLD = "#9db4c8", "#c0392b", "#2e7d5b"
 """The colors of curves and points."""
 
 
 def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigram: float | None = None) -> None:
-    """Draw loss.png from metrics.jsonl: training and validation loss over steps.
+    """Draw loss.png from metrics.jsonl: training and validation loss over steps, with --replay on both texts.
 
     Args:
         run: the run folder.
@@ -26,7 +26,7 @@ def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigr
     """
     plt = _pyplot()
     lines = metrics.read_metrics(run)
-    train, val = _points(lines, "train_loss"), _points(lines, "val_loss")
+    train, val, old = (_points(lines, name) for name in ("train_loss", "val_loss", "old_val_loss"))
     figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="constrained")
     if train:
         _plot_training(axes, train, "training")
@@ -34,6 +34,9 @@ def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigr
         _plot_validation(axes, val, "validation")
         step, low = min(val, key=lambda point: point[1])
         axes.annotate(f"{low:.4f}", (step, low), xytext=(0, 8), textcoords="offset points", ha="center")
+    if old:
+        axes.plot(*zip(*old, strict=True), color=OLD, linewidth=1.5, marker="o", markersize=3,
+                  label="validation, old text")
     if bigram is not None:
         axes.axhline(bigram, color="#999999", linewidth=1, linestyle="--", label="bigram")
     _finish(axes, xlabel="step", ylabel=label, title=title)

@@ -133,8 +133,9 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
                 val_loss = _evaluate(trainer, request, owns_signals)
             if trainer.dist.main:
                 try:
+                    evaluated = {} if val_loss is None else trainer.objective.evaluation_metadata()
                     watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
-                           "elapsed": state.elapsed})
+                           "elapsed": state.elapsed, **evaluated})
                 except OSError:  # the terminal is gone, the pipe closed or the disk behind it full: stop as by a signal
                     request.number = request.number or SIGPIPE
             if last or _due(state.step, config.save_every):
@@ -276,7 +277,8 @@ def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool) -> fl
         return None
     step = trainer.state.evaluated = trainer.state.step
     if trainer.dist.main:
-        metrics.append_metrics(trainer.run, {"step": step, "val_loss": value})
+        metrics.append_metrics(trainer.run, {"step": step, "val_loss": value,
+                                             **trainer.objective.evaluation_metadata()})
         if trainer.config.keep == "best" and value < trainer.best:
             trainer.best = value
             hf.write_weights(trainer.run, trainer.model.hf_state_dict())
