@@ -55,10 +55,11 @@ def machine() -> Iterator[Finding]:
     else:
         yield ok("precision", "fp32: this processor has no native bf16, which would be up to four times as fast")
     if missing := compiler.compiler_missing(device):
-        yield warning("compiler", f"{missing}; runs train without compilation, which is slower; install it (Debian, "
-                      "Ubuntu: apt install g++ python3-dev)")
+        yield warning("compiler", f"{missing}; runs train without compilation, which is slower; install it "
+                      f"({compiler.remedy()})")
     else:
-        yield ok("compiler", compiler.compiler(device) or "Triton, with a C compiler")
+        yield ok("compiler", compiler.compiler(device) or ("Triton, with a C compiler"
+                 if device.type == "cuda" else "it does not name its version"))
     yield from _free_space(device)
     yield from _data()
 
