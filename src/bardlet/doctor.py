@@ -1,6 +1,6 @@
 """Check a machine or a run folder: one finding per subject, with the remedy.
 
-The checks change nothing and run no training. They trust no folder.
+The checks change nothing; they train nothing but a step of a tiny model on a GPU. They trust no folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bardlet.config.settings import Settings
 from bardlet.config.toml import is_untouched
 from bardlet.data import bitext, corpus, duplicates, named
 from bardlet.data.duplicates import Overlap
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, one_line
 from bardlet.inference import text_generation
 from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics
@@ -32,6 +32,7 @@ from bardlet.run.diagnosis import Finding, damaged, ok, warning
 from bardlet.runtime import atomic, compiler, distributed, manifest
 from bardlet.runtime import device as runtime_device
 from bardlet.stages import stage_of
+from bardlet.training import device_check
 
 LOW_SPACE = 2**30
 """Bytes of memory or disk below which to warn: about what a run of ten million parameters needs."""
@@ -46,8 +47,12 @@ def machine() -> Iterator[Finding]:
              f"{platform.system()} {platform.machine()}")
     yield from _processor()
     device = runtime_device.pick_device("auto")
-    names = {"cpu": "the CPU; torch finds no GPU that it can use", "mps": "the GPU of an Apple processor"}
-    yield ok("device", names.get(device.type) or torch.cuda.get_device_name(device))
+    accelerators = runtime_device.accelerators()
+    cpu = "the CPU; " + ("--device mps uses the GPU of this Apple processor" if accelerators else
+                         "torch finds no GPU that it can use")
+    yield ok("device", cpu if device.type == "cpu" else torch.cuda.get_device_name(device))
+    for accelerator in accelerators:
+        yield check_device(accelerator)
     if runtime_device.pick_dtype("auto", device) == "bf16":
         yield ok("precision", "bf16, which this processor supports natively")
     elif limit := runtime_device.instruction_limit():
@@ -62,6 +67,21 @@ def machine() -> Iterator[Finding]:
                  if device.type == "cuda" else "it does not name its version"))
     yield from _free_space(device)
     yield from _data()
+
+
+def check_device(device: torch.device) -> Finding:
+    """Compare one training step on a device with the CPU's."""
+    remedy = f"train with --device cpu, update PyTorch and the driver, and report it to PyTorch ({torch.__version__})"
+    try:
+        differences = device_check.compare_with_cpu(device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # TypeError: no float64 on this device
+        return warning(device.type, f"a training step fails on {device}: {one_line(error)}; {remedy}")
+    worst = max(differences, key=lambda each: (not each.ok, each.gradient))
+    figures = (f"loss {worst.loss:.1e}, gradient of {worst.parameter} {worst.gradient:.1e} (relative, {worst.model}, "
+               "float32)")
+    if worst.ok:
+        return ok(device.type, f"a training step on {device} agrees with the CPU's: {figures}")
+    return warning(device.type, f"a training step on {device} differs from the CPU's: {figures}; {remedy}")
 
 
 def _processor() -> Iterator[Finding]:
