@@ -275,15 +275,16 @@ def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool) -> fl
         value = evaluate(trainer)
     if trainer.dist.all_max(int(value is None)) or value is None:  # interrupted on any rank
         return None
-    step = trainer.state.evaluated = trainer.state.step
+    step = trainer.state.step
     if trainer.dist.main:
-        metrics.append_metrics(trainer.run, {"step": step, "val_loss": value,
-                                             **trainer.objective.evaluation_metadata()})
         if trainer.config.keep == "best" and value < trainer.best:
-            trainer.best = value
             hf.write_weights(trainer.run, trainer.model.hf_state_dict())
             trainer.record.update(selected_by="best", selected_step=step, val_loss=value, averaged=None)
             write_run(trainer)
+            trainer.best = value
+        metrics.append_metrics(trainer.run, {"step": step, "val_loss": value,
+                                             **trainer.objective.evaluation_metadata()})
+    trainer.state.evaluated = step  # last: after an error above, the resumed run evaluates again
     return value
 
 
