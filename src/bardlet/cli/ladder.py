@@ -61,8 +61,8 @@ class Command:
     def __post_init__(self) -> None:
         if not self.sentence.strip():
             raise BardletError("--sentence: is empty; write a sentence, whose attention the report shows")
-        if self.seeds < 1:
-            raise BardletError(f"--seeds {self.seeds}: must be at least 1")
+        if not 1 <= self.seeds <= 1000:
+            raise BardletError(f"--seeds {self.seeds}: must be at {'least 1' if self.seeds < 1 else 'most 1000'}")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise BardletError(f"--minutes {self.minutes:g}: must be more than 0, and finite")
         if self.threads is not None and not 1 <= self.threads <= 1024:

@@ -73,7 +73,10 @@ class FromScratch(ModelSettings, Settings):
         self.require(lambda x: x >= 1, "at least 1", "n_layer", "n_head", "n_embd")
         self.require(lambda x: x > 0, "more than 0, and finite", "vocab_size", "n_encoder_layer", "n_kv_head",
                      "n_inner")
-        self.require(lambda x: x <= 2**24, f"at most {2**24}", "vocab_size")
+        # a million layers take minutes to count, even without memory
+        for maximum, names in ((2**24, ("vocab_size",)), (1000, ("n_layer", "n_encoder_layer")),
+                               (2**20, ("n_embd", "n_head"))):
+            self.require(lambda x, maximum=maximum: x <= maximum, f"at most {maximum}", *names)
         if self.lora and self.init is None:
             raise BardletError(f"--lora {self.lora}: LoRA adapts a trained model; name it with --init DIR, or "
                                "drop --lora")
