@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +22,7 @@ from bardlet.config.settings import Settings
 from bardlet.config.toml import is_untouched
 from bardlet.data import bitext, corpus, duplicates, named
 from bardlet.data.duplicates import Overlap
-from bardlet.errors import BardletError, one_line
+from bardlet.errors import BardletError, one_line, quoted
 from bardlet.inference import text_generation
 from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, hf, lock, metrics
@@ -181,7 +180,7 @@ def health(run: Path) -> Iterator[Finding]:
         yield ok("run", f"finished after {console.count(record.get('steps', 0), 'step')}")
     elif intact:
         step = int(intact[-1].name[5:])
-        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {shlex.quote(str(run))}` "
+        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {quoted(run)}` "
                       + ("continues from there" if step < steps else "finishes the run"))
 
 
@@ -207,7 +206,7 @@ def _checkpoints(run: Path, intact: list[Path], damages: list[str]) -> Iterator[
         yield damaged("checkpoint", damage + (f"; `bardlet resume` continues from {intact[-1].name}" if intact else ""))
     if not intact:
         yield warning("checkpoint", f"{run}: no intact checkpoint to continue from; start over with "
-                      f"`bardlet train --config {shlex.quote(str(run / 'run.toml'))} --out NEW`")
+                      f"`bardlet train --config {quoted(run / 'run.toml')} --out NEW`")
         return
     yield ok("checkpoint", f"{', '.join(folder.name for folder in intact)}: intact")
     size = sum(path.stat().st_size for path in intact[-1].iterdir())

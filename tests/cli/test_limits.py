@@ -27,8 +27,8 @@ HUGE = str(10**12)
     (["grpo", "run", "x.jsonl", "--reward", "exact", "--rollout", HUGE], f"--rollout {HUGE}: must be at most 1048576"),
     (["train", "--n-layer", "1000000"], "--n-layer 1000000: must be at most 1000"),
     (["train", "--model", "encdec", "--pair", "de-en", "--n-encoder-layer", HUGE], "must be at most 1000"),
-    # a search for divisors of a billion took a minute and gigabytes
-    (["train", "--n-embd", "1000000001", "--n-head", "7"], "--n-embd 1000000001: must be at most 1048576"),
+    # a search among a billion divisors took a minute and gigabytes
+    (["train", "--n-embd", "1000000000", "--n-head", "7"], "does not divide among --n-head 7 heads; use --n-head 8 or"),
     (["train", "--n-embd", "7", "--n-head", HUGE], f"--n-head {HUGE}: must be at most 1048576"),
     (["train", "--block-size", HUGE], f"--block-size {HUGE}: must be at most 16777216"),
 ])  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 if TYPE_CHECKING:
     from bardlet.ladder.run import Ladder, Outcome
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     more = len(finished) - len(outcomes)
     also = f" (with {console.count(more, 'model')} from earlier calls)" if more else ""
     console.say(f"\nreport: {page}{also}; open it in a browser. The models are next to it: `bardlet sample "
-                f"{shlex.quote(str(outcomes[-1].folder))}`")
+                f"{quoted(outcomes[-1].folder)}`")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0

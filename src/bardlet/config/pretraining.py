@@ -75,7 +75,7 @@ class FromScratch(ModelSettings, Settings):
                      "n_inner")
         # a million layers take minutes to count, even without memory
         for maximum, names in ((2**24, ("vocab_size",)), (1000, ("n_layer", "n_encoder_layer")),
-                               (2**20, ("n_embd", "n_head"))):
+                               (2**20, ("n_head",))):
             self.require(lambda x, maximum=maximum: x <= maximum, f"at most {maximum}", *names)
         if self.lora and self.init is None:
             raise BardletError(f"--lora {self.lora}: LoRA adapts a trained model; name it with --init DIR, or "
@@ -105,8 +105,7 @@ class FromScratch(ModelSettings, Settings):
     def _check_heads(self) -> None:
         n_embd, n_head = self._or_default("n_embd"), self._or_default("n_head")
         if n_embd % n_head:
-            fits = [h for h in range(1, n_embd + 1) if n_embd % h == 0]
-            near = min(fits, key=lambda h: abs(h - n_head))
+            near = next(h for d in range(n_head) for h in (n_head - d, n_head + d) if n_embd % h == 0)
             raise BardletError(f"--n-embd {n_embd} does not divide among --n-head {n_head} heads; "
                                f"use --n-head {near} or --n-embd {-(-n_embd // n_head) * n_head}")
         if self.model in ("qwen3", *ROTARY) and (n_embd // n_head) % 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.errors import BardletError
-from bardlet.run import metrics
+from bardlet.run import fonts, metrics
 from bardlet.runtime import atomic
 
 TRAINING, VALIDATION, OLD = "#9db4c8", "#c0392b", "#2e7d5b"
@@ -111,14 +111,16 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
     if max(width, height) >= 2**16 or width * height > MAX_PIXELS:
         raise BardletError(f"--attention {path}: {S} source and {T} target tokens in {layers} layers of {heads} heads "
                            f"need a picture of {width:,.0f} by {height:,.0f} pixels; shorten the first line")
+    labels, families = fonts.drawable([printable_token(t) for t in (*source, *target)])
+    columns, rows = labels[:S], labels[S:]
     figure, grid = plt.subplots(layers, heads, figsize=size, dpi=DOTS, layout="constrained", squeeze=False)
     for layer in range(layers):
         for head in range(heads):
             axes = grid[layer][head]
             axes.imshow(maps[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
-            axes.set_xticks(range(S), [printable_token(t) for t in source], rotation=90, fontsize=6)
-            axes.set_yticks(range(T), [printable_token(t) for t in target] if head == 0 else [""] * T, fontsize=6)
+            axes.set_xticks(range(S), columns, rotation=90, fontsize=6, fontfamily=families)
+            axes.set_yticks(range(T), rows if head == 0 else [""] * T, fontsize=6, fontfamily=families)
     figure.supxlabel("source token (attended to)", fontsize=9)
     figure.supylabel("target token (generated)", fontsize=9)
     with atomic.explain_write_errors(path):
@@ -127,8 +129,8 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
 
 
 def printable_token(text: str) -> str:
-    """Return a token as a label: spaces visible, `$` escaped for matplotlib's math mode, at most 16 characters."""
-    return (text.strip("\n").replace(" ", "\u00b7").replace("$", r"\$") or "\u00b7")[:16]
+    """Return a token as a label: spaces visible, at most 16 characters."""
+    return (text.strip("\n").replace(" ", "\u00b7") or "\u00b7")[:16]
 
 
 def _pyplot() -> Any:
@@ -157,6 +159,9 @@ def _plot_validation(axes: Any, points: Sequence[tuple[int, float]], label: str)
 
 def _finish(axes: Any, **labels: Any) -> None:
     """Set the labels, grid and legend of a panel; say so in a panel that has no data."""
+    if "title" in labels:
+        [title], families = fonts.drawable([labels.pop("title")])
+        axes.set_title(title, fontfamily=families)
     axes.set(**labels)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,7 +20,7 @@ from torch import nn
 
 from bardlet.config.settings import Settings
 from bardlet.data.batch import Batch
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.run import hf, metrics
 from bardlet.runtime.compiler import eager
 from bardlet.runtime.device import autocast
@@ -165,7 +164,7 @@ def _saving_on_error(trainer: Trainer) -> Iterator[None]:
             with suppress(Exception):  # a full disk is often the error itself
                 save(trainer)
                 log.warning("an error stopped the run after step %d, which is saved; continue with `bardlet resume %s`",
-                            step, shlex.quote(str(trainer.run)))
+                            step, quoted(trainer.run))
         raise
 
 
@@ -223,10 +222,10 @@ def _check_numbers(trainer: Trainer, wrapped: nn.Module, batch: Batch, loss: flo
     problem = (f"{culprit} of step {trainer.state.step + 1} is not a finite number "
                f"({_describe_fault(trainer, wrapped, batch)}{trainer.objective.describe_batch(trainer.state.step)})")
     advice = ("Start a new run with a lower --lr and --muon-lr, or with --dtype fp32 (`bardlet train --config "
-              f"{shlex.quote(str(trainer.run / 'run.toml'))} --out NEW --lr ...`)")
+              f"{quoted(trainer.run / 'run.toml')} --out NEW --lr ...`)")
     if not weights_finite:
         raise BardletError(f"{problem}; this step was not saved. {advice}. If the hardware was at fault, "
-                           f"`bardlet resume {shlex.quote(str(trainer.run))}` continues from the last checkpoint")
+                           f"`bardlet resume {quoted(trainer.run)}` continues from the last checkpoint")
     if trainer.config.on_nan == "stop" or trainer.state.skipped >= 10:
         raise BardletError(f"{problem}; the weights are unchanged. {advice}"
                            + ("" if trainer.config.on_nan == "skip" else ", or skip such steps with --on-nan skip"))
