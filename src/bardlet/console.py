@@ -168,7 +168,8 @@ class StepText:
             left = clock_time((line["steps"] - step) * (time.monotonic() - self.started) / steps)
             pace = f"  {speed:>7,.0f} {self.unit}/s  ETA {left}"
         loss = line["val_loss"]
-        figures = f"  train {train_loss:z.4f}" + self._dated("val", loss, step)
+        figures = "".join((f"  train {train_loss:z.4f}", self._dated("val", loss, step),
+                           self._dated("old text", line.get("old_val_loss"), step)))
         if "reward" in line:
             held_out = None if loss is None else -loss
             figures = "".join(self._dated(name, value, step) for name, value in

@@ -1,6 +1,6 @@
 """Check a machine or a run folder: one finding per subject, with the remedy.
 
-The checks change nothing and run no training. They trust no folder.
+The checks change nothing; they train nothing but a step of a tiny model on a GPU. They trust no folder.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +21,7 @@ from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.data import bitext, corpus, duplicates, named
 from bardlet.data.duplicates import Overlap
-from bardlet.errors import BardletError, Unsupported
+from bardlet.errors import BardletError, Unsupported, one_line, quoted
 from bardlet.inference import text_generation
 from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, foreign, hf, lock, metrics
@@ -30,6 +30,7 @@ from bardlet.run.diagnosis import Finding, damaged, ok, warning
 from bardlet.runtime import atomic, compiler, contention, distributed, manifest
 from bardlet.runtime import device as runtime_device
 from bardlet.stages import stage_of
+from bardlet.training import device_check
 
 LOW_SPACE = 2**30
 """Bytes of memory or disk below which to warn: about what a run of ten million parameters needs."""
@@ -44,8 +45,12 @@ def machine() -> Iterator[Finding]:
              f"{platform.system()} {platform.machine()}")
     yield from _processor()
     device = runtime_device.pick_device("auto")
-    names = {"cpu": "the CPU; torch finds no GPU that it can use", "mps": "the GPU of an Apple processor"}
-    yield ok("device", names.get(device.type) or torch.cuda.get_device_name(device))
+    accelerators = runtime_device.accelerators()
+    cpu = "the CPU; " + ("--device mps uses the GPU of this Apple processor" if accelerators else
+                         "torch finds no GPU that it can use")
+    yield ok("device", cpu if device.type == "cpu" else torch.cuda.get_device_name(device))
+    for accelerator in accelerators:
+        yield check_device(accelerator)
     if runtime_device.pick_dtype("auto", device) == "bf16":
         yield ok("precision", "bf16, which this processor supports natively")
     elif limit := runtime_device.instruction_limit():
@@ -53,13 +58,29 @@ def machine() -> Iterator[Finding]:
     else:
         yield ok("precision", "fp32: this processor has no native bf16, which would be up to four times as fast")
     if missing := compiler.compiler_missing(device):
-        yield warning("compiler", f"{missing}; runs train without compilation, which is slower; install it (Debian, "
-                      "Ubuntu: apt install g++ python3-dev)")
+        yield warning("compiler", f"{missing}; runs train without compilation, which is slower; install it "
+                      f"({compiler.remedy()})")
     else:
-        yield ok("compiler", compiler.compiler(device) or "Triton, with a C compiler")
+        yield ok("compiler", compiler.compiler(device) or ("Triton, with a C compiler"
+                 if device.type == "cuda" else "it does not name its version"))
     yield _load()
     yield from _free_space(device)
     yield from _data()
+
+
+def check_device(device: torch.device) -> Finding:
+    """Compare one training step on a device with the CPU's."""
+    remedy = f"train with --device cpu, update PyTorch and the driver, and report it to PyTorch ({torch.__version__})"
+    try:
+        differences = device_check.compare_with_cpu(device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # TypeError: no float64 on this device
+        return warning(device.type, f"a training step fails on {device}: {one_line(error)}; {remedy}")
+    worst = max(differences, key=lambda each: (not each.ok, each.gradient))
+    figures = (f"loss {worst.loss:.1e}, gradient of {worst.parameter} {worst.gradient:.1e} (relative, {worst.model}, "
+               "float32)")
+    if worst.ok:
+        return ok(device.type, f"a training step on {device} agrees with the CPU's: {figures}")
+    return warning(device.type, f"a training step on {device} differs from the CPU's: {figures}; {remedy}")
 
 
 def _processor() -> Iterator[Finding]:
@@ -149,7 +170,7 @@ def health(run: Path) -> Iterator[Finding]:
     else:
         yield damaged("settings", f"{run / 'run.toml'}: edited, damaged or missing; `bardlet resume` uses the "
                       "settings of the newest checkpoint")
-    yield from _text(config, record.get("text_hash"))
+    yield from _text(config, record)
     yield from _machine_of(record.get("machine", {}), config, bool(record.get("finished")))
     yield from diagnosis.of_text(record)
     steps = config.replans[-1][1] if config.replans else config.steps or 0
@@ -168,7 +189,7 @@ def health(run: Path) -> Iterator[Finding]:
         yield ok("run", f"finished after {console.count(record.get('steps', 0), 'step')}")
     elif intact:
         step = int(intact[-1].name[5:])
-        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {shlex.quote(str(run))}` "
+        yield warning("run", f"{step:,} of {steps:,} steps are saved; `bardlet resume {quoted(run)}` "
                       + ("continues from there" if step < steps else "finishes the run"))
 
 
@@ -196,7 +217,7 @@ def _checkpoints(run: Path, intact: list[Path], damages: list[str]) -> Iterator[
         yield damaged("checkpoint", damage + (f"; `bardlet resume` continues from {intact[-1].name}" if intact else ""))
     if not intact:
         yield warning("checkpoint", f"{run}: no intact checkpoint to continue from; start over with "
-                      f"`bardlet train --config {shlex.quote(str(run / 'run.toml'))} --out NEW`")
+                      f"`bardlet train --config {quoted(run / 'run.toml')} --out NEW`")
         return
     yield ok("checkpoint", f"{', '.join(folder.name for folder in intact)}: intact")
     size = sum(path.stat().st_size for path in intact[-1].iterdir())
@@ -221,18 +242,21 @@ def _lines(path: Path, valid: int) -> Iterator[Finding]:
         yield ok("metrics", f"{path}: {valid} lines, all with a valid checksum")
 
 
-def _text(config: Settings, expected: str | None) -> Iterator[Finding]:
-    """Check that the text still has the hash `expected`, from the start of the run."""
+def _text(config: Settings, record: dict[str, Any]) -> Iterator[Finding]:
+    """Check that the text is still the one in the record, and the old text of --replay, too."""
     files = (getattr(config, name, None) for name in ("pair", "source", "target"))
     name = ", ".join(filter(None, (*config.text, *files)))
     try:
-        same = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu"))).load_data().hash == expected
+        stage = stage_of(config)(config, distributed.Dist(0, 1, torch.device("cpu")))
+        stage.source = stage.load_data()
+        changed = stage.changed_text(record)
     except BardletError as error:
         yield warning("text", f"{error}; the run cannot continue without its text")
         return
-    if same:
+    if changed is None:
         yield ok("text", f"{name}: unchanged since the run started")
     else:
+        name = name if changed == stage.source.name else changed
         yield warning("text", f"{name}: changed since the run started; restore it, or continue with --allow-change")
 
 

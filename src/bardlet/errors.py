@@ -7,6 +7,10 @@ exception is a bug, which the command line reports as an internal error.
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+
 
 class BardletError(Exception):
     """An error the user can fix, in one line: what is wrong, where (file, byte, line), and what to do."""
@@ -20,6 +24,17 @@ def printable(value: object) -> str:
     """Return the repr of a value from a file, at most 80 characters long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """Return a path as a word of a command that is printed to be pasted into a shell, never taken for a flag."""
+    word = str(path)
+    word = f".{os.sep}{word}" if word.startswith("-") else word
+    if sys.platform == "win32":
+        from subprocess import list2cmdline
+
+        return list2cmdline([word])
+    return shlex.quote(word)
 
 
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}

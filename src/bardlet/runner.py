@@ -20,7 +20,7 @@ from typing import Any
 from bardlet import console, tokenizer
 from bardlet.config.finetuning import is_command
 from bardlet.config.settings import Settings
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.planning import clock, compilation
 from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, trackers
 from bardlet.run import folder as run_folder
@@ -144,7 +144,7 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
     stage.config = config
     if "text_hash" not in record:
         raise BardletError(f"{run / 'run.toml'}: no [record] of its text, so the run cannot continue; "
-                           f"restore a copy, or start a new run with `bardlet train --init {shlex.quote(str(run))}`")
+                           f"restore a copy, or start a new run with `bardlet train --init {quoted(run)}`")
     folder = checkpoint.newest_intact(run)
     run_folder.verify_root(run, folder)
     known = tokenizer.load(run)
@@ -181,13 +181,13 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
 
 def _finished(run: Path, steps: int) -> BardletError:
     return BardletError(f"{run}: finished, all {steps:,} steps are done; train longer with --steps N --allow-change, "
-                        f"or start a new run with `bardlet train --init {shlex.quote(str(run))}`")
+                        f"or start a new run with `bardlet train --init {quoted(run)}`")
 
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:
     """Raise BardletError if the text changed since the run started, unless `allow_change`."""
-    if stage.source.hash != record.get("text_hash") and not allow_change:
-        raise BardletError(f"{run}: the text {stage.source.name} changed since the run started; "
+    if (name := stage.changed_text(record)) and not allow_change:
+        raise BardletError(f"{run}: the text {name} changed since the run started; "
                            "restore it, or continue with --allow-change")
 
 
@@ -198,7 +198,7 @@ def _same_reward(run: Path, config: Settings, reward: str | None) -> None:
     if missing or reward not in (None, known):
         if known is None:
             raise BardletError(f"--reward: `bardlet {config.command}` has no rewards; drop it")
-        command = f"bardlet resume {shlex.quote(str(run))} --reward {shlex.quote(known)}"
+        command = f"bardlet resume {quoted(run)} --reward {shlex.quote(known)}"
         raise BardletError(f"{run}: its rewards come from `{known}`; " + (
             f"if that is a command, run `{command}` (bardlet never runs a command that only a file names); if it is a "
             "reward model, its folder is missing: restore it" if missing else

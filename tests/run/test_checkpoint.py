@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
+from bardlet.cli import main
 from bardlet.errors import BardletError
 from bardlet.run import checkpoint, lock, metrics
 from bardlet.run import folder as run_folder
@@ -127,4 +131,35 @@ def test_a_locked_folder_names_its_holder(tmp_path: Path) -> None:
           lock.locked(tmp_path)):
         pass
     with lock.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_locks_is_one_line(number: int, text: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """NFS without its lock service, FUSE. For ENOSYS the library would use a soft lock, which outlives its holder."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(BardletError, match="cannot lock files"), lock.locked(tmp_path):
+        pass
+    assert main(["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"bardlet: {tmp_path / 'run'}: its file system cannot lock files ({os.strerror(number)}), as some network "
+        "drives cannot; use a folder on a local disk, or have the drive mounted with locks"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EPERM])
+def test_another_error_of_a_lock_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(BardletError, match=f"cannot be written .{os.strerror(number)}"), lock.locked(tmp_path):
         pass

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bardlet.run import metrics, plots
+from bardlet.run import fonts, metrics, plots
 from bardlet.run.record import TextRecord
 
 
@@ -64,3 +64,28 @@ def test_no_panel_is_empty(tmp_path: Path, figures: list[Any]) -> None:
     assert [next(iter(curves(axes).values())) for axes in figures[3].axes] == [[1.0, 2.0], [0.1, 0.2]]
     plots.margins(tmp_path, "run", np.array([0.5, -0.1]), np.array([0.6]), np.array([0.5]), np.array([2]))
     assert all(axes.has_data() for axes in figures[4].axes)
+
+
+@pytest.mark.parametrize("name", ["诗歌", "party 🎉", "a $x^ y$", "שלום", "plain"])
+def test_a_title_has_no_missing_glyphs(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """https://github.com/PathVisio/pathvisio/issues/110: names with spaces and other scripts. `$` began a formula."""
+    write_lines(tmp_path, {"step": 1, "train_loss": 4.0}, {"step": 2, "train_loss": 3.5})
+    plots.loss_curve(tmp_path, name)
+    plots.attention_maps(tmp_path / "map.png", np.ones((1, 1, 2, 2)), [name, "a"], ["b", name])
+    assert (tmp_path / "loss.png").stat().st_size > 1000 and not [str(warning.message) for warning in recwarn]
+
+
+def test_a_character_that_no_font_has_is_shown_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "_family_with", lambda character: None)
+    assert fonts.drawable(["诗 a", "🎉", "cost: $5"])[0] == ["\\u8bd7 a", "\\U0001f389", r"cost: \$5"]
+    assert fonts.drawable(["plain é"]) == (["plain é"], fonts.drawable(["x"])[1])
+
+
+def test_a_font_that_has_the_character_is_used() -> None:
+    """STIX comes with matplotlib, and has characters that the default font lacks."""
+    from matplotlib.font_manager import findfont
+
+    character = min(fonts._characters(findfont("STIXGeneral")) - fonts._characters(findfont("DejaVu Sans")))
+    [text], families = fonts.drawable([character])
+    assert text == character and len(families) == len(fonts.drawable(["x"])[1]) + 1
+    assert character in fonts._characters(findfont(families[-1]))

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import TINY
 
 from bardlet import doctor
+from bardlet.cli import main
 from bardlet.errors import BardletError
 from bardlet.runtime import compiler, distributed
 from bardlet.runtime import device as runtime_device
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there Triton brings a compiler")
-@pytest.mark.parametrize(("device", "installed", "variables", "missing"), [
-    ("cuda", "gcc", {}, None), ("cuda", "clang", {}, None), ("cuda", "icx", {"CC": "icx"}, None),
-    ("cuda", "g++", {}, "no C compiler (gcc) on this machine"),
-    ("cuda", "gcc", {"CC": "icx"}, "no C compiler (icx) on this machine"),
-    ("cpu", "g++", {}, None), ("cpu", "clang++", {"CXX": "icpx"}, None),
-    ("cpu", "gcc", {}, "no C++ compiler (g++) on this machine"),
+@pytest.mark.parametrize(("system", "device", "installed", "variables", "missing"), [
+    ("linux", "cuda", "gcc", {}, None), ("linux", "cuda", "clang", {}, None),
+    ("linux", "cuda", "icx", {"CC": "icx"}, None),
+    ("linux", "cuda", "g++", {}, "no C compiler (gcc) on this machine"),
+    ("linux", "cuda", "gcc", {"CC": "icx"}, "no C compiler (icx) on this machine"),
+    ("linux", "cpu", "g++", {}, None), ("linux", "cpu", "clang++", {"CXX": "clang++"}, None),
+    ("linux", "cpu", "gcc", {}, "no C++ compiler (g++) on this machine"),
+    ("linux", "cpu", "clang++", {}, "no C++ compiler (g++) on this machine"),
+    ("linux", "cpu", "clang++", {"CXX": "icpx"}, "no C++ compiler (icpx) on this machine"),
+    ("darwin", "cpu", "clang++", {}, None), ("darwin", "cpu", "g++", {}, "no C++ compiler (clang++) on this machine"),
+    ("win32", "cpu", "cl", {}, None), ("win32", "cpu", "clang-cl", {"CXX": "clang-cl"}, None),
+    ("win32", "cpu", "g++", {}, "no C++ compiler (cl) on this machine"),
+    ("win32", "cpu", "clang++", {}, "no C++ compiler (cl) on this machine"),
+    ("win32", "cpu", "cl", {"CXX": "icx"}, "no C++ compiler (icx) on this machine"),
 ])  # fmt: skip
-def test_compiler_requirements(device: str, installed: str, variables: dict[str, str], missing: str | None,
-                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler and the Python headers; for Triton's launchers a C compiler, only $CC if it is set."""
+def test_compiler_requirements(system: str, device: str, installed: str, variables: dict[str, str],
+                               missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler and the Python headers; for Triton's launchers a C compiler, only $CC if it is set.
+
+    torch.compile runs $CXX, or else the compiler of the system, and tries no other (`cpp_compiler_search` and
+    `get_cpp_compiler` of torch/_inductor/cpp_builder.py).
+    """
+    monkeypatch.setattr(compiler, "sys", SimpleNamespace(platform=system))
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -36,6 +51,51 @@ def test_compiler_requirements(device: str, installed: str, variables: dict[str,
     assert compiler.compiler_missing(torch.device(device)) == (missing or headers)
     (tmp_path / "Python.h").touch()
     assert compiler.compiler_missing(torch.device(device)) == missing
+
+
+def test_windows_with_a_gpu_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton for Windows brings one."""
+    monkeypatch.setattr(compiler, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert compiler.compiler_missing(torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(("system", "program"), [("win32", "cl"), ("darwin", "clang++"), ("linux", "g++")])
+def test_without_a_compiler_training_says_so_and_goes_on(system: str, program: str, text: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "sys", SimpleNamespace(platform=system))
+        patch.setattr(shutil, "which", lambda name: None)
+        patch.delenv("CXX", raising=False)
+        argv = ["train", str(text), "--out", str(tmp_path / "run"), *TINY[:-2], "--compile", "on", "--steps", "2"]
+        code = main(argv)
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    [line] = [line for line in output.err.splitlines() if "compil" in line]
+    assert line == (f"note: --compile on: no C++ compiler ({program}) on this machine; continuing without compilation, "
+                    "which is slower")
+
+
+@pytest.mark.parametrize(("system", "hint"), [("win32", "Developer Command Prompt"), ("darwin", "xcode-select"),
+                                              ("linux", "apt install g++ python3-dev")])
+def test_the_remedy_fits_the_system(system: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "sys", SimpleNamespace(platform=system))
+    assert hint in compiler.remedy()
+
+
+def test_the_version_of_cl_is_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cl has no --version, and prints its banner on standard error."""
+    calls = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, "usage: cl [ option... ]\n", "Microsoft (R) C/C++ 19.44\nC\n")
+
+    monkeypatch.setattr(compiler, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiler.subprocess, "run", run)
+    assert compiler.compiler(torch.device("cpu")) == "Microsoft (R) C/C++ 19.44" and calls == [["cl"]]
 
 
 @pytest.mark.parametrize(("variable", "value", "native"), [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ from bardlet.config import toml
 from bardlet.config.inference import SamplingOptions
 from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import chat_template
-from bardlet.errors import BardletError, printable
+from bardlet.errors import BardletError, printable, quoted
 from bardlet.inference import text_generation
 from bardlet.inference import translate as translation
 from bardlet.inference.chat_session import ChatSession
@@ -160,7 +159,7 @@ class Model:
     def _refuse_translator(self) -> None:
         if self.module.config.model == "encdec":
             raise BardletError(f"{self.folder}: an encoder-decoder translates; use "
-                               f"`bardlet translate {shlex.quote(str(self.folder))} < LINES`")
+                               f"`bardlet translate {quoted(self.folder)} < LINES`")
 
     def __fspath__(self) -> str:
         return str(self.folder)

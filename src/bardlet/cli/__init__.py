@@ -153,7 +153,7 @@ def _discard_output() -> None:
 def _describe(error: BaseException) -> str:
     """Return one line for the user: what is wrong, where, what to do."""
     if isinstance(error, BardletError):
-        return " ".join(str(error).split())
+        return " ".join(line.strip() for line in str(error).splitlines())  # a name may have two spaces
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -15,7 +14,7 @@ from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.cli.sample import SAMPLING
 from bardlet.config.inference import SamplingOptions
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 if TYPE_CHECKING:
     from bardlet.inference.chat_session import ChatSession
@@ -66,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if not session.uses_template:
         why = "uses another chat template" if model.tokenizer.chat_template else "was not fine-tuned to answer"
         log.warning("%s %s: it continues your text; `bardlet sft %s DATA` teaches it to answer", command.run, why,
-                    shlex.quote(command.run))
+                    quoted(command.run))
     failed = False
     if sys.stdin.isatty():
         console.say("/help lists the commands; Ctrl-D leaves.")

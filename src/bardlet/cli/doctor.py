@@ -10,6 +10,7 @@ from typing import Any
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
+from bardlet.config.inference import MAX_TOKENS
 from bardlet.errors import BardletError
 
 USAGE = Usage(
@@ -43,6 +44,8 @@ class Command:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise BardletError(f"--tokens {self.tokens}: must be at least 1")
+        if self.tokens > MAX_TOKENS:
+            raise BardletError(f"--tokens {self.tokens}: must be at most {MAX_TOKENS}")
         if not 0 <= self.temperature < float("inf"):
             raise BardletError(f"--temperature {self.temperature:g}: must be 0 or more, and finite")
         if self.memorised and self.run is None:

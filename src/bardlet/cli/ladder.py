@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 if TYPE_CHECKING:
     from bardlet.ladder.run import Ladder, Outcome
@@ -61,8 +61,8 @@ class Command:
     def __post_init__(self) -> None:
         if not self.sentence.strip():
             raise BardletError("--sentence: is empty; write a sentence, whose attention the report shows")
-        if self.seeds < 1:
-            raise BardletError(f"--seeds {self.seeds}: must be at least 1")
+        if not 1 <= self.seeds <= 1000:
+            raise BardletError(f"--seeds {self.seeds}: must be at {'least 1' if self.seeds < 1 else 'most 1000'}")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise BardletError(f"--minutes {self.minutes:g}: must be more than 0, and finite")
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     more = len(finished) - len(outcomes)
     also = f" (with {console.count(more, 'model')} from earlier calls)" if more else ""
     console.say(f"\nreport: {page}{also}; open it in a browser. The models are next to it: `bardlet sample "
-                f"{shlex.quote(str(outcomes[-1].folder))}`")
+                f"{quoted(outcomes[-1].folder)}`")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
-from bardlet.config.inference import SamplingOptions
+from bardlet.config.inference import MAX_TEXTS, SamplingOptions
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
@@ -43,6 +43,8 @@ class Command(SamplingOptions):
     def __post_init__(self) -> None:
         if self.num < 1:
             raise BardletError(f"--num {self.num}: must be at least 1")
+        if self.num > MAX_TEXTS:
+            raise BardletError(f"--num {self.num}: must be at most {MAX_TEXTS}; run the command again for more")
         super().__post_init__()
 
 

@@ -5,7 +5,6 @@ All are one function: a stage's settings class has the name, the help and an exa
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from bardlet import console
@@ -15,7 +14,7 @@ from bardlet.config import combine
 from bardlet.config.finetuning import FineTuneConfig, RolloutConfig, is_command
 from bardlet.config.stages import FINE_TUNING, classes_with, config_class
 from bardlet.config.toml import settings_in, why_not
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 NOT_TYPED = (*training.NOT_TYPED, "init")
 """Settings that only files can hold; the model is the first word of the command line."""
@@ -53,7 +52,7 @@ def run(kind: type[FineTuneConfig], argv: Sequence[str], names_model: bool = Tru
     if file and (stage := settings_in(file).get("stage", kind.stage)) != kind.stage:
         other = config_class({"stage": stage}).command
         raise BardletError(f"{file}: has settings of `bardlet {other}`; run "
-                           f"`bardlet {other} --config {shlex.quote(str(file))}`")
+                           f"`bardlet {other} --config {quoted(file)}`")
 
     def explain(name: str) -> str:
         if name == "init":

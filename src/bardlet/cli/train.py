@@ -25,12 +25,12 @@ USAGE = Usage(
      ("bardlet train --source my.de --target my.en", "learn to translate")),
     (Group("data", ("tokenizer", "vocab_size", "source", "target", "pair"),
            ("field", "separator", "val_part", "lowercase")),
-     Group("model", ("model", "n_layer", "n_head", "n_embd", "block_size", "init", "lora"),
-           ("n_encoder_layer", "n_kv_head", "n_inner", "tie_embeddings", "activation", "prefix_lm")),
+     Group("model", ("model", "n_layer", "n_head", "n_embd", "block_size", "init", "lora", "replay"),
+           ("replay_text", "n_encoder_layer", "n_kv_head", "n_inner", "tie_embeddings", "activation", "prefix_lm")),
      Group("training", ("minutes", "steps", "batch_size", "lr", "muon_lr", "dropout", "keep", "seed"),
            ("batch_tokens", "grad_accum", "label_smoothing", *training.OPTIMIZER, *training.CHECKPOINTS)),
      training.MACHINE, training.OUTPUT),
-    positionals={"text": "TEXT"}, metavars={"model": "NAME"})
+    positionals={"text": "TEXT"}, metavars={"model": "NAME", "replay": "SHARE", "replay_text": "TEXT"})
 
 
 def main(argv: Sequence[str]) -> int:

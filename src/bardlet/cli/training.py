@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from bardlet import console
 from bardlet.cli.parser import Group
 from bardlet.config.paths import given
 from bardlet.config.settings import Settings
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 log = logging.getLogger("bardlet")
 
@@ -58,7 +57,7 @@ def start(config: Settings, options: RunOptions, started: float) -> int:
         config.check_processes(world)
     for name in config.text:
         if os.path.exists(Path(name, "run.toml")):
-            run = shlex.quote(name)
+            run = quoted(name)
             raise BardletError(f"{name}: a run folder, not a text; continue the run with `bardlet resume {run}`, or "
                                f"start from its weights with `bardlet train TEXT --init {run}`")
     from bardlet import runner

@@ -190,6 +190,7 @@ class RolloutConfig(FineTuneConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(lambda x: x >= 1, "at least 1", "rollout", "passes", "answer_tokens")
+        self.require(lambda x: x <= 2**20, f"at most {2**20}", "rollout", "passes", "answer_tokens")
         self.require(lambda x: 0 < x < float("inf"), "more than 0, and finite", "temperature", "clip")
         self.require(lambda x: 0 <= x < 100, "at least 0 and below 100", "beta")
         update = self.batch_size * self.grad_accum

@@ -9,6 +9,11 @@ from typing import Any, Literal
 from bardlet.config.settings import as_typed
 from bardlet.errors import BardletError
 
+MAX_TOKENS = 1_000_000
+"""Tokens of the longest text to generate: a typing error of more would run for days."""
+MAX_TEXTS = 1_000
+"""Texts to generate at once: they are one batch in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
@@ -31,7 +36,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         for name, valid, requirement in (
-            ("tokens", self.tokens >= 1, "at least 1"),
+            ("tokens", self.tokens >= 1, "at least 1"), ("tokens", self.tokens <= MAX_TOKENS, f"at most {MAX_TOKENS}"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
             ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
 from bardlet.config.model import MAX_SINUSOIDS, ROTARY, RUNGS, WITHOUT_BLOCKS, WITHOUT_HEADS, Activation, ModelConfig
-from bardlet.config.settings import AUTO, Auto, Rows, Settings, flag
+from bardlet.config.settings import AUTO, Auto, Rows, Settings, as_typed, flag
 from bardlet.errors import BardletError
 
 Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
@@ -73,7 +73,10 @@ class FromScratch(ModelSettings, Settings):
         self.require(lambda x: x >= 1, "at least 1", "n_layer", "n_head", "n_embd")
         self.require(lambda x: x > 0, "more than 0, and finite", "vocab_size", "n_encoder_layer", "n_kv_head",
                      "n_inner")
-        self.require(lambda x: x <= 2**24, f"at most {2**24}", "vocab_size")
+        # a million layers take minutes to count, even without memory
+        for maximum, names in ((2**24, ("vocab_size",)), (1000, ("n_layer", "n_encoder_layer")),
+                               (2**20, ("n_head",))):
+            self.require(lambda x, maximum=maximum: x <= maximum, f"at most {maximum}", *names)
         if self.lora and self.init is None:
             raise BardletError(f"--lora {self.lora}: LoRA adapts a trained model; name it with --init DIR, or "
                                "drop --lora")
@@ -102,8 +105,7 @@ class FromScratch(ModelSettings, Settings):
     def _check_heads(self) -> None:
         n_embd, n_head = self._or_default("n_embd"), self._or_default("n_head")
         if n_embd % n_head:
-            fits = [h for h in range(1, n_embd + 1) if n_embd % h == 0]
-            near = min(fits, key=lambda h: abs(h - n_head))
+            near = next(h for d in range(n_head) for h in (n_head - d, n_head + d) if n_embd % h == 0)
             raise BardletError(f"--n-embd {n_embd} does not divide among --n-head {n_head} heads; "
                                f"use --n-head {near} or --n-embd {-(-n_embd // n_head) * n_head}")
         if self.model in ("qwen3", *ROTARY) and (n_embd // n_head) % 2:
@@ -199,6 +201,11 @@ class TrainConfig(Rows, FromScratch):
     separator: str = "auto"
     """Text between the documents of a text file; \\n is a line break. auto: <|endoftext|> if the file has it, a line
     break in a list of names or words; none: each file is one document."""
+    replay: float | None = None
+    """Share of each batch from the text of --init (default: none). Against forgetting it. At least 0, below 1. The
+    validation loss on both texts is shown; 0 only measures it."""
+    replay_text: str | None = None
+    """The text for --replay: a file, folder, glob or named corpus (default: the text in the run.toml of --init)."""
     batch_size: Auto[int] = AUTO
     """Windows per micro-batch (default: chosen for --minutes). With --steps, or a rung of the ladder: 32. Over all
     processes."""
@@ -209,6 +216,12 @@ class TrainConfig(Rows, FromScratch):
         super().__post_init__()
         self.require(lambda x: x >= 1, "at least 1", "batch_size")
         self.require(lambda x: x >= 0, "0 or more, and finite", "eval_tokens")
+        self.require(lambda x: 0 <= x < 1, "at least 0 and below 1 (0.2: a fifth of each batch)", "replay")
+        if self.replay is not None and self.init is None:
+            raise BardletError(f"--replay {as_typed(self.replay)}: it repeats the text of a trained model; name the "
+                               "model with --init DIR, or drop --replay")
+        if self.replay_text is not None and self.replay is None:
+            raise BardletError(f"--replay-text {self.replay_text}: add the share of each batch, as in --replay 0.2")
 
     def _check_model(self) -> None:
         super()._check_model()

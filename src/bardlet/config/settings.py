@@ -127,7 +127,7 @@ class Settings:
     """(step, total steps planned at that step): the decisions of the clock in the run that wrote this file."""
 
     def __post_init__(self) -> None:
-        for name in ("init", "source", "target"):
+        for name in ("init", "replay_text", "source", "target"):
             if (path := getattr(self, name, None)) is not None:
                 object.__setattr__(self, name, given(path))
         object.__setattr__(self, "text", tuple(map(given, self.text)))

@@ -6,8 +6,9 @@ A message names the format and the command that converts it. Nothing here conver
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
+
+from bardlet.errors import quoted
 
 SAMPLE = 1 << 18
 """Bytes from which an encoding is identified."""
@@ -68,9 +69,9 @@ def identify(beginning: bytes, path: Path) -> str | None:
 
 
 def _sentence(name: str, command: str, path: Path) -> str:
-    stem = shlex.quote(path.stem)
-    text = shlex.quote(path.stem + ("" if Path(path.stem).suffix else ".txt"))
-    return f"is {name}; make it text: {command.format(file=shlex.quote(str(path)), text=text, stem=stem)}"
+    stem = quoted(path.stem)
+    text = quoted(path.stem + ("" if Path(path.stem).suffix else ".txt"))
+    return f"is {name}; make it text: {command.format(file=quoted(path), text=text, stem=stem)}"
 
 
 def is_html(text: str) -> bool:
@@ -105,5 +106,5 @@ def conversion(raw: bytes, path: Path) -> str:
                    f"encoding='{encoding}').read())\"")
     else:
         name = ICONV.get(encoding, encoding.upper())
-        command = f"iconv -f {name} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(new)}"
+        command = f"iconv -f {name} -t UTF-8 {quoted(path)} > {quoted(new)}"
     return f"it looks like {ENCODINGS.get(encoding, encoding)}; convert it: {command}"

@@ -43,16 +43,22 @@ class Windows:
 
         `idx` and `target` (B, T), int64 on the CPU; `target` is `idx` one token later.
         """
-        first = step * self.batch_size
-        positions = np.arange(first, first + self.batch_size)
+        return self.batch_at(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def batch_at(self, first: int, last: int) -> Batch:
+        """Return the windows from `first` up to `last`, counted over all epochs."""
+        positions = np.arange(first, last)
         epochs, within = np.divmod(positions, self.windows_per_epoch)
         starts = np.concatenate([self.starts(int(e))[within[epochs == e]] for e in np.unique(epochs)])
         return _windows_at(self.tokens, starts, self.block_size)
 
     def describe_batch(self, step: int) -> str:
         """Return the epoch and windows of a step, for messages."""
-        first = step * self.batch_size
-        (epoch, start), (later, end) = (divmod(i, self.windows_per_epoch) for i in (first, first + self.batch_size - 1))
+        return self.describe(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def describe(self, first: int, last: int) -> str:
+        """Return the epoch and windows from `first` up to `last`, for messages."""
+        (epoch, start), (later, end) = (divmod(i, self.windows_per_epoch) for i in (first, last - 1))
         until = f"{end + 1}" if later == epoch else f"{end + 1} of epoch {later + 1}"
         return f"epoch {epoch + 1}, windows {start + 1} to {until} ({self.windows_per_epoch:,} per epoch)"
 

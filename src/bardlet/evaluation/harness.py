@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.evaluation import likelihood
 from bardlet.inference.text_generation import prompt_ids
 from bardlet.run import hf, hub
@@ -59,7 +58,7 @@ class Bardlet(LM):
             raise BardletError(f"dtype={dtype}: must be fp32 or bf16")
         self.model, self._tokenizer = hf.read_folder(hub.folder(run))
         if self.model.config.model == "encdec":
-            raise BardletError(f"{run}: this model translates; use `bardlet eval {shlex.quote(run)}`")
+            raise BardletError(f"{run}: this model translates; use `bardlet eval {quoted(run)}`")
         # cuda:0 is the harness's default
         self._device = runtime_device.pick_device("auto" if device == "cuda:0" else device)
         runtime_device.set_threads_and_determinism(None, False, self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from bardlet.config.settings import Settings
 from bardlet.config.stages import NAMED_PAIRS
 from bardlet.config.toml import non_default
 from bardlet.data import named
-from bardlet.errors import neutral
+from bardlet.errors import neutral, quoted
 from bardlet.run.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,7 +55,8 @@ class Card:
                                          autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
         text = environment.get_template(f"{template}.md.jinja").render(
-            title=self.title, run=f"path/to/{self.run.name}", config=self.config, model=self.model,
+            title=self.title, run=quoted(f"path/to/{self.run.name}"),
+            folder=json.dumps(f"path/to/{self.run.name}", ensure_ascii=False), config=self.config, model=self.model,
             r=defaultdict(lambda: None, self.record), sample=neutral(self.sample.replace("```", "'''")),
             settings=tomli_w.dumps(settings).strip(), loss=self.loss, weights=_selected(self.record))
         (self.run / "README.md").write_text(f"---\n{self.metadata(template)}\n---\n\n{text}", encoding="utf-8")

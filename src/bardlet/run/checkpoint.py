@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.run import hf
 from bardlet.run.record import checked
 from bardlet.runtime import atomic, manifest
@@ -107,7 +106,7 @@ def newest_intact(run: Path) -> Path:
         damaged.append(damage)
     why = f" ({damaged[0]})" if damaged else ""
     raise BardletError(f"{run}: no intact checkpoint{why}; start over with "
-                       f"`bardlet train --config {shlex.quote(str(run / 'run.toml'))} --out NEW`")
+                       f"`bardlet train --config {quoted(run / 'run.toml')} --out NEW`")
 
 
 def find_damage(folder: Path) -> str | None:

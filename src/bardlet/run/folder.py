@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from bardlet.config import toml
 from bardlet.config.model import ModelConfig
 from bardlet.config.settings import Settings
 from bardlet.config.toml import from_mapping, read_toml, to_toml
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.run import foreign, hf, lock
 from bardlet.run.checkpoint import newest_intact, read_metadata, steps_saved
 from bardlet.run.record import checked
@@ -111,7 +110,7 @@ def new_folder(out: Path | None, name: str, locked: bool = False) -> Path:
         if (out / "run.toml").exists():
             if not locked and (holder := lock.holder(out)):
                 raise lock.in_use(out, holder)
-            raise BardletError(f"{out}: already contains a run; continue it (`bardlet resume {shlex.quote(str(out))}`) "
+            raise BardletError(f"{out}: already contains a run; continue it (`bardlet resume {quoted(out)}`) "
                                "or choose another --out")
         raise BardletError(f"{out}: exists and is not empty; choose another --out")
     return out
@@ -127,7 +126,7 @@ def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
     foreign.check_folder(run)
     if not os.path.lexists(run / "run.toml"):
         raise BardletError(f"{run}: no run.toml, so this is not a run folder; to train a Hugging Face model, "
-                           f"use `bardlet train --init {shlex.quote(str(run))}`")
+                           f"use `bardlet train --init {quoted(run)}`")
     path = manifest.inside(run, "run.toml")
     config, record = read_toml(path)
     return config, checked(record, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -15,6 +16,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from bardlet.errors import BardletError
 from bardlet.runtime import atomic, heartbeat
 
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO)
+"""Errors of flock on a file system that has no locks, such as NFS without its lock service, or FUSE."""
 FILES = LOCK, HOLDER = ".lock", ".holder"
 """The files of a lock: the locked file, which is empty, and the description of the holder."""
 
@@ -56,12 +59,15 @@ def _try_lock(run: Path) -> BaseFileLock | None:
     path = run / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise BardletError(f"{path}: not a regular file; remove it")
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock outlives a holder that is killed
     try:
         lock.acquire(timeout=0.2, poll_interval=0.02)  # a holder that is exiting may have removed the file
     except Timeout:
         return None
     except OSError as error:
+        if error.errno in WITHOUT_LOCKS:
+            raise BardletError(f"{run}: its file system cannot lock files ({error.strerror}), as some network drives "
+                               "cannot; use a folder on a local disk, or have the drive mounted with locks") from None
         raise BardletError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
     return lock
 

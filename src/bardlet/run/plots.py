@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.errors import BardletError
-from bardlet.run import metrics
+from bardlet.run import fonts, metrics
 from bardlet.runtime import atomic
 
-TRAINING, VALIDATION = "#9db4c8", "#c0392b"
+TRAINING, VALIDATION, OLD = "#9db4c8", "#c0392b", "#2e7d5b"
 """The colors of curves and points."""
 
 
 def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigram: float | None = None) -> None:
-    """Draw loss.png from metrics.jsonl: training and validation loss over steps.
+    """Draw loss.png from metrics.jsonl: training and validation loss over steps, with --replay on both texts.
 
     Args:
         run: the run folder.
@@ -26,7 +26,7 @@ def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigr
     """
     plt = _pyplot()
     lines = metrics.read_metrics(run)
-    train, val = _points(lines, "train_loss"), _points(lines, "val_loss")
+    train, val, old = (_points(lines, name) for name in ("train_loss", "val_loss", "old_val_loss"))
     figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="constrained")
     if train:
         _plot_training(axes, train, "training")
@@ -34,6 +34,9 @@ def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigr
         _plot_validation(axes, val, "validation")
         step, low = min(val, key=lambda point: point[1])
         axes.annotate(f"{low:.4f}", (step, low), xytext=(0, 8), textcoords="offset points", ha="center")
+    if old:
+        axes.plot(*zip(*old, strict=True), color=OLD, linewidth=1.5, marker="o", markersize=3,
+                  label="validation, old text")
     if bigram is not None:
         axes.axhline(bigram, color="#999999", linewidth=1, linestyle="--", label="bigram")
     _finish(axes, xlabel="step", ylabel=label, title=title)
@@ -108,14 +111,16 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
     if max(width, height) >= 2**16 or width * height > MAX_PIXELS:
         raise BardletError(f"--attention {path}: {S} source and {T} target tokens in {layers} layers of {heads} heads "
                            f"need a picture of {width:,.0f} by {height:,.0f} pixels; shorten the first line")
+    labels, families = fonts.drawable([printable_token(t) for t in (*source, *target)])
+    columns, rows = labels[:S], labels[S:]
     figure, grid = plt.subplots(layers, heads, figsize=size, dpi=DOTS, layout="constrained", squeeze=False)
     for layer in range(layers):
         for head in range(heads):
             axes = grid[layer][head]
             axes.imshow(maps[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
-            axes.set_xticks(range(S), [printable_token(t) for t in source], rotation=90, fontsize=6)
-            axes.set_yticks(range(T), [printable_token(t) for t in target] if head == 0 else [""] * T, fontsize=6)
+            axes.set_xticks(range(S), columns, rotation=90, fontsize=6, fontfamily=families)
+            axes.set_yticks(range(T), rows if head == 0 else [""] * T, fontsize=6, fontfamily=families)
     figure.supxlabel("source token (attended to)", fontsize=9)
     figure.supylabel("target token (generated)", fontsize=9)
     with atomic.explain_write_errors(path):
@@ -124,8 +129,8 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
 
 
 def printable_token(text: str) -> str:
-    """Return a token as a label: spaces visible, `$` escaped for matplotlib's math mode, at most 16 characters."""
-    return (text.strip("\n").replace(" ", "\u00b7").replace("$", r"\$") or "\u00b7")[:16]
+    """Return a token as a label: spaces visible, at most 16 characters."""
+    return (text.strip("\n").replace(" ", "\u00b7") or "\u00b7")[:16]
 
 
 def _pyplot() -> Any:
@@ -154,6 +159,9 @@ def _plot_validation(axes: Any, points: Sequence[tuple[int, float]], label: str)
 
 def _finish(axes: Any, **labels: Any) -> None:
     """Set the labels, grid and legend of a panel; say so in a panel that has no data."""
+    if "title" in labels:
+        [title], families = fonts.drawable([labels.pop("title")])
+        axes.set_title(title, fontfamily=families)
     axes.set(**labels)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -129,6 +129,19 @@ class TextRecord(Record):
     """Characters trained on."""
     rung: str | None = None
     """The rung's name in a ladder."""
+    replay: dict[str, Any] | None = None
+    """The old text of --replay: name, hash, and the arguments that find it; None without --replay."""
+    val_loss_before: float | None = None
+    """With --replay: the validation loss before training, on the new text."""
+    old_val_loss_before: float | None = None
+    """... and on the old one."""
+    old_val_loss: float | None = None
+    """With --replay: the validation loss on the old text, of the weights at the root."""
+
+    def for_json(self) -> dict[str, Any]:
+        """Return the losses of --replay, if it was used."""
+        names = ("val_loss_before", "old_val_loss_before", "old_val_loss") if self.replay else ()
+        return {name: getattr(self, name) for name in names}
 
     def bigram_per_token(self) -> float | None:
         """Return the bigram's loss in nats per token, the unit of the loss curve; None if unknown."""

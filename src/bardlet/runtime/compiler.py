@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -17,17 +18,30 @@ from torch import nn
 
 def compiler_missing(device: torch.device) -> str | None:
     """Return why torch.compile cannot work on this machine; None if it can."""
-    if device.type == "cuda" and os.name == "nt":
+    if device.type == "cuda" and sys.platform == "win32":
         return None  # Triton for Windows brings its own compiler
     if device.type == "cuda":  # Triton builds a launcher in C, with $CC only if it is set
         language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     else:
-        language, names = "C++", [os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++"), "clang++"]
+        language, names = "C++", [_cxx()]
     if not any(map(shutil.which, names)):
         return f"no {language} compiler ({names[0]}) on this machine"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "the Python headers (Python.h) are not installed"
     return None
+
+
+def _cxx() -> str:
+    """Return the C++ compiler that torch.compile runs: it tries no other one."""
+    return os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+
+
+def remedy() -> str:
+    """Return how to install what `compiler_missing` misses."""
+    if sys.platform == "win32":
+        return ("install the Build Tools for Visual Studio (Desktop development with C++), and run bardlet in their "
+                "Developer Command Prompt, where cl is on the PATH")
+    return "xcode-select --install" if sys.platform == "darwin" else "Debian, Ubuntu: apt install g++ python3-dev"
 
 
 def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> None:
@@ -71,8 +85,10 @@ def compiler(device: torch.device) -> str:
     """Return the first line of the C++ compiler's version message; empty if there is none, or on a GPU."""
     if device.type == "cuda":
         return ""
+    program = _cxx()
+    arguments = [] if sys.platform == "win32" and Path(program).stem == "cl" else ["--version"]
     try:
-        done = subprocess.run([os.environ.get("CXX") or "g++", "--version"], capture_output=True, text=True)
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, errors="replace")
     except OSError:
         return ""
-    return (done.stdout.splitlines() or [""])[0]
+    return ((done.stdout if arguments else done.stderr).splitlines() or [""])[0]  # cl names itself on standard error

@@ -33,6 +33,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def accelerators() -> list[torch.device]:
+    """Return the GPUs of this machine that PyTorch can use, one of each kind."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [torch.device(name) for name, there in present.items() if there]
+
+
 def pick_dtype(name: str, device: torch.device) -> str:
     """Return fp32 or bf16; auto is bf16 if the processor multiplies bf16 matrices natively.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bardlet.errors import BardletError, printable
+from bardlet.errors import BardletError, printable, quoted
 from bardlet.runtime import links
 from bardlet.runtime.atomic import explain_write_errors, write_atomically
 
@@ -131,10 +131,9 @@ def check_folder(folder: Path) -> None:
         raise BardletError(f"{folder}: a file, not a model; name a run folder or a Hugging Face folder first, then "
                            "the files")
     if not folder.is_dir():
-        run = Path("runs") / folder
+        run = _similar_run(folder)
         raise BardletError(f"{folder}: no such folder; " + (
-            f"did you mean {run}?" if os.path.exists(run / "run.toml") else
-            "`bardlet train` prints the path of its run folder"))
+            f"did you mean {quoted(run)}?" if run else "`bardlet train` prints the path of its run folder"))
     try:
         if set(os.listdir(folder)) & set(OF_A_MODEL):
             return
@@ -142,11 +141,21 @@ def check_folder(folder: Path) -> None:
         return
     rungs = sorted(path.parent for path in folder.glob("*/seed-*/run.toml"))
     if rungs or (folder / "ladder.json").exists():
-        example = f", for example {shlex.quote(str(rungs[0]))}" if rungs else ""
+        example = f", for example {quoted(rungs[0])}" if rungs else ""
         raise BardletError(f"{folder}: a folder of ladder runs; name one of them{example}")
     if runs := sorted(path.parent.name for path in folder.glob("*/run.toml")):
         raise BardletError(f"{folder}: a folder of runs ({', '.join(runs[:9])}); name one of them")
     raise BardletError(f"{folder}: no run.toml, so this is not a run folder; `bardlet runs` lists the runs")
+
+
+def _similar_run(folder: Path) -> Path | None:
+    """Return the run that a misspelled path probably means, in runs/ or next to it; None if none is similar."""
+    if os.path.exists((run := Path("runs") / folder) / "run.toml"):
+        return run
+    runs = {path.parent.name.lower(): path.parent
+            for parent in (folder.parent, Path("runs")) for path in sorted(parent.glob("*/run.toml"))}
+    near = get_close_matches(folder.name.lower(), runs, 1)
+    return runs[near[0]] if near else None
 
 
 def inside(folder: Path, name: str) -> Path:

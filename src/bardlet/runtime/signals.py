@@ -6,14 +6,13 @@ A handler only records the signal, so that no step is cut in two; the training l
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Stopped(BardletError):
     """A signal stopped the run, after a save."""
 
     def __init__(self, run: Path, step: int, number: int):
-        command = f"bardlet resume {shlex.quote(str(run))}"
+        command = f"bardlet resume {quoted(run)}"
         super().__init__(f"stopped after step {step}, and saved; continue with `{command}`")
         self.exit_code = 128 + number
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
@@ -133,6 +134,10 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """Evaluate the trained model into `record`, draw the figures and return a sample."""
 
     # ------------------------------------------------------------------------ with defaults
+
+    def changed_text(self, record: Mapping[str, Any]) -> str | None:
+        """Return the name of a text that changed since the run with this record started; None if none did."""
+        return self.source.name if self.source.hash != record.get("text_hash") else None
 
     def predict(self, trainer: Trainer) -> None:
         """Set the record's `expected`, the predicted loss of the planned steps, where there is a prediction."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,6 @@ import torch
 
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
-from bardlet.config.settings import flag
 from bardlet.data import corpus, named, shards, statistics
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
@@ -31,6 +31,7 @@ from bardlet.run import card, folder, hf, hub, plots
 from bardlet.run.record import TextRecord
 from bardlet.runtime import cache, compiler, distributed
 from bardlet.runtime.seeds import torch_seed
+from bardlet.stages import prediction, replay
 from bardlet.stages.base import Stage, check_shape
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses, optim
@@ -40,9 +41,6 @@ log = logging.getLogger("bardlet")
 
 MIN_CHARACTERS = 1_000
 """Minimum characters of a text to plan for: the memorization budget of a shorter one ends after a few steps."""
-
-LONGER = (1, 3, 5, 10, 30, 60)
-"""Minutes that the end of a run suggests."""
 
 SAMPLE_TOKENS = 400
 """Length of the sample of a finished run."""
@@ -55,6 +53,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     use = "sample"
     template = "text"
     record_class = TextRecord
+    replay: replay.Replay
     decay_is_open = False
     """True if weight decay may be adapted to the number of steps."""
     at_limit = False
@@ -68,20 +67,31 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
         """Tokenize the corpus with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""
+        return self._tokenize(self.source, tokenizer)
+
+    def _tokenize(self, source: Corpus, tokenizer: Tokenizer | None) -> TextDataset:
         with self.dist.main_first():
-            dataset = shards.tokenize_corpus(self.source, tokenizer or self.config.tokenizer, self.config.vocab_size,
+            dataset = shards.tokenize_corpus(source, tokenizer or self.config.tokenizer, self.config.vocab_size,
                                              self.progress, skip_unseen=tokenizer is not None)
         if dataset.skipped:
-            log.warning("%s: skipped %d characters that are not in the tokenizer's vocabulary", self.source.name,
+            log.warning("%s: skipped %d characters that are not in the tokenizer's vocabulary", source.name,
                         dataset.skipped)
         return dataset
 
-    def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (training, held-out) tokens. The development split is the last tenth of the training split."""
+    def changed_text(self, record: Mapping[str, Any]) -> str | None:
+        """Return the name of a text that changed since the run started, the new or the old one; None if none did."""
+        return super().changed_text(record) or replay.changed_text(record)
+
+    def parts(self, data: TextDataset | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (training, held-out) tokens of `data`, by default of the run's text.
+
+        The development split is the last tenth of the training split.
+        """
+        data = data or self.data
         if self.config.val_part == "val":
-            return self.data.train, self.data.val
-        cut = dev_split_start(len(self.data.train))
-        return self.data.train[:cut], self.data.train[cut:]
+            return data.train, data.val
+        cut = dev_split_start(len(data.train))
+        return data.train[:cut], data.train[cut:]
 
     def held_out(self) -> tuple[np.ndarray, int, int]:
         """Return (tokens, characters, bytes) of the held-out text."""
@@ -100,18 +110,28 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         train_tokens, val_tokens = self.parts()
         rows = config.batch_size * config.grad_accum
         windows = data_windows.Windows(train_tokens, config.block_size, rows, config.seed)
-        every = -(-len(val_tokens) // config.eval_tokens) if config.eval_tokens else 1
+        validation_loss, targets = self._validation(val_tokens, config)
+        self.record.val_tokens, self.record.val_tokens_of = targets, len(val_tokens) - 1
+        objective = Objective(windows.batch, losses.next_token_loss, losses.count_targets, validation_loss,
+                              windows.describe_batch)
+        if self.record.replay is None:
+            return objective
+        source = replay.load(self.record.replay)
+        train_tokens, val_tokens = self.parts(self._tokenize(source, self.data.tokenizer))
+        self.replay = replay.Replay(source.name, train_tokens, self._validation(val_tokens, config)[0])
+        return self.replay.mix(objective, windows, config.replay or 0.0)
+
+    def _validation(self, tokens: np.ndarray, config: TrainConfig) -> tuple[Callable[[Any], float], int]:
+        """Return (the loss on held-out tokens as a function of a model, the number of its targets)."""
+        every = -(-len(tokens) // config.eval_tokens) if config.eval_tokens else 1
         length = min(256, config.block_size)
-        eval_batches = data_windows.validation_windows(val_tokens, length, every=every)
-        self.record.val_tokens = sum(batch["target"].numel() for batch in eval_batches)
-        self.record.val_tokens_of = len(val_tokens) - 1
+        batches = data_windows.validation_windows(tokens, length, every=every)
 
-        def validation_loss(model: Any) -> float:
+        def loss(model: Any) -> float:
             rows = self.record.evaluation_rows or metrics.rows_at_once(model.config, length)
-            return metrics.mean_loss(model, eval_batches, self.dist.device, config.dtype, rows)
+            return metrics.mean_loss(model, batches, self.dist.device, config.dtype, rows)
 
-        return Objective(windows.batch, losses.next_token_loss, losses.count_targets, validation_loss,
-                         windows.describe_batch)
+        return loss, sum(batch["target"].numel() for batch in batches)
 
     # ------------------------------------------------------------------------ a new run
 
@@ -128,6 +148,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             self.config = config.as_model(shape).resolved()
         else:
             config.refuse_unused()
+        old_text = None if config.replay is None else replay.find(config)
         self.resolve_machine()
         self.source = self.load_data()
         plan = corpus_statistics = None
@@ -147,6 +168,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.config = replace(self.config, text=config.text or (self.source.name,))
         self.decay_is_open = config.weight_decay is None
         self.record = self._new_record(config)
+        self.record.replay = old_text
         if plan:
             self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
         elif base and config.minutes is not None and {"dropout", "weight_decay"}.isdisjoint(config.set_by_user):
@@ -163,6 +185,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if plan:  # an estimate, until the run times its own steps
             trainer.state.steps = max(1, round(plan.epochs * self.record.tokens / trainer.config.tokens_per_step))
             trainer.machine["compiled"] = plan.compiled
+        if old_text:
+            replay.evaluate_before(trainer)
         return trainer
 
     def _new_record(self, config: TrainConfig) -> TextRecord:
@@ -237,47 +261,22 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         data = self.data
         lines = [f"text: {self.record.text}, {data.train_chars + data.val_chars:,} characters in "
                  f"{data.documents:,} document{'s' * (data.documents != 1)}", f"tokenizer: {data.reason}"]
-        return lines, trainer.state.steps * trainer.config.tokens_per_step / max(1, self.record.tokens)
+        if self.record.replay:
+            lines += replay.describe(self.config, self.record)
+        return lines, self.characters_and_epochs(trainer)[1]
+
+    def results(self) -> list[str]:
+        """Return what generated text reads like, and with --replay the losses on the old text."""
+        lines = prediction.results(self.record, self.data.train_chars, self.at_limit)
+        return lines + (replay.results(self.record) if self.record.replay else [])
 
     def predict(self, trainer: Trainer) -> None:
         """Set the record's `expected`, the predicted loss in nats per character, where there is a prediction."""
-        self.record.expected = None
-        if self.record.counting and trainer.state.steps >= scaling_law.MIN_STEPS:
-            loss = scaling_law.predict_loss(self.record.counting, *self.characters_and_epochs(trainer),
-                                            self.record.drift or 0.0)
-            self.record.expected = round(loss, 4)
+        prediction.predict(self.record, trainer.state.steps, *self.characters_and_epochs(trainer))
 
     def prediction(self) -> str:
         """Return the predicted loss for the plan summary, or an empty string."""
-        r = self.record
-        if r.expected:
-            return scaling_law.describe(r.expected, r.drift or 0.0)
-        if r.counting:
-            return f"no prediction: there is one for {scaling_law.MIN_STEPS} steps or more; give more --minutes"
-        if r.untold:
-            chosen = ", ".join(map(flag, r.untold)) if len(r.untold) < 4 else "model, batch size and learning rates"
-            return f"no prediction: there is one only when bardlet chooses {chosen}"
-        if r.reasons is not None:
-            return "no prediction: the text is too short, or its end differs too much from the rest"
-        return ""
-
-    def results(self) -> list[str]:
-        """Return what generated text reads like, and what more time would bring, as the lines of a finished run."""
-        r = self.record
-        now = scaling_law.reads_like(r.nats_per_char, r.bigram)
-        if not now:
-            return []
-        more = ""
-        if r.minutes and r.expected and r.counting and not self.at_limit:
-            minutes = next((m for m in LONGER if m >= 3 * r.minutes), 3 * r.minutes)
-            factor = minutes / r.minutes
-            characters = (r.characters or 0.0) * factor
-            epochs = characters / max(1, self.data.train_chars)
-            later = scaling_law.predict_loss(r.counting, characters, epochs, r.drift or 0.0)
-            later *= r.nats_per_char / r.expected  # as far from the prediction as this run
-            more = (f"; --minutes {minutes:g} would give about {later:.2f} nats per character: "
-                    f"{scaling_law.reads_like(later, r.bigram)}" if later < 0.98 * r.nats_per_char else "")
-        return [f"reads like: {now}{more}"]
+        return prediction.describe(self.record, self.config.init is not None)
 
     def card_figures(self) -> dict[str, str]:
         """Return the size of the text for the model card."""
@@ -286,7 +285,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     def characters_and_epochs(self, trainer: Trainer) -> tuple[float, float]:
         """Return (characters, epochs) of the planned steps."""
         tokens = trainer.state.steps * trainer.config.tokens_per_step
-        return tokens * self.data.train_chars / len(self.data.train), tokens / self.record.tokens
+        new = 1.0 - (self.config.replay or 0.0)
+        return tokens * self.data.train_chars / len(self.data.train), tokens * new / max(1, self.record.tokens)
 
     def measure(self, trainer: Trainer) -> str:
         """Record bits per byte, draw the curve and return text generated by the weights at the root of the run."""
@@ -298,6 +298,9 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record), bigram=self.record.bigram_per_token())
         model, tokenizer = hf.read_folder(trainer.run)
+        if self.record.replay:
+            self.record.old_val_loss = self.replay.loss(model.to(self.dist.device))
+            model.cpu()
         return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents,
                                              tokens=SAMPLE_TOKENS, temperature=0.8, top_k=50, seed=0)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 from typing import Any
 
 from bardlet import console
 from bardlet.config.model import ModelConfig
+from bardlet.errors import quoted
 from bardlet.planning import scaling_law
 from bardlet.planning.plan import short_number
 from bardlet.runtime import contention
@@ -122,7 +122,7 @@ def _more_minutes(minutes: float, steps: int) -> str:
 
 def _next_command(trainer: Trainer, stage: AnyStage) -> str:
     """Return the command that uses the finished model, without `bardlet`."""
-    run = shlex.quote(str(trainer.run))
+    run = quoted(trainer.run)
     if stage.use:
         return f"{stage.use} {run}"
-    return f"ppo {shlex.quote(str(getattr(trainer.config, 'init', 'MODEL')))} chats.jsonl --reward {run}"
+    return f"ppo {quoted(getattr(trainer.config, 'init', 'MODEL'))} chats.jsonl --reward {run}"

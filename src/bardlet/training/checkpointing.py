@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 
 from bardlet.config.settings import Settings
 from bardlet.config.toml import as_mapping
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.run import checkpoint, hf, metrics
 from bardlet.run import folder as run_folder
 from bardlet.training import optim
@@ -40,7 +39,7 @@ def save(trainer: Trainer) -> None:
     state["rng"] = torch.get_rng_state()
     if not all_finite([*weights.values(), *state.values()]):
         raise BardletError(f"weights or optimizer state are not finite after step {trainer.state.step}; nothing was "
-                           f"saved. `bardlet resume {shlex.quote(str(trainer.run))}` continues from the last "
+                           f"saved. `bardlet resume {quoted(trainer.run)}` continues from the last "
                            "checkpoint")
     if trainer.config.keep != "best" or math.isinf(trainer.best) or not (trainer.run / "model.safetensors").exists():
         # until --keep best has an evaluation to choose by, the newest weights make a stopped run usable

@@ -37,6 +37,8 @@ class Objective:
     """True if the loss materializes all logits at once instead of in chunks (`ops/cross_entropy.py`)."""
     metadata: Callable[[], dict[str, float]] = dict
     """Return additional values to log for the most recent batch."""
+    evaluation_metadata: Callable[[], dict[str, float]] = dict
+    """Return additional values to log for the most recent evaluation."""
     stage_state: StageState | None = None
     """State that the batches depend on besides the step; None if there is none."""
     period: int = 1

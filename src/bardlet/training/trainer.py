@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,7 +20,7 @@ from torch import nn
 
 from bardlet.config.settings import Settings
 from bardlet.data.batch import Batch
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.run import hf, metrics
 from bardlet.runtime.compiler import eager
 from bardlet.runtime.device import autocast
@@ -135,8 +134,9 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
                 val_loss = _evaluate(trainer, request, owns_signals)
             if trainer.dist.main:
                 try:
+                    evaluated = {} if val_loss is None else trainer.objective.evaluation_metadata()
                     watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
-                           "elapsed": state.elapsed})
+                           "elapsed": state.elapsed, **evaluated})
                 except OSError:  # the terminal is gone, the pipe closed or the disk behind it full: stop as by a signal
                     request.number = request.number or SIGPIPE
             if last or _due(state.step, config.save_every):
@@ -166,7 +166,7 @@ def _saving_on_error(trainer: Trainer) -> Iterator[None]:
             with suppress(Exception):  # a full disk is often the error itself
                 save(trainer)
                 log.warning("an error stopped the run after step %d, which is saved; continue with `bardlet resume %s`",
-                            step, shlex.quote(str(trainer.run)))
+                            step, quoted(trainer.run))
         raise
 
 
@@ -225,10 +225,10 @@ def _check_numbers(trainer: Trainer, wrapped: nn.Module, batch: Batch, loss: flo
     problem = (f"{culprit} of step {trainer.state.step + 1} is not a finite number "
                f"({_describe_fault(trainer, wrapped, batch)}{trainer.objective.describe_batch(trainer.state.step)})")
     advice = ("Start a new run with a lower --lr and --muon-lr, or with --dtype fp32 (`bardlet train --config "
-              f"{shlex.quote(str(trainer.run / 'run.toml'))} --out NEW --lr ...`)")
+              f"{quoted(trainer.run / 'run.toml')} --out NEW --lr ...`)")
     if not weights_finite:
         raise BardletError(f"{problem}; this step was not saved. {advice}. If the hardware was at fault, "
-                           f"`bardlet resume {shlex.quote(str(trainer.run))}` continues from the last checkpoint")
+                           f"`bardlet resume {quoted(trainer.run)}` continues from the last checkpoint")
     if trainer.config.on_nan == "stop" or trainer.state.skipped >= 10:
         raise BardletError(f"{problem}; the weights are unchanged. {advice}"
                            + ("" if trainer.config.on_nan == "skip" else ", or skip such steps with --on-nan skip"))
@@ -277,14 +277,16 @@ def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool) -> fl
         value = evaluate(trainer)
     if trainer.dist.all_max(int(value is None)) or value is None:  # interrupted on any rank
         return None
-    step = trainer.state.evaluated = trainer.state.step
+    step = trainer.state.step
     if trainer.dist.main:
-        metrics.append_metrics(trainer.run, {"step": step, "val_loss": value})
         if trainer.config.keep == "best" and value < trainer.best:
-            trainer.best = value
             hf.write_weights(trainer.run, trainer.model.hf_state_dict())
             trainer.record.update(selected_by="best", selected_step=step, val_loss=value, averaged=None)
             write_run(trainer)
+            trainer.best = value
+        metrics.append_metrics(trainer.run, {"step": step, "val_loss": value,
+                                             **trainer.objective.evaluation_metadata()})
+    trainer.state.evaluated = step  # last: after an error above, the resumed run evaluates again
     return value
 
 
