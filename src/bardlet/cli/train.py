@@ -24,7 +24,7 @@ USAGE = Usage(
      ("bardlet train my.txt --init runs/base", "start from trained weights"),
      ("bardlet train --source my.de --target my.en", "learn to translate")),
     (Group("data", ("tokenizer", "vocab_size", "source", "target", "pair"),
-           ("field", "separator", "val_part", "lowercase")),
+           ("field", "separator", "normalize", "val_part", "lowercase")),
      Group("model", ("model", "n_layer", "n_head", "n_embd", "block_size", "init", "lora"),
            ("n_encoder_layer", "n_kv_head", "n_inner", "tie_embeddings", "activation", "prefix_lm")),
      Group("training", ("minutes", "steps", "batch_size", "lr", "muon_lr", "dropout", "keep", "seed"),

@@ -199,6 +199,8 @@ class TrainConfig(Rows, FromScratch):
     separator: str = "auto"
     """Text between the documents of a text file; \\n is a line break. auto: <|endoftext|> if the file has it, a line
     break in a list of names or words; none: each file is one document."""
+    normalize: Literal["nfc"] | None = None
+    """Unicode form of the text and of prompts (default: as they are). nfc: one character per accented letter."""
     batch_size: Auto[int] = AUTO
     """Windows per micro-batch (default: chosen for --minutes). With --steps, or a rung of the ladder: 32. Over all
     processes."""

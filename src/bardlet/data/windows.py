@@ -25,17 +25,23 @@ class Windows:
                 f"the training split has {len(tokens):,} tokens, too few for windows of {block_size}; "
                 f"use --block-size {max(len(tokens) // 2, 1)} or less, or a longer text"
             )
-        self._epochs: dict[int, np.ndarray] = {}
+        self._epochs: dict[int, tuple[np.ndarray, int]] = {}
 
     def starts(self, epoch: int) -> np.ndarray:
         """Return the starts of the windows of an epoch, in order: (windows_per_epoch,) int64."""
+        order, offset = self._order(epoch)
+        return offset + order.astype(np.int64) * self.block_size
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, int]:
+        """Return (windows of an epoch in random order, start of the first window)."""
         if epoch not in self._epochs:
             random = np.random.default_rng([self.seed % 2**64, epoch])
-            offset = random.integers(self.block_size)
-            order = random.permutation(self.windows_per_epoch)
+            offset = int(random.integers(self.block_size))
+            order = np.arange(self.windows_per_epoch, dtype=np.uint32 if self.windows_per_epoch < 2**32 else np.int64)
+            random.shuffle(order)  # the order of random.permutation, in half the memory
             if len(self._epochs) > 1:  # keep two: a batch can span two epochs
                 self._epochs.clear()
-            self._epochs[epoch] = offset + order * self.block_size
+            self._epochs[epoch] = order, offset
         return self._epochs[epoch]
 
     def batch(self, step: int) -> Batch:
@@ -46,8 +52,11 @@ class Windows:
         first = step * self.batch_size
         positions = np.arange(first, first + self.batch_size)
         epochs, within = np.divmod(positions, self.windows_per_epoch)
-        starts = np.concatenate([self.starts(int(e))[within[epochs == e]] for e in np.unique(epochs)])
-        return _windows_at(self.tokens, starts, self.block_size)
+        starts = []
+        for epoch in np.unique(epochs):
+            order, offset = self._order(int(epoch))
+            starts.append(offset + order[within[epochs == epoch]].astype(np.int64) * self.block_size)
+        return _windows_at(self.tokens, np.concatenate(starts), self.block_size)
 
     def describe_batch(self, step: int) -> str:
         """Return the epoch and windows of a step, for messages."""

@@ -14,7 +14,7 @@ import torch
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import flag
-from bardlet.data import corpus, named, shards, statistics
+from bardlet.data import corpus, named, shards, statistics, vocabulary
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
@@ -59,23 +59,31 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def load_data(self) -> Corpus:
         """Find the corpus named in the settings."""
-        return corpus.find(self.config.text, self.config.field, separator=self.config.separator)
+        return corpus.find(self.config.text, self.config.field, separator=self.config.separator,
+                           normalize=self.config.normalize)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
         """Tokenize the corpus with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""
         with self.dist.main_first():
             dataset = shards.tokenize_corpus(self.source, tokenizer or self.config.tokenizer, self.config.vocab_size,
-                                             self.progress, skip_unseen=tokenizer is not None)
+                                             self.progress, skip_unseen=tokenizer is not None,
+                                             val_part=self.config.val_part)
         if dataset.skipped:
             log.warning("%s: skipped %d characters that are not in the tokenizer's vocabulary", self.source.name,
                         dataset.skipped)
         return dataset
 
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (training, held-out) tokens. The development split is the last tenth of the training split."""
+        """Return (training, held-out) tokens. The development split is the last tenth of the training split.
+
+        Its start is in the record of a run, which may be older than the tokens.
+        """
         if self.config.val_part == "val":
             return self.data.train, self.data.val
-        cut = dev_split_start(len(self.data.train))
+        record: TextRecord | None = getattr(self, "record", None)
+        cut = self.data.dev_start or dev_split_start(len(self.data.train))
+        if record is not None and record.text_hash == self.source.hash:
+            cut = record.tokens or cut
         return self.data.train[:cut], self.data.train[cut:]
 
     def held_out(self) -> tuple[np.ndarray, int, int]:
@@ -83,8 +91,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         tokens = self.parts()[1]
         if self.config.val_part == "val":
             return tokens, self.data.val_chars, self.data.val_bytes
-        text = self.data.tokenizer.decode(tokens.tolist(), skip_special=True)
-        return tokens, len(text), len(text.encode())
+        return tokens, *self.data.tokenizer.measure(tokens)
 
     def objective(self, config: TrainConfig) -> Objective:
         """Return windows of the text, next-token loss, and the loss on the held-out text as evaluation.
@@ -142,6 +149,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.config = replace(self.config, text=config.text or (self.source.name,))
         self.decay_is_open = config.weight_decay is None
         self.record = self._new_record(config)
+        self.source.release()
         if plan:
             self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
         if plan and (blocking := scaling_law.BLOCKS_PREDICTION & config.set_by_user):
@@ -182,7 +190,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.config = config
         self.data = self.tokenize(None)
         if reason:
-            warning = shards.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
+            warning = vocabulary.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
             self.data = replace(self.data, reason=reason + warning)
         vocab_size = self.data.tokenizer.vocab_size
         text = self._text_statistics()
