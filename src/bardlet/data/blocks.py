@@ -87,9 +87,9 @@ def decoded(file: IO[bytes], source: Source, notice: Notice, newline: bool = Tru
 
 
 def _decoded(file: IO[bytes], raw: bytes, decoder: _Utf8 | _Wide) -> Iterator[str]:
-    while raw:
+    yield decoder.decode(raw, final=False)
+    while raw := file.read(BLOCK):
         yield decoder.decode(raw, final=False)
-        raw = file.read(BLOCK)
     yield decoder.decode(b"", final=True)
 
 

@@ -21,6 +21,10 @@ MAX_WINDOWS = 1 << 18
 """Approximate limit of the windows compared per text: a sample by hash (trailing zeros), not by position."""
 
 
+CHUNK = 1 << 20
+"""Symbols that are hashed at once."""
+
+
 def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
     """Return a 64-bit hash of each window of `length` symbols, a power of two: (max(0, N - length + 1),) uint64.
 
@@ -62,10 +66,9 @@ def overlap(train: np.ndarray, val: np.ndarray, length: int) -> tuple[float, flo
 
 def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
     """Return the hashes of windows that are multiples of `every`, computed in chunks because the array may be long."""
-    chunk = 1 << 20
     parts = [np.zeros(0, np.uint64)]
-    for start in range(0, max(0, len(symbols) - length + 1), chunk):
-        hashed = hashes(read(symbols, start, min(len(symbols), start + chunk + length - 1)), length)
+    for start in range(0, max(0, len(symbols) - length + 1), CHUNK):
+        hashed = hashes(read(symbols, start, min(len(symbols), start + CHUNK + length - 1)), length)
         parts.append(hashed[hashed & np.uint64(every - 1) == 0])
     return np.concatenate(parts)
 

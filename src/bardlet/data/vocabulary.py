@@ -22,8 +22,15 @@ def train_tokenizer(
 ) -> tuple[Tokenizer, str, int | None]:
     """Return (tokenizer, reason, characters of the text, or None if they were not counted).
 
-    dev: train bpe without the development split.
+    dev: train bpe without the development split. The tokenizer of a normalized corpus normalizes prompts, too.
     """
+    tokenizer, reason, characters = _trained(corpus, kind, vocab_size, progress, cache, dev)
+    return tokenizer.with_nfc() if corpus.normalize else tokenizer, reason, characters
+
+
+def _trained(
+    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None, dev: bool
+) -> tuple[Tokenizer, str, int | None]:
     if kind == "byte":
         return tokenization.train_byte(corpus.needs_separator), "byte: as requested; every byte is a token", None
     statistics = measure_corpus(corpus, progress, cache)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
 import numpy as np
 import torch
 
@@ -72,7 +76,35 @@ def epoch_and_batch(step: int, batches_per_epoch: int) -> str:
     return f"epoch {epoch + 1}, batch {within + 1} of {batches_per_epoch:,}"
 
 
-def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> list[Batch]:
+@dataclass(frozen=True)
+class _Tiling(Sequence[Batch]):
+    """Batches of windows that are read when they are used. last: (start, length) of a shorter window, or None."""
+
+    tokens: np.ndarray
+    starts: range
+    block_size: int
+    batch_size: int
+    last: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch_size) + (self.last is not None)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        starts = self.starts[index * self.batch_size : (index + 1) * self.batch_size]
+        if starts:
+            return _windows_at(self.tokens, np.array(starts), self.block_size)
+        start, length = self.last or (0, 0)
+        return _windows_at(self.tokens, np.array([start]), length)
+
+
+def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> Sequence[Batch]:
     """Return batches for protocol (b), like those of `Windows`: every token but the first is a target once.
 
     Windows of block_size with stride block_size, no context carried over; the remainder is a shorter window in a
@@ -80,11 +112,9 @@ def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64
     """
     _at_least(tokens, 2)
     whole, rest = divmod(len(tokens) - 1, block_size)
-    starts = np.arange(0, whole, every) * block_size
-    batches = [_windows_at(tokens, starts[i : i + batch_size], block_size) for i in range(0, len(starts), batch_size)]
-    if rest and whole % every == 0:
-        batches.append(_windows_at(tokens, np.array([whole * block_size]), rest))
-    return batches
+    starts = range(0, whole * block_size, every * block_size)
+    last = (whole * block_size, rest) if rest and whole % every == 0 else None
+    return _Tiling(tokens, starts, block_size, batch_size, last)
 
 
 def random_windows(

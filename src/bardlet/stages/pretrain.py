@@ -127,6 +127,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             shape = base[0].config
             check_shape(config, shape, base[1])
             replace(config, model=cast(Any, shape.model)).refuse_unused()
+            config = config if not base[1].nfc else replace(config, normalize="nfc")
+            base = base[0], base[1].with_nfc() if config.normalize else base[1]
             self.config = config.as_model(shape).resolved()
         else:
             config.refuse_unused()
