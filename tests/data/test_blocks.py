@@ -69,7 +69,8 @@ def test_errors_name_the_byte_wherever_a_block_ends(content, message, seed):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
-@pytest.mark.parametrize("text", ["Once upon a time\n", "Жили-были дед да баба.\n" * 4, "春眠不覺曉，處處聞啼鳥。\n" * 9])
+@pytest.mark.parametrize("text", ["Once upon a time\n", "Жили-были дед да баба.\n" * 4,
+                                  "春眠不覺曉，處處聞啼鳥。\n" * 9])
 def test_utf16_and_utf32_without_a_byte_order_mark_are_named_with_the_command(tmp_path, encoding, text):
     path = tmp_path / "my text.txt"
     path.write_bytes(text.encode(encoding))
@@ -84,7 +85,8 @@ def test_utf16_and_utf32_without_a_byte_order_mark_are_named_with_the_command(tm
         assert (tmp_path / "my text-utf8.txt").read_text(encoding="utf-8") == text
 
 
-@pytest.mark.parametrize("content", [bytes(range(256)), b"ab\ncd\0e", b"a" * 200 + b"\0", random.Random(0).randbytes(999)])
+@pytest.mark.parametrize("content", [bytes(range(256)), b"ab\ncd\0e", b"a" * 200 + b"\0",
+                                     random.Random(0).randbytes(999)])
 def test_other_files_with_zero_bytes_are_binary(content):
     with pytest.raises(BardletError, match=r"NUL at byte|not valid UTF-8"):
         read(content)

@@ -19,7 +19,7 @@ from bardlet import tokenizer as tk
 from bardlet.data import blocks, corpus, duplicates, shards, statistics, store
 from bardlet.errors import BardletError
 
-WORDS = "Full many a glorious mörning have I seen , 1609 漢字 \U0001f980 isn't\n".split(" ")
+WORDS = ["Full", "many", "a", "glorious", "mörning", "have", "I", "seen", ",", "1609", "漢字", "\U0001f980", "isn't\n"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +77,11 @@ def test_blank_lines_only_are_no_text(tmp_path, content):
 
 LONG = {
     "prose": prose(12_000),
-    "white space": "".join(random.Random(1).choices(["  ", "\n\n", "\t", " a", "the  end", "\u3000", "\xa0x"], k=12_000)),
+    "white space": "".join(random.Random(1).choices(["  ", "\n\n", "\t", " a", "the  end", "\u3000", "\xa0x"],
+                                                    k=12_000)),
     "digits and marks": "".join(random.Random(2).choices(["12", "3,4", "...", "(x)", "'s ", "don't"], k=12_000)),
-    "accents and emoji": "".join(random.Random(3).choices(["é", "e\u0301", "\U0001f469\u200d\U0001f680", "ß "], k=16_000)),
+    "accents and emoji": "".join(random.Random(3).choices(["é", "e\u0301", "\U0001f469\u200d\U0001f680", "ß "],
+                                                          k=16_000)),
     "no spaces": "".join(random.Random(4).choices("春眠不覺曉處處聞啼鳥，。", k=40_000)),
     "one line": "".join(random.Random(5).choices("abcde-", k=1000)) * 10_000,
 }
