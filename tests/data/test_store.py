@@ -204,14 +204,13 @@ def test_a_short_text_trains_bpe_whole():
     assert "".join(tk.spread_sample(lambda: [[text[:999], text[999:]], ["end"]], len(text) + 3)) == text + "end"
 
 
-@pytest.mark.parametrize("limit", ["SAMPLE", "DISTINCT_OF_SAMPLE"])
+@pytest.mark.parametrize("limit", ["SAMPLE", "DISTINCT"])
 def test_a_long_text_trains_bpe_on_parts_from_everywhere(monkeypatch, limit):
     from bardlet.tokenizer import training
 
     texts = [f"{chr(0x4E00 + i)}{j} " * 1000 for i in range(20) for j in range(20)]
     characters = sum(map(len, texts))
     monkeypatch.setattr(training, limit, characters // 8 if limit == "SAMPLE" else 400)
-    monkeypatch.setattr(training, "DISTINCT", 1 << 30 if limit == "SAMPLE" else 400)
     sample = list(tk.spread_sample(lambda: [[text] for text in texts], characters))
     where = [texts.index(part) for part in sample]
     assert 0.05 < len(sample) / len(texts) < 0.3 and max(np.diff(where)) < 40 and where[-1] > 360

@@ -182,7 +182,7 @@ def _mean_loss(model: Model, batches: Any, options: EvaluationOptions, block: in
 
 def encode_corpus(source: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, int, int, int]:
     """Return (tokens, characters, bytes, skipped characters) of a whole corpus."""
-    pieces: list[np.ndarray] = []
+    pieces = [np.zeros(0, tokenizer.dtype)]
     characters = size = skipped = 0
     separator = np.array([tokenizer.eos_id or 0], tokenizer.dtype)
 

@@ -16,18 +16,18 @@ import shlex
 from collections.abc import Iterator
 from typing import IO
 
-import numpy as np
-
 from bardlet.data import formats
 from bardlet.data.scratch import scratch_file
 from bardlet.data.text import Notice, Source, not_utf8, open_raw
 from bardlet.errors import BardletError
-from bardlet.tokenizer import code_points
 
 BLOCK = 1 << 20
 """Bytes that are read at once."""
 LINE = 1 << 16
 """Bytes of a line, before a byte that is not UTF-8, from which its encoding is identified."""
+
+C1_CONTROLS = re.compile(b"\xc2[\x80-\x84\x86-\x9f]")
+"""Control characters that no text uses, in UTF-8; U+0085 is a line break of some systems."""
 
 Located = tuple[str, str]
 """(location, text): a block of a document. Consecutive blocks with the same location are one document."""
@@ -174,10 +174,8 @@ def _noted(blocks: Iterator[str], source: Source, notice: Notice) -> Iterator[st
     for block in blocks:
         if len(beginning) < 1000:
             beginning += block[:1000 - len(beginning)]
-        if not block.isascii():
-            points = code_points(block)
-            if found := int(np.count_nonzero(points - np.uint32(0x80) < 0x20)):  # no text uses them, except
-                controls += found - block.count("\x85")  # a line break of some systems
+        if not block.isascii() and b"\xc2" in (raw := block.encode("utf-8", "surrogatepass")):
+            controls += len(C1_CONTROLS.findall(raw))
         if block:
             yield block
     if formats.is_html(beginning):

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 from bardlet.data import forms
 from bardlet.data.forms import ROLES, Fields, Message, Preference, Question, Unusable
 from bardlet.data.rows import Row, rows
-from bardlet.data.store import MIN_TO_SPLIT
-from bardlet.data.text import OPENERS, Source, digest_of
+from bardlet.data.text import MIN_TO_SPLIT, OPENERS, Source, digest_of
 from bardlet.errors import BardletError, printable
 
 log = logging.getLogger("bardlet")

@@ -18,7 +18,7 @@ import numpy as np
 from bardlet.data import normalization
 from bardlet.data.normalization import Accents
 from bardlet.data.scratch import scratch_file, write_errors
-from bardlet.data.text import Source
+from bardlet.data.text import MIN_TO_SPLIT, Source
 from bardlet.tokenizer import code_points
 
 END = b"\xff"
@@ -27,8 +27,6 @@ BLOCK = 1 << 20
 """Bytes that are read at once."""
 IN_MEMORY = 1 << 24
 """Bytes of a text that is kept in memory instead of a file."""
-MIN_TO_SPLIT = 20
-"""With at least this many documents, whole documents are held out."""
 
 Read = Callable[[Source], Iterable[tuple[str, str]]]
 

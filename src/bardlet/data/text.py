@@ -21,6 +21,8 @@ from typing import IO, Any, cast
 from bardlet.data import formats
 from bardlet.errors import BardletError
 
+MIN_TO_SPLIT = 20
+"""With at least this many documents, pairs or records, whole ones are held out."""
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex")
 
 

@@ -118,7 +118,7 @@ def spread_sample(read: Callable[[], Iterable[Iterable[str]]], characters: int) 
     if characters > SAMPLE:
         share, limit = SAMPLE / characters, DISTINCT_OF_SAMPLE
     while _distinct(_spread(read(), share), limit) > limit:
-        share, limit = share / 2, DISTINCT_OF_SAMPLE
+        share /= 2
     return _spread(read(), share)
 
 
