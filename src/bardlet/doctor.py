@@ -302,7 +302,8 @@ def measure_memorization(run: Path, tokens: int, temperature: float,
         translates = isinstance(config, TranslationConfig)
         kind = "a translator" if translates else "a reward model" if config.stage == "reward" else "a chat model"
         raise BardletError(f"{run}: {kind} does not generate free text; drop --memorised")
-    source, documents = corpus.find(config.text, config.field, separator=config.separator), record.get("documents", 2)
+    source, documents = corpus.find(config.text, config.field, separator=config.separator,
+                                    normalize=config.normalize), record.get("documents", 2)
     model, tokenizer = hf.read_folder(run)
     # a text of less than a few hundred tokens has little space for a copy of 32 characters
     prompts = [text_generation.prompt_ids(tokenizer, None, documents)] * max(1, min(20, tokens // 500))

@@ -200,7 +200,7 @@ def test_an_empty_file_in_a_folder_is_skipped(tmp_path, caplog):
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 1000, 1003])
 def test_a_single_document_holds_out_its_last_tenth(tmp_path, length):
     rng = random.Random(length)
-    text = "".join(rng.choices("abcé ", k=length))
+    text = "".join(rng.choices("abcéñ", k=length))
     path = write(tmp_path / "a.txt", text)
     train, val = "".join(read(path, part="train")), "".join(read(path, part="val"))
     assert len(train) == int(0.9 * length) and train + val == text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,7 @@ def evaluate_text(model: Model, text: Sequence[str], options: EvaluationOptions)
     runtime_device.set_threads_and_determinism(None, False, device)
     skipped, window = 0, min(256, module.config.block_size)
     if text:
-        source = corpus.find(tuple(text), options.field)
+        source = corpus.find(tuple(text), options.field, normalize="nfc" if tokenizer.nfc else None)
         tokens, characters, size, skipped = encode_corpus(source, tokenizer)
         name = source.name
     else:
@@ -142,6 +142,8 @@ def evaluate_text(model: Model, text: Sequence[str], options: EvaluationOptions)
             raise BardletError(f"{model.folder}: trained by {config.stage}; its README.md has the results. Name a text "
                                "to evaluate on, or a --task")
         stage.source = stage.load_data()
+        if config.val_part == "dev":
+            stage.record = stage.record_class.of(record)  # it has the start of the development split
         _warn_changed(stage.source, record)
         stage.data = shards.tokenize_corpus(stage.source, tokenizer, skip_unseen=True)
         tokens, characters, size = stage.held_out()
@@ -180,13 +182,21 @@ def _mean_loss(model: Model, batches: Any, options: EvaluationOptions, block: in
 
 def encode_corpus(source: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, int, int, int]:
     """Return (tokens, characters, bytes, skipped characters) of a whole corpus."""
-    pieces, characters, size, skipped = [], 0, 0, 0
-    for document in source.documents():
-        text, unseen = tokenizer.drop_unseen(document)
-        pieces.append(tokenizer.encode(text))
+    pieces = [np.zeros(0, tokenizer.dtype)]
+    characters = size = skipped = 0
+    separator = np.array([tokenizer.eos_id or 0], tokenizer.dtype)
+
+    def known(blocks: Iterable[str]) -> Iterator[str]:
+        nonlocal characters, size, skipped
+        for block in blocks:
+            text, unseen = tokenizer.drop_unseen(block)
+            characters, size, skipped = characters + len(text), size + len(text.encode()), skipped + unseen
+            yield text
+
+    for _, blocks in source.blocks():
+        pieces += tokenizer.encode_blocks(known(blocks))
         if tokenizer.eos_id is not None and source.needs_separator:
-            pieces.append(np.array([tokenizer.eos_id], pieces[-1].dtype))
-        characters, size, skipped = characters + len(text), size + len(text.encode()), skipped + unseen
+            pieces.append(separator)
     return np.concatenate(pieces), characters, size, skipped
 
 

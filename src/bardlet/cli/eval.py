@@ -75,7 +75,9 @@ def warn_of_training_text(folder: Path, text: Sequence[str], field: str) -> None
     from bardlet.run.folder import read_run
 
     with suppress(BardletError, OSError):  # the evaluation itself reports errors
-        if read_run(folder)[1].get("text_hash") == corpus.find(text, field).hash:
+        config, record = read_run(folder)
+        normalize = getattr(config, "normalize", None)
+        if record.get("text_hash") == corpus.find(text, field, normalize=normalize).hash:
             log.warning("%s: the run trained on this text; without TEXT, `bardlet eval` measures its validation split",
                         " ".join(text))
 

@@ -201,6 +201,8 @@ class TrainConfig(Rows, FromScratch):
     separator: str = "auto"
     """Text between the documents of a text file; \\n is a line break. auto: <|endoftext|> if the file has it, a line
     break in a list of names or words; none: each file is one document."""
+    normalize: Literal["nfc"] | None = None
+    """Unicode form of the text and of prompts (default: as they are). nfc: one character per accented letter."""
     replay: float | None = None
     """Share of each batch from the text of --init (default: none). Against forgetting it. At least 0, below 1. The
     validation loss on both texts is shown; 0 only measures it."""

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 from bardlet.config.pretraining import TranslationConfig
-from bardlet.data.corpus import MIN_TO_SPLIT
+from bardlet.data.blocks import read_text
 from bardlet.data.named import folder_with
-from bardlet.data.text import Source, digest_of, read_text
+from bardlet.data.text import MIN_TO_SPLIT, Source, digest_of
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")

@@ -139,7 +139,7 @@ def _build(corpus: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None
     tokenizer.save(folder)
     for part, pairs in parts.items():
         for side, name in enumerate(SIDES):
-            documents = ((f"{corpus.name}, {part}, {name}", pair[side]) for pair in pairs)
+            documents = ((f"{corpus.name}, {part}, {name}", (pair[side],)) for pair in pairs)
             shards.write_shard(folder / f"{part}.{name}.npy", documents, tokenizer, separate=True)
     train_sources = {source for source, _ in parts["train"]}
     leaked = sum(source in train_sources for source, _ in parts["val"]) / len(parts["val"])

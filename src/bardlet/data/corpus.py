@@ -1,18 +1,22 @@
 """Named corpora, files, folders and globs, read as documents of clean Unicode.
 
-A corpus is a list of sources in reading order. data/text.py reads a single file; this module finds the files, names
-them, and splits their documents into training and validation.
+A corpus is a list of sources in reading order. This module finds the files and names them. data/blocks.py and
+data/rows.py read a single file; data/store.py keeps the documents and splits them into training and validation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import logging
+import operator
 import os
 import re
+import shlex
 import stat
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,23 +24,16 @@ from glob import glob
 from pathlib import Path
 
 from bardlet.data import rows, separators
+from bardlet.data.blocks import read_blocks
 from bardlet.data.named import DEFAULT, EMBEDDED, NAMED, Progress, did_you_mean, get, python_docs
-from bardlet.data.text import (
-    OPENERS,
-    TEXT_SUFFIXES,
-    Source,
-    digest_of,
-    inner_suffix,
-    open_raw,
-    read_text,
-)
+from bardlet.data.store import TextStore
+from bardlet.data.text import OPENERS, TEXT_SUFFIXES, Source, digest_of, inner_suffix, inspect
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
 WALKED = (*TEXT_SUFFIXES, ".jsonl", ".ndjson")
 """Suffixes of the files that are read from a folder; other files must be named."""
-MIN_TO_SPLIT = 20  # with at least this many documents, whole documents are held out
 
 
 def dev_split_start(count: int) -> int:
@@ -49,12 +46,19 @@ def dev_split_start(count: int) -> int:
 
 @dataclass
 class Corpus:
-    """Documents from files. field: the key of a .jsonl line that holds the text."""
+    """Documents from files. field: the key of a .jsonl line that holds the text. normalize: nfc, or None.
+
+    Each file is opened once to be named and hashed, and once more to read its documents, unless tokens are cached.
+    """
 
     name: str
     sources: tuple[Source, ...]
     field: str = "text"
-    _warned: set[str] = dataclasses.field(default_factory=set, repr=False)
+    normalize: str | None = None
+    digests: dict[Path, bytes] = dataclasses.field(default_factory=dict, repr=False)
+    """sha256 of the files that are hashed already."""
+    notices: dict[str, None] = dataclasses.field(default_factory=dict, repr=False)
+    """What was repaired or is odd in the files, as it was logged."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -68,25 +72,43 @@ class Corpus:
         for source in self.sources:
             digest.update(repr((source.label, source.part, source.field, source.separator)).encode())
             digest.update(b"shuffled" * source.shuffled)
-            digest.update(digest_of(source.path))
+            digest.update(self.digests.get(source.path) or digest_of(source.path))
         if not self.sources:
             digest.update(python_docs().encode())
+        if self.normalize:
+            digest.update(self.normalize.encode())
         return digest.hexdigest()
 
     @cached_property
+    def store(self) -> TextStore:
+        """The documents, read from the files and normalized. BardletError if there is no text in them."""
+        embedded = (Source(Path(self.name), self.name),)
+        store = TextStore(self.sources or embedded, self._read, self.normalize)
+        if not store.has_letters:
+            names = ", ".join(str(source.path) for source in self.sources[:3])
+            more = f" and {len(self.sources) - 3:,} more" if len(self.sources) > 3 else ""
+            blank = ", only white space" if store.documents else ""
+            raise BardletError(f"{names}{more}: has no text{blank}; name a file that has some")
+        if store.accents.mixed(store.alphabet) and not self.normalize:
+            self.announce(f"{self.name}: writes accents in two ways: {store.accents.apart:,} stand apart from their "
+                          "letters (decomposed), others do not, so that one word has two spellings; to write all "
+                          "alike: --normalize nfc")
+        return store
+
+    def release(self) -> None:
+        """Delete the temporary copy of the documents; the next use reads the files again."""
+        if (store := self.__dict__.pop("store", None)) is not None:
+            store.close()
+
+    @property
     def needs_separator(self) -> bool:
         """True if the training split has more than one document."""
-        return len(list(itertools.islice(self.located_documents("train"), 2))) > 1
+        return self.store.several_train
 
-    @cached_property
+    @property
     def count(self) -> int:
-        """Number of documents; reads the whole text."""
-        return sum(1 for _ in self.documents())
-
-    @cached_property
-    def splits_documents(self) -> bool:
-        """True if there are 20 documents or more, enough to hold out whole ones."""
-        return len(list(itertools.islice(self._read("both"), MIN_TO_SPLIT))) == MIN_TO_SPLIT
+        """Number of documents."""
+        return self.store.documents
 
     def documents(self, part: str = "all") -> Iterator[str]:
         """Yield the documents of a split ("all", "train" or "val"), one at a time, never empty.
@@ -95,46 +117,38 @@ class Corpus:
         validation; with fewer, the last tenth of the characters of each: of n characters the first
         int(0.9 * n) train.
         """
-        return (text for _, text in self.located_documents(part))
+        return ("".join(blocks) for _, blocks in self.blocks(part))
 
-    def located_documents(self, part: str = "all") -> Iterator[tuple[str, str]]:
-        """Yield (file and line, text) of each of the documents()."""
+    def blocks(self, part: str = "all") -> Iterator[tuple[int, Iterator[str]]]:
+        """Yield (number, text in blocks) of each of the documents()."""
         if part not in ("all", "train", "val"):
             raise ValueError(part)
-        count = 0
-        for source, location, text in self._read("any"):
-            if part == "all" or source.part == part:
-                yield location, text
-            elif source.part == "both":
-                if self.splits_documents:
-                    kept = text if (count % 10 == 9) == (part == "val") else ""
-                else:
-                    cut = int(0.9 * len(text))
-                    kept = text[:cut] if part == "train" else text[cut:]
-                count += 1
-                if kept:
-                    yield location, kept
+        for number, group in itertools.groupby(self.store.blocks(part), operator.itemgetter(0)):
+            yield number, (text for _, text in group)
 
-    def _read(self, part: str) -> Iterator[tuple[Source, str, str]]:
+    def location(self, number: int) -> str:
+        """Return file and line of a document, for messages; reads the files again."""
+        documents = (location for source in self.sources
+                     for location, group in itertools.groupby(self._read(source), operator.itemgetter(0))
+                     if any(text for _, text in group))
+        return next(itertools.islice(documents, number, None), self.name)
+
+    def _read(self, source: Source) -> Iterator[tuple[str, str]]:
+        """Yield (location, text) of the documents of a source, in blocks."""
         if not self.sources:
-            yield Source(Path(self.name), self.name), self.name, python_docs()
-        for source in self.sources:
-            if part in ("any", source.part):
-                read = rows.read_documents if inner_suffix(source.path) in rows.SUFFIXES else read_text
-                for location, text in read(source, self._notice):
-                    if text:
-                        yield source, location, text
+            return iter(((self.name, python_docs()),))
+        read = rows.read_documents if inner_suffix(source.path) in rows.SUFFIXES else read_blocks
+        return read(source, lambda source, notice: self.announce(f"{source.path}: {notice}"))
 
-    def _notice(self, source: Source, notice: str) -> None:
-        """Log what was repaired in a file, once per file."""
-        line = f"{source.path}: {notice}"
-        if line not in self._warned:
-            self._warned.add(line)
+    def announce(self, line: str) -> None:
+        """Log what was repaired or is odd, once."""
+        if line not in self.notices:
+            self.notices[line] = None
             log.warning(line)
 
 
 def find(text: Sequence[str] = (), field: str = "text", progress: Progress | None = None,
-         separator: str = separators.AUTO) -> Corpus:
+         separator: str = separators.AUTO, normalize: str | None = None) -> Corpus:
     """Return the corpus of the command line's TEXT arguments: names, files, folders (recursive, sorted) and globs.
 
     Without arguments: Tiny Shakespeare or, if it is unavailable, the embedded python-docs, with a warning.
@@ -143,46 +157,45 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
         field: the field of a row that holds the text.
         separator: the text between the documents of a text file; "none": a file is one document; "auto": see
             data/separators.py.
+        normalize: "nfc" for Unicode's form NFC; None leaves the text as it is.
 
     Raises:
         BardletError: anything missing, unreadable or empty.
     """
     if not text:
         try:
-            return find([DEFAULT], field, progress, separator)
+            return find([DEFAULT], field, progress, separator, normalize)
         except BardletError as error:
             log.warning("%s; training on the embedded corpus %s instead", error, EMBEDDED)
-            return find([EMBEDDED], field, progress, separator)
-    sources: list[Source] = []
-    for argument in text:
-        sources += _sources(argument, field, progress)
-    seen: set[Path] = set()
-    unique = [_separated(s, separator) for s in sources
-              if not (s.path.resolve() in seen or seen.add(s.path.resolve()))]  # type: ignore[func-returns-value]
+            return find([EMBEDDED], field, progress, separator, normalize)
+    sources = [source for argument in text for source in _sources(argument, field, progress)]
     if EMBEDDED in text:
         if set(text) != {EMBEDDED}:
             raise BardletError(f"{EMBEDDED} is embedded and cannot be mixed with other texts; name it alone")
-        return Corpus(EMBEDDED, (), "text")
+        return Corpus(EMBEDDED, (), "text", normalize)
     names = [a if a in NAMED else _stem(Path(a)) for a in dict.fromkeys(text)]
     name = "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
-    corpus = Corpus(name, tuple(unique), field)
-    if field != "text" and not any(inner_suffix(source.path) in rows.SUFFIXES for source in unique):
+    seen: dict[Path, Source] = {}
+    for source in sources:
+        seen.setdefault(source.path.resolve(), source)
+    corpus = Corpus(name, (), field, normalize)
+    corpus.sources = tuple(_inspected(source, separator, corpus.digests) for source in seen.values())
+    if field != "text" and not any(inner_suffix(source.path) in rows.SUFFIXES for source in corpus.sources):
         raise BardletError(f"--field {field}: only rows have fields ({' '.join(rows.SUFFIXES)}), and {', '.join(text)} "
                            "has none; drop it")
-    if next(corpus.documents(), None) is None:
-        raise BardletError(f"{', '.join(text)}: no text in it; name a file that has some")
     return corpus
 
 
-def _separated(source: Source, separator: str) -> Source:
-    """Return a source with the separator of its documents, which a named corpus has already."""
+def _inspected(source: Source, separator: str, digests: dict[Path, bytes]) -> Source:
+    """Return a source with the separator of its documents, which a named corpus has already, and hash its file."""
+    beginning, digests[source.path] = inspect(source.path)
+    if not beginning and not source.in_folder:
+        raise BardletError(f"{source.path}: the file is empty; name a file that has some text")
     if source.separator is not None or inner_suffix(source.path) in rows.SUFFIXES:
         return source
     if separator != separators.AUTO:
         return dataclasses.replace(source, separator=separators.chosen(separator))
-    with open_raw(source.path) as file:
-        sample = file.read(1 << 18).decode("utf-8", "ignore").replace("\r\n", "\n")
-    found, notice = separators.found_in(sample)
+    found, notice = separators.found_in(beginning.decode("utf-8", "ignore").replace("\r\n", "\n"))
     if notice:
         log.warning("%s: %s", source.path, notice)
     return dataclasses.replace(source, separator=found, shuffled=found == separators.LINE_BREAK)
@@ -201,6 +214,11 @@ def _sources(argument: str, field: str, progress: Progress | None) -> list[Sourc
         part = "train" if named.val else "both"
         own = [Source(folder / f, f"{argument}/{f}", part, separator=named.separator) for f in named.train]
         return own + [Source(folder / f, f"{argument}/{f}", "val") for f in named.val]
+    if re.match(r"(?i)(https?|ftp)://", argument):
+        name = _stem(Path(urllib.parse.unquote(urllib.parse.urlsplit(argument).path) or "text"))
+        suffix = "".join(Path(urllib.parse.urlsplit(argument).path).suffixes[-2:])
+        raise BardletError(f"{argument}: is a URL, and bardlet trains on files; download it first: "
+                           f"curl -L -o {shlex.quote(name + (suffix or '.txt'))} {shlex.quote(argument)}")
     path = Path(argument)
     if os.path.lexists(path):
         return _walk(path, field) if path.is_dir() else [_file_source(path, path.name, field)]
@@ -211,9 +229,19 @@ def _sources(argument: str, field: str, progress: Progress | None) -> list[Sourc
             raise BardletError(f"{argument}: no file matches this pattern; check it with ls")
         common = os.path.commonpath([s.path.parent for s in files])
         return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix()) for s in files]
-    raise BardletError(
-        f"{argument}: no such file, folder or corpus{did_you_mean(argument)}; `bardlet data` lists the corpora"
-    )
+    similar = _like(path) or did_you_mean(argument)
+    raise BardletError(f"{argument}: no such file, folder or corpus{similar}; `bardlet data` lists the corpora")
+
+
+def _like(path: Path) -> str:
+    """Return the name in the folder of a missing file that is most like it, as a question; empty if there is none."""
+    try:
+        names = sorted(itertools.islice((entry.name for entry in os.scandir(path.parent)), 10_000))
+    except OSError:
+        return ""
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(path.name.casefold(), folded, n=1, cutoff=0.75)
+    return f' (did you mean "{path.with_name(folded[close[0]])}"?)' if close else ""
 
 
 def _file_source(path: Path, label: str, field: str) -> Source:
@@ -222,9 +250,6 @@ def _file_source(path: Path, label: str, field: str) -> Source:
     if not stat.S_ISREG(mode):
         kind = "a FIFO" if stat.S_ISFIFO(mode) else "not a regular file"
         raise BardletError(f"{path}: is {kind} and cannot be read twice; write its content to a file first")
-    with open_raw(path) as file:
-        if not file.read(1):
-            raise BardletError(f"{path}: the file is empty; name a file that has some text")
     return Source(path, label, field=field)
 
 
@@ -252,7 +277,7 @@ def _walk(folder: Path, field: str) -> list[Source]:
                 left_out[suffix or "without a suffix"] = left_out.get(suffix or "without a suffix", 0) + 1
             elif stat.S_ISREG(_stat(path).st_mode):
                 if path.stat().st_size:
-                    sources.append(Source(path, path.relative_to(folder).as_posix(), field=field))
+                    sources.append(Source(path, path.relative_to(folder).as_posix(), field=field, in_folder=True))
                 else:
                     log.warning("%s: the file is empty; skipping it", path)
     most = sorted(left_out.items(), key=lambda item: -item[1])[:5]

@@ -5,6 +5,7 @@ Every window of a text gets a hash, at every offset, so a copy is detected where
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,10 @@ BASE = 0xD1B54A32D192ED03
 """Odd base of the polynomial hash: the weight of a symbol grows by this factor per position further back."""
 MAX_WINDOWS = 1 << 18
 """Approximate limit of the windows compared per text: a sample by hash (trailing zeros), not by position."""
+
+
+CHUNK = 1 << 20
+"""Symbols that are hashed at once."""
 
 
 def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
@@ -61,12 +66,19 @@ def overlap(train: np.ndarray, val: np.ndarray, length: int) -> tuple[float, flo
 
 def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
     """Return the hashes of windows that are multiples of `every`, computed in chunks because the array may be long."""
-    chunk = 1 << 22
     parts = [np.zeros(0, np.uint64)]
-    for start in range(0, max(0, len(symbols) - length + 1), chunk):
-        hashed = hashes(symbols[start:start + chunk + length - 1], length)
+    for start in range(0, max(0, len(symbols) - length + 1), CHUNK):
+        hashed = hashes(read(symbols, start, min(len(symbols), start + CHUNK + length - 1)), length)
         parts.append(hashed[hashed & np.uint64(every - 1) == 0])
     return np.concatenate(parts)
+
+
+def read(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return a part of an array; of a memory-mapped one without its pages, which would count as memory in use."""
+    if not isinstance(array, np.memmap) or array.filename is None or not isinstance(array.base, mmap.mmap):
+        return array[start:stop]
+    size = array.dtype.itemsize
+    return np.fromfile(array.filename, array.dtype, stop - start, offset=array.offset + start * size)
 
 
 @dataclass(frozen=True)

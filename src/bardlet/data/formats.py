@@ -6,6 +6,7 @@ A message names the format and the command that converts it. Nothing here conver
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from bardlet.errors import quoted
@@ -72,6 +73,34 @@ def _sentence(name: str, command: str, path: Path) -> str:
     stem = quoted(path.stem)
     text = quoted(path.stem + ("" if Path(path.stem).suffix else ".txt"))
     return f"is {name}; make it text: {command.format(file=quoted(path), text=text, stem=stem)}"
+
+
+NO_TEXT = ("Cc", "Cn", "Co", "Cs")
+"""Unicode categories of what is not in a text: controls, unassigned and private characters, surrogates."""
+
+
+def without_mark(beginning: bytes, path: Path) -> str | None:
+    """Return what UTF-16 or UTF-32 without a byte order mark is and how to convert it, as a sentence; None for others.
+
+    Its zero bytes are all at even or all at odd places, and what it decodes to is text.
+    """
+    if b"\0" not in beginning:
+        return None
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        width = 4 if "32" in encoding else 2
+        part = beginning[: len(beginning) // width * width]
+        zeros = [part[place::width].count(0) for place in range(width)]
+        high = zeros[-1] if encoding.endswith("le") else zeros[0]
+        low = zeros[0] if encoding.endswith("le") else zeros[-1]
+        if width == 2 and (low or (len(part) < 64 and high < 0.3 * len(part))):
+            continue  # a NUL in a few other bytes
+        text = part.decode(encoding, "replace")[:-1]  # the last character may be incomplete
+        if text and high and all(c in "\n\r\t\f" or (c != "\ufffd" and unicodedata.category(c) not in NO_TEXT)
+                                 for c in text):
+            name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+            return (f"looks like {name[:6]} without a byte order mark; convert it: iconv -f {name} -t UTF-8 "
+                    f"{quoted(path)} > {quoted(f'{path.stem}-utf8{path.suffix}')}")
+    return None
 
 
 def is_html(text: str) -> bool:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bardlet.data import forms
-from bardlet.data.corpus import MIN_TO_SPLIT
 from bardlet.data.forms import ROLES, Fields, Message, Preference, Question, Unusable
 from bardlet.data.rows import Row, rows
-from bardlet.data.text import OPENERS, Source, digest_of
+from bardlet.data.text import MIN_TO_SPLIT, OPENERS, Source, digest_of
 from bardlet.errors import BardletError, printable
 
 log = logging.getLogger("bardlet")

@@ -7,17 +7,18 @@ read is yielded as `Unusable`, so that the caller can count it and go on.
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bardlet.data import formats
+from bardlet.data.blocks import decoded, repair
 from bardlet.data.forms import Unusable, kind
-from bardlet.data.text import Notice, Source, decode, inner_suffix, not_utf8, open_raw, repair
+from bardlet.data.text import Notice, Source, inner_suffix, not_utf8, open_raw
 from bardlet.errors import BardletError, printable
 
 JSON_SUFFIXES, TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv", ".parquet")
@@ -72,7 +73,9 @@ def _lines(source: Source, notice: Notice) -> Iterator[tuple[int, str]]:
         if sentence := formats.identify(beginning, source.path):
             raise BardletError(f"{source.path}: {sentence}")
         if beginning[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            lines = io.BytesIO(decode(file.read(), source, notice).encode())
+            lines = (line.encode() for line in _split_lines(decoded(file, source, notice, newline=False), _LF))
+        elif sentence := formats.without_mark(beginning[:4096], source.path):
+            raise BardletError(f"{source.path}: {sentence}")
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith(b"\xef\xbb\xbf"):
                 notice(source, "starts with a byte order mark; ignoring it")
@@ -141,20 +144,47 @@ def _inside(value: Any) -> list[Any] | None:
 def _table(source: Source, notice: Notice) -> Iterator[Row]:
     """Yield the rows of a CSV or TSV file as objects, by the names in its first row."""
     with open_raw(source.path) as file:
-        text = decode(file.read(), source, notice)
-    header = text[: text.find("\n")] if "\n" in text else text
-    mark = "\t" if inner_suffix(source.path) == ".tsv" else max(",;\t", key=header.count)
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)
-    try:
-        for row in reader:
-            location = f"{source.path}, line {reader.line_num}"
-            if None in row:
-                yield location, Unusable(f"has more than the {len(reader.fieldnames or ())} values of the first line")
-            else:
-                yield location, {name: value for name, value in row.items() if value is not None}
-    except csv.Error as error:
-        raise BardletError(f"{source.path}, line {reader.line_num}: is not CSV ({error}); export it again") from None
+        lines = _split_lines(decoded(file, source, notice, newline=False), _ANY)
+        header = next(lines, "")
+        mark = "\t" if inner_suffix(source.path) == ".tsv" else max(",;\t", key=header.count)
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        reader = csv.DictReader(itertools.chain((header,), lines), delimiter=mark)
+        try:
+            for row in reader:
+                location = f"{source.path}, line {reader.line_num}"
+                if None in row:
+                    values = len(reader.fieldnames or ())
+                    yield location, Unusable(f"has more than the {values} values of the first line")
+                else:
+                    yield location, {name: value for name, value in row.items() if value is not None}
+        except csv.Error as error:
+            raise BardletError(f"{source.path}, line {reader.line_num}: is not CSV ({error}); "
+                               "export it again") from None
+
+
+_LF, _ANY = re.compile(r"[^\n]*\n"), re.compile(r"[^\r\n]*(?:\r\n?|\n)")
+"""A line that ends with LF; a line that ends with LF, CR LF or CR."""
+
+
+def _split_lines(blocks: Iterable[str], line: re.Pattern[str]) -> Iterator[str]:
+    """Yield the lines of a text in blocks, with their ends."""
+    rest: list[str] = []
+    for block in blocks:
+        if "\n" not in block and "\r" not in block:
+            rest.append(block)  # a long line is joined once
+            continue
+        text, end = "".join((*rest, block)), 0
+        # the LF of CR LF may be in the next block
+        for match in line.finditer(text, 0, len(text) - text.endswith("\r")):
+            yield match[0]
+            end = match.end()
+        rest = [text[end:]]
+    text, end = "".join(rest), 0
+    for match in line.finditer(text):
+        yield match[0]
+        end = match.end()
+    if text[end:]:
+        yield text[end:]
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -183,7 +213,7 @@ def read_documents(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
 
     A row whose text is null is left out, with a notice.
     """
-    without = []
+    without, first = 0, []
     for location, value in rows(source, notice):
         if isinstance(value, Unusable):
             remedy = "; write one object per line, or rename the file to .txt" * ("is not JSON" in str(value))
@@ -196,15 +226,17 @@ def read_documents(source: Source, notice: Notice) -> Iterator[tuple[str, str]]:
             raise BardletError(f'{location}: is {kind(value)}, not an object like {{"{source.field}": "..."}}; '
                                "write one per line, or rename the file to .txt")
         if text is None:
-            without.append(location.removeprefix(f"{source.path}, "))
+            without += 1
+            if without <= 3:
+                first.append(location.removeprefix(f"{source.path}, "))
             continue
         if not isinstance(text, str):
             raise BardletError(f'{location}: "{source.field}" is {kind(text)}, not text; choose another field with '
                                "--field")
         yield location, repair(text, source, notice)
     if without:
-        more = f" and {len(without) - 3:,} more" if len(without) > 3 else ""
-        notice(source, f'left out, because "{source.field}" is null: {", ".join(without[:3])}{more}')
+        more = f" and {without - 3:,} more" if without > 3 else ""
+        notice(source, f'left out, because "{source.field}" is null: {", ".join(first)}{more}')
 
 
 def _field(value: dict[str, Any], path: str, location: str) -> Any:

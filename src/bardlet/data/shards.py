@@ -17,7 +17,7 @@ import struct
 import tempfile
 import time
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,17 +25,15 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 
 from bardlet import tokenizer as tokenization
-from bardlet.data import duplicates
+from bardlet.data import duplicates, vocabulary
 from bardlet.data.corpus import Corpus
-from bardlet.data.named import cache_folder
-from bardlet.data.statistics import measure_corpus
+from bardlet.data.named import Progress, cache_folder
 from bardlet.errors import BardletError
 from bardlet.runtime import manifest
 from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
 
-Progress = Callable[[str, int, int | None], None]
 Built = TypeVar("Built")
 
 VERSION = 2
@@ -56,7 +54,8 @@ class TextDataset:
     in bytes of UTF-8. documents: number of documents. skipped: number of characters left out because the
     tokenizer does not know them (skip_unseen only). duplicated: share of the training split that repeats an
     earlier passage; leaked: share of the validation split that also occurs in the training split; both in
-    passages of WINDOW tokens. folder: of the shards and tokenizer.json.
+    passages of WINDOW tokens. dev_start: start of the development split in `train`, None for the last tenth of the
+    tokens. folder: of the shards and tokenizer.json.
     """
 
     train: np.ndarray
@@ -72,6 +71,7 @@ class TextDataset:
     folder: Path
     duplicated: float = 0.0
     leaked: float = 0.0
+    dev_start: int | None = None
 
 
 def tokenize_corpus(
@@ -81,24 +81,27 @@ def tokenize_corpus(
     progress: Progress | None = None,
     cache: Path | None = None,
     skip_unseen: bool = False,
+    val_part: str = "val",
 ) -> TextDataset:
     """Return the token shards of a corpus: from the cache if they are there and intact, else build them.
 
     tokenizer: "auto", "char", "byte", "bpe", or a Tokenizer to use as it is. vocab_size: for bpe; None chooses it
     by the size of the text. cache: folder for the shards, by default $BARDLET_CACHE or the user's cache folder.
     skip_unseen: leave out and count the characters that a given char tokenizer does not know, instead of stopping
-    at the first. Memory holds at most one document and a few pieces of it. BardletError if the text is too
-    short or the cache is not writable.
+    at the first. val_part: "dev" if the development split is in use; then bpe is not trained on it. Memory holds a few
+    blocks of the text. BardletError if the text is too short or the cache is not writable.
     """
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
     if given and (cached := _find_cached(corpus, given, cache)):
         return cached
     spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
+    dev = val_part == "dev" and tokenizer in ("auto", "bpe")
+    spec += " dev" * dev
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
     folder = root / f"{corpus.name[:60]}-{key[:16]}"
-    job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache)
-    return build_or_read(folder, lambda target: _build(job, target), _open)
+    job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache, dev)
+    return build_or_read(folder, lambda target: _build(job, target), lambda finished: _open(finished, corpus))
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class _Job:
     skip_unseen: bool
     progress: Progress | None
     cache: Path | None
+    dev: bool
+    """Train bpe without the development split."""
 
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, BardletError)
@@ -150,7 +155,7 @@ def _find_cached(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Te
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, BardletError):
             metadata = json.loads(path.read_text(encoding="utf-8"))
             if metadata["text"] == corpus.hash and not metadata["skipped"]:
-                dataset = _open(path.parent)
+                dataset = _open(path.parent, corpus)
                 if dataset.tokenizer.hash == tokenizer.hash:
                     return dataset
     return None
@@ -170,24 +175,28 @@ def _build(job: _Job, folder: Path) -> None:
     if isinstance(job.tokenizer, Tokenizer):
         tokenizer, reason = job.tokenizer, f"{job.tokenizer.kind}: the tokenizer that came with the model"
     else:
-        tokenizer, reason, total = _make_tokenizer(job, job.tokenizer)
-    metadata: dict[str, Any] = {"reason": reason, "documents": 0, "skipped": 0, "text": corpus.hash}
+        tokenizer, reason, total = vocabulary.train_tokenizer(
+            corpus, job.tokenizer, job.vocab_size, progress, job.cache, job.dev)
+    metadata: dict[str, Any] = {"reason": reason, "documents": corpus.count, "skipped": 0, "text": corpus.hash}
     tokens: dict[str, int] = {}
     for part in ("train", "val"):
         before = metadata.get("train_chars", 0)
         report = (lambda done, start=before: progress("tokenizing", start + done, total)) if progress else None
         documents = _cleaned(corpus, part, tokenizer, job.skip_unseen, metadata)
-        counts = write_shard(folder / f"{part}.npy", documents, tokenizer, corpus.needs_separator, report)
+        counts = write_shard(folder / f"{part}.npy", documents, tokenizer, corpus.needs_separator, report,
+                             corpus.location)
         metadata[f"{part}_chars"], metadata[f"{part}_bytes"], tokens[part] = counts
     if min(tokens.values()) < 2:
         characters = metadata["train_chars"] + metadata["val_chars"]
         raise BardletError(too_short(corpus.name, characters, " that the tokenizer knows" * bool(metadata["skipped"])))
-    # fewer than 20 documents are in both splits, more are each in one of them
-    metadata["documents"] = corpus.count
     tokenizer.save(folder)
     train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
     shares = duplicates.overlap(train, val, WINDOW["bpe" if tokenizer.kind == "other" else tokenizer.kind])
     metadata["duplicated"], metadata["leaked"] = (round(share, 4) for share in shares)
+    if job.dev and tokenizer.kind == "bpe":
+        metadata["dev_start"] = vocabulary.dev_start(corpus, train, tokenizer, metadata["train_chars"])
+    if corpus.notices:
+        metadata["notices"] = list(corpus.notices)
     (folder / "prepared.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     names = ["train.npy", "val.npy", "prepared.json", "tokenizer.json", "tokenizer_config.json"]
     manifest.write_manifest(folder, names)
@@ -198,78 +207,63 @@ def too_short(name: str, characters: int, which: str = "") -> str:
     return f"{name}: the text has {characters:,} character{'s' * (characters != 1)}{which}; use 10,000 or more"
 
 
-def _make_tokenizer(job: _Job, kind: str) -> tuple[Tokenizer, str, int | None]:
-    """Return (tokenizer, reason, characters of the text, or None if they were not counted)."""
-    corpus, vocab_size, progress = job.corpus, job.vocab_size, job.progress
-    if kind == "byte":
-        return tokenization.train_byte(corpus.needs_separator), "byte: as requested; every byte is a token", None
-    statistics = measure_corpus(corpus, progress, job.cache)
-    characters, alphabet = statistics.characters, set(statistics.alphabet)
-    if kind == "auto" and vocab_size is None:
-        kind, vocab_size, reason = tokenization.choose_kind(characters, len(alphabet))
-    else:
-        kind = "bpe" if kind == "auto" else kind
-        vocab_size = vocab_size or tokenization.suggest_vocab_size(characters, len(alphabet))
-        size = f"{len(alphabet):,} distinct characters" if kind == "char" else f"{vocab_size:,} tokens"
-        reason = f"{kind}: as requested; {size}"
-    if kind == "char":
-        return tokenization.train_char(alphabet, corpus.needs_separator), reason, characters
-    if kind == "byte":
-        return tokenization.train_byte(corpus.needs_separator), reason, characters
-    if progress:
-        progress("training the bpe tokenizer", 0, None)
-    trained = tokenization.train_bpe(corpus.documents("train"), int(vocab_size or 0))
-    return trained, reason + note_small_vocabulary(trained, vocab_size), characters
-
-
-def note_small_vocabulary(trained: Tokenizer, requested: int | None) -> str:
-    """Return a note for the reason if the text yields a smaller vocabulary than requested, else an empty string."""
-    small = trained.vocab_size < (requested or 0)
-    return f" (the text has only enough repetition for {trained.vocab_size:,})" if small else ""
-
-
 def _cleaned(
     corpus: Corpus, part: str, tokenizer: Tokenizer, skip_unseen: bool, metadata: dict[str, Any]
-) -> Iterator[tuple[str, str]]:
-    """Yield (location, text) of documents; with skip_unseen, drop unknown characters and count them in `metadata`."""
-    for location, text in corpus.located_documents(part):
-        if skip_unseen:
-            text, skipped = tokenizer.drop_unseen(text)
+) -> Iterator[tuple[int, Iterator[str]]]:
+    """Yield (number, text in blocks) of documents; skip_unseen: drop and count unknown characters in `metadata`."""
+
+    def known(blocks: Iterator[str]) -> Iterator[str]:
+        for block in blocks:
+            text, skipped = tokenizer.drop_unseen(block)
             metadata["skipped"] += skipped
-        yield location, text
+            yield text
+
+    for number, blocks in corpus.blocks(part):
+        yield number, known(blocks) if skip_unseen else blocks
+
+
+Document = TypeVar("Document")
 
 
 def write_shard(
     path: Path,
-    documents: Iterator[tuple[str, str]],
+    documents: Iterable[tuple[Document, Iterable[str]]],
     tokenizer: Tokenizer,
     separate: bool,
     progress: Callable[[int], None] | None = None,
+    locate: Callable[[Document], str] = str,
 ) -> tuple[int, int, int]:
-    """Write the (location, text) of documents as one shard; return its numbers of characters, bytes and tokens.
+    """Write documents, each with its text in blocks, as one shard; return its numbers of characters, bytes and tokens.
 
     separate: end each document with the separator, if the tokenizer has one. progress: called with the characters done.
+    locate: returns file and line of a document, for messages.
     """
     separator = None
     if separate and tokenizer.eos_id is not None:
         separator = np.array([tokenizer.eos_id], tokenizer.dtype).tobytes()
     characters = text_bytes = tokens = 0
+
+    def counted(blocks: Iterable[str]) -> Iterator[str]:
+        nonlocal characters, text_bytes
+        for block in blocks:
+            yield block
+            characters += len(block)
+            text_bytes += _utf8_length(block)
+            if progress:  # approximate: a part of the block may wait for the next
+                progress(characters)
+
     with open(path, "wb") as file:
         header_size = _write_header(file, tokenizer.dtype, 0)
-        for location, text in documents:
+        for document, blocks in documents:
             try:
-                for number, ids in enumerate(tokenizer.encode_pieces(text), 1):
+                for ids in tokenizer.encode_blocks(counted(blocks)):
                     file.write(ids.tobytes())
                     tokens += len(ids)
-                    if progress:  # approximate: pieces vary in length
-                        progress(characters + min(number * tokenization.PIECE * tokenization.BATCH, len(text)))
             except BardletError as error:
-                raise BardletError(f"{location}: {error}") from None
+                raise BardletError(f"{locate(document)}: {error}") from None
             if separator:
                 file.write(separator)
                 tokens += 1
-            characters += len(text)
-            text_bytes += _utf8_length(text)
         file.seek(0)
         if _write_header(file, tokenizer.dtype, tokens) != header_size:  # NumPy pads the header so that counts can grow
             raise BardletError(f"{path}: internal error: the header of {tokens:,} tokens has another length")
@@ -281,7 +275,7 @@ def write_shard(
 def _utf8_length(text: str) -> int:
     if text.isascii():
         return len(text)
-    return sum(len(text[i : i + (1 << 20)].encode()) for i in range(0, len(text), 1 << 20))
+    return sum(len(text[i : i + (1 << 20)].encode("utf-8", "surrogatepass")) for i in range(0, len(text), 1 << 20))
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], count: int) -> int:
@@ -339,13 +333,18 @@ def check(folder: Path) -> None:
         raise BardletError(damage)
 
 
-def _open(folder: Path) -> TextDataset:
+def _open(folder: Path, corpus: Corpus) -> TextDataset:
+    """Return the dataset in a folder, and repeat what was repaired or is odd in its text."""
     check(folder)
     tokenizer = tokenization.load(folder)
     metadata = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     metadata.pop("text")
+    notices = metadata.pop("notices", ())
     train, val = (open_shard(folder / f"{part}.npy") for part in ("train", "val"))
-    return TextDataset(train=train, val=val, tokenizer=tokenizer, folder=folder, **metadata)
+    dataset = TextDataset(train=train, val=val, tokenizer=tokenizer, folder=folder, **metadata)
+    for line in notices:
+        corpus.announce(line)
+    return dataset
 
 
 def _move_into_place(finished: Path, folder: Path, read: Callable[[Path], Built]) -> Built:

@@ -96,22 +96,21 @@ def measure_corpus(corpus: Corpus, progress: Progress | None = None, cache: Path
 
 def _read(corpus: Corpus, progress: Progress | None, val_part: str) -> CorpusStatistics:
     characters = {"train": 0, "val": 0}
-    alphabet: set[str] = set()
     sample = {"train": _Sample(SAMPLE), "val": _Sample(SAMPLE // 8)}
     for part in characters:
-        for text in corpus.documents(part):
-            characters[part] += len(text)
-            for start in range(0, len(text), 1 << 20):
-                alphabet.update(text[start:start + (1 << 20)])
-            sample[part].add(text)
-            if progress:
-                progress(f"reading {corpus.name}", sum(characters.values()), None)
+        for _, blocks in corpus.blocks(part):
+            for text in blocks:
+                characters[part] += len(text)
+                sample[part].add(text, ends=False)
+                if progress:
+                    progress(f"reading {corpus.name}", sum(characters.values()), None)
+            sample[part].end()
     train, val = sample["train"].text(), sample["val"].text()
     if val_part == "dev":
         cut = dev_split_start(len(train))
         train, val = train[:cut], train[cut:]
     losses, quarter, domain_shift, drift = _ngram_features(train, val)
-    return CorpusStatistics(sum(characters.values()), characters["train"], "".join(sorted(alphabet)), losses, quarter,
+    return CorpusStatistics(sum(characters.values()), characters["train"], corpus.store.alphabet, losses, quarter,
                             domain_shift, len(train) - train.count(END), drift)
 
 
@@ -168,9 +167,9 @@ class _Sample:
         self.pieces: list[str] = []
         self.rest = ""
 
-    def add(self, document: str) -> None:
-        """Add the next document of the stream."""
-        text = self.rest + document + END
+    def add(self, text: str, ends: bool = True) -> None:
+        """Add the next document of the stream, or a block of it that does not end it."""
+        text = self.rest + text + END * ends
         whole = len(text) // PIECE * PIECE
         self.rest = text[whole:]
         for start in range(0, whole, PIECE):
@@ -180,6 +179,10 @@ class _Sample:
             if len(self.pieces) * PIECE > self.limit:
                 self.pieces = self.pieces[::2]
                 self.every *= 2
+
+    def end(self) -> None:
+        """End a document."""
+        self.add("")
 
     def text(self) -> str:
         """Return the sample."""

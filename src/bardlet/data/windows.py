@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
 import numpy as np
 import torch
 
@@ -25,17 +29,23 @@ class Windows:
                 f"the training split has {len(tokens):,} tokens, too few for windows of {block_size}; "
                 f"use --block-size {max(len(tokens) // 2, 1)} or less, or a longer text"
             )
-        self._epochs: dict[int, np.ndarray] = {}
+        self._epochs: dict[int, tuple[np.ndarray, int]] = {}
 
     def starts(self, epoch: int) -> np.ndarray:
         """Return the starts of the windows of an epoch, in order: (windows_per_epoch,) int64."""
+        order, offset = self._order(epoch)
+        return offset + order.astype(np.int64) * self.block_size
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, int]:
+        """Return (windows of an epoch in random order, start of the first window)."""
         if epoch not in self._epochs:
             random = np.random.default_rng([self.seed % 2**64, epoch])
-            offset = random.integers(self.block_size)
-            order = random.permutation(self.windows_per_epoch)
+            offset = int(random.integers(self.block_size))
+            order = np.arange(self.windows_per_epoch, dtype=np.uint32 if self.windows_per_epoch < 2**32 else np.int64)
+            random.shuffle(order)  # the order of random.permutation, in half the memory
             if len(self._epochs) > 1:  # keep two: a batch can span two epochs
                 self._epochs.clear()
-            self._epochs[epoch] = offset + order * self.block_size
+            self._epochs[epoch] = order, offset
         return self._epochs[epoch]
 
     def batch(self, step: int) -> Batch:
@@ -49,8 +59,11 @@ class Windows:
         """Return the windows from `first` up to `last`, counted over all epochs."""
         positions = np.arange(first, last)
         epochs, within = np.divmod(positions, self.windows_per_epoch)
-        starts = np.concatenate([self.starts(int(e))[within[epochs == e]] for e in np.unique(epochs)])
-        return _windows_at(self.tokens, starts, self.block_size)
+        starts = []
+        for epoch in np.unique(epochs):
+            order, offset = self._order(int(epoch))
+            starts.append(offset + order[within[epochs == epoch]].astype(np.int64) * self.block_size)
+        return _windows_at(self.tokens, np.concatenate(starts), self.block_size)
 
     def describe_batch(self, step: int) -> str:
         """Return the epoch and windows of a step, for messages."""
@@ -69,7 +82,35 @@ def epoch_and_batch(step: int, batches_per_epoch: int) -> str:
     return f"epoch {epoch + 1}, batch {within + 1} of {batches_per_epoch:,}"
 
 
-def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> list[Batch]:
+@dataclass(frozen=True)
+class _Tiling(Sequence[Batch]):
+    """Batches of windows that are read when they are used. last: (start, length) of a shorter window, or None."""
+
+    tokens: np.ndarray
+    starts: range
+    block_size: int
+    batch_size: int
+    last: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch_size) + (self.last is not None)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        starts = self.starts[index * self.batch_size : (index + 1) * self.batch_size]
+        if starts:
+            return _windows_at(self.tokens, np.array(starts), self.block_size)
+        start, length = self.last or (0, 0)
+        return _windows_at(self.tokens, np.array([start]), length)
+
+
+def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64, every: int = 1) -> Sequence[Batch]:
     """Return batches for protocol (b), like those of `Windows`: every token but the first is a target once.
 
     Windows of block_size with stride block_size, no context carried over; the remainder is a shorter window in a
@@ -77,11 +118,9 @@ def validation_windows(tokens: np.ndarray, block_size: int, batch_size: int = 64
     """
     _at_least(tokens, 2)
     whole, rest = divmod(len(tokens) - 1, block_size)
-    starts = np.arange(0, whole, every) * block_size
-    batches = [_windows_at(tokens, starts[i : i + batch_size], block_size) for i in range(0, len(starts), batch_size)]
-    if rest and whole % every == 0:
-        batches.append(_windows_at(tokens, np.array([whole * block_size]), rest))
-    return batches
+    starts = range(0, whole * block_size, every * block_size)
+    last = (whole * block_size, rest) if rest and whole % every == 0 else None
+    return _Tiling(tokens, starts, block_size, batch_size, last)
 
 
 def random_windows(

@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 from bardlet.data import named
 from bardlet.data import records as data_records
+from bardlet.data.blocks import read_text
 from bardlet.data.forms import Unusable
-from bardlet.data.text import Source, read_text
+from bardlet.data.text import Source
 from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")

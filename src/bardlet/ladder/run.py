@@ -115,6 +115,7 @@ class Ladder:
         stage = Pretraining(config, dist, progress)
         stage.source = self.corpus
         self.dataset: TextDataset = stage.tokenize(None)
+        self.corpus.release()
         self.threads = plan.threads or torch.get_num_threads()
         gpu = dist.device.type == "cuda"
         self.minutes = plan.minutes if plan.minutes is not None else None if gpu else MINUTES

@@ -14,7 +14,7 @@ import torch
 
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
-from bardlet.data import corpus, named, shards, statistics
+from bardlet.data import corpus, named, shards, statistics, vocabulary
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
@@ -63,7 +63,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def load_data(self) -> Corpus:
         """Find the corpus named in the settings."""
-        return corpus.find(self.config.text, self.config.field, separator=self.config.separator)
+        return corpus.find(self.config.text, self.config.field, separator=self.config.separator,
+                           normalize=self.config.normalize)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
         """Tokenize the corpus with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""
@@ -72,7 +73,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     def _tokenize(self, source: Corpus, tokenizer: Tokenizer | None) -> TextDataset:
         with self.dist.main_first():
             dataset = shards.tokenize_corpus(source, tokenizer or self.config.tokenizer, self.config.vocab_size,
-                                             self.progress, skip_unseen=tokenizer is not None)
+                                             self.progress, skip_unseen=tokenizer is not None,
+                                             val_part=self.config.val_part)
         if dataset.skipped:
             log.warning("%s: skipped %d characters that are not in the tokenizer's vocabulary", source.name,
                         dataset.skipped)
@@ -85,12 +87,16 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     def parts(self, data: TextDataset | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (training, held-out) tokens of `data`, by default of the run's text.
 
-        The development split is the last tenth of the training split.
+        The development split is the last tenth of the training split. Its start is in the record of a run, which may
+        be older than the tokens.
         """
-        data = data or self.data
+        cut, record = 0, getattr(self, "record", None)
+        if data is None:
+            data = self.data
+            cut = record.tokens if record is not None and record.text_hash == self.source.hash else 0
         if self.config.val_part == "val":
             return data.train, data.val
-        cut = dev_split_start(len(data.train))
+        cut = cut or data.dev_start or dev_split_start(len(data.train))
         return data.train[:cut], data.train[cut:]
 
     def held_out(self) -> tuple[np.ndarray, int, int]:
@@ -98,8 +104,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         tokens = self.parts()[1]
         if self.config.val_part == "val":
             return tokens, self.data.val_chars, self.data.val_bytes
-        text = self.data.tokenizer.decode(tokens.tolist(), skip_special=True)
-        return tokens, len(text), len(text.encode())
+        return tokens, *self.data.tokenizer.measure(tokens)
 
     def objective(self, config: TrainConfig) -> Objective:
         """Return windows of the text, next-token loss, and the loss on the held-out text as evaluation.
@@ -145,6 +150,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             shape = base[0].config
             check_shape(config, shape, base[1])
             replace(config, model=cast(Any, shape.model)).refuse_unused()
+            config = config if not base[1].nfc else replace(config, normalize="nfc")
+            base = base[0], base[1].with_nfc() if config.normalize else base[1]
             self.config = config.as_model(shape).resolved()
         else:
             config.refuse_unused()
@@ -169,18 +176,13 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.decay_is_open = config.weight_decay is None
         self.record = self._new_record(config)
         self.record.replay = old_text
-        if plan:
-            self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
+        self.source.release()
+        if plan and corpus_statistics:
+            self._record_plan(plan, corpus_statistics, config.set_by_user)
         elif base and config.minutes is not None and {"dropout", "weight_decay"}.isdisjoint(config.set_by_user):
             tokens = self.record.tokens
             self.record.most_steps = planning.most_steps(self.config, tokens)
             self.record.reasons = list(planning.reasons(self.config, self._text_statistics(), tokens, at_limit=False))
-        if plan and (blocking := scaling_law.BLOCKS_PREDICTION & config.set_by_user):
-            self.record.untold = sorted(blocking)
-        elif corpus_statistics and corpus_statistics.counting:
-            self.record.counting = list(corpus_statistics.counting)
-        if corpus_statistics and corpus_statistics.drift > scaling_law.USUAL_DRIFT:
-            self.record.drift = corpus_statistics.drift
         trainer = self.build_trainer(self.folder(run, out, f"{self.source.name}-{self.config.model}"), model)
         if plan:  # an estimate, until the run times its own steps
             trainer.state.steps = max(1, round(plan.epochs * self.record.tokens / trainer.config.tokens_per_step))
@@ -188,6 +190,16 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if old_text:
             replay.evaluate_before(trainer)
         return trainer
+
+    def _record_plan(self, plan: Plan[TrainConfig], measured: CorpusStatistics, set_by_user: set[str]) -> None:
+        """Record the reasons of a plan, and what its prediction needs."""
+        self.record.update(reasons=list(plan.reasons), most_steps=plan.most_steps)
+        if blocking := scaling_law.BLOCKS_PREDICTION & set_by_user:
+            self.record.untold = sorted(blocking)
+        elif measured.counting:
+            self.record.counting = list(measured.counting)
+        if measured.drift > scaling_law.USUAL_DRIFT:
+            self.record.drift = measured.drift
 
     def _new_record(self, config: TrainConfig) -> TextRecord:
         """Return the record of a new run. A short text has no bigram loss."""
@@ -217,7 +229,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.config = config
         self.data = self.tokenize(None)
         if reason:
-            warning = shards.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
+            warning = vocabulary.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
             self.data = replace(self.data, reason=reason + warning)
         vocab_size = self.data.tokenizer.vocab_size
         text = self._text_statistics()

@@ -35,7 +35,8 @@ def find(config: TrainConfig) -> dict[str, Any]:
     setting, base = f"--replay {as_typed(config.replay)}", Path(config.init or "")
     if config.replay_text is not None:
         has_rows = inner_suffix(Path(config.replay_text)) in rows.SUFFIXES
-        text = corpus.find([config.replay_text], config.field if has_rows else "text", separator=config.separator)
+        text = corpus.find([config.replay_text], config.field if has_rows else "text", separator=config.separator,
+                           normalize=config.normalize)
         return _entry(text, [config.replay_text], config.separator)
     if not (base / "run.toml").exists():
         raise BardletError(f"{setting}: {base} does not say which text it was trained on; name a text with "
@@ -44,7 +45,7 @@ def find(config: TrainConfig) -> dict[str, Any]:
     if not isinstance(trained, TrainConfig):
         raise BardletError(f"{setting}: {base} was not trained on a plain text; name a text with --replay-text TEXT")
     try:
-        text = corpus.find(trained.text, trained.field, separator=trained.separator)
+        text = corpus.find(trained.text, trained.field, separator=trained.separator, normalize=trained.normalize)
     except BardletError as error:
         raise BardletError(f"{setting}: the text of {base} cannot be read ({error}); run the command in the folder "
                            "where that run was started, or name the text with --replay-text TEXT") from None
@@ -55,14 +56,15 @@ def find(config: TrainConfig) -> dict[str, Any]:
 
 
 def _entry(text: Corpus, arguments: list[str], separator: str) -> dict[str, Any]:
-    return {"name": text.name, "hash": text.hash, "text": arguments, "field": text.field, "separator": separator}
+    entry = {"name": text.name, "hash": text.hash, "text": arguments, "field": text.field, "separator": separator}
+    return entry | ({"normalize": text.normalize} if text.normalize else {})
 
 
 def load(entry: Mapping[str, Any]) -> Corpus:
     """Return the corpus of `record.replay`. Raise BardletError if it cannot be read."""
     try:
         return corpus.find([str(name) for name in entry["text"]], str(entry["field"]),
-                           separator=str(entry["separator"]))
+                           separator=str(entry["separator"]), normalize=entry.get("normalize"))
     except BardletError as error:
         raise BardletError(f"the old text of --replay cannot be read ({error}); restore it; relative paths start at "
                            "the folder where the run was started") from None

@@ -13,20 +13,26 @@ a numpy table gives the same ids much faster; a test compares the two. Text neve
 from __future__ import annotations
 
 from bardlet.tokenizer.base import (
-    BATCH,
     BPE_SPECIAL,
     END,
     KINDS,
     MIN_BPE_VOCAB,
     PAD,
     SEPARATOR,
-    StreamDecoder,
     Tokenizer,
     code_points,
 )
 from bardlet.tokenizer.files import load
-from bardlet.tokenizer.pieces import PIECE, pieces
-from bardlet.tokenizer.training import choose_kind, suggest_vocab_size, train_bpe, train_byte, train_char
+from bardlet.tokenizer.pieces import BATCH, PIECE, pieces
+from bardlet.tokenizer.streaming import StreamDecoder
+from bardlet.tokenizer.training import (
+    choose_kind,
+    spread_sample,
+    suggest_vocab_size,
+    train_bpe,
+    train_byte,
+    train_char,
+)
 
 __all__ = [
     "BATCH",
@@ -43,6 +49,7 @@ __all__ = [
     "code_points",
     "load",
     "pieces",
+    "spread_sample",
     "suggest_vocab_size",
     "train_bpe",
     "train_byte",

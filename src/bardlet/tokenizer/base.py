@@ -1,4 +1,4 @@
-"""The Tokenizer class: a `tokenizer.json` that encodes and decodes text, whole or streamed."""
+"""The Tokenizer class: a `tokenizer.json` that encodes and decodes text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from bardlet.errors import BardletError, one_line
-from bardlet.tokenizer.pieces import PIECE, pieces
+from bardlet.tokenizer.pieces import BATCH, PIECE, Place, batches, pieces
 
 log = logging.getLogger("bardlet")
 
@@ -27,9 +28,7 @@ PAD = "<|pad|>"
 END = "<|end|>"  # ends a message of a conversation
 BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", END)
 MIN_BPE_VOCAB = 256 + len(BPE_SPECIAL)
-LOWERCASE = {"type": "Lowercase"}  # the one normalizer that kind bpe allows
-
-BATCH = 32  # pieces encoded at once: bounds the memory of encoding
+LOWERCASE, NFC = {"type": "Lowercase"}, {"type": "NFC"}  # the normalizers of bardlet's tokenizers: at most one
 
 
 class Tokenizer:
@@ -85,9 +84,24 @@ class Tokenizer:
         return json.loads(self.json).get("normalizer") == LOWERCASE
 
     @cached_property
+    def nfc(self) -> bool:
+        """True if a char, byte or bpe tokenizer brings its input into Unicode's form NFC."""
+        return self.kind != "other" and json.loads(self.json).get("normalizer") == NFC
+
+    @cached_property
     def is_plain_bpe(self) -> bool:
-        """True for a byte-level BPE with at most a lowercase normalizer: it cannot turn text into a special token."""
-        return self.kind == "bpe" and json.loads(self.json).get("normalizer") in (None, LOWERCASE)
+        """True for a byte-level BPE with at most one of our normalizers: it cannot turn text into a special token."""
+        return self.kind == "bpe" and json.loads(self.json).get("normalizer") in (None, LOWERCASE, NFC)
+
+    def with_nfc(self) -> Tokenizer:
+        """Return this tokenizer with NFC for its input; one with another normalizer, or of kind "other", as it is."""
+        pipeline = json.loads(self.json)
+        if self.kind == "other" or pipeline.get("normalizer"):
+            return self
+        pipeline["normalizer"] = NFC
+        normal = Tokenizer(json.dumps(pipeline, ensure_ascii=False, indent=2), self.eos, self.pad)
+        normal.chat_template = self.chat_template
+        return normal
 
     def with_tokens(self, special: Iterable[str], characters: Iterable[str] = ()) -> Tokenizer:
         """Return this tokenizer with more tokens, whose ids follow the others; the ids of texts do not change.
@@ -119,65 +133,81 @@ class Tokenizer:
 
     def encode_pieces(self, text: str) -> Iterator[np.ndarray]:
         """Yield the result of encode() in consecutive parts of dtype self.dtype, in bounded memory."""
-        if self.kind == "other":  # its word boundaries are unknown, so the text cannot be split
-            self._refuse_surrogates(text)
-            try:
-                yield np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:  # the library raises bare Exception, or panics in a regular expression
-                raise BardletError(f"the model's tokenizer cannot encode the text ({one_line(error)}); "
-                                   "use the model's original tokenizer.json") from None
-        elif self.kind == "bpe":
-            batch: list[str] = []
-            remaining = PIECE * BATCH  # in characters: text without spaces has longer pieces
-            for piece in pieces(text):
-                batch.append(piece)
-                remaining -= len(piece)
-                if remaining <= 0:
-                    yield self._encode_batch(batch, text)
-                    batch, remaining = [], PIECE * BATCH
-            if batch:
-                yield self._encode_batch(batch, text)
-        else:
-            for start in range(0, len(text), PIECE * BATCH):
-                yield self._look_up(text[start : start + PIECE * BATCH], text)
+        return self.encode_blocks((text,))
 
-    def _encode_batch(self, batch: list[str], text: str) -> np.ndarray:
+    def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yield the ids of a text that comes in blocks, the same as of the whole text, in parts of dtype self.dtype.
+
+        Memory holds a few blocks, but with kind "other" the whole text. A tokenizer with NFC needs blocks in that form.
+        """
+        place = Place()
+        if self.kind == "other":  # its word boundaries are unknown, so the text cannot be split
+            yield self._encode_whole("".join(blocks))
+        elif self.kind == "bpe":
+            for batch in batches(pieces(map(self.normalized, blocks)), PIECE * BATCH):
+                yield self._encode_batch(batch, place)
+                place.advance(batch)
+        else:
+            for block in map(self.normalized, blocks):
+                for start in range(0, len(block), PIECE * BATCH):
+                    piece = block[start : start + PIECE * BATCH]
+                    yield self._look_up(piece, place)
+                    place.advance((piece,))
+
+    def normalized(self, text: str) -> str:
+        """Return a text in the form that the tokenizer expects: NFC, if it was trained on that."""
+        return unicodedata.normalize("NFC", text) if self.nfc and not text.isascii() else text
+
+    def _encode_whole(self, text: str) -> np.ndarray:
+        self._refuse_surrogates(text, Place())
+        try:
+            return np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, or panics in a regular expression
+            raise BardletError(f"the model's tokenizer cannot encode the text ({one_line(error)}); "
+                               "use the model's original tokenizer.json") from None
+
+    def _encode_batch(self, batch: list[str], place: Place) -> np.ndarray:
         try:
             encoded = self.inner.encode_batch_fast(batch, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # the library's errors for a lone surrogate
-            self._refuse_surrogates(text)
+            self._refuse_surrogates("".join(batch), place)
             raise
         return np.concatenate([np.array(e.ids, self.dtype) for e in encoded])
 
-    def _look_up(self, piece: str, text: str) -> np.ndarray:
-        """Encode one piece of `text` by table, with the same ids as the library's pipeline (char and byte)."""
+    def _look_up(self, piece: str, place: Place) -> np.ndarray:
+        """Encode a piece at a place of a text by table, with the same ids as the library's pipeline (char and byte)."""
         if self._ids_of_points is not None:
             ids = self._ids_of_points[code_points(piece)]
             if ids.size and ids.min() < 0:
-                self.check(text)
+                self._refuse_unseen(piece, ids, place)
             return ids.astype(self.dtype)
         try:
             return np.frombuffer(piece.encode(), np.uint8).astype(self.dtype)
         except UnicodeEncodeError:
-            self._refuse_surrogates(text)
+            self._refuse_surrogates(piece, place)
             raise
 
     def check(self, text: str) -> None:
         """Raise BardletError for the first character that this tokenizer does not know, with its position."""
         if self._ids_of_points is None:
-            return self._refuse_surrogates(text)
-        unseen = np.flatnonzero(self._ids_of_points[code_points(text)] < 0)
-        if unseen.size:
-            known = self.vocab_size - len(self.special)
-            raise BardletError(
-                f"{_describe(text, int(unseen[0]))} is not among the {known} characters that the tokenizer "
-                "knows; remove it, or train with --tokenizer byte or bpe, which encode any text"
-            )
+            return self._refuse_surrogates(text, Place())
+        text = self.normalized(text)
+        ids = self._ids_of_points[code_points(text)]
+        if ids.size and ids.min() < 0:
+            self._refuse_unseen(text, ids, Place())
+
+    def _refuse_unseen(self, text: str, ids: np.ndarray, place: Place) -> None:
+        known = self.vocab_size - len(self.special)
+        raise BardletError(
+            f"{place.describe(text, int(np.flatnonzero(ids < 0)[0]))} is not among the {known} characters that the "
+            "tokenizer knows; remove it, or train with --tokenizer byte or bpe, which encode any text"
+        )
 
     def drop_unseen(self, text: str) -> tuple[str, int]:
         """Return (the text without the characters that check() rejects, number of these)."""
+        text = self.normalized(text)
         if self._ids_of_points is None:
             kept = text.encode("utf-8", "ignore").decode()
         else:
@@ -185,12 +215,12 @@ class Tokenizer:
             kept = points[self._ids_of_points[points] >= 0].astype("<u4").tobytes().decode("utf-32-le")
         return kept, len(text) - len(kept)
 
-    def _refuse_surrogates(self, text: str) -> None:
+    def _refuse_surrogates(self, text: str, place: Place) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BardletError(
-                f"{_describe(text, error.start)} is half of a surrogate pair, not a character; "
+                f"{place.describe(text, error.start)} is half of a surrogate pair, not a character; "
                 "save the text as UTF-8"
             ) from None
 
@@ -201,6 +231,23 @@ class Tokenizer:
         if self._bytes_of_id is None:
             return str(self.inner.decode([int(i) for i in ids], skip_special_tokens=skip_special))
         return b"".join(self.bytes_of(int(i), skip_special) for i in ids).decode("utf-8", "replace")
+
+    def measure(self, ids: np.ndarray) -> tuple[int, int]:
+        """Return (characters, bytes of UTF-8) of the text of ids (N,), without special tokens, in bounded memory.
+
+        With kind "other", memory holds the whole text.
+        """
+        if self._bytes_of_id is None:
+            text = self.decode(ids.tolist(), skip_special=True)
+            return len(text), len(text.encode())
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        characters = size = 0
+        for start in range(0, len(ids), PIECE * BATCH):
+            part = ids[start : start + PIECE * BATCH].tolist()
+            raw = b"".join(self.bytes_of(i, skip_special=True) for i in part)
+            text = decoder.decode(raw, final=start + len(part) >= len(ids))
+            characters, size = characters + len(text), size + len(text.encode())
+        return characters, size
 
     def bytes_of(self, token: int, skip_special: bool = False) -> bytes:
         """Return the UTF-8 bytes of one token of a char, byte or bpe tokenizer."""
@@ -272,40 +319,6 @@ MAX_GROWTH = 1000
 """Maximum factor by which a tokenizer's rules may lengthen a text."""
 
 
-# ---------------------------------------------------------------------------------------- streaming
-
-
-class StreamDecoder:
-    """Decodes tokens one by one and returns only whole characters.
-
-    The results of feed() and finish(), joined, equal decode() of all ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
-        self.tokenizer, self.skip_special = tokenizer, skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: list[int] = []  # kind "other": all ids so far, and the text already returned
-        self._sent = ""
-
-    def feed(self, token: int) -> str:
-        """Return the text that this token completes; "" inside a multi-byte character."""
-        if self.tokenizer.kind != "other":
-            return self._utf8.decode(self.tokenizer.bytes_of(int(token), self.skip_special))
-        self._ids.append(int(token))
-        text = self.tokenizer.decode(self._ids, self.skip_special)
-        return "" if text.endswith("\ufffd") else self._send(text)
-
-    def finish(self) -> str:
-        """Return the rest: U+FFFD if the last character is incomplete."""
-        if self.tokenizer.kind != "other":
-            return self._utf8.decode(b"", final=True)
-        return self._send(self.tokenizer.decode(self._ids, self.skip_special))
-
-    def _send(self, text: str) -> str:
-        new, self._sent = text[len(self._sent) :], text
-        return new
-
-
 # ------------------------------------------------------------------------------------------ helpers
 
 
@@ -332,7 +345,7 @@ def _kind(pipeline: dict[str, Any], ordinary: int) -> str:
     """Return the kind of a tokenizer.json; ordinary: number of tokens that are not special."""
     model, pre, decoder = pipeline["model"], pipeline.get("pre_tokenizer") or {}, pipeline.get("decoder") or {}
     lowercase = pipeline.get("normalizer") == LOWERCASE and model["type"] == "BPE" and pre.get("use_regex")
-    if pipeline.get("normalizer") and not lowercase:
+    if pipeline.get("normalizer") not in (None, NFC) and not lowercase:
         return "other"
     if model["type"] == "WordLevel":
         single = all(len(token) == 1 for token in model["vocab"]) and decoder.get("type") == "Fuse"
@@ -348,12 +361,3 @@ def _kind(pipeline: dict[str, Any], ordinary: int) -> str:
 def code_points(text: str) -> np.ndarray:
     """Return the code points of a text, uint32 of shape (characters,); lone surrogates pass (no alphabet has them)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def _describe(text: str, index: int) -> str:
-    """Describe a character and its position for a message: line and column from 1, as editors count."""
-    char = text[index]
-    line = text.count("\n", 0, index) + 1
-    column = index - text.rfind("\n", 0, index)
-    name = f'"{char}"' if char.isprintable() else "a non-printable character"
-    return f"{name} (U+{ord(char):04X}) at line {line}, column {column}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -14,6 +14,9 @@ from bardlet.tokenizer.pieces import PIECE, pieces
 
 DISTINCT = 6_000_000
 """Maximum total size of the distinct words for BPE training; the trainer needs about 100 bytes of memory per byte."""
+SAMPLE, DISTINCT_OF_SAMPLE = 1 << 26, 1_500_000
+"""Characters of the sample of a longer text, and the maximum total size of its distinct words."""
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def train_char(alphabet: Iterable[str], separator: bool) -> Tokenizer:
@@ -38,16 +41,16 @@ def train_byte(separator: bool) -> Tokenizer:
     return _finish(inner, separator)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool = False,
-              append_eos: bool = False) -> Tokenizer:  # fmt: skip
+def train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool = False, append_eos: bool = False,
+              bounded: bool = False) -> Tokenizer:
     """Train a byte-level BPE: six special tokens (ids 0 to 5), the 256 bytes, then merges by frequency.
 
     lowercase: lowercase all input. append_eos: transformers appends <|endoftext|> to each text that it encodes, as
     Hugging Face's translation models expect; `encode` never does.
 
-    Reads `texts` up to DISTINCT bytes of distinct words, which bounds the trainer's memory: a few hundred MB of a
-    language with spaces stay below it, text without spaces soon reaches it. Deterministic. A small text may give a
-    smaller vocabulary. BardletError if vocab_size is too small for the bytes and special tokens.
+    Reads `texts` up to DISTINCT bytes of distinct words, which bounds the trainer's memory, or to the end if they are
+    `bounded`, a `spread_sample`. Deterministic. A small text may give a smaller vocabulary. BardletError if vocab_size
+    is too small for the bytes and special tokens.
     """
     if vocab_size < MIN_BPE_VOCAB:
         raise BardletError(
@@ -69,23 +72,71 @@ def train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool = False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(_until_distinct(texts), trainer)
+    inner.train_from_iterator(texts if bounded else _until_distinct(texts), trainer)
     return Tokenizer(inner.to_str(pretty=True))
 
 
 def _until_distinct(texts: Iterable[str]) -> Iterator[str]:
-    seen: set[int] = set()
-    distinct = 0
+    words = _Words()
+    for part in _parts(texts):
+        words.add(part)
+        yield part
+        if words.size > DISTINCT:
+            return
+
+
+def _parts(texts: Iterable[str | Iterable[str]]) -> Iterator[str]:
+    """Yield texts, which may come in blocks, in parts of at most PIECE characters."""
     for text in texts:
         for piece in pieces(text):
             # a long run without word starts teaches little and costs much
-            for part in (piece[i : i + PIECE] for i in range(0, len(piece), PIECE)):
-                words = {hash(w): len(w) if w.isascii() else len(w.encode()) for w in set(part.split())}
-                distinct += sum(words[h] for h in words.keys() - seen)
-                seen.update(words)
-                yield part
-                if distinct > DISTINCT:
-                    return
+            yield from (piece[i : i + PIECE] for i in range(0, len(piece), PIECE))
+
+
+class _Words:
+    """The total size of the distinct words of a text, in bytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._seen: set[int] = set()
+
+    def add(self, text: str) -> None:
+        """Count the words of the next part of a text."""
+        words = {hash(w): len(w) if w.isascii() else len(w.encode()) for w in set(text.split())}
+        self.size += sum(words[h] for h in words.keys() - self._seen)
+        self._seen.update(words)
+
+
+def spread_sample(read: Callable[[], Iterable[Iterable[str]]], characters: int) -> Iterator[str]:
+    """Yield the texts to train BPE on: all, or parts from everywhere in them if they have too many characters or words.
+
+    Args:
+        read: returns the texts, each in blocks; called several times.
+        characters: of all texts.
+    """
+    share, limit = 1.0, DISTINCT
+    if characters > SAMPLE:
+        share, limit = SAMPLE / characters, DISTINCT_OF_SAMPLE
+    while _distinct(_spread(read(), share), limit) > limit:
+        share /= 2
+    return _spread(read(), share)
+
+
+def _distinct(parts: Iterable[str], limit: int) -> int:
+    """Return the total size of the distinct words, or the first size above the limit."""
+    words = _Words()
+    for part in parts:
+        words.add(part)
+        if words.size > limit:
+            break
+    return words.size
+
+
+def _spread(texts: Iterable[Iterable[str]], share: float) -> Iterator[str]:
+    """Yield an evenly spread share of the parts of texts. The multiples of the golden ratio have no period."""
+    for number, part in enumerate(_parts(texts)):
+        if share == 1 or number * GOLDEN % 1 < share:
+            yield part
 
 
 def choose_kind(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:

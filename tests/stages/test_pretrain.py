@@ -1,0 +1,87 @@
+"""Pretraining on a text: its Unicode form and the development split, in a run, in resume and in evaluation."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bardlet
+from bardlet import tokenizer as tk
+from bardlet.config.toml import read_toml
+from bardlet.data import corpus
+from bardlet.errors import BardletError
+
+TINY: dict[str, Any] = {"model": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "batch_size": 2,
+                        "dtype": "fp32", "compile": "off", "threads": 1, "steps": 4, "save_every": 2, "eval_every": 4}
+TEXT = "Über den Wölken é muß die Freiheit grenzenlos sein, à la carte. "
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BARDLET_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "lied.txt"
+    path.write_text("".join(f"{n} {TEXT}" for n in range(120)), encoding="utf-8")
+    return path
+
+
+def test_normalize_is_recorded_and_prompts_follow_it(text: Path, tmp_path: Path) -> None:
+    plain = bardlet.train(text, out=tmp_path / "plain", tokenizer="char", **TINY)
+    text.write_text(unicodedata.normalize("NFD", text.read_text(encoding="utf-8")), encoding="utf-8")
+    run = bardlet.train(text, out=tmp_path / "nfc", tokenizer="char", normalize="nfc", **TINY)
+    assert read_toml(run.folder / "run.toml")[0].normalize == "nfc"
+    assert "\nnormalize =" not in (plain.folder / "run.toml").read_text(encoding="utf-8")
+    assert run.record.val_loss == plain.record.val_loss and run.record.text_hash != plain.record.text_hash
+    prompt = unicodedata.normalize("NFD", "Über Wölken é")
+    model = bardlet.load(run.folder)
+    assert model.tokenizer.encode(prompt).tolist() == model.tokenizer.encode("Über Wölken é").tolist()
+    assert model.generate(prompt, max_new_tokens=5, seed=1) == model.generate("Über Wölken é", max_new_tokens=5, seed=1)
+    assert bardlet.evaluate(run.folder, text).skipped_characters == 0  # type: ignore[union-attr]
+    short = {name: TINY[name] for name in ("steps", "batch_size")}
+    again = bardlet.train(text, out=tmp_path / "again", init=run.folder, **short)
+    assert read_toml(again.folder / "run.toml")[0].normalize == "nfc" and bardlet.load(again.folder).tokenizer.nfc
+    added = bardlet.train(text, out=tmp_path / "added", init=plain.folder, normalize="nfc", **short)
+    assert bardlet.load(added.folder).tokenizer.nfc
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_a_run_on_the_development_split_resumes_and_evaluates_the_same_tokens(
+    text: Path, tmp_path: Path, kind: str
+) -> None:
+    run = bardlet.train(text, out=tmp_path / "run", tokenizer=kind, val_part="dev", eval_tokens=0, **TINY)
+    loss = bardlet.evaluate(run.folder).score.loss  # type: ignore[union-attr]
+    shutil.rmtree(tmp_path / "cache")  # the tokens are built again, with the tokenizer of the run
+    assert bardlet.evaluate(run.folder).score.loss == loss == pytest.approx(run.record.val_loss, abs=1e-6)  # type: ignore[union-attr]
+    resumed = bardlet.resume(run.folder, steps=6, allow_change=True)
+    assert resumed.record.tokens == run.record.tokens and resumed.record.val_tokens == run.record.val_tokens
+    tokens = len(tk.load(run.folder).encode("".join(corpus.find([str(text)]).documents("train"))))
+    assert run.record.tokens + run.record.val_tokens + 1 == tokens
+    assert abs(run.record.tokens - int(0.9 * tokens)) < (1 if kind != "bpe" else 0.02 * tokens)
+
+
+@pytest.mark.parametrize(("url", "command"), [
+    ("https://example.org/a/my%20book.txt", "curl -L -o my_book.txt https://example.org/a/my%20book.txt"),
+    ("http://example.org/x.jsonl.gz?a=1&b=[2]", "curl -L -o x.jsonl.gz 'http://example.org/x.jsonl.gz?a=1&b=[2]'"),
+    ("HTTPS://example.org/", "curl -L -o text.txt HTTPS://example.org/")])
+def test_a_url_is_refused_with_the_command_that_downloads_it(url: str, command: str) -> None:
+    with pytest.raises(BardletError) as error:
+        corpus.find([url])
+    assert str(error.value) == f"{url}: is a URL, and bardlet trains on files; download it first: {command}"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("leid.txt", "lied.txt"), ("LIED.TXT", "lied.txt"), ("lied.text", "lied.txt"), ("bok", "books")])
+def test_a_mistyped_name_is_corrected(text: Path, typed: str, meant: str) -> None:
+    (text.parent / "books").mkdir()
+    with pytest.raises(BardletError) as error:
+        corpus.find([str(text.parent / typed)])
+    assert f'no such file, folder or corpus (did you mean "{text.parent / meant}"?)' in str(error.value)
+
+
+@pytest.mark.parametrize("typed", ["poem.txt", "x", "nowhere/lied.txt"])
+def test_another_name_is_not(text: Path, typed: str) -> None:
+    with pytest.raises(BardletError, match=r"no such file, folder or corpus; `bardlet data`"):
+        corpus.find([str(text.parent / typed)])
