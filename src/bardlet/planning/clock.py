@@ -45,9 +45,11 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
     """Return the seconds per training step, timed over `count` steps after a warm-up step (which also compiles).
 
     No further step starts once the timed ones have taken `patience` seconds, or the warm-up step alone, if it compiled
-    nothing. The steps are real ones on the run's own batches, with temporary optimizers; the weights are restored.
+    and loaded nothing. The steps are real ones on the run's own batches, with temporary optimizers; the weights are
+    restored.
     """
-    patience_first = math.inf if trainer.machine.get("compiled") else patience
+    warm = trainer.dist.device.type == "cpu" and not trainer.machine.get("compiled")
+    patience_first = patience if warm else math.inf
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     optimizers = optim.build(trainer.model, trainer.config)
     wrapped = trainer.dist.wrap(trainer.model)

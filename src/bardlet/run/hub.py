@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bardlet.config.settings import Settings
-from bardlet.errors import BardletError, one_line, printable
+from bardlet.errors import BardletError, one_line, printable, quoted
 from bardlet.run import foreign, hf
 from bardlet.runtime import manifest
 from bardlet.runtime.atomic import REMEDIES, write_atomically
@@ -62,6 +62,8 @@ def folder(model: str) -> Path:
         return _fetch(model)
     owner = model.partition("/")[0]
     if NAME.fullmatch(model) and owner not in OWN_FOLDERS and not os.path.lexists(model):
+        if run := manifest.similar_run(Path(model)):
+            raise BardletError(f"{model}: no such folder; did you mean {quoted(run)}?")
         raise BardletError(f"{model}: no such folder; {owner} exists here, so this is not looked up on the Hub; check "
                            f"the path, or run `hf download {model.partition('@')[0]} --local-dir DIR`")
     return Path(model)

@@ -131,7 +131,7 @@ def check_folder(folder: Path) -> None:
         raise BardletError(f"{folder}: a file, not a model; name a run folder or a Hugging Face folder first, then "
                            "the files")
     if not folder.is_dir():
-        run = _similar_run(folder)
+        run = similar_run(folder)
         raise BardletError(f"{folder}: no such folder; " + (
             f"did you mean {quoted(run)}?" if run else "`bardlet train` prints the path of its run folder"))
     try:
@@ -148,7 +148,7 @@ def check_folder(folder: Path) -> None:
     raise BardletError(f"{folder}: no run.toml, so this is not a run folder; `bardlet runs` lists the runs")
 
 
-def _similar_run(folder: Path) -> Path | None:
+def similar_run(folder: Path) -> Path | None:
     """Return the run that a misspelled path probably means, in runs/ or next to it; None if none is similar."""
     if os.path.exists((run := Path("runs") / folder) / "run.toml"):
         return run
