@@ -64,6 +64,8 @@ def start(config: Settings, out: str | None = None, started: float | None = None
             stage = stage_of(config)(config, dist, progress)
             trainer = stage.begin(out, started)
             trainer.record.base_revision = hub.revision(config.init)
+        if config.minutes is not None and (factor := clock.slowdown(dist)) > 1:
+            log.warning("this machine is busy: %s; close them, or give more --minutes", contention.describe(factor))
         estimated = plan_only and trainer.state.steps > 0  # from the calibration, without timing this model
         if config.minutes is None:
             compilation.choose_compile(trainer, compiling=not plan_only)
@@ -315,7 +317,7 @@ def _predict_again(trainer: Trainer, stage: AnyStage) -> str:
     """Predict the loss of a new plan, and return it for a message."""
     stage.predict(trainer)
     text = stage.prediction() if trainer.record.reasons is not None else ""
-    return f"; predicted validation loss: {text}" if text else ""
+    return f"; predicted validation loss: {text}" if trainer.record.expected else f"; {text}" * bool(text)
 
 
 def _seconds_spent(state: State, started: float) -> None:

@@ -319,7 +319,7 @@ def test_ctrl_c_keeps_finished_rungs(text: Path, tmp_path: Path, capsys: pytest.
             os.kill(os.getpid(), signal.SIGINT)
 
     ladder.plan_steps(ignore)
-    with pytest.raises(BardletError, match="stopped in rung 3, one-head; finished rungs are kept in ") as stopped:
+    with pytest.raises(BardletError, match="stopped in rung 3, one-head; all steps are saved in ") as stopped:
         list(ladder.train_all(interrupt))
     assert stopped.value.exit_code == 130  # type: ignore[attr-defined]
     assert [path.parent.parent.name for path in (tmp_path / "l").glob("*/*/outcome.json")] == ["01-bigram"]
@@ -400,7 +400,7 @@ def test_late_signal_stops_the_ladder_after_the_rung(when: str, number: int, cod
     before = signal.getsignal(number)
     ladder.plan_steps(ignore)
     done = []
-    with pytest.raises(BardletError, match="stopped after rung 3, one-head; finished rungs are kept in ") as stopped:
+    with pytest.raises(BardletError, match="stopped after rung 3, one-head; all steps are saved in ") as stopped:
         for outcome in ladder.train_all(watch):
             done.append(outcome.rung.name)
     assert stopped.value.exit_code == code  # type: ignore[attr-defined]
@@ -426,7 +426,7 @@ def test_signals_act_at_once_during_compilation(text: Path, tmp_path: Path,
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT
     try:
         handlers[signal.SIGINT] = signal.default_int_handler
-        with pytest.raises(BardletError, match="stopped in rung 8, dropout; finished rungs are kept in ") as stopped:
+        with pytest.raises(BardletError, match="stopped in rung 8, dropout; all steps are saved in ") as stopped:
             list(ladder.train_all(ignore))
     finally:
         signal.signal(signal.SIGINT, before)

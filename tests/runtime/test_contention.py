@@ -163,11 +163,13 @@ def test_a_base_on_a_slow_machine_gets_smaller_batches(text: Path, tmp_path: Pat
                                                        bardlet: Callable[..., dict[str, Any]]) -> None:
     """At two seconds a step of 32 windows, a minute has 30 steps: windows are halved until there is time for 100."""
 
+    long = tmp_path / "long.txt"
+    long.write_text(text.read_text(encoding="utf-8") * (120_000 // text.stat().st_size), encoding="utf-8")
     shape = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "64", "--compile", "off"]
     bardlet("train", text, *shape, "--steps", "2", "--out", tmp_path / "base")
     clock.per_step = 2.0
     for extra, batch in (([], 8), (["--batch-size", "16"], 16)):
-        bardlet("train", text, "--init", tmp_path / "base", "--minutes", "1", *extra, "--out",
+        bardlet("train", long, "--init", tmp_path / "base", "--minutes", "1", *extra, "--out",
                 tmp_path / f"new-{batch}")
         with open(tmp_path / f"new-{batch}" / "run.toml", "rb") as file:
             assert tomllib.load(file)["batch_size"] == batch

@@ -85,3 +85,44 @@ def test_a_mistyped_name_is_corrected(text: Path, typed: str, meant: str) -> Non
 def test_another_name_is_not(text: Path, typed: str) -> None:
     with pytest.raises(BardletError, match=r"no such file, folder or corpus; `bardlet data`"):
         corpus.find([str(text.parent / typed)])
+
+
+def names(path: Path) -> Path:
+    """Write a list of 400 names, one a line."""
+    path.write_text("".join(f"{'KLMN'[n % 4]}{'aeiou'[n % 5]}{'rst'[n % 3]}{'aeiou'[n // 5 % 5]}{'nm'[n % 2]}\n"
+                            for n in range(400)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("text", "starts"), [("names", True), ("stories", True), ("book", False)])
+def test_a_prompt_starts_a_document_where_documents_are_short(text: str, starts: bool, tmp_path: Path) -> None:
+    """A model of names has hardly seen a name that does not follow the separator; passages of a novel follow anything.
+    """
+    file = tmp_path / f"{text}.txt"
+    if text == "names":
+        names(file)
+    else:
+        sentence = "the cat sat on the mat and the dog ran to the door. "
+        file.write_text({"stories": (sentence[:40] + "<|endoftext|>") * 60, "book": sentence * 60}[text])
+    run = bardlet.train(file, steps=1, n_layer=1, n_head=2, n_embd=16, block_size=64, compile="off",
+                        separator="\n" if text == "names" else "auto", out=tmp_path / text)
+    model = bardlet.load(run.folder)
+    assert model.starts_documents == starts
+    prompt = "K" if text == "names" else "the"
+    ids = model.tokenizer.encode(prompt).tolist()
+    assert model.prompt_ids(prompt) == ([model.tokenizer.eos_id, *ids] if starts else ids)
+    assert model.prompt_ids("") != [] and model.generate(prompt, 5, seed=1) == model.generate(prompt, 5, seed=1)
+
+
+@pytest.mark.parametrize(("unknown", "refused"), [(1, False), (50, False), (70, True), (200, True)])
+def test_many_characters_that_the_base_does_not_know_are_an_error(unknown: int, refused: bool, tmp_path: Path) -> None:
+    """Leaving out up to a twentieth is a note with its share; more would be another text than the one given."""
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "compile": "off", "steps": 1}
+    (tmp_path / "a.txt").write_text("ab" * 600)
+    base = bardlet.train(tmp_path / "a.txt", tokenizer="char", out=tmp_path / "base", **shape)  # type: ignore[arg-type]
+    (tmp_path / "b.txt").write_text("ab" * 600 + "z" * unknown)
+    if refused:
+        with pytest.raises(BardletError, match=rf"{unknown} characters \(\d+\.\d%\) are not in the vocabulary"):
+            bardlet.train(tmp_path / "b.txt", init=base.folder, steps=1, out=tmp_path / "new", compile="off")
+    else:
+        bardlet.train(tmp_path / "b.txt", init=base.folder, steps=1, out=tmp_path / "new", compile="off")

@@ -14,7 +14,7 @@ from bardlet.api import arguments
 from bardlet.api.arguments import names_keywords
 from bardlet.config import toml
 from bardlet.config.inference import SamplingOptions
-from bardlet.config.pretraining import TranslationConfig
+from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError, printable, quoted
 from bardlet.inference import text_generation
@@ -34,8 +34,11 @@ class Model:
     """A model with its tokenizer, on its device.
 
     folder: where it was loaded from. module: the `torch.nn.Module`. tokenizer: text to token ids and back.
-    documents: how many documents its training text had; a model of one document knows no separator.
+    documents: how many documents its training text had; a model of one document knows no separator. starts_documents:
+    a prompt begins a document, as nearly all windows of the training text did, in a list of names or short stories.
     """
+
+    starts_documents = False
 
     def __init__(self, folder: Path, module: Any, tokenizer: Tokenizer, dtype: DType, documents: int,
                  prefix_lm: bool | None) -> None:
@@ -134,7 +137,9 @@ class Model:
         self._refuse_translator()
         if not isinstance(prompt, str):
             raise BardletError(f"prompt {printable(prompt)}: must be a string")
-        return text_generation.prompt_ids(self.tokenizer, prompt, self.documents)
+        ids = text_generation.prompt_ids(self.tokenizer, prompt, self.documents)
+        start = text_generation.prompt_ids(self.tokenizer, "", self.documents) if self.starts_documents else []
+        return ids if not prompt or ids[:1] == start else start + ids
 
     def options(self, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
                 seed: int | None) -> tuple[int, dict[str, Any]]:
@@ -194,12 +199,17 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)
     documents, prefix_lm = 2, False if module.config.model == "encdec" else None
+    starts_documents = False
     if (folder / "run.toml").exists():
         try:
             config, record = run_folder.settings(folder, use_edited=True)
             documents = record.get("documents") or 2
             prefix_lm = config.prefix_lm if isinstance(config, TranslationConfig) else prefix_lm
+            starts_documents = (isinstance(config, TrainConfig) and documents > 1
+                                and int(record.get("tokens") or 0) < documents * module.config.block_size)
         except BardletError as error:  # the weights are intact all the same
             log.warning("%s", error)
     runtime_device.place(module, device, dtype)
-    return Model(folder, module, tokenizer, dtype, documents, prefix_lm)
+    model = Model(folder, module, tokenizer, dtype, documents, prefix_lm)
+    model.starts_documents = starts_documents
+    return model

@@ -365,7 +365,7 @@ class Ladder:
     def train_all(self, watch: Watch) -> Iterator[Outcome]:
         """Train the unfinished rungs, yielding the outcome of every rung, including those of earlier calls.
 
-        Raises BardletError after a signal: finished rungs are kept, and the same call continues.
+        Raises BardletError after a signal: all steps are saved, and the same call continues.
         """
         for rung, seed in self.jobs():
             outcome, late_signal = self.outcome(rung, seed, log.warning), [0]
@@ -383,8 +383,7 @@ class Ladder:
 
     def _stopped(self, where: str, exit_code: int) -> BardletError:
         """Return the error to raise after a signal."""
-        error = BardletError(f"stopped {where}; finished rungs are kept in {self.out}: run the same command to "
-                             "continue")
+        error = BardletError(f"stopped {where}; all steps are saved in {self.out}: run the same command to continue")
         error.exit_code = exit_code  # type: ignore[attr-defined]
         return error
 

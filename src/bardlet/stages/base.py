@@ -31,8 +31,8 @@ from bardlet.planning.compilation import choose_compile, keep_compiled
 from bardlet.run import card, hf, hub
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
-from bardlet.runtime import contention, distributed
 from bardlet.runtime import device as runtime_device
+from bardlet.runtime import distributed
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.seeds import torch_seed
 from bardlet.tokenizer import Tokenizer
@@ -229,9 +229,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
             clock.steps_for(remaining, per_step, evaluations * per_evaluation, slowdown))
         steps = min(steps, trainer.record.most_steps or steps)
         trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
-        if slowdown > 1:
-            log.warning("this machine is busy: %s; close them, or give more --minutes", contention.describe(slowdown))
-        elif steps < 20:
+        if steps < 20 and slowdown == 1:
             log.warning("time for only %s, at %.1f s per step; give more --minutes, or choose a smaller model "
                         "(--n-layer, --n-embd)", f"{steps} step{'s' * (steps != 1)}", per_step)
         if trainer.config.eval_every is None:

@@ -24,8 +24,10 @@ def describe(record: TextRecord, pretrained: bool) -> str:
     """
     if record.expected:
         return scaling_law.describe(record.expected, record.drift or 0.0)
+    if record.counting and record.most_steps and record.most_steps < scaling_law.MIN_STEPS:
+        return f"no prediction: the text is too short for {scaling_law.MIN_STEPS} steps, the fewest that have one"
     if record.counting:
-        return f"no prediction: there is one for {scaling_law.MIN_STEPS} steps or more; give more --minutes"
+        return f"no prediction: it takes {scaling_law.MIN_STEPS} steps, which need more time"
     if record.untold:
         few = len(record.untold) < 4
         chosen = ", ".join(map(flag, record.untold)) if few else "model, batch size and learning rates"
@@ -53,7 +55,8 @@ def results(record: TextRecord, train_chars: int, at_limit: bool) -> list[str]:
     characters = (record.characters or 0.0) * minutes / record.minutes
     later = scaling_law.predict_loss(record.counting, characters, characters / max(1, train_chars), record.drift or 0.0)
     later *= record.nats_per_char / record.expected  # as far from the prediction as this run
-    if later > 0.98 * record.nats_per_char:
+    then = scaling_law.reads_like(later, record.bigram)
+    if then == now:
         return [f"reads like: {now}"]
-    return [f"reads like: {now}; --minutes {minutes:g} would give about {later:.2f} nats per character: "
-            f"{scaling_law.reads_like(later, record.bigram)}"]
+    minutes_text = f"{minutes:g} minute{'s' * (minutes != 1)}"
+    return [f"reads like: {now}; {minutes_text} would give about {later:.2f} nats per character: {then}"]

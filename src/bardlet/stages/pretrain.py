@@ -42,6 +42,9 @@ log = logging.getLogger("bardlet")
 MIN_CHARACTERS = 1_000
 """Minimum characters of a text to plan for: the memorization budget of a shorter one ends after a few steps."""
 
+MAX_UNSEEN = 0.05
+"""Share of the characters of a text that the tokenizer of --init may not know."""
+
 SAMPLE_TOKENS = 400
 """Length of the sample of a finished run."""
 
@@ -76,8 +79,13 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
                                              self.progress, skip_unseen=tokenizer is not None,
                                              val_part=self.config.val_part)
         if dataset.skipped:
-            log.warning("%s: skipped %d characters that are not in the tokenizer's vocabulary", source.name,
-                        dataset.skipped)
+            share = dataset.skipped / (dataset.skipped + dataset.train_chars + dataset.val_chars)
+            missing = (f"{source.name}: {dataset.skipped:,} characters ({share:.1%}) are not in the vocabulary of "
+                       f"{self.config.init or 'this model'}")
+            if share > MAX_UNSEEN:
+                raise BardletError(f"{missing}; train a new model, without --init, or start from one with a bpe or "
+                                   "byte tokenizer")
+            log.warning("%s; skipped them", missing)
         return dataset
 
     def changed_text(self, record: Mapping[str, Any]) -> str | None:
@@ -165,6 +173,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         else:
             self.config = self.config.resolved()
             self.data = self.tokenize(base[1] if base else None)
+        if base and config.minutes is not None and self.batch_is_open:
+            self.config = replace(self.config, batch_size=self._batch_for_text())
         torch.manual_seed(torch_seed(config.seed))
         if base:
             model = base[0]
@@ -190,6 +200,12 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if old_text:
             replay.evaluate_before(trainer)
         return trainer
+
+    def _batch_for_text(self) -> int:
+        """Return windows per batch for a base model: the default, fewer for a short text, as in `planning.plan`."""
+        config, world = self.config, self.dist.world
+        rows = min(config.batch_size, max(256, len(self.parts()[0]) // 48) // config.block_size)
+        return max(1, rows // world) * world
 
     def _record_plan(self, plan: Plan[TrainConfig], measured: CorpusStatistics, set_by_user: set[str]) -> None:
         """Record the reasons of a plan, and what its prediction needs."""
@@ -242,7 +258,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             eval_tokens = planning.evaluation_tokens(plan.config, vocab_size, clock.seconds_left(deadline, dist), eager)
             plan = replace(plan, config=replace(plan.config, eval_tokens=eval_tokens))
         if plan.compiled:
-            reason = f"compiled: takes part of the time, but makes steps about {calibrate.COMPILED:g} times as fast"
+            reason = f"compiled: it takes some of the time and makes steps about {calibrate.COMPILED:g} times as fast"
             plan = replace(plan, reasons=(*plan.reasons, reason))
         return measured, plan
 

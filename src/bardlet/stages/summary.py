@@ -27,7 +27,7 @@ def _end(trainer: Trainer, steps: int) -> str:
         return ""
     minutes = _minutes(trainer.record.minutes)
     if steps + 1 >= (trainer.record.most_steps or math.inf):  # the estimate is rounded, the maximum rounded up
-        return f", ends before {minutes} are over: more steps would only memorize the text"
+        return f", ends in less than {minutes}: more steps would only memorize the text"
     return f", ends within {minutes}"
 
 
