@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import unicodedata
 from pathlib import Path
@@ -120,7 +121,9 @@ def test_many_characters_that_the_base_does_not_know_are_an_error(unknown: int, 
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "compile": "off", "steps": 1}
     (tmp_path / "a.txt").write_text("ab" * 600)
     base = bardlet.train(tmp_path / "a.txt", tokenizer="char", out=tmp_path / "base", **shape)  # type: ignore[arg-type]
-    (tmp_path / "b.txt").write_text("ab" * 600 + "z" * unknown)
+    characters = list("ab" * 600 + "z" * unknown)
+    random.Random(0).shuffle(characters)
+    (tmp_path / "b.txt").write_text("".join(characters))
     if refused:
         with pytest.raises(BardletError, match=rf"{unknown} characters \(\d+\.\d%\) are not in the vocabulary"):
             bardlet.train(tmp_path / "b.txt", init=base.folder, steps=1, out=tmp_path / "new", compile="off")

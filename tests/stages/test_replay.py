@@ -25,7 +25,7 @@ Bardlet = Callable[..., dict[str, Any]]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base model of old.txt, and new.txt."""
     path = tmp_path_factory.mktemp("replay")
-    (path / "old.txt").write_text("".join(f"the {n} bards of {n * 7 % 31} rivers\n" for n in range(200)))
+    (path / "old.txt").write_text("".join(f"the {n} bards, two; of {n * 7 % 31} rivers\n" for n in range(200)))
     (path / "new.txt").write_text("".join(f"{n} ravens; {n * 3 % 17} towers, {n} bards\n" for n in range(200)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
