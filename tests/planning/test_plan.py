@@ -136,8 +136,13 @@ def test_a_vocabulary_is_chosen_only_for_a_long_text() -> None:
     three_minutes = Machine(180, LAPTOP)
     assert planning.plan_vocabulary(short, three_minutes, config) == (config, "")
     sizes = [planning.plan_vocabulary(long, Machine(seconds, LAPTOP), config)[0].vocab_size or 0
-             for seconds in (60, 600, 1e5)]
+             for seconds in (120, 600, 1e5)]
     assert sizes == sorted(sizes) and 512 <= sizes[0] < sizes[-1] <= 32_768
+    for seconds, slowdown, kind in ((60, 1, "char"), (120, 1, "bpe"), (120, 5, "char"), (900, 5, "bpe")):
+        machine = Machine(seconds, LAPTOP, slowdown=slowdown)
+        assert planning.plan_vocabulary(long, machine, config)[0].tokenizer == kind, "bpe takes too long"
+    many = CorpusStatistics(60_000_000, 54_000_000, "".join(map(chr, range(0x4e00, 0x5000))))
+    assert planning.plan_vocabulary(many, Machine(60, LAPTOP), config)[0].tokenizer == "byte"
     for custom in (TrainConfig(tokenizer="char"), TrainConfig(vocab_size=700)):
         assert planning.plan_vocabulary(long, three_minutes, custom) == (custom, "")
     planned, reason = planning.plan_vocabulary(short, three_minutes, TrainConfig(tokenizer="bpe"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from bardlet import tokenizer as tokenization
 from bardlet.config.pretraining import FromScratch, TrainConfig, TranslationConfig
@@ -52,6 +52,11 @@ after 10 epochs, which is 83; 2.323 after 40, with dropout.)"""
 MIN_EPOCHS = 3
 """Epochs that a pretrained model may train at least: by the budget a large one could not train on a short text at all.
 """
+
+BPE_SECONDS, BPE_SHARE, MAX_ALPHABET = 0.36e-6, 0.25, 256
+"""(Seconds per character of training a BPE tokenizer and encoding with it on two cores, share of the time that it may
+take, alphabet of a char tokenizer). 61 million characters take 22 seconds: with a minute in all, they came to 1.53 nats
+per character, and to 1.51 as single characters."""
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
 """Settings that make up a shape; if the user sets any, `plan` does not choose a shape."""
@@ -109,6 +114,8 @@ class Machine:
     """Maximum number of parameters that fit in memory."""
     compiled: bool = False
     """True if `speed` is with compiled blocks."""
+    slowdown: float = 1.0
+    """How many times slower other programs make it."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,12 @@ def plan_vocabulary(statistics: CorpusStatistics, machine: Machine, config: Trai
         reason = f"bpe: as requested; {size:,} tokens"
     if kind != "bpe" or size is None:
         return config, ""
+    waiting = BPE_SECONDS * statistics.characters * machine.slowdown
+    if config.tokenizer == "auto" and waiting > BPE_SHARE * machine.seconds:
+        kind = "char" if len(statistics.alphabet) <= MAX_ALPHABET else "byte"
+        return replace(config, tokenizer=cast(Any, kind)), (
+            f"{kind}: to tokenize {count(statistics.characters)} characters with bpe would take about {waiting:.0f} "
+            "seconds")
     characters = statistics.train_characters  # an upper bound on the tokens
     model = _with_largest_shape(TextStatistics(characters, characters, 1, 2048), machine, config)
     affordable = 2 ** int(math.log2(16 * model.n_layer * model.n_embd))

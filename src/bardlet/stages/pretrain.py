@@ -350,4 +350,4 @@ class _PlanningMachine:
                                       or calibrate.worth_compiling(seconds, compile_seconds))
         speed = self.eager.compiled() if compiled else self.eager
         seconds = clock.usable(max(1.0, seconds - compile_seconds) if compiled else seconds, self.slowdown)
-        return Machine(seconds, speed, self.dist.world, self.parameters, compiled)
+        return Machine(seconds, speed, self.dist.world, self.parameters, compiled, self.slowdown)
