@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from bardlet.runtime import cache as runtime_cache
 
 
 def random_words(n: int, seed: int) -> str:
-    random = np.random.default_rng(seed)
-    return " ".join(random.choice(["to", "be", "or", "not", "that", "is", "the", "question"], n).tolist())
+    rng = np.random.default_rng(seed)
+    return " ".join(rng.choice(["to", "be", "or", "not", "that", "is", "the", "question"], n).tolist())
 
 
 def measure(path: Path, cache: Path) -> statistics.CorpusStatistics:
@@ -142,3 +143,16 @@ def test_the_quarter_samples_every_kind_of_alternating_lines(tmp_path: Path, per
     (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     best, quarter, *_ = measure(tmp_path / "a.txt", tmp_path / "cache").counting or pytest.fail("no n-gram features")
     assert quarter / best < 1.05
+
+
+@pytest.mark.parametrize(("order", "above"), [("in order", True), ("shuffled", False)])
+def test_the_end_of_a_text_in_order_of_time_drifts(order: str, above: bool, tmp_path: Path) -> None:
+    """Each chapter has words of its own; shuffled, every passage has words of every chapter."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(400)]
+    chapters = [words[start:start + 20] for start in range(0, 400, 20)]
+    lines = [" ".join(rng.choices(chapter, k=12)) for chapter in chapters for _ in range(60)]
+    if order == "shuffled":
+        rng.shuffle(lines)
+    (tmp_path / "t.txt").write_text("\n".join(lines))
+    assert (measure(tmp_path / "t.txt", tmp_path).drift > 0.15) == above

@@ -247,6 +247,26 @@ def test_the_predicted_loss_falls_with_training() -> None:
     assert abs(twenty / forty - 1) < 0.02, "further epochs barely help"
 
 
+@pytest.mark.parametrize(("drift", "epochs", "rise"), [(0.14, 5.0, 0.0), (0.33, 0.2, 0.0257), (0.27, 1.9, 0.1104),
+                                                       (0.33, 1e9, 0.27), (-0.3, 3.0, 0.0)])
+def test_an_unlike_end_raises_the_prediction_with_the_epochs(drift: float, epochs: float, rise: float) -> None:
+    """Of a text in order of time; usual texts have no rise. The band widens by half of the whole rise."""
+    counting = (1.6, 1.8, 500_000.0, 0.0, 0.0)
+    usual, raised = (scaling_law.predict_loss(counting, 1e6, epochs, d) for d in (0.0, drift))
+    assert raised / usual - 1 == pytest.approx(rise, abs=1e-3)
+    low, high = scaling_law.band(2.0, drift)
+    assert (high - low) / 4 == pytest.approx(scaling_law.PREDICTION_BAND + scaling_law.price(drift) / 2)
+
+
+@pytest.mark.parametrize(("loss", "bigram", "text"), [
+    (0.8, 2.3, "sentences"), (1.2, 2.5, "phrases"), (1.6, 2.5, "words, no"), (2.0, 2.5, "made-up"),
+    (2.4, 2.5, "letters"), (5.2, 6.0, "")])
+def test_a_loss_is_put_in_words(loss: float, bigram: float, text: str) -> None:
+    """By its ratio to the bigram's of the same text; not for scripts of thousands of characters."""
+    said = scaling_law.reads_like(loss, bigram)
+    assert said.startswith(text) and bool(said) == bool(text)
+
+
 def test_a_slow_machine_does_not_time_large_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "_time_model", lambda shape, dist, dtype: (shape[2] * 1e5, shape[2] * 3e-6))
     assert len(calibrate.calibrate(CPU, "fp32", 1, tmp_path).points) == 2
