@@ -96,15 +96,13 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
         replan: called before each step. It may return a new number of planned steps, which is recorded.
         watch: called after each step with values to display.
         replanned: called after the number of steps changed; returns what follows from it, for the message.
-        stop_request: from a surrounding `signals` context, which then handles a signal after the last step itself.
-            None: `fit` opens its own.
+        stop_request: of a surrounding `signals` context, which handles signals after the last step; None: an own one.
 
     Raises:
         Stopped: after a signal; the run has been saved.
         BardletError: a loss, gradient or weight is not finite; the last checkpoint is unaffected.
     """
-    owns_signals = stop_request is None
-    wrapped = trainer.dist.wrap(trainer.model)
+    owns_signals, wrapped = stop_request is None, trainer.dist.wrap(trainer.model)
     state, config = trainer.state, trainer.config
     started = time.monotonic() - state.elapsed
     trainer.model.train()
