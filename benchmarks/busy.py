@@ -6,7 +6,7 @@
 `run` starts `bardlet train TEXT --minutes M` as a user would, with an empty cache, beside no other program (quiet), one
 endless loop on a core of its own (one), or eight loops of normal priority (eight), and appends a line per run to
 results/busy.jsonl: seconds in training steps as a share of the minutes, wall time of the command from start to exit,
-steps, replans, predicted and final loss. The loops are processes of the same session as the run, so that the scheduler
+steps, replans, predicted and final loss. The loops are children of the benchmark, as the run is, so that the scheduler
 treats them as equals. Nothing else may run meanwhile.
 """
 
