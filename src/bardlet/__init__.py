@@ -37,6 +37,9 @@ _MODULES = {
     "bardlet.errors": ("BardletError",),
 }
 
+WITHOUT_TORCH = ("BardletError", "delete", "runs")
+"""Parts that compute nothing."""
+
 __all__ = ["BardletError", "Model", "Run", "delete", "dpo", "evaluate", "grpo", "kto", "load", "open_run", "plan",
            "ppo", "resume", "reward", "runs", "sft", "train"]
 
@@ -45,7 +48,8 @@ def __getattr__(name: str) -> Any:
     """Import a part of the API on first use (PEP 562). The errors of its functions name keywords, not flags."""
     if name not in __all__:
         raise AttributeError(f"module 'bardlet' has no attribute '{name}'")
-    importlib.import_module("bardlet.runtime.contention").choose_waiting()  # before torch is imported
+    if name not in WITHOUT_TORCH:
+        importlib.import_module("bardlet.runtime.contention").choose_waiting()  # before torch is imported
     value = _import(name)
     if not isinstance(value, type):
         value = importlib.import_module("bardlet.api.arguments").names_keywords(value)

@@ -65,6 +65,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def minutes(number: float) -> str:
+    """Return a number of minutes: 1 minute, 2.5 minutes."""
+    return f"{number:g} minute{'s' * (number != 1)}"
+
+
 def clock_time(seconds: float) -> str:
     """Return seconds as minutes and seconds: 75 -> '1:15'."""
     minutes, second = divmod(int(seconds), 60)

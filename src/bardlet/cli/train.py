@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     options, config, started = read(argv)
     if not config.text and isinstance(config, TrainConfig) and not config.init and console.main_rank():
         minutes = config.steps is None and (config.minutes or config.default_minutes)
-        length = f"{minutes:g} minute{'s' * (minutes != 1)}" if minutes else f"{config.steps:,} steps"
+        length = console.minutes(minutes) if minutes else f"{config.steps:,} steps"
         console.say(f"no text named: {'planning for' if options.plan else 'training on'} the default, Tiny "
                     f"Shakespeare, for {length}{'' if options.plan else '; Ctrl-C saves and stops'}. Loading PyTorch "
                     "and timing this machine takes a few seconds")

@@ -53,9 +53,9 @@ MIN_EPOCHS = 3
 """Epochs that a pretrained model may train at least: by the budget a large one could not train on a short text at all.
 """
 
-BPE_SECONDS, BPE_SHARE, MAX_ALPHABET = 0.36e-6, 0.25, 256
+BPE_SECONDS, BPE_SHARE = 0.36e-6, 0.25
 """(Seconds per character of training a BPE tokenizer and encoding with it on two cores, share of the time that it may
-take, alphabet of a char tokenizer). 61 million characters take 22 seconds: with a minute in all, they came to 1.53 nats
+take). 61 million characters take 22 seconds: with a minute in all, they came to 1.53 nats
 per character, and to 1.51 as single characters."""
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
@@ -154,7 +154,7 @@ def plan_vocabulary(statistics: CorpusStatistics, machine: Machine, config: Trai
         return config, ""
     waiting = BPE_SECONDS * statistics.characters * machine.slowdown
     if config.tokenizer == "auto" and waiting > BPE_SHARE * machine.seconds:
-        kind = "char" if len(statistics.alphabet) <= MAX_ALPHABET else "byte"
+        kind = "char" if len(statistics.alphabet) <= tokenization.MAX_ALPHABET else "byte"
         return replace(config, tokenizer=cast(Any, kind)), (
             f"{kind}: to tokenize {count(statistics.characters)} characters with bpe would take about {waiting:.0f} "
             "seconds")

@@ -29,7 +29,7 @@ MIN_STEPS = 200
 
 USUAL_DRIFT, DRIFT_PRICE, DRIFT_EPOCHS = 0.15, 1.5, 2.0
 """`CorpusStatistics.drift` up to which a text counts as usual, the relative rise of the predicted loss per drift above
-that after many epochs, and the epochs in which most of it comes: what is learned by heart does not help elsewhere.
+that after many epochs, and the epochs over which most of the rise appears: memorized text does not help elsewhere.
 (Nine texts had -0.02 to 0.14. Three runs on speeches in order of time, LOG.md.)"""
 
 

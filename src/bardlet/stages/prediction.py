@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bardlet import console
 from bardlet.config.settings import flag
 from bardlet.planning import scaling_law
 from bardlet.run.record import TextRecord
@@ -58,5 +59,4 @@ def results(record: TextRecord, train_chars: int, at_limit: bool) -> list[str]:
     then = scaling_law.reads_like(later, record.bigram)
     if then == now:
         return [f"reads like: {now}"]
-    minutes_text = f"{minutes:g} minute{'s' * (minutes != 1)}"
-    return [f"reads like: {now}; {minutes_text} would give about {later:.2f} nats per character: {then}"]
+    return [f"reads like: {now}; {console.minutes(minutes)} would give about {later:.2f} nats per character: {then}"]

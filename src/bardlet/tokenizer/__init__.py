@@ -26,6 +26,7 @@ from bardlet.tokenizer.files import load
 from bardlet.tokenizer.pieces import BATCH, PIECE, pieces
 from bardlet.tokenizer.streaming import StreamDecoder
 from bardlet.tokenizer.training import (
+    MAX_ALPHABET,
     choose_kind,
     spread_sample,
     suggest_vocab_size,
@@ -39,6 +40,7 @@ __all__ = [
     "BPE_SPECIAL",
     "END",
     "KINDS",
+    "MAX_ALPHABET",
     "MIN_BPE_VOCAB",
     "PAD",
     "PIECE",

@@ -139,18 +139,22 @@ def _spread(texts: Iterable[Iterable[str]], share: float) -> Iterator[str]:
             yield part
 
 
+MAX_ALPHABET = 256
+"""Distinct characters up to which an alphabet counts as small: such a text may get a char tokenizer."""
+
+
 def choose_kind(characters: int, alphabet_size: int) -> tuple[str, int | None, str]:
     """Choose the kind for `--tokenizer auto`: return (kind, vocab_size for bpe or None, reason).
 
     characters: length of the text; alphabet_size: number of distinct characters.
     """
     size = f"{alphabet_size:,} distinct character{'s' * (alphabet_size != 1)}"
-    if alphabet_size <= 256 and characters < 4_000_000:
+    if alphabet_size <= MAX_ALPHABET and characters < 4_000_000:
         return "char", None, f"char: {size}; one token per character, for a small alphabet and a short text"
     if characters < 100_000:
         return "byte", None, f"byte: {size}; one token per byte, for a large alphabet and a short text"
     vocab_size = suggest_vocab_size(characters, alphabet_size)
-    why = "a long text" if alphabet_size <= 256 else "a large alphabet"
+    why = "a long text" if alphabet_size <= MAX_ALPHABET else "a large alphabet"
     return "bpe", vocab_size, f"bpe: {size}; {vocab_size:,} tokens, for {why}"
 
 
