@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import precision
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -196,26 +197,7 @@ def test_dropout_only_in_training() -> None:
 def bf16_errors(compiled: bool, fault: str = "none") -> tuple[float, float]:
     """Return (mean change of a token's loss in nats, relative change of the gradient) by bf16 autocast."""
     model = random_model(CONFIG).train()
-    idx = torch.randint(CONFIG.vocab_size, (8, 33), generator=torch.Generator().manual_seed(1))
-
-    def losses_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
-        model.zero_grad()
-        token_losses = model(idx[:, :-1], idx[:, 1:], reduction="none")
-        token_losses.mean().backward()
-        return token_losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
-
-    expected, expected_gradient = losses_and_gradient()
-    with torch.no_grad():
-        projection = model.transformer.h[0].attn.c_proj
-        projection.weight[3] *= {"a channel scaled by 1.5": 1.5, "a channel of zeros": 0.0}.get(fault, 1.0)
-        if fault == "no bias":
-            projection.bias.zero_()
-    for block in model.transformer.h if compiled else ():
-        block.compile(backend="aot_eager", fullgraph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, gradient = losses_and_gradient()
-    assert got.dtype == torch.float32
-    return float((got - expected).abs().mean()), float((gradient - expected_gradient).norm() / expected_gradient.norm())
+    return precision.bf16_errors(model, model.transformer.h, model.transformer.h[0].attn.c_proj, compiled, fault)
 
 
 LOSS_BOUND, GRADIENT_BOUND = 0.013, 0.016
