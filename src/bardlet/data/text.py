@@ -14,6 +14,7 @@ import lzma
 import shlex
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -70,26 +71,43 @@ Notice = Callable[[Source, str], None]
 
 MAX_RATIO, FREE_BYTES = 250, 1 << 26
 """A compressed file may hold this many times its size; the ratio counts only beyond this many bytes."""
+AHEAD = 1 << 18
+"""Bytes that a thread decompresses in advance."""
 
 
 class _Bounded(io.RawIOBase):
-    """The bytes of a decompressed file, as long as they are not absurdly many for the size of the compressed one."""
+    """The bytes of a decompressed file, as long as they are not absurdly many for the size of the compressed one.
+
+    A thread decompresses the next bytes while the last ones are in use.
+    """
 
     def __init__(self, packed: IO[bytes], path: Path) -> None:
         self.packed, self.path, self.count = packed, path, 0
         self.limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
+        self.block = memoryview(b"")
+        self.thread = ThreadPoolExecutor(1)
+        self.next_block = self.thread.submit(packed.read, AHEAD)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        block = self.packed.read(len(buffer))
-        buffer[: len(block)] = block
-        self.count += len(block)
-        if self.count > self.limit:
-            raise BardletError(f"{self.path}: holds more than {MAX_RATIO} times its size, which no text does; if it is "
-                               "what you want, decompress it first")
-        return len(block)
+        if not self.block:
+            self.block = memoryview(self.next_block.result())
+            self.count += len(self.block)
+            if self.count > self.limit:
+                raise BardletError(f"{self.path}: holds more than {MAX_RATIO} times its size, which no text does; if it"
+                                   " is what you want, decompress it first")
+            if self.block:
+                self.next_block = self.thread.submit(self.packed.read, AHEAD)
+        size = min(len(buffer), len(self.block))
+        buffer[:size] = self.block[:size]
+        self.block = self.block[size:]
+        return size
+
+    def close(self) -> None:
+        self.thread.shutdown()
+        super().close()
 
 
 @contextlib.contextmanager
