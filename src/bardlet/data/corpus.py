@@ -228,7 +228,8 @@ def _sources(argument: str, field: str, progress: Progress | None) -> list[Sourc
         if not files:
             raise BardletError(f"{argument}: no file matches this pattern; check it with ls")
         common = os.path.commonpath([s.path.parent for s in files])
-        return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix()) for s in files]
+        return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix(), in_pattern=True)
+                for s in files]
     similar = _like(path) or did_you_mean(argument)
     raise BardletError(f"{argument}: no such file, folder or corpus{similar}; `bardlet data` lists the corpora")
 
