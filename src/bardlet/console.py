@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
@@ -70,6 +70,11 @@ def minutes(number: float) -> str:
     return f"{number:g} minute{'s' * (number != 1)}"
 
 
+def listing(names: Sequence[str], most: int = 3) -> str:
+    """Return names as part of a sentence: a.txt, b.txt, c.txt and 2 more."""
+    return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+
+
 def clock_time(seconds: float) -> str:
     """Return seconds as minutes and seconds: 75 -> '1:15'."""
     minutes, second = divmod(int(seconds), 60)
@@ -81,7 +86,7 @@ def clock_time(seconds: float) -> str:
 def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
     """Yield `progress(task, done, total)` for reading and tokenizing a text; None on other ranks.
 
-    On a terminal it is a bar; in a pipe a line per task, such as "reading my.txt".
+    On a terminal it is a bar; in a pipe a line per task, such as "measuring my.txt".
     """
     if not main:
         yield None

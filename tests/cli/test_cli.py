@@ -38,6 +38,18 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     assert not imported & {"torch", "numpy", "tokenizers", "matplotlib", "transformers"}
 
 
+@pytest.mark.parametrize(("words", "line"), [
+    (["train", "my text.txt"], "reading my text.txt"), (["train", "a", "b", "c", "d.txt", "--plan"],
+                                                        "reading a, b, c and 1 more"),
+    (["train", "--source", "my.de", "--target", "my.en"], "reading my.de, my.en"), (["train"], "no text named")])
+def test_the_first_line_names_the_text_before_torch_is_imported(words: list[str], line: str) -> None:
+    program = ("import sys\nfrom bardlet import cli, console\n"
+               "def say(text):\n    print(text)\n    sys.exit(3 if 'torch' in sys.modules else 0)\n"
+               f"console.say = say\ncli.main({words})")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith(line), result
+
+
 def test_training_without_compilation_does_not_import_the_compiler(tmp_path: Path) -> None:
     """The import would take a second and 70 MB; torch's own optimizers trigger it."""
     (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 50)
