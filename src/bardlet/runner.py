@@ -110,7 +110,8 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
             _change_steps(trainer, steps)
         step = trainer.state.step
         if dist.main:
-            console.say(f"continuing after step {step:,} of {trainer.state.steps:,}" if step
+            about = "about " * bool(trainer.record.minutes)
+            console.say(f"continuing after step {step:,} of {about}{trainer.state.steps:,}" if step
                         else "no checkpoint yet; starting over")
         return run_to_end(trainer, stage, resumed_from=step, started=started)
 
@@ -294,7 +295,7 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
     active_trackers = trackers.trackers(trainer.config, trainer.run)
     reported: set[str] = set()
-    with console.training_progress(stage.unit) as watch:
+    with console.training_progress(stage.unit, 60 * minutes if minutes else None) as watch:
 
         def on_step(line: dict[str, Any]) -> None:
             watch(line)

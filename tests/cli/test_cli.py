@@ -386,6 +386,21 @@ def test_progress_shows_no_speed_after_one_step(monkeypatch: pytest.MonkeyPatch)
     assert text({**line, "step": 4, "tokens": 256, "seconds": 7.75}).endswith("    256 tokens/s  ETA 0:04")
 
 
+def test_a_timed_run_promises_no_number_of_steps_and_no_more_time_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 s per step, the last 90 steps would need 3 minutes, but 61 s are left: the clock will plan fewer steps."""
+    now = 100.0
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now))
+    text = console.StepText("tokens", 90.0)
+    line = {"train_loss": 1.0, "val_loss": None, "tokens": 64, "seconds": 7.0, "steps": 100}
+    assert text({**line, "step": 1, "elapsed": 11.0}) == "step     1 of about 100  train 1.0000"
+    now += 18
+    assert text({**line, "step": 10, "elapsed": 29.0}).endswith("ETA 1:01")
+    assert text({**line, "step": 11, "elapsed": 91.0}).endswith("ETA 0:00"), "the time is over"
+    now += 22
+    assert text({**line, "step": 20, "steps": 21, "elapsed": 51.0}).endswith("ETA 0:02")
+    assert text({**line, "step": 21, "steps": 21, "elapsed": 53.0}).startswith("step    21 of 21  train")
+
+
 @pytest.mark.parametrize("rewards", [{}, {"reward": 0.1, "kl": 0.02}])
 def test_the_progress_bar_of_a_narrow_terminal_shows_the_eta(rewards: dict[str, float],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
         console.say(f"  {reason}")
     optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # the bigram table has no matrices for Muon
     size = f"{'' if stage.material == 'text' else 'up to '}{tokens:,} tokens"
-    console.say(f"plan: {console.count(steps, 'step')} of {size} "
+    about = "about " * (trainer.record.minutes is not None and not c.replans)
+    console.say(f"plan: {about}{console.count(steps, 'step')} of {size} "
                 f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}"
