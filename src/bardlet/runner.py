@@ -75,7 +75,11 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         for finding in diagnosis.of_text(trainer.record.mapping()):
             log.warning(finding.message)
         plan = summary.say_plan(trainer, stage) if dist.main else {}
-        return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, started=started)
+        if plan_only:
+            return plan
+        if stage.taken:
+            log.info("%s exists; the new run is %s", stage.taken, trainer.run)
+        return run_to_end(trainer, stage, resumed_from=None, started=started)
 
 
 def resume(run: Path, reward: str | None = None, steps: int | None = None,

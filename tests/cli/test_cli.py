@@ -438,6 +438,18 @@ def test_plan_creates_no_folder(text: Path, tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "run").exists()
 
 
+def test_only_a_run_that_starts_names_its_folder(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = f"runs/{text.stem}-{TINY[TINY.index('--model') + 1] if '--model' in TINY else 'qwen3'}"
+    Path(first).mkdir(parents=True)
+    assert main(["train", str(text), *TINY, "--steps", "1", "--plan"]) == 0
+    captured = capsys.readouterr()
+    assert "runs/" not in captured.out + captured.err
+    assert main(["train", str(text), *TINY, "--steps", "1"]) == 0
+    assert f"{first} exists; the new run is {first}-2" in capsys.readouterr().err
+
+
 def test_tensorboard_and_a_missing_wandb(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],
                                          capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """--tensorboard writes events; a missing extra is a one-line error with the remedy, and leaves no folder."""

@@ -96,6 +96,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     source: Source
     data: Data
     record: R
+    taken: Path | None = None
+    """The run folder that this run would have, but that exists."""
 
     def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
         self.config, self.dist, self.progress = config, dist, progress
@@ -205,6 +207,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
 
     def folder(self, run: Path | None, out: str | None, name: str) -> Path:
         """Return the run folder: `run` if a run restarts, else a new one."""
+        if run is None and out is None and (first := Path("runs", name)).exists():
+            self.taken = first
         return run or run_folder.new_folder(Path(out) if out else None, name)
 
     def plan_steps(self, trainer: Trainer, seconds: float, started: float, compiling: bool = True) -> None:
