@@ -438,6 +438,26 @@ def test_plan_creates_no_folder(text: Path, tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "run").exists()
 
 
+def test_an_interrupt_before_the_first_step_says_that_nothing_is_saved(text: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch,
+                                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """While the text is read, and when the folder exists already, which is removed. A later one says how to go on."""
+    from bardlet import runner
+    from bardlet.stages import pretrain
+
+    words = ["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]
+    for module, name in ((pretrain.corpus, "find"), (runner, "fit")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert main(words) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "bardlet: interrupted before the first step; nothing was trained or saved")
+        assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(runner.summary, "say_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(words) == 130
+    assert "stopped after step 2, and saved" in capsys.readouterr().err
+
+
 def test_only_a_run_that_starts_names_its_folder(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
