@@ -75,6 +75,13 @@ def listing(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
 
 
+def duration(seconds: float) -> str:
+    """Return a rough time: about 7 s, about 40 s, about 1.5 minutes."""
+    if seconds < 95:
+        return f"about {max(1, round(seconds)) if seconds < 10 else 10 * round(seconds / 10)} s"
+    return f"about {minutes(round(seconds / 30) / 2 if seconds < 285 else round(seconds / 60))}"
+
+
 def clock_time(seconds: float) -> str:
     """Return seconds as minutes and seconds: 75 -> '1:15'."""
     minutes, second = divmod(int(seconds), 60)

@@ -272,6 +272,29 @@ def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], c
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_short_text_ends_early_with_an_estimate(text: Path, tmp_path: Path, clock: Clock,
+                                                  capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the machine's speed with --plan, else from timed steps. The run itself is left out."""
+    monkeypatch.setattr("bardlet.runner.run_to_end", lambda trainer, *_, **__: {"steps": trainer.state.steps})
+    words = ["train", str(text), "--minutes", "60", "--compile", "off"]
+    assert main([*words, "--plan"]) == 0
+    assert re.search(r", ends in about [\d.]+ (s|minutes?) instead of 60 minutes: more steps", capsys.readouterr().out)
+    clock.per_step = 0.5
+    assert main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    out = capsys.readouterr().out
+    minutes = json.loads(out.splitlines()[-1])["steps"] * clock.per_step / 60
+    told = re.search(r", ends in about ([\d.]+) minutes? instead of 60 minutes: more steps", out)
+    assert told and abs(float(told[1]) - minutes) < 1, out
+
+
+@pytest.mark.parametrize(("seconds", "words"), [
+    (0.2, "1 s"), (7.4, "7 s"), (41, "40 s"), (94, "90 s"), (97, "1.5 minutes"), (118, "2 minutes"),
+    (290, "5 minutes"), (3600, "60 minutes")])
+def test_rough_durations(seconds: float, words: str) -> None:
+    assert console.duration(seconds) == f"about {words}"
+
+
 def test_the_predicted_loss_is_recorded(text: Path, tmp_path: Path, clock: Clock,
                                         bardlet: Callable[..., dict[str, Any]]) -> None:
     """In --json and run.toml, in nats per character; a run with --steps has no prediction."""

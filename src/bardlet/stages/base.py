@@ -98,6 +98,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     record: R
     taken: Path | None = None
     """The run folder that this run would have, but that exists."""
+    estimate: float | None = None
+    """Estimated seconds from the plan to the end of a timed run."""
 
     def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
         self.config, self.dist, self.progress = config, dist, progress
@@ -233,6 +235,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
             clock.steps_for(remaining, per_step, evaluations * per_evaluation, slowdown))
         steps = min(steps, trainer.record.most_steps or steps)
         trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
+        self.estimate = steps * per_step + evaluations * per_evaluation + clock.FINISHING * slowdown
         if steps < 20 and slowdown == 1:
             log.warning("time for only %s, at %.1f s per step; give more --minutes, or choose a smaller model "
                         "(--n-layer, --n-embd)", f"{steps} step{'s' * (steps != 1)}", per_step)

@@ -260,6 +260,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if plan.compiled:
             reason = f"compiled: it takes some of the time and makes steps about {calibrate.COMPILED:g} times as fast"
             plan = replace(plan, reasons=(*plan.reasons, reason))
+        speed = eager.compiled() if plan.compiled else eager
+        self.estimate = plan.epochs * text.tokens * speed.seconds(planning.flops_per_token(plan.config, vocab_size))
         return measured, plan
 
     def _text_statistics(self) -> TextStatistics:
