@@ -298,7 +298,7 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
             (trainer.run / name).unlink(missing_ok=True)
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
     active_trackers = trackers.trackers(trainer.config, trainer.run)
-    reported: set[str] = set()
+    reported: dict[str, int] = {}
     with console.training_progress(stage.unit, 60 * minutes if minutes else None) as watch:
 
         def on_step(line: dict[str, Any]) -> None:
@@ -332,12 +332,19 @@ def _seconds_spent(state: State, started: float) -> None:
     state.prepared += spent
 
 
-def _diagnose(trainer: Trainer, stage: AnyStage, reported: set[str]) -> None:
-    """Log the findings about the losses, each once. Losses of reinforcement learning show nothing."""
+def _diagnose(trainer: Trainer, stage: AnyStage, reported: dict[str, int]) -> None:
+    """Log the findings about the losses, each once, and a refutation of overfitting. Losses of reinforcement learning
+    show nothing.
+
+    reported: the step of each finding so far, by its subject.
+    """
     if not stage.loss_is_telling:
         return
     lines, record = metrics.read_metrics(trainer.run), trainer.record.mapping()
     for finding in diagnosis.of_losses(lines, trainer.config, trainer.state.steps, record):
         if finding.about not in reported:
-            reported.add(finding.about)
+            reported[finding.about] = trainer.state.step
             log.warning(finding.message)
+    if "fit" in reported and (refutation := diagnosis.refutation(lines, reported["fit"])):
+        del reported["fit"]
+        log.warning(refutation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from conftest import TINY
 
 from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
-from bardlet.run import diagnosis
+from bardlet import runner
+from bardlet.run import diagnosis, metrics
 
 CONFIG = TrainConfig(warmup_steps=50)
 RECORD = {"bigram": 2.5, "characters_per_token": 1.0}
@@ -47,6 +49,32 @@ def test_overfitting() -> None:
     assert messages(FALLING, val[:5]) == "", "only two evaluations since"
     assert messages(FALLING, [2.5, 2.0, 1.8, 1.805, 1.81, 1.805]) == "", "noise"
     assert "overfitting" not in messages([*FALLING[:20], *[3.15] * 20], val)
+
+
+def test_before_the_last_step_overfitting_needs_a_rise_that_will_not_vanish() -> None:
+    """The decay of the learning rate lowers the loss by up to 8 %; at the end, nothing follows."""
+    rises = {"small": [2.5, 1.8, 1.85, 1.9, 1.95], "ends": [2.5, 1.8, 2.1, 2.3, 2.2], "noisy": [2.5, 1.8, 2.2, 2.1, 2.3]}
+    for name, val in rises.items():
+        assert messages(FALLING, val) == "", name
+        assert "overfitting since step 160" in messages(FALLING, val, steps=400), name
+    assert "overfitting since step 160" in messages(FALLING, [2.5, 1.8, 2.0, 2.1, 2.2])
+
+
+def test_a_refuted_warning_is_taken_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, when the validation loss is lower than ever. A later rise is a new warning."""
+    val = [2.5, 1.8, 2.0, 2.1, 2.2, 1.9, 1.75, 1.7, 2.0, 2.1, 2.2]
+    trainer: Any = SimpleNamespace(run=tmp_path, config=CONFIG, record=SimpleNamespace(mapping=dict),
+                                   state=SimpleNamespace(step=0, steps=2000))
+    reported: dict[str, int] = {}
+    for number, loss in enumerate(val, 1):
+        trainer.state.step = 100 * number
+        metrics.append_metrics(tmp_path, {"step": 100 * number, "train_loss": 4.0 - number / 10})
+        metrics.append_metrics(tmp_path, {"step": 100 * number, "val_loss": loss})
+        runner._diagnose(trainer, SimpleNamespace(loss_is_telling=True), reported)  # type: ignore[arg-type]
+    told = [record.getMessage()[:55] for record in caplog.records]
+    assert told == ["overfitting since step 200: the validation loss rose fr",
+                    "no overfitting after all: the validation loss fell agai",
+                    "overfitting since step 800: the validation loss rose fr"]
 
 
 def test_a_learning_rate_that_is_too_high() -> None:
