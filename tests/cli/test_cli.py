@@ -295,6 +295,27 @@ def test_rough_durations(seconds: float, words: str) -> None:
     assert console.duration(seconds) == f"about {words}"
 
 
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_loss_has_one_unit_where_a_token_is_a_character(kind: str, text: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end of training, in the card, in the picture and in `bardlet eval`."""
+    from bardlet.stages import pretrain
+
+    labels: list[str] = []
+    monkeypatch.setattr(pretrain.plots, "loss_curve", lambda run, title, label, bigram: labels.append(label))
+    run = tmp_path / "run"
+    assert main(["train", str(text), "--tokenizer", kind, "--out", str(run), *TINY, "--steps", "2"]) == 0
+    assert main(["eval", str(run)]) == 0
+    captured = capsys.readouterr()
+    words = (captured.out + captured.err, (run / "README.md").read_text(encoding="utf-8").partition("| ---")[2])
+    loss = r" [\d.]+ nats per character, [\d.]+ bits per byte"
+    for part in words:
+        assert re.search(loss if kind == "char" else r" [\d.]+ nats per token," + loss, part), part
+        assert kind != "char" or "nats per token" not in part, part
+    assert labels == ["loss (nats per character)" if kind == "char" else "loss (nats per token)"]
+
+
 def test_the_predicted_loss_is_recorded(text: Path, tmp_path: Path, clock: Clock,
                                         bardlet: Callable[..., dict[str, Any]]) -> None:
     """In --json and run.toml, in nats per character; a run with --steps has no prediction."""

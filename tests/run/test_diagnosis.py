@@ -97,7 +97,9 @@ def test_a_learning_rate_that_is_too_high() -> None:
 
 def test_worse_than_a_bigram() -> None:
     """Judged by the best evaluation, in nats per token, and only late in the run."""
-    assert "2.60 nats per token, against 2.50 for counting character pairs" in messages([4.0], [2.6], steps=10)
+    pairs = {"bigram": 2.5, "characters_per_token": 2.0}
+    assert "5.20 nats per token, against 5.00" in messages([9.0], [5.2], steps=10, record=pairs)
+    assert "2.60 nats per character, against 2.50 for counting character pairs" in messages([4.0], [2.6], steps=10)
     assert messages([4.0], [2.6], steps=1000) == ""
     assert messages([4.0], [2.6], steps=10, record={"bigram": 2.5, "characters_per_token": 3.0}) == ""
     assert messages([4.0], [2.6], steps=10, record={}) == ""

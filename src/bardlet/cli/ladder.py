@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
 def train_rungs(ladder: Ladder) -> list[Outcome]:
     """Train the missing rungs and print a line for each."""
     outcomes: list[Outcome] = []
-    say = console.say
+    say, unit = console.say, "character" if ladder.dataset.tokenizer.kind == "char" else "token"
     with console.ladder_progress(expected_seconds(ladder)) as watch:
         for done in ladder.train_all(
                 lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
@@ -123,7 +123,7 @@ def train_rungs(ladder: Ladder) -> list[Outcome]:
             has_figure = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
             lecture = f"   the lecture: {done.rung.lecture:.2f}" if has_figure else ""
             say(f"{done.rung.number:>2} {done.rung.name:<13} seed {done.seed}  {done.parameters:>10,} parameters  "
-                f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f} nats per token{lecture}")
+                f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f} nats per {unit}{lecture}")
     return outcomes
 
 

@@ -108,8 +108,9 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
     if val and val[-1][0] >= LATE * steps:
         best = min(loss for _, loss in val)
         if best > bigram:
+            unit = "character" if record["characters_per_token"] == 1 else "token"
             yield warning("loss", f"the loss after step {val[-1][0]:,} is higher than a bigram's: "
-                          f"{best:.2f} nats per token, against {bigram:.2f} for counting character pairs; "
+                          f"{best:.2f} nats per {unit}, against {bigram:.2f} for counting character pairs; "
                           "train longer, or change the learning rate")
 
 

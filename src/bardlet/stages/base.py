@@ -24,6 +24,7 @@ from bardlet.config.settings import Settings, flag
 from bardlet.data import chat_template
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
+from bardlet.evaluation import metrics
 from bardlet.models import lora
 from bardlet.models.base import LanguageModel
 from bardlet.planning import calibrate, clock, memory
@@ -155,11 +156,10 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return []
 
     def describe_loss(self) -> str:
-        """Return the validation loss in three units, and how many of the held-out tokens it covers if not all."""
+        """Return the validation loss in two or three units, and how many of the held-out tokens it covers if not all."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
-        character = "" if r.tokenizer == "char" else f"{r.nats_per_char:z.4f} nats per character, "
-        return f"{r.val_loss:z.4f} nats per token, {character}{r.bits_per_byte:z.4f} bits per byte{part}"
+        return f"{metrics.describe_loss(r.val_loss, r.nats_per_char)}, {r.bits_per_byte:z.4f} bits per byte{part}"
 
     def card_figures(self) -> dict[str, str]:
         """Return formatted figures for the model card, in addition to the record."""
