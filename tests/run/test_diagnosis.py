@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from bardlet import runner
 from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
-from bardlet import runner
 from bardlet.run import diagnosis, metrics
 
 CONFIG = TrainConfig(warmup_steps=50)
@@ -53,7 +53,8 @@ def test_overfitting() -> None:
 
 def test_before_the_last_step_overfitting_needs_a_rise_that_will_not_vanish() -> None:
     """The decay of the learning rate lowers the loss by up to 8 %; at the end, nothing follows."""
-    rises = {"small": [2.5, 1.8, 1.85, 1.9, 1.95], "ends": [2.5, 1.8, 2.1, 2.3, 2.2], "noisy": [2.5, 1.8, 2.2, 2.1, 2.3]}
+    rises = {"small": [2.5, 1.8, 1.85, 1.9, 1.95], "ends": [2.5, 1.8, 2.1, 2.3, 2.2],
+             "noisy": [2.5, 1.8, 2.2, 2.1, 2.3]}
     for name, val in rises.items():
         assert messages(FALLING, val) == "", name
         assert "overfitting since step 160" in messages(FALLING, val, steps=400), name

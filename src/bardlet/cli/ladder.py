@@ -110,8 +110,8 @@ def main(argv: Sequence[str]) -> int:
     without = [rung.name for rung in rungs if not rung.attends]
     if without and command.sentence != Command.sentence:
         verb = "has" if len(without) == 1 else "have"
-        console.say(f"--sentence: {' and '.join(without)} {verb} no attention heads, so the report shows the sentence only for "
-                    "rungs from one-head on")
+        console.say(f"--sentence: {' and '.join(without)} {verb} no attention heads, so the report shows the sentence "
+                    "only for rungs from one-head on")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0

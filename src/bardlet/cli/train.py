@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _inputs(config: FromScratch) -> tuple[str, ...]:
     """Return the names of the texts or sentence pairs, as they were given, or of the model of --init."""
-    pairs = ()
+    pairs: tuple[str, ...] = ()
     if isinstance(config, TranslationConfig):
         pairs = tuple(name for name in (config.pair, config.source, config.target) if name)
     return config.text or pairs or ((config.init,) if config.init else ())

@@ -76,8 +76,9 @@ def score(loss: float, tokens: int, characters: int, size: int, first: str = "")
 
 def describe_loss(loss: float, nats_per_char: float) -> str:
     """Return a loss per token and per character, or per character alone if both are the same number."""
-    per_token, per_character = f"{loss:z.4f}", f"{nats_per_char:z.4f} nats per character"
-    return per_character if per_character.startswith(f"{per_token} ") else f"{per_token} nats per token, {per_character}"
+    per_token, per_character = f"{loss:z.4f}", f"{nats_per_char:z.4f}"
+    also = f"{per_token} nats per token, " if per_token != per_character else ""
+    return f"{also}{per_character} nats per character"
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> float:

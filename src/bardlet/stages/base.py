@@ -156,7 +156,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return []
 
     def describe_loss(self) -> str:
-        """Return the validation loss in two or three units, and how many of the held-out tokens it covers if not all."""
+        """Return the validation loss in its units, and how many of the held-out tokens it covers if not all."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
         return f"{metrics.describe_loss(r.val_loss, r.nats_per_char)}, {r.bits_per_byte:z.4f} bits per byte{part}"
