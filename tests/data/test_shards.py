@@ -263,7 +263,7 @@ def test_wrong_settings_are_one_line(text):
 def test_progress_grows_to_the_whole_text(text):
     steps: list[tuple[str, int, int | None]] = []
     tokenize(text, progress=lambda *step: steps.append(step))
-    assert ("reading poem", len(POEM), None) in steps
+    assert ("measuring poem.txt", len(POEM), None) in steps
     assert [s for s in steps if s[0] == "tokenizing"][-1] == ("tokenizing", len(POEM), len(POEM))
     done = [s[1] for s in steps if s[0] == "tokens"]
     assert done == sorted(done)

@@ -104,7 +104,7 @@ def _read(corpus: Corpus, progress: Progress | None, val_part: str) -> CorpusSta
                 characters[part] += len(text)
                 sample[part].add(text, ends=False)
                 if progress:
-                    progress(f"reading {corpus.name}", sum(characters.values()), None)
+                    progress(f"measuring {corpus.title or corpus.name}", sum(characters.values()), None)
             sample[part].end()
     train, val = sample["train"].text(), sample["val"].text()
     if val_part == "dev":

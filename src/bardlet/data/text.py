@@ -54,7 +54,7 @@ class Source:
 
     field: the field of a row that holds the text. separator: regular expression between documents of a text file.
     shuffled: read the documents of a text file in an order that depends on their contents only.
-    in_folder: a file that was not named, only its folder.
+    in_folder: a file that was not named, only its folder. in_pattern: nor was this one, which a pattern matched.
     """
 
     path: Path
@@ -64,6 +64,12 @@ class Source:
     separator: str | None = None
     shuffled: bool = False
     in_folder: bool = False
+    in_pattern: bool = False
+
+    @property
+    def convert_in_place(self) -> bool:
+        """True if a converted file must replace this one, which the same command would read again."""
+        return self.in_folder or self.in_pattern
 
 
 Notice = Callable[[Source, str], None]
@@ -172,7 +178,7 @@ def not_utf8(source: Source, offset: int, line: int, raw: bytes, start: int) -> 
     offset: of the byte in the file, for the message; start: of the byte in `raw`, a part of the file.
     """
     lines = raw[max(0, raw.rfind(b"\n", 0, start)) :]  # a sample from the first line with such a byte
-    advice = formats.conversion(lines, source.path)
+    advice = formats.conversion(lines, source.path, source.convert_in_place)
     return BardletError(f"{source.path}: not valid UTF-8 at byte {offset} (line {line}): 0x{raw[start]:02X}; {advice}")
 
 

@@ -265,6 +265,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if plan.compiled:
             reason = f"compiled: it takes some of the time and makes steps about {calibrate.COMPILED:g} times as fast"
             plan = replace(plan, reasons=(*plan.reasons, reason))
+        speed = eager.compiled() if plan.compiled else eager
+        self.estimate = plan.epochs * text.tokens * speed.seconds(planning.flops_per_token(plan.config, vocab_size))
         return measured, plan
 
     def _text_statistics(self) -> TextStatistics:
@@ -329,7 +331,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char,
                         characters=round(self.characters_and_epochs(trainer)[0]))
         self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
-        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), bigram=self.record.bigram_per_token())
+        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), f"loss ({self.record.loss_unit})",
+                         self.record.bigram_per_token())
         model, tokenizer = hf.read_folder(trainer.run)
         if self.record.replay:
             self.record.old_val_loss = self.replay.loss(model.to(self.dist.device))
