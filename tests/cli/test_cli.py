@@ -242,6 +242,12 @@ def test_weight_decay_follows_the_timed_steps(text: Path, tmp_path: Path, clock:
         assert f"epochs: {epochs:,.0f}, " in record["reasons"][1] or epochs < 10
 
 
+def test_a_plan_without_a_prediction_says_why_in_one_sentence(text: Path, clock: Clock,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(text), "--minutes", "1", "--n-layer", "1", "--plan"]) == 0
+    assert "\nno prediction: there is one only when bardlet chooses --n-layer\n" in capsys.readouterr().out
+
+
 def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], clock: Clock, tmp_path: Path,
                            monkeypatch: pytest.MonkeyPatch) -> None:
     """More minutes give more steps and a lower predicted loss; the user's settings are kept; nothing is written."""

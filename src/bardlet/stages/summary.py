@@ -59,7 +59,7 @@ def say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
                 f"{console.count(trainer.machine['threads'], 'thread')}"
                 + _end(trainer, steps, stage.estimate))
     if expected := stage.prediction():
-        console.say(f"predicted validation loss: {expected}")
+        console.say(f"predicted validation loss: {expected}" if trainer.record.expected else expected)
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
             "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
             "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
