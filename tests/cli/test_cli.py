@@ -471,3 +471,31 @@ def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch: pyte
     assert console.shown(text) == text  # a pipe gets the model's own text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert console.shown(text) == neutral(text)
+
+
+CONTROL = "a\x1b[2J\x07\x9bb"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_in_names_do_not_reach_a_terminal(terminal: bool, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a file, of a field in it, of a run; in messages, errors, JSON and cards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(console, "live", lambda: False)
+    Path(f"{CONTROL}.txt").write_text("to be\r\nor not to be\r\n" * 100, newline="")
+    Path("b.jsonl").write_text(json.dumps({CONTROL: "text"}))
+    argv = ["--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--block-size", "16", "--steps", "2", "--compile", "off"]
+    assert main(["train", f"{CONTROL}.txt", *argv, "--out", f"{CONTROL}-run", "--json"]) == 0
+    assert main(["train", "b.jsonl", *argv]) == 1 and main(["sample", CONTROL]) == 1
+    output = capsys.readouterr()
+    assert "note: a\ufffd[2J\ufffd\ufffdb.txt: has Windows line endings" in output.err
+    field, folder = [line for line in output.err.splitlines() if line.startswith("bardlet:")]
+    assert "choose one with --field: a\ufffd[2J" in field and "no such folder" in folder
+    result = output.out.splitlines()[-1]
+    assert CONTROL in json.loads(result)["run"]
+    shown = [output.err, result, Path(f"{CONTROL}-run/README.md").read_text(encoding="utf-8")]
+    for text in [*shown, *[output.out] * terminal]:
+        assert text == neutral(text)
+    assert (CONTROL in output.out) == (not terminal)  # a pipe gets the name as it is
