@@ -101,7 +101,8 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+    description = TextColumn("{task.description}", markup=False)
+    with Progress(description, BarColumn(), TimeRemainingColumn(), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def bar(task: str, done: int, total: int | None) -> None:

@@ -486,7 +486,7 @@ def test_control_characters_in_names_do_not_reach_a_terminal(terminal: bool, tmp
     monkeypatch.setattr(console, "live", lambda: False)
     Path(f"{CONTROL}.txt").write_text("to be\r\nor not to be\r\n" * 100, newline="")
     Path("b.jsonl").write_text(json.dumps({CONTROL: "text"}))
-    argv = ["--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--block-size", "16", "--steps", "2", "--compile", "off"]
+    argv = [*TINY, "--steps", "2"]
     assert main(["train", f"{CONTROL}.txt", *argv, "--out", f"{CONTROL}-run", "--json"]) == 0
     assert main(["train", "b.jsonl", *argv]) == 1 and main(["sample", CONTROL]) == 1
     output = capsys.readouterr()
