@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from bardlet.api import arguments
 from bardlet.cli import main
+from bardlet.cli.parser import parse
 from bardlet.cli.training import RunOptions, config_file
-from bardlet.config.paths import given, shown
+from bardlet.config.finetuning import GRPOConfig
+from bardlet.config.paths import given, given_reward, shown
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import named
@@ -147,3 +152,48 @@ def test_a_home_folder_that_cannot_be_written(argv: list[str], code: int, messag
     assert main(argv) == code
     output = capsys.readouterr()
     assert message in output.out + output.err and "internal error" not in output.err
+
+
+@pytest.mark.parametrize(("command", "argv", "name"), [
+    ("eval", ["run", "--source=~/x", "--target=~/x"], "source"), ("eval", ["~/x"], "run"),
+    ("eval", ["run", "--target=~/x"], "target"), ("runs", ["--root=~/x"], "root"),
+    ("translate", ["run", "--attention=~/x"], "attention"), ("sample", ["~/x"], "run"),
+    ("ladder", ["--out=~/x"], "out"), ("doctor", ["~/x"], "run"), ("chat", ["~/x"], "run"),
+])  # fmt: skip
+def test_a_tilde_in_every_path_of_a_command(command: str, argv: list[str], name: str, home: Path) -> None:
+    module = importlib.import_module(f"bardlet.cli.{command}")
+    assert getattr(parse(module.Command, argv, module.USAGE), name) in (f"{home}/x", (f"{home}/x",))
+
+
+@pytest.mark.parametrize("path", ["~/x", "~", "~/a b/ü"])
+def test_a_tilde_in_python(path: str, home: Path) -> None:
+    assert arguments.path(path, "f: a") == arguments.path(Path(path), "f: a") == path.replace("~", str(home))
+    assert arguments.paths([[path], "b"], "f: a") == (path.replace("~", str(home)), "b")
+
+
+@pytest.mark.parametrize(("reward", "expected"), [
+    ("~/judge", "{home}/judge"), ("~/score.py --strict", "{home}/score.py --strict"), ("exact", "exact"),
+    ("~/my$score.py ~", "'{home}/my$score.py' ~"), ("python ~/score.py", "python ~/score.py"),
+])  # fmt: skip
+def test_a_tilde_in_a_reward(reward: str, expected: str, home: Path) -> None:
+    """A folder, or the program of a command, whose other words are its own affair."""
+    (home / "judge").mkdir()
+    assert GRPOConfig(reward=reward).reward == given_reward(reward) == expected.format(home=home)
+    assert GRPOConfig(reward=expected.format(home=home)).reward == expected.format(home=home)
+
+
+@pytest.mark.parametrize(("raw", "readable"), [
+    (b"caf\xe9.txt", r"caf\\xe9\.txt"), (b"\x82\xa0/b.jsonl", r"\\x82\\xa0/b\.jsonl"), (b"a\xff", r"a\\xff")])
+def test_names_in_other_encodings_are_refused_by_name(raw: bytes, readable: str, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """https://github.com/huggingface/datasets/issues/7468: Latin-1, Shift-JIS, and no encoding at all."""
+    monkeypatch.chdir(tmp_path)
+    name = raw.decode("utf-8", "surrogateescape")
+    for argv in (["train", name], ["train", "names", f"--out={name}"], ["train", f"--init={name}"], ["sample", name],
+                 ["resume", name], ["sft", "base", name], ["eval", "run", name], ["doctor", name], ["runs", name],
+                 ["eval", "run", f"--source={name}"], ["train", f"--config={name}"]):
+        assert main(argv) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(f"bardlet: {readable}: the name is not valid UTF-8; rename the file", line), argv
+    assert not list(tmp_path.iterdir())

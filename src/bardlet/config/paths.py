@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from bardlet.errors import BardletError
 
@@ -25,6 +26,16 @@ def given(path: str) -> str:
     if expanded == path and (path == "~" or path.startswith(("~/", f"~{os.sep}"))):
         raise BardletError(f"{path}: this user has no home folder for ~; set HOME, or write the whole path")
     return expanded
+
+
+def given_reward(reward: str) -> str:
+    """Return a --reward, a folder or a command, with the home folder for `~` at its beginning."""
+    if not reward.startswith("~"):
+        return reward
+    if os.path.isdir(folder := given(reward)):
+        return folder
+    program, blank, rest = reward.partition(" ")
+    return f"{shlex.quote(given(program))}{blank}{rest}"
 
 
 def shown(path: str) -> str:
