@@ -473,6 +473,15 @@ def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch: pyte
     assert console.shown(text) == neutral(text)
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("\x1b]0;title\x07", "\ufffd]0;title\ufffd"), ("\x9b31mred", "\ufffd31mred"), ("a\rb\x08", "a\ufffdb\ufffd"),
+    ("\x90q\x9c", "\ufffdq\ufffd"), ("a\n\tb", "a\n\tb"), ("é 漢 \U0001f980 \u200d", "é 漢 \U0001f980 \u200d"),
+])  # fmt: skip
+def test_what_commands_a_terminal_is_replaced(text: str, shown: str) -> None:
+    """A title, colours with one byte for escape, overwritten text, a device string; not line breaks and emoji."""
+    assert neutral(text) == shown
+
+
 CONTROL = "a\x1b[2J\x07\x9bb"
 
 
