@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
@@ -73,6 +73,18 @@ def minutes(number: float) -> str:
     return f"{number:g} minute{'s' * (number != 1)}"
 
 
+def listing(names: Sequence[str], most: int = 3) -> str:
+    """Return names as part of a sentence: a.txt, b.txt, c.txt and 2 more."""
+    return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+
+
+def duration(seconds: float) -> str:
+    """Return a rough time: about 7 s, about 40 s, about 1.5 minutes."""
+    if seconds < 95:
+        return f"about {max(1, round(seconds)) if seconds < 10 else 10 * round(seconds / 10)} s"
+    return f"about {minutes(round(seconds / 30) / 2 if seconds < 285 else round(seconds / 60))}"
+
+
 def clock_time(seconds: float) -> str:
     """Return seconds as minutes and seconds: 75 -> '1:15'."""
     minutes, second = divmod(int(seconds), 60)
@@ -84,7 +96,7 @@ def clock_time(seconds: float) -> str:
 def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int | None], None] | None]:
     """Yield `progress(task, done, total)` for reading and tokenizing a text; None on other ranks.
 
-    On a terminal it is a bar; in a pipe a line per task, such as "reading my.txt".
+    On a terminal it is a bar; in a pipe a line per task, such as "measuring my.txt".
     """
     if not main:
         yield None
@@ -114,19 +126,21 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
 
 
 @contextmanager
-def training_progress(unit: str = "tokens") -> Iterator[Watch]:
+def training_progress(unit: str = "tokens", budget: float | None = None) -> Iterator[Watch]:
     """Yield a `watch` for `fit`: a live bar with losses, speed and ETA, or in a pipe a line every 10 seconds.
 
-    unit: the unit of the speed.
+    Args:
+        unit: the unit of the speed.
+        budget: seconds of a timed run, which may change its number of steps.
     """
     if not live():
-        yield _lines(unit)
+        yield _lines(unit, budget)
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
     with Progress(BarColumn(bar_width=None), TextColumn("{task.fields[facts]}")) as progress:
         task = progress.add_task("training", total=None, facts="")
-        text = StepText(unit)
+        text = StepText(unit, budget)
 
         def watch(line: dict[str, Any]) -> None:
             facts = shorten(text(line), progress.console.width, r" \(step \d+\)", rf" +[\d,]+ {unit}/s")
@@ -156,14 +170,15 @@ class _Smooth:
 
 
 class StepText:
-    """The text of a step: losses, speed and ETA. unit: the unit of the speed.
+    """The text of a step: losses, speed and ETA. unit: the unit of the speed. budget: seconds of a timed run.
 
     Evaluations have the validation loss or the held-out reward, rollouts have reward and KL: a figure of an earlier
-    step names that step.
+    step names that step. A timed run may plan other steps later, so their number is approximate until the last one,
+    and the run ends within its budget.
     """
 
-    def __init__(self, unit: str) -> None:
-        self.unit, self.smooth, self.started = unit, _Smooth(), time.monotonic()
+    def __init__(self, unit: str, budget: float | None = None) -> None:
+        self.unit, self.budget, self.smooth, self.started = unit, budget, _Smooth(), time.monotonic()
         self.first: dict[str, Any] | None = None
         self.measured: dict[str, tuple[float, int]] = {}
 
@@ -174,8 +189,10 @@ class StepText:
         pace = ""  # unknown after one step
         if steps := step - first["step"]:
             speed = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9)
-            left = clock_time((line["steps"] - step) * (time.monotonic() - self.started) / steps)
-            pace = f"  {speed:>7,.0f} {self.unit}/s  ETA {left}"
+            left = (line["steps"] - step) * (time.monotonic() - self.started) / steps
+            if self.budget is not None:
+                left = max(0.0, min(left, self.budget - line["elapsed"]))
+            pace = f"  {speed:>7,.0f} {self.unit}/s  ETA {clock_time(left)}"
         loss = line["val_loss"]
         figures = "".join((f"  train {train_loss:z.4f}", self._dated("val", loss, step),
                            self._dated("old text", line.get("old_val_loss"), step)))
@@ -183,7 +200,10 @@ class StepText:
             held_out = None if loss is None else -loss
             figures = "".join(self._dated(name, value, step) for name, value in
                               (("reward", line["reward"]), ("held-out reward", held_out), ("KL", line["kl"])))
-        return f"step {step:>5}/{line['steps']}{figures}{pace}"
+        total = f"/{line['steps']}"
+        if self.budget is not None:
+            total = f" of {'about ' * (step < line['steps'])}{line['steps']}"
+        return f"step {step:>5}{total}{figures}{pace}"
 
     def _dated(self, name: str, value: float | None, step: int) -> str:
         """Return a figure with its name, and with the step at which it was measured if that is an earlier one."""
@@ -195,8 +215,8 @@ class StepText:
         return f"  {name} {value:z.4f}" + (f" (step {measured_at})" if measured_at != step else "")
 
 
-def _lines(unit: str) -> Watch:
-    text, printed, val = StepText(unit), time.monotonic(), None
+def _lines(unit: str, budget: float | None = None) -> Watch:
+    text, printed, val = StepText(unit, budget), time.monotonic(), None
 
     def watch(line: dict[str, Any]) -> None:
         nonlocal printed, val

@@ -76,7 +76,11 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         for finding in diagnosis.of_text(trainer.record.mapping()):
             log.warning(finding.message)
         plan = summary.say_plan(trainer, stage) if dist.main else {}
-        return plan if plan_only else run_to_end(trainer, stage, resumed_from=None, started=started)
+        if plan_only:
+            return plan
+        if stage.taken:
+            log.info("%s exists; the new run is %s", stage.taken, trainer.run)
+        return run_to_end(trainer, stage, resumed_from=None, started=started)
 
 
 def resume(run: Path, reward: str | None = None, steps: int | None = None,
@@ -112,7 +116,8 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
             _change_steps(trainer, steps)
         step = trainer.state.step
         if dist.main:
-            console.say(f"continuing after step {step:,} of {trainer.state.steps:,}" if step
+            about = "about " * bool(trainer.record.minutes)
+            console.say(f"continuing after step {step:,} of {about}{trainer.state.steps:,}" if step
                         else "no checkpoint yet; starting over")
         return run_to_end(trainer, stage, resumed_from=step, started=started)
 
@@ -295,8 +300,8 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
             (trainer.run / name).unlink(missing_ok=True)
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
     active_trackers = trackers.trackers(trainer.config, trainer.run)
-    reported: set[str] = set()
-    with console.training_progress(stage.unit) as watch:
+    reported: dict[str, int] = {}
+    with console.training_progress(stage.unit, 60 * minutes if minutes else None) as watch:
 
         def on_step(line: dict[str, Any]) -> None:
             watch(line)
@@ -329,12 +334,19 @@ def _seconds_spent(state: State, started: float) -> None:
     state.prepared += spent
 
 
-def _diagnose(trainer: Trainer, stage: AnyStage, reported: set[str]) -> None:
-    """Log the findings about the losses, each once. Losses of reinforcement learning show nothing."""
+def _diagnose(trainer: Trainer, stage: AnyStage, reported: dict[str, int]) -> None:
+    """Log the findings about the losses, each once, and a refutation of overfitting. Losses of reinforcement learning
+    show nothing.
+
+    reported: the step of each finding so far, by its subject.
+    """
     if not stage.loss_is_telling:
         return
     lines, record = metrics.read_metrics(trainer.run), trainer.record.mapping()
     for finding in diagnosis.of_losses(lines, trainer.config, trainer.state.steps, record):
         if finding.about not in reported:
-            reported.add(finding.about)
+            reported[finding.about] = trainer.state.step
             log.warning(finding.message)
+    if "fit" in reported and (refutation := diagnosis.refutation(lines, reported["fit"])):
+        del reported["fit"]
+        log.warning(refutation)

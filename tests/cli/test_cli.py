@@ -38,6 +38,18 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     assert not imported & {"torch", "numpy", "tokenizers", "matplotlib", "transformers"}
 
 
+@pytest.mark.parametrize(("words", "line"), [
+    (["train", "my text.txt"], "reading my text.txt"), (["train", "a", "b", "c", "d.txt", "--plan"],
+                                                        "reading a, b, c and 1 more"),
+    (["train", "--source", "my.de", "--target", "my.en"], "reading my.de, my.en"), (["train"], "no text named")])
+def test_the_first_line_names_the_text_before_torch_is_imported(words: list[str], line: str) -> None:
+    program = ("import sys\nfrom bardlet import cli, console\n"
+               "def say(text):\n    print(text)\n    sys.exit(3 if 'torch' in sys.modules else 0)\n"
+               f"console.say = say\ncli.main({words})")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith(line), result
+
+
 def test_training_without_compilation_does_not_import_the_compiler(tmp_path: Path) -> None:
     """The import would take a second and 70 MB; torch's own optimizers trigger it."""
     (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 50)
@@ -260,6 +272,50 @@ def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], c
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_short_text_ends_early_with_an_estimate(text: Path, tmp_path: Path, clock: Clock,
+                                                  capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the machine's speed with --plan, else from timed steps. The run itself is left out."""
+    monkeypatch.setattr("bardlet.runner.run_to_end", lambda trainer, *_, **__: {"steps": trainer.state.steps})
+    words = ["train", str(text), "--minutes", "60", "--compile", "off"]
+    assert main([*words, "--plan"]) == 0
+    assert re.search(r", ends in about [\d.]+ (s|minutes?) instead of 60 minutes: more steps", capsys.readouterr().out)
+    clock.per_step = 0.5
+    assert main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    out = capsys.readouterr().out
+    minutes = json.loads(out.splitlines()[-1])["steps"] * clock.per_step / 60
+    told = re.search(r", ends in about ([\d.]+) minutes? instead of 60 minutes: more steps", out)
+    assert told and abs(float(told[1]) - minutes) < 1, out
+
+
+@pytest.mark.parametrize(("seconds", "words"), [
+    (0.2, "1 s"), (7.4, "7 s"), (41, "40 s"), (94, "90 s"), (97, "1.5 minutes"), (118, "2 minutes"),
+    (290, "5 minutes"), (3600, "60 minutes")])
+def test_rough_durations(seconds: float, words: str) -> None:
+    assert console.duration(seconds) == f"about {words}"
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_loss_has_one_unit_where_a_token_is_a_character(kind: str, text: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end of training, in the card, in the picture and in `bardlet eval`."""
+    from bardlet.stages import pretrain
+
+    labels: list[str] = []
+    monkeypatch.setattr(pretrain.plots, "loss_curve", lambda run, title, label, bigram: labels.append(label))
+    run = tmp_path / "run"
+    assert main(["train", str(text), "--tokenizer", kind, "--out", str(run), *TINY, "--steps", "2"]) == 0
+    assert main(["eval", str(run)]) == 0
+    captured = capsys.readouterr()
+    words = (captured.out + captured.err, (run / "README.md").read_text(encoding="utf-8").partition("| ---")[2])
+    loss = r" [\d.]+ nats per character, [\d.]+ bits per byte"
+    for part in words:
+        assert re.search(loss if kind == "char" else r" [\d.]+ nats per token," + loss, part), part
+        assert kind != "char" or "nats per token" not in part, part
+    assert labels == ["loss (nats per character)" if kind == "char" else "loss (nats per token)"]
+
+
 def test_the_predicted_loss_is_recorded(text: Path, tmp_path: Path, clock: Clock,
                                         bardlet: Callable[..., dict[str, Any]]) -> None:
     """In --json and run.toml, in nats per character; a run with --steps has no prediction."""
@@ -374,6 +430,21 @@ def test_progress_shows_no_speed_after_one_step(monkeypatch: pytest.MonkeyPatch)
     assert text({**line, "step": 4, "tokens": 256, "seconds": 7.75}).endswith("    256 tokens/s  ETA 0:04")
 
 
+def test_a_timed_run_promises_no_number_of_steps_and_no_more_time_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 s per step, the last 90 steps would need 3 minutes, but 61 s are left: the clock will plan fewer steps."""
+    now = 100.0
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now))
+    text = console.StepText("tokens", 90.0)
+    line = {"train_loss": 1.0, "val_loss": None, "tokens": 64, "seconds": 7.0, "steps": 100}
+    assert text({**line, "step": 1, "elapsed": 11.0}) == "step     1 of about 100  train 1.0000"
+    now += 18
+    assert text({**line, "step": 10, "elapsed": 29.0}).endswith("ETA 1:01")
+    assert text({**line, "step": 11, "elapsed": 91.0}).endswith("ETA 0:00"), "the time is over"
+    now += 22
+    assert text({**line, "step": 20, "steps": 21, "elapsed": 51.0}).endswith("ETA 0:02")
+    assert text({**line, "step": 21, "steps": 21, "elapsed": 53.0}).startswith("step    21 of 21  train")
+
+
 @pytest.mark.parametrize("rewards", [{}, {"reward": 0.1, "kl": 0.02}])
 def test_the_progress_bar_of_a_narrow_terminal_shows_the_eta(rewards: dict[str, float],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,6 +480,38 @@ def test_plan_creates_no_folder(text: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "7", "--plan"]) == 0
     assert re.search(r"plan: 7 steps of 64 tokens", capsys.readouterr().out)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_before_the_first_step_says_that_nothing_is_saved(text: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch,
+                                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """While the text is read, and when the folder exists already, which is removed. A later one says how to go on."""
+    from bardlet import runner
+    from bardlet.stages import pretrain
+
+    words = ["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]
+    for module, name in ((pretrain.corpus, "find"), (runner, "fit")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert main(words) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "bardlet: interrupted before the first step; nothing was trained or saved")
+        assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(runner.summary, "say_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(words) == 130
+    assert "stopped after step 2, and saved" in capsys.readouterr().err
+
+
+def test_only_a_run_that_starts_names_its_folder(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = f"runs/{text.stem}-{TINY[TINY.index('--model') + 1] if '--model' in TINY else 'qwen3'}"
+    Path(first).mkdir(parents=True)
+    assert main(["train", str(text), *TINY, "--steps", "1", "--plan"]) == 0
+    captured = capsys.readouterr()
+    assert "runs/" not in captured.out + captured.err
+    assert main(["train", str(text), *TINY, "--steps", "1"]) == 0
+    assert f"{first} exists; the new run is {first}-2" in capsys.readouterr().err
 
 
 def test_tensorboard_and_a_missing_wandb(text: Path, tmp_path: Path, bardlet: Callable[..., dict[str, Any]],

@@ -10,6 +10,8 @@ import json
 import logging
 import lzma
 import random
+import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +165,24 @@ def test_the_command_that_converts_an_encoding_gives_the_text(text: str, encodin
         documents(path)
     assert formats.encoding_of(path.read_bytes()) == encoding
     assert f"iconv -f {formats.ICONV.get(encoding, encoding.upper())} -t UTF-8" in str(error.value)
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("iconv", "gzip", "xz"))), reason="needs iconv, gzip and xz")
+@pytest.mark.parametrize("pattern", ["", "*.txt*"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le"])
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
+def test_after_the_printed_conversion_a_folder_can_be_read(suffix: str, pack: Callable[[bytes], bytes], encoding: str,
+                                                           pattern: str, tmp_path: Path) -> None:
+    """The converted text replaces the file: beside it, the file would stop the next run, too."""
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    (folder / "a.txt").write_text(GERMAN * 30, encoding="utf-8")
+    (folder / f"my letters.txt{suffix}").write_bytes(pack((FRENCH * 30).encode(encoding)))
+    with pytest.raises(BardletError) as error:
+        documents(folder / pattern)
+    subprocess.run(str(error.value).partition("convert it: ")[2], shell=True, check=True, cwd=tmp_path)
+    assert documents(folder / pattern) == [GERMAN * 30, FRENCH * 30]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "my letters.txt"]
 
 
 def test_control_characters_of_a_wrong_conversion_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

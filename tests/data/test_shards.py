@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bardlet import tokenizer as tk
 from bardlet.data import corpus as cp
-from bardlet.data import shards, windows
+from bardlet.data import shard_file, shards, windows
 from bardlet.errors import BardletError
 
 DATA = os.environ.get("BARDLET_DATA")
@@ -183,11 +183,11 @@ def test_a_shard_of_the_previous_version_is_read(width, tmp_path):
     for count in (5, 0):
         head = struct.pack("<8sIIQ32s", b"bardlet\0", 1, width, count, bytes(32)).ljust(128, b"\0")
         (tmp_path / "train.bin").write_bytes(head + ids[:count].tobytes())
-        assert shards.open_shard(tmp_path / "train.npy").tolist() == ids[:count].tolist()
+        assert shard_file.open_shard(tmp_path / "train.npy").tolist() == ids[:count].tolist()
     for damaged in (b"", head[:100], b"x" + head[1:], head + b"1"):
         (tmp_path / "train.bin").write_bytes(damaged)
         with pytest.raises(BardletError, match=r"train\.bin"):
-            shards.open_shard(tmp_path / "train.npy")
+            shard_file.open_shard(tmp_path / "train.npy")
 
 
 def _tokenize_together(path: Path, barrier: object, results: object) -> None:
@@ -235,7 +235,7 @@ def test_an_unwritable_cache_is_one_line(text, monkeypatch):
     with pytest.raises(BardletError, match=r"cannot write tokens here.*BARDLET_CACHE"):
         shards.tokenize_corpus(cp.find([str(text)]), cache=text.parent / "file")
     if Path("/dev/full").exists():
-        monkeypatch.setattr(shards.os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        monkeypatch.setattr(shard_file.os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
         with pytest.raises(BardletError, match=r"No space left.*free some space"):
             tokenize(text)
         assert list((text.parent / "cache" / "tokens").iterdir()) == []
@@ -263,7 +263,7 @@ def test_wrong_settings_are_one_line(text):
 def test_progress_grows_to_the_whole_text(text):
     steps: list[tuple[str, int, int | None]] = []
     tokenize(text, progress=lambda *step: steps.append(step))
-    assert ("reading poem", len(POEM), None) in steps
+    assert ("measuring poem.txt", len(POEM), None) in steps
     assert [s for s in steps if s[0] == "tokenizing"][-1] == ("tokenizing", len(POEM), len(POEM))
     done = [s[1] for s in steps if s[0] == "tokens"]
     assert done == sorted(done)
@@ -364,3 +364,22 @@ def test_a_validation_part_too_short_is_one_line():
         windows.validation_windows(np.zeros(1, np.uint16), 8)
     with pytest.raises(BardletError, match="--block-size 7 or less"):
         windows.random_windows(np.zeros(8, np.uint16), 8)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_documents_encoded_together_have_the_ids_of_each_alone(kind, tmp_path):
+    """Short documents are encoded in batches, long ones by themselves."""
+    documents = ["", "a", "short 詩", "long and more, " * 3_000, "é\n" * 40, *(f"line {n}" for n in range(500))]
+    text = "".join(documents)
+    tokenizer = {"char": lambda: tk.train_char(text, True), "byte": lambda: tk.train_byte(True),
+                 "bpe": lambda: tk.train_bpe([text], 400)}[kind]()
+    counts = shard_file.write_shard(tmp_path / "x.npy", ((n, (d,)) for n, d in enumerate(documents)), tokenizer, True)
+    wanted = [[*tokenizer.encode(document).tolist(), tokenizer.eos_id] for document in documents]
+    assert shard_file.open_shard(tmp_path / "x.npy").tolist() == [id for ids in wanted for id in ids]
+    assert counts == (len(text), len(text.encode()), sum(map(len, wanted)))
+
+
+def test_a_batch_of_documents_names_the_one_with_an_unknown_character(tmp_path):
+    tokenizer, documents = tk.train_char("abc \n", True), ["a", "b", "a\nb x c", "c"]
+    with pytest.raises(BardletError, match=r'^2: "x" \(U\+0078\) at line 2, column 3 is not among'):
+        shard_file.write_shard(tmp_path / "x.npy", ((n, (d,)) for n, d in enumerate(documents)), tokenizer, True)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from bardlet import tokenizer
 from bardlet.config.toml import read_toml
-from bardlet.data import shards
+from bardlet.data import shard_file
 from bardlet.errors import BardletError
 from bardlet.run import checkpoint, hf, metrics
 from bardlet.run import folder as run_folder
@@ -66,8 +66,8 @@ READERS: dict[str, tuple[str, Reader]] = {
     "line": ("line.json", line_with_crc),
     "metadata": ("trainer.json", lambda path: checkpoint.read_metadata(path.parent)),
     "record": ("record.json", lambda path: run_record.checked(manifest.read_json(path), str(path))),
-    "shard": ("train.npy", shards.open_shard),
-    "old shard": ("old.bin", lambda path: shards.open_shard(path.with_suffix(".npy"))),
+    "shard": ("train.npy", shard_file.open_shard),
+    "old shard": ("old.bin", lambda path: shard_file.open_shard(path.with_suffix(".npy"))),
 }
 """The file of each reader, and the reader."""
 
@@ -142,8 +142,9 @@ def good(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "trainer.json").write_bytes((checkpoint.newest_intact(folder) / "trainer.json").read_bytes())
     ids = tokenizer.load(folder).encode("the 7 little bards").astype("<u2")
     np.save(folder / "train.npy", ids)
-    (folder / "old.bin").write_bytes(shards.HEADER_V1.pack(b"bardlet\0", 1, 2, len(ids), bytes(32)) + ids.tobytes())
-    assert len(shards.open_shard(folder / "train.npy")) == len(shards.open_shard(folder / "old.npy")) == len(ids)
+    header = shard_file.HEADER_V1.pack(b"bardlet\0", 1, 2, len(ids), bytes(32))
+    (folder / "old.bin").write_bytes(header + ids.tobytes())
+    assert all(len(shard_file.open_shard(folder / f"{name}.npy")) == len(ids) for name in ("train", "old"))
     return folder
 
 

@@ -56,8 +56,8 @@ def break_off_after(step: int, patch: pytest.MonkeyPatch) -> None:
     """Make the next run raise Broken right after `step` steps."""
     original = console._lines
 
-    def lines(unit: str) -> console.Watch:
-        watch = original(unit)
+    def lines(unit: str, budget: float | None = None) -> console.Watch:
+        watch = original(unit, budget)
 
         def see(line: dict[str, Any]) -> None:
             watch(line)

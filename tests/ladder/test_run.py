@@ -290,6 +290,16 @@ def test_report_includes_rungs_of_earlier_calls(bardlet: Callable[..., dict[str,
     assert [(o.rung.number, o.seed - 1337) for o in ladder.finished()] == [(1, 0), (1, 1), (3, 0), (3, 1), (4, 0)]
 
 
+def test_rungs_without_attention_are_named_for_a_sentence(text: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ladder", str(text), "--out", str(tmp_path / "l"), "--rungs"]
+    assert main([*words, "1"]) == 0
+    assert "--sentence" not in capsys.readouterr().out, "nobody asked"
+    for rungs, told in (("1", "bigram has"), ("1-3", "bigram and averaging have"), ("3", "")):
+        assert main([*words, rungs, "--sentence", "bards sing"]) == 0
+        assert capsys.readouterr().out.partition("--sentence: ")[2].partition(" no attention")[0] == told
+
+
 def test_other_options_need_another_folder(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ladder", str(text), "--rungs", "1", "--out", str(tmp_path / "l")]) == 0
     capsys.readouterr()

@@ -205,7 +205,8 @@ def test_chosen_micro_batches_fit_and_keep_the_batch(batch: int, accumulate: int
         try:
             memory.fit_micro_batches(trainer)
         except BardletError:
-            assert row + row_logits > allowed
+            update = memory.UPDATE * memory._parameters(trainer)
+            assert row + row_logits > allowed or free - memory.fixed_bytes(trainer) < update
             return
     rows, remainder = divmod(trainer.config.batch_size, world)
     assert remainder == 0 and 1 <= rows <= batch

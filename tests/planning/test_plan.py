@@ -149,6 +149,18 @@ def test_a_vocabulary_is_chosen_only_for_a_long_text() -> None:
     assert planned.vocab_size == 2048 and reason == "bpe: as requested; 2,048 tokens"
 
 
+def test_bpe_is_trained_on_fewer_phrases_when_time_is_short() -> None:
+    english, chinese = (CorpusStatistics(4_000_000, 3_600_000, alphabet)
+                        for alphabet in ("abc", "".join(map(chr, range(0x4e00, 0x5000)))))
+    assert planning.distinct_words(english, Machine(60, LAPTOP)) is None
+    sizes = [planning.distinct_words(chinese, Machine(seconds, LAPTOP, slowdown=slowdown))
+             for seconds, slowdown in ((1e-3, 1), (60, 5), (60, 1), (120, 1), (600, 1), (600, 5))]
+    assert sizes == [750_000, 750_000, 1_500_000, 3_000_000, 6_000_000, 3_000_000]
+    for seconds, slowdown, kind in ((60, 1, "bpe"), (40, 5, "byte")):
+        machine = Machine(seconds, LAPTOP, slowdown=slowdown)
+        assert planning.plan_vocabulary(chinese, machine, TrainConfig())[0].tokenizer == kind
+
+
 def test_the_chosen_model_fits_in_memory() -> None:
     def parameters(maximum: float) -> float:
         text, machine = TextStatistics(50_000_000, 60_000_000, 1, 1024), Machine(3_600, LAPTOP, max_parameters=maximum)

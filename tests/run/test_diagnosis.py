@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import TINY
 
+from bardlet import runner
 from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
-from bardlet.run import diagnosis
+from bardlet.run import diagnosis, metrics
 
 CONFIG = TrainConfig(warmup_steps=50)
 RECORD = {"bigram": 2.5, "characters_per_token": 1.0}
@@ -49,6 +51,33 @@ def test_overfitting() -> None:
     assert "overfitting" not in messages([*FALLING[:20], *[3.15] * 20], val)
 
 
+def test_before_the_last_step_overfitting_needs_a_rise_that_will_not_vanish() -> None:
+    """The decay of the learning rate lowers the loss by up to 8 %; at the end, nothing follows."""
+    rises = {"small": [2.5, 1.8, 1.85, 1.9, 1.95], "ends": [2.5, 1.8, 2.1, 2.3, 2.2],
+             "noisy": [2.5, 1.8, 2.2, 2.1, 2.3]}
+    for name, val in rises.items():
+        assert messages(FALLING, val) == "", name
+        assert "overfitting since step 160" in messages(FALLING, val, steps=400), name
+    assert "overfitting since step 160" in messages(FALLING, [2.5, 1.8, 2.0, 2.1, 2.2])
+
+
+def test_a_refuted_warning_is_taken_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, when the validation loss is lower than ever. A later rise is a new warning."""
+    val = [2.5, 1.8, 2.0, 2.1, 2.2, 1.9, 1.75, 1.7, 2.0, 2.1, 2.2]
+    trainer: Any = SimpleNamespace(run=tmp_path, config=CONFIG, record=SimpleNamespace(mapping=dict),
+                                   state=SimpleNamespace(step=0, steps=2000))
+    reported: dict[str, int] = {}
+    for number, loss in enumerate(val, 1):
+        trainer.state.step = 100 * number
+        metrics.append_metrics(tmp_path, {"step": 100 * number, "train_loss": 4.0 - number / 10})
+        metrics.append_metrics(tmp_path, {"step": 100 * number, "val_loss": loss})
+        runner._diagnose(trainer, SimpleNamespace(loss_is_telling=True), reported)  # type: ignore[arg-type]
+    told = [record.getMessage()[:55] for record in caplog.records]
+    assert told == ["overfitting since step 200: the validation loss rose fr",
+                    "no overfitting after all: the validation loss fell agai",
+                    "overfitting since step 800: the validation loss rose fr"]
+
+
 def test_a_learning_rate_that_is_too_high() -> None:
     """The training loss rises, or is stuck above the bigram's loss; below that, a plateau is fine."""
     rising, stuck = [*np.linspace(4, 2, 20), 2.5, 2.6, 2.5, 2.6, 2.7], [4, 3.8, 3.5, 3.2, *[3.0] * 15]
@@ -69,7 +98,9 @@ def test_a_learning_rate_that_is_too_high() -> None:
 
 def test_worse_than_a_bigram() -> None:
     """Judged by the best evaluation, in nats per token, and only late in the run."""
-    assert "2.60 nats per token, against 2.50 for counting character pairs" in messages([4.0], [2.6], steps=10)
+    pairs = {"bigram": 2.5, "characters_per_token": 2.0}
+    assert "5.20 nats per token, against 5.00" in messages([9.0], [5.2], steps=10, record=pairs)
+    assert "2.60 nats per character, against 2.50 for counting character pairs" in messages([4.0], [2.6], steps=10)
     assert messages([4.0], [2.6], steps=1000) == ""
     assert messages([4.0], [2.6], steps=10, record={"bigram": 2.5, "characters_per_token": 3.0}) == ""
     assert messages([4.0], [2.6], steps=10, record={}) == ""

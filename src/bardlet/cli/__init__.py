@@ -156,7 +156,7 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, BardletError):
         return " ".join(line.strip() for line in str(error).splitlines())  # a name may have two spaces
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
     if isinstance(error, MemoryError):
         return ("out of memory; use a smaller --batch-size (in training with more --grad-accum), or a smaller model "
                 "(--n-embd, --n-layer)")

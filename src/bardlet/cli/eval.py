@@ -84,10 +84,12 @@ def warn_of_training_text(folder: Path, text: Sequence[str], field: str) -> None
 
 def print_loss(result: TextEvaluation) -> dict[str, Any]:
     """Print the loss on a text and return what --json prints."""
+    from bardlet.evaluation import metrics
+
     score = result.score
     if result.skipped_characters:
         console.say(f"note: skipped {result.skipped_characters:,} characters that the tokenizer does not know")
-    console.say(f"{result.name}: {score.loss:.4f} nats per token, {score.nats_per_char:.4f} nats per character, "
+    console.say(f"{result.name}: {metrics.describe_loss(score.loss, score.nats_per_char)}, "
                 f"{score.bits_per_byte:.4f} bits per byte, over {score.tokens:,} tokens")
     return {**asdict(score), "skipped_characters": result.skipped_characters}
 

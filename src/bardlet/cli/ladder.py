@@ -107,6 +107,11 @@ def main(argv: Sequence[str]) -> int:
     also = f" (with {console.count(more, 'model')} from earlier calls)" if more else ""
     console.say(f"\nreport: {page}{also}; open it in a browser. The models are next to it: `bardlet sample "
                 f"{quoted(outcomes[-1].folder)}`")
+    without = [rung.name for rung in rungs if not rung.attends]
+    if without and command.sentence != Command.sentence:
+        verb = "has" if len(without) == 1 else "have"
+        console.say(f"--sentence: {' and '.join(without)} {verb} no attention heads, so the report shows the sentence "
+                    "only for rungs from one-head on")
     if command.json:
         console.say_json({"report": str(page), "rungs": summary(outcomes, ladder.comparable)})
     return 0
@@ -115,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
 def train_rungs(ladder: Ladder) -> list[Outcome]:
     """Train the missing rungs and print a line for each."""
     outcomes: list[Outcome] = []
-    say = console.say
+    say, unit = console.say, "character" if ladder.dataset.tokenizer.kind == "char" else "token"
     with console.ladder_progress(expected_seconds(ladder)) as watch:
         for done in ladder.train_all(
                 lambda rung, seed, line: watch(f"{rung.number} {rung.name}", (rung.name, seed), line)):
@@ -123,7 +128,7 @@ def train_rungs(ladder: Ladder) -> list[Outcome]:
             has_figure = done.rung.lecture and ladder.comparable and not (done.rung.scaled and ladder.minutes)
             lecture = f"   the lecture: {done.rung.lecture:.2f}" if has_figure else ""
             say(f"{done.rung.number:>2} {done.rung.name:<13} seed {done.seed}  {done.parameters:>10,} parameters  "
-                f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f} nats per token{lecture}")
+                f"{done.seconds:>6.1f} s  validation loss {done.val_loss:.4f} nats per {unit}{lecture}")
     return outcomes
 
 

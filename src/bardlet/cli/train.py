@@ -43,13 +43,25 @@ def main(argv: Sequence[str]) -> int:
     if name in fine_tuning:
         return stage.run(fine_tuning[name], argv, names_model=False)
     options, config, started = read(argv)
-    if not config.text and isinstance(config, TrainConfig) and not config.init and console.main_rank():
+    if not console.main_rank():
+        return training.start(config, options, started)
+    if names := _inputs(config):  # at once: importing PyTorch takes seconds
+        console.say(f"reading {console.listing(names)}")
+    else:
         minutes = config.steps is None and (config.minutes or config.default_minutes)
         length = console.minutes(minutes) if minutes else f"{config.steps:,} steps"
         console.say(f"no text named: {'planning for' if options.plan else 'training on'} the default, Tiny "
                     f"Shakespeare, for {length}{'' if options.plan else '; Ctrl-C saves and stops'}. Loading PyTorch "
                     "and timing this machine takes a few seconds")
     return training.start(config, options, started)
+
+
+def _inputs(config: FromScratch) -> tuple[str, ...]:
+    """Return the names of the texts or sentence pairs, as they were given, or of the model of --init."""
+    pairs: tuple[str, ...] = ()
+    if isinstance(config, TranslationConfig):
+        pairs = tuple(name for name in (config.pair, config.source, config.target) if name)
+    return config.text or pairs or ((config.init,) if config.init else ())
 
 
 def read(argv: Sequence[str]) -> tuple[training.RunOptions, FromScratch, float]:

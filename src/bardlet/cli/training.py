@@ -60,9 +60,14 @@ def start(config: Settings, options: RunOptions, started: float) -> int:
             run = quoted(name)
             raise BardletError(f"{name}: a run folder, not a text; continue the run with `bardlet resume {run}`, or "
                                f"start from its weights with `bardlet train TEXT --init {run}`")
-    from bardlet import runner
+    try:
+        from bardlet import runner
 
-    result = runner.start(config, options.out, started, options.plan)
+        result = runner.start(config, options.out, started, options.plan)
+    except KeyboardInterrupt as interrupt:  # after the first step it is `Stopped`, which says how to continue
+        if world == 1:  # torchrun may have restarted this process, and its run
+            interrupt.args = ("interrupted before the first step; nothing was trained or saved",)
+        raise
     if options.json and result:
         console.say_json(result)
     return 0

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bardlet import tokenizer as tokenization
-from bardlet.data import shards, windows
+from bardlet.data import shard_file, shards, windows
 from bardlet.data.batch import Batch
 from bardlet.data.bitext import ParallelCorpus
 from bardlet.data.named import cache_folder
@@ -140,7 +140,7 @@ def _build(corpus: ParallelCorpus, spec: str | Tokenizer, vocab_size: int | None
     for part, pairs in parts.items():
         for side, name in enumerate(SIDES):
             documents = ((f"{corpus.name}, {part}, {name}", (pair[side],)) for pair in pairs)
-            shards.write_shard(folder / f"{part}.{name}.npy", documents, tokenizer, separate=True)
+            shard_file.write_shard(folder / f"{part}.{name}.npy", documents, tokenizer, separate=True)
     train_sources = {source for source, _ in parts["train"]}
     leaked = sum(source in train_sources for source, _ in parts["val"]) / len(parts["val"])
     metadata = {"reason": reason, "leaked": round(leaked, 4)}
@@ -155,7 +155,7 @@ def _open(folder: Path) -> TokenizedPairs:
     metadata = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
 
     def lines(part: str, name: str) -> TokenizedLines:
-        tokens = shards.open_shard(folder / f"{part}.{name}.npy")
+        tokens = shard_file.open_shard(folder / f"{part}.{name}.npy")
         return TokenizedLines(tokens, np.flatnonzero(tokens == tokenizer.eos_id) + 1)
 
     train, val = (tuple(lines(part, name) for name in SIDES) for part in ("train", "val"))

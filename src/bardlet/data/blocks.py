@@ -79,7 +79,7 @@ def decoded(file: IO[bytes], source: Source, notice: Notice, newline: bool = Tru
         notice(source, f"is {name}, not UTF-8; reading it as {name}")
     elif mark:
         notice(source, "starts with a byte order mark; ignoring it")
-    elif sentence := formats.without_mark(raw[:4096], source.path):
+    elif sentence := formats.without_mark(raw[:4096], source.path, source.convert_in_place):
         raise BardletError(f"{source.path}: {sentence}")
     decoder = _Utf8(file, source, len(mark)) if name == "UTF-8" else _Wide(encoding, source, name, len(mark))
     blocks = _decoded(file, raw[len(mark):], decoder)

@@ -23,6 +23,7 @@ from functools import cached_property
 from glob import escape, glob
 from pathlib import Path
 
+from bardlet import console
 from bardlet.data import rows, separators
 from bardlet.data.blocks import read_blocks
 from bardlet.data.named import DEFAULT, EMBEDDED, NAMED, Progress, did_you_mean, get, python_docs
@@ -57,6 +58,8 @@ class Corpus:
     normalize: str | None = None
     digests: dict[Path, bytes] = dataclasses.field(default_factory=dict, repr=False)
     """sha256 of the files that are hashed already."""
+    title: str = ""
+    """The names of the files or folders, for progress."""
     notices: dict[str, None] = dataclasses.field(default_factory=dict, repr=False)
     """What was repaired or is odd in the files, as it was logged."""
 
@@ -178,7 +181,8 @@ def find(text: Sequence[str] = (), field: str = "text", progress: Progress | Non
     seen: dict[Path, Source] = {}
     for source in sources:
         seen.setdefault(source.path.resolve(), source)
-    corpus = Corpus(name, (), field, normalize)
+    title = console.listing([Path(a).name or a for a in dict.fromkeys(text)])
+    corpus = Corpus(name, (), field, normalize, title=title)
     corpus.sources = tuple(_inspected(source, separator, corpus.digests) for source in seen.values())
     if field != "text" and not any(inner_suffix(source.path) in rows.SUFFIXES for source in corpus.sources):
         raise BardletError(f"--field {field}: only rows have fields ({' '.join(rows.SUFFIXES)}), and {', '.join(text)} "
@@ -228,7 +232,8 @@ def _sources(argument: str, field: str, progress: Progress | None) -> list[Sourc
         if not files:
             raise BardletError(f"{argument}: no file matches this pattern; check it with ls")
         common = os.path.commonpath([s.path.parent for s in files])
-        return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix()) for s in files]
+        return [dataclasses.replace(s, label=Path(os.path.relpath(s.path, common)).as_posix(), in_pattern=True)
+                for s in files]
     similar = _like(path) or did_you_mean(argument)
     raise BardletError(f"{argument}: no such file, folder or corpus{similar}; `bardlet data` lists the corpora")
 

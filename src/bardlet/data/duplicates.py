@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,8 @@ MAX_WINDOWS = 1 << 18
 """Approximate limit of the windows compared per text: a sample by hash (trailing zeros), not by position."""
 
 
-CHUNK = 1 << 20
-"""Symbols that are hashed at once."""
+CHUNK, THREADS = 1 << 18, 4
+"""Symbols that a thread hashes at once, and threads."""
 
 
 def hashes(symbols: np.ndarray, length: int) -> np.ndarray:
@@ -66,11 +67,13 @@ def overlap(train: np.ndarray, val: np.ndarray, length: int) -> tuple[float, flo
 
 def _windows(symbols: np.ndarray, length: int, every: int) -> np.ndarray:
     """Return the hashes of windows that are multiples of `every`, computed in chunks because the array may be long."""
-    parts = [np.zeros(0, np.uint64)]
-    for start in range(0, max(0, len(symbols) - length + 1), CHUNK):
+    def sampled(start: int) -> np.ndarray:
         hashed = hashes(read(symbols, start, min(len(symbols), start + CHUNK + length - 1)), length)
-        parts.append(hashed[hashed & np.uint64(every - 1) == 0])
-    return np.concatenate(parts)
+        return hashed[hashed & np.uint64(every - 1) == 0]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = pool.map(sampled, range(0, max(0, len(symbols) - length + 1), CHUNK))
+        return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
 def read(array: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -26,6 +26,9 @@ ENCODINGS = {
 """Python's name and the display name of each encoding that can be identified."""
 ICONV = {"koi8_r": "KOI8-R", "euc_jp": "EUC-JP", "mac_roman": "MACINTOSH"}
 """The name that iconv uses, where it is not Python's in capitals."""
+UNPACK = {".gz": ("gzip -d", "gzip -dk"), ".xz": ("xz -d", "xz -dk"), ".bz2": ("bzip2 -d", "bzip2 -dk"),
+          ".zst": ("zstd -d --rm", "zstd -d")}
+"""The commands that decompress a file: without and with the compressed file left beside it."""
 
 MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", "pdftotext {file} {text}"),
@@ -82,10 +85,10 @@ NO_TEXT = ("Cc", "Cn", "Co", "Cs")
 """Unicode categories of what is not in a text: controls, unassigned and private characters, surrogates."""
 
 
-def without_mark(beginning: bytes, path: Path) -> str | None:
+def without_mark(beginning: bytes, path: Path, in_place: bool = False) -> str | None:
     """Return what UTF-16 or UTF-32 without a byte order mark is and how to convert it, as a sentence; None for others.
 
-    Its zero bytes are all at even or all at odd places, and what it decodes to is text.
+    Its zero bytes are all at even or all at odd places, and what it decodes to is text. in_place: see `conversion`.
     """
     if b"\0" not in beginning:
         return None
@@ -101,8 +104,7 @@ def without_mark(beginning: bytes, path: Path) -> str | None:
         if text and high and all(c in "\n\r\t\f" or (c != "\ufffd" and unicodedata.category(c) not in NO_TEXT)
                                  for c in text):
             name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
-            return (f"looks like {name[:6]} without a byte order mark; convert it: iconv -f {name} -t UTF-8 "
-                    f"{quoted(path)} > {quoted(f'{path.stem}-utf8{path.suffix}')}")
+            return f"looks like {name[:6]} without a byte order mark; convert it: {_iconv(name, path, in_place)}"
     return None
 
 
@@ -136,16 +138,30 @@ def origin(sample: str) -> str:
     return ICONV.get(encoding, encoding.upper())
 
 
-def conversion(raw: bytes, path: Path) -> str:
-    """Return a sentence on the encoding of a text that is not UTF-8, with the command that converts it."""
+def conversion(raw: bytes, path: Path, in_place: bool = False) -> str:
+    """Return a sentence on the encoding of a text that is not UTF-8, with the command that converts it.
+
+    in_place: the command replaces the file, because only its folder or a pattern was named: a second file beside it
+        would leave the first one in the text.
+    """
     encoding = encoding_of(raw)
     if encoding is None:
         return "its encoding was not identified; open it in the program that wrote it and save it as UTF-8"
-    new = f"{path.stem}-utf8{path.suffix}"
     if os.name == "nt":
-        command = (f'python -c "open({new!r}, \'w\', encoding=\'utf-8\').write(open({str(path)!r}, '
-                   f"encoding='{encoding}').read())\"")
+        new = str(path) if in_place else f"{path.stem}-utf8{path.suffix}"
+        command = (f'python -c "text = open({str(path)!r}, encoding=\'{encoding}\').read(); '
+                   f"open({new!r}, 'w', encoding='utf-8').write(text)\"")
     else:
-        name = ICONV.get(encoding, encoding.upper())
-        command = f"iconv -f {name} -t UTF-8 {quoted(path)} > {quoted(new)}"
+        command = _iconv(ICONV.get(encoding, encoding.upper()), path, in_place)
     return f"it looks like {ENCODINGS.get(encoding, encoding)}; convert it: {command}"
+
+
+def _iconv(name: str, path: Path, in_place: bool) -> str:
+    """Return the command that converts a file from the encoding `name`; a compressed one is decompressed first."""
+    unpack = ""
+    if packer := UNPACK.get(path.suffix.lower()):
+        unpack = f"{packer[0 if in_place else 1]} {quoted(path)} && "
+        path = path.with_suffix("")
+    new = Path(f"{path}.tmp") if in_place else Path(f"{path.stem}-utf8{path.suffix}")
+    replace = f" && mv {quoted(new)} {quoted(path)}" if in_place else ""
+    return f"{unpack}iconv -f {name} -t UTF-8 {quoted(path)} > {quoted(new)}{replace}"

@@ -13,6 +13,8 @@ import numpy as np
 
 MIX = np.uint64(0xBF58476D1CE4E5B9)
 """An odd multiplier that spreads bits well (Steele et al., 2014: SplitMix)."""
+SYMBOL_BITS = np.uint64(22)
+"""Bits of a 64-bit key that hold a symbol; the others hold a hash of its context."""
 
 
 def ngram_losses(train: np.ndarray, val: np.ndarray, longest: int = 5, alphabet: int | None = None) -> np.ndarray:
@@ -23,7 +25,7 @@ def ngram_losses(train: np.ndarray, val: np.ndarray, longest: int = 5, alphabet:
     p(x | ctx) = (count(ctx x) + kinds(ctx) p(x | shorter ctx)) / (count(ctx) + kinds(ctx)).
 
     Args:
-        train, val: (N,), (M,) integers; ValueError unless both have more than `longest`.
+        train, val: (N,), (M,) integers from 0 to 2^22 - 2; ValueError unless both have more than `longest`.
         alphabet: number of different symbols; None: those in `train`, and one for all others.
 
     Returns:
@@ -40,13 +42,13 @@ def ngram_losses(train: np.ndarray, val: np.ndarray, longest: int = 5, alphabet:
         if order:  # extend the context by one symbol further back
             context_train = _mix(context_train, train[longest - order: -order])
             context_val = _mix(context_val, val[longest - order: -order])
-        grams, first, counts = np.unique(_mix(context_train, next_train), return_index=True, return_counts=True)
-        contexts, context_of = np.unique(context_train[first], return_inverse=True)
-        context = _look_up(contexts, context_val)
-        total = np.bincount(context_of, weights=counts)[context]
-        kinds = np.bincount(context_of)[context]
-        gram = _look_up(grams, _mix(context_val, next_val))
-        count = np.where(gram >= 0, counts[gram], 0)
+        keys, first = _first_of_runs(np.sort(_keys(context_train, next_train)))
+        counts = np.diff(first, append=len(next_train))
+        contexts, first = _first_of_runs(keys >> SYMBOL_BITS)
+        kinds, total = np.diff(first, append=len(keys)), np.add.reduceat(counts, first)
+        wanted = _keys(context_val, next_val)
+        context, gram = _look_up(contexts, wanted >> SYMBOL_BITS), _look_up(keys, wanted)
+        count, kinds, total = np.where(gram >= 0, counts[gram], 0), kinds[context], total[context]
         mixed = (count + kinds * probability) / (total + kinds)
         probability = np.where(context >= 0, mixed, probability)
         losses.append(-np.log(probability))
@@ -79,6 +81,21 @@ def _mix(state: np.ndarray, symbol: np.ndarray) -> np.ndarray:
     h = (state * np.uint64(31) + symbol) * MIX
     h = (h ^ (h >> np.uint64(29))) * MIX
     return h ^ (h >> np.uint64(32))
+
+
+def _keys(contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """Return a number for each context and the symbol after it; sorted, the keys of a context are together.
+
+    42 bits of the context's hash are left: among 500,000 contexts two collide once in 35 texts, which changes nothing
+    that can be seen.
+    """
+    return contexts >> SYMBOL_BITS << SYMBOL_BITS | symbols
+
+
+def _first_of_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different values of a sorted array and where each begins."""
+    first = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    return values[first], first
 
 
 def _look_up(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bardlet.data import shards, windows
+from bardlet.data import shard_file, windows
 from bardlet.data.batch import Batch
 from bardlet.ops.cross_entropy import IGNORE
 
@@ -64,7 +64,7 @@ class TokenizedChats:
     @staticmethod
     def load(folder: Path, name: str) -> TokenizedChats:
         """Memory-map the files that `save` wrote."""
-        return TokenizedChats(*(shards.read_array(folder / f"{name}.{array}.npy") for array in ARRAYS))
+        return TokenizedChats(*(shard_file.read_array(folder / f"{name}.{array}.npy") for array in ARRAYS))
 
     def part(self, span: slice) -> TokenizedChats:
         """Return the conversations of a slice without step."""

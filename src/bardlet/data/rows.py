@@ -74,7 +74,7 @@ def _lines(source: Source, notice: Notice) -> Iterator[tuple[int, str]]:
             raise BardletError(f"{source.path}: {sentence}")
         if beginning[:2] in (b"\xff\xfe", b"\xfe\xff"):
             lines = (line.encode() for line in _split_lines(decoded(file, source, notice, newline=False), _LF))
-        elif sentence := formats.without_mark(beginning[:4096], source.path):
+        elif sentence := formats.without_mark(beginning[:4096], source.path, source.convert_in_place):
             raise BardletError(f"{source.path}: {sentence}")
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith(b"\xef\xbb\xbf"):

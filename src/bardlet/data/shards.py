@@ -1,7 +1,6 @@
-"""Token shards on disk.
+"""A text as token shards on disk (`data/shard_file.py`).
 
-A shard is a one-dimensional .npy array of ids, 16 or 32 bits each. It is memory-mapped, so a text may be larger than
-memory. Shards are built once per text and tokenizer, in a temporary folder that is renamed when it is complete.
+They are built once per text and tokenizer, in a temporary folder that is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ import json
 import logging
 import os
 import shutil
-import struct
 import tempfile
 import time
-import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +25,7 @@ from bardlet import tokenizer as tokenization
 from bardlet.data import duplicates, vocabulary
 from bardlet.data.corpus import Corpus
 from bardlet.data.named import Progress, cache_folder
+from bardlet.data.shard_file import open_shard, write_shard
 from bardlet.errors import BardletError
 from bardlet.runtime import manifest
 from bardlet.tokenizer import Tokenizer
@@ -39,8 +37,6 @@ Built = TypeVar("Built")
 VERSION = 2
 WINDOW = {"char": 64, "byte": 64, "bpe": 16}
 """Tokens of a passage that is long enough to be a copy if it occurs twice: about a dozen words."""
-HEADER_V1 = struct.Struct("<8sIIQ32s72x")
-"""Shard header of bardlet 0.2: "bardlet", 1, bytes per token, number of tokens, hash of the tokenizer."""
 
 
 # ------------------------------------------------------------------------------------------- shards
@@ -82,25 +78,27 @@ def tokenize_corpus(
     cache: Path | None = None,
     skip_unseen: bool = False,
     val_part: str = "val",
+    distinct: int | None = None,
 ) -> TextDataset:
     """Return the token shards of a corpus: from the cache if they are there and intact, else build them.
 
     tokenizer: "auto", "char", "byte", "bpe", or a Tokenizer to use as it is. vocab_size: for bpe; None chooses it
     by the size of the text. cache: folder for the shards, by default $BARDLET_CACHE or the user's cache folder.
     skip_unseen: leave out and count the characters that a given char tokenizer does not know, instead of stopping
-    at the first. val_part: "dev" if the development split is in use; then bpe is not trained on it. Memory holds a few
-    blocks of the text. BardletError if the text is too short or the cache is not writable.
+    at the first. val_part: "dev" if the development split is in use; then bpe is not trained on it. distinct: maximum
+    total size of the distinct words to train bpe on, in bytes. Memory holds a few blocks of the text. BardletError if
+    the text is too short or the cache is not writable.
     """
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
     if given and (cached := _find_cached(corpus, given, cache)):
         return cached
     spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
     dev = val_part == "dev" and tokenizer in ("auto", "bpe")
-    spec += " dev" * dev
+    spec += " dev" * dev + f" {distinct}" * (distinct is not None and given is None)
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
     folder = root / f"{corpus.name[:60]}-{key[:16]}"
-    job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache, dev)
+    job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache, dev, distinct)
     return build_or_read(folder, lambda target: _build(job, target), lambda finished: _open(finished, corpus))
 
 
@@ -116,6 +114,7 @@ class _Job:
     cache: Path | None
     dev: bool
     """Train bpe without the development split."""
+    distinct: int | None
 
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, BardletError)
@@ -176,7 +175,7 @@ def _build(job: _Job, folder: Path) -> None:
         tokenizer, reason = job.tokenizer, f"{job.tokenizer.kind}: the tokenizer that came with the model"
     else:
         tokenizer, reason, total = vocabulary.train_tokenizer(
-            corpus, job.tokenizer, job.vocab_size, progress, job.cache, job.dev)
+            corpus, job.tokenizer, job.vocab_size, progress, job.cache, job.dev, job.distinct)
     metadata: dict[str, Any] = {"reason": reason, "documents": corpus.count, "skipped": 0, "text": corpus.hash}
     tokens: dict[str, int] = {}
     for part in ("train", "val"):
@@ -220,109 +219,6 @@ def _cleaned(
 
     for number, blocks in corpus.blocks(part):
         yield number, known(blocks) if skip_unseen else blocks
-
-
-Document = TypeVar("Document")
-
-
-def write_shard(
-    path: Path,
-    documents: Iterable[tuple[Document, Iterable[str]]],
-    tokenizer: Tokenizer,
-    separate: bool,
-    progress: Callable[[int], None] | None = None,
-    locate: Callable[[Document], str] = str,
-) -> tuple[int, int, int]:
-    """Write documents, each with its text in blocks, as one shard; return its numbers of characters, bytes and tokens.
-
-    separate: end each document with the separator, if the tokenizer has one. progress: called with the characters done.
-    locate: returns file and line of a document, for messages.
-    """
-    separator = None
-    if separate and tokenizer.eos_id is not None:
-        separator = np.array([tokenizer.eos_id], tokenizer.dtype).tobytes()
-    characters = text_bytes = tokens = 0
-
-    def counted(blocks: Iterable[str]) -> Iterator[str]:
-        nonlocal characters, text_bytes
-        for block in blocks:
-            yield block
-            characters += len(block)
-            text_bytes += _utf8_length(block)
-            if progress:  # approximate: a part of the block may wait for the next
-                progress(characters)
-
-    with open(path, "wb") as file:
-        header_size = _write_header(file, tokenizer.dtype, 0)
-        for document, blocks in documents:
-            try:
-                for ids in tokenizer.encode_blocks(counted(blocks)):
-                    file.write(ids.tobytes())
-                    tokens += len(ids)
-            except BardletError as error:
-                raise BardletError(f"{locate(document)}: {error}") from None
-            if separator:
-                file.write(separator)
-                tokens += 1
-        file.seek(0)
-        if _write_header(file, tokenizer.dtype, tokens) != header_size:  # NumPy pads the header so that counts can grow
-            raise BardletError(f"{path}: internal error: the header of {tokens:,} tokens has another length")
-        file.flush()
-        os.fsync(file.fileno())
-    return characters, text_bytes, tokens
-
-
-def _utf8_length(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    return sum(len(text[i : i + (1 << 20)].encode("utf-8", "surrogatepass")) for i in range(0, len(text), 1 << 20))
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype[Any], count: int) -> int:
-    """Write the header of an array of `count` numbers; return its size."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
-
-
-def open_shard(path: Path) -> np.ndarray:
-    """Return the ids of the shard NAME.npy, or of NAME.bin, version 1: (N,), memory-mapped and read-only.
-
-    Raises:
-        BardletError: the file is damaged, or not a shard.
-    """
-    if not path.exists() and path.with_suffix(".bin").exists():
-        return _open_version_1(path.with_suffix(".bin"))
-    ids = read_array(path)
-    if ids.ndim != 1 or ids.dtype.str not in ("<u2", "<u4"):
-        raise BardletError(f"{path}: has no token ids")
-    return ids
-
-
-def read_array(path: Path) -> np.ndarray:
-    """Return the array of a .npy file, memory-mapped and read-only. BardletError if the file is not one."""
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OverflowError, SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise BardletError(f"{path}: is not a NumPy array ({str(error).splitlines()[0]})") from None
-    if not isinstance(array, np.ndarray):  # a zip file of several
-        raise BardletError(f"{path}: is not a NumPy array")
-    return array
-
-
-def _open_version_1(path: Path) -> np.ndarray:
-    """Return the ids of a shard of bardlet 0.2."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(HEADER_V1.size)
-    if len(head) < HEADER_V1.size:
-        raise BardletError(f"{path}: ends in its header")
-    magic, version, width, count, _ = HEADER_V1.unpack(head)
-    if magic != b"bardlet\0" or version != 1 or width not in (2, 4):
-        raise BardletError(f"{path}: is not a shard of bardlet")
-    if size != HEADER_V1.size + width * count:
-        raise BardletError(f"{path}: has {size} bytes, not {HEADER_V1.size + width * count}")
-    return np.memmap(path, f"<u{width}", "r", HEADER_V1.size, (count,)) if count else np.zeros(0, f"<u{width}")
 
 
 def check(folder: Path) -> None:

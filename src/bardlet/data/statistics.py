@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _read(corpus: Corpus, progress: Progress | None, val_part: str) -> CorpusSta
                 characters[part] += len(text)
                 sample[part].add(text, ends=False)
                 if progress:
-                    progress(f"reading {corpus.name}", sum(characters.values()), None)
+                    progress(f"measuring {corpus.title or corpus.name}", sum(characters.values()), None)
             sample[part].end()
     train, val = sample["train"].text(), sample["val"].text()
     if val_part == "dev":
@@ -132,21 +133,24 @@ def _ngram_features(train: str, val: str) -> tuple[tuple[float, ...], tuple[floa
     parts = [line[i:i + piece] for line in train.splitlines(keepends=True) for i in range(0, len(line), piece)]
     drawn = np.random.default_rng(0).random(len(parts)) < 0.25
     quarter = "".join(part for part, take in zip(parts, drawn, strict=True) if take)
-    alphabet, entropy = len(set(train)) + 1, _entropy(train)
-    full_losses, quarter_losses = (_losses(text, val, alphabet) for text in (train, quarter))
-    per_character = len(val) / characters
     others = [part for part, take in zip(parts, drawn, strict=True) if not take]
     alike = "".join(others[:: max(1, round(sum(map(len, others)) / len(val)))])
+    alphabet, entropy = len(set(train)) + 1, _entropy(train)
+    with ThreadPoolExecutor() as pool:  # NumPy sorts without the lock of Python, so the three run at once
+        full, part, same = (pool.submit(_losses, train, val, alphabet), pool.submit(_losses, quarter, val, alphabet),
+                            pool.submit(_best_loss, quarter, alike, alphabet))
+        full_losses, quarter_losses, alike_loss = full.result(), part.result(), same.result()
+    drift = min(quarter_losses[:LONGEST + 1]) / alike_loss - 1 if alike_loss > 1e-3 else 0.0
+    per_character = len(val) / characters
     return (tuple(per_character * loss for loss in full_losses), tuple(per_character * loss for loss in quarter_losses),
-            (full_losses[0] - entropy) / max(entropy, 1.0), _drift(quarter, alike, quarter_losses, alphabet))
+            (full_losses[0] - entropy) / max(entropy, 1.0), round(drift, 4))
 
 
-def _drift(quarter: str, alike: str, val_losses: tuple[float, ...], alphabet: int) -> float:
-    """Return `drift` of `CorpusStatistics`. alike: lines of the training split that are not in `quarter`."""
-    if len(alike) <= 100:
+def _best_loss(train: str, text: str, alphabet: int) -> float:
+    """Return the lowest of the character n-gram losses of `text`, counted on `train`; 0 if `text` is too short."""
+    if len(text) <= 100:
         return 0.0
-    best = ngram.ngram_losses(code_points(quarter), code_points(alike), LONGEST, alphabet).mean(1).min()
-    return round(float(min(val_losses[:LONGEST + 1]) / best - 1), 4) if best > 1e-3 else 0.0
+    return float(ngram.ngram_losses(code_points(train), code_points(text), LONGEST, alphabet).mean(1).min())
 
 
 def _losses(train: str, val: str, alphabet: int) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ import lzma
 import shlex
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -86,7 +87,7 @@ class Source:
 
     field: the field of a row that holds the text. separator: regular expression between documents of a text file.
     shuffled: read the documents of a text file in an order that depends on their contents only.
-    in_folder: a file that was not named, only its folder.
+    in_folder: a file that was not named, only its folder. in_pattern: nor was this one, which a pattern matched.
     """
 
     path: Path
@@ -96,6 +97,12 @@ class Source:
     separator: str | None = None
     shuffled: bool = False
     in_folder: bool = False
+    in_pattern: bool = False
+
+    @property
+    def convert_in_place(self) -> bool:
+        """True if a converted file must replace this one, which the same command would read again."""
+        return self.in_folder or self.in_pattern
 
 
 Notice = Callable[[Source, str], None]
@@ -105,32 +112,56 @@ MAX_RATIO, FREE_BYTES = 250, 1 << 26
 """Compressed data may hold this many times its size; the ratio is taken after each stretch of so many bytes."""
 READ_AHEAD = 1 << 17
 """Bytes of a compressed file that a decompressor may have read, and not yet decompressed."""
+AHEAD = 1 << 18
+"""Bytes that a thread decompresses in advance."""
 
 
 class _Bounded(io.RawIOBase):
     """The bytes of a decompressed file, as long as they are not absurdly many for their compressed data.
 
-    Each stretch is measured by itself, so that a bomb behind megabytes of text goes off as early as one without.
+    Each stretch is measured by itself, so that a bomb behind megabytes of text goes off as early as one without. A
+    thread decompresses the next bytes while the last ones are in use.
     """
 
     def __init__(self, packed: IO[bytes], file: IO[bytes], path: Path) -> None:
         self.packed, self.file, self.path = packed, file, path
         self.count = self.total = self.start = 0  # bytes of this stretch and of all; where this one starts in the file
+        self.block = memoryview(b"")
+        self.thread = ThreadPoolExecutor(1)
+        self.next_block = self.thread.submit(self._read)
+
+    def _read(self) -> tuple[bytes, int]:
+        """Return the next bytes, and the place in the file behind the compressed data that was read for them."""
+        return self.packed.read(AHEAD), self.file.tell()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        block = self.packed.read(len(buffer))
-        buffer[: len(block)] = block
-        self.count += len(block)
+        if not self.block:
+            block, end = self.next_block.result()
+            self._measure(len(block), end)
+            self.block = memoryview(block)
+            if block:
+                self.next_block = self.thread.submit(self._read)
+        size = min(len(buffer), len(self.block))
+        buffer[:size] = self.block[:size]
+        self.block = self.block[size:]
+        return size
+
+    def _measure(self, size: int, end: int) -> None:
+        """Raise BardletError if the bytes so far, or those of this stretch, are too many for the data up to `end`."""
+        self.count += size
         if self.count > FREE_BYTES:
-            self.total, end = self.total + self.count, self.file.tell()
+            self.total += self.count
             if self.total > MAX_RATIO * end or self.count > MAX_RATIO * (end - self.start + READ_AHEAD):
                 raise BardletError(f"{self.path}: holds more than {MAX_RATIO} times its size, which no text does; if "
                                    "it is what you want, decompress it first")
             self.count, self.start = 0, end
-        return len(block)
+
+    def close(self) -> None:
+        self.thread.shutdown()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -201,7 +232,7 @@ def not_utf8(source: Source, offset: int, line: int, raw: bytes, start: int) -> 
     offset: of the byte in the file, for the message; start: of the byte in `raw`, a part of the file.
     """
     lines = raw[max(0, raw.rfind(b"\n", 0, start)) :]  # a sample from the first line with such a byte
-    advice = formats.conversion(lines, source.path)
+    advice = formats.conversion(lines, source.path, source.convert_in_place)
     return BardletError(f"{source.path}: not valid UTF-8 at byte {offset} (line {line}): 0x{raw[start]:02X}; {advice}")
 
 

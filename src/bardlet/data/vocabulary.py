@@ -18,18 +18,21 @@ READ = 1 << 20
 
 
 def train_tokenizer(
-    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None, dev: bool
+    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None, dev: bool,
+    distinct: int | None = None,
 ) -> tuple[Tokenizer, str, int | None]:
     """Return (tokenizer, reason, characters of the text, or None if they were not counted).
 
-    dev: train bpe without the development split. The tokenizer of a normalized corpus normalizes prompts, too.
+    dev: train bpe without the development split. distinct: see `spread_sample`. The tokenizer of a normalized corpus
+    normalizes prompts, too.
     """
-    tokenizer, reason, characters = _trained(corpus, kind, vocab_size, progress, cache, dev)
+    tokenizer, reason, characters = _trained(corpus, kind, vocab_size, progress, cache, dev, distinct)
     return tokenizer.with_nfc() if corpus.normalize else tokenizer, reason, characters
 
 
 def _trained(
-    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None, dev: bool
+    corpus: Corpus, kind: str, vocab_size: int | None, progress: Progress | None, cache: Path | None, dev: bool,
+    distinct: int | None,
 ) -> tuple[Tokenizer, str, int | None]:
     if kind == "byte":
         return tokenization.train_byte(corpus.needs_separator), "byte: as requested; every byte is a token", None
@@ -49,7 +52,7 @@ def _trained(
     if progress:
         progress("training the bpe tokenizer", 0, None)
     limit = dev_split_start(statistics.train_characters) if dev else statistics.train_characters
-    sample = tokenization.spread_sample(lambda: _first(corpus, limit), limit)
+    sample = tokenization.spread_sample(lambda: _first(corpus, limit), limit, distinct)
     trained = tokenization.train_bpe(sample, int(vocab_size or 0), bounded=True)
     return trained, reason + note_small_vocabulary(trained, vocab_size), characters
 

@@ -74,6 +74,13 @@ def score(loss: float, tokens: int, characters: int, size: int, first: str = "")
     return Score(loss, nats / max(1, characters), nats / math.log(2) / max(1, size), tokens - 1)
 
 
+def describe_loss(loss: float, nats_per_char: float) -> str:
+    """Return a loss per token and per character, or per character alone if both are the same number."""
+    per_token, per_character = f"{loss:z.4f}", f"{nats_per_char:z.4f}"
+    also = f"{per_token} nats per token, " if per_token != per_character else ""
+    return f"{also}{per_character} nats per character"
+
+
 def distinct_ngrams(texts: Sequence[str], n: int) -> float:
     """Return distinct-n: unique word n-grams divided by all word n-grams of `texts`; 0 without any n-gram.
 

@@ -51,6 +51,11 @@ class Rung:
         """True if the rung is sized for the machine: CPU or GPU."""
         return self.number >= 8
 
+    @property
+    def attends(self) -> bool:
+        """True if the rung has attention heads, whose weights on a sentence the report shows."""
+        return self.model not in ("bigram", "averaging")
+
 
 def _rung(number: int, name: str, title: str, adds: str, lecture: float | None, parts: str, model: str = "",
           after: str = "", **settings: Any) -> Rung:

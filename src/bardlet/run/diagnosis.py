@@ -23,8 +23,10 @@ LATE = 0.75
 CHECKS = 20
 """Number of times a run checks its losses during training."""
 OVERFIT_RATIO = 1.02
-"""Ratio of the validation loss to its minimum, in three evaluations, that counts as overfitting; smaller rises may
-vanish when the learning rate decays."""
+"""Ratio of the validation loss to its minimum, in the last three evaluations of a run, that counts as overfitting."""
+EARLY_OVERFIT_RATIO = 1.1
+"""The same before the last step, if the loss also rises from each evaluation to the next. Smaller rises may vanish: the
+decay of the learning rate lowers the loss by up to 8 %."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
     train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
     val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     bigram = record.get("bigram", 0.0) * record.get("characters_per_token", 0.0)
-    yield from _overfitting(train, val, config)
+    yield from _overfitting(train, val, config, steps)
     yield from _rising(train, record.get("guessing", 0.0) if not config.init else 0.0)
     if not bigram or (isinstance(config, FromScratch) and config.model == "bigram"):  # nothing to compare with
         return
@@ -106,8 +108,9 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
     if val and val[-1][0] >= LATE * steps:
         best = min(loss for _, loss in val)
         if best > bigram:
+            unit = "character" if record["characters_per_token"] == 1 else "token"
             yield warning("loss", f"the loss after step {val[-1][0]:,} is higher than a bigram's: "
-                          f"{best:.2f} nats per token, against {bigram:.2f} for counting character pairs; "
+                          f"{best:.2f} nats per {unit}, against {bigram:.2f} for counting character pairs; "
                           "train longer, or change the learning rate")
 
 
@@ -140,17 +143,30 @@ def _plateau(train: Sequence[tuple[int, float]], warmup: int, config: Settings, 
 
 
 def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, float]],
-                 config: Settings) -> Iterator[Finding]:
+                 config: Settings, steps: int) -> Iterator[Finding]:
     """Warn if the validation loss has been above its minimum for three evaluations while the training loss fell."""
     if len(val) < 4:
         return
     at, best = min(val, key=lambda point: point[1])
     before = [loss for step, loss in train if step <= at]
-    since = min(loss for _, loss in val[-3:])
-    if at > val[-4][0] or since < OVERFIT_RATIO * best or not before or train[-1][1] > before[-1]:
+    since, ended = [loss for _, loss in val[-3:]], val[-1][0] >= steps
+    if at > val[-4][0] or not before or train[-1][1] > before[-1]:
+        return
+    if min(since) < (OVERFIT_RATIO if ended else EARLY_OVERFIT_RATIO) * best or not (ended or since == sorted(since)):
         return
     advice = "--keep best would keep the weights of that step"
     kept = {"best": f"the weights of step {at:,} are kept so far", "last": advice, "average": advice}[config.keep]
     yield warning("fit", f"overfitting since step {at:,}: the validation loss rose from {best:.3f} "
                   f"to {val[-1][1]:.3f} while the training loss fell; {kept}; use more text, more "
                   "--weight-decay or --dropout, or a shorter run")
+
+
+def refutation(lines: Sequence[Mapping[str, Any]], step: int) -> str | None:
+    """Return a message if the validation loss fell to a new minimum after the warning of overfitting at `step`."""
+    val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+    best = min((loss for at, loss in val if at <= step), default=0.0)
+    lower = next(((at, loss) for at, loss in val if at > step and loss < best), None)
+    if lower is None:
+        return None
+    return (f"no overfitting after all: the validation loss fell again, to {lower[1]:.3f} at step {lower[0]:,}, below "
+            f"its minimum of {best:.3f} before the warning at step {step:,}")

@@ -95,10 +95,7 @@ def new_folder(out: Path | None, name: str, locked: bool = False) -> Path:
     if out is None:
         first = Path("runs") / name
         others = (Path("runs") / f"{name}-{n}" for n in itertools.count(2))
-        free = next(path for path in itertools.chain([first], others) if not path.exists())
-        if free != first:
-            log.info("%s exists; the new run is %s", first, free)
-        return free
+        return next(path for path in itertools.chain([first], others) if not path.exists())
     existing = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
     if existing == out and not out.is_dir():
         raise BardletError(f"{out}: exists and is not a folder; choose another --out")

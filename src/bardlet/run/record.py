@@ -143,6 +143,11 @@ class TextRecord(Record):
         names = ("val_loss_before", "old_val_loss_before", "old_val_loss") if self.replay else ()
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def loss_unit(self) -> str:
+        """The unit of `val_loss`: nats per character where a token is a character."""
+        return "nats per character" if self.characters_per_token == 1 else "nats per token"
+
     def bigram_per_token(self) -> float | None:
         """Return the bigram's loss in nats per token, the unit of the loss curve; None if unknown."""
         return self.bigram * self.characters_per_token if self.bigram and self.characters_per_token else None

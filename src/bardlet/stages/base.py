@@ -24,6 +24,7 @@ from bardlet.config.settings import Settings, flag
 from bardlet.data import chat_template
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
+from bardlet.evaluation import metrics
 from bardlet.models import lora
 from bardlet.models.base import LanguageModel
 from bardlet.planning import calibrate, clock, memory
@@ -96,6 +97,10 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     source: Source
     data: Data
     record: R
+    taken: Path | None = None
+    """The run folder that this run would have, but that exists."""
+    estimate: float | None = None
+    """Estimated seconds from the plan to the end of a timed run."""
 
     def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
         self.config, self.dist, self.progress = config, dist, progress
@@ -151,11 +156,10 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         return []
 
     def describe_loss(self) -> str:
-        """Return the validation loss in three units, and how many of the held-out tokens it covers if not all."""
+        """Return the validation loss in its units, and how many of the held-out tokens it covers if not all."""
         r = self.record
         part = "" if r.val_tokens == r.val_tokens_of else f", over {r.val_tokens:,} of {r.val_tokens_of:,} tokens"
-        character = "" if r.tokenizer == "char" else f"{r.nats_per_char:z.4f} nats per character, "
-        return f"{r.val_loss:z.4f} nats per token, {character}{r.bits_per_byte:z.4f} bits per byte{part}"
+        return f"{metrics.describe_loss(r.val_loss, r.nats_per_char)}, {r.bits_per_byte:z.4f} bits per byte{part}"
 
     def card_figures(self) -> dict[str, str]:
         """Return formatted figures for the model card, in addition to the record."""
@@ -205,6 +209,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
 
     def folder(self, run: Path | None, out: str | None, name: str) -> Path:
         """Return the run folder: `run` if a run restarts, else a new one."""
+        if run is None and out is None and (first := Path("runs", name)).exists():
+            self.taken = first
         return run or run_folder.new_folder(Path(out) if out else None, name)
 
     def plan_steps(self, trainer: Trainer, seconds: float, started: float, compiling: bool = True) -> None:
@@ -229,6 +235,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
             clock.steps_for(remaining, per_step, evaluations * per_evaluation, slowdown))
         steps = min(steps, trainer.record.most_steps or steps)
         trainer.state.steps, trainer.state.replans = steps, [(0, steps)]
+        self.estimate = steps * per_step + evaluations * per_evaluation + clock.FINISHING * slowdown
         if steps < 20 and slowdown == 1:
             log.warning("time for only %s, at %.1f s per step; give more --minutes, or choose a smaller model "
                         "(--n-layer, --n-embd)", f"{steps} step{'s' * (steps != 1)}", per_step)

@@ -17,7 +17,7 @@ import torch
 
 from bardlet.config.finetuning import DPOConfig
 from bardlet.data import preferences as data_preferences
-from bardlet.data import shards
+from bardlet.data import shard_file, shards
 from bardlet.data.batch import Batch
 from bardlet.data.named import cache_folder
 from bardlet.data.packing import PARTS
@@ -92,7 +92,7 @@ class DPO(PreferenceStage[DPOConfig, DPODataset, PreferencesRecord]):
 
         def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             shards.check(folder)
-            train, val = (shards.read_array(folder / f"{part}.npy") for part in PARTS)
+            train, val = (shard_file.read_array(folder / f"{part}.npy") for part in PARTS)
             return train, val
 
         with self.dist.main_first():

@@ -59,6 +59,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
     replay: replay.Replay
     decay_is_open = False
     """True if weight decay may be adapted to the number of steps."""
+    distinct: int | None = None
+    """Maximum size of the distinct words that BPE is trained on, in bytes."""
     at_limit = False
     """True if more steps would only memorize the text."""
 
@@ -77,7 +79,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         with self.dist.main_first():
             dataset = shards.tokenize_corpus(source, tokenizer or self.config.tokenizer, self.config.vocab_size,
                                              self.progress, skip_unseen=tokenizer is not None,
-                                             val_part=self.config.val_part)
+                                             val_part=self.config.val_part, distinct=self.distinct)
         if dataset.skipped:
             share = dataset.skipped / (dataset.skipped + dataset.train_chars + dataset.val_chars)
             missing = (f"{source.name}: {dataset.skipped:,} characters ({share:.1%}) are not in the vocabulary of "
@@ -241,8 +243,11 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         eager = calibrate.calibrate(dist, config.dtype, config.threads or 1, named.cache_folder(),
                                     clock.seconds_left(deadline, dist))
         budget = _PlanningMachine(self, deadline, eager)
-        config, reason = planning.plan_vocabulary(measured, budget.machine(calibrate.COLD), config)
+        available = budget.machine(calibrate.COLD)
+        config, reason = planning.plan_vocabulary(measured, available, config)
         self.config = config
+        if config.tokenizer in ("auto", "bpe"):
+            self.distinct = planning.distinct_words(measured, available)
         self.data = self.tokenize(None)
         if reason:
             warning = vocabulary.note_small_vocabulary(self.data.tokenizer, config.vocab_size)
@@ -260,6 +265,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if plan.compiled:
             reason = f"compiled: it takes some of the time and makes steps about {calibrate.COMPILED:g} times as fast"
             plan = replace(plan, reasons=(*plan.reasons, reason))
+        speed = eager.compiled() if plan.compiled else eager
+        self.estimate = plan.epochs * text.tokens * speed.seconds(planning.flops_per_token(plan.config, vocab_size))
         return measured, plan
 
     def _text_statistics(self) -> TextStatistics:
@@ -324,7 +331,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.record.update(bits_per_byte=score.bits_per_byte, nats_per_char=score.nats_per_char,
                         characters=round(self.characters_and_epochs(trainer)[0]))
         self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
-        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), bigram=self.record.bigram_per_token())
+        plots.loss_curve(trainer.run, card.title(trainer.run, self.record), f"loss ({self.record.loss_unit})",
+                         self.record.bigram_per_token())
         model, tokenizer = hf.read_folder(trainer.run)
         if self.record.replay:
             self.record.old_val_loss = self.replay.loss(model.to(self.dist.device))

@@ -129,5 +129,5 @@ def describe(config: TrainConfig, record: TextRecord) -> list[str]:
 def results(record: TextRecord) -> list[str]:
     """Return the result lines of a finished run: both losses before training, the old text's after it."""
     name = (record.replay or {}).get("name")
-    return [f"on the old text, {name}: {record.old_val_loss:z.4f} nats per token, {record.old_val_loss_before:z.4f} "
-            f"before training; on {record.text} {record.val_loss_before:z.4f} before"]
+    return [f"on the old text, {name}: {record.old_val_loss:z.4f} {record.loss_unit}, "
+            f"{record.old_val_loss_before:z.4f} before training; on {record.text} {record.val_loss_before:z.4f} before"]

@@ -21,13 +21,19 @@ HEADINGS = {"sample": "sample of the model:", "": "completions and their rewards
 """Headings of the sample at the end of a run, by `Stage.use`."""
 
 
-def _end(trainer: Trainer, steps: int) -> str:
-    """Return the end of the plan line: the time budget, and why a run will not use all of it."""
+def _end(trainer: Trainer, steps: int, estimate: float | None) -> str:
+    """Return the end of the plan line: the time budget, and why a run will not use all of it.
+
+    estimate: seconds that the run will take.
+    """
     if not trainer.record.minutes:
         return ""
     minutes = _minutes(trainer.record.minutes)
     if steps + 1 >= (trainer.record.most_steps or math.inf):  # the estimate is rounded, the maximum rounded up
-        return f", ends in less than {minutes}: more steps would only memorize the text"
+        ends = f"less than {minutes}"
+        if estimate and estimate < 0.9 * 60 * trainer.record.minutes:
+            ends = f"{console.duration(estimate)} instead of {minutes}"
+        return f", ends in {ends}: more steps would only memorize the text"
     return f", ends within {minutes}"
 
 
@@ -46,11 +52,12 @@ def say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
         console.say(f"  {reason}")
     optimizer = "muon" if len(trainer.optimizers) > 1 else "adamw"  # the bigram table has no matrices for Muon
     size = f"{'' if stage.material == 'text' else 'up to '}{tokens:,} tokens"
-    console.say(f"plan: {console.count(steps, 'step')} of {size} "
+    about = "about " * (trainer.record.minutes is not None and not c.replans)
+    console.say(f"plan: {about}{console.count(steps, 'step')} of {size} "
                 f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}"
-                + _end(trainer, steps))
+                + _end(trainer, steps, stage.estimate))
     if expected := stage.prediction():
         console.say(f"predicted validation loss: {expected}")
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ class Tokenizer:
             yield self._encode_whole("".join(blocks))
         elif self.kind == "bpe":
             for batch in batches(pieces(map(self.normalized, blocks)), PIECE * BATCH):
-                yield self._encode_batch(batch, place)
+                yield np.concatenate(self._encode_parts(batch, place))
                 place.advance(batch)
         else:
             for block in map(self.normalized, blocks):
@@ -153,6 +153,22 @@ class Tokenizer:
                     piece = block[start : start + PIECE * BATCH]
                     yield self._look_up(piece, place)
                     place.advance((piece,))
+
+    def encode_documents(self, texts: Sequence[str], separator: int | None) -> np.ndarray:
+        """Return the ids of short texts one after the other, each followed by `separator`: (tokens,), self.dtype.
+
+        BardletError if a text has a character that cannot be encoded; it does not say where. Not for the kind "other".
+        """
+        texts, place = [self.normalized(text) for text in texts], Place()
+        if not texts:
+            return np.zeros(0, self.dtype)
+        if self.kind == "bpe":
+            parts = self._encode_parts(list(texts), place)
+            ids, lengths = np.concatenate(parts), [len(part) for part in parts]
+        else:
+            ids = self._look_up("".join(texts), place)
+            lengths = [len(text) if self._ids_of_points is not None else len(text.encode()) for text in texts]
+        return ids if separator is None else np.insert(ids, np.cumsum(lengths), separator)
 
     def normalized(self, text: str) -> str:
         """Return a text in the form that the tokenizer expects: NFC, if it was trained on that."""
@@ -168,13 +184,13 @@ class Tokenizer:
             raise BardletError(f"the model's tokenizer cannot encode the text ({one_line(error)}); "
                                "use the model's original tokenizer.json") from None
 
-    def _encode_batch(self, batch: list[str], place: Place) -> np.ndarray:
+    def _encode_parts(self, batch: list[str], place: Place) -> list[np.ndarray]:
         try:
             encoded = self.inner.encode_batch_fast(batch, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # the library's errors for a lone surrogate
             self._refuse_surrogates("".join(batch), place)
             raise
-        return np.concatenate([np.array(e.ids, self.dtype) for e in encoded])
+        return [np.array(e.ids, self.dtype) for e in encoded]
 
     def _look_up(self, piece: str, place: Place) -> np.ndarray:
         """Encode a piece at a place of a text by table, with the same ids as the library's pipeline (char and byte)."""

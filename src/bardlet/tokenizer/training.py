@@ -107,16 +107,18 @@ class _Words:
         self._seen.update(words)
 
 
-def spread_sample(read: Callable[[], Iterable[Iterable[str]]], characters: int) -> Iterator[str]:
+def spread_sample(read: Callable[[], Iterable[Iterable[str]]], characters: int,
+                  distinct: int | None = None) -> Iterator[str]:
     """Yield the texts to train BPE on: all, or parts from everywhere in them if they have too many characters or words.
 
     Args:
         read: returns the texts, each in blocks; called several times.
         characters: of all texts.
+        distinct: maximum total size of the distinct words, in bytes; None: DISTINCT.
     """
-    share, limit = 1.0, DISTINCT
+    share, limit = 1.0, distinct or DISTINCT
     if characters > SAMPLE:
-        share, limit = SAMPLE / characters, DISTINCT_OF_SAMPLE
+        share, limit = SAMPLE / characters, min(limit, DISTINCT_OF_SAMPLE)
     while _distinct(_spread(read(), share), limit) > limit:
         share /= 2
     return _spread(read(), share)
