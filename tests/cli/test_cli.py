@@ -605,7 +605,7 @@ def test_control_characters_in_names_do_not_reach_a_terminal(terminal: bool, tmp
     assert "note: a\ufffd[2J\ufffd\ufffdb.txt: has Windows line endings" in output.err
     field, folder = [line for line in output.err.splitlines() if line.startswith("bardlet:")]
     assert "choose one with --field: a\ufffd[2J" in field and "no such folder" in folder
-    result = output.out.splitlines()[-1]
+    [result] = [line for line in output.out.splitlines() if line.startswith("{")]
     assert CONTROL in json.loads(result)["run"]
     shown = [output.err, result, Path(f"{CONTROL}-run/README.md").read_text(encoding="utf-8")]
     for text in [*shown, *[output.out] * terminal]:
