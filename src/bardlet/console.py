@@ -18,12 +18,15 @@ from bardlet.errors import neutral
 
 Watch = Callable[[dict[str, Any]], None]
 
+ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}
+"""The control characters that JSON does not escape by itself."""
+
 
 class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):  # standard error is closed: no reason to stop a run
-            print(f"note: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage(),
-                  file=sys.stderr, flush=True)
+            message = neutral(record.getMessage())  # names of files and fields are other people's text
+            print(f"note: {message}" if record.levelno >= logging.WARNING else message, file=sys.stderr, flush=True)
 
 
 def show_notices(main: bool = True) -> None:
@@ -35,8 +38,8 @@ def show_notices(main: bool = True) -> None:
 
 
 def say(text: str = "") -> None:
-    """Print a line to standard output and flush it."""
-    print(text, flush=True)
+    """Print a line to standard output and flush it; on a terminal, without control characters."""
+    print(shown(text), flush=True)
 
 
 def shown(text: str) -> str:
@@ -45,8 +48,8 @@ def shown(text: str) -> str:
 
 
 def say_json(value: dict[str, Any]) -> None:
-    """Print `value` as JSON on one line, the last line of a command with --json."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Print `value` as JSON on one line, the last line of a command with --json. Control characters are escaped."""
+    print(json.dumps(value, ensure_ascii=False).translate(ESCAPED), flush=True)
 
 
 def main_rank() -> bool:
@@ -110,12 +113,13 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+    description = TextColumn("{task.description}", markup=False)
+    with Progress(description, BarColumn(), TimeRemainingColumn(), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def bar(task: str, done: int, total: int | None) -> None:
             if task not in tasks:
-                tasks[task] = progress.add_task(task, total=total)
+                tasks[task] = progress.add_task(neutral(task), total=total)
             progress.update(tasks[task], completed=done, total=total)
 
         yield bar

@@ -115,7 +115,7 @@ def _free_space(device: torch.device) -> Iterator[Finding]:
     for about, folder, setting in (("disk", Path.cwd(), "--out"), ("cache", named.cache_folder(), "$BARDLET_CACHE")):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free_disk = atomic.free_bytes(existing)
-        if not os.access(existing, os.W_OK):
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
             yield warning(about, f"{folder}: not writable; choose another folder with {setting}")
         elif free_disk < LOW_SPACE:
             yield warning(about, f"{folder}: only {free_disk / 1e9:.2f} GB are free; free some space, or choose "

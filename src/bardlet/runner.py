@@ -19,6 +19,7 @@ from typing import Any
 
 from bardlet import console, tokenizer
 from bardlet.config.finetuning import is_command
+from bardlet.config.paths import given_reward
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError, quoted
 from bardlet.planning import clock, compilation
@@ -96,6 +97,7 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
         The values that `--json` prints; empty on other ranks.
     """
     console.show_notices(console.main_rank())
+    reward = reward and given_reward(reward)
     config, record = run_folder.settings(run, allow_change)
     if steps is not None:
         _check_steps(run, steps, allow_change)

@@ -580,3 +580,40 @@ def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch: pyte
     assert console.shown(text) == text  # a pipe gets the model's own text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert console.shown(text) == neutral(text)
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("\x1b]0;title\x07", "\ufffd]0;title\ufffd"), ("\x9b31mred", "\ufffd31mred"), ("a\rb\x08", "a\ufffdb\ufffd"),
+    ("\x90q\x9c", "\ufffdq\ufffd"), ("a\n\tb", "a\n\tb"), ("é 漢 \U0001f980 \u200d", "é 漢 \U0001f980 \u200d"),
+])  # fmt: skip
+def test_what_commands_a_terminal_is_replaced(text: str, shown: str) -> None:
+    """A title, colours with one byte for escape, overwritten text, a device string; not line breaks and emoji."""
+    assert neutral(text) == shown
+
+
+CONTROL = "a\x1b[2J\x07\x9bb"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_in_names_do_not_reach_a_terminal(terminal: bool, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a file, of a field in it, of a run; in messages, errors, JSON and cards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(console, "live", lambda: False)
+    Path(f"{CONTROL}.txt").write_text("to be\r\nor not to be\r\n" * 100, newline="")
+    Path("b.jsonl").write_text(json.dumps({CONTROL: "text"}))
+    argv = [*TINY, "--steps", "2"]
+    assert main(["train", f"{CONTROL}.txt", *argv, "--out", f"{CONTROL}-run", "--json"]) == 0
+    assert main(["train", "b.jsonl", *argv]) == 1 and main(["sample", CONTROL]) == 1
+    output = capsys.readouterr()
+    assert "note: a\ufffd[2J\ufffd\ufffdb.txt: has Windows line endings" in output.err
+    field, folder = [line for line in output.err.splitlines() if line.startswith("bardlet:")]
+    assert "choose one with --field: a\ufffd[2J" in field and "no such folder" in folder
+    [result] = [line for line in output.out.splitlines() if line.startswith("{")]
+    assert CONTROL in json.loads(result)["run"]
+    shown = [output.err, result, Path(f"{CONTROL}-run/README.md").read_text(encoding="utf-8")]
+    for text in [*shown, *[output.out] * terminal]:
+        assert text == neutral(text)
+    assert (CONTROL in output.out) == (not terminal)  # a pipe gets the name as it is

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from bardlet.api import arguments
 from bardlet.cli import main
+from bardlet.cli.parser import parse
 from bardlet.cli.training import RunOptions, config_file
-from bardlet.config.paths import given
+from bardlet.config.finetuning import GRPOConfig
+from bardlet.config.paths import given, given_reward, shown
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import named
@@ -72,3 +77,123 @@ def test_without_a_home_folder_the_cache_is_a_temporary_one(monkeypatch: pytest.
     folder = named.cache_folder()
     assert folder == named.cache_folder() and folder.name.startswith("bardlet-")
     assert len(caplog.records) == 1 and "BARDLET_CACHE" in caplog.text
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the user have no HOME, and a user id that the system does not know."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "BARDLET_CACHE", "BARDLET_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    named._note_once.cache_clear()
+
+
+@pytest.mark.parametrize("argv", [
+    ["train", "a.txt", "--out", "run", "--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--block-size", "16",
+     "--steps", "2", "--compile", "off", "--debug"],
+    ["data", "--debug"], ["data", "--json", "--debug"], ["doctor", "--debug"],
+    ["train", "a.txt", "--plan", "--steps", "2", "--debug"],
+])  # fmt: skip
+@pytest.mark.usefixtures("homeless")
+def test_every_command_works_without_a_home_folder(argv: list[str], tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """https://github.com/h2oai/h2o-llmstudio/pull/974"""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("to be or not to be. " * 200)
+    assert main(argv) == 0
+
+
+@pytest.mark.parametrize("path", ["~", "~/run", "~/a/b.txt"])
+@pytest.mark.usefixtures("homeless")
+def test_a_tilde_without_a_home_folder_makes_no_folder_of_that_name(path: str, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BardletError, match=f"^{path}: this user has no home folder for ~; set HOME"):
+        given(path)
+    assert main(["train", f"--out={path}", "--steps", "2"]) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["~b.txt", "a~", "a/~/b", "~nobody-has-this-name/a"])
+def test_a_tilde_that_is_part_of_a_name_stays(path: str) -> None:
+    assert given(path) == path
+
+
+@pytest.mark.parametrize(("path", "expected"), [
+    ("{home}/data/names", "~/data/names"), ("{home}2/names", "{home}2/names"), ("/data{home}/x", "/data{home}/x")])
+def test_only_a_path_inside_the_home_folder_is_shown_with_a_tilde(path: str, expected: str, home: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(path.format(home=home)) == expected.format(home=home)
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setenv("USERPROFILE", "/")
+    assert shown("/data/names") == "/data/names"
+
+
+@pytest.mark.parametrize(("argv", "code", "message"), [
+    (["data"], 0, "names"), (["doctor", "--json"], 0, "BARDLET_CACHE"),
+    (["train", "a.txt", "--plan", "--steps", "2"], 1, "set BARDLET_CACHE to another folder"),
+    (["sft", "a", "a.jsonl"], 1, "a: no such folder"),
+])  # fmt: skip
+def test_a_home_folder_that_cannot_be_written(argv: list[str], code: int, message: str, home: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    """https://github.com/i-am-bee/agentstack/pull/611: a file in its place, into which not even root writes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("to be or not to be. " * 200)
+    monkeypatch.delenv("BARDLET_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    home.rmdir()
+    home.touch()
+    assert main(argv) == code
+    output = capsys.readouterr()
+    assert message in output.out + output.err and "internal error" not in output.err
+
+
+@pytest.mark.parametrize(("command", "argv", "name"), [
+    ("eval", ["run", "--source=~/x", "--target=~/x"], "source"), ("eval", ["~/x"], "run"),
+    ("eval", ["run", "--target=~/x"], "target"), ("runs", ["--root=~/x"], "root"),
+    ("translate", ["run", "--attention=~/x"], "attention"), ("sample", ["~/x"], "run"),
+    ("ladder", ["--out=~/x"], "out"), ("doctor", ["~/x"], "run"), ("chat", ["~/x"], "run"),
+])  # fmt: skip
+def test_a_tilde_in_every_path_of_a_command(command: str, argv: list[str], name: str, home: Path) -> None:
+    module = importlib.import_module(f"bardlet.cli.{command}")
+    assert getattr(parse(module.Command, argv, module.USAGE), name) in (f"{home}/x", (f"{home}/x",))
+
+
+@pytest.mark.parametrize("path", ["~/x", "~", "~/a b/ü"])
+def test_a_tilde_in_python(path: str, home: Path) -> None:
+    assert arguments.path(path, "f: a") == arguments.path(Path(path), "f: a") == path.replace("~", str(home))
+    assert arguments.paths([[path], "b"], "f: a") == (path.replace("~", str(home)), "b")
+
+
+@pytest.mark.parametrize(("reward", "expected"), [
+    ("~/judge", "{home}/judge"), ("~/score.py --strict", "{home}/score.py --strict"), ("exact", "exact"),
+    ("~/my$score.py ~", "'{home}/my$score.py' ~"), ("python ~/score.py", "python ~/score.py"),
+])  # fmt: skip
+def test_a_tilde_in_a_reward(reward: str, expected: str, home: Path) -> None:
+    """A folder, or the program of a command, whose other words are its own affair."""
+    (home / "judge").mkdir()
+    assert GRPOConfig(reward=reward).reward == given_reward(reward) == expected.format(home=home)
+    assert GRPOConfig(reward=expected.format(home=home)).reward == expected.format(home=home)
+
+
+@pytest.mark.parametrize(("raw", "readable"), [
+    (b"caf\xe9.txt", r"caf\\xe9\.txt"), (b"\x82\xa0/b.jsonl", r"\\x82\\xa0/b\.jsonl"), (b"a\xff", r"a\\xff")])
+def test_names_in_other_encodings_are_refused_by_name(raw: bytes, readable: str, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """https://github.com/huggingface/datasets/issues/7468: Latin-1, Shift-JIS, and no encoding at all."""
+    monkeypatch.chdir(tmp_path)
+    name = raw.decode("utf-8", "surrogateescape")
+    for argv in (["train", name], ["train", "names", f"--out={name}"], ["train", f"--init={name}"], ["sample", name],
+                 ["resume", name], ["sft", "base", name], ["eval", "run", name], ["doctor", name], ["runs", name],
+                 ["eval", "run", f"--source={name}"], ["train", f"--config={name}"]):
+        assert main(argv) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(f"bardlet: {readable}: the name is not valid UTF-8; rename the file", line), argv
+    assert not list(tmp_path.iterdir())

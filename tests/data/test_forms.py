@@ -217,6 +217,16 @@ def test_a_file_without_a_usable_record_says_why(tmp_path: Path) -> None:
     assert len(examples.questions()[0]) == 27  # but they are prompts
 
 
+@pytest.mark.parametrize(("bad", "said"), [
+    (0, r"validation; provide at least 20"), (1, r"validation \(1 unusable; .*line 1: its answer is empty\); provide"),
+    (18, r"validation \(18 unusable; .*line 1: its answer is empty\); provide at least 20"),
+])  # fmt: skip
+def test_too_few_records_say_how_many_were_left_out(bad: int, said: str, tmp_path: Path) -> None:
+    values = [{"prompt": f"{n}?", "answer": "" if n < bad else "yes"} for n in range(bad + 19)]
+    with pytest.raises(BardletError, match=f"a: 19 conversations are too few to hold some out for {said}"):
+        write(tmp_path / "a.jsonl", values).conversations()
+
+
 def test_questions_on_both_sides_of_the_split_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = [{"system": f"s{n}", "prompt": f"{n % 37}?", "answer": "yes"} for n in range(100)]
     write(tmp_path / "a.jsonl", values).conversations()

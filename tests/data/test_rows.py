@@ -193,7 +193,14 @@ def test_control_characters_of_a_wrong_conversion_are_counted(tmp_path: Path, ca
     assert "has 40 control characters between U+0080 and U+009F" in caplog.text
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress)])
+def zst(content: bytes) -> bytes:
+    return bytes(pytest.importorskip("zstandard").compress(content))
+
+
+PACKED = [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress), ("zst", zst)]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKED)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_bomb_is_refused_by_name(name: str, suffix: str, pack: Callable[[bytes], bytes], tmp_path: Path,
                                    monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +212,68 @@ def test_a_bomb_is_refused_by_name(name: str, suffix: str, pack: Callable[[bytes
     path.write_bytes(pack(LINES.encode() * 2000))  # repetitive, but no bomb
     monkeypatch.setattr(data_text, "MAX_RATIO", 10**6)
     assert len(documents(path)) == (1 if name == "a.txt" else 60_000)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKED)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+def test_a_bomb_behind_a_text_goes_off_early(name: str, suffix: str, pack: Callable[[bytes], bytes], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text before it does not pay for it: one line or cell of 40 MB would be in memory at once."""
+    monkeypatch.setattr(data_text, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(data_text, "READ_AHEAD", 1 << 11)
+    head = random.Random(1).randbytes(200_000).hex()
+    texts = {"a.txt": f"{head}\n", "a.jsonl": json.dumps({"text": head}) + '\n{"text": "',
+             "a.json": f'[{json.dumps({"text": head})},{{"text": "', "a.csv": f'id,text\n1,{head}\n2,"'}
+    path = tmp_path / f"{name}.{suffix}"
+    path.write_bytes(packed := pack(texts[name].encode() + b"a" * (40 << 20)))
+    assert 250 * len(packed) > (41 << 20)  # so small for the whole file that only the stretch is a bomb
+    read, count = data_text._Bounded.readinto, 0
+
+    def counted(self: data_text._Bounded, buffer: object) -> int:
+        nonlocal count
+        count += (length := read(self, buffer))
+        return length
+
+    monkeypatch.setattr(data_text._Bounded, "readinto", counted)
+    with pytest.raises(BardletError, match=rf"{name}\.{suffix}: holds more than 250 times its size"):
+        documents(path)
+    assert count < 8 << 20
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKED)
+@pytest.mark.parametrize("damage", ["text", "cut", "bytes behind it"])
+def test_damaged_compressed_data_is_named(damage: str, suffix: str, pack: Callable[[bytes], bytes],
+                                          tmp_path: Path) -> None:
+    """https://github.com/huggingface/datasets/issues/2572: part of a corpus must not pass for the whole."""
+    content = random.Random(1).randbytes(200_000).hex().encode()
+    packed, path = pack(content), tmp_path / f"a.txt.{suffix}"
+    for size in (len(packed) // 2, len(packed) - 1) if damage == "cut" else (len(packed),):
+        path.write_bytes({"text": content, "cut": packed[:size], "bytes behind it": packed + b"and more"}[damage])
+        if damage == "bytes behind it" and suffix in ("xz", "bz2"):  # Python's readers leave such bytes out
+            assert documents(path) == [content.decode()]
+            continue
+        with pytest.raises(BardletError, match=rf"a\.txt\.{suffix}: the compressed data is damaged \(.*get the file"):
+            documents(path)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKED)
+def test_compressed_files_that_were_joined_are_read_whole(suffix: str, pack: Callable[[bytes], bytes],
+                                                          tmp_path: Path) -> None:
+    """As by `cat a.gz b.gz`, and by programs that compress in parallel."""
+    parts = [random.Random(seed).randbytes(size).hex() for seed, size in ((1, 100_000), (2, 10), (3, 3000))]
+    path = tmp_path / f"a.txt.{suffix}"
+    path.write_bytes(b"".join(pack(part.encode()) for part in parts))
+    assert documents(path) == ["".join(parts)]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "utf-16.jsonl"])
+def test_a_long_line_costs_no_more_than_many_short_ones(name: str, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern for a whole line was tried at each character of the last one: minutes for 1 MB."""
+    text = "a" * (1 << 20)
+    contents = {"a.csv": f"id,text\n1,{text}", "a.tsv": f"id\ttext\r1\t{text}", "utf-16.jsonl": f'{{"text": "{text}"}}'}
+    (tmp_path / name).write_text(contents[name], encoding="utf-16" if "16" in name else "utf-8", newline="")
+    assert documents(tmp_path / name) == [text]
 
 
 # ------------------------------------------------------------------------------------ documents of a text

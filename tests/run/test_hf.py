@@ -43,6 +43,14 @@ NAMES = [f"{model}-{kind}" for model in ("gpt2", "qwen3") for kind in ("char", "
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_transformers_samples_by_default_as_bardlet_does(name: str, runs: dict[str, Path]) -> None:
+    """Greedy decoding, its own default, makes a small model repeat itself."""
+    config = transformers.GenerationConfig.from_pretrained(runs[name])
+    assert (config.do_sample, config.temperature, config.top_k) == (True, 0.8, 50)
+    assert transformers.AutoModelForCausalLM.from_pretrained(runs[name]).generation_config.do_sample
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_transformers_computes_the_same_logits(name: str, runs: dict[str, Path]) -> None:
     """Load it with AutoModelForCausalLM, without remote code: logits agree within 1e-5 in float32."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(runs[name])

@@ -78,6 +78,7 @@ def test_a_title_has_no_missing_glyphs(name: str, tmp_path: Path, recwarn: pytes
 def test_a_character_that_no_font_has_is_shown_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "_family_with", lambda character: None)
     assert fonts.drawable(["诗 a", "🎉", "cost: $5"])[0] == ["\\u8bd7 a", "\\U0001f389", r"cost: \$5"]
+    assert fonts.drawable(["a\x1b[2J\x07\x9b\tb", "a\nb"])[0] == ["a\\x1b[2J\\x07\\x9b\\tb", "a\nb"]
     assert fonts.drawable(["plain é"]) == (["plain é"], fonts.drawable(["x"])[1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -137,8 +138,14 @@ def test_every_kind_of_record_has_a_prompt() -> None:
         question(Fields({"messages": answered[1:]}))
 
 
-def test_a_command_that_does_not_finish_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("program", [
+    "import time; time.sleep(60)",  # reads nothing
+    "import sys, time; sys.stdin.read(); print(1, flush=True); time.sleep(60)",  # answers, and does not end
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)",
+    "import subprocess; subprocess.run(['sleep', '5'])",  # its child has its standard output
+])
+def test_a_command_that_does_not_finish_is_an_error(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards, "TIMEOUT", 0.2)
-    score = rewards.CommandScorer(f"{sys.executable} -c 'import time; time.sleep(60)'")
+    score = rewards.CommandScorer(f"{sys.executable} -c {shlex.quote(program)}")
     with pytest.raises(BardletError, match=r"did not finish within 0\.2 seconds for 1 completions"):
         score([Question(PROMPT, None)], [Completion("", True)])

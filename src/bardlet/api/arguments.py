@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.inference import EvaluationOptions
+from bardlet.config.paths import given
 from bardlet.config.stages import CONFIGS
 from bardlet.errors import BardletError, printable
 
@@ -24,10 +25,13 @@ R = TypeVar("R")
 
 
 def path(value: Any, where: str) -> str:
-    """Return a path as a string. where: the function and the argument, for the BardletError about another type."""
+    """Return a path as a string, with the home folder for `~`.
+
+    where: the function and the argument, for the BardletError about another type.
+    """
     if not isinstance(value, str | os.PathLike):
         raise BardletError(f"{where} = {printable(value)}: must be a path, as a string or a pathlib.Path")
-    return str(os.fspath(value))
+    return given(str(os.fspath(value)))
 
 
 def paths(values: Iterable[Any], where: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 
 from bardlet import __version__
 from bardlet.config.stages import FINE_TUNING
-from bardlet.errors import BardletError, is_out_of_memory
+from bardlet.errors import BardletError, is_out_of_memory, neutral
 from bardlet.runtime import contention
 from bardlet.runtime.atomic import REMEDIES
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         if not _is_repeated(error):
-            print(f"bardlet: {_describe(error)}", file=sys.stderr)
+            print(f"bardlet: {neutral(_describe(error))}", file=sys.stderr)
         return getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
     except Exception as error:
         if debug:
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         if is_out_of_memory(error):
             print(f"bardlet: {_describe(MemoryError())}", file=sys.stderr)
             return 1
-        print(f"bardlet: internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
+        message = neutral(" ".join(str(error).split())[:300])
+        print(f"bardlet: internal error: {type(error).__name__}: {message}; "
               "rerun with --debug and report the traceback", file=sys.stderr)
         return 1
 

@@ -14,6 +14,7 @@ from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.cli.sample import SAMPLING
 from bardlet.config.inference import SamplingOptions
+from bardlet.config.paths import given
 from bardlet.errors import BardletError, quoted
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def handle_command(session: ChatSession, line: str) -> bool:
     elif word == "/save":
         if not rest:
             raise BardletError("/save FILE: name the file")
-        session.save(Path(rest).expanduser())
+        session.save(Path(given(rest)))
         console.say(f"(saved to {rest})")
     elif word.startswith("/"):
         raise BardletError(f"{word}: no such command; /help lists them")

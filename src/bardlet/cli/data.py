@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
+from bardlet.config.paths import shown
 from bardlet.errors import BardletError
 
 USAGE = Usage(
@@ -58,7 +58,7 @@ def _table(as_json: bool) -> int:
     width, column = shutil.get_terminal_size((100, 24)).columns, max(map(len, named))
     for name, (description, url) in named.items():
         remedy = f"bardlet data get {name}" if url else f"put {files[name]} into $BARDLET_DATA/{name}"
-        path = "installed" if name == EMBEDDED else where[name].replace(str(Path.home()), "~", 1)
+        path = "installed" if name == EMBEDDED else shown(where[name])
         location = path or f"missing: {remedy}"
         line = f"{name:{column}}  {description:58} {location}"
         console.say(line if len(line) <= width else f"{name:{column}}  {description}\n{'':{column}}  {location}")

@@ -94,7 +94,8 @@ def parse(kind: type[T], argv: Sequence[str], usage: Usage, explain: Callable[[s
     for each in fields(cast(Any, kind)):
         if each.default is MISSING and each.default_factory is MISSING and each.name not in values:
             raise BardletError(f"{usage.positionals[each.name]} is missing; for example: {usage.examples[0][0]}")
-    for name in usage.positionals:  # a shell leaves ~ in quotes alone
+    paths = [name for name, metavar in (METAVARS | usage.metavars).items() if metavar in ("FILE", "DIR")]
+    for name in (*usage.positionals, *paths):  # a shell leaves ~ behind = and in quotes alone
         if isinstance(value := values.get(name), str | tuple):
             values[name] = given(value) if isinstance(value, str) else tuple(map(given, value))
     return kind(**values)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from bardlet.config.model import ModelConfig
+from bardlet.config.paths import given_reward
 from bardlet.config.settings import AUTO, Auto, Rows, Settings
 from bardlet.errors import BardletError
 
@@ -189,6 +190,8 @@ class RolloutConfig(FineTuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reward is not None:
+            object.__setattr__(self, "reward", given_reward(self.reward))
         self.require(lambda x: x >= 1, "at least 1", "rollout", "passes", "answer_tokens")
         self.require(lambda x: x <= 2**20, f"at most {2**20}", "rollout", "passes", "answer_tokens")
         self.require(lambda x: 0 < x < float("inf"), "more than 0, and finite", "temperature", "clip")

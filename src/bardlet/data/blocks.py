@@ -170,12 +170,12 @@ def repair(text: str, source: Source, notice: Notice) -> str:
 def _noted(blocks: Iterator[str], source: Source, notice: Notice) -> Iterator[str]:
     """Yield the blocks of a text. Report what is probably not meant to be learned: HTML tags, and control characters
     of a wrong conversion."""
-    beginning, controls = "", 0
+    beginning, controls, wrong = "", 0, ""
     for block in blocks:
         if len(beginning) < 1000:
             beginning += block[:1000 - len(beginning)]
-        if not block.isascii() and b"\xc2" in (raw := block.encode("utf-8", "surrogatepass")):
-            controls += len(C1_CONTROLS.findall(raw))
+        if not block.isascii() and (found := C1_CONTROLS.findall(block.encode("utf-8", "surrogatepass"))):
+            controls, wrong = controls + len(found), wrong or block[:formats.SAMPLE]
         if block:
             yield block
     if formats.is_html(beginning):
@@ -184,7 +184,7 @@ def _noted(blocks: Iterator[str], source: Source, notice: Notice) -> Iterator[st
                        f"pandoc {shlex.quote(str(source.path))} -t plain -o {plain}")
     if controls:
         notice(source, f"has {controls:,} control characters between U+0080 and U+009F, probably because it was "
-                       "converted from the wrong encoding; convert the original again, for example from CP1252")
+                       f"converted from the wrong encoding; convert the original again, from {formats.origin(wrong)}")
 
 
 # --------------------------------------------------------------------------------------- documents

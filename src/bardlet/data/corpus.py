@@ -20,7 +20,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
 from bardlet import console
@@ -29,7 +29,7 @@ from bardlet.data.blocks import read_blocks
 from bardlet.data.named import DEFAULT, EMBEDDED, NAMED, Progress, did_you_mean, get, python_docs
 from bardlet.data.store import TextStore
 from bardlet.data.text import OPENERS, TEXT_SUFFIXES, Source, digest_of, inner_suffix, inspect
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 log = logging.getLogger("bardlet")
 
@@ -287,7 +287,7 @@ def _walk(folder: Path, field: str) -> list[Source]:
                     log.warning("%s: the file is empty; skipping it", path)
     most = sorted(left_out.items(), key=lambda item: -item[1])[:5]
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-    pattern = f"'{folder}/**/*{next((suffix for suffix in left_out if suffix.startswith('.')), '')}'"
+    pattern = quoted(f"{escape(str(folder))}/**/*{next((suffix for suffix, _ in most if suffix.startswith('.')), '')}")
     if not sources:
         found = f" (but {kinds})" if kinds else ""
         raise BardletError(

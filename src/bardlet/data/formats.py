@@ -6,6 +6,7 @@ A message names the format and the command that converts it. Nothing here conver
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -43,6 +44,8 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "an SQLite database", "sqlite3 {file} .dump > {text}"),
 )
 """(first bytes, what the file is, the command that makes it readable)."""
+AFTER_BLANKS = (b"%PDF", b"{\\rtf")
+"""Beginnings that programs also recognise after white space and a byte order mark."""
 ZIPPED: tuple[tuple[bytes, str, str], ...] = (
     (b"word/", "a Word document", "pandoc {file} -t plain -o {text}"),
     (b"application/epub+zip", "an EPUB book", "pandoc {file} -t plain -o {text}"),
@@ -60,7 +63,7 @@ def identify(beginning: bytes, path: Path) -> str | None:
         beginning: the first bytes of the file, at least 4 kB if it has them.
     """
     for magic, name, command in MAGIC:
-        if beginning.startswith(magic):
+        if (beginning.lstrip(b"\xef\xbb\xbf \t\r\n") if magic in AFTER_BLANKS else beginning).startswith(magic):
             return _sentence(name, command, path)
     if beginning.startswith(b"PK\x03\x04"):
         for part, name, command in ZIPPED:
@@ -105,9 +108,12 @@ def without_mark(beginning: bytes, path: Path, in_place: bool = False) -> str | 
     return None
 
 
+HTML = re.compile(r"(?:\s|<\?xml[^>]*>|<!--.*?-->)*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL)
+
+
 def is_html(text: str) -> bool:
-    """Return True if a text begins like an HTML page."""
-    return text[:1000].lstrip().lower().startswith(("<!doctype html", "<html"))
+    """Return True if a text begins like an HTML page, perhaps after an XML declaration and comments."""
+    return HTML.match(text[:1000]) is not None
 
 
 def encoding_of(raw: bytes) -> str | None:
@@ -124,6 +130,12 @@ def encoding_of(raw: bytes) -> str | None:
                 and match.coherence >= best.coherence - 0.05):
             return "cp1252"
     return best.encoding
+
+
+def origin(sample: str) -> str:
+    """Return iconv's name of the encoding that a text was in before it was converted as if it were Latin-1."""
+    encoding = encoding_of(sample.encode("latin-1", "ignore")) or "cp1252"
+    return ICONV.get(encoding, encoding.upper())
 
 
 def conversion(raw: bytes, path: Path, in_place: bool = False) -> str:

@@ -158,8 +158,9 @@ class Examples:
         """Hold out the records of every tenth prompt or, if prompts are few, every tenth record."""
         if len(examples) < MIN_TO_SPLIT:
             noun = f"{kind[:-1]} is" if len(examples) == 1 else f"{kind} are"
-            raise BardletError(f"{self.name}: {len(examples)} {noun} too few to hold some out for validation; "
-                               f"provide at least {MIN_TO_SPLIT}")
+            unusable = f" ({self.report.unusable:,} unusable; {self.report.first})" if self.report.unusable else ""
+            raise BardletError(f"{self.name}: {len(examples)} {noun} too few to hold some out for validation"
+                               f"{unusable}; provide at least {MIN_TO_SPLIT}")
         known: dict[str, int] = {}
         numbers = [known.setdefault(as_text(prompt), len(known)) for prompt in prompts]
         if len(known) < MIN_TO_SPLIT:

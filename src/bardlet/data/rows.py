@@ -162,11 +162,11 @@ def _table(source: Source, notice: Notice) -> Iterator[Row]:
                                "export it again") from None
 
 
-_LF, _ANY = re.compile(r"[^\n]*\n"), re.compile(r"[^\r\n]*(?:\r\n?|\n)")
-"""A line that ends with LF; a line that ends with LF, CR LF or CR."""
+_LF, _ANY = re.compile("\n"), re.compile("\r\n?|\n")
+"""The end of a line: LF; LF, CR LF or CR. A pattern of the whole line would be tried at each character of the last."""
 
 
-def _split_lines(blocks: Iterable[str], line: re.Pattern[str]) -> Iterator[str]:
+def _split_lines(blocks: Iterable[str], ending: re.Pattern[str]) -> Iterator[str]:
     """Yield the lines of a text in blocks, with their ends."""
     rest: list[str] = []
     for block in blocks:
@@ -175,13 +175,13 @@ def _split_lines(blocks: Iterable[str], line: re.Pattern[str]) -> Iterator[str]:
             continue
         text, end = "".join((*rest, block)), 0
         # the LF of CR LF may be in the next block
-        for match in line.finditer(text, 0, len(text) - text.endswith("\r")):
-            yield match[0]
+        for match in ending.finditer(text, 0, len(text) - text.endswith("\r")):
+            yield text[end:match.end()]
             end = match.end()
         rest = [text[end:]]
     text, end = "".join(rest), 0
-    for match in line.finditer(text):
-        yield match[0]
+    for match in ending.finditer(text):
+        yield text[end:match.end()]
         end = match.end()
     if text[end:]:
         yield text[end:]

@@ -33,7 +33,40 @@ def _open_zst(file: IO[bytes], path: Path) -> IO[bytes]:
     except ImportError:
         raise BardletError(f"{path}: reading .zst needs zstandard; install it with: pip install 'bardlet[documents]', "
                            f"or decompress the file: zstd -d {shlex.quote(str(path))}") from None
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, closefd=False))
+    return cast(IO[bytes], _Zstd(file, path, zstandard))
+
+
+class _Zstd(io.RawIOBase):
+    """The bytes of a Zstandard file, frame by frame; EOFError if the last one is cut.
+
+    zstandard's own stream_reader takes a cut file for a shorter one.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, zstandard: Any) -> None:
+        self.file, self.path, self.library = file, path, zstandard
+        self.frame: Any = None  # between frames: None
+        self.rest, self.content = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.content:
+            block = self.rest or self.file.read(1 << 10)  # 1 kB holds up to 32 MB
+            if not block and self.frame is not None:
+                raise EOFError("the file ends inside a frame")
+            if not block:
+                return 0
+            self.frame, self.rest = self.frame or self.library.ZstdDecompressor().decompressobj(), b""
+            try:
+                self.content = memoryview(self.frame.decompress(block))
+            except self.library.ZstdError as error:
+                raise _damaged(self.path, error) from None
+            if self.frame.eof:
+                self.frame, self.rest = None, self.frame.unused_data
+        count = min(len(buffer), len(self.content))
+        buffer[:count], self.content = self.content[:count], self.content[count:]
+        return count
 
 
 OPENERS: dict[str, Callable[[IO[bytes], Path], IO[bytes]]] = {
@@ -76,40 +109,55 @@ Notice = Callable[[Source, str], None]
 
 
 MAX_RATIO, FREE_BYTES = 250, 1 << 26
-"""A compressed file may hold this many times its size; the ratio counts only beyond this many bytes."""
+"""Compressed data may hold this many times its size; the ratio is taken after each stretch of so many bytes."""
+READ_AHEAD = 1 << 17
+"""Bytes of a compressed file that a decompressor may have read, and not yet decompressed."""
 AHEAD = 1 << 18
 """Bytes that a thread decompresses in advance."""
 
 
 class _Bounded(io.RawIOBase):
-    """The bytes of a decompressed file, as long as they are not absurdly many for the size of the compressed one.
+    """The bytes of a decompressed file, as long as they are not absurdly many for their compressed data.
 
-    A thread decompresses the next bytes while the last ones are in use.
+    Each stretch is measured by itself, so that a bomb behind megabytes of text goes off as early as one without. A
+    thread decompresses the next bytes while the last ones are in use.
     """
 
-    def __init__(self, packed: IO[bytes], path: Path) -> None:
-        self.packed, self.path, self.count = packed, path, 0
-        self.limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
+    def __init__(self, packed: IO[bytes], file: IO[bytes], path: Path) -> None:
+        self.packed, self.file, self.path = packed, file, path
+        self.count = self.total = self.start = 0  # bytes of this stretch and of all; where this one starts in the file
         self.block = memoryview(b"")
         self.thread = ThreadPoolExecutor(1)
-        self.next_block = self.thread.submit(packed.read, AHEAD)
+        self.next_block = self.thread.submit(self._read)
+
+    def _read(self) -> tuple[bytes, int]:
+        """Return the next bytes, and the place in the file behind the compressed data that was read for them."""
+        return self.packed.read(AHEAD), self.file.tell()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         if not self.block:
-            self.block = memoryview(self.next_block.result())
-            self.count += len(self.block)
-            if self.count > self.limit:
-                raise BardletError(f"{self.path}: holds more than {MAX_RATIO} times its size, which no text does; if it"
-                                   " is what you want, decompress it first")
-            if self.block:
-                self.next_block = self.thread.submit(self.packed.read, AHEAD)
+            block, end = self.next_block.result()
+            self._measure(len(block), end)
+            self.block = memoryview(block)
+            if block:
+                self.next_block = self.thread.submit(self._read)
         size = min(len(buffer), len(self.block))
         buffer[:size] = self.block[:size]
         self.block = self.block[size:]
         return size
+
+    def _measure(self, size: int, end: int) -> None:
+        """Raise BardletError if the bytes so far, or those of this stretch, are too many for the data up to `end`."""
+        self.count += size
+        if self.count > FREE_BYTES:
+            self.total += self.count
+            if self.total > MAX_RATIO * end or self.count > MAX_RATIO * (end - self.start + READ_AHEAD):
+                raise BardletError(f"{self.path}: holds more than {MAX_RATIO} times its size, which no text does; if "
+                                   "it is what you want, decompress it first")
+            self.count, self.start = 0, end
 
     def close(self) -> None:
         self.thread.shutdown()
@@ -133,11 +181,17 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise BardletError(f"{path}: the compressed data is damaged ({error}); get the file again") from None
+        raise _damaged(path, error) from None
     except PermissionError:
         raise BardletError(f"{path}: permission denied; change its permissions (chmod u+r) or copy it") from None
     except OSError as error:
+        if error.errno is None and path.suffix.lower() in OPENERS:  # as bz2 reports bad data
+            raise _damaged(path, error) from None
         raise BardletError(f"{path}: cannot be read ({error.strerror or error}); check the file and the disk") from None
+
+
+def _damaged(path: Path, error: Exception) -> BardletError:
+    return BardletError(f"{path}: the compressed data is damaged ({error}); get the file again")
 
 
 @contextlib.contextmanager
@@ -147,7 +201,7 @@ def _decompressed(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
     if opener is None:
         yield file
         return
-    with opener(file, path) as packed, io.BufferedReader(_Bounded(packed, path), 1 << 16) as content:
+    with opener(file, path) as packed, io.BufferedReader(_Bounded(packed, file, path), 1 << 16) as content:
         yield content
 
 

@@ -57,9 +57,10 @@ class Card:
         text = environment.get_template(f"{template}.md.jinja").render(
             title=self.title, run=quoted(f"path/to/{self.run.name}"),
             folder=json.dumps(f"path/to/{self.run.name}", ensure_ascii=False), config=self.config, model=self.model,
-            r=defaultdict(lambda: None, self.record), sample=neutral(self.sample.replace("```", "'''")),
+            r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
             settings=tomli_w.dumps(settings).strip(), loss=self.loss, weights=_selected(self.record))
-        (self.run / "README.md").write_text(f"---\n{self.metadata(template)}\n---\n\n{text}", encoding="utf-8")
+        card = f"---\n{self.metadata(template)}\n---\n\n{neutral(text)}"  # of the sample, and of the names in it
+        (self.run / "README.md").write_text(card, encoding="utf-8")
 
     def metadata(self, template: str) -> str:
         """Return the card's YAML front matter, which the Hugging Face Hub reads."""

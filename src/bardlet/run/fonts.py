@@ -17,8 +17,8 @@ def drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
     default = FontProperties()
     known, families, codes = _characters(findfont(default)), list(default.get_family()), {ord("$"): r"\$"}
-    for character in sorted({character for text in texts for character in text if character.isprintable()} - known):
-        if (family := _family_with(character)) is None:
+    for character in sorted({character for text in texts for character in text} - known - {"\n"}):
+        if not character.isprintable() or (family := _family_with(character)) is None:
             codes[ord(character)] = character.encode("unicode_escape").decode()
         elif family not in families:
             families.append(family)
