@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -74,9 +75,31 @@ def test_without_a_home_folder_the_cache_is_a_temporary_one(monkeypatch: pytest.
     monkeypatch.setattr(platformdirs, "user_cache_dir", fail)
     monkeypatch.delenv("BARDLET_CACHE", raising=False)
     named._note_once.cache_clear()
+    named._temporary_cache.cache_clear()
     folder = named.cache_folder()
     assert folder == named.cache_folder() and folder.name.startswith("bardlet-")
     assert len(caplog.records) == 1 and "BARDLET_CACHE" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="user ids of POSIX")
+@pytest.mark.parametrize("planted", ["link", "writable", "file"])
+def test_the_temporary_cache_is_never_a_folder_that_others_can_fill(planted: str, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code in the cache is run."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    named._temporary_cache.cache_clear()
+    folder = tmp_path / f"bardlet-{os.getuid()}"
+    if planted == "link":
+        (tmp_path / "theirs").mkdir()
+        folder.symlink_to(tmp_path / "theirs")
+    elif planted == "writable":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        folder.touch()
+    mine = named._temporary_cache()
+    assert mine != folder and mine.parent == tmp_path and mine.stat().st_mode & 0o777 == 0o700
+    named._temporary_cache.cache_clear()
 
 
 @pytest.fixture
@@ -92,6 +115,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     named._note_once.cache_clear()
+    named._temporary_cache.cache_clear()
 
 
 @pytest.mark.parametrize("argv", [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -149,3 +150,16 @@ def test_a_command_that_does_not_finish_is_an_error(program: str, monkeypatch: p
     score = rewards.CommandScorer(f"{sys.executable} -c {shlex.quote(program)}")
     with pytest.raises(BardletError, match=r"did not finish within 0\.2 seconds for 1 completions"):
         score([Question(PROMPT, None)], [Completion("", True)])
+
+
+def test_what_a_command_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "TIMEOUT", 2)
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    child = f"exec 3> {shlex.quote(str(tmp_path / 'fifo'))}; sleep 30; echo alive >&3"
+    score = rewards.CommandScorer(f"sh -c {shlex.quote(f'({child}) & wait')}")
+    with pytest.raises(BardletError, match="did not finish"):
+        score([Question(PROMPT, None)], [Completion("", True)])
+    os.set_blocking(reader, True)
+    assert os.read(reader, 10) == b"", "nothing has the FIFO open"
+    os.close(reader)

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -77,9 +78,22 @@ def cache_folder() -> Path:
     try:
         return Path(platformdirs.user_cache_dir("bardlet"))
     except RuntimeError:  # no HOME, and a user id that the system does not know
-        folder = Path(tempfile.gettempdir()) / f"bardlet-{os.getuid()}"
+        folder = _temporary_cache()
         _note_once(f"this user has no home folder; the cache is in {folder}. Set BARDLET_CACHE to choose another")
         return folder
+
+
+@cache
+def _temporary_cache() -> Path:
+    """Return a cache folder of this user alone: others may write to the folder of temporary files, and compiled code in
+    a cache is run."""
+    folder = Path(tempfile.gettempdir()) / f"bardlet-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="bardlet-"))
 
 
 @cache

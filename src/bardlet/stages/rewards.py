@@ -6,8 +6,10 @@ A scorer is called with prompts and their completions, and returns a reward for 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +94,24 @@ class RewardModelScorer:
         return rewards
 
 
+def _run(command: Sequence[str], text: str) -> tuple[int, str, str]:
+    """Run a command on a text; return (exit code, stdout, stderr). subprocess.TimeoutExpired after TIMEOUT seconds.
+
+    It has its own session, so that Ctrl-C reaches only the run, which stops after this call, and so that whatever the
+    command started ends with it.
+    """
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          encoding="utf-8", errors="replace", start_new_session=True) as process:
+        try:
+            stdout, stderr = process.communicate(text, TIMEOUT)
+        except BaseException:
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            raise
+    return process.returncode, stdout, stderr
+
+
 class CommandScorer:
     """A user's command: it reads a line of JSON per completion and prints a number for each, in the same order.
 
@@ -107,17 +127,15 @@ class CommandScorer:
         lines = [json.dumps({"messages": question.prompt, "answer": completion.text, "ended": completion.ended,
                              "reference": question.answer}, ensure_ascii=False)
                  for question, completion in zip(questions, completions, strict=True)]
-        # its own session, so that Ctrl-C reaches only the run, which stops after this call
         try:
-            process = subprocess.run(shlex.split(self.command), input="\n".join(lines) + "\n", capture_output=True,
-                                     encoding="utf-8", errors="replace", start_new_session=True, timeout=TIMEOUT)
+            code, stdout, stderr = _run(shlex.split(self.command), "\n".join(lines) + "\n")
         except subprocess.TimeoutExpired:
             raise self._error(f"did not finish within {TIMEOUT} seconds for {len(lines)} completions") from None
-        if process.returncode:
-            stderr = " / ".join(process.stderr.strip().splitlines()[-STDERR_LINES:])[-400:] or "(empty)"
-            raise self._error(f"failed with exit code {process.returncode}, stderr: {stderr}")
+        if code:
+            stderr = " / ".join(stderr.strip().splitlines()[-STDERR_LINES:])[-400:] or "(empty)"
+            raise self._error(f"failed with exit code {code}, stderr: {stderr}")
         try:
-            rewards = np.array([float(text) for text in process.stdout.split()], np.float32)
+            rewards = np.array([float(text) for text in stdout.split()], np.float32)
         except ValueError as error:
             raise self._error(f"printed something other than numbers ({error})") from None
         if len(rewards) != len(lines) or not np.isfinite(rewards).all():
