@@ -46,6 +46,9 @@ class TextStore:
         self._parts: list[tuple[str, int]] = []  # part and number of documents of each source
         self._lengths: list[int] = []  # characters of the first documents to be split
         self._seen = np.zeros(0x110000, bool)
+        self._texts: list[str] = []  # not yet in the file, which takes many short documents at once
+        self._raw: list[bytes] = []  # the same as UTF-8, with the ends of documents
+        self._pending = 0  # characters of these
         for source in sources:
             count = 0
             for _, group in itertools.groupby(read(source), operator.itemgetter(0)):
@@ -56,6 +59,7 @@ class TextStore:
                     self._lengths.append(characters)
             self._parts.append((source.part, count))
             self.documents += count
+        self._write()
         self.splits_documents = len(self._lengths) == MIN_TO_SPLIT
         self.alphabet = "".join(map(chr, np.flatnonzero(self._seen)))
 
@@ -68,16 +72,24 @@ class TextStore:
         characters = 0
         for text in blocks:
             if text:
-                raw = text.encode("utf-8", "surrogatepass")
                 characters += len(text)
-                self._seen[np.frombuffer(raw, np.uint8) if len(raw) == len(text) else code_points(text)] = True
-                self.accents.add(text, raw)
-                with write_errors():
-                    self.file.write(raw)
+                self._texts.append(text)
+                self._raw.append(text.encode("utf-8", "surrogatepass"))
+                self._pending += len(text)
+                if self._pending >= BLOCK:
+                    self._write()
         if characters:
-            with write_errors():
-                self.file.write(END)
+            self._raw.append(END)
         return characters
+
+    def _write(self) -> None:
+        """Append the pending documents to the file, and take note of their characters and accents."""
+        text, raw = "".join(self._texts), b"".join(self._raw)
+        self._seen[np.frombuffer(text.encode(), np.uint8) if text.isascii() else code_points(text)] = True
+        self.accents.add(text, raw)
+        with write_errors():
+            self.file.write(raw)
+        self._texts, self._raw, self._pending = [], [], 0
 
     @property
     def has_letters(self) -> bool:
