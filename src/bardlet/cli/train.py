@@ -47,6 +47,10 @@ def main(argv: Sequence[str]) -> int:
         return training.start(config, options, started)
     if names := _inputs(config):  # at once: importing PyTorch takes seconds
         console.say(f"reading {console.listing(names)}")
+        if isinstance(config, TrainConfig) and not config.init:
+            from bardlet.data import prefetch
+
+            prefetch.begin(config.text, config.field, config.separator, config.normalize)
     else:
         minutes = config.steps is None and (config.minutes or config.default_minutes)
         length = console.minutes(minutes) if minutes else f"{config.steps:,} steps"

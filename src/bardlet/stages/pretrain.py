@@ -14,7 +14,7 @@ import torch
 
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
-from bardlet.data import corpus, named, shards, statistics, vocabulary
+from bardlet.data import named, prefetch, shards, statistics, vocabulary
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
@@ -29,7 +29,7 @@ from bardlet.planning.compilation import compiled_before
 from bardlet.planning.plan import Machine, Plan, TextStatistics
 from bardlet.run import card, folder, hf, hub, plots
 from bardlet.run.record import TextRecord
-from bardlet.runtime import cache, compiler, distributed
+from bardlet.runtime import cache, compiler, contention, distributed
 from bardlet.runtime.seeds import torch_seed
 from bardlet.stages import prediction, replay
 from bardlet.stages.base import Stage, check_shape
@@ -46,7 +46,7 @@ MAX_UNSEEN = 0.05
 """Share of the characters of a text that the tokenizer of --init may not know."""
 
 SAMPLE_TOKENS = 400
-"""Length of the sample of a finished run."""
+"""Length of the sample of a finished run; half of it on a busy machine."""
 
 
 class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
@@ -68,8 +68,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def load_data(self) -> Corpus:
         """Find the corpus named in the settings."""
-        return corpus.find(self.config.text, self.config.field, separator=self.config.separator,
-                           normalize=self.config.normalize)
+        return prefetch.find(self.config.text, self.config.field, self.config.separator, self.config.normalize)
 
     def tokenize(self, tokenizer: Tokenizer | None) -> TextDataset:
         """Tokenize the corpus with `tokenizer`, or with a new one if None; rank 0 writes, the other ranks read."""
@@ -333,12 +332,13 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record), f"loss ({self.record.loss_unit})",
                          self.record.bigram_per_token())
+        tokens = SAMPLE_TOKENS if contention.slowdown() == 1 else SAMPLE_TOKENS // 2
         model, tokenizer = hf.read_folder(trainer.run)
         if self.record.replay:
             self.record.old_val_loss = self.replay.loss(model.to(self.dist.device))
             model.cpu()
         return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents,
-                                             tokens=SAMPLE_TOKENS, temperature=0.8, top_k=50, seed=0)
+                                             tokens=tokens, temperature=0.8, top_k=50, seed=0)
 
 
 class _PlanningMachine:
