@@ -496,7 +496,7 @@ def test_an_interrupt_before_the_first_step_says_that_nothing_is_saved(text: Pat
     from bardlet.stages import pretrain
 
     words = ["train", str(text), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]
-    for module, name in ((pretrain.corpus, "find"), (runner, "fit")):
+    for module, name in ((pretrain.prefetch, "find"), (runner, "fit")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             assert main(words) == 130

@@ -28,8 +28,13 @@ def test_other_arguments_are_read_by_themselves(tmp_path: Path) -> None:
     assert list(prefetch.find([str(tmp_path / "a.txt")], "text", "auto", "nfc").documents()) == ["\u00e9"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_being_read() -> None:
+    prefetch._reading.clear()
+
+
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "the file is empty"), (b" \n ", "has no text, only white space"), (b"caf\xe9 " * 9, "is not UTF-8")])
+    (b"", "the file is empty"), (b" \n ", "has no text, only white space"), (b"caf\xe9 " * 9, "not valid UTF-8")])
 def test_errors_are_raised_where_the_corpus_is_needed(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     prefetch.begin([str(tmp_path / "a.txt")], "text", "auto", None)

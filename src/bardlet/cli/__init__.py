@@ -6,6 +6,8 @@ error is one line on standard error; `--debug` shows its traceback.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import signal
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and sys.getfilesystemencoding() != "utf-8":
         # arguments were decoded as ASCII (LC_ALL=C with PYTHONUTF8=0): only a restart decodes them as UTF-8
         os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "bardlet", *sys.argv[1:]])
+    if argv is None:  # at exit Python would search everything that PyTorch made for cycles: half a second
+        atexit.register(gc.freeze)
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # text is UTF-8 whatever the locale
         if hasattr(stream, "reconfigure"):

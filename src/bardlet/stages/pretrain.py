@@ -332,13 +332,13 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record), f"loss ({self.record.loss_unit})",
                          self.record.bigram_per_token())
-        tokens = SAMPLE_TOKENS if contention.slowdown() == 1 else SAMPLE_TOKENS // 2
+        length = SAMPLE_TOKENS if contention.slowdown() == 1 else SAMPLE_TOKENS // 2
         model, tokenizer = hf.read_folder(trainer.run)
         if self.record.replay:
             self.record.old_val_loss = self.replay.loss(model.to(self.dist.device))
             model.cpu()
         return text_generation.generate_text(model, tokenizer, None, documents=self.data.documents,
-                                             tokens=tokens, temperature=0.8, top_k=50, seed=0)
+                                             tokens=length, temperature=0.8, top_k=50, seed=0)
 
 
 class _PlanningMachine:
