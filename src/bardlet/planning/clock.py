@@ -21,7 +21,7 @@ from bardlet.training.trainer import seed_step, train_step
 RESERVE, MAX_RESERVE = 0.03, 0.1
 """Share of the time reserved for the last evaluation, the last checkpoint and the sample, and the maximum share."""
 
-FINISHING = 2.0
+FINISHING = 1.5
 """Seconds that these take on a quiet machine, with the picture of the loss; other programs multiply them."""
 
 TIMING = 0.03
