@@ -22,7 +22,7 @@ MAX_WINDOWS = 1 << 18
 """Approximate limit of the windows compared per text: a sample by hash (trailing zeros), not by position."""
 
 
-CHUNK, THREADS = 1 << 18, 4
+CHUNK, THREADS = 1 << 19, 3
 """Symbols that a thread hashes at once, and threads."""
 
 

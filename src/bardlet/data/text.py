@@ -13,6 +13,7 @@ import io
 import lzma
 import shlex
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,8 +113,8 @@ MAX_RATIO, FREE_BYTES = 250, 1 << 26
 """Compressed data may hold this many times its size; the ratio is taken after each stretch of so many bytes."""
 READ_AHEAD = 1 << 17
 """Bytes of a compressed file that a decompressor may have read, and not yet decompressed."""
-AHEAD = 1 << 18
-"""Bytes that a thread decompresses in advance."""
+AHEAD, BLOCKS = 1 << 18, 8
+"""Bytes of a block, and blocks, that a thread decompresses in advance: on a busy machine it often waits for a core."""
 
 
 class _Bounded(io.RawIOBase):
@@ -128,7 +129,7 @@ class _Bounded(io.RawIOBase):
         self.count = self.total = self.start = 0  # bytes of this stretch and of all; where this one starts in the file
         self.block = memoryview(b"")
         self.thread = ThreadPoolExecutor(1)
-        self.next_block = self.thread.submit(self._read)
+        self.blocks = deque(self.thread.submit(self._read) for _ in range(BLOCKS))
 
     def _read(self) -> tuple[bytes, int]:
         """Return the next bytes, and the place in the file behind the compressed data that was read for them."""
@@ -139,11 +140,10 @@ class _Bounded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self.block:
-            block, end = self.next_block.result()
+            block, end = self.blocks.popleft().result()
             self._measure(len(block), end)
             self.block = memoryview(block)
-            if block:
-                self.next_block = self.thread.submit(self._read)
+            self.blocks.append(self.thread.submit(self._read))
         size = min(len(buffer), len(self.block))
         buffer[:size] = self.block[:size]
         self.block = self.block[size:]
@@ -160,7 +160,7 @@ class _Bounded(io.RawIOBase):
             self.count, self.start = 0, end
 
     def close(self) -> None:
-        self.thread.shutdown()
+        self.thread.shutdown(cancel_futures=True)
         super().close()
 
 

@@ -21,8 +21,9 @@ from bardlet.training.trainer import seed_step, train_step
 RESERVE, MAX_RESERVE = 0.03, 0.1
 """Share of the time reserved for the last evaluation, the last checkpoint and the sample, and the maximum share."""
 
-FINISHING = 1.5
-"""Seconds that these take on a quiet machine, with the picture of the loss; other programs multiply them."""
+FINISHING = 0.3
+"""Seconds of these, on a quiet machine, that are reserved for each time that other programs slow it down. They take 1.5
+with the picture of the loss: on a very busy machine a run ends a few seconds late rather than train less."""
 
 TIMING = 0.03
 """Maximum share of the time for timing steps, besides a first one, before training."""
