@@ -31,8 +31,11 @@ TIMING = 0.03
 FEW_STEPS, MIN_TOKENS = 100, 512
 """If the time is too short for this many steps, bardlet halves a batch that it chose, down to this many tokens."""
 
+ONE_EVALUATION = 0.03
+"""Maximum share of the time for one evaluation; the last one comes on top of the share of all others."""
+
 EVALUATION_SHARE = 0.05
-"""Share of the time for evaluations; `plan.evaluation_tokens` keeps even a single one within it."""
+"""Share of the time for evaluations."""
 
 EVALUATIONS = 20
 """Evaluations per run, unless they take too long."""

@@ -53,12 +53,12 @@ MIN_EPOCHS = 3
 """Epochs that a pretrained model may train at least: by the budget a large one could not train on a short text at all.
 """
 
-BPE_SECONDS, BPE_SHARE = 0.36e-6, 0.25
+BPE_SECONDS, BPE_SHARE = 0.36e-6, 0.12
 """(Seconds per character of training a BPE tokenizer and encoding with it on two cores, share of the time that it may
 take). 61 million characters take 22 seconds: with a minute in all, they came to 1.53 nats
 per character, and to 1.51 as single characters."""
 
-DISTINCT_SECONDS, DISTINCT_SHARE, MAX_DISTINCT, DISTINCT_STEPS = 2e-6, 0.05, 6_000_000, 3
+DISTINCT_SECONDS, DISTINCT_SHARE, MAX_DISTINCT, DISTINCT_STEPS = 2e-6, 0.03, 6_000_000, 3
 """For a large alphabet, often of a language without spaces, whose words are whole phrases: (seconds per byte of
 distinct words that BPE is trained on, share of the time for it, maximum of these bytes, number of times that it may be
 halved).
@@ -329,7 +329,7 @@ def evaluation_tokens(config: TrainConfig, vocab_size: int, seconds: float, spee
     It is `eval_tokens`, halved until it fits, so that similar runs score the same tokens. speed: uncompiled, as
     evaluations are; a forward pass takes a third of a training step.
     """
-    fitting = 3 * clock.EVALUATION_SHARE * seconds / speed.seconds(flops_per_token(config, vocab_size))
+    fitting = 3 * clock.ONE_EVALUATION * seconds / speed.seconds(flops_per_token(config, vocab_size))
     halvings = math.ceil(math.log2(config.eval_tokens / fitting))
     return max(1, config.eval_tokens >> max(0, halvings))
 
