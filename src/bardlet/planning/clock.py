@@ -31,7 +31,7 @@ TIMING = 0.03
 FEW_STEPS, MIN_TOKENS = 100, 512
 """If the time is too short for this many steps, bardlet halves a batch that it chose, down to this many tokens."""
 
-ONE_EVALUATION = 0.03
+ONE_EVALUATION = 0.02
 """Maximum share of the time for one evaluation; the last one comes on top of the share of all others."""
 
 EVALUATION_SHARE = 0.05
