@@ -18,7 +18,7 @@ from bardlet.training import optim
 from bardlet.training.state import State, Trainer
 from bardlet.training.trainer import seed_step, train_step
 
-RESERVE, MAX_RESERVE = 0.03, 0.1
+RESERVE, MAX_RESERVE = 0.02, 0.1
 """Share of the time reserved for the last evaluation, the last checkpoint and the sample, and the maximum share."""
 
 FINISHING = 0.3
