@@ -117,12 +117,14 @@ def test_transformers_gives_the_same_ids(kind, tmp_path):
     inputs = theirs("summer", return_tensors="pt")
     assert set(inputs) == {"input_ids", "attention_mask"}
     assert theirs.padding_side == "right" and theirs.model_max_length == 512
-    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (
-        tokenizer.eos_id,
-        tokenizer.eos_id,
-        tokenizer.pad_id,
-    )
-    assert set(theirs.all_special_tokens) == set(tokenizer.special.values())
+    assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.eos_id
+    assert theirs.pad_token == tokenizer.padding is not None
+    assert len(theirs) == tokenizer.vocab_size, "padding takes no token of its own"
+    batch = theirs(["summer and more", "su"], padding=True)
+    rows, seen = batch["input_ids"], batch["attention_mask"]
+    assert len(rows[0]) == len(rows[1]) > sum(seen[1])
+    assert [i for i, real in zip(rows[1], seen[1], strict=True) if real] == theirs("su")["input_ids"]
+    assert theirs.decode(theirs("summer")["input_ids"], skip_special_tokens=True) == "summer"
 
 
 def test_transformers_pads_on_the_right_with_pad(tmp_path):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bardlet.api.evaluation import evaluate
+    from bardlet.api.exports import export_model
     from bardlet.api.models import Model, load
     from bardlet.api.runs import delete, runs
     from bardlet.api.training import Run, StageFunction, open_run, plan, resume, train
@@ -33,6 +34,7 @@ _MODULES = {
     "bardlet.api.training": ("train", "plan", "resume", "open_run", "Run"),
     "bardlet.api.models": ("load", "Model"),
     "bardlet.api.evaluation": ("evaluate",),
+    "bardlet.api.exports": ("export_model",),
     "bardlet.api.runs": ("runs", "delete"),
     "bardlet.errors": ("BardletError",),
 }
@@ -40,8 +42,8 @@ _MODULES = {
 WITHOUT_TORCH = ("BardletError", "delete", "runs")
 """Parts that compute nothing."""
 
-__all__ = ["BardletError", "Model", "Run", "delete", "dpo", "evaluate", "grpo", "kto", "load", "open_run", "plan",
-           "ppo", "resume", "reward", "runs", "sft", "train"]
+__all__ = ["BardletError", "Model", "Run", "delete", "dpo", "evaluate", "export_model", "grpo", "kto", "load",
+           "open_run", "plan", "ppo", "resume", "reward", "runs", "sft", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,6 +60,8 @@ def test_it_works_without_the_repository(folder: Path) -> None:
     run([bardlet, "sample", "run", "--tokens", "5"], folder)
     assert "ok" in run([bardlet, "doctor", "run"], folder)
     assert "run" in run([bardlet, "runs", "--root", "."], folder)
+    run([bardlet, "export", "run", "--to", "html", "--out", "page.html"], folder)
+    assert (folder / "page.html").stat().st_size > 50_000
     run([bardlet, "ladder", "my.txt", "--rungs", "1", "--out", "ladder"], folder)
     assert (folder / "ladder" / "report.html").stat().st_size > 10_000
     run([folder / "env" / "bin" / "python", "-c",

@@ -64,7 +64,7 @@ def test_import_bardlet_imports_nothing_heavy() -> None:
 def test_dir_lists_every_stage() -> None:
     """Each is a function with a docstring, named like its command."""
     names = {"train", "plan", "resume", "load", "evaluate", "runs", "delete", "open_run",
-             "Run", "Model", "BardletError"}  # fmt: skip
+             "Run", "Model", "BardletError", "export_model"}  # fmt: skip
     stages = {kind.command for kind in FINE_TUNING}
     assert set(bardlet.__all__) == names | stages and stages <= set(COMMANDS)
     assert set(dir(bardlet)) == {*bardlet.__all__, "__version__"}

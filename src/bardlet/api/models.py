@@ -14,7 +14,7 @@ from bardlet.api import arguments
 from bardlet.api.arguments import names_keywords
 from bardlet.config import toml
 from bardlet.config.inference import SamplingOptions
-from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError, printable, quoted
 from bardlet.inference import text_generation
@@ -198,18 +198,15 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     folder = hub.folder(arguments.path(folder, "bardlet.load: folder"))
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)
-    documents, prefix_lm = 2, False if module.config.model == "encdec" else None
-    starts_documents = False
+    prompts, prefix_lm = {"documents": 2}, False if module.config.model == "encdec" else None
     if (folder / "run.toml").exists():
         try:
             config, record = run_folder.settings(folder, use_edited=True)
-            documents = record.get("documents") or 2
+            prompts = run_folder.prompt_facts(config, record, module.config.block_size)
             prefix_lm = config.prefix_lm if isinstance(config, TranslationConfig) else prefix_lm
-            starts_documents = (isinstance(config, TrainConfig) and documents > 1
-                                and int(record.get("tokens") or 0) < documents * module.config.block_size)
         except BardletError as error:  # the weights are intact all the same
             log.warning("%s", error)
     runtime_device.place(module, device, dtype)
-    model = Model(folder, module, tokenizer, dtype, documents, prefix_lm)
-    model.starts_documents = starts_documents
+    model = Model(folder, module, tokenizer, dtype, prompts["documents"], prefix_lm)
+    model.starts_documents = prompts.get("starts_documents", False)
     return model

@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": "chat with a model in the terminal",
     "translate": "translate text, one sentence per line",
     "eval": "loss on a text, BLEU of a translator, accuracy on tasks",
+    "export": "one HTML page, a GGUF file, ONNX, or a clean Hugging Face folder",
     **{kind.command: kind.summary for kind in FINE_TUNING},
     "ladder": "train every rung of the lecture and write a report",
     "runs": "list, compare and delete runs",
@@ -38,7 +39,8 @@ COMMANDS = {
 SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample", "write": "sample", "infer": "sample",
             "evaluate": "eval", "test": "eval", "benchmark": "eval", "finetune": "sft", "fine-tune": "sft",
             "pretrain": "train", "rlhf": "ppo", "rm": "reward", "continue": "resume", "check": "doctor",
-            "status": "doctor", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
+            "status": "doctor", "convert": "export", "save": "export",
+            "publish": "export", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
             **dict.fromkeys(("delete", "remove", "rm"), "runs RUN --delete")}
 """Words that other tools use for a command."""
 

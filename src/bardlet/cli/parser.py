@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from bardlet.config.paths import given
+from bardlet.config.settings import flag
 from bardlet.errors import BardletError
 
 T = TypeVar("T")
@@ -93,7 +94,8 @@ def parse(kind: type[T], argv: Sequence[str], usage: Usage, explain: Callable[[s
     values = typed((kind,), argv, usage, explain=explain)
     for each in fields(cast(Any, kind)):
         if each.default is MISSING and each.default_factory is MISSING and each.name not in values:
-            raise BardletError(f"{usage.positionals[each.name]} is missing; for example: {usage.examples[0][0]}")
+            missing = usage.positionals.get(each.name, flag(each.name))
+            raise BardletError(f"{missing} is missing; for example: {usage.examples[0][0]}")
     paths = [name for name, metavar in (METAVARS | usage.metavars).items() if metavar in ("FILE", "DIR")]
     for name in (*usage.positionals, *paths):  # a shell leaves ~ behind = and in quotes alone
         if isinstance(value := values.get(name), str | tuple):

@@ -34,7 +34,7 @@ log = logging.getLogger("bardlet")
 
 Built = TypeVar("Built")
 
-VERSION = 2
+VERSION = 3
 WINDOW = {"char": 64, "byte": 64, "bpe": 16}
 """Tokens of a passage that is long enough to be a copy if it occurs twice: about a dozen words."""
 

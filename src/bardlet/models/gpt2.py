@@ -136,6 +136,7 @@ class GPT2(LanguageModel):
             "architectures": ["GPT2LMHeadModel"],
             "vocab_size": config.vocab_size,
             "n_positions": config.block_size,
+            "n_ctx": config.block_size,  # what llama.cpp's converter reads
             "n_embd": config.n_embd,
             "n_layer": config.n_layer,
             "n_head": config.n_head,

@@ -25,8 +25,8 @@ square; `dial.py law`)."""
 
 
 MIN_STEPS = 400
-"""Fewer planned steps have no prediction: COEFFICIENTS fit runs of at least so many. (Seven runs of 200 to 315 steps on a
-busy machine came to 11 % below and up to 22 % above it, LOG.md.)"""
+"""Fewer planned steps have no prediction: COEFFICIENTS fit runs of at least so many. (Seven runs of 200 to 315 steps on
+a busy machine came to 11 % below and up to 22 % above it, LOG.md.)"""
 
 USUAL_DRIFT, DRIFT_PRICE, DRIFT_EPOCHS = 0.15, 1.5, 2.0
 """`CorpusStatistics.drift` up to which a text counts as usual, the relative rise of the predicted loss per drift above

@@ -6,12 +6,14 @@ import itertools
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bardlet.config import toml
 from bardlet.config.model import ModelConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import Settings
 from bardlet.config.toml import from_mapping, read_toml, to_toml
 from bardlet.errors import BardletError, quoted
@@ -136,6 +138,17 @@ def is_untouched(run: Path) -> bool:
         with suppress(BardletError):
             path = Path(os.path.realpath(manifest.inside(run, path.name)))
     return toml.is_untouched(path)
+
+
+def prompt_facts(config: Settings, record: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """Return how the texts of a run begin: `documents`, the number in its training text, and `starts_documents`.
+
+    Where documents are shorter than the context on average, nearly all windows of the training text began one, and a
+    prompt does, too.
+    """
+    documents = record.get("documents") or 2
+    short = int(record.get("tokens") or 0) < documents * context
+    return {"documents": documents, "starts_documents": isinstance(config, TrainConfig) and documents > 1 and short}
 
 
 def settings(run: Path, use_edited: bool = False) -> tuple[Settings, dict[str, Any]]:

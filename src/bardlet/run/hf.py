@@ -71,7 +71,7 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     """Write everything but the weights (TOKENIZER_AND_CONFIG), and a manifest of these files."""
     config: ModelConfig = model.config
     ids: dict[str, Any] = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id,
-                           "pad_token_id": tokenizer.pad_id}
+                           "pad_token_id": tokenizer.vocab.get(tokenizer.padding or "")}
     # explicit nulls: without the key, transformers uses GPT-2's 50256, which is outside a small vocabulary
     if config.model == "encdec":  # decoding starts with padding, as in T5
         ids = {**ids, "decoder_start_token_id": tokenizer.pad_id, "forced_eos_token_id": None}
@@ -86,7 +86,8 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
         ids = {**ids, "eos_token_id": chat_template.end_ids(tokenizer)}
     atomic.write_json(folder / "generation_config.json", ids)
     with atomic.explain_write_errors(folder / "tokenizer.json", len(tokenizer.json.encode())):
-        tokenizer.save(folder, model_max_length=config.block_size)
+        side = "right" if config.model == "encdec" or config.scores else "left"
+        tokenizer.save(folder, model_max_length=config.block_size, padding_side=side)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             atomic.flush(folder / name)
     manifest.write_manifest(folder, TOKENIZER_AND_CONFIG)

@@ -33,6 +33,7 @@ from bardlet.tokenizer.training import (
     train_bpe,
     train_byte,
     train_char,
+    with_stand_in,
 )
 
 __all__ = [
@@ -56,4 +57,5 @@ __all__ = [
     "train_bpe",
     "train_byte",
     "train_char",
+    "with_stand_in",
 ]

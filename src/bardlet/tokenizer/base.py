@@ -38,6 +38,7 @@ class Tokenizer:
     vocab_size: number of ids, special tokens included. hash: sha256 (hex) of the text of tokenizer.json.
     chat_template: the Jinja template of tokenizer_config.json; stored, but never run here.
     eos_id, pad_id: ids of <|endoftext|> (which also starts a document) and <|pad|>, or None.
+    padding: the token that other libraries pad with, or None: <|pad|>, else <|endoftext|>, else a `stand_in`.
     """
 
     def __init__(self, text: str, eos: str = SEPARATOR, pad: str = PAD) -> None:
@@ -61,11 +62,11 @@ class Tokenizer:
         self.json = text
         self.hash = hashlib.sha256(text.encode()).hexdigest()
         self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
-        self.eos, self.pad = eos, pad
+        self.kind = _kind(pipeline, len(self.vocab) - len(self.special))
+        self.eos, self.pad = eos, PAD if self.kind in ("char", "byte") else pad
         self.chat_template: str | None = None
         self.eos_id: int | None = self.vocab.get(eos)
-        self.pad_id: int | None = self.vocab.get(pad)
-        self.kind = _kind(pipeline, len(self.vocab) - len(self.special))
+        self.pad_id: int | None = self.vocab.get(self.pad)
         # most vocabularies fit in 16 bits: half the disk space and memory traffic
         self.dtype = np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
         self._ids_of_points = self._point_table() if self.kind == "char" else None
@@ -77,6 +78,15 @@ class Tokenizer:
         if self.kind != "char":
             return None
         return "".join(c for c, i in sorted(self.vocab.items(), key=lambda ci: ci[1]) if i not in self.special)
+
+    @property
+    def padding(self) -> str | None:
+        """See the class."""
+        if self.pad_id is not None:
+            return self.pad
+        if self.eos_id is not None:
+            return self.eos
+        return stand_in(self.vocab) if self.kind in ("char", "byte") else None
 
     @cached_property
     def lowercase(self) -> bool:
@@ -293,25 +303,26 @@ class Tokenizer:
 
     # -- files
 
-    def save(self, folder: str | Path, model_max_length: int | None = None) -> None:
+    def save(self, folder: str | Path, model_max_length: int | None = None, padding_side: str = "right") -> None:
         """Write tokenizer.json and tokenizer_config.json for `AutoTokenizer.from_pretrained`.
 
-        model_max_length: the model's block_size; transformers warns about longer texts.
+        model_max_length: the model's block_size; transformers warns about longer texts. padding_side: "left" for a
+        model that goes on with a text.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self.json, encoding="utf-8", newline="\n")
-        config = json.dumps(self.hf_config(model_max_length), indent=2, ensure_ascii=False) + "\n"
+        config = json.dumps(self.hf_config(model_max_length, padding_side), indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
 
-    def hf_config(self, model_max_length: int | None = None) -> dict[str, Any]:
+    def hf_config(self, model_max_length: int | None = None, padding_side: str = "right") -> dict[str, Any]:
         """Return the content of tokenizer_config.json."""
         config: dict[str, Any] = {
             # without a class, transformers picks one by model type, with other ids
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
-            "padding_side": "right",
+            "padding_side": padding_side,
             # decoder-only models have no token types: generate() fails if it gets them
             "model_input_names": ["input_ids", "attention_mask"],
         }
@@ -319,8 +330,8 @@ class Tokenizer:
             config["model_max_length"] = model_max_length
         if self.eos_id is not None:
             config["bos_token"] = config["eos_token"] = self.eos
-        if self.pad_id is not None:
-            config["pad_token"] = self.pad
+        if self.padding is not None:
+            config["pad_token"] = self.padding
         extra = [t for t in self.special.values() if t not in (self.eos, self.pad)]
         if extra:
             config["additional_special_tokens"] = extra
@@ -346,6 +357,16 @@ def _byte_of_char() -> dict[str, int]:
 
 
 BYTE_OF_CHAR = _byte_of_char()
+
+
+def stand_in(alphabet: Iterable[str]) -> str:
+    """Return the character of a char or byte tokenizer that other libraries use for padding and for unknown ones.
+
+    Padding is masked, so any would do; but transformers leaves it out of a text that it decodes without special tokens,
+    and a rare one does the least harm there.
+    """
+    characters = set(alphabet)
+    return next((c for c in "\ufffd~^|`\\#*_$@&%+=<>{}[]/" if c in characters), max(characters))
 
 
 def _growth(rules: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -9,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardlet.errors import BardletError
-from bardlet.tokenizer.base import BPE_SPECIAL, BYTE_OF_CHAR, MIN_BPE_VOCAB, SEPARATOR, Tokenizer
+from bardlet.tokenizer.base import BPE_SPECIAL, BYTE_OF_CHAR, MIN_BPE_VOCAB, SEPARATOR, Tokenizer, stand_in
 from bardlet.tokenizer.pieces import PIECE, pieces
 
 DISTINCT = 6_000_000
@@ -22,12 +23,14 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 def train_char(alphabet: Iterable[str], separator: bool) -> Tokenizer:
     """Return a tokenizer with one token per character of `alphabet`, in code point order.
 
-    separator: add <|endoftext|>. WordLevel has no unknown token here: a character outside the alphabet is an error.
+    separator: add <|endoftext|>. `encode` refuses a character outside the alphabet; other libraries replace it by the
+    stand-in (see `base.stand_in`).
     """
     characters = sorted(set(alphabet))
     if not characters:
         raise BardletError("no characters to build a vocabulary from; give a text that is not empty")
-    inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}))
+    vocab = {c: i for i, c in enumerate(characters)}
+    inner = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=stand_in(characters)))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
     return _finish(inner, separator)
@@ -166,6 +169,20 @@ def suggest_vocab_size(characters: int, alphabet_size: int) -> int:
     by_alphabet = 2 ** math.ceil(math.log2(alphabet_size + MIN_BPE_VOCAB)) if alphabet_size > 256 else 0
     ceiling = 2 ** int(math.log2(max(characters / 200, 512)))
     return int(min(max(by_length, by_alphabet, 512), max(ceiling, by_length), 32_768))
+
+
+def with_stand_in(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer of characters in which other libraries replace unknown ones, as `train_char` makes it today.
+
+    The ids of texts stay. bardlet 0.2 made tokenizers without; all others are returned as they are.
+    """
+    if tokenizer.kind != "char" or json.loads(tokenizer.json)["model"].get("unk_token") in tokenizer.vocab:
+        return tokenizer
+    inner = tokenizers.Tokenizer.from_str(tokenizer.json)
+    inner.model.unk_token = stand_in(tokenizer.alphabet or "")
+    mended = Tokenizer(inner.to_str(pretty=True))
+    mended.chat_template = tokenizer.chat_template
+    return mended
 
 
 def _finish(inner: tokenizers.Tokenizer, separator: bool) -> Tokenizer:

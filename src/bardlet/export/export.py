@@ -1,0 +1,146 @@
+"""`bardlet export`: read a model, check that the format can hold it, write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bardlet import doctor
+from bardlet import tokenizer as tokenization
+from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.data.duplicates import Overlap
+from bardlet.errors import BardletError, quoted
+from bardlet.export import gguf, html, onnx
+from bardlet.run import folder as run_folder
+from bardlet.run import hf
+from bardlet.runtime import atomic
+from bardlet.tokenizer import Tokenizer
+
+DTYPES = {"hf": ("fp32",), "gguf": gguf.DTYPES, "html": html.DTYPES, "onnx": ("fp32",)}
+"""The formats, and the precisions of each; the first is the default."""
+CHECKED_TOKENS = 5_000
+"""Tokens that the memorization check generates."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be exported. documents: of its training text. starts_documents, translates: see `api.models.Model`."""
+
+    folder: Path
+    model: Any
+    tokenizer: Tokenizer
+    documents: int = 2
+    starts_documents: bool = False
+    translates: bool = False
+    wrote_text: bool = False
+    """True if it was trained on a text whose copies can be counted."""
+
+
+def export(folder: Path, to: str, out: Path, dtype: str | None = None,
+           tell: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """Export the model in `folder`, and return the files or the folder that were written.
+
+    Args:
+        to: html, gguf, onnx or hf.
+        out: the file, for onnx and hf the folder; it must not exist yet.
+        dtype: one of DTYPES[to]; None: the first.
+        tell: gets a line about what the export should make its owner know.
+
+    Raises:
+        BardletError: the format cannot hold such a model, or something is in the way.
+    """
+    if to not in DTYPES:
+        raise BardletError(f"--to {to}: must be one of {', '.join(DTYPES)}")
+    if dtype not in (None, *DTYPES[to]):
+        raise BardletError(f"--dtype {dtype}: for --to {to} it must be one of {', '.join(DTYPES[to])}")
+    if out.exists():
+        raise BardletError(f"{out}: exists already; remove it, or choose another --out")
+    if not out.absolute().parent.is_dir():
+        raise BardletError(f"{out.parent}: no such folder; make it with: mkdir -p {quoted(out.parent)}")
+    source = read(folder)
+    precision = dtype or DTYPES[to][0]
+    if to == "hf":
+        return [write_folder(out, source)]
+    if to == "onnx":
+        onnx.check(source.model)
+        return [write_folder(out, source, weights=False)]
+    if to == "gguf":
+        return write_gguf(out, source, precision)
+    return [write_page(out, source, precision, tell)]
+
+
+def read(folder: Path) -> Source:
+    """Read a run folder or a model of Hugging Face."""
+    scores = hf.read_model_config(folder).scores
+    model, tokenizer = hf.read_folder(folder, scores=scores)
+    source = Source(folder, model, tokenization.with_stand_in(tokenizer), translates=model.config.model == "encdec")
+    if not (folder / "run.toml").exists():
+        return source
+    config, record = run_folder.settings(folder, use_edited=True)
+    return replace(source, **run_folder.prompt_facts(config, record, model.config.block_size),
+                   translates=isinstance(config, TranslationConfig), wrote_text=isinstance(config, TrainConfig))
+
+
+def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
+    """Write a folder without checkpoints, logs and settings: what the Hub and other libraries need, and the card.
+
+    weights: write model.safetensors; otherwise onnx/model.onnx, where transformers.js looks for it.
+    """
+    out.mkdir()
+    try:
+        hf.write_folder(out, source.model, source.tokenizer)
+        if weights:
+            hf.write_weights(out, source.model.hf_state_dict())
+        else:
+            (out / "onnx").mkdir()
+            onnx.write(out / "onnx" / "model.onnx", source.model)
+        for name in ("README.md", "loss.png", "margins.png"):
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, out / name)
+    except BaseException:
+        atomic.remove_folder(out)
+        raise
+    return out
+
+
+def write_gguf(out: Path, source: Source, dtype: str) -> list[Path]:
+    """Write a GGUF file, and beside it a Modelfile for Ollama."""
+    name = source.folder.name
+    gguf.write(out, source.model, source.tokenizer, name, dtype)
+    modelfile = out.with_name(f"{out.stem}.Modelfile")
+    atomic.write_text(modelfile, gguf.modelfile(out.name, source.tokenizer, source.model.config.block_size))
+    return [out, modelfile]
+
+
+def write_page(out: Path, source: Source, dtype: str, tell: Callable[[str], None]) -> Path:
+    """Write the page, and tell first what share of the model's writing is copied from its training text."""
+    if source.translates and source.model.config.model != "encdec":
+        raise BardletError("--to html: the page translates with encoder-decoders only; use --to hf")
+    html.check(source.model, source.tokenizer)
+    tell(memorization(source))
+    notes = [f"{source.model.config.model}, {sum(p.numel() for p in source.model.parameters()):,} parameters, trained "
+             "with bardlet. It runs in this page, on your device: nothing is sent anywhere. What it writes is made up."]
+    html.write(out, source.model, source.tokenizer, {"title": source.folder.name, "notes": notes},
+               start=html.Start(source.documents, source.starts_documents), dtype=dtype)
+    return out
+
+
+def memorization(source: Source) -> str:
+    """Return a line on how much of the model's writing is copied, so that a private text is not sent unknowingly."""
+    if not source.wrote_text:
+        return "the page contains the model, which may repeat what it was trained on"
+    try:
+        texts, _, own, chance = doctor.measure_memorization(source.folder, CHECKED_TOKENS, 0.8, 0)
+    except BardletError as error:
+        return f"how much the model copies from its training text is unknown: {error}"
+    return memorized(texts, own, chance)
+
+
+def memorized(texts: list[str], own: Overlap, chance: Overlap) -> str:
+    """Return the result of a memorization check as a line."""
+    written = sum(map(len, texts))
+    return (f"{own.share:.1%} of {written:,} characters that the model wrote are copied from its training text, in "
+            f"passages of 32 or more ({chance.share:.1%} of its validation text are): who has the page can read them")

@@ -1,0 +1,191 @@
+"""Write a model as a GGUF file, for llama.cpp, Ollama, LM Studio and everything else built on ggml.
+
+The names of tensors and metadata are llama.cpp's (gguf-py's `constants.py`). Its tokenizer is byte-level BPE; those of
+characters and bytes become one whose merges rebuild exactly their tokens (`byte_level`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bardlet.errors import BardletError
+from bardlet.runtime import atomic
+from bardlet.tokenizer import END, Tokenizer
+from bardlet.tokenizer.base import BYTE_OF_CHAR
+
+DTYPES = ("f32", "f16", "bf16", "q8_0")
+"""Formats of the matrices; vectors are always f32."""
+BLOCK = 32
+"""Numbers that share a scale in q8_0: each row of a matrix has a multiple of them."""
+CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
+
+GPT2 = {"wte": "token_embd", "wpe": "position_embd", "ln_1": "attn_norm", "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+        "ln_f": "output_norm", "lm_head": "output"}
+QWEN3 = {"embed_tokens": "token_embd", "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q",
+         "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+         "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
+         "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "norm": "output_norm",
+         "lm_head": "output"}
+NAMES = {"gpt2": GPT2, "qwen3": QWEN3}
+"""llama.cpp's names of the modules of each model."""
+
+
+def write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str = "f32") -> None:
+    """Write `model` and `tokenizer` to the file `path`.
+
+    Args:
+        name: the model's name.
+        dtype: one of DTYPES.
+
+    Raises:
+        BardletError: llama.cpp cannot run such a model, or the extra is not installed.
+    """
+    check(model.config, tokenizer, dtype)
+    library()
+    atomic.write_atomically(path, lambda temporary: _write(temporary, model, tokenizer, name, dtype))
+
+
+def library() -> Any:
+    """Return the package gguf. BardletError if it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise BardletError("--to gguf needs the package gguf; install it with: pip install 'bardlet[export]'") from None
+    return gguf
+
+
+def _write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str) -> None:
+    gguf, config = library(), model.config
+    writer = gguf.GGUFWriter(path, config.model)
+    writer.add_name(name)
+    _add_shape(writer, config)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    matrix, vector = gguf.GGMLQuantizationType[dtype.upper()], gguf.GGMLQuantizationType.F32
+    for tensor_name, tensor in tensors(model):
+        kind = matrix if tensor.ndim == 2 and "position_embd" not in tensor_name else vector
+        writer.add_tensor(tensor_name, gguf.quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
+    """Raise BardletError if llama.cpp cannot run a model with this config and tokenizer, or not in this format."""
+    if config.model not in NAMES or config.scores:
+        kind = "reward models" if config.scores else f"models of the family {config.model}"
+        raise BardletError(f"--to gguf: llama.cpp does not run bardlet's {kind}; use --to html or --to hf")
+    if config.model == "gpt2" and config.activation != "gelu_new":
+        raise BardletError(f"--to gguf: llama.cpp computes gpt2 with gelu_new, not {config.activation}; use --to hf")
+    if tokenizer.kind == "other":
+        raise BardletError("--to gguf: this tokenizer splits words by a rule of its own; convert the original model "
+                           "with llama.cpp's convert_hf_to_gguf.py")
+    widths = {"n_embd": config.n_embd, "n_inner": config.n_inner, "n_head x head_dim": config.n_head * config.head_dim}
+    if wrong := [f"{name} {width}" for name, width in widths.items() if width % BLOCK] * (dtype == "q8_0"):
+        raise BardletError(f"--dtype q8_0 stores {BLOCK} numbers at a time, and {' and '.join(wrong)} cannot be "
+                           f"divided by {BLOCK}; use --dtype f16")
+
+
+def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield llama.cpp's name and the weights of each parameter; matrices are (outputs, inputs)."""
+    names = NAMES[model.config.model]
+    for name, tensor in model.state_dict().items():
+        module, _, kind = name.removeprefix("transformer.").removeprefix("model.").rpartition(".")
+        layer = module.split(".")[:2] if module.startswith(("h.", "layers.")) else []
+        inner = ".".join(module.split(".")[len(layer):])
+        prefix = f"blk.{layer[1]}." if layer else ""
+        yield f"{prefix}{names[inner]}.{kind}", tensor.detach().cpu()
+
+
+def _add_shape(writer: Any, config: Any) -> None:
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(config.n_inner)
+    writer.add_head_count(config.n_head)
+    writer.add_vocab_size(config.vocab_size)
+    if config.model == "gpt2":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_head_count_kv(config.n_kv_head)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.head_dim)
+
+
+# ---------------------------------------------------------------- the tokenizer
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
+    """Add the tokenizer; rows of the embedding that have no token become unused ones."""
+    gguf = library()
+    tokens, merges = byte_level(tokenizer)
+    kinds = [gguf.TokenType.CONTROL if i in tokenizer.special else gguf.TokenType.NORMAL for i in range(len(tokens))]
+    missing = size - len(tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*tokens, *(f"[unused {n}]" for n in range(missing))])
+    writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * missing])
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    if tokenizer.eos_id is not None:
+        writer.add_bos_token_id(tokenizer.eos_id)
+        writer.add_eos_token_id(tokenizer.eos_id)
+    if tokenizer.pad_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+        if END in tokenizer.vocab:
+            writer.add_eot_token_id(tokenizer.vocab[END])
+
+
+def byte_level(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """Return (tokens by id, merges by rank) of a byte-level BPE with the same ids for every text.
+
+    Tokens are written as GPT-2 writes bytes. A character of several bytes is merged from left to right. No other merge
+    can apply to it: only the first byte of a character begins a merge, and never follows one. A tokenizer without
+    merges gets one that never applies, since llama.cpp wants a list: its parts begin no character of UTF-8.
+    """
+    if tokenizer.kind == "bpe":
+        pairs = json.loads(tokenizer.json)["model"]["merges"]  # a pair is a list, in older files a string
+        tokens = {i: token for token, i in tokenizer.vocab.items()}
+        return ([tokens.get(i, f"[unused {i}]") for i in range(tokenizer.vocab_size)],
+                [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs])
+    tokens_by_id, merges = [], []
+    for i in range(tokenizer.vocab_size):
+        if i in tokenizer.special:
+            tokens_by_id.append(tokenizer.special[i])
+            continue
+        written = "".join(CHAR_OF_BYTE[byte] for byte in tokenizer.bytes_of(i))
+        tokens_by_id.append(written)
+        merges += [f"{written[:n]} {written[n]}" for n in range(1, len(written))]
+    never = f"{CHAR_OF_BYTE[0xff]} {CHAR_OF_BYTE[0xfe]}"
+    return tokens_by_id, list(dict.fromkeys(merges)) or [never]
+
+
+# ---------------------------------------------------------------- Ollama
+
+
+def modelfile(file: str, tokenizer: Tokenizer, context: int) -> str:
+    """Return an Ollama Modelfile for a GGUF file in the same folder (https://docs.ollama.com/modelfile).
+
+    A chat model gets the template of its conversations, any other model the bare prompt.
+    """
+    lines = [f"FROM ./{file}"]
+    if tokenizer.chat_template and END in tokenizer.vocab:
+        lines.append('TEMPLATE """{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"""')
+    else:
+        lines.append('TEMPLATE """{{ .Prompt }}"""')
+    lines += [f"PARAMETER stop {json.dumps(token)}" for i, token in sorted(tokenizer.special.items())
+              if i != tokenizer.pad_id]
+    return "\n".join([*lines, "PARAMETER temperature 0.8", "PARAMETER top_k 50", f"PARAMETER num_ctx {context}", ""])

@@ -1,0 +1,155 @@
+"""Write a model as one HTML file that runs it: weights, tokenizer, forward pass and page, with nothing to load.
+
+The scripts of `web/` are put into the page as they are. A content security policy allows only these, and no network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bardlet.errors import BardletError
+from bardlet.export import canonical
+from bardlet.inference.text_generation import prompt_ids
+from bardlet.runtime import atomic
+from bardlet.tokenizer import END, Tokenizer
+
+DTYPES = ("int8", "fp16", "fp32")
+"""Formats of the matrices; vectors are always fp32."""
+SCRIPTS = ("forward.js", "tokenizer.js", "weights.js", "views.js", "page.js")
+"""The modules of the page, each after those that it imports."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a text begins. documents: number of documents of the training text. starts_documents: a prompt begins one."""
+
+    documents: int = 2
+    starts_documents: bool = False
+
+
+def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any], start: Start = Start(),
+          dtype: str = "int8") -> None:
+    """Write the page.
+
+    Args:
+        about: what the page says of the model: `title`, and `notes`, lines of text.
+        dtype: one of DTYPES.
+
+    Raises:
+        BardletError: the page cannot run such a model.
+    """
+    spec = {**canonical.describe(model), "tokenizer": describe_tokenizer(tokenizer), "about": dict(about),
+            "mode": mode(model, tokenizer), "start": prompt_ids(tokenizer, None, start.documents),
+            "startsDocuments": start.starts_documents, "stop": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
+    entries, data = pack(canonical.weights(model), dtype)
+    atomic.write_text(path, page(spec, entries, data))
+
+
+def check(model: Any, tokenizer: Tokenizer) -> None:
+    """Raise BardletError if the page cannot run a model with this tokenizer."""
+    canonical.describe(model)
+    describe_tokenizer(tokenizer)
+
+
+def mode(model: Any, tokenizer: Tokenizer) -> str:
+    """Return what the page is for: "translate", "chat" or "write"."""
+    if model.config.model == "encdec":
+        return "translate"
+    return "chat" if tokenizer.chat_template and END in tokenizer.vocab else "write"
+
+
+def page(spec: Mapping[str, Any], entries: list[dict[str, Any]], data: bytes) -> str:
+    """Return the HTML of a page."""
+    script, style = scripts(), read("page.css")
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
+    policy = f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; base-uri 'none'"
+    filled = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "SPEC": in_script(spec),
+              "ENTRIES": in_script(entries), "WEIGHTS": base64.b64encode(data).decode()}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], read("page.html"))
+
+
+def in_script(value: Any) -> str:
+    """Return JSON that can stand in a <script> element: no `<` begins a tag there, whatever the value says."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def scripts() -> str:
+    """Return the modules of the page as one script: without imports and exports, as all are in one scope."""
+    modules = (read(name) for name in SCRIPTS)
+    return "\n".join(re.sub(r"(?m)^import .*\n|^export ", "", module) for module in modules)
+
+
+def read(name: str) -> str:
+    """Return a file of web/."""
+    return (resources.files("bardlet") / "web" / name).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- weights
+
+
+def pack(weights: Mapping[str, Tensor], dtype: str) -> tuple[list[dict[str, Any]], bytes]:
+    """Return (name, dtype, shape and offset of each tensor; all of them as bytes). `web/weights.js` unpacks them."""
+    entries, parts, offset = [], [], 0
+    for name, tensor in weights.items():
+        kind = dtype if tensor.ndim == 2 else "fp32"
+        if kind == "int8":
+            scale, whole = quantize(tensor)
+            raw = scale.numpy().astype("<f4").tobytes() + whole.numpy().tobytes()
+        else:
+            raw = tensor.numpy().astype("<f2" if kind == "fp16" else "<f4").tobytes()
+        entries.append({"name": name, "dtype": kind, "shape": list(tensor.shape), "offset": offset})
+        parts.append(raw + bytes(-len(raw) % 4))
+        offset += len(parts[-1])
+    return entries, b"".join(parts)
+
+
+def quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (scale of each row, the row in multiples of it, int8). Rows with zeros only have the scale 0."""
+    scale = matrix.abs().amax(1) / 127
+    whole = (matrix / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().clamp(-127, 127)
+    return scale, whole.to(torch.int8)
+
+
+def rounded(matrix: Tensor, dtype: str) -> Tensor:
+    """Return a tensor as the page computes with it, in float32."""
+    if matrix.ndim != 2 or dtype == "fp32":
+        return matrix.float()
+    if dtype == "fp16":
+        return torch.from_numpy(matrix.float().numpy().astype(np.float16).astype(np.float32))
+    scale, whole = quantize(matrix.float())
+    return whole.float() * scale[:, None]
+
+
+# ---------------------------------------------------------------- the tokenizer
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what `web/tokenizer.js` needs. BardletError for a tokenizer that it cannot be."""
+    if tokenizer.kind == "other":
+        raise BardletError("--to html: this tokenizer splits words by a rule of its own, which the page does not have; "
+                           "use --to hf")
+    merges: list[int] = []
+    results: list[int] = []
+    if tokenizer.kind == "bpe":
+        for pair in json.loads(tokenizer.json)["model"]["merges"]:
+            left, right = pair.split(" ") if isinstance(pair, str) else pair
+            merges += tokenizer.vocab[left], tokenizer.vocab[right]
+            results.append(tokenizer.vocab[left + right])
+    first = results[0] if results else 0
+    merged, in_order = set(results), results == list(range(first, first + len(results)))
+    return {"kind": tokenizer.kind, "nfc": tokenizer.nfc, "lowercase": tokenizer.lowercase, "merges": merges,
+            "mergeIds": None if in_order else results, "firstMerge": first,
+            "tokens": [[i, tokenizer.bytes_of(i).hex()] for i in range(tokenizer.vocab_size) if i not in merged],
+            "special": {name: i for i, name in tokenizer.special.items()}}

@@ -1,0 +1,96 @@
+"""`bardlet export` and `bardlet.export_model`: what is written, what is said, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from folders import write_model
+
+import bardlet
+from bardlet import tokenizer as tk
+from bardlet.cli import main
+from bardlet.errors import BardletError
+from bardlet.export import export
+from bardlet.run import hf
+
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--steps", "2",
+        "--compile", "off"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a text of characters."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "a.txt").write_text("".join(f"the bard number {n} sang a song.\n" for n in range(300)), encoding="utf-8")
+    assert main(["train", str(folder / "a.txt"), *TINY, "--out", str(folder / "my-run")]) == 0
+    return folder / "my-run"
+
+
+@pytest.mark.parametrize(("to", "names"), [("html", ["my-run.html"]), ("gguf", ["my-run.gguf", "my-run.Modelfile"]),
+                                           ("hf", ["my-run-hf"]), ("onnx", ["my-run-onnx"])])
+def test_every_format_has_a_name(to: str, names: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(to) if to in ("gguf", "onnx") else None
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), "--to", to, "--json"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert json.loads(said[-1]) == {"format": to, "files": names}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert ("characters that the model wrote are copied from its training text" in said[0]) == (to == "html")
+
+
+def test_a_folder_for_the_hub_has_no_checkpoints(run: Path, tmp_path: Path) -> None:
+    [out] = bardlet.export_model(run, to="hf", out=tmp_path / "clean")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "loss.png", "manifest.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json"]
+    model, tokenizer = hf.read_folder(out)
+    same, _ = hf.read_folder(run)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config["padding_side"] == "left" and config["pad_token"] == tokenizer.padding
+
+
+def test_older_tokenizers_replace_unknown_characters_and_keep_their_ids() -> None:
+    """In other libraries; bardlet 0.2 named no token for it, and they stopped."""
+    new = tk.train_char("abc$\n", False)
+    pipeline = json.loads(new.json)
+    pipeline["model"]["unk_token"] = "<unk>"
+    old = tk.Tokenizer(json.dumps(pipeline))
+    mended = tk.with_stand_in(old)
+    assert mended.vocab == old.vocab and mended.kind == "char" and mended.padding == "$"
+    assert mended.encode("abc").tolist() == old.encode("abc").tolist()
+    assert mended.inner.encode("ab?").ids == new.inner.encode("ab$").ids
+    assert tk.with_stand_in(mended) is mended
+
+
+def test_a_model_of_another_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_model(tmp_path / "gpt")
+    assert main(["export", str(folder), "--to", "html", "--out", str(tmp_path / "a.html")]) == 0
+    assert "the page contains the model, which may repeat what it was trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--to", "pdf"], "--to pdf"), (["--to", "gguf", "--dtype", "int8"], "must be one of f32, f16, bf16, q8_0"),
+    (["--to", "html", "--out", "no/where.html"], "mkdir -p no"), (["--to", "html", "--out", "there"], "exists already"),
+    ([], "--to")])
+def test_what_is_refused_is_one_line(arguments: list[str], message: str, run: Path, tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
+    assert main(["export", str(run), *arguments]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_failed_folder_is_removed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BardletError("the disk is full")
+
+    monkeypatch.setattr(hf, "write_weights", fail)
+    with pytest.raises(BardletError, match="the disk is full"):
+        export.export(run, "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

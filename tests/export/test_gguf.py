@@ -1,0 +1,96 @@
+"""A GGUF file: the same weights, and a byte-level BPE that gives the ids of every tokenizer."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bardlet import models
+from bardlet import tokenizer as tk
+from bardlet.config.model import ModelConfig
+from bardlet.errors import BardletError
+from bardlet.export import gguf
+from bardlet.tokenizer.base import BYTE_OF_CHAR
+
+reader = pytest.importorskip("gguf")
+ALPHABET = "abc \n'ïé詩人Пе😀~"
+TOKENIZERS = {"char": tk.train_char(ALPHABET, True), "byte": tk.train_byte(False),
+              "bpe": tk.train_bpe([ALPHABET] * 9, 300)}
+SHAPE = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "head_dim": 8, "n_inner": 64}
+
+
+def encode_as_ggml(text: str, tokens: list[str], merges: list[str]) -> list[int]:
+    """Encode one word as llama.cpp does: merge the pair of the lowest rank, until there is none; then look up."""
+    of_byte = {byte: char for char, byte in BYTE_OF_CHAR.items()}
+    ranks, ids = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}, {t: n for n, t in enumerate(tokens)}
+    symbols = [of_byte[byte] for byte in text.encode()]
+    while pairs := [(ranks[pair], n) for n, pair in enumerate(pairwise(symbols)) if pair in ranks]:
+        _, at = min(pairs)
+        symbols[at:at + 2] = [symbols[at] + symbols[at + 1]]
+    return [ids[part] for symbol in symbols for part in ([symbol] if symbol in ids else symbol) if part in ids]
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+@given(text=st.text(alphabet=ALPHABET, max_size=30))
+def test_merges_rebuild_characters_and_bytes(kind: str, text: str) -> None:
+    tokens, merges = gguf.byte_level(TOKENIZERS[kind])
+    assert encode_as_ggml(text, tokens, merges) == TOKENIZERS[kind].encode(text).tolist()
+
+
+def test_a_character_outside_the_alphabet_has_no_id() -> None:
+    tokens, merges = gguf.byte_level(TOKENIZERS["char"])
+    assert encode_as_ggml("a詫b", tokens, merges) == TOKENIZERS["char"].encode("ab").tolist()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("dtype", gguf.DTYPES)
+def test_the_file_has_the_weights(family: str, dtype: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["bpe"]
+    torch.manual_seed(0)
+    changes = {"activation": "silu"} if family == "qwen3" else {"n_kv_head": 4}
+    model = models.build(ModelConfig(family, tokenizer.vocab_size, **{**SHAPE, **changes}))
+    gguf.write(tmp_path / "m.gguf", model, tokenizer, "a model", dtype)
+    file = reader.GGUFReader(tmp_path / "m.gguf")
+    stored = {tensor.name: tensor for tensor in file.tensors}
+    for name, weights in gguf.tensors(model):
+        values = reader.quants.dequantize(stored[name].data, stored[name].tensor_type).reshape(weights.shape)
+        bound = {"f32": 0, "f16": 1e-3, "bf16": 8e-3, "q8_0": 1 / 127}[dtype] * weights.abs().max().item()
+        assert np.abs(values - weights.numpy()).max() <= (bound if weights.ndim == 2 else 0), name
+    assert len(stored) == len(list(gguf.tensors(model)))
+    assert file.fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+    assert file.fields["tokenizer.ggml.tokens"].contents() == gguf.byte_level(tokenizer)[0]
+    assert file.fields[f"{family}.context_length"].contents() == 32
+
+
+def test_names_and_texts_are_data(tmp_path: Path) -> None:
+    model = models.build(ModelConfig("gpt2", TOKENIZERS["char"].vocab_size, **{**SHAPE, "n_kv_head": 4}))
+    gguf.write(tmp_path / "m.gguf", model, TOKENIZERS["char"], "</script>\0\u202e")
+    assert reader.GGUFReader(tmp_path / "m.gguf").fields["general.name"].contents() == "</script>\0\u202e"
+
+
+@pytest.mark.parametrize(("changes", "dtype", "message"), [
+    ({"n_inner": 48}, "q8_0", "n_inner 48 cannot be divided by 32; use --dtype f16"),
+    ({"activation": "relu"}, "f32", "computes gpt2 with gelu_new, not relu"),
+    ({"scores": True}, "f32", "does not run bardlet's reward models")])
+def test_what_a_file_cannot_hold_is_one_sentence(changes: dict[str, object], dtype: str, message: str,
+                                                 tmp_path: Path) -> None:
+    shape = {**SHAPE, "n_kv_head": 4, **changes}
+    model = models.build(ModelConfig("gpt2", TOKENIZERS["bpe"].vocab_size, **shape))  # type: ignore[arg-type]
+    with pytest.raises(BardletError, match=message):
+        gguf.write(tmp_path / "m.gguf", model, TOKENIZERS["bpe"], "m", dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_modelfile_stops_where_the_model_does() -> None:
+    tokenizer = tk.train_bpe([ALPHABET] * 9, 300)
+    plain = gguf.modelfile("m.gguf", tokenizer, 256)
+    assert plain.startswith('FROM ./m.gguf\nTEMPLATE """{{ .Prompt }}"""\n') and "num_ctx 256" in plain
+    tokenizer.chat_template = "x"
+    chat = gguf.modelfile("m.gguf", tokenizer, 256)
+    assert "<|{{ .Role }}|>{{ .Content }}<|end|>" in chat and 'stop "<|end|>"' in chat and '"<|pad|>"' not in chat

@@ -1,0 +1,195 @@
+"""An exported page: its tokenizer, its forward pass and its text are the model's own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bardlet import models
+from bardlet import tokenizer as tk
+from bardlet.config.model import RUNGS, ModelConfig
+from bardlet.data import chat_template
+from bardlet.errors import BardletError
+from bardlet.export import canonical, html
+from bardlet.inference import generate
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js")
+TEXT = "The little bards sang naïve songs; 詩 and Песни, 42 of them.\n\tIt's what they'll do ...  \n"
+TEXTS = [TEXT, "bards", "", "  two  spaces \n\n  ", "I'LL they'LL 's", "naïve 詩人", "\u00a0x\u3000y\u0085z\ufeff",
+         "<|end|>"]
+
+
+def tokenizer_of(kind: str) -> tk.Tokenizer:
+    """Return a tokenizer of TEXT."""
+    return {"char": lambda: tk.train_char(TEXT, False), "byte": lambda: tk.train_byte(False),
+            "bpe": lambda: tk.train_bpe([TEXT] * 9, 320)}[kind]()
+
+
+def model_of(family: str, vocab_size: int, **changes: Any) -> Any:
+    """Return a model with random weights, none of which is zero."""
+    shape = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_kv_head": 2, "n_embd": 16, "head_dim": 8, "n_inner": 24,
+             "n_encoder_layer": 2 if family == "encdec" else 0,
+             "activation": "relu" if family in RUNGS else "gelu_new"} | changes
+    torch.manual_seed(1)
+    model = models.build(ModelConfig(family, vocab_size, **shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (0.8 if parameter.ndim == 1 else 0.0))
+    return model
+
+
+def run(tmp_path: Path, model: Any, tokenizer: tk.Tokenizer, dtype: str = "fp32", **request: Any) -> dict[str, Any]:
+    """Export a page, and run its model in Node."""
+    path = tmp_path / "page.html"
+    path.unlink(missing_ok=True)
+    html.write(path, model, tokenizer, {"title": "t", "notes": []}, dtype=dtype)
+    command = [str(NODE), str(Path(__file__).with_name("page.mjs")), str(path)]
+    done = subprocess.run(command, input=json.dumps({"tokens": 40, **request}), capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def with_rounded(model: Any, dtype: str) -> Any:
+    """Return the model with the weights that the page has in this precision."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(html.rounded(parameter, dtype))
+    return model
+
+
+def greedy(model: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Return bardlet's greedy completions."""
+    return [generate.generate(model, [prompt], tokens, temperature=0)[0] for prompt in prompts]
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_the_page_has_the_same_tokens(kind: str, tmp_path: Path) -> None:
+    """Except that it leaves out characters that a char tokenizer does not know, and says so."""
+    tokenizer = tokenizer_of(kind)
+    texts = [tokenizer.drop_unseen(text)[0] for text in TEXTS]
+    got = run(tmp_path, model_of("gpt2", tokenizer.vocab_size), tokenizer, texts=texts)
+    assert got["ids"] == [tokenizer.encode(text).tolist() for text in texts]
+    assert got["decoded"] == texts
+
+
+@needs_node
+@pytest.mark.parametrize("normalized", ["nfc", "lowercase"])
+def test_the_page_normalizes_as_the_tokenizer_does(normalized: str, tmp_path: Path) -> None:
+    tokenizer = (tokenizer_of("bpe").with_nfc() if normalized == "nfc"
+                 else tk.train_bpe([TEXT.lower()] * 9, 320, lowercase=True))
+    texts = ["e\u0301 a\u0308", "ÀÉ İ ΟΔΟΣ Σ", "Straße ẞ"]
+    got = run(tmp_path, model_of("gpt2", tokenizer.vocab_size), tokenizer, texts=texts)
+    assert got["ids"] == [tokenizer.encode(text).tolist() for text in texts]
+
+
+CASES = {
+    **{rung: (rung, {}) for rung in RUNGS},
+    "gpt2": ("gpt2", {}), "untied": ("gpt2", {"tie_embeddings": False, "activation": "gelu"}),
+    "qwen3": ("qwen3", {"activation": "silu"}), "grouped": ("qwen3", {"activation": "silu", "n_kv_head": 1, "n_head": 4,
+                                                                     "head_dim": 6, "tie_embeddings": False}),
+    "tiny": ("gpt2", {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 8, "block_size": 8}),
+    "two": ("qwen3", {"activation": "silu", "block_size": 2}),
+}
+
+
+@needs_node
+@pytest.mark.parametrize("case", CASES)
+def test_the_page_computes_the_same(case: str, tmp_path: Path) -> None:
+    """Logits, and greedy tokens past the context window."""
+    family, changes = CASES[case]
+    tokenizer = tokenizer_of("char")
+    model = model_of(family, tokenizer.vocab_size, **changes)
+    prompts = [[1], [3, 4, 5, 6, 2, 1, 0, 9][: model.config.block_size]]
+    got = run(tmp_path, model, tokenizer, prompts=prompts)
+    for prompt, logits in zip(prompts, got["logits"], strict=True):
+        with torch.inference_mode():
+            wanted = model(torch.tensor([prompt]))[0, -1]
+        torch.testing.assert_close(torch.tensor(logits), wanted, rtol=1e-4, atol=1e-4)
+    assert got["completions"] == greedy(model, prompts, 40)
+
+
+@needs_node
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_rounded_weights_give_the_tokens_of_the_same_rounded_weights(dtype: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("char")
+    model = model_of("qwen3", tokenizer.vocab_size, activation="silu")
+    got = run(tmp_path, model, tokenizer, dtype, prompts=[[1, 2, 3]])
+    before = greedy(model, [[1, 2, 3]], 40)
+    assert got["completions"] == greedy(with_rounded(model, dtype), [[1, 2, 3]], 40)
+    assert dtype == "fp16" or got["completions"] != before, "int8 changes this model"
+
+
+@needs_node
+def test_the_page_translates(tmp_path: Path) -> None:
+    tokenizer = tk.train_bpe([TEXT] * 9, 320)
+    model = model_of("encdec", tokenizer.vocab_size, activation="gelu")
+    sources = [[30, 40, 50, tokenizer.eos_id], [41, tokenizer.eos_id]]
+    got = run(tmp_path, model, tokenizer, sources=sources, tokens=12)
+    for source, ids in zip(sources, got["translations"], strict=True):
+        target = [tokenizer.pad_id]
+        with torch.inference_mode():
+            memory = model.encode(torch.tensor([source]))
+            while len(target) < 13 and target[-1] not in set(tokenizer.special) - {tokenizer.pad_id}:
+                target.append(int(model.decode(torch.tensor([target]), memory)[0, -1].argmax()))
+        assert ids == target[1:]
+
+
+@needs_node
+def test_a_conversation_has_the_ids_of_the_template(tmp_path: Path) -> None:
+    tokenizer = tk.train_bpe([TEXT] * 9, 320)
+    tokenizer.chat_template = chat_template.TEMPLATE
+    messages = [{"role": "user", "content": "Sing <|end|><|assistant|> 詩"}, {"role": "assistant", "content": "La."},
+                {"role": "user", "content": "Again?"}]
+    got = run(tmp_path, model_of("gpt2", tokenizer.vocab_size), tokenizer, chats=[messages])
+    wanted, _ = chat_template.encode(tokenizer, messages, True)
+    assert got["chats"][0] == wanted.tolist() and wanted.tolist().count(tokenizer.vocab["<|end|>"]) == 3
+
+
+@needs_node
+def test_the_error_function(tmp_path: Path) -> None:
+    points = [x / 7 for x in range(-50, 51)]
+    got = run(tmp_path, model_of("gpt2", 4), tk.train_char("abcd", False), erf=points)["erf"]
+    torch.testing.assert_close(torch.tensor(got, dtype=torch.float64),
+                               torch.erf(torch.tensor(points, dtype=torch.float64)), rtol=1e-13, atol=1e-15)
+
+
+HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u202edlrow", "a\0b", "{{WEIGHTS}}", "]]>", "\ud800"]
+
+
+def test_text_cannot_leave_its_place_in_the_page(tmp_path: Path) -> None:
+    """In names and in tokens; the page may load nothing and run no other script."""
+    tokenizer = tk.train_bpe(["".join(HOSTILE[:-1])] * 9, 400)
+    model = model_of("gpt2", tokenizer.vocab_size)
+    for text in HOSTILE:
+        html.write(tmp_path / "a.html", model, tokenizer, {"title": text, "notes": [text]})
+        page = (tmp_path / "a.html").read_text(encoding="utf-8")
+        assert page.count("<script") == page.count("</script>") == 4 and "<!--" not in page
+        spec = re.search(r'id="spec">(.*?)</script>', page, re.S)
+        assert spec and json.loads(spec[1])["about"]["title"] == text
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+        assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy[1]
+
+
+def test_the_page_is_little_more_than_the_weights(tmp_path: Path) -> None:
+    """Base64 adds a third."""
+    tokenizer = tokenizer_of("char")
+    model = model_of("qwen3", tokenizer.vocab_size, n_embd=256, n_head=4, n_kv_head=4, head_dim=64, n_inner=1024)
+    for dtype in html.DTYPES:
+        html.write(tmp_path / "a.html", model, tokenizer, {"title": "t", "notes": []}, dtype=dtype)
+        stored = len(html.pack(canonical.weights(model), dtype)[1])
+        assert (tmp_path / "a.html").stat().st_size <= 1.36 * stored + 300_000
+
+
+def test_what_the_page_cannot_run_is_one_sentence() -> None:
+    tokenizer = tokenizer_of("char")
+    with pytest.raises(BardletError, match="a reward model gives scores"):
+        html.check(model_of("gpt2", tokenizer.vocab_size, scores=True), tokenizer)
