@@ -198,7 +198,8 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     folder = hub.folder(arguments.path(folder, "bardlet.load: folder"))
     runtime_device.tune_malloc()
     module, tokenizer = hf.read_folder(folder)
-    prompts, prefix_lm = {"documents": 2}, False if module.config.model == "encdec" else None
+    prompts: dict[str, Any] = {"documents": 2}
+    prefix_lm = False if module.config.model == "encdec" else None
     if (folder / "run.toml").exists():
         try:
             config, record = run_folder.settings(folder, use_edited=True)
