@@ -58,7 +58,7 @@ export class TokenList {
     const surprise = Math.round(10 * (1 - p) ** 2);
     this.element.append(make("span", {
       id: `${this.id}-${this.element.children.length}`, textContent: text, data: { surprise },
-      attributes: { role: "option", "aria-selected": "false" },
+      attributes: { role: "option", "aria-selected": "false", ...(text ? {} : { "aria-label": "part of a character" }) },
     }));
   }
 
@@ -91,7 +91,7 @@ export function alternatives(step, tokenizer, onChoose) {
   return make("ol", { className: "alternatives" }, ...likeliest(step.logits, 10).map(({ id, p }) => make("li", {},
     make("button", {
       type: "button", data: { chosen: id === step.id }, on: { click: () => onChoose(id) },
-      attributes: { "aria-label": `${visible(tokenizer.label(id))}, ${percent(p)}${id === step.id ? ", chosen" : ""}` },
+      attributes: { "aria-current": id === step.id },
     }, make("span", { className: "label", textContent: visible(tokenizer.label(id)) }),
     make("meter", { value: p, max: 1, attributes: { "aria-hidden": "true" } }),
     make("span", { textContent: percent(p) })))));
