@@ -190,7 +190,7 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
 
 def _finished(run: Path, steps: int) -> BardletError:
     return BardletError(f"{run}: finished, all {steps:,} steps are done; train longer with --steps N --allow-change, "
-                        f"or start a new run with `bardlet train --init {quoted(run)}`")
+                        f"or start a new run with `bardlet train TEXT --init {quoted(run)}`")
 
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:

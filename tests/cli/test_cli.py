@@ -254,8 +254,8 @@ def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], c
     from bardlet.runtime import cache, compiler
 
     monkeypatch.chdir(tmp_path)
-    short = bardlet("train", text, "--minutes", "11", "--plan")
-    longer = bardlet("train", text, "--minutes", "15", "--plan")
+    short = bardlet("train", text, "--minutes", "12", "--plan")
+    longer = bardlet("train", text, "--minutes", "13", "--plan")
     assert short["steps"] < longer["steps"] and longer["expected"] < short["expected"] < 4
     assert any("weights" in reason for reason in short["reasons"]) and any("dropout" in r for r in short["reasons"])
     monkeypatch.setattr(compiler, "compiler_missing", lambda device: None)
@@ -271,7 +271,7 @@ def test_plan_with_minutes(text: Path, bardlet: Callable[..., dict[str, Any]], c
     assert mine["expected"] is None, "the scaling law covers the plan's own choices only"
     assert ("1 layer of 32 channels: --n-layer, --n-embd are set, so bardlet did not choose the shape for the time"
             in mine["reasons"])
-    assert bardlet("train", text, "--minutes", "11", "--plan", "--tokenizer", "auto") == short
+    assert bardlet("train", text, "--minutes", "12", "--plan", "--tokenizer", "auto") == short
     (tmp_path / "mine.toml").write_text("n_embd = 32\nn_layer = 1\nblock_size = 16\nbatch_size = 5\n")
     filed = bardlet("train", text, "--config", "mine.toml", "--minutes", "1", "--plan")
     assert (filed["tokens_per_step"], filed["parameters"]) == (80, mine["parameters"])
@@ -327,8 +327,8 @@ def test_the_predicted_loss_is_recorded(text: Path, tmp_path: Path, clock: Clock
     """In --json and run.toml, in nats per character; a run with --steps has no prediction."""
     from bardlet.run.folder import read_run
 
-    clock.per_step = 0.01
-    result = bardlet("train", text, "--out", tmp_path / "run", "--minutes", "0.05", "--compile", "off")
+    clock.per_step = 0.005
+    result = bardlet("train", text, "--out", tmp_path / "run", "--minutes", "0.08", "--compile", "off")
     _, record = read_run(tmp_path / "run")
     assert result["expected"] == record["expected"] > 0
     assert result["nats_per_char"] == pytest.approx(result["val_loss"], rel=0.01), "a token is a character"

@@ -152,7 +152,7 @@ def test_invalid_utf8_names_the_byte(tmp_path, mark):
         ("a.jsonl", b'{"text": "a"}\n{oops}\n', ["line 2", "not JSON at column 2"]),
         ("a.jsonl", b'[3]', ["record 1", "is a number, not an object"]),
         ("a.jsonl", b'{"body": "a", "title": "b", "n": 1}', ["line 1", 'no field "text"', "--field: body, title"]),
-        ("a.jsonl", b'{"n": 1}', ["no other has text"]),
+        ("a.jsonl", b'{"n": 1}', ["no field of the record is text: add one"]),
         ("a.jsonl", b'{"text": 5}', ["line 1", "is a number, not text"]),
         ("a.jsonl", b'{"text": "ab\\ud800"}', ["line 1", "half of a surrogate pair"]),
         ("a.jsonl", b'{"text": ""}\n', ["no text"]),

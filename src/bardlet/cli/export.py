@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.run import hub
 
     folder = hub.folder(command.run)
-    out = Path(command.out or folder.resolve().name + SUFFIXES[command.to])
+    out = Path(command.out or export.name_of(folder) + SUFFIXES[command.to])
     written = export.export(folder, command.to, out, command.dtype, console.say)
     for path in written:
         size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""

@@ -247,7 +247,10 @@ def _field(value: dict[str, Any], path: str, location: str) -> Any:
     for name in path.split("."):
         if not isinstance(field, dict) or name not in field:
             candidates = list(itertools.islice(_paths(value), 8))
-            remedy = f"choose one with --field: {', '.join(candidates)}" if candidates else "add it: no other has text"
+            remedy = (f"choose one with --field: {', '.join(candidates)}" if candidates else
+                      "these are conversations: `bardlet sft RUN FILE` teaches a trained model to answer"
+                      if isinstance(value.get("messages", value.get("conversations")), list) else
+                      "no field of the record is text: add one")
             raise BardletError(f'{location}: has no field "{printable(path)[1:-1]}"; {remedy}')
         field = field[name]
     return field

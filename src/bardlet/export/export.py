@@ -84,6 +84,14 @@ def read(folder: Path) -> Source:
                    translates=isinstance(config, TranslationConfig), wrote_text=isinstance(config, TrainConfig))
 
 
+def name_of(folder: Path) -> str:
+    """Return the name of a model: of its folder, in the Hub's cache of the model, not of the commit."""
+    whole = folder.resolve()
+    if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
+        return whole.parents[1].name.rpartition("--")[2]
+    return whole.name
+
+
 def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
     """Write a folder without checkpoints, logs and settings: what the Hub and other libraries need, and the card.
 
@@ -97,7 +105,7 @@ def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
         else:
             (out / "onnx").mkdir()
             onnx.write(out / "onnx" / "model.onnx", source.model)
-        for name in ("README.md", "loss.png", "margins.png"):
+        for name in ("README.md", "loss.png", "margins.png") if weights else ():
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, out / name)
     except BaseException:
@@ -108,9 +116,13 @@ def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
 
 def write_gguf(out: Path, source: Source, dtype: str) -> list[Path]:
     """Write a GGUF file, and beside it a Modelfile for Ollama."""
-    name = source.folder.name
-    gguf.write(out, source.model, source.tokenizer, name, dtype)
     modelfile = out.with_name(f"{out.stem}.Modelfile")
+    if out == modelfile:
+        raise BardletError(f"{out}: is the name of the file for Ollama, which is written beside; name a file like "
+                           f"{out.stem}.gguf")
+    if modelfile.exists():
+        raise BardletError(f"{modelfile}: exists already, and belongs to the export; remove it, or choose another --out")
+    gguf.write(out, source.model, source.tokenizer, name_of(source.folder), dtype)
     atomic.write_text(modelfile, gguf.modelfile(out.name, source.tokenizer, source.model.config.block_size))
     return [out, modelfile]
 
@@ -123,7 +135,7 @@ def write_page(out: Path, source: Source, dtype: str, tell: Callable[[str], None
     tell(memorization(source))
     notes = [f"{source.model.config.model}, {sum(p.numel() for p in source.model.parameters()):,} parameters, trained "
              "with bardlet. It runs in this page, on your device: nothing is sent anywhere. What it writes is made up."]
-    html.write(out, source.model, source.tokenizer, {"title": source.folder.name, "notes": notes},
+    html.write(out, source.model, source.tokenizer, {"title": name_of(source.folder), "notes": notes},
                start=html.Start(source.documents, source.starts_documents), dtype=dtype)
     return out
 
