@@ -86,6 +86,29 @@ def test_what_is_refused_is_one_line(arguments: list[str], message: str, run: Pa
     assert message in err and err.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+def test_a_modelfile_is_never_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "m.Modelfile").write_text("PARAMETER mine 1\n")
+    for name, message in (("m.gguf", "exists already, and an export writes it"),
+                          ("z.Modelfile", "name a file like z.gguf")):
+        assert main(["export", str(run), "--to", "gguf", "--out", str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.Modelfile"]
+    assert (tmp_path / "m.Modelfile").read_text() == "PARAMETER mine 1\n"
+
+
+@pytest.mark.parametrize(("folder", "name"), [
+    ("runs/my", "my"), ("hub/models--me--gpt/snapshots/0123abcd", "gpt"),
+    ("hub/models--gpt2/snapshots/0123abcd", "gpt2")])
+def test_a_model_of_the_hub_has_its_own_name(folder: str, name: str, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a commit; and the folder that a shell is in has one, too."""
+    (tmp_path / folder).mkdir(parents=True)
+    assert export.name_of(tmp_path / folder) == name
+    monkeypatch.chdir(tmp_path / folder)
+    assert export.name_of(Path()) == name
+
+
 def test_a_failed_folder_is_removed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise BardletError("the disk is full")

@@ -121,7 +121,7 @@ def write_gguf(out: Path, source: Source, dtype: str) -> list[Path]:
         raise BardletError(f"{out}: is the name of the file for Ollama, which is written beside; name a file like "
                            f"{out.stem}.gguf")
     if modelfile.exists():
-        raise BardletError(f"{modelfile}: exists already, and belongs to the export; remove it, or choose another --out")
+        raise BardletError(f"{modelfile}: exists already, and an export writes it; remove it, or choose another --out")
     gguf.write(out, source.model, source.tokenizer, name_of(source.folder), dtype)
     atomic.write_text(modelfile, gguf.modelfile(out.name, source.tokenizer, source.model.config.block_size))
     return [out, modelfile]
