@@ -39,7 +39,7 @@ def test_every_format_has_a_name(to: str, names: list[str], run: Path, tmp_path:
     said = capsys.readouterr().out.splitlines()
     assert json.loads(said[-1]) == {"format": to, "files": names}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    assert ("characters that the model wrote are copied from its training text" in said[0]) == (to == "html")
+    assert ("copied from the training text, in passages" in said[0]) == (to == "html")
 
 
 def test_a_folder_for_the_hub_has_no_checkpoints(run: Path, tmp_path: Path) -> None:

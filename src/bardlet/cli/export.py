@@ -15,6 +15,10 @@ from bardlet.errors import quoted
 SUFFIXES = {"hf": "-hf", "gguf": ".gguf", "html": ".html", "onnx": "-onnx"}
 """What the default name of an export adds to the name of the model."""
 
+NEXT = {"hf": "to publish it: hf upload OWNER/NAME {0}", "html": "open it in a browser, or send it to somebody",
+        "gguf": "for Ollama: ollama create NAME -f {1}", "onnx": "onnxruntime and transformers.js load it"}
+"""What to do with an export; {0} and {1} are the paths that were written."""
+
 USAGE = Usage(
     "export", "RUN --to FORMAT [--out PATH] [OPTIONS]",
     "Export a model. html: one page that runs the model in any browser, without a network. gguf: a file for llama.cpp, "
@@ -60,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     for path in written:
         size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
         console.say(f"wrote {quoted(path)}{size}")
+    console.say(NEXT[command.to].format(*(quoted(path) for path in written)))
     if command.json:
         console.say_json({"format": command.to, "files": [str(path) for path in written]})
     return 0

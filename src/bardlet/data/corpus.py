@@ -35,6 +35,8 @@ log = logging.getLogger("bardlet")
 
 WALKED = (*TEXT_SUFFIXES, ".jsonl", ".ndjson")
 """Suffixes of the files that are read from a folder; other files must be named."""
+NO_TEXT = (".docx", ".doc", ".odt", ".pdf", ".epub", ".rtf", ".zip", ".png", ".jpg", ".jpeg", ".gif", ".safetensors")
+"""Suffixes of files that are not text; bardlet names the program that converts the documents among them."""
 
 
 def dev_split_start(count: int) -> int:
@@ -287,7 +289,8 @@ def _walk(folder: Path, field: str) -> list[Source]:
                     log.warning("%s: the file is empty; skipping it", path)
     most = sorted(left_out.items(), key=lambda item: -item[1])[:5]
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-    pattern = quoted(f"{escape(str(folder))}/**/*{next((suffix for suffix, _ in most if suffix.startswith('.')), '')}")
+    suffixes = (suffix for suffix, _ in most if suffix.startswith(".") and suffix not in NO_TEXT)
+    pattern = quoted(f"{escape(str(folder))}/**/*{next(suffixes, '')}")
     if not sources:
         found = f" (but {kinds})" if kinds else ""
         raise BardletError(
@@ -295,8 +298,9 @@ def _walk(folder: Path, field: str) -> list[Source]:
             f"name a file, or a pattern as {pattern}, to read it whatever its suffix"
         )
     if left_out:
-        log.warning("%s: left out %d files: %s; to read them, name them or a pattern, as in %s", folder,
-                    sum(left_out.values()), kinds, pattern)
+        remedy = (f"; to read them, name them or a pattern, as in {pattern}" if set(left_out) - set(NO_TEXT) else
+                  "; they are no text files: name one, and bardlet says what converts it")
+        log.warning("%s: left out %s: %s%s", folder, console.count(sum(left_out.values()), "file"), kinds, remedy)
     return sorted(sources, key=lambda source: source.label)
 
 

@@ -153,6 +153,6 @@ def memorization(source: Source) -> str:
 
 def memorized(texts: list[str], own: Overlap, chance: Overlap) -> str:
     """Return the result of a memorization check as a line."""
-    written = sum(map(len, texts))
-    return (f"{own.share:.1%} of {written:,} characters that the model wrote are copied from its training text, in "
-            f"passages of 32 or more ({chance.share:.1%} of its validation text are): who has the page can read them")
+    return (f"copied from the training text, in passages of 32 characters or more: {own.share:.1%} of "
+            f"{sum(map(len, texts)):,} characters that the model wrote, and {chance.share:.1%} of the validation text; "
+            "whoever has the page can make it repeat them")
