@@ -12,7 +12,7 @@ import shlex
 import shutil
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from bardlet import console, tokenizer
 from bardlet.config.finetuning import is_command
 from bardlet.config.paths import given_reward
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError, quoted
 from bardlet.planning import clock, compilation
@@ -189,8 +190,12 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
 
 
 def _finished(run: Path, steps: int) -> BardletError:
+    texts = ""  # without them, the command would train on the default text
+    with suppress(BardletError):
+        config, _ = run_folder.settings(run)
+        texts = "".join(f"{quoted(name)} " for name in config.text) if isinstance(config, TrainConfig) else ""
     return BardletError(f"{run}: finished, all {steps:,} steps are done; train longer with --steps N --allow-change, "
-                        f"or start a new run with `bardlet train TEXT --init {quoted(run)}`")
+                        f"or start a new run with `bardlet train {texts}--init {quoted(run)}`")
 
 
 def _same_text(run: Path, record: dict[str, Any], stage: AnyStage, allow_change: bool) -> None:

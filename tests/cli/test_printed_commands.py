@@ -46,8 +46,9 @@ def test_the_commands_of_a_run_work(name: str, text: Path, tmp_path: Path, monke
     assert main(argv) == 1
     [command] = re.findall(r"continue it \(`(bardlet resume .*)`\)", capsys.readouterr().err)
     assert main(shlex.split(command)[1:]) == 1
-    again = re.findall(r"`(bardlet train --init .*)`", error := capsys.readouterr().err)
+    again = re.findall(r"`(bardlet train .* --init .*)`", error := capsys.readouterr().err)
     assert "all 2 steps are done" in error and Path(shlex.split(again[0])[-1]) == Path(name)
+    assert shlex.split(again[0])[2] == str(text), "not on the default text"
     card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
     folders = {ast.literal_eval(found) for found in re.findall(r"from_pretrained\((.*)\)\n", card)}
     assert folders == {f"path/to/{name}"}
