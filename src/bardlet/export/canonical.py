@@ -10,6 +10,7 @@ layer in blocks.0. What a model does not have has no name. `web/forward.js` read
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,12 +78,15 @@ def _split(layer: str) -> tuple[str | None, str]:
     return None, layer
 
 
-def describe(model: Any) -> dict[str, Any]:
-    """Return what `web/forward.js` must know besides the weights. BardletError for a model that it cannot run."""
-    c = model.config
-    if c.scores:
+def check(model: Any) -> None:
+    """Raise BardletError for a model that `web/forward.js` cannot run."""
+    if model.config.scores:
         raise BardletError("a reward model gives scores, not text; export the model that it judges")
-    named = weights(model)
+
+
+def describe(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what `web/forward.js` must know besides the weights. named: `weights(model)`."""
+    c = model.config
     rung = c.model in RUNGS
     rotary = c.model == "qwen3" or c.model in ROTARY
     return {

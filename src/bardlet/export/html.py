@@ -50,16 +50,18 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any]
     Raises:
         BardletError: the page cannot run such a model.
     """
-    spec = {**canonical.describe(model), "tokenizer": describe_tokenizer(tokenizer), "about": dict(about),
+    check(model, tokenizer)
+    named = canonical.weights(model)
+    spec = {**canonical.describe(model, named), "tokenizer": describe_tokenizer(tokenizer), "about": dict(about),
             "mode": mode(model, tokenizer), "start": prompt_ids(tokenizer, None, start.documents),
             "startsDocuments": start.starts_documents, "stop": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
-    entries, data = pack(canonical.weights(model), dtype)
+    entries, data = pack(named, dtype)
     atomic.write_text(path, page(spec, entries, data))
 
 
 def check(model: Any, tokenizer: Tokenizer) -> None:
     """Raise BardletError if the page cannot run a model with this tokenizer."""
-    canonical.describe(model)
+    canonical.check(model)
     describe_tokenizer(tokenizer)
 
 

@@ -58,7 +58,8 @@ def check(model: Any) -> None:
 
 def write(path: Path, model: Any) -> None:
     """Write the graph and its weights to the file `path`, in float32."""
-    graph = Graph(canonical.weights(model), canonical.describe(model))
+    named = canonical.weights(model)
+    graph = Graph(named, canonical.describe(model, named))
     graph.build()
     data = graph.serialize()
     atomic.write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
