@@ -13,8 +13,7 @@ from bardlet.errors import BardletError
 def test_the_corpus_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("A text.\n", encoding="utf-8")
     arguments = ([str(tmp_path / "a.txt")], "text", "auto", None)
-    prefetch.begin(*arguments)
-    with monkeypatch.context() as patch:
+    with prefetch.reading(*arguments), monkeypatch.context() as patch:
         early = prefetch.find(*arguments)
         patch.setattr(corpus, "find", lambda *_, **__: pytest.fail("read again"))
         assert list(early.documents()) == ["A text.\n"]
@@ -24,21 +23,26 @@ def test_the_corpus_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_other_arguments_are_read_by_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("e\u0301", encoding="utf-8")
-    prefetch.begin([str(tmp_path / "a.txt")], "text", "auto", None)
-    assert list(prefetch.find([str(tmp_path / "a.txt")], "text", "auto", "nfc").documents()) == ["\u00e9"]
+    with prefetch.reading([str(tmp_path / "a.txt")], "text", "auto", None):
+        assert list(prefetch.find([str(tmp_path / "a.txt")], "text", "auto", "nfc").documents()) == ["\u00e9"]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_being_read() -> None:
-    prefetch._reading.clear()
+def test_a_corpus_that_nothing_asked_for_is_forgotten(tmp_path: Path) -> None:
+    """A command that fails before it needs the corpus leaves nothing for the next one in the same process."""
+    (tmp_path / "a.txt").write_text("The old text.\n", encoding="utf-8")
+    arguments = ([str(tmp_path / "a.txt")], "text", "auto", None)
+    with pytest.raises(BardletError), prefetch.reading(*arguments):
+        raise BardletError("another fault")
+    (tmp_path / "a.txt").write_text("The new text.\n", encoding="utf-8")
+    assert list(prefetch.find(*arguments).documents()) == ["The new text.\n"]
 
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "the file is empty"), (b" \n ", "has no text, only white space"), (b"caf\xe9 " * 9, "not valid UTF-8")])
 def test_errors_are_raised_where_the_corpus_is_needed(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    prefetch.begin([str(tmp_path / "a.txt")], "text", "auto", None)
-    with pytest.raises(BardletError, match=message):
+    with (prefetch.reading([str(tmp_path / "a.txt")], "text", "auto", None),
+          pytest.raises(BardletError, match=message)):
         prefetch.find([str(tmp_path / "a.txt")], "text", "auto", None)
 
 
@@ -47,5 +51,5 @@ def test_nothing_is_downloaded_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(prefetch, "locate", lambda name: None)
     monkeypatch.setattr(corpus, "find", lambda *_, **__: pytest.fail("read"))
     for text in ([], ["names"], ["missing.txt"]):
-        prefetch.begin(text, "text", "auto", None)
-    assert not prefetch._reading
+        with prefetch.reading(text, "text", "auto", None):
+            assert not prefetch._reading

@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(config, TrainConfig) and not config.init:
             from bardlet.data import prefetch
 
-            prefetch.begin(config.text, config.field, config.separator, config.normalize)
+            with prefetch.reading(config.text, config.field, config.separator, config.normalize):
+                return training.start(config, options, started)
     else:
         minutes = config.steps is None and (config.minutes or config.default_minutes)
         length = console.minutes(minutes) if minutes else f"{config.steps:,} steps"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,13 +16,23 @@ Key = tuple[tuple[str, ...], str, str, str | None]
 _reading: dict[Key, Future[Corpus]] = {}
 
 
-def begin(text: Sequence[str], field: str, separator: str, normalize: str | None) -> None:
-    """Begin to read a corpus whose files are all on this machine, for the next `find` with the same arguments."""
+@contextlib.contextmanager
+def reading(text: Sequence[str], field: str, separator: str, normalize: str | None) -> Iterator[None]:
+    """Read a corpus whose files are all on this machine for the next `find` with the same arguments in this context.
+
+    A corpus that nothing asked for is forgotten at the end: later, its files may have changed.
+    """
     if not text or any(locate(name) is None if name in NAMED else not Path(name).exists() for name in text):
+        yield
         return
-    future = _reading[tuple(text), field, separator, normalize] = Future()
+    key = tuple(text), field, separator, normalize
+    future = _reading[key] = Future()
     # a daemon: Ctrl-C need not wait for the end of a long text
     threading.Thread(target=_read, args=(future, text, field, separator, normalize), daemon=True).start()
+    try:
+        yield
+    finally:
+        _reading.pop(key, None)
 
 
 def _read(future: Future[Corpus], text: Sequence[str], field: str, separator: str, normalize: str | None) -> None:
@@ -34,7 +45,7 @@ def _read(future: Future[Corpus], text: Sequence[str], field: str, separator: st
 
 
 def find(text: Sequence[str], field: str, separator: str, normalize: str | None) -> Corpus:
-    """Return `corpus.find(...)`, read already if `begin` was called. Raise what reading it raised."""
+    """Return `corpus.find(...)`, read already in the context of `reading`. Raise what reading it raised."""
     future = _reading.pop((tuple(text), field, separator, normalize), None)
     if future is not None:
         return future.result()
