@@ -147,6 +147,20 @@ def test_special_tokens_have_fixed_ids():
     assert tk.train_char("ba", separator=True).vocab == {"a": 0, "b": 1, tk.SEPARATOR: 2}
 
 
+@pytest.mark.parametrize("tokenizer", [tk.train_char("ba", True), tk.train_char("ba", False), tk.train_byte(True), BPE])
+def test_new_tokens_leave_the_ids_of_others(tokenizer):
+    """Twice: with characters after special tokens, the library numbers anew what its model does not know."""
+    characters = ("c", "d") if tokenizer.kind == "char" else ()
+    grown = tokenizer.with_tokens(["<|new|>"], characters[:1]).with_tokens(["<|newer|>"], characters)
+    expected = [*sorted(tokenizer.vocab, key=tokenizer.vocab.get), *characters[:1], "<|new|>", *characters[1:], "<|newer|>"]
+    assert sorted(grown.vocab, key=grown.vocab.get) == expected and grown.vocab_size == len(expected)
+    assert set(grown.special.values()) == {*tokenizer.special.values(), "<|new|>", "<|newer|>"}
+    assert (grown.kind, grown.eos_id) == (tokenizer.kind, tokenizer.eos_id)
+    if characters:
+        assert grown.alphabet == "abcd" and grown.decode(grown.encode("dbca")) == "dbca"
+    assert grown.inner.token_to_id("<|new|>") == json.loads(grown.json)["added_tokens"][-2]["id"]
+
+
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
 def test_special_tokens_in_a_text_are_ordinary_text(kind):
     tokenizer = KINDS[kind]

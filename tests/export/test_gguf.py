@@ -16,7 +16,7 @@ from bardlet import tokenizer as tk
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.export import gguf
-from bardlet.tokenizer.base import BYTE_OF_CHAR
+from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
 
 reader = pytest.importorskip("gguf")
 ALPHABET = "abc \n'ïé詩人Пе😀~"

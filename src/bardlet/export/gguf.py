@@ -16,7 +16,7 @@ import torch
 from bardlet.errors import BardletError
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, Tokenizer
-from bardlet.tokenizer.base import BYTE_OF_CHAR
+from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
 """Formats of the matrices; vectors are always f32."""

@@ -6,7 +6,6 @@ import codecs
 import hashlib
 import json
 import logging
-import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ import tokenizers
 
 from bardlet.errors import BardletError, one_line
 from bardlet.tokenizer.pieces import BATCH, PIECE, Place, batches, pieces
+from bardlet.tokenizer.pipeline import BYTE_OF_CHAR, LOWERCASE, NFC, growth, kind_of
 
 log = logging.getLogger("bardlet")
 
@@ -28,7 +28,6 @@ PAD = "<|pad|>"
 END = "<|end|>"  # ends a message of a conversation
 BPE_SPECIAL = (SEPARATOR, PAD, "<|system|>", "<|user|>", "<|assistant|>", END)
 MIN_BPE_VOCAB = 256 + len(BPE_SPECIAL)
-LOWERCASE, NFC = {"type": "Lowercase"}, {"type": "NFC"}  # the normalizers of bardlet's tokenizers: at most one
 
 
 class Tokenizer:
@@ -54,15 +53,15 @@ class Tokenizer:
         if self.vocab_size > 1 << 24:  # tables are indexed by id: one absurd id would exhaust memory
             raise ValueError(f"largest id {self.vocab_size - 1} is out of range")
         pipeline = json.loads(self.inner.to_str())
-        if (growth := _growth(pipeline.get("normalizer")) * _growth(pipeline.get("decoder"))) > MAX_GROWTH:
-            raise ValueError(f"can expand text {growth:,} times")
+        if (times := growth(pipeline.get("normalizer")) * growth(pipeline.get("decoder"))) > MAX_GROWTH:
+            raise ValueError(f"can expand text {times:,} times")
         self.inner.no_padding()
         self.inner.no_truncation()
         self.inner.encode_special_tokens = True
         self.json = text
         self.hash = hashlib.sha256(text.encode()).hexdigest()
         self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
-        self.kind = _kind(pipeline, len(self.vocab) - len(self.special))
+        self.kind = kind_of(pipeline, len(self.vocab) - len(self.special))
         self.eos, self.pad = eos, PAD if self.kind in ("char", "byte") else pad
         self.chat_template: str | None = None
         self.eos_id: int | None = self.vocab.get(eos)
@@ -119,7 +118,10 @@ class Tokenizer:
         special: special tokens; those that exist are kept. characters: new characters of a char tokenizer.
         """
         pipeline, size = json.loads(self.json), self.vocab_size
-        for character in sorted(set(characters) - set(self.vocab)):
+        if new := sorted(set(characters) - set(self.vocab)):
+            # the library numbers special tokens after the model's vocabulary, unless they are in it
+            pipeline["model"]["vocab"].update({content: i for i, content in self.special.items()})
+        for character in new:
             pipeline["model"]["vocab"][character] = size
             size += 1
         for token in special:
@@ -349,16 +351,6 @@ MAX_GROWTH = 1000
 # ------------------------------------------------------------------------------------------ helpers
 
 
-def _byte_of_char() -> dict[str, int]:
-    """Return GPT-2's byte-to-unicode table, inverted: printable bytes are themselves, the others U+0100 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-BYTE_OF_CHAR = _byte_of_char()
-
-
 def stand_in(alphabet: Iterable[str]) -> str:
     """Return the character of a char or byte tokenizer that other libraries use for padding and for unknown ones.
 
@@ -367,32 +359,6 @@ def stand_in(alphabet: Iterable[str]) -> str:
     """
     characters = set(alphabet)
     return next((c for c in "\ufffd~^|`\\#*_$@&%+=<>{}[]/" if c in characters), max(characters))
-
-
-def _growth(rules: Any) -> int:
-    """Return an upper bound on how many times a normalizer or decoder can lengthen a text by its replacements."""
-    if isinstance(rules, list):
-        return math.prod(map(_growth, rules))
-    if not isinstance(rules, dict):
-        return 1
-    return max(1, len(str(rules.get("content", rules.get("prepend", ""))))) * math.prod(map(_growth, rules.values()))
-
-
-def _kind(pipeline: dict[str, Any], ordinary: int) -> str:
-    """Return the kind of a tokenizer.json; ordinary: number of tokens that are not special."""
-    model, pre, decoder = pipeline["model"], pipeline.get("pre_tokenizer") or {}, pipeline.get("decoder") or {}
-    lowercase = pipeline.get("normalizer") == LOWERCASE and model["type"] == "BPE" and pre.get("use_regex")
-    if pipeline.get("normalizer") not in (None, NFC) and not lowercase:
-        return "other"
-    if model["type"] == "WordLevel":
-        single = all(len(token) == 1 for token in model["vocab"]) and decoder.get("type") == "Fuse"
-        return "char" if single and pre.get("pattern") == {"Regex": r"[\s\S]"} else "other"
-    on_bytes = pre.get("type") == decoder.get("type") == "ByteLevel" and not pre["add_prefix_space"]
-    if model["type"] != "BPE" or not on_bytes:
-        return "other"
-    if pre["use_regex"]:
-        return "bpe"
-    return "byte" if not model["merges"] and ordinary == 256 and model["vocab"] == BYTE_OF_CHAR else "other"
 
 
 def code_points(text: str) -> np.ndarray:

@@ -10,8 +10,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardlet.errors import BardletError
-from bardlet.tokenizer.base import BPE_SPECIAL, BYTE_OF_CHAR, MIN_BPE_VOCAB, SEPARATOR, Tokenizer, stand_in
+from bardlet.tokenizer.base import BPE_SPECIAL, MIN_BPE_VOCAB, SEPARATOR, Tokenizer, stand_in
 from bardlet.tokenizer.pieces import PIECE, pieces
+from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
 
 DISTINCT = 6_000_000
 """Maximum total size of the distinct words for BPE training; the trainer needs about 100 bytes of memory per byte."""

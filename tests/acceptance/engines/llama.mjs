@@ -1,4 +1,4 @@
-// Tokenize and write with llama.cpp: node llama.mjs NODE_MODULES FILE.gguf < {texts, prompts, tokens, context} > {...}
+// Tokenize, chat and write with llama.cpp: node llama.mjs NODE_MODULES FILE.gguf < {texts, prompts, ...} > {...}
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -16,9 +16,18 @@ for (const prompt of request.prompts) {
   const ids = [];
   for await (const id of sequence.evaluate(prompt, { temperature: 0, yieldEogToken: true })) {
     ids.push(id);
-    if (ids.length >= request.tokens || request.stop.includes(id)) break;
+    if (ids.length >= request.tokens || model.isEogToken(id)) break; // it stops by itself
   }
   completions.push(ids);
 }
-console.log(JSON.stringify({ ids: request.texts.map((text) => Array.from(model.tokenize(text, false))), completions }));
+
+const { Template } = await import(pathToFileURL(join(process.argv[2], "@huggingface/jinja/dist/index.js")));
+const template = model.fileInfo.metadata.tokenizer.chat_template;
+const render = (messages) => new Template(template).render({ messages, add_generation_prompt: true });
+const about = JSON.parse(readFileSync(join(process.argv[2], "node-llama-cpp/package.json"), "utf8"));
+console.log(JSON.stringify({
+  version: `node-llama-cpp ${about.version}`,
+  ids: request.texts.map((text) => Array.from(model.tokenize(text, false))), completions,
+  chat_ids: request.chats.map((messages) => Array.from(model.tokenize(render(messages), true))),
+}));
 process.exit(0);
