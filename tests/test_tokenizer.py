@@ -152,7 +152,8 @@ def test_new_tokens_leave_the_ids_of_others(tokenizer):
     """Twice: with characters after special tokens, the library numbers anew what its model does not know."""
     characters = ("c", "d") if tokenizer.kind == "char" else ()
     grown = tokenizer.with_tokens(["<|new|>"], characters[:1]).with_tokens(["<|newer|>"], characters)
-    expected = [*sorted(tokenizer.vocab, key=tokenizer.vocab.get), *characters[:1], "<|new|>", *characters[1:], "<|newer|>"]
+    old = sorted(tokenizer.vocab, key=tokenizer.vocab.get)
+    expected = [*old, *characters[:1], "<|new|>", *characters[1:], "<|newer|>"]
     assert sorted(grown.vocab, key=grown.vocab.get) == expected and grown.vocab_size == len(expected)
     assert set(grown.special.values()) == {*tokenizer.special.values(), "<|new|>", "<|newer|>"}
     assert (grown.kind, grown.eos_id) == (tokenizer.kind, tokenizer.eos_id)

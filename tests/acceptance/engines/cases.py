@@ -32,8 +32,9 @@ SENTENCES = {
                 "Маленькая птица сидела на старых воротах.", "Никто не знал имени этой реки.", "Кто открыл дверь?",
                 "Она дала 12 монет сыну мельника, и он засмеялся.", "До утра на пустую дорогу падал дождь.",
                 "«Мы видели море, — сказали они, — и оно было серым»."],
-    "chinese": ["村裡的詩人唱著河流和國王。", "天色已晚,其中3人說:他們會回家。", "一隻小鳥停在舊門上。", "沒有人知道這條河的名字。",
-                "誰開了門?", "她給了磨坊主的兒子12枚硬幣,他笑了。", "雨落在空路上,直到早晨。", "「我們看見了海,」他們說,「海是灰色的。」"],
+    "chinese": ["村裡的詩人唱著河流和國王。", "天色已晚,其中3人說:他們會回家。", "一隻小鳥停在舊門上。",
+                "沒有人知道這條河的名字。", "誰開了門?", "她給了磨坊主的兒子12枚硬幣,他笑了。",
+                "雨落在空路上,直到早晨。", "「我們看見了海,」他們說,「海是灰色的。」"],
 }
 QUESTIONS = {
     "english": ("How many birds on day {}?", "{} birds."), "russian": ("Сколько птиц в день {}?", "{} птиц."),
@@ -193,9 +194,9 @@ def _pairs(language: str) -> tuple[list[str], list[str]]:
         return sides[0], sides[1]
     rng = np.random.default_rng(2)
     picks = [rng.integers(0, 8, 2) for _ in range(600)]
-    other = "russian" if language == "english" else "english"
-    return tuple([" ".join(SENTENCES[side][n] for n in pick) + "\n" for pick in picks]  # type: ignore[return-value]
-                 for side in (other, language))
+    sources, targets = ([" ".join(SENTENCES[side][n] for n in pick) + "\n" for pick in picks]
+                        for side in ("russian" if language == "english" else "english", language))
+    return sources, targets
 
 
 def build(name: str, parent: Path) -> Case:

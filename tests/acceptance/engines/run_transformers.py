@@ -21,10 +21,13 @@ def answer(folder: str, request: dict[str, Any]) -> dict[str, Any]:
                                "ids": [tokenizer(text)["input_ids"] for text in request["texts"]]}
     if config.architectures[0].endswith("SequenceClassification"):
         model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        with torch.inference_mode():
-            return {**answers, "scores": [model(**tokenizer(text, return_tensors="pt")).logits[0, 0].item()
-                                          for text in request["texts"]],
-                    "padded": model(**tokenizer(request["texts"], return_tensors="pt", padding=True)).logits[:, 0].tolist()}
+
+        @torch.inference_mode()
+        def scores(texts: list[str]) -> list[float]:
+            return model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0].tolist()
+
+        return {**answers, "scores": [scores([text])[0] for text in request["texts"]],
+                "padded": scores(request["texts"])}
     translates = config.is_encoder_decoder
     kind = transformers.AutoModelForSeq2SeqLM if translates else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=torch.float32)
