@@ -221,7 +221,8 @@ def build(name: str, parent: Path) -> Case:
         assert set(case.stops) == set(stop_ids(tokenizer)) - {tokenizer.pad_id}
         question = QUESTIONS[language][0]
         case.chats = [[{"role": "user", "content": question.format(n)}] for n in range(1, 21)]
-        case.prompts = [chat_template.encode(tokenizer, chat, add_generation_prompt=True)[0].tolist() for chat in case.chats]
+        case.prompts = [chat_template.encode(tokenizer, chat, add_generation_prompt=True)[0].tolist()
+                        for chat in case.chats]
         case.completions = answers(case)
         ended = sum(row[-1] in case.stops for row in case.completions)
         assert ended >= 15, f"{name}: only {ended} of 20 answers end"
