@@ -21,6 +21,8 @@ from bardlet.tokenizer import Tokenizer
 
 DTYPES = {"hf": ("fp32",), "gguf": gguf.DTYPES, "html": html.DTYPES, "onnx": ("fp32",)}
 """The formats, and the precisions of each; the first is the default."""
+SUFFIXES = {"hf": "-hf", "gguf": ".gguf", "html": ".html", "onnx": "-onnx"}
+"""What the default name of an export adds to the name of the model."""
 CHECKED_TOKENS = 5_000
 """Tokens that the memorization check generates."""
 
@@ -39,13 +41,13 @@ class Source:
     """True if it was trained on a text whose copies can be counted."""
 
 
-def export(folder: Path, to: str, out: Path, dtype: str | None = None,
+def export(folder: Path, to: str, out: Path | None = None, dtype: str | None = None,
            tell: Callable[[str], None] = lambda line: None) -> list[Path]:
     """Export the model in `folder`, and return the files or the folder that were written.
 
     Args:
         to: html, gguf, onnx or hf.
-        out: the file, for onnx and hf the folder; it must not exist yet.
+        out: the file, for onnx and hf the folder; it must not exist yet. None: the name of the model, here.
         dtype: one of DTYPES[to]; None: the first.
         tell: gets a line about what the export should make its owner know.
 
@@ -55,9 +57,10 @@ def export(folder: Path, to: str, out: Path, dtype: str | None = None,
     if to not in DTYPES:
         raise BardletError(f"--to {to}: must be one of {', '.join(DTYPES)}")
     if dtype not in (None, *DTYPES[to]):
-        raise BardletError(f"--dtype {dtype}: for --to {to} it must be one of {', '.join(DTYPES[to])}")
+        raise BardletError(f"--dtype {dtype}: must be one of {', '.join(DTYPES[to])} for --to {to}")
+    out = out or Path(name_of(folder) + SUFFIXES[to])
     if out.exists():
-        raise BardletError(f"{out}: exists already; remove it, or choose another --out")
+        raise BardletError(f"{out}: exists already; {'remove it, or ' * out.is_file()}choose another --out")
     if not out.absolute().parent.is_dir():
         raise BardletError(f"{out.parent}: no such folder; make it with: mkdir -p {quoted(out.parent)}")
     source = read(folder)
