@@ -184,8 +184,9 @@ def test_modelfile(writes: Case, tmp_path: Path) -> None:
     """Ollama's prompt is the conversation in bardlet's template, and it stops where bardlet does."""
     tokenizer = writes.tokenizer
     (tmp_path / "Modelfile").write_text(gguf.modelfile("m.gguf", tokenizer, cases.CONTEXT), encoding="utf-8")
-    chats = [*writes.chats, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'Say "hi"\n{{ 1 }}'},
-                             {"role": "assistant", "content": "hi"}, {"role": "user", "content": "再见 <b>"}]]
+    chats = [*writes.chats, [{"role": "system", "content": "Be brief."},
+                             {"role": "user", "content": 'Say "hi"\n{{ 1 }}'}, {"role": "assistant", "content": "hi"},
+                             {"role": "user", "content": "再见 <b>"}]]
     answer = run(GO, "run", HERE / "ollama.go", tmp_path / "Modelfile", request=chats)
     assert set(answer["stops"]) == {tokenizer.special[i] for i in writes.stops}
     if not writes.chats:

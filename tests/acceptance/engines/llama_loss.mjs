@@ -13,12 +13,11 @@ const sequence = context.getSequence();
 let sum = 0, tokens = 0;
 for (const ids of windows) {
   await sequence.clearHistory();
-  const next = (id) => ({ // its logit, the largest one, and the sum of exp(logit - largest)
-    generateNext: { logits: { filter: { tokens: [id], includeMax: true } }, totalLogitWeight: true },
-  });
-  const outputs = await sequence.controlledEvaluate(ids.slice(0, -1).map((id, n) => [id, next(ids[n + 1])]));
-  outputs.forEach(({ next: { logits, totalLogitWeight } }, n) => { // the cross-entropy of each next token, in nats
-    sum += Math.max(...logits.values()) + Math.log(totalLogitWeight) - logits.get(ids[n + 1]);
+  const all = { generateNext: { logits: true, options: { temperature: 0 } } };
+  const outputs = await sequence.controlledEvaluate(ids.slice(0, -1).map((id) => [id, all]));
+  outputs.forEach(({ next: { logits } }, n) => { // the cross-entropy of each next token, in nats
+    const values = [...logits.values()], most = Math.max(...values);
+    sum += most + Math.log(values.reduce((total, x) => total + Math.exp(x - most), 0)) - logits.get(ids[n + 1]);
     tokens += 1;
   });
 }
