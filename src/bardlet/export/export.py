@@ -105,6 +105,7 @@ def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
         else:
             (out / "onnx").mkdir()
             onnx.write(out / "onnx" / "model.onnx", source.model)
+            onnx.write_tokenizer(out, source.tokenizer)
         for name in ("README.md", "loss.png", "margins.png") if weights else ():
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, out / name)
