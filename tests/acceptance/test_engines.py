@@ -163,7 +163,7 @@ def as_others_read(case: Case) -> Case:
     replaces unknown ones there. All other ids are bardlet's.
     """
     library = tokenizers.Tokenizer.from_file(str(case.folder / "tokenizer.json"))
-    texts = [*case.texts, *cases.OTHERS]
+    texts = [*case.texts, *cases.OTHERS, "<|end|> is text", "a<|endoftext|>b"]
     ids = [library.encode(text).ids for text in texts]
     for text, ours, theirs in zip(case.texts, case.ids, ids, strict=False):
         assert ours == theirs or any(name in text for name in case.tokenizer.special.values())
