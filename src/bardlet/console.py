@@ -169,12 +169,17 @@ class _Smooth:
         return loss if self.value is None else self.value
 
 
+STEADY = 0.3
+"""Share of the time of a timed run after which its number of planned steps is shown: the first plans come from a few
+steps, and may be off by half."""
+
+
 class StepText:
     """The text of a step: losses, speed and ETA. unit: the unit of the speed. budget: seconds of a timed run.
 
     Evaluations have the validation loss or the held-out reward, rollouts have reward and KL: a figure of an earlier
-    step names that step. A timed run may plan other steps later, so their number is approximate until the last one,
-    and the run ends within its budget.
+    step names that step. A timed run may plan other steps later, so their number is hidden until it is STEADY and
+    approximate until the last one, and the run ends within its budget.
     """
 
     def __init__(self, unit: str, budget: float | None = None) -> None:
@@ -202,7 +207,9 @@ class StepText:
                               (("reward", line["reward"]), ("held-out reward", held_out), ("KL", line["kl"])))
         total = f"/{line['steps']}"
         if self.budget is not None:
-            total = f" of {'about ' * (step < line['steps'])}{line['steps']}"
+            last = step == line["steps"]
+            steady = last or line["elapsed"] >= STEADY * self.budget
+            total = f" of {'about ' * (not last)}{line['steps']}" * steady
         return f"step {step:>5}{total}{figures}{pace}"
 
     def _dated(self, name: str, value: float | None, step: int) -> str:

@@ -7,6 +7,7 @@ checkpoint. Both write the model card and the loss curve and mark the run as fin
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -84,8 +85,8 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         return run_to_end(trainer, stage, resumed_from=None, started=started)
 
 
-def resume(run: Path, reward: str | None = None, steps: int | None = None,
-           allow_change: bool = False) -> dict[str, Any]:
+def resume(run: Path, reward: str | None = None, steps: int | None = None, allow_change: bool = False,
+           minutes: float | None = None) -> dict[str, Any]:
     """Continue a run exactly where it stopped, and train it to its end.
 
     Args:
@@ -93,6 +94,7 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
         reward: the run's reward command; bardlet never runs a command that only a file names.
         steps: a new total number of steps, which is a change.
         allow_change: continue even if machine, precision, compiler, text or number of steps changed.
+        minutes: how much longer to train, in place of steps: as many as fit at the pace so far.
 
     Returns:
         The values that `--json` prints; empty on other ranks.
@@ -100,7 +102,11 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None,
     console.show_notices(console.main_rank())
     reward = reward and given_reward(reward)
     config, record = run_folder.settings(run, allow_change)
-    if steps is not None:
+    if minutes is not None:
+        if steps is not None:
+            raise BardletError("--minutes and --steps: both set the end of the run; drop one")
+        steps = _steps_after(run, minutes, allow_change)
+    elif steps is not None:
         _check_steps(run, steps, allow_change)
     _same_reward(run, config, reward)
     started = time.monotonic()
@@ -223,12 +229,33 @@ def _check_steps(run: Path, steps: int, allow_change: bool) -> None:
     """Raise BardletError unless `steps` is more than the run has done, and may be changed."""
     if steps < 1:
         raise BardletError(f"--steps {steps}: must be more than 0")
-    intact = (folder for folder in reversed(checkpoint.steps_saved(run)) if not checkpoint.find_damage(folder))
-    if (newest := next(intact, None)) and steps <= (done := checkpoint.read_metadata(newest)["step"]):
+    if (newest := _newest(run)) and steps <= (done := newest["step"]):
         raise BardletError(f"--steps {steps}: {console.count(done, 'step')} of {run} are already done; "
                            "name a larger number")
     if not allow_change:
         raise BardletError(f"--steps {steps} changes the schedule of the run; add --allow-change")
+
+
+def _newest(run: Path) -> dict[str, Any] | None:
+    """Return the metadata of the newest intact checkpoint; None if there is none."""
+    intact = (folder for folder in reversed(checkpoint.steps_saved(run)) if not checkpoint.find_damage(folder))
+    return checkpoint.read_metadata(newest) if (newest := next(intact, None)) else None
+
+
+def _steps_after(run: Path, minutes: float, allow_change: bool) -> int:
+    """Return the number of steps of a run that trains `minutes` longer at its pace, which its evaluations slow down."""
+    if not 0 < minutes < math.inf:
+        raise BardletError(f"--minutes {minutes:g}: must be more than 0, and finite")
+    if (newest := _newest(run)) is None or not newest["step"]:
+        raise BardletError(f"--minutes {minutes:g}: {run} has no checkpoint yet, so its pace is unknown; "
+                           "name its number of steps with --steps")
+    trained = max(newest["seconds"], newest.get("elapsed", 0.0) - newest.get("prepared", 0.0))
+    steps = int(newest["step"] + max(1, round(60 * minutes * newest["step"] / max(trained, 1e-9))))
+    if not allow_change:
+        planned = f", or finish it as it was planned: `bardlet resume {quoted(run)}`"
+        raise BardletError(f"--minutes {minutes:g} changes the schedule of the run, to about {steps:,} steps; add "
+                           f"--allow-change{planned * (newest['step'] < newest['steps'])}")
+    return steps
 
 
 def _change_steps(trainer: Trainer, steps: int) -> None:

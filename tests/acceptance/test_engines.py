@@ -38,7 +38,7 @@ from engines.cases import Case, Outcome, compare
 from bardlet.export import export, gguf, html, onnx
 
 HERE = Path(__file__).parent / "engines"
-NODE, MODULES = shutil.which("node"), os.environ.get("BARDLET_NODE_MODULES")
+NODE, GO, MODULES = shutil.which("node"), shutil.which("go"), os.environ.get("BARDLET_NODE_MODULES")
 TRANSFORMERS_4 = os.environ.get("BARDLET_TRANSFORMERS_4")
 ALL = [*cases.BASES, *cases.CHATS, *cases.REWARDS, *cases.TRANSLATORS]
 needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js")
@@ -75,7 +75,7 @@ def record(case: Case, engine: str, version: str, outcome: Outcome) -> None:
         print(f"{engine}, {case.name}: first differences at near ties, gaps {outcome.ties}")
 
 
-def run(*command: object, request: dict[str, Any], **environment: str) -> dict[str, Any]:
+def run(*command: object, request: Any, **environment: str) -> dict[str, Any]:
     """Run a program that reads a request and writes its answer in the last line."""
     done = subprocess.run([str(word) for word in command], input=json.dumps(request), capture_output=True, text=True,
                           env={**os.environ, **environment})
@@ -252,3 +252,22 @@ def rounded(case: Case, dtype: str) -> Iterator[None]:
     finally:
         case.model.load_state_dict(weights)
         case.completions = completions
+
+
+@pytest.mark.skipif(GO is None, reason="needs Go")
+def test_modelfile(writes: Case, tmp_path: Path) -> None:
+    """Ollama's prompt is the conversation in bardlet's template, and it stops where bardlet does."""
+    tokenizer = writes.tokenizer
+    (tmp_path / "Modelfile").write_text(gguf.modelfile("m.gguf", tokenizer, cases.CONTEXT), encoding="utf-8")
+    chats = [*writes.chats, [{"role": "system", "content": "Be brief."},
+                             {"role": "user", "content": 'Say "hi"\n{{ 1 }}'}, {"role": "assistant", "content": "hi"},
+                             {"role": "user", "content": "再见 <b>"}]]
+    answer = run(GO, "run", HERE / "ollama.go", tmp_path / "Modelfile", request=chats)
+    assert set(answer["stops"]) == {tokenizer.special[i] for i in writes.stops}
+    if not writes.chats:
+        assert answer["prompts"] == [chat[-1]["content"] for chat in chats]
+        return
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(writes.folder)
+    assert answer["prompts"] == [theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+                                 for chat in chats]

@@ -20,7 +20,9 @@ from bardlet.api.arguments import names_keywords
 from bardlet.cli import COMMANDS
 from bardlet.config.stages import FINE_TUNING
 from bardlet.errors import BardletError
+from bardlet.run import checkpoint
 from bardlet.run.record import ConversationsRecord, TextRecord
+from bardlet.runtime import manifest
 from bardlet.runtime.signals import Stopped
 from bardlet.training import trainer
 
@@ -161,7 +163,7 @@ def test_train_on_pairs(tmp_path: Path) -> None:
     assert isinstance(line, str) and run.model.translate("bard 3 and 4") == [line]
     for lines, options, message in ((5, {}, "lines = 5: must be a list"), ([5], {}, "lines = 5: must be a string"),
                                     ("bard", {"beam": "2"}, "beam = '2': must be a whole number"),
-                                    ("bard", {"beam": 0}, "beam 0: must be from 1")):
+                                    ("bard", {"beam": 0}, "beam=0: must be from 1")):
         with pytest.raises(BardletError) as error:
             run.model.translate(lines, **options)  # type: ignore[arg-type]
         assert message in str(error.value) and "--" not in str(error.value)
@@ -203,6 +205,24 @@ def test_resume_with_more_steps(text: Path, tmp_path: Path) -> None:
     with pytest.raises(BardletError, match="finished, all 3 steps are done"):
         bardlet.resume(tmp_path / "run")
     assert bardlet.resume(tmp_path / "run", steps=5, allow_change=True).record.steps == 5
+
+
+def test_resume_for_more_minutes(text: Path, tmp_path: Path) -> None:
+    """As many steps as fit at the pace so far: 2 s a step, and 1 s of evaluations."""
+    bardlet.train(text, out=tmp_path / "run", steps=4, **TINY)
+    [path] = (tmp_path / "run" / "checkpoints").glob("*4/trainer.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 8.0, "prepared": 5.0, "elapsed": 17.0}))
+    manifest.write_manifest(path.parent, checkpoint.FILES, **{
+        key: manifest.read_manifest(path.parent)[key] for key in ("step", "root")})
+    for keywords, message in (
+            ({"minutes": 0.1}, "bardlet.resume: minutes=0.1 changes the schedule of the run, to about 6 steps; add "
+                               "allow_change=True"),
+            ({"minutes": 0.1, "steps": 9}, "both set the end of the run; drop one"),
+            ({"minutes": 0}, "bardlet.resume: minutes=0: must be more than 0")):
+        with pytest.raises(BardletError) as error:
+            bardlet.resume(tmp_path / "run", **keywords)  # type: ignore[arg-type]
+        assert message in str(error.value)
+    assert bardlet.resume(tmp_path / "run", minutes=0.1, allow_change=True).record.steps == 6
 
 
 # ---------------------------------------------------------------------------------- fine-tuning
@@ -259,13 +279,13 @@ def test_runs_lists_summaries(run: bardlet.Run) -> None:
     ({"stepz": 3}, "bardlet.train: unknown setting 'stepz'; did you mean 'steps'?"),
     ({"steps": "3"}, "bardlet.train: steps = '3': must be a whole number"),
     ({"keep": "first"}, "bardlet.train: keep = 'first': must be one of best, last, average"),
-    ({"dropout": 2.0}, "bardlet.train: dropout 2: must be at least 0 and below 1"),
+    ({"dropout": 2.0}, "bardlet.train: dropout=2: must be at least 0 and below 1"),
     ({"pack": True}, "bardlet.train: pack is a setting of `bardlet sft`; drop it"),
     ({"batch_tokens": 64}, "bardlet.train: batch_tokens is a setting of translation; drop it"),
-    ({"model": "bigram", "dropout": 0.1}, "dropout 0.1: does not apply to bigram; drop it"),
-    ({"minutes": -1.0}, "bardlet.train: minutes -1: must be more than 0"),
+    ({"model": "bigram", "dropout": 0.1}, "bardlet.train: dropout=0.1: does not apply to bigram; drop it"),
+    ({"minutes": -1.0}, "bardlet.train: minutes=-1: must be more than 0"),
     ({"minutes": 1, "steps": 1}, "steps and minutes: give one of them"),
-    ({"model": "encdec"}, "name sentence pairs with source FILE target FILE"),
+    ({"model": "encdec"}, "name sentence pairs with source=FILE target=FILE"),
     ({"zzz": 1}, "unknown setting 'zzz'; `bardlet train --help-all` lists the settings (write _ for -)"),
 ])
 def test_a_setting_that_does_not_fit_is_refused(settings: dict[str, Any], message: str, text: Path,
@@ -291,24 +311,31 @@ def test_errors_of_the_other_functions(run: bardlet.Run, tmp_path: Path) -> None
         (lambda: bardlet.evaluate(run.folder, limits=3), "unknown option 'limits'; did you mean 'limit'?"),
         (lambda: bardlet.evaluate(run.folder, protocol="ful"), "protocol = 'ful': must be one of full, random"),
         (lambda: bardlet.evaluate(run.folder, dtype="fp16"), "dtype = 'fp16': must be one of fp32, bf16"),
-        (lambda: bardlet.evaluate(run.folder, task="arc"), "task arc: no such task"),
+        (lambda: bardlet.evaluate(run.folder, task="arc"), 'bardlet.evaluate: task="arc": no such task'),
         (lambda: bardlet.evaluate(run.folder, limit=3), "limit: needs task"),
         (lambda: bardlet.load(tmp_path / "gone"), "no such folder"),
-        (lambda: bardlet.load(run.folder, dtype="fp16"), "dtype fp16: must be one of fp32, bf16, int8"),
-        (lambda: bardlet.load(run.folder, device="gpu"), "device gpu: no such device; use device cpu"),
+        (lambda: bardlet.load(run.folder, dtype="fp16"),
+         "bardlet.load: dtype = 'fp16': must be one of fp32, bf16, int8"),
+        (lambda: bardlet.load(run.folder, device="gpu"), 'device="gpu": no such device; use device="cpu"'),
+        (lambda: bardlet.load(""), "bardlet.load: folder = '': an empty path"),
+        (lambda: bardlet.export_model(run, to=["html"]), "bardlet.export_model: to = ['html']: must be one of html"),
+        (lambda: bardlet.export_model(run, to="pdf"), "bardlet.export_model: to = 'pdf': must be one of html"),
+        (lambda: bardlet.export_model(run, to="html", dtype="f16"),
+         'bardlet.export_model: dtype="f16": must be one of int8, fp16, fp32 for to="html"'),
         (lambda: bardlet.open_run(tmp_path), "no run.toml, so this is not a run folder"),
         (lambda: bardlet.resume(tmp_path / "gone"), "no such folder"),
-        (lambda: bardlet.resume(run.folder, steps=9), "steps 9 changes the schedule of the run; add allow_change=True"),
+        (lambda: bardlet.resume(run.folder, steps=9),
+         "bardlet.resume: steps=9 changes the schedule of the run; add allow_change=True"),
         (lambda: bardlet.resume(run.folder), f"--init {run.folder}`"),
-        (lambda: bardlet.plan("x", minutes=-1.0), "bardlet.plan: minutes -1:"),
+        (lambda: bardlet.plan("x", minutes=-1.0), "bardlet.plan: minutes=-1:"),
         (lambda: bardlet.runs(tmp_path / "gone"), "no such folder"),
         (lambda: bardlet.train(tmp_path / "gone.txt", steps=1), "gone.txt: no such file"),
         (lambda: run.model.translate(["the"]), "was not trained to translate"),
-        (lambda: run.model.generate(temperature=-1), "temperature -1"),
-        (lambda: run.model.generate(max_new_tokens=0), "max_new_tokens 0: must be at least 1"),
-        (lambda: run.model.chat("the", max_new_tokens=0), "max_new_tokens 0: must be at least 1"),
-        (lambda: run.model.generate(top_k=0), "top_k 0: must be at least 1"),
-        (lambda: run.model.generate(top_p=2), "top_p 2: must be above 0"),
+        (lambda: run.model.generate(temperature=-1), "generate: temperature=-1"),
+        (lambda: run.model.generate(max_new_tokens=0), "max_new_tokens=0: must be at least 1"),
+        (lambda: run.model.chat("the", max_new_tokens=0), "max_new_tokens=0: must be at least 1"),
+        (lambda: run.model.generate(top_k=0), "top_k=0: must be at least 1"),
+        (lambda: run.model.generate(top_p=2), "top_p=2: must be above 0"),
     ):
         with pytest.raises(BardletError) as error:
             call()
@@ -338,7 +365,7 @@ def test_another_type_is_refused(function: str, arguments: list[Any], keywords: 
 
 
 @pytest.mark.parametrize(("method", "arguments", "message"), [
-    ("generate", {"prompt": 5}, "prompt 5: must be a string"),
+    ("generate", {"prompt": 5}, "prompt = 5: must be a string"),
     ("generate", {"max_new_tokens": "9"}, "max_new_tokens = '9': must be a whole number"),
     ("complete", {"prompts": 5}, "prompts = 5: must be a list"),
     ("complete", {"prompts": ["the", 5]}, "prompts = 5: must be a string"),
@@ -360,7 +387,7 @@ def test_errors_name_keywords() -> None:
 
     with pytest.raises(BardletError) as error:
         names_keywords(resume)()
-    assert str(error.value) == ("reward 'score --reward x': add allow_change=True or allow_change=False, not --json; "
+    assert str(error.value) == ("reward='score --reward x': add allow_change=True or allow_change=False, not --json; "
                                 "`bardlet --reward`")
     with pytest.raises(Stopped, match="`bardlet resume runs/--reward`"):
         names_keywords(resume)(allow_change=True)

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from conftest import TINY, settings_of
 
+from bardlet.api.runs import RunSummary
 from bardlet.cli import main
+from bardlet.cli.runs import print_table
+from bardlet.run import folder as run_folder
 from bardlet.run import lock
 from bardlet.training import trainer
 
@@ -98,6 +101,26 @@ def test_json_has_the_figures_of_each_run(workspace: Path, bardlet: Callable[...
     assert finished["result"].endswith("nats/char") and finished["val_loss"] > 0 and finished["reward"] is None
     assert (stopped["state"], stopped["steps"]) == ("stopped", 3) and stopped["val_loss"] > 0
     assert damaged["state"] == "damaged" and damaged["val_loss"] is None and damaged["steps"] is None
+
+
+def test_a_stopped_run_shows_the_step_that_resume_continues_from(workspace: Path,
+                                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
+    """The last line of metrics may be of another step; a run without a checkpoint starts over."""
+    path = Path("runs/stopped/metrics.jsonl")
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 3' not in line))
+    assert bardlet("runs", "runs/stopped")["runs"][0]["steps"] == 3
+    config, record = run_folder.read_run(Path("runs/stopped"))
+    run_folder.write_run(Path("runs/stopped"), config, {k: v for k, v in record.items() if k != "saved"})
+    assert bardlet("runs", "runs/stopped")["runs"][0]["steps"] == 0
+
+
+def test_results_in_two_units_are_said_not_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    def summary(result: str) -> RunSummary:
+        return RunSummary("a", "train", "t", "qwen3", 1, "finished", 1, 1.0, None, result, 1.0, 1.0, 0.0)
+
+    for other, units in (("2.0 nats/char", 1), ("2.0 nats/token", 2), ("", 1)):
+        print_table([summary("1.0 nats/char"), summary(other)])
+        assert ("results in nats/char and nats/token do not compare" in capsys.readouterr().out) == (units == 2)
 
 
 def test_the_newest_run_is_the_first(workspace: Path, bardlet: Callable[..., dict[str, Any]]) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from folders import write_model
+from huggingface_hub import ModelCard
 
 import bardlet
 from bardlet import tokenizer as tk
 from bardlet.cli import main
+from bardlet.config.finetuning import GRPOConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.export import export
-from bardlet.run import hf
+from bardlet.run import card, hf
+from bardlet.run import folder as run_folder
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4", "--steps", "2",
         "--compile", "off"]
@@ -42,6 +47,12 @@ def test_every_format_has_a_name(to: str, names: list[str], run: Path, tmp_path:
     assert ("copied from the training text, in passages" in said[0]) == (to == "html")
 
 
+def test_an_export_from_python_has_the_same_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bardlet.export_model(run, to="hf") == [Path("my-run-hf")]
+    assert Path("my-run-hf/model.safetensors").is_file()
+
+
 def test_a_folder_for_the_hub_has_no_checkpoints(run: Path, tmp_path: Path) -> None:
     [out] = bardlet.export_model(run, to="hf", out=tmp_path / "clean")
     assert sorted(path.name for path in out.iterdir()) == [
@@ -52,6 +63,45 @@ def test_a_folder_for_the_hub_has_no_checkpoints(run: Path, tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
     config = json.loads((out / "tokenizer_config.json").read_text())
     assert config["padding_side"] == "left" and config["pad_token"] == tokenizer.padding
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx"])
+def test_the_card_of_an_export_has_no_local_paths(to: str, run: Path, tmp_path: Path) -> None:
+    """But the names of the files. A graph has a use of its own, and both cards can be read by the Hub."""
+    pytest.importorskip("onnx") if to == "onnx" else None
+    own = (run / "README.md").read_text(encoding="utf-8")
+    [out] = bardlet.export_model(run, to=to, out=tmp_path / "out")  # type: ignore[arg-type]
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert str(run.parent) in own and str(run.parent) not in text and '"a.txt"' in text
+    assert "run.toml" not in text and (out / "loss.png").is_file()
+    assert ("from_pretrained" in text) == (to == "hf") and ("onnx/model.onnx" in text) == (to == "onnx")
+    assert text.count("```") == own.count("```") - 2 * (to == "onnx") and "Settings that differ" in text
+    assert ModelCard.load(out / "README.md").data.library_name == {"hf": "transformers", "onnx": "transformers.js"}[to]
+
+
+@pytest.mark.parametrize(("value", "name"), [
+    ("a.txt", "a.txt"), ("/home/me/a b.txt", "a b.txt"), ("../data/**/*.md", "*.md"), ("books/", "books/"),
+    ("/home/my own/a.txt", "a.txt"), ("..", ".."), ("a", "a")])
+def test_a_path_without_its_folders(value: str, name: str) -> None:
+    config = TrainConfig(init=value)
+    assert card.for_export(f'`{value}`\ninit = "{value}"\n{value}', config, {}) == f'`{name}`\ninit = "{name}"\n{value}'
+    assert card.for_export(f"`{value}`", config, {"base_revision": "0123"}) == f"`{value}`", "a name on the Hub"
+
+
+def test_a_reward_command_without_folders() -> None:
+    config = GRPOConfig(reward="python3 ~/s/judge.py --model=runs/judge", init="base")
+    assert card.for_export(f"`{config.reward}`", config, {}) == "`python3 judge.py --model=judge`"
+
+
+def test_an_unfinished_run_is_said_to_be_one(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--to", "hf", "--out", str(tmp_path / "whole")]) == 0
+    assert "not finished" not in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "part")
+    config, record = run_folder.read_run(tmp_path / "part")
+    run_folder.write_run(tmp_path / "part", config, record | {"finished": False, "selected_step": 1})
+    assert main(["export", str(tmp_path / "part"), "--to", "hf", "--out", str(tmp_path / "out")]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: ") and "its weights are of step 1 of 2; `bardlet resume " in line
 
 
 def test_older_tokenizers_replace_unknown_characters_and_keep_their_ids() -> None:

@@ -12,6 +12,7 @@ from conftest import TINY
 
 from bardlet import runner
 from bardlet.cli import main
+from bardlet.config.finetuning import SFTConfig
 from bardlet.config.pretraining import TrainConfig
 from bardlet.run import diagnosis, metrics
 
@@ -135,3 +136,15 @@ def test_a_run_prints_each_finding_once(tmp_path: Path, capsys: pytest.CaptureFi
     for note in ("note: most of the text is duplicated", "; validation text occurs in training: 100%",
                  "note: the loss after step 2 is higher than a bigram's"):
         assert err.count(note) == 1, err
+
+
+def test_a_fine_tuned_model_that_has_memorized_its_conversations() -> None:
+    """Far lower loss on them than on held-out ones, at the end of many epochs."""
+    def message(last: float, held_out: float, batches: int, steps: int = 400) -> str:
+        return messages([*FALLING[:-1], last], [held_out] * 8, config=SFTConfig(init="base"), steps=steps,
+                        record={"batches": batches, "documents": 30})
+
+    assert "memorized its 30 conversations in 100 epochs: the loss is 0.100 on them and 1.900" in message(0.1, 1.9, 4)
+    assert message(0.7, 1.9, 4) == "" == message(0.1, 0.35, 4), "no more than usual"
+    assert message(0.1, 1.9, 100) == "", "few epochs"
+    assert message(0.1, 1.9, 4, steps=800) == "", "not finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,11 @@ def test_a_base_without_chat_tokens_learns_to_answer(kind: str, chats: Path, tmp
     before, known = hf.read_folder(base)
     out = tmp_path / "run"
     assert main(["sft", str(base), str(chats), *FINE, "--out", str(out), "--debug"]) == 0
-    assert "tokens for chat to its vocabulary of" in capsys.readouterr().err
+    told = re.search(r"adding (\d) special tokens for chat(?: and (\d+) new characters of the conversations)? to its "
+                     r"vocabulary of (\d+)", capsys.readouterr().err)
     model, tokenizer = hf.read_folder(out)
+    assert told and int(told[1]) == len(tokenizer.special) - len(known.special) and bool(told[2]) == (kind == "char")
+    assert int(told[1]) + int(told[2] or 0) + int(told[3]) == tokenizer.vocab_size
     assert tokenizer.encode("The red door").tolist() == known.encode("The red door").tolist()  # ids do not change
     assert model.config.vocab_size == tokenizer.vocab_size > before.config.vocab_size
     assert not chat_template.is_missing(tokenizer)

@@ -6,6 +6,7 @@ import random
 import shutil
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 import bardlet
 from bardlet import tokenizer as tk
 from bardlet.config.toml import read_toml
-from bardlet.data import corpus
+from bardlet.data import corpus, statistics
 from bardlet.errors import BardletError
+from bardlet.run.record import TextRecord
+from bardlet.stages import prediction, summary
 
 TINY: dict[str, Any] = {"model": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "batch_size": 2,
                         "dtype": "fp32", "compile": "off", "threads": 1, "steps": 4, "save_every": 2, "eval_every": 4}
@@ -46,6 +49,34 @@ def test_normalize_is_recorded_and_prompts_follow_it(text: Path, tmp_path: Path)
     assert read_toml(again.folder / "run.toml")[0].normalize == "nfc" and bardlet.load(again.folder).tokenizer.nfc
     added = bardlet.train(text, out=tmp_path / "added", init=plain.folder, normalize="nfc", **short)
     assert bardlet.load(added.folder).tokenizer.nfc
+
+
+def test_a_plan_measures_the_text_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, measure = [], statistics.measure_corpus
+    monkeypatch.setattr(statistics, "measure_corpus", lambda *args, **options: (
+        calls.append(args), measure(*args, **options))[1])
+    bardlet.plan(text, minutes=1)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    ({"expected": 1.5}, "1.50 nats per character (1.27 to 1.72)"),
+    ({}, "no prediction: bardlet predicts the loss of runs of 400 steps or more; give more --minutes"),
+    ({"most_steps": 300}, "no prediction: bardlet predicts the loss of runs of 400 steps or more; this text is too "
+                          "short for them")])
+def test_the_reason_for_no_prediction(entries: dict[str, Any], message: str) -> None:
+    assert prediction.describe(TextRecord(counting=[1.0], **entries), pretrained=False) == message
+
+
+def test_a_prediction_that_a_slow_machine_made_void_is_named_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps were planned as 592, and 291 fit; a run that never had a prediction says nothing."""
+    for planned, facts, told in ((592, {"counting": [1.0]}, True), (300, {"counting": [1.0]}, False), (592, {}, False)):
+        trainer = SimpleNamespace(record=SimpleNamespace(minutes=0.5, most_steps=None),
+                                  state=SimpleNamespace(step=291, replans=[(0, planned), (59, 291)]))
+        summary._say_prediction(trainer, None, facts)  # type: ignore[arg-type]
+        message = ("nothing to compare with the prediction: it is for 400 steps or more, and 291 steps fit into 0.5 "
+                   "minutes\n")
+        assert capsys.readouterr().out == message * told
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])

@@ -18,6 +18,8 @@ from bardlet.data import chat_template
 from bardlet.inference import answers as inference_answers
 from bardlet.run import folder as run_folder
 from bardlet.run import hf
+from bardlet.run.record import ConversationsRecord
+from bardlet.stages.sft import SFT
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "48", "--dtype", "fp32", "--warmup-steps",
         "2", "--compile", "off"]  # fmt: skip
@@ -129,6 +131,21 @@ def test_the_default_is_three_epochs(base: Path, chats: Path, tmp_path: Path,
     assert plan["steps"] % 3 == 0 and unpacked["steps"] == 3 * -(-rows // 4)
     assert plan["steps"] < unpacked["steps"] / 2, "packing puts several conversations in a row"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_few_steps_is_not_sent_to_a_chat(base: Path, chats: Path, run: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    """Its completions do not end yet; the command that the end prints trains it longer."""
+    out = tmp_path / "out"
+    assert main(["sft", str(base), str(chats), *FINE, "--steps", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "end with a stop token; the model does not answer yet, train it longer\n" in said
+    assert f"saved to {out}; try `bardlet resume {out} --steps 200 --allow-change`" in said
+    _, record = run_folder.read_run(run)
+    stage = SFT.__new__(SFT)
+    for changes, unready in (({}, False), ({"ended": 0.1}, True), ({"ended": 0.1, "saved": 200}, False)):
+        stage.record = ConversationsRecord.of(record | changes)
+        assert stage.unready() == unready
 
 
 def test_user_errors_are_one_line(base: Path, chats: Path, run: Path, capsys: pytest.CaptureFixture[str],

@@ -198,6 +198,19 @@ def test_replans_can_be_repeated_without_a_clock(tmp_path: Path) -> None:
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize(("most", "reason"), [
+    (None, " to end on time"), (9, ", since more would only memorize the text")])
+def test_a_new_plan_says_whether_it_ends_early(most: int | None, reason: str, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(training.log, "warning", lambda text, *values: said.append(text % values))
+    trainer = make_trainer(tmp_path, steps=5)
+    trainer.record.most_steps = most
+    training.fit(trainer, lambda state: 9 if state.step == 2 else None)
+    assert said == [f"steps take less time than planned; training for 9 steps instead of 5{reason}"]
+    assert trainer.state.step == 9
+
+
 def test_a_signal_saves_and_names_the_resume_command(tmp_path: Path) -> None:
     """SIGTERM at the end of step 2: the step is saved, no third one starts, and the exit code is 143."""
     import signal

@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.inference import EvaluationOptions
@@ -31,6 +32,8 @@ def path(value: Any, where: str) -> str:
     """
     if not isinstance(value, str | os.PathLike):
         raise BardletError(f"{where} = {printable(value)}: must be a path, as a string or a pathlib.Path")
+    if not os.fspath(value):
+        raise BardletError(f"{where} = '': an empty path; name a file or a folder")
     return given(str(os.fspath(value)))
 
 
@@ -48,32 +51,72 @@ def paths(values: Iterable[Any], where: str) -> tuple[str, ...]:
 
 
 def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a public function: a BardletError that it raises names its keywords instead of the command's flags."""
+    """Decorate a public function: a BardletError that it raises names its keywords instead of the command's flags.
+
+    An error that begins with a flag also names the function.
+    """
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except BardletError as error:  # changed in place: its type and its exit code stay
-            names = keywords(function)
-            error.args = tuple(in_python(arg, names) if isinstance(arg, str) else arg for arg in error.args)
+            names, values = keywords(function), choices(function)
+            where = f"bardlet.{function.__name__}: " if "." not in function.__qualname__ else ""
+            error.args = tuple(where * arg.startswith("--") + in_python(arg, names, values)
+                               if isinstance(arg, str) else arg for arg in error.args)
             raise
 
     return wrapper
 
 
-def in_python(text: str, names: Mapping[str, str]) -> str:
-    """Return `text` with the flags in `names` replaced. Quoted commands and other flags stay as they are."""
-    return re.sub(r"`[^`]*`|(?<!\w)'[^']*'|(?<![\w-])--([a-z][a-z0-9-]*)",
-                  lambda match: names.get(match[1] or "", match[0]), text)
+def in_python(text: str, names: Mapping[str, str], values: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """Return `text` with the flags in `names` replaced, as in to="pdf" for `--to pdf`.
+
+    A word after a flag is its value if it is a number, in capitals, one of the flag's `values`, or before a colon.
+    Quoted commands and other flags stay as they are.
+    """
+    def keyword(match: re.Match[str]) -> str:
+        flag, word, colon = match[1] or "", match[2], match[3]
+        name = names.get(flag)
+        if name is None:
+            return match[0]
+        if word is None or not name.isidentifier():
+            return name + match[0].removeprefix(f"--{flag}")
+        if re.fullmatch(r"-?[\d.]+(e-?\d+)?|[A-Z]+|'.*'", word):
+            return f"{name}={word}{colon}"
+        return f'{name}="{word}"{colon}' if colon or word in values.get(flag, ()) else f"{name} {word}"
+
+    quotation, value = r"`[^`]*`|(?<!\w)'[^']*'", r"-?[\w./~][\w./~-]*(?<![.-])|'[^']*'(?=:)"
+    return re.sub(rf"{quotation}|(?<![\w-])--([a-z][a-z0-9-]*)(?: ({value})(:?))?", keyword, text)
+
+
+def choices(function: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
+    """Return the words that a flag takes, by the flag without its dashes: {"keep": ("best", "last", ...), ...}."""
+    hints = dict(get_type_hints(function))
+    for kind in _kinds(function):
+        hints |= get_type_hints(kind)
+    words: dict[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps")}
+    for name, hint in hints.items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                words[name.replace("_", "-")] = get_args(part)
+    return words
+
+
+def _kinds(function: Callable[..., Any]) -> list[Any]:
+    """Return the dataclasses whose fields are keywords of a function."""
+    name = function.__name__
+    if name == "evaluate":
+        return [EvaluationOptions]
+    return [kind for kind in CONFIGS if kind.command == ("train" if name == "plan" else name)]
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, str]:
     """Return the keyword for each flag without its dashes: {"n-layer": "n_layer", "no-pack": "pack=False", ...}."""
-    name = function.__name__
-    kinds = [kind for kind in CONFIGS if kind.command == ("train" if name == "plan" else name)]
+    kinds = _kinds(function)
     defaults = {each.name: each.default for each in inspect.signature(function).parameters.values()}
-    for kind in (EvaluationOptions,) if name == "evaluate" else kinds:
+    for kind in kinds:
         defaults |= {field.name: field.default for field in fields(kind)}
     names = {}
     for keyword, default in defaults.items():

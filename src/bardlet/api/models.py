@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from bardlet.config import toml
 from bardlet.config.inference import SamplingOptions
 from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import chat_template
-from bardlet.errors import BardletError, printable, quoted
+from bardlet.errors import BardletError, quoted
 from bardlet.inference import text_generation
 from bardlet.inference import translate as translation
 from bardlet.inference.chat_session import ChatSession
@@ -135,8 +135,7 @@ class Model:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt. BardletError for a character that the tokenizer does not know."""
         self._refuse_translator()
-        if not isinstance(prompt, str):
-            raise BardletError(f"prompt {printable(prompt)}: must be a string")
+        prompt = toml.typed(prompt, str, "generate: prompt")
         ids = text_generation.prompt_ids(self.tokenizer, prompt, self.documents)
         start = text_generation.prompt_ids(self.tokenizer, "", self.documents) if self.starts_documents else []
         return ids if not prompt or ids[:1] == start else start + ids
@@ -192,8 +191,7 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     Raises:
         BardletError: no such folder, a damaged file, or a model of another kind.
     """
-    if dtype not in get_args(DType):
-        raise BardletError(f"dtype {dtype}: must be one of {', '.join(get_args(DType))}")
+    dtype = toml.typed(dtype, DType, "bardlet.load: dtype")
     device = toml.typed(device, str, "bardlet.load: device")
     folder = hub.folder(arguments.path(folder, "bardlet.load: folder"))
     runtime_device.tune_malloc()

@@ -24,8 +24,9 @@ from bardlet.run.record import checked
 class RunSummary:
     """A run folder in one line. None: not known yet.
 
-    state: "finished", "running", "stopped" or "damaged". result: the main figure of the stage, in words. val_loss: in
-    nats per token; None for reinforcement learning, which has `reward`, the held-out reward. minutes: of training.
+    state: "finished", "running", "stopped" or "damaged". steps: that are done; of a stopped run, those that `resume`
+    keeps. result: the main figure of the stage, in words. val_loss: in nats per token; None for reinforcement
+    learning, which has `reward`, the held-out reward. minutes: of training.
     """
 
     folder: str
@@ -87,9 +88,11 @@ def summarize(folder: Path) -> RunSummary:
     if isinstance(config, RolloutConfig):
         loss, reward = None, _number(record.get("reward_after", None if loss is None else -loss))
     seconds = record.get("seconds") or last.get("seconds")
+    # its last line of metrics may be older or newer than the checkpoint
+    steps = {"finished": record.get("steps"), "stopped": record.get("saved", 0)}.get(state, last.get("step"))
     return RunSummary(
         str(folder), config.command, record.get("text"), getattr(config, "model", None) or _model_type(folder),
-        record.get("parameters"), state, record.get("steps") if state == "finished" else last.get("step"), loss, reward,
+        record.get("parameters"), state, steps, loss, reward,
         _result(config.command, record, loss, reward), None if seconds is None else seconds / 60, size / 1e6, modified)
 
 

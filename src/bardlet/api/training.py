@@ -132,13 +132,14 @@ Raises:
 """
 
 
-def resume(folder: PathLike, *, steps: int | None = None, allow_change: bool = False,
+def resume(folder: PathLike, *, steps: int | None = None, minutes: float | None = None, allow_change: bool = False,
            reward: str | None = None) -> Run:
     """Continue a run exactly where it stopped (`bardlet resume`).
 
     Args:
         folder: the run folder, or a `Run`.
         steps: a new total number of steps; needs allow_change.
+        minutes: how much longer to train, at the pace so far, in place of steps; needs allow_change.
         allow_change: continue even if machine, precision, compiler or text changed; no longer bit for bit.
         reward: the run's reward command; bardlet never runs a command that only a file names.
 
@@ -150,11 +151,12 @@ def resume(folder: PathLike, *, steps: int | None = None, allow_change: bool = F
     """
     path = Path(arguments.path(folder, "bardlet.resume: folder"))
     steps = toml.typed(steps, int | None, "bardlet.resume: steps")
+    minutes = toml.typed(minutes, float | None, "bardlet.resume: minutes")
     allow_change = toml.typed(allow_change, bool, "bardlet.resume: allow_change")
     reward = toml.typed(reward, str | None, "bardlet.resume: reward")
     from bardlet import runner
 
-    return Run(folder, runner.resume(path, reward, steps, allow_change))
+    return Run(folder, runner.resume(path, reward, steps, allow_change, minutes))
 
 
 def open_run(folder: PathLike) -> Run:

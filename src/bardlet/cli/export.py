@@ -12,9 +12,6 @@ from bardlet.cli.parser import Group, Usage, parse
 from bardlet.config.paths import given
 from bardlet.errors import quoted
 
-SUFFIXES = {"hf": "-hf", "gguf": ".gguf", "html": ".html", "onnx": "-onnx"}
-"""What the default name of an export adds to the name of the model."""
-
 NEXT = {"hf": "to publish it: hf upload OWNER/NAME {0}", "html": "open it in a browser, or send it to somebody",
         "gguf": "for Ollama: ollama create NAME -f {1}", "onnx": "onnxruntime and transformers.js load it"}
 """What to do with an export; {0} and {1} are the paths that were written."""
@@ -59,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.run import hub
 
     folder = hub.folder(command.run)
-    out = Path(command.out or export.name_of(folder) + SUFFIXES[command.to])
+    out = Path(command.out) if command.out else None
     written = export.export(folder, command.to, out, command.dtype, console.say)
     for path in written:
         size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""

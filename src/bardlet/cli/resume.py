@@ -14,7 +14,7 @@ USAGE = Usage(
     "Continue a run exactly where it stopped: with the same weights, optimizer state and batches, bit for bit.",
     (("bardlet resume runs/my-qwen3", "continue after Ctrl-C, a crash or a power cut"),
      ("bardlet resume runs/my-qwen3 --steps 4000 --allow-change", "train longer")),
-    (Group("changes", ("steps", "allow_change", "reward")), Group("output", ("json",))),
+    (Group("changes", ("steps", "minutes", "allow_change", "reward")), Group("output", ("json",))),
     positionals={"run": "RUN"}, metavars={"reward": "COMMAND"})
 
 
@@ -26,6 +26,8 @@ class Command:
     """The run folder."""
     steps: int | None = None
     """New total number of steps. This changes the run: it needs --allow-change."""
+    minutes: float | None = None
+    """Train about M minutes longer, at the pace so far, in place of --steps. It needs --allow-change."""
     allow_change: bool = False
     """Continue even if machine, precision, compiler or text changed. The result is then not bit for bit the same."""
     reward: str | None = None
@@ -39,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     command = parse(Command, argv, USAGE)
     from bardlet import runner
 
-    result = runner.resume(Path(command.run), command.reward, command.steps, command.allow_change)
+    result = runner.resume(Path(command.run), command.reward, command.steps, command.allow_change,
+                           command.minutes)
     if command.json and result:
         console.say_json(result)
     return 0

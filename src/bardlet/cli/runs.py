@@ -101,6 +101,9 @@ def print_table(summaries: Sequence[RunSummary]) -> None:
         cells = (cell.rjust(width) if i in right else cell.ljust(width)
                  for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         console.say("  ".join(cells).rstrip())
+    units = {run.result.split()[-1] for run in summaries if "nats/" in run.result}
+    if len(units) > 1:
+        console.say(f"\nresults in {' and '.join(sorted(units))} do not compare")
 
 
 def rounded(value: float, digits: int) -> str:

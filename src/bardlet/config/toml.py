@@ -76,7 +76,11 @@ def options(kind: type[T], values: Mapping[str, Any], where: str) -> T:
             near = get_close_matches(name, hints, 1)
             raise BardletError(f"{where}: unknown option '{name}'; "
                                + (f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(sorted(hints))}"))
-    return kind(**{name: typed(value, hints[name], f"{where}: {name}") for name, value in values.items()})
+    checked = {name: typed(value, hints[name], f"{where}: {name}") for name, value in values.items()}
+    try:
+        return kind(**checked)
+    except BardletError as error:
+        raise BardletError(f"{where}: {error}") from None
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bardlet import doctor
 from bardlet import tokenizer as tokenization
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.config.settings import Settings
 from bardlet.data.duplicates import Overlap
 from bardlet.errors import BardletError, quoted
 from bardlet.export import gguf, html, onnx
+from bardlet.run import card, hf
 from bardlet.run import folder as run_folder
-from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import Tokenizer
 
+log = logging.getLogger("bardlet")
+
 DTYPES = {"hf": ("fp32",), "gguf": gguf.DTYPES, "html": html.DTYPES, "onnx": ("fp32",)}
 """The formats, and the precisions of each; the first is the default."""
+SUFFIXES = {"hf": "-hf", "gguf": ".gguf", "html": ".html", "onnx": "-onnx"}
+"""What the default name of an export adds to the name of the model."""
 CHECKED_TOKENS = 5_000
 """Tokens that the memorization check generates."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to be exported. documents: of its training text. starts_documents, translates: see `api.models.Model`."""
+    """A model to be exported. documents: of its training text. starts_documents, translates: see `api.models.Model`.
+
+    config, record: of the run that trained it; None, {}: it is no run.
+    """
 
     folder: Path
     model: Any
@@ -37,15 +46,17 @@ class Source:
     translates: bool = False
     wrote_text: bool = False
     """True if it was trained on a text whose copies can be counted."""
+    config: Settings | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def export(folder: Path, to: str, out: Path, dtype: str | None = None,
+def export(folder: Path, to: str, out: Path | None = None, dtype: str | None = None,
            tell: Callable[[str], None] = lambda line: None) -> list[Path]:
     """Export the model in `folder`, and return the files or the folder that were written.
 
     Args:
         to: html, gguf, onnx or hf.
-        out: the file, for onnx and hf the folder; it must not exist yet.
+        out: the file, for onnx and hf the folder; it must not exist yet. None: the name of the model, here.
         dtype: one of DTYPES[to]; None: the first.
         tell: gets a line about what the export should make its owner know.
 
@@ -55,12 +66,15 @@ def export(folder: Path, to: str, out: Path, dtype: str | None = None,
     if to not in DTYPES:
         raise BardletError(f"--to {to}: must be one of {', '.join(DTYPES)}")
     if dtype not in (None, *DTYPES[to]):
-        raise BardletError(f"--dtype {dtype}: for --to {to} it must be one of {', '.join(DTYPES[to])}")
+        raise BardletError(f"--dtype {dtype}: must be one of {', '.join(DTYPES[to])} for --to {to}")
+    out = out or Path(name_of(folder) + SUFFIXES[to])
     if out.exists():
-        raise BardletError(f"{out}: exists already; remove it, or choose another --out")
+        raise BardletError(f"{out}: exists already; {'remove it, or ' * out.is_file()}choose another --out")
     if not out.absolute().parent.is_dir():
         raise BardletError(f"{out.parent}: no such folder; make it with: mkdir -p {quoted(out.parent)}")
     source = read(folder)
+    if notice := unfinished(source):
+        log.warning("%s", notice)
     precision = dtype or DTYPES[to][0]
     if to == "hf":
         return [write_folder(out, source)]
@@ -80,8 +94,20 @@ def read(folder: Path) -> Source:
     if not (folder / "run.toml").exists():
         return source
     config, record = run_folder.settings(folder, use_edited=True)
-    return replace(source, **run_folder.prompt_facts(config, record, model.config.block_size),
-                   translates=isinstance(config, TranslationConfig), wrote_text=isinstance(config, TrainConfig))
+    return replace(source, **run_folder.prompt_facts(config, record, model.config.block_size), config=config,
+                   record=record, translates=isinstance(config, TranslationConfig),
+                   wrote_text=isinstance(config, TrainConfig))
+
+
+def unfinished(source: Source) -> str:
+    """Return a notice if a model comes from a run that is not finished, else an empty string."""
+    config, record = source.config, source.record
+    if config is None or record.get("finished"):
+        return ""
+    steps = config.replans[-1][1] if config.replans else config.steps
+    step = record.get("selected_step") or 0
+    return (f"{source.folder}: the run is not finished; its weights are of step {step:,} of {steps or 0:,}; "
+            f"`bardlet resume {quoted(source.folder)}` finishes it")
 
 
 def name_of(folder: Path) -> str:
@@ -93,7 +119,7 @@ def name_of(folder: Path) -> str:
 
 
 def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
-    """Write a folder without checkpoints, logs and settings: what the Hub and other libraries need, and the card.
+    """Write a folder without checkpoints, logs and settings: what the Hub and other libraries need, and a run's card.
 
     weights: write model.safetensors; otherwise onnx/model.onnx, where transformers.js looks for it.
     """
@@ -106,13 +132,23 @@ def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
             (out / "onnx").mkdir()
             onnx.write(out / "onnx" / "model.onnx", source.model)
             onnx.write_tokenizer(out, source.tokenizer)
-        for name in ("README.md", "loss.png", "margins.png") if weights else ():
-            if (source.folder / name).is_file():
-                shutil.copyfile(source.folder / name, out / name)
+        _write_card(out, source, onnx=not weights)
     except BaseException:
         atomic.remove_folder(out)
         raise
     return out
+
+
+def _write_card(out: Path, source: Source, onnx: bool) -> None:
+    """Write the card with its pictures; that of a model of another tool only beside its own weights."""
+    if onnx and source.config is None:
+        return
+    for name in ("README.md", "loss.png", "margins.png"):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, out / name)
+    if source.config is not None and (path := out / "README.md").exists():
+        text = path.read_text(encoding="utf-8")
+        atomic.write_text(path, card.for_export(text, source.config, source.record, onnx))
 
 
 def write_gguf(out: Path, source: Source, dtype: str) -> list[Path]:

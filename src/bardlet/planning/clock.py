@@ -28,7 +28,7 @@ with the picture of the loss: on a very busy machine a run ends a few seconds la
 TIMING = 0.03
 """Maximum share of the time for timing steps, besides a first one, before training."""
 
-FEW_STEPS, MIN_TOKENS = 100, 512
+HALVE_BATCH_BELOW, MIN_TOKENS = 100, 512
 """If the time is too short for this many steps, bardlet halves a batch that it chose, down to this many tokens."""
 
 ONE_EVALUATION = 0.02

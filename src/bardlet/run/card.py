@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ METRICS = {"nats_per_char": "nats per character", "bits_per_byte": "bits per byt
            "accuracy": "held-out pairs in which the preferred completion has the higher reward",
            "reward_after": "mean held-out reward"}
 """Entries of a record that the card's metadata lists as results, with their names there."""
+
+PATHS = ("text", "source", "target", "replay_text", "init", "reward")
+"""Settings that may hold paths; a reward may also be a command."""
+FOLDERS, FOLDERS_OF_WORDS = r".*[/\\](?=[^/\\])", r"""[^\s"'=]*[/\\](?=[^\s"'/\\])"""
+"""Patterns of the folders before the name of a path, and before the name of each path in a command."""
+
+ONNX_USE = """onnx/model.onnx is the model for onnxruntime and transformers.js, with the names of Hugging Face's
+Optimum: `input_ids`, `attention_mask`, `position_ids` and `past_key_values.*` in, `logits` and `present.*` out.
+"""
+"""How to use the model of an export to ONNX, in its card."""
 
 KTO_ACCURACY = "held-out pairs of a liked and a disliked completion in which the liked one has the higher reward"
 
@@ -80,6 +91,35 @@ class Card:
             tags=["bardlet", *([self.config.command] if self.config.stage != "pretrain" else [])],
             base_model=str(self.config.init).partition("@")[0] if self.record.get("base_revision") else None,
             datasets=corpora or None, eval_results=results or None).to_yaml()
+
+
+def for_export(text: str, config: Settings, record: Mapping[str, Any], onnx: bool = False) -> str:
+    """Return the text of a card for others: of local files it keeps the names, not the folders.
+
+    onnx: the export has the model as an ONNX graph.
+    """
+    for name in PATHS:
+        value = getattr(config, name, None) or ()
+        if name == "init" and record.get("base_revision"):  # OWNER/NAME on the Hub
+            continue
+        for path in (value,) if isinstance(value, str) else value:
+            short = re.sub(FOLDERS_OF_WORDS if name == "reward" else FOLDERS, "", path)
+            for old, new in zip(_as_quoted(path), _as_quoted(short), strict=True):
+                text = text.replace(old, new)
+    text = text.replace(" (run.toml has all of them)", "")
+    if onnx:
+        text = text.replace("library_name: transformers\n", "library_name: transformers.js\n", 1)
+        before, sample, after = text.split("```\n", 2)  # the sample has no fence of its own
+        settings = after.partition("\nSettings that differ")
+        text = "```\n".join((before, sample, f"\n{ONNX_USE}{''.join(settings[1:])}"))
+    return text
+
+
+def _as_quoted(value: str) -> tuple[str, str]:
+    """Return a value as the sentences of a card quote it, and as its settings do."""
+    import tomli_w
+
+    return f"`{value}`", tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def _selected(record: dict[str, Any]) -> str:

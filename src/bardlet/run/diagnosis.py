@@ -20,6 +20,9 @@ PLATEAU = 0.97
 """Ratio of the training loss now to the loss after warmup, above which the loss counts as stuck."""
 LATE = 0.75
 """Share of the steps after which a validation loss above the bigram's is a problem."""
+MEMORIZED_EPOCHS, MEMORIZED_RATIO, MEMORIZED_GAP = 5, 3.0, 0.3
+"""Epochs of fine-tuning on conversations, ratio of the held-out loss to the training loss, and difference of the two in
+nats per token: a finished run with more of each has memorized its conversations."""
 CHECKS = 20
 """Number of times a run checks its losses during training."""
 OVERFIT_RATIO = 1.02
@@ -100,7 +103,8 @@ def of_losses(lines: Sequence[Mapping[str, Any]], config: Settings, steps: int,
     train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
     val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     bigram = record.get("bigram", 0.0) * record.get("characters_per_token", 0.0)
-    yield from _overfitting(train, val, config, steps)
+    overfitting = list(_overfitting(train, val, config, steps))
+    yield from overfitting or _memorizing(train, val, config, steps, record)
     yield from _rising(train, record.get("guessing", 0.0) if not config.init else 0.0)
     if not bigram or (isinstance(config, FromScratch) and config.model == "bigram"):  # nothing to compare with
         return
@@ -159,6 +163,19 @@ def _overfitting(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, fl
     yield warning("fit", f"overfitting since step {at:,}: the validation loss rose from {best:.3f} "
                   f"to {val[-1][1]:.3f} while the training loss fell; {kept}; use more text, more "
                   "--weight-decay or --dropout, or a shorter run")
+
+
+def _memorizing(train: Sequence[tuple[int, float]], val: Sequence[tuple[int, float]], config: Settings, steps: int,
+                record: Mapping[str, Any]) -> Iterator[Finding]:
+    """Warn if a finished `sft` predicts its conversations far better than the held-out ones."""
+    epochs = steps / max(1, int(record.get("batches") or steps))
+    if config.stage != "sft" or not train or not val or val[-1][0] < steps or epochs <= MEMORIZED_EPOCHS:
+        return
+    seen, held_out = train[-1][1], val[-1][1]
+    if held_out > MEMORIZED_RATIO * seen and held_out > seen + MEMORIZED_GAP:
+        yield warning("fit", f"the model has memorized its {int(record.get('documents') or 0):,} conversations in "
+                      f"{epochs:,.0f} epochs: the loss is {seen:.3f} on them and {held_out:.3f} on held-out ones; use "
+                      "more conversations, or fewer --steps")
 
 
 def refutation(lines: Sequence[Mapping[str, Any]], step: int) -> str | None:

@@ -43,8 +43,8 @@ from bardlet.training.trainer import evaluate
 
 log = logging.getLogger("bardlet")
 
-FEW_STEPS = 50
-"""A default plan with fewer steps than this logs a warning."""
+SMALL_DEFAULT_PLAN = 50
+"""Steps of a default plan, below which it logs a warning."""
 
 
 class NamedSource(Protocol):
@@ -155,6 +155,10 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """Return the result lines of a finished run."""
         return []
 
+    def unready(self) -> bool:
+        """Return True if the trained model cannot do yet what `use` would ask of it."""
+        return False
+
     def describe_loss(self) -> str:
         """Return the validation loss in its units, and how many of the held-out tokens it covers if not all."""
         r = self.record
@@ -244,17 +248,17 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         self.fit_to_steps(trainer)
 
     def _fit_batch(self, trainer: Trainer, seconds: float) -> None:
-        """Halve a batch that the user left open until the time is enough for FEW_STEPS steps, by timing one or two."""
+        """Halve a batch that the user left open until the time is enough, by timing one or two steps."""
         if not self.batch_is_open or trainer.objective.period > 1:
             return
         config, world, seconds = trainer.config, self.dist.world, max(1.0, seconds)
         per_step = clock.seconds_per_step(trainer, 1, patience=0.0)
-        if trainer.dist.broadcast_int(int(seconds < clock.FEW_STEPS * per_step)):  # a first step is slow
-            per_step = clock.seconds_per_step(trainer, 1, patience=seconds / clock.FEW_STEPS)
+        if trainer.dist.broadcast_int(int(seconds < clock.HALVE_BATCH_BELOW * per_step)):  # a first step is slow
+            per_step = clock.seconds_per_step(trainer, 1, patience=seconds / clock.HALVE_BATCH_BELOW)
         name = config.batch_setting
         batch = smallest = getattr(config, name)
         while smallest % (2 * world) == 0 and (config.tokens_per_step * smallest // batch > clock.MIN_TOKENS
-                                               and seconds * batch < clock.FEW_STEPS * per_step * smallest):
+                                               and seconds * batch < clock.HALVE_BATCH_BELOW * per_step * smallest):
             smallest //= 2
         if (smallest := trainer.dist.broadcast_int(smallest)) < batch:
             trainer.config = self.config = cast(C, replace(config, **cast(Any, {name: smallest})))
@@ -338,7 +342,7 @@ class FineTuning(Stage[F, Source, Data, R]):
         """Plan `epochs` epochs if neither --steps nor --minutes is given."""
         if trainer.config.steps is None and trainer.config.minutes is None:
             trainer.state.steps = self.epochs * trainer.record.batches
-            if trainer.state.steps < FEW_STEPS:
+            if trainer.state.steps < SMALL_DEFAULT_PLAN:
                 log.warning("%s is small: only %d steps in %d epoch%s; use --steps 200 to train longer",
                             trainer.record.text, trainer.state.steps, self.epochs, "s" * (self.epochs > 1))
             trainer.config = replace(trainer.config, steps=trainer.state.steps)

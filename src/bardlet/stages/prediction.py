@@ -25,10 +25,11 @@ def describe(record: TextRecord, pretrained: bool) -> str:
     """
     if record.expected:
         return scaling_law.describe(record.expected, record.drift or 0.0)
+    shorter = f"no prediction: bardlet predicts the loss of runs of {scaling_law.MIN_STEPS} steps or more"
     if record.counting and record.most_steps and record.most_steps < scaling_law.MIN_STEPS:
-        return f"no prediction: the text is too short for {scaling_law.MIN_STEPS} steps, the fewest that have one"
+        return f"{shorter}; this text is too short for them"
     if record.counting:
-        return f"no prediction: it takes {scaling_law.MIN_STEPS} steps, which need more time"
+        return f"{shorter}; give more --minutes"
     if record.untold:
         few = len(record.untold) < 4
         chosen = ", ".join(map(flag, record.untold)) if few else "model, batch size and learning rates"

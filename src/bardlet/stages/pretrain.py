@@ -185,7 +185,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             model = models.build(shape)
         self.config = replace(self.config, text=config.text or (self.source.name,))
         self.decay_is_open = config.weight_decay is None
-        self.record = self._new_record(config)
+        self.record = self._new_record(config, corpus_statistics)
         self.record.replay = old_text
         self.source.release()
         if plan and corpus_statistics:
@@ -218,11 +218,13 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if measured.drift > scaling_law.USUAL_DRIFT:
             self.record.drift = measured.drift
 
-    def _new_record(self, config: TrainConfig) -> TextRecord:
-        """Return the record of a new run. A short text has no bigram loss."""
+    def _new_record(self, config: TrainConfig, measured: CorpusStatistics | None) -> TextRecord:
+        """Return the record of a new run. A short text has no bigram loss. measured: by the plan, if there is one."""
         tokens, characters, _ = self.held_out()
-        with self.dist.main_first():
-            ngram_losses = statistics.measure_corpus(self.source, val_part=config.val_part).losses
+        if measured is None:
+            with self.dist.main_first():
+                measured = statistics.measure_corpus(self.source, val_part=config.val_part)
+        ngram_losses = measured.losses
         return TextRecord(
             text=self.source.name, text_hash=self.source.hash, tokenizer=self.data.tokenizer.kind,
             documents=self.data.documents, tokens=len(self.parts()[0]), minutes=config.minutes,
@@ -313,8 +315,9 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         return prediction.describe(self.record, self.config.init is not None)
 
     def card_figures(self) -> dict[str, str]:
-        """Return the size of the text for the model card."""
-        return {"characters_text": f"{self.data.train_chars + self.data.val_chars:,} characters"}
+        """Return the size of the text and the unit of its losses for the model card."""
+        return {"characters_text": f"{self.data.train_chars + self.data.val_chars:,} characters",
+                "loss_unit": self.record.loss_unit}
 
     def characters_and_epochs(self, trainer: Trainer) -> tuple[float, float]:
         """Return (characters, epochs) of the planned steps."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bardlet import console
 from bardlet.config.finetuning import SFTConfig
 from bardlet.data import batch, chat_template, forms, records, shards
 from bardlet.data.corpus import dev_split_start
@@ -40,6 +41,9 @@ from bardlet.training.state import Objective, Trainer
 log = logging.getLogger("bardlet")
 
 VERSION = 5
+ANSWERS, FEW_FOR_CHAT = 0.5, 200
+"""Share of the generated completions that must end with a stop token for a chat, unless the run has this many steps:
+then long answers meet the limit of this test, and longer training would not help."""
 EVAL_PROMPTS, SAMPLES = 50, 3
 """Evenly spread held-out conversations whose first completion a finished run generates, and number of these samples."""
 
@@ -81,8 +85,12 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         texts = (chat_template.escape_special(str(message["content"])) for messages in
                  self.load_data().read(forms.conversation) for message in messages) if tokenizer.kind == "char" else ()
         grown = chat_template.with_special_tokens(tokenizer, texts)
-        log.warning("%s: adding %d tokens for chat to its vocabulary of %d", self.config.init,
-                    grown.vocab_size - tokenizer.vocab_size, tokenizer.vocab_size)
+        special = len(grown.special) - len(tokenizer.special)
+        characters = grown.vocab_size - tokenizer.vocab_size - special
+        log.warning("%s: adding %s for chat%s to its vocabulary of %d", self.config.init,
+                    console.count(special, "special token"),
+                    f" and {console.count(characters, 'new character')} of the conversations" if characters else "",
+                    tokenizer.vocab_size)
         if grown.vocab_size > model.config.vocab_size:
             model = with_vocabulary(model, grown.vocab_size, torch_seed(self.config.seed))
         return model, grown
@@ -160,8 +168,14 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         r = self.record
         lines = [f"held-out completions: {r.val_loss_before:z.4f} nats per token before, {r.val_loss:z.4f} after"]
         if r.ended is not None:
-            lines.append(f"generated completions of held-out prompts: {r.ended:.0%} end with a stop token")
+            lines.append(f"generated completions of held-out prompts: {r.ended:.0%} end with a stop token"
+                         + "; the model does not answer yet, train it longer" * self.unready())
         return lines + self.selection_bias()
+
+    def unready(self) -> bool:
+        """Return True after a short run if most of the generated completions did not end."""
+        r = self.record
+        return r.ended is not None and r.ended < ANSWERS and (r.saved or 0) < FEW_FOR_CHAT
 
     def measure(self, trainer: Trainer) -> str:
         """Record the share of completions that end with a stop token, draw the curve and return some completions."""

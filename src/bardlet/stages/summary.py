@@ -14,8 +14,8 @@ from bardlet.runtime import contention
 from bardlet.stages.base import AnyStage
 from bardlet.training.state import Trainer
 
-FEW_STEPS = 200
-"""A timed run of fewer steps is said to be one."""
+SHORT_TIMED_RUN = 200
+"""Steps of a timed run, below which its end asks for more time."""
 
 HEADINGS = {"sample": "sample of the model:", "": "completions and their rewards:"}
 """Headings of the sample at the end of a run, by `Stage.use`."""
@@ -108,12 +108,16 @@ def say_result(trainer: Trainer, stage: AnyStage, resumed_from: int | None) -> d
 def _say_prediction(trainer: Trainer, stage: AnyStage, facts: dict[str, Any]) -> None:
     """Compare the loss with the one that was predicted for the steps of the last plan; say why steps were missing."""
     minutes, steps = trainer.record.minutes, trainer.state.step
-    if minutes and steps < FEW_STEPS and steps < (trainer.record.most_steps or math.inf):
+    if minutes and steps < SHORT_TIMED_RUN and steps < (trainer.record.most_steps or math.inf):
         busy = contention.slowdown()
         reason = f"; the machine is busy: {contention.describe(busy)}" if busy > 1 else ""
         console.say(f"only {console.count(steps, 'step')} fit into {_minutes(minutes)}{reason}; for a better model "
                     f"give more time, as in --minutes {_more_minutes(minutes, steps)}")
     if not (expected := facts.get("expected")):
+        planned = [steps for _, steps in trainer.state.replans]
+        if minutes and facts.get("counting") and steps < scaling_law.MIN_STEPS <= max(planned, default=0):
+            console.say(f"nothing to compare with the prediction: it is for {scaling_law.MIN_STEPS} steps or more, and "
+                        f"{console.count(steps, 'step')} fit into {_minutes(minutes)}")
         return
     loss, drift = facts["nats_per_char"], facts.get("drift") or 0.0
     low, high = scaling_law.band(expected, drift)
@@ -122,14 +126,16 @@ def _say_prediction(trainer: Trainer, stage: AnyStage, facts: dict[str, Any]) ->
 
 
 def _more_minutes(minutes: float, steps: int) -> str:
-    """Return minutes for FEW_STEPS steps at the pace of a run, as people say them."""
-    needed = minutes * FEW_STEPS / max(1, steps)
+    """Return minutes for SHORT_TIMED_RUN steps at the pace of a run, as people say them."""
+    needed = minutes * SHORT_TIMED_RUN / max(1, steps)
     return f"{next((n for n in (1, 2, 3, 5, 10, 20, 30, 60, 120) if n >= needed), 240)}"
 
 
 def _next_command(trainer: Trainer, stage: AnyStage) -> str:
     """Return the command that uses the finished model, without `bardlet`."""
     run = quoted(trainer.run)
+    if stage.unready():
+        return f"resume {run} --steps {max(SHORT_TIMED_RUN, 4 * trainer.state.step)} --allow-change"
     if stage.use:
         return f"{stage.use} {run}"
     return f"ppo {quoted(getattr(trainer.config, 'init', 'MODEL'))} chats.jsonl --reward {run}"

@@ -204,8 +204,10 @@ def _replan(trainer: Trainer, replan: Callable[[State], int | None], replanned: 
         trainer.state.steps = max(steps, trainer.state.step + 1)
         consequence = replanned()
     if not recorded and not 0.8 < trainer.state.steps / before < 1.25:
-        log.warning("steps take %s than planned; training for %d steps instead of %d to end on time%s",
-                    "longer" if trainer.state.steps < before else "less time", trainer.state.steps, before, consequence)
+        at_limit = trainer.state.steps == trainer.record.most_steps
+        log.warning("steps take %s than planned; training for %d steps instead of %d%s%s",
+                    "longer" if trainer.state.steps < before else "less time", trainer.state.steps, before,
+                    ", since more would only memorize the text" if at_limit else " to end on time", consequence)
     if steps and (trainer.state.step, trainer.state.steps) not in trainer.state.replans:
         trainer.state.replans.append((trainer.state.step, trainer.state.steps))
         write_run(trainer)

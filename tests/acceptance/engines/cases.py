@@ -41,8 +41,8 @@ QUESTIONS = {
     "chinese": ("第{}天有幾隻鳥?", "{}隻鳥。"),
 }
 OTHERS = ["def f(x):\n    return x * 2  # twice\n", "😀 emoji 👩‍👩‍👧 and naïve café", "  \n\n \t x",
-          "東京 Москва Αθήνα", "I'LL 12345 don't", "<|end|> is text", "\u202eright to left\u202c \x00 nul", "</script>",
-          "x = [1, 2, 3]; print(x[::-1])", "Grüße, Ελλάδα, שלום, नमस्ते"]
+          "東京 Москва Αθήνα", "I'LL 12345 don't", "| < end > is text", "\u202eright to left\u202c \x00 nul",
+          "</script>", "x = [1, 2, 3]; print(x[::-1])", "Grüße, Ελλάδα, שלום, नमस्ते"]
 """Texts with characters that the training texts do not have."""
 
 LANGUAGES, KINDS = ("english", "russian", "chinese"), ("char", "byte", "bpe")
