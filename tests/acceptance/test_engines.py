@@ -14,22 +14,28 @@ engine and model, and each is in the line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from browser import CHROMIUM, Browser
 from engines import cases
 from engines.cases import Case, Outcome, compare
 
-from bardlet.export import gguf, html, onnx
+from bardlet.export import export, gguf, html, onnx
 
 HERE = Path(__file__).parent / "engines"
 NODE, GO, MODULES = shutil.which("node"), shutil.which("go"), os.environ.get("BARDLET_NODE_MODULES")
@@ -142,6 +148,75 @@ def test_llama_cpp(writes: Case, tmp_path: Path) -> None:
     gguf.write(tmp_path / "m.gguf", writes.model, writes.tokenizer, "m")
     answer = run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=writes.request())
     record(writes, "llama.cpp", answer["version"], compare(writes, answer))
+
+
+@pytest.fixture
+def onnx_folder(writes: Case, tmp_path: Path) -> Path:
+    """What `bardlet export --to onnx` writes, in a folder with the name of the case."""
+    return export.export(writes.folder, "onnx", tmp_path / writes.name)[0]
+
+
+def as_others_read(case: Case) -> Case:
+    """Return the case with more texts, and ids of the library tokenizers.
+
+    It reads "<|end|>" in a text as the special token, as transformers.js always does, and a tokenizer of characters
+    replaces unknown ones there. All other ids are bardlet's.
+    """
+    library = tokenizers.Tokenizer.from_file(str(case.folder / "tokenizer.json"))
+    texts = [*case.texts, *cases.OTHERS, "<|end|> is text", "a<|endoftext|>b"]
+    ids = [library.encode(text).ids for text in texts]
+    for text, ours, theirs in zip(case.texts, case.ids, ids, strict=False):
+        assert ours == theirs or any(name in text for name in case.tokenizer.special.values())
+    return dataclasses.replace(case, texts=texts, ids=ids)
+
+
+@needs_modules
+def test_transformers_js(writes: Case, onnx_folder: Path) -> None:
+    case = as_others_read(writes)
+    answer = run(NODE, HERE / "transformers.mjs", MODULES, onnx_folder, request=case.request())
+    record(case, "transformers.js, Node", answer["version"], compare(case, answer))
+    record(case, "transformers.js, Node, padded", answer["version"], compare(case, answer, "padded"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    running = Browser(tmp_path_factory.mktemp("profile"), loopback=True)
+    yield running
+    running.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None or MODULES is None, reason="needs Chromium on the path and BARDLET_NODE_MODULES")
+def test_transformers_js_in_chromium(writes: Case, onnx_folder: Path, browser: Browser) -> None:
+    """The file that a page loads from a CDN, and onnxruntime's WebAssembly; the first 20 prompts, for time."""
+    case = as_others_read(writes)
+    first = dataclasses.replace(case, prompts=case.prompts[:20], completions=case.completions[:20])
+    root = onnx_folder.parent
+    (root / "modules").symlink_to(MODULES or "")
+    (root / "engines").symlink_to(HERE)
+    with served(root) as address:
+        browser.open(f"{address}/engines/transformers.html", 1280, "light")
+        answer = browser.value(f"answer({json.dumps(writes.name)}, {json.dumps(first.request())})")
+    sent = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    assert any(url.endswith("model.onnx") for url in sent)
+    assert all(url.startswith((address, "blob:", "data:")) for url in sent), sent
+    record(first, "transformers.js, Chromium", answer["version"], compare(first, answer))
+    record(first, "transformers.js, Chromium, padded", answer["version"], compare(first, answer, "padded"))
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder at an address of this machine."""
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @needs_node
