@@ -79,11 +79,12 @@ class Card:
                                          autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         environment.filters.update(escaped=escaped, code=code)
         settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
+        folder = json.dumps(f"path/to/{self.run.name}", ensure_ascii=False).replace("`", r"\u0060")
         text = environment.get_template(f"{template}.md.jinja").render(
-            title=self.title, run=quoted(f"path/to/{self.run.name}"),
-            folder=json.dumps(f"path/to/{self.run.name}", ensure_ascii=False).replace("`", r"\u0060"), config=self.config, model=self.model,
-            r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
-            settings=tomli_w.dumps(settings).strip().replace("```", r"\u0060``"), loss=self.loss, weights=_selected(self.record))
+            title=self.title, run=quoted(f"path/to/{self.run.name}"), folder=folder, config=self.config,
+            model=self.model, r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
+            settings=tomli_w.dumps(settings).strip().replace("```", r"\u0060``"), loss=self.loss,
+            weights=_selected(self.record))
         card = f"---\n{self.metadata(template)}\n---\n\n{neutral(text)}"  # of the sample, and of the names in it
         (self.run / "README.md").write_text(card, encoding="utf-8")
 
