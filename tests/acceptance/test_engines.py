@@ -34,8 +34,11 @@ import torch
 from browser import CHROMIUM, Browser
 from engines import cases
 from engines.cases import Case, Outcome, compare
+from export.test_page import model_of
 
 from bardlet.export import export, gguf, html, onnx
+from bardlet.inference import generate
+from bardlet.tokenizer import train_char
 
 HERE = Path(__file__).parent / "engines"
 NODE, GO, MODULES = shutil.which("node"), shutil.which("go"), os.environ.get("BARDLET_NODE_MODULES")
@@ -126,12 +129,13 @@ def test_onnxruntime(writes: Case, tmp_path: Path) -> None:
     record(writes, "onnxruntime", ort.__version__, compare(writes, {"completions": got}))
 
 
-def greedy_onnx(session: Any, config: Any, prompt: list[int], stops: list[int]) -> list[int]:
+def greedy_onnx(session: Any, config: Any, prompt: list[int], stops: list[int],
+                tokens: int = cases.TOKENS) -> list[int]:
     """Continue a prompt, one token at a time with the cache."""
     names = [f"{n}.{kind}" for n in range(config.n_layer) for kind in ("key", "value")]
     cache: list[Any] = [np.zeros((1, config.n_kv_head, 0, config.head_dim), np.float32)] * len(names)
     ids, new = list(prompt), list(prompt)
-    for _ in range(cases.TOKENS):
+    for _ in range(tokens):
         logits, *cache = session.run(None, {
             "input_ids": np.array([new]), "attention_mask": np.ones((1, len(ids)), np.int64),
             "position_ids": np.arange(len(ids) - len(new), len(ids))[None],
@@ -271,3 +275,37 @@ def test_modelfile(writes: Case, tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(writes.folder)
     assert answer["prompts"] == [theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
                                  for chat in chats]
+
+
+ODD = {
+    "two tokens, width 8": ("gpt2", {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 8, "block_size": 8}),
+    "untied, width 10": ("gpt2", {"n_head": 5, "n_kv_head": 5, "n_embd": 10, "head_dim": 2, "tie_embeddings": False}),
+    "inner width 7": ("gpt2", {"n_inner": 7}),
+    "rotary, two tokens, width 8": ("qwen3", {"activation": "silu", "n_layer": 1, "n_embd": 8, "n_head": 1,
+                                              "n_kv_head": 1, "block_size": 8}),
+    "grouped 6 to 1, heads of 6": ("qwen3", {"activation": "silu", "n_head": 6, "n_kv_head": 1, "head_dim": 6}),
+    "untied, grouped 3 to 1": ("qwen3", {"activation": "silu", "n_head": 3, "n_kv_head": 1, "tie_embeddings": False,
+                                         "n_inner": 5}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes(name: str, tmp_path: Path) -> None:
+    """Every engine that is here writes the same, or the export is one sentence."""
+    ort = pytest.importorskip("onnxruntime")
+    family, changes = ODD[name]
+    tokenizer = train_char("ab" if "two tokens" in name else "abcdefg", separator=False)
+    model = model_of(family, tokenizer.vocab_size, **changes)
+    prompts = [[0], [1, 1], [1, 0, 1]]
+    ours = [generate.generate(model, [prompt], 5, temperature=0)[0] for prompt in prompts]
+    case = Case(name, tmp_path, model, tokenizer, ["abba"], prompts, [], ids=[[0, 1, 1, 0]], completions=ours)
+    onnx.write(tmp_path / "model.onnx", model)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    compare(case, {"completions": [greedy_onnx(session, model.config, prompt, [], 5) for prompt in prompts]})
+    request = {**case.request(), "tokens": 5, "context": model.config.block_size}
+    if NODE:
+        html.write(tmp_path / "page.html", model, tokenizer, {"title": "", "notes": []}, dtype="fp32")
+        compare(case, run(NODE, HERE.parents[1] / "export" / "page.mjs", tmp_path / "page.html", request=request))
+    if NODE and MODULES:
+        gguf.write(tmp_path / "m.gguf", model, tokenizer, "m")
+        compare(case, run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=request))
