@@ -1,16 +1,23 @@
 // The weights in an exported page: base64 of one block of bytes, and a list of what is where in it.
 
+let floats; // the numbers of all 65,536 halves
+
 /** Return name -> Float32Array. entries: [{name, dtype, shape, offset}]; bytes: an ArrayBuffer. */
 export function unpack(entries, bytes) {
   const tensors = {};
   for (const { name, dtype, shape, offset } of entries) {
     const size = shape.reduce((a, b) => a * b, 1);
     if (dtype === "fp32") tensors[name] = new Float32Array(bytes, offset, size);
-    else if (dtype === "fp16") tensors[name] = Float32Array.from(new Uint16Array(bytes, offset, size), halfToFloat);
-    else { // int8: the scale of each row, then the rows
+    else if (dtype === "fp16") {
+      const halves = new Uint16Array(bytes, offset, size), values = new Float32Array(size);
+      floats ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => halfToFloat(bits));
+      for (let i = 0; i < size; i++) values[i] = floats[halves[i]];
+      tensors[name] = values;
+    } else { // int8: the scale of each row, then the rows
       const [rows, columns] = shape, scale = new Float32Array(bytes, offset, rows);
       const whole = new Int8Array(bytes, offset + 4 * rows, size), values = new Float32Array(size);
-      for (let i = 0; i < size; i++) values[i] = whole[i] * scale[Math.floor(i / columns)];
+      for (let row = 0, i = 0; row < rows; row++)
+        for (let column = 0; column < columns; column++, i++) values[i] = whole[i] * scale[row];
       tensors[name] = values;
     }
   }
