@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ import pytest
 import torch
 from engines import cases
 from engines.cases import Case, Outcome, compare
+from engines.programs import run
 
 from bardlet.export import gguf, html, onnx
 
@@ -41,8 +41,7 @@ needs_modules = pytest.mark.skipif(NODE is None or MODULES is None, reason="need
 
 @pytest.fixture(scope="session")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("BARDLET_ENGINE_MODELS")
-    return Path(kept) if kept else tmp_path_factory.mktemp("models")
+    return cases.KEPT or tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -67,14 +66,6 @@ def record(case: Case, engine: str, version: str, outcome: Outcome) -> None:
             results.write(json.dumps(line) + "\n")
     if outcome.ties:
         print(f"{engine}, {case.name}: first differences at near ties, gaps {outcome.ties}")
-
-
-def run(*command: object, request: Any, **environment: str) -> dict[str, Any]:
-    """Run a program that reads a request and writes its answer in the last line."""
-    done = subprocess.run([str(word) for word in command], input=json.dumps(request), capture_output=True, text=True,
-                          env={**os.environ, **environment})
-    assert not done.returncode, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # ---------------------------------------------------------------------------- engines

@@ -22,6 +22,8 @@ from bardlet.inference.answers import stop_ids
 
 TOKENS, CONTEXT, CLOSE, MOST_TIES = 40, 128, 1e-4, 5
 DATA = os.environ.get("BARDLET_DATA")
+KEPT = Path(os.environ["BARDLET_ENGINE_MODELS"]) if os.environ.get("BARDLET_ENGINE_MODELS") else None
+"""A folder that keeps the trained models for the next time."""
 
 SENTENCES = {
     "english": ["The bards of the village sang about rivers and kings.", "It's late, said 3 of them; they'll go home.",
