@@ -79,15 +79,19 @@ CONTRAST = """(() => {
 
 
 class Browser:
-    """Headless Chromium, driven by the DevTools protocol: JSON messages separated by zero bytes."""
+    """Headless Chromium, driven by the DevTools protocol: JSON messages separated by zero bytes.
 
-    def __init__(self, profile: Path) -> None:
+    loopback: it reaches 127.0.0.1 and no other address; otherwise it has no network.
+    """
+
+    def __init__(self, profile: Path, loopback: bool = False) -> None:
         to_read, self.to = os.pipe()
         self.out, from_write = os.pipe()
         script = 'exec "$0" "$@" 3<&$IN 4>&$OUT'.replace("$IN", str(to_read)).replace("$OUT", str(from_write))
         self.process = subprocess.Popen(
             ["bash", "-c", script, str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
              "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
+             *(("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",) if loopback else ()),
              f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
             pass_fds=(to_read, from_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         os.close(to_read)
@@ -98,7 +102,8 @@ class Browser:
         self.session = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
-        self("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self("Network.emulateNetworkConditions", offline=not loopback, latency=0, downloadThroughput=-1,
+             uploadThroughput=-1)
 
     def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result; keep the events that arrive before it."""
@@ -125,12 +130,12 @@ class Browser:
         while not any(e.get("method") == event for e in self.events):
             self.events.append(self._next())
 
-    def open(self, path: Path, width: int, scheme: str) -> None:
-        """Open a file at a viewport width and in a color scheme."""
+    def open(self, page: Path | str, width: int, scheme: str) -> None:
+        """Open a file or an address at a viewport width and in a color scheme."""
         self.events.clear()
         self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self("Page.navigate", url=path.as_uri())
+        self("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         self.wait_for("Page.loadEventFired")
 
     def value(self, script: str) -> Any:

@@ -14,22 +14,31 @@ engine and model, and each is in the line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import http.server
 import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from browser import CHROMIUM, Browser
 from engines import cases
 from engines.cases import Case, Outcome, compare
 from engines.programs import run
+from export.test_page import model_of
 
-from bardlet.export import gguf, html, onnx
+from bardlet.export import export, gguf, html, onnx
+from bardlet.inference import generate
+from bardlet.tokenizer import train_char
 
 HERE = Path(__file__).parent / "engines"
 NODE, GO, MODULES = shutil.which("node"), shutil.which("go"), os.environ.get("BARDLET_NODE_MODULES")
@@ -111,12 +120,13 @@ def test_onnxruntime(writes: Case, tmp_path: Path) -> None:
     record(writes, "onnxruntime", ort.__version__, compare(writes, {"completions": got}))
 
 
-def greedy_onnx(session: Any, config: Any, prompt: list[int], stops: list[int]) -> list[int]:
+def greedy_onnx(session: Any, config: Any, prompt: list[int], stops: list[int],
+                tokens: int = cases.TOKENS) -> list[int]:
     """Continue a prompt, one token at a time with the cache."""
     names = [f"{n}.{kind}" for n in range(config.n_layer) for kind in ("key", "value")]
     cache: list[Any] = [np.zeros((1, config.n_kv_head, 0, config.head_dim), np.float32)] * len(names)
     ids, new = list(prompt), list(prompt)
-    for _ in range(cases.TOKENS):
+    for _ in range(tokens):
         logits, *cache = session.run(None, {
             "input_ids": np.array([new]), "attention_mask": np.ones((1, len(ids)), np.int64),
             "position_ids": np.arange(len(ids) - len(new), len(ids))[None],
@@ -133,6 +143,75 @@ def test_llama_cpp(writes: Case, tmp_path: Path) -> None:
     gguf.write(tmp_path / "m.gguf", writes.model, writes.tokenizer, "m")
     answer = run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=writes.request())
     record(writes, "llama.cpp", answer["version"], compare(writes, answer))
+
+
+@pytest.fixture
+def onnx_folder(writes: Case, tmp_path: Path) -> Path:
+    """What `bardlet export --to onnx` writes, in a folder with the name of the case."""
+    return export.export(writes.folder, "onnx", tmp_path / writes.name)[0]
+
+
+def as_others_read(case: Case) -> Case:
+    """Return the case with more texts, and ids of the library tokenizers.
+
+    It reads "<|end|>" in a text as the special token, as transformers.js always does, and a tokenizer of characters
+    replaces unknown ones there. All other ids are bardlet's.
+    """
+    library = tokenizers.Tokenizer.from_file(str(case.folder / "tokenizer.json"))
+    texts = [*case.texts, *cases.OTHERS, "<|end|> is text", "a<|endoftext|>b"]
+    ids = [library.encode(text).ids for text in texts]
+    for text, ours, theirs in zip(case.texts, case.ids, ids, strict=False):
+        assert ours == theirs or any(name in text for name in case.tokenizer.special.values())
+    return dataclasses.replace(case, texts=texts, ids=ids)
+
+
+@needs_modules
+def test_transformers_js(writes: Case, onnx_folder: Path) -> None:
+    case = as_others_read(writes)
+    answer = run(NODE, HERE / "transformers.mjs", MODULES, onnx_folder, request=case.request())
+    record(case, "transformers.js, Node", answer["version"], compare(case, answer))
+    record(case, "transformers.js, Node, padded", answer["version"], compare(case, answer, "padded"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    running = Browser(tmp_path_factory.mktemp("profile"), loopback=True)
+    yield running
+    running.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None or MODULES is None, reason="needs Chromium on the path and BARDLET_NODE_MODULES")
+def test_transformers_js_in_chromium(writes: Case, onnx_folder: Path, browser: Browser) -> None:
+    """The file that a page loads from a CDN, and onnxruntime's WebAssembly; the first 20 prompts, for time."""
+    case = as_others_read(writes)
+    first = dataclasses.replace(case, prompts=case.prompts[:20], completions=case.completions[:20])
+    root = onnx_folder.parent
+    (root / "modules").symlink_to(MODULES or "")
+    (root / "engines").symlink_to(HERE)
+    with served(root) as address:
+        browser.open(f"{address}/engines/transformers.html", 1280, "light")
+        answer = browser.value(f"answer({json.dumps(writes.name)}, {json.dumps(first.request())})")
+    sent = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    assert any(url.endswith("model.onnx") for url in sent)
+    assert all(url.startswith((address, "blob:", "data:")) for url in sent), sent
+    record(first, "transformers.js, Chromium", answer["version"], compare(first, answer))
+    record(first, "transformers.js, Chromium, padded", answer["version"], compare(first, answer, "padded"))
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder at an address of this machine."""
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @needs_node
@@ -187,3 +266,37 @@ def test_modelfile(writes: Case, tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(writes.folder)
     assert answer["prompts"] == [theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
                                  for chat in chats]
+
+
+ODD = {
+    "two tokens, width 8": ("gpt2", {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 8, "block_size": 8}),
+    "untied, width 10": ("gpt2", {"n_head": 5, "n_kv_head": 5, "n_embd": 10, "head_dim": 2, "tie_embeddings": False}),
+    "inner width 7": ("gpt2", {"n_inner": 7}),
+    "rotary, two tokens, width 8": ("qwen3", {"activation": "silu", "n_layer": 1, "n_embd": 8, "n_head": 1,
+                                              "n_kv_head": 1, "block_size": 8}),
+    "grouped 6 to 1, heads of 6": ("qwen3", {"activation": "silu", "n_head": 6, "n_kv_head": 1, "head_dim": 6}),
+    "untied, grouped 3 to 1": ("qwen3", {"activation": "silu", "n_head": 3, "n_kv_head": 1, "tie_embeddings": False,
+                                         "n_inner": 5}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes(name: str, tmp_path: Path) -> None:
+    """Every engine that is here writes the same, or the export is one sentence."""
+    ort = pytest.importorskip("onnxruntime")
+    family, changes = ODD[name]
+    tokenizer = train_char("ab" if "two tokens" in name else "abcdefg", separator=False)
+    model = model_of(family, tokenizer.vocab_size, **changes)
+    prompts = [[0], [1, 1], [1, 0, 1]]
+    ours = [generate.generate(model, [prompt], 5, temperature=0)[0] for prompt in prompts]
+    case = Case(name, tmp_path, model, tokenizer, ["abba"], prompts, [], ids=[[0, 1, 1, 0]], completions=ours)
+    onnx.write(tmp_path / "model.onnx", model)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    compare(case, {"completions": [greedy_onnx(session, model.config, prompt, [], 5) for prompt in prompts]})
+    request = {**case.request(), "tokens": 5, "context": model.config.block_size}
+    if NODE:
+        html.write(tmp_path / "page.html", model, tokenizer, {"title": "", "notes": []}, dtype="fp32")
+        compare(case, run(NODE, HERE.parents[1] / "export" / "page.mjs", tmp_path / "page.html", request=request))
+    if NODE and MODULES:
+        gguf.write(tmp_path / "m.gguf", model, tokenizer, "m")
+        compare(case, run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=request))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from export.test_page import greedy, model_of
+from export.test_page import TEXT, greedy, model_of
 
+from bardlet import tokenizer as tk
 from bardlet.errors import BardletError
 from bardlet.export import onnx
+from bardlet.runtime import manifest
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -73,3 +77,24 @@ def test_what_has_no_graph_is_one_sentence() -> None:
     for family, changes, message in (("bigram", {}, "not for bigram"), ("gpt2", {"scores": True}, "not for a reward")):
         with pytest.raises(BardletError, match=message):
             onnx.check(model_of(family, 30, **changes))
+
+
+def test_a_tokenizer_of_characters_replaces_unknown_ones_in_transformers_js_too(tmp_path: Path) -> None:
+    tokenizer = tk.train_char(TEXT + "😀<|>", True).with_tokens(["<|end|>"], "é")
+    tokenizer.save(tmp_path)
+    before = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    onnx.write_tokenizer(tmp_path, tokenizer)
+    after = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "BPE"
+    known = TEXT[:50] + "😀é\n<|>"
+    assert after.encode(known).ids == tokenizer.encode(known).tolist()
+    for text in (known, "日 😀日日", "<|endoftext|>a<|end|>", ""):
+        assert after.encode(text).ids == before.encode(text).ids
+        assert after.decode(after.encode(text).ids) == before.decode(before.encode(text).ids)
+    assert after.get_vocab() == before.get_vocab()
+    assert set(manifest.read_manifest(tmp_path)["files"]) == {"tokenizer.json"}
+
+
+def test_other_tokenizers_stay(tmp_path: Path) -> None:
+    onnx.write_tokenizer(tmp_path, tk.train_byte(True))
+    assert not list(tmp_path.iterdir())

@@ -131,6 +131,7 @@ def write_folder(out: Path, source: Source, weights: bool = True) -> Path:
         else:
             (out / "onnx").mkdir()
             onnx.write(out / "onnx" / "model.onnx", source.model)
+            onnx.write_tokenizer(out, source.tokenizer)
         _write_card(out, source, onnx=not weights)
     except BaseException:
         atomic.remove_folder(out)

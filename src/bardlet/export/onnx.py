@@ -12,6 +12,7 @@ B rows of a batch, T new positions, P positions in the cache, K key-value heads 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.export import canonical
-from bardlet.runtime import atomic
+from bardlet.runtime import atomic, manifest
+from bardlet.tokenizer import Tokenizer
 
 OPSET = 18
 """Version of ONNX's operators (2022): onnxruntime 1.14 and everything since has them."""
@@ -63,6 +65,23 @@ def write(path: Path, model: Any) -> None:
     graph.build()
     data = graph.serialize()
     atomic.write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Replace the tokenizer.json of a tokenizer of characters by one that transformers.js can use; ids stay.
+
+    transformers.js has no WordLevel, and raises an error at a character that is not in the vocabulary. BPE without
+    merges has the same ids, and replaces such a character by the same one, in every library.
+    """
+    if tokenizer.kind != "char":
+        return
+    pipeline = json.loads(tokenizer.json)
+    words = pipeline["model"]
+    pipeline["model"] = {"type": "BPE", "dropout": None, "unk_token": words["unk_token"],
+                         "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
+                         "byte_fallback": False, "ignore_merges": False, "vocab": words["vocab"], "merges": []}
+    text = json.dumps(pipeline, ensure_ascii=False, indent=2)
+    manifest.replace_file(folder, "tokenizer.json", lambda path: path.write_bytes(text.encode()), len(text.encode()))
 
 
 class Graph:

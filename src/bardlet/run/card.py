@@ -44,6 +44,19 @@ def title(run: Path, record: Record) -> str:
     return str(getattr(record, "rung", None) or run.name)
 
 
+def escaped(name: str) -> str:
+    """Return a name for Markdown: what would begin a tag, a link, code or bold text shows as itself."""
+    line = " ".join(name.splitlines())
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def code(value: str) -> str:
+    """Return a value as Markdown's code, between more backticks than it has in a row."""
+    value = " ".join(value.splitlines())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", value)), default=0))
+    return f"{fence}{value}{fence}" if len(fence) == 1 else f"{fence} {value} {fence}"
+
+
 @dataclass(frozen=True)
 class Card:
     """The contents of a model card."""
@@ -64,12 +77,14 @@ class Card:
 
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True,
                                          autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        environment.filters.update(escaped=escaped, code=code)
         settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
+        folder = json.dumps(f"path/to/{self.run.name}", ensure_ascii=False).replace("`", r"\u0060")
         text = environment.get_template(f"{template}.md.jinja").render(
-            title=self.title, run=quoted(f"path/to/{self.run.name}"),
-            folder=json.dumps(f"path/to/{self.run.name}", ensure_ascii=False), config=self.config, model=self.model,
-            r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
-            settings=tomli_w.dumps(settings).strip(), loss=self.loss, weights=_selected(self.record))
+            title=self.title, run=quoted(f"path/to/{self.run.name}"), folder=folder, config=self.config,
+            model=self.model, r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
+            settings=tomli_w.dumps(settings).strip().replace("```", r"\u0060``"), loss=self.loss,
+            weights=_selected(self.record))
         card = f"---\n{self.metadata(template)}\n---\n\n{neutral(text)}"  # of the sample, and of the names in it
         (self.run / "README.md").write_text(card, encoding="utf-8")
 
@@ -119,7 +134,7 @@ def _as_quoted(value: str) -> tuple[str, str]:
     """Return a value as the sentences of a card quote it, and as its settings do."""
     import tomli_w
 
-    return f"`{value}`", tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
+    return code(value), tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def _selected(record: dict[str, Any]) -> str:
