@@ -20,7 +20,6 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ import torch
 from browser import CHROMIUM, Browser
 from engines import cases
 from engines.cases import Case, Outcome, compare
+from engines.programs import run
 from export.test_page import model_of
 
 from bardlet.export import export, gguf, html, onnx
@@ -50,8 +50,7 @@ needs_modules = pytest.mark.skipif(NODE is None or MODULES is None, reason="need
 
 @pytest.fixture(scope="session")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("BARDLET_ENGINE_MODELS")
-    return Path(kept) if kept else tmp_path_factory.mktemp("models")
+    return cases.KEPT or tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -76,14 +75,6 @@ def record(case: Case, engine: str, version: str, outcome: Outcome) -> None:
             results.write(json.dumps(line) + "\n")
     if outcome.ties:
         print(f"{engine}, {case.name}: first differences at near ties, gaps {outcome.ties}")
-
-
-def run(*command: object, request: Any, **environment: str) -> dict[str, Any]:
-    """Run a program that reads a request and writes its answer in the last line."""
-    done = subprocess.run([str(word) for word in command], input=json.dumps(request), capture_output=True, text=True,
-                          env={**os.environ, **environment})
-    assert not done.returncode, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # ---------------------------------------------------------------------------- engines

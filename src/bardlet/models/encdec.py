@@ -256,6 +256,9 @@ class EncDec(Predictor):
             "activation_dropout": 0.0,
             "encoder_layerdrop": 0.0,
             "decoder_layerdrop": 0.0,
+            # the form of every pegasus; CTranslate2 reads it here
+            "normalize_before": True,
+            "normalize_embedding": False,
             "scale_embedding": config.scale_embedding,
             "init_std": 0.02,
             "tie_word_embeddings": True,

@@ -22,6 +22,8 @@ from bardlet.inference.answers import stop_ids
 
 TOKENS, CONTEXT, CLOSE, MOST_TIES = 40, 128, 1e-4, 5
 DATA = os.environ.get("BARDLET_DATA")
+KEPT = Path(os.environ["BARDLET_ENGINE_MODELS"]) if os.environ.get("BARDLET_ENGINE_MODELS") else None
+"""A folder that keeps the trained models for the next time."""
 
 SENTENCES = {
     "english": ["The bards of the village sang about rivers and kings.", "It's late, said 3 of them; they'll go home.",
@@ -51,7 +53,7 @@ TUNED = ("gpt2-char-english", "gpt2-byte-russian", "gpt2-bpe-chinese", "qwen3-ch
 BASES = [f"{family}-{kind}-{language}" for family in ("gpt2", "qwen3") for kind in KINDS for language in LANGUAGES]
 CHATS = [f"{base}-{stage}" for base in TUNED for stage in ("sft", "lora")]
 REWARDS = [f"{base}-reward" for base in TUNED]
-TRANSLATORS = [f"encdec-{kind}-{language}" for kind, language in zip(KINDS, LANGUAGES, strict=True)]
+TRANSLATORS = [f"encdec-bpe-{language}" for language in LANGUAGES]  # translation has no other tokenizer
 
 
 @dataclass
@@ -165,7 +167,7 @@ def trained(name: str, parent: Path) -> Path:
         run("reward" if stage == "reward" else "sft", base, data, "--steps", "60" if stage == "reward" else "200",
             "--batch-size", "16", *lora, *common)
         return out
-    shape = ("--n-layer", "2", "--n-head", "4", "--n-embd", "64", "--block-size", CONTEXT, "--batch-size", "16")
+    shape = ("--n-layer", "2", "--n-head", "4", "--n-embd", "64", "--block-size", CONTEXT)
     vocabulary = ("--vocab-size", "500") if kind == "bpe" else ()
     if family == "encdec":
         sources, targets = _pairs(language)
@@ -175,7 +177,8 @@ def trained(name: str, parent: Path) -> Path:
         return out
     grouped = ("--n-kv-head", "2") if family == "qwen3" else ()
     text = _write(parent / f"{name}.jsonl", "".join(json.dumps({"text": d}) + "\n" for d in training_text(language)))
-    run("train", text, "--model", family, "--tokenizer", kind, "--steps", "80", *vocabulary, *shape, *grouped, *common)
+    run("train", text, "--model", family, "--tokenizer", kind, "--steps", "80", "--batch-size", "16",
+        *vocabulary, *shape, *grouped, *common)
     return out
 
 
