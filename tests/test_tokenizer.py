@@ -333,6 +333,7 @@ def test_a_missing_or_damaged_file_is_a_one_line_error(content, tmp_path):
 
 def test_a_folder_names_a_token_for_what_is_unknown() -> None:
     """As GPT-2's does; CTranslate2 cannot load a gpt2 without it. The ids of texts are the same."""
-    for tokenizer in (BPE, BYTE):
+    for tokenizer in (BPE, BYTE, tk.train_char("ab", separator=True)):
         assert tokenizer.hf_config()["unk_token"] == tokenizer.eos == "<|endoftext|>"
-    assert "unk_token" not in CHAR.hf_config()
+    for tokenizer in (CHAR, tk.train_byte(separator=False)):
+        assert tokenizer.hf_config()["unk_token"] == tokenizer.padding

@@ -332,10 +332,10 @@ class Tokenizer:
             config["model_max_length"] = model_max_length
         if self.eos_id is not None:
             config["bos_token"] = config["eos_token"] = self.eos
-            if self.kind != "other":  # never in a text; as for GPT-2, since CTranslate2 needs a token
-                config["unk_token"] = self.eos
         if self.padding is not None:
             config["pad_token"] = self.padding
+            if self.kind != "other":  # as GPT-2 does: never written for a text, but CTranslate2 wants one
+                config["unk_token"] = self.padding if self.eos_id is None else self.eos
         extra = [t for t in self.special.values() if t not in (self.eos, self.pad)]
         if extra:
             config["additional_special_tokens"] = extra

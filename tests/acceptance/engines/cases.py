@@ -156,7 +156,8 @@ def trained(name: str, parent: Path) -> Path:
         return out
     common = ("--compile", "off", "--dtype", "fp32", "--out", out)
     if stage != "base":
-        base = trained(name.rpartition("-")[0] + ("-sft" if stage == "lora" else ""), parent)  # LoRA adds no tokens
+        # the first fine-tuning adds the tokens of the conversation
+        base = trained(name.rpartition("-")[0] + ("-sft" if stage != "sft" else ""), parent)
         question, answer = QUESTIONS[language]
         rows = [{"prompt": question.format(n), "response": answer.format(n)} for n in range(1, 100)]
         if stage == "reward":
