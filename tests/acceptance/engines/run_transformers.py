@@ -29,6 +29,9 @@ def answer(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         return {**answers, "scores": [scores([text])[0] for text in request["texts"]],
                 "padded": scores(request["texts"])}
     translates = config.is_encoder_decoder
+    if translates:  # a source ends with the end token
+        assert all(ids[-1] == config.eos_token_id for ids in answers["ids"])
+        answers["ids"] = [ids[:-1] for ids in answers["ids"]]
     kind = transformers.AutoModelForSeq2SeqLM if translates else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=torch.float32)
     if request["chats"]:
