@@ -67,6 +67,11 @@ TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json
 """The files of a model folder besides its weights."""
 
 
+RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>",
+            "fields": {"content": {"close": [tokenization.END, tokenization.SEPARATOR], "content": "text"}}}
+"""Where the answer is in what a chat model writes. Without it, `transformers serve` reads qwen3 by Qwen's template."""
+
+
 def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     """Write everything but the weights (TOKENIZER_AND_CONFIG), and a manifest of these files."""
     config: ModelConfig = model.config
@@ -87,7 +92,9 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     atomic.write_json(folder / "generation_config.json", ids)
     with atomic.explain_write_errors(folder / "tokenizer.json", len(tokenizer.json.encode())):
         side = "right" if config.model == "encdec" or config.scores else "left"
-        tokenizer.save(folder, model_max_length=config.block_size, padding_side=side)
+        answers = config.model == "qwen3" and tokenizer.chat_template and tokenization.END in tokenizer.vocab
+        tokenizer.save(folder, model_max_length=config.block_size, padding_side=side,
+                       **({"response_template": RESPONSE} if answers else {}))
         for name in ("tokenizer.json", "tokenizer_config.json"):
             atomic.flush(folder / name)
     manifest.write_manifest(folder, TOKENIZER_AND_CONFIG)

@@ -305,31 +305,28 @@ class Tokenizer:
 
     # -- files
 
-    def save(self, folder: str | Path, model_max_length: int | None = None, padding_side: str = "right") -> None:
+    def save(self, folder: str | Path, **settings: Any) -> None:
         """Write tokenizer.json and tokenizer_config.json for `AutoTokenizer.from_pretrained`.
 
-        model_max_length: the model's block_size; transformers warns about longer texts. padding_side: "left" for a
-        model that goes on with a text.
+        settings: more entries of tokenizer_config.json. model_max_length is the model's block_size, of which
+        transformers warns; padding_side is "left" for a model that goes on with a text.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self.json, encoding="utf-8", newline="\n")
-        config = json.dumps(self.hf_config(model_max_length, padding_side), indent=2, ensure_ascii=False) + "\n"
+        config = json.dumps(self.hf_config() | settings, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
 
-    def hf_config(self, model_max_length: int | None = None, padding_side: str = "right") -> dict[str, Any]:
+    def hf_config(self) -> dict[str, Any]:
         """Return the content of tokenizer_config.json."""
         config: dict[str, Any] = {
             # without a class, transformers picks one by model type, with other ids
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
-            "padding_side": padding_side,
             # decoder-only models have no token types: generate() fails if it gets them
             "model_input_names": ["input_ids", "attention_mask"],
         }
-        if model_max_length is not None:
-            config["model_max_length"] = model_max_length
         if self.eos_id is not None:
             config["bos_token"] = config["eos_token"] = self.eos
         if self.padding is not None:

@@ -5,7 +5,7 @@ import { pathToFileURL } from "node:url";
 
 const { getLlama } = await import(pathToFileURL(join(process.argv[2], "node-llama-cpp/dist/index.js")));
 const request = JSON.parse(readFileSync(0, "utf8"));
-const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: 2, logLevel: "error" });
+const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: 1, logLevel: "error" });
 const model = await llama.loadModel({ modelPath: process.argv[3] });
 const context = await model.createContext({ contextSize: request.context, sequences: 1 });
 const sequence = context.getSequence();

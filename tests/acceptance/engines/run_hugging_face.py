@@ -19,8 +19,10 @@ GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None
 def pipeline(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     """Continue texts, or answer conversations, in batches of four."""
     pipe = transformers.pipeline("text-generation", folder, dtype=torch.float32, device="cpu")
-    rows = pipe(request["inputs"], batch_size=4, return_full_text=False, max_new_tokens=request["tokens"], **GREEDY)
-    return {"completions": [row[0]["generated_text"] for row in rows]}
+    chats = not isinstance(request["inputs"][0], str)  # a conversation comes back with the answer as its last message
+    rows = pipe(request["inputs"], batch_size=4, return_full_text=chats, max_new_tokens=request["tokens"], **GREEDY)
+    texts = [row[0]["generated_text"] for row in rows]
+    return {"completions": [text[-1]["content"] for text in texts] if chats else texts}
 
 
 def trainer(folder: str, request: dict[str, Any]) -> dict[str, Any]:
