@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import course
-import engines
+import engine_table
 import losses
 from course import PENDING, Course, Missing
 
@@ -42,7 +42,7 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "settings": losses.settings,  # no argument: the settings of the rungs
     "seen": losses.seen,  # rung 8: its epochs
     "experiment": course.experiment,  # NAME
-    "engines": engines.engines,  # no argument: which engines write the same tokens
+    "engines": engine_table.engines,  # no argument: which engines write the same tokens
     "help": course.command_help,  # NAME of a command: all of its settings
 }
 

@@ -43,7 +43,7 @@ def load(path: Path, name: str) -> Any:
 
 
 site = load(DOCS / "directives.py", "bardlet_docs_directives")
-losses = sys.modules["losses"]
+losses, engine_table = sys.modules["losses"], sys.modules["engine_table"]
 answers = load(DOCS / "answers.py", "bardlet_docs_answers")
 
 
@@ -393,3 +393,36 @@ def test_squared_relu_is_a_causal_model() -> None:
     other[:, 5:] = (other[:, 5:] + 1) % 11
     assert model(idx).shape == (2, 8, 11)
     torch.testing.assert_close(model(idx)[:, :5], model(other)[:, :5])  # no position sees the future
+
+
+# ---------------------------------------------------------------- engines
+
+LINE = {"model": "gpt2-char-english", "engine": "onnxruntime", "version": "1.0", "texts": 100, "prompts": 90,
+        "ties": []}
+
+
+def test_a_row_adds_up_the_models_of_an_engine() -> None:
+    lines = [LINE, {**LINE, "model": "qwen3-bpe-chinese", "ties": [2e-5]}, {**LINE, "engine": "page", "version": ""}]
+    text = engine_table.table(lines)
+    assert "| onnxruntime (1.0) | 2 | 200 | 180 | 1 |" in text
+    assert "| page | 1 | 100 | 90 | 0 |" in text
+    assert "- onnxruntime, qwen3-bpe-chinese: 2.0e-05" in text
+
+
+def test_what_llama_cpp_rounds_is_said() -> None:
+    lines = [{**LINE, "engine": "llama.cpp", "differ": 2},
+             {**LINE, "engine": "llama.cpp", "differ": 1, "model": "qwen3-byte-english"}]
+    assert "differs after 2 of 90 prompts" in engine_table.table(lines)
+
+
+def test_the_results_cover_what_the_page_says() -> None:
+    """Every engine has at least 14 language models, but for the encoder-decoders and rewards of some."""
+    lines = [json.loads(line) for line in (ROOT / engine_table.RESULTS).read_text(encoding="utf-8").splitlines()]
+    models = {engine: {line["model"] for line in lines if line["engine"] == engine}
+              for engine in {line["engine"] for line in lines}}
+    assert {"transformers 5", "transformers 4", "llama.cpp", "onnxruntime", "transformers.js, Node",
+            "transformers.js, Chromium", "page, fp32"} <= set(models)
+    for engine, names in models.items():
+        bases = [name for name in names if name.count("-") == 2 and not name.startswith("encdec")]
+        assert len(bases) >= 14, engine
+    assert all(max(line["ties"], default=0.0) < 1e-4 and len(line["ties"]) <= 5 for line in lines)

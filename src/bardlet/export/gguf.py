@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bardlet.errors import BardletError
+from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, Tokenizer
 from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
@@ -186,6 +187,5 @@ def modelfile(file: str, tokenizer: Tokenizer, context: int) -> str:
         lines.append('TEMPLATE """{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"""')
     else:
         lines.append('TEMPLATE """{{ .Prompt }}"""')
-    lines += [f"PARAMETER stop {json.dumps(token)}" for i, token in sorted(tokenizer.special.items())
-              if i != tokenizer.pad_id]
+    lines += [f"PARAMETER stop {json.dumps(tokenizer.special[i])}" for i in hf.stop_ids(tokenizer)]
     return "\n".join([*lines, "PARAMETER temperature 0.8", "PARAMETER top_k 50", f"PARAMETER num_ctx {context}", ""])

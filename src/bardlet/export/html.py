@@ -22,6 +22,7 @@ from torch import Tensor
 from bardlet.errors import BardletError
 from bardlet.export import canonical
 from bardlet.inference.text_generation import prompt_ids
+from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, Tokenizer
 
@@ -54,7 +55,7 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any]
     named = canonical.weights(model)
     spec = {**canonical.describe(model, named), "tokenizer": describe_tokenizer(tokenizer), "about": dict(about),
             "mode": mode(model, tokenizer), "start": prompt_ids(tokenizer, None, start.documents),
-            "startsDocuments": start.starts_documents, "stop": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
+            "startsDocuments": start.starts_documents, "stop": hf.stop_ids(tokenizer)}
     entries, data = pack(named, dtype)
     atomic.write_text(path, page(spec, entries, data))
 

@@ -67,6 +67,15 @@ TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json
 """The files of a model folder besides its weights."""
 
 
+def stop_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end what a model writes: in a chat, every special token but the padding."""
+    if tokenizer.chat_template and tokenization.END in tokenizer.vocab:
+        return sorted(set(tokenizer.special) - {tokenizer.pad_id})
+    if chat_template.is_foreign(tokenizer) and chat_template.reason_against(tokenizer) is None:
+        return chat_template.end_ids(tokenizer)
+    return [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+
+
 RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>",
             "fields": {"content": {"close": [tokenization.END, tokenization.SEPARATOR], "content": "text"}}}
 """Where the answer is in what a chat model writes. Without it, `transformers serve` reads qwen3 by Qwen's template."""
@@ -85,10 +94,8 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
         ids = {**ids, "max_length": config.block_size}  # the default of transformers is 20 tokens
     else:  # greedy decoding of a small model repeats itself: "the the the"
         ids = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50}
-    if tokenizer.chat_template and tokenization.END in tokenizer.vocab:  # a chat model stops after its answer
-        ids = {**ids, "eos_token_id": sorted(set(tokenizer.special) - {tokenizer.pad_id})}
-    elif chat_template.is_foreign(tokenizer) and chat_template.reason_against(tokenizer) is None:
-        ids = {**ids, "eos_token_id": chat_template.end_ids(tokenizer)}
+    if (stops := stop_ids(tokenizer)) != [tokenizer.eos_id]:
+        ids = {**ids, "eos_token_id": stops or None}
     atomic.write_json(folder / "generation_config.json", ids)
     with atomic.explain_write_errors(folder / "tokenizer.json", len(tokenizer.json.encode())):
         side = "right" if config.model == "encdec" or config.scores else "left"

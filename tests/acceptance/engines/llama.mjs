@@ -7,7 +7,11 @@ const { getLlama } = await import(pathToFileURL(join(process.argv[2], "node-llam
 const request = JSON.parse(readFileSync(0, "utf8"));
 const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: 1, logLevel: "error" });
 const model = await llama.loadModel({ modelPath: process.argv[3] });
-const context = await model.createContext({ contextSize: request.context, sequences: 1 });
+// keys and values in fp32; by default they are rounded to fp16
+const context = await model.createContext({
+  contextSize: request.context, sequences: 1, flashAttention: false,
+  experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32",
+});
 const sequence = context.getSequence();
 
 const completions = [];
@@ -25,9 +29,8 @@ const { Template } = await import(pathToFileURL(join(process.argv[2], "@huggingf
 const template = model.fileInfo.metadata.tokenizer.chat_template;
 const render = (messages) => new Template(template).render({ messages, add_generation_prompt: true });
 const about = JSON.parse(readFileSync(join(process.argv[2], "node-llama-cpp/package.json"), "utf8"));
-console.log(JSON.stringify({
+process.stdout.write(JSON.stringify({
   version: `node-llama-cpp ${about.version}`,
   ids: request.texts.map((text) => Array.from(model.tokenize(text, false))), completions,
   chat_ids: request.chats.map((messages) => Array.from(model.tokenize(render(messages), true))),
-}));
-process.exit(0);
+}) + "\n", () => process.exit(0));
