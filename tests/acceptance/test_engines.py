@@ -21,8 +21,10 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,9 @@ def writes(case: Case) -> Case:
 def record(case: Case, engine: str, version: str, outcome: Outcome, **more: Any) -> None:
     """Add a line to the file of results, if there is one."""
     if file := os.environ.get("BARDLET_ENGINES"):
-        line = {"model": case.name, "engine": engine, "version": version, "texts": outcome.texts,
+        commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
+        line = {"date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip(),
+                "model": case.name, "engine": engine, "version": version, "texts": outcome.texts,
                 "prompts": outcome.prompts, "ties": outcome.ties, **more}
         with open(file, "a", encoding="utf-8") as results:
             results.write(json.dumps(line) + "\n")
@@ -103,7 +107,7 @@ def check_transformers(case: Case, answer: dict[str, Any]) -> None:
     engine = f"transformers {answer['version'].partition('.')[0]}"
     if case.name in cases.REWARDS:
         with torch.inference_mode():
-            ours = [float(case.model.scores(torch.tensor([ids]))[0]) for ids in case.ids]
+            ours = [float(case.model(torch.tensor([ids]), torch.tensor([len(ids)]))[0]) for ids in case.ids]
         assert answer["ids"] == case.ids
         assert answer["scores"] == pytest.approx(ours, abs=1e-4)
         assert answer["padded"] == pytest.approx(ours, abs=1e-4)
