@@ -159,6 +159,35 @@ def test_a_model_of_the_hub_has_its_own_name(folder: str, name: str, tmp_path: P
     assert export.name_of(Path()) == name
 
 
+def test_a_card_of_its_owner_stays(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    own = shutil.copytree(run, tmp_path / "own")
+    (own / "README.md").write_text("# my own card\n", encoding="utf-8")
+    [out] = bardlet.export_model(own, to="onnx", out=tmp_path / "out")
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# my own card\n\nonnx/model.onnx is the model")
+
+
+@pytest.mark.parametrize("prefix_lm", [True, False])
+def test_a_decoder_that_translates(prefix_lm: bool, tmp_path: Path) -> None:
+    """Its prompt ends with the separator; what reads the source in both directions runs nowhere else."""
+    pytest.importorskip("gguf"), pytest.importorskip("onnx")
+    for name in ("s", "t"):
+        (tmp_path / name).write_text("".join(f"{name} the bard {n} sang.\n" for n in range(200)), encoding="utf-8")
+    assert main(["train", "--source", str(tmp_path / "s"), "--target", str(tmp_path / "t"), "--model", "gpt2",
+                 *TINY[:8], "--steps", "2", "--compile", "off", "--vocab-size", "300", "--lowercase", "false",
+                 *(["--prefix-lm"] if prefix_lm else []), "--out", str(tmp_path / "run")]) == 0
+    for to in ("gguf", "onnx"):
+        if prefix_lm:
+            with pytest.raises(BardletError, match="reads its source in both directions"):
+                bardlet.export_model(tmp_path / "run", to=to, out=tmp_path / to)  # type: ignore[arg-type]
+        else:
+            bardlet.export_model(tmp_path / "run", to=to, out=tmp_path / to)  # type: ignore[arg-type]
+    if not prefix_lm:
+        assert '{{ .Prompt }}<|endoftext|>' in (tmp_path / "gguf.Modelfile").read_text(encoding="utf-8")
+        assert "Write the source and then `<|endoftext|>`" in (tmp_path / "onnx/README.md").read_text(encoding="utf-8")
+
+
 def test_a_failed_folder_is_removed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise BardletError("the disk is full")

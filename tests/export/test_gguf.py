@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bardlet import models
 from bardlet import tokenizer as tk
 from bardlet.config.model import ModelConfig
+from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.export import gguf
 from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
@@ -87,10 +88,54 @@ def test_what_a_file_cannot_hold_is_one_sentence(changes: dict[str, object], dty
     assert not list(tmp_path.iterdir())
 
 
+def test_a_number_or_a_rule_that_a_file_cannot_hold_is_one_sentence(tmp_path: Path) -> None:
+    shape = {**SHAPE, "n_kv_head": 4}
+    model = models.build(ModelConfig("gpt2", 300, **shape))  # type: ignore[arg-type]
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = 1e5
+    with pytest.raises(BardletError, match="and f16 ends at 65504; use --dtype bf16 or f32"):
+        gguf.write(tmp_path / "m.gguf", model, TOKENIZERS["bpe"], "m", "f16")
+    gguf.write(tmp_path / "m.gguf", model, TOKENIZERS["bpe"], "m", "bf16")
+    with pytest.raises(BardletError, match="this tokenizer lowercases"):
+        gguf.write(tmp_path / "n.gguf", model, tk.train_bpe([ALPHABET] * 9, 300, lowercase=True), "m")
+
+
 def test_a_modelfile_stops_where_the_model_does() -> None:
     tokenizer = tk.train_bpe([ALPHABET] * 9, 300)
     plain = gguf.modelfile("m.gguf", tokenizer, 256)
     assert plain.startswith('FROM ./m.gguf\nTEMPLATE """{{ .Prompt }}"""\n') and "num_ctx 256" in plain
-    tokenizer.chat_template = "x"
+    assert plain.count("PARAMETER stop") == 1 and 'stop "<|endoftext|>"' in plain
+    assert "repeat_penalty 1\n" in plain and "top_p 1\n" in plain, "Ollama has penalties of its own"
+    assert '{{ .Prompt }}<|endoftext|>"""' in gguf.modelfile("m.gguf", tokenizer, 256, translates=True)
+    tokenizer.chat_template = chat_template.TEMPLATE
     chat = gguf.modelfile("m.gguf", tokenizer, 256)
     assert "<|{{ .Role }}|>{{ .Content }}<|end|>" in chat and 'stop "<|end|>"' in chat and '"<|pad|>"' not in chat
+    tokenizer.chat_template = "{% for m in messages %}### {{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
+    assert "TEMPLATE" not in gguf.modelfile("m.gguf", tokenizer, 256), "of another template, Ollama knows some itself"
+
+
+def test_a_stop_is_written_as_it_is() -> None:
+    tokenizer = tk.train_bpe([ALPHABET] * 9, 300).with_tokens(["<｜end▁of｜>"])
+    tokenizer.chat_template = ("{% for m in messages %}<|user|>{{ m['content'] }}<｜end▁of｜>{% endfor %}"
+                               "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    assert 'PARAMETER stop "<｜end▁of｜>"' in gguf.modelfile("m.gguf", tokenizer, 256)
+
+
+def test_a_prompt_starts_a_document_where_the_model_learned_it(tmp_path: Path) -> None:
+    tokenizer = tk.train_char("ab", True)
+    model = models.build(ModelConfig("gpt2", 3, **{**SHAPE, "n_kv_head": 4}))
+    for starts in (True, False):
+        path = tmp_path / f"{starts}.gguf"
+        gguf.write(path, model, tokenizer, "m", starts_documents=starts)
+        fields = reader.GGUFReader(path).fields
+        assert fields["tokenizer.ggml.add_bos_token"].contents() is starts
+        assert fields["tokenizer.ggml.bos_token_id"].contents() == tokenizer.eos_id
+
+
+def test_rows_without_a_token_have_names_of_their_own(tmp_path: Path) -> None:
+    """llama.cpp wants different ones."""
+    tokenizer = tk.train_bpe([ALPHABET] * 9, 300).with_tokens(["<|x|>"])
+    model = models.build(ModelConfig("gpt2", 310, **{**SHAPE, "n_kv_head": 4}))
+    gguf.write(tmp_path / "m.gguf", model, tokenizer, "m")
+    tokens = reader.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == len(set(tokens)) == 310

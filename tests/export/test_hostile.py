@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 import bardlet
 from bardlet.cli import main
+from bardlet.errors import BardletError
 from bardlet.run import hf
 
 TEXT = '</script><script>alert(1)</script> <!-- \u202edlrow\u202c {{ 7 * 7 }} {% raw %} & "q" | ``` a\x00\n# x\n'
@@ -61,7 +62,12 @@ def test_a_page_has_them_as_data(run: Path, tmp_path: Path) -> None:
     assert run.name in [block["about"]["title"] for block in blocks if isinstance(block, dict)]
 
 
-def test_gguf_and_its_modelfile_have_them_as_data(run: Path, tmp_path: Path) -> None:
+def test_gguf_and_its_modelfile_have_them_as_data(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not run.name.isprintable():
+        with pytest.raises(BardletError, match="a Modelfile cannot name such a file; choose another out"):
+            bardlet.export_model(run, to="gguf")
+        assert not list(tmp_path.iterdir())
     gguf = pytest.importorskip("gguf")
     out, modelfile = bardlet.export_model(run, to="gguf", out=tmp_path / "m.gguf")
     file = gguf.GGUFReader(out)

@@ -62,6 +62,11 @@ def is_foreign(tokenizer: Tokenizer) -> bool:
     return tokenizer.chat_template not in (None, TEMPLATE)
 
 
+def is_own(tokenizer: Tokenizer) -> bool:
+    """Return True if a tokenizer has bardlet's chat template and its tokens."""
+    return tokenizer.chat_template == TEMPLATE and not is_missing(tokenizer)
+
+
 def _foreign(tokenizer: Tokenizer) -> ForeignTemplate:
     from bardlet.data import foreign_template  # Jinja is imported for the models that need it
 

@@ -14,7 +14,7 @@ from bardlet import tokenizer as tokenization
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.data.duplicates import Overlap
-from bardlet.errors import BardletError, quoted
+from bardlet.errors import BardletError, printable, quoted
 from bardlet.export import gguf, html, onnx
 from bardlet.run import card, hf
 from bardlet.run import folder as run_folder
@@ -58,7 +58,7 @@ def export(folder: Path, to: str, out: Path | None = None, dtype: str | None = N
         to: html, gguf, onnx or hf.
         out: the file, for onnx and hf the folder; it must not exist yet. None: the name of the model, here.
         dtype: one of DTYPES[to]; None: the first.
-        tell: gets a line about what the export should make its owner know.
+        tell: called with what the owner should know before others get the model, as a line.
 
     Raises:
         BardletError: the format cannot hold such a model, or something is in the way.
@@ -75,6 +75,9 @@ def export(folder: Path, to: str, out: Path | None = None, dtype: str | None = N
     source = read(folder)
     if notice := unfinished(source):
         log.warning("%s", notice)
+    if to in ("gguf", "onnx") and getattr(source.config, "prefix_lm", False):
+        raise BardletError(f"--to {to}: this model reads its source in both directions (--prefix-lm), which other "
+                           "programs do not; translate with `bardlet translate`")
     precision = dtype or DTYPES[to][0]
     if to == "hf":
         return [write_folder(out, source)]
@@ -159,8 +162,17 @@ def write_gguf(out: Path, source: Source, dtype: str) -> list[Path]:
                            f"{out.stem}.gguf")
     if modelfile.exists():
         raise BardletError(f"{modelfile}: exists already, and an export writes it; remove it, or choose another --out")
-    gguf.write(out, source.model, source.tokenizer, name_of(source.folder), dtype)
-    atomic.write_text(modelfile, gguf.modelfile(out.name, source.tokenizer, source.model.config.block_size))
+    if not out.name.isprintable():
+        raise BardletError(f"{printable(out.name)}: a Modelfile cannot name such a file; choose another --out")
+    if source.tokenizer.nfc:
+        log.warning("the model composes accents in what it reads (NFC), and llama.cpp does not: give it composed text")
+    gguf.write(out, source.model, source.tokenizer, name_of(source.folder), dtype, source.starts_documents)
+    context = source.model.config.block_size
+    try:
+        atomic.write_text(modelfile, gguf.modelfile(out.name, source.tokenizer, context, source.translates))
+    except BaseException:
+        out.unlink()  # so that the same command works again
+        raise
     return [out, modelfile]
 
 
@@ -170,8 +182,9 @@ def write_page(out: Path, source: Source, dtype: str, tell: Callable[[str], None
         raise BardletError("--to html: the page translates with encoder-decoders only; use --to hf")
     html.check(source.model, source.tokenizer)
     tell(memorization(source))
-    notes = [f"{source.model.config.model}, {sum(p.numel() for p in source.model.parameters()):,} parameters, trained "
-             "with bardlet. It runs in this page, on your device: nothing is sent anywhere. What it writes is made up."]
+    trained = ", trained with bardlet" * (source.config is not None)
+    notes = [f"{source.model.config.model}, {sum(p.numel() for p in source.model.parameters()):,} parameters{trained}. "
+             "It runs in this page, on your device: nothing is sent anywhere. What it writes is made up."]
     html.write(out, source.model, source.tokenizer, {"title": name_of(source.folder), "notes": notes},
                start=html.Start(source.documents, source.starts_documents), dtype=dtype)
     return out

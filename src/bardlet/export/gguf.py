@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.run import hf
 from bardlet.runtime import atomic
-from bardlet.tokenizer import END, Tokenizer
+from bardlet.tokenizer import END, SEPARATOR, Tokenizer
 from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
@@ -37,19 +38,24 @@ NAMES = {"gpt2": GPT2, "qwen3": QWEN3}
 """llama.cpp's names of the modules of each model."""
 
 
-def write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str = "f32") -> None:
+def write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str = "f32",
+          starts_documents: bool = False) -> None:  # fmt: skip
     """Write `model` and `tokenizer` to the file `path`.
 
     Args:
         name: the model's name.
         dtype: one of DTYPES.
+        starts_documents: a prompt starts a document, so llama.cpp puts <|endoftext|> before it.
 
     Raises:
         BardletError: llama.cpp cannot run such a model, or the extra is not installed.
     """
     check(model.config, tokenizer, dtype)
     library()
-    atomic.write_atomically(path, lambda temporary: _write(temporary, model, tokenizer, name, dtype))
+    largest = max(tensor.abs().max().item() for _, tensor in tensors(model))
+    if dtype == "f16" and largest > torch.finfo(torch.float16).max:
+        raise BardletError(f"--dtype f16: a weight is {largest:.3g}, and f16 ends at 65504; use --dtype bf16 or f32")
+    atomic.write_atomically(path, lambda new: _write(new, model, tokenizer, name, dtype, starts_documents))
 
 
 def library() -> Any:
@@ -61,13 +67,14 @@ def library() -> Any:
     return gguf
 
 
-def _write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str) -> None:
+def _write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str, starts_documents: bool) -> None:
     gguf, config = library(), model.config
     writer = gguf.GGUFWriter(path, config.model)
     writer.add_name(name)
     _add_shape(writer, config)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     _add_tokenizer(writer, tokenizer, config.vocab_size)
+    writer.add_add_bos_token(starts_documents and tokenizer.eos_id is not None)
     matrix, vector = gguf.GGMLQuantizationType[dtype.upper()], gguf.GGMLQuantizationType.F32
     for tensor_name, tensor in tensors(model):
         kind = matrix if tensor.ndim == 2 and "position_embd" not in tensor_name else vector
@@ -82,12 +89,16 @@ def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
     """Raise BardletError if llama.cpp cannot run a model with this config and tokenizer, or not in this format."""
     if config.model not in NAMES or config.scores:
         kind = "reward models" if config.scores else f"models of the family {config.model}"
-        raise BardletError(f"--to gguf: llama.cpp does not run bardlet's {kind}; use --to html or --to hf")
+        raise BardletError(f"--to gguf: llama.cpp does not run bardlet's {kind}; use --to hf"
+                           f"{' or --to html' * (not config.scores)}")
     if config.model == "gpt2" and config.activation != "gelu_new":
         raise BardletError(f"--to gguf: llama.cpp computes gpt2 with gelu_new, not {config.activation}; use --to hf")
     if tokenizer.kind == "other":
         raise BardletError("--to gguf: this tokenizer splits words by a rule of its own; convert the original model "
                            "with llama.cpp's convert_hf_to_gguf.py")
+    if tokenizer.lowercase:
+        raise BardletError("--to gguf: this tokenizer lowercases what it reads, which a GGUF file cannot say; use --to "
+                           "html or --to hf")
     widths = {"n_embd": config.n_embd, "n_inner": config.n_inner, "n_head x head_dim": config.n_head * config.head_dim}
     if wrong := [f"{name} {width}" for name, width in widths.items() if width % BLOCK] * (dtype == "q8_0"):
         raise BardletError(f"--dtype q8_0 stores {BLOCK} numbers at a time, and {' and '.join(wrong)} cannot be "
@@ -134,10 +145,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     missing = size - len(tokens)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*tokens, *(f"[unused {n}]" for n in range(missing))])
+    writer.add_token_list([*tokens, *(f"[unused {len(tokens) + n}]" for n in range(missing))])
     writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * missing])
     writer.add_token_merges(merges)
-    writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
     if tokenizer.eos_id is not None:
         writer.add_bos_token_id(tokenizer.eos_id)
@@ -146,8 +156,10 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
         writer.add_pad_token_id(tokenizer.pad_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
-        if END in tokenizer.vocab:
+        if chat_template.is_own(tokenizer):
             writer.add_eot_token_id(tokenizer.vocab[END])
+        elif ends := [i for i in hf.stop_ids(tokenizer) if i != tokenizer.eos_id]:
+            writer.add_eot_token_id(ends[0])
 
 
 def byte_level(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
@@ -177,15 +189,18 @@ def byte_level(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
 # ---------------------------------------------------------------- Ollama
 
 
-def modelfile(file: str, tokenizer: Tokenizer, context: int) -> str:
+def modelfile(file: str, tokenizer: Tokenizer, context: int, translates: bool = False) -> str:
     """Return an Ollama Modelfile for a GGUF file in the same folder (https://docs.ollama.com/modelfile).
 
-    A chat model gets the template of its conversations, any other model the bare prompt.
+    A chat model gets the template of its conversations, another model the bare prompt, and one that translates the
+    separator after it. Ollama knows some other chat templates by the GGUF file. Its own penalties are switched off.
     """
     lines = [f"FROM ./{file}"]
-    if tokenizer.chat_template and END in tokenizer.vocab:
+    if chat_template.is_own(tokenizer):
         lines.append('TEMPLATE """{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"""')
-    else:
-        lines.append('TEMPLATE """{{ .Prompt }}"""')
-    lines += [f"PARAMETER stop {json.dumps(tokenizer.special[i])}" for i in hf.stop_ids(tokenizer)]
-    return "\n".join([*lines, "PARAMETER temperature 0.8", "PARAMETER top_k 50", f"PARAMETER num_ctx {context}", ""])
+    elif not chat_template.is_foreign(tokenizer):
+        lines.append(f'TEMPLATE """{{{{ .Prompt }}}}{SEPARATOR * translates}"""')
+    stops = [tokenizer.special.get(i, "") for i in hf.stop_ids(tokenizer)]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if stop.isprintable() and stop and '"' not in stop]
+    return "\n".join([*lines, "PARAMETER temperature 0.8", "PARAMETER top_k 50", "PARAMETER top_p 1",
+                      "PARAMETER min_p 0", "PARAMETER repeat_penalty 1", f"PARAMETER num_ctx {context}", ""])

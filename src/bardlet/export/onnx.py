@@ -51,7 +51,7 @@ def check(model: Any) -> None:
     if config.model not in FAMILIES or config.scores:
         kind = "a reward model" if config.scores else config.model
         raise BardletError(f"--to onnx is for language models of {' and '.join(FAMILIES)}, not for {kind}; "
-                           "use --to html or --to hf")
+                           f"use --to hf{' or --to html' * (not config.scores)}")
     library()
     if (size := 4 * sum(p.numel() for p in model.parameters())) >= MAX_BYTES:
         raise BardletError(f"--to onnx: the weights have {size / 1e9:.1f} GB, and a file of ONNX holds 2; use --to hf, "

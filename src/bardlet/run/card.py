@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.config.model import RUNGS, ModelConfig
+from bardlet.config.pretraining import TranslationConfig
 from bardlet.config.settings import Settings
 from bardlet.config.stages import NAMED_PAIRS
 from bardlet.config.toml import non_default
@@ -124,9 +125,14 @@ def for_export(text: str, config: Settings, record: Mapping[str, Any], onnx: boo
     text = text.replace(" (run.toml has all of them)", "")
     if onnx:
         text = text.replace("library_name: transformers\n", "library_name: transformers.js\n", 1)
-        before, sample, after = text.split("```\n", 2)  # the sample has no fence of its own
-        settings = after.partition("\nSettings that differ")
-        text = "```\n".join((before, sample, f"\n{ONNX_USE}{''.join(settings[1:])}"))
+        use = ONNX_USE
+        if isinstance(config, TranslationConfig):
+            use += "Write the source and then `<|endoftext|>`: the translation follows, up to the next one.\n"
+        parts = text.split("```\n", 2)  # the sample has no fence of its own
+        if len(parts) < 3:  # its owner wrote another card
+            return f"{text.rstrip()}\n\n{use}"
+        settings = parts[2].partition("\nSettings that differ")
+        text = "```\n".join((*parts[:2], f"\n{use}{''.join(settings[1:])}"))
     return text
 
 

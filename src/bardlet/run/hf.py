@@ -69,7 +69,7 @@ TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end what a model writes: in a chat, every special token but the padding."""
-    if tokenizer.chat_template and tokenization.END in tokenizer.vocab:
+    if chat_template.is_own(tokenizer):
         return sorted(set(tokenizer.special) - {tokenizer.pad_id})
     if chat_template.is_foreign(tokenizer) and chat_template.reason_against(tokenizer) is None:
         return chat_template.end_ids(tokenizer)
@@ -99,7 +99,7 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     atomic.write_json(folder / "generation_config.json", ids)
     with atomic.explain_write_errors(folder / "tokenizer.json", len(tokenizer.json.encode())):
         side = "right" if config.model == "encdec" or config.scores else "left"
-        answers = config.model == "qwen3" and tokenizer.chat_template and tokenization.END in tokenizer.vocab
+        answers = config.model == "qwen3" and chat_template.is_own(tokenizer)
         tokenizer.save(folder, model_max_length=config.block_size, padding_side=side,
                        **({"response_template": RESPONSE} if answers else {}))
         for name in ("tokenizer.json", "tokenizer_config.json"):
