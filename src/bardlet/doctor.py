@@ -5,7 +5,6 @@ The checks change nothing; they train nothing but a step of a tiny model on a GP
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import sys
@@ -17,12 +16,9 @@ from typing import Any
 import torch
 
 from bardlet import __version__, console
-from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.settings import Settings
-from bardlet.data import bitext, corpus, duplicates, named
-from bardlet.data.duplicates import Overlap
+from bardlet.data import bitext, named
 from bardlet.errors import BardletError, Unsupported, one_line, quoted
-from bardlet.inference import text_generation
 from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, foreign, hf, lock, metrics
 from bardlet.run import folder as run_folder
@@ -281,39 +277,3 @@ def _machine_of(known: dict[str, object], config: Settings, finished: bool) -> I
 
 
 # ---------------------------------------------------------------- a model
-
-
-def measure_memorization(run: Path, tokens: int, temperature: float,
-                         seed: int) -> tuple[list[str], list[str], Overlap, Overlap]:
-    """Generate text with the model of a run, and measure how much of it is copied from the training text.
-
-    Args:
-        run: the run folder.
-        tokens: minimum number of tokens to generate, in texts of up to 500, twenty at a time.
-        temperature: sampling temperature.
-        seed: random seed of the first text.
-
-    Returns:
-        (completions, validation documents, overlap of the completions, overlap of the validation documents with the
-        training text). The last is the baseline: the overlap of text that was not copied.
-    """
-    config, record = run_folder.settings(run)
-    if not isinstance(config, TrainConfig):
-        translates = isinstance(config, TranslationConfig)
-        kind = "a translator" if translates else "a reward model" if config.stage == "reward" else "a chat model"
-        raise BardletError(f"{run}: {kind} does not generate free text; drop --memorised")
-    source, documents = corpus.find(config.text, config.field, separator=config.separator,
-                                    normalize=config.normalize), record.get("documents", 2)
-    model, tokenizer = hf.read_folder(run)
-    # a text of less than a few hundred tokens has little space for a copy of 32 characters
-    prompts = [text_generation.prompt_ids(tokenizer, None, documents)] * max(1, min(20, tokens // 500))
-    completions: list[str] = []
-    count = 0
-    while count < tokens:
-        generated = text_generation.complete(model, tokenizer, prompts, min(500, tokens), temperature=temperature,
-                                             top_k=50, seed=seed + len(completions))
-        completions += [tokenizer.decode(ids, skip_special=True) for ids in generated]
-        count += max(len(generated), sum(map(len, generated)))  # a model may end every text at once
-    validation = list(itertools.islice(source.documents("val"), 10_000))
-    own, baseline = (duplicates.find_copied(texts, source.documents("train")) for texts in (completions, validation))
-    return completions, validation, own, baseline

@@ -44,7 +44,7 @@ def test_every_format_has_a_name(to: str, names: list[str], run: Path, tmp_path:
     said = capsys.readouterr().out.splitlines()
     assert json.loads(said[-1]) == {"format": to, "files": names}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    assert ("copied from the training text, in passages" in said[0]) == (to == "html")
+    assert ("memorization: 0.0% of" in said[0]) == (to == "html")
 
 
 def test_an_export_from_python_has_the_same_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,8 @@ def test_eval_and_doctor_accept_the_run(run: Path, bardlet: Callable[..., dict[s
     assert "trained on conversations" in capsys.readouterr().err
     assert main(["doctor", str(run)]) == 0
     assert "unchanged since the run started" in capsys.readouterr().out
-    assert main(["doctor", str(run), "--memorised"]) == 1
+    assert main(["doctor", str(run), "--memorised", "--tokens", "20"]) == 0
+    assert "generated characters occur in the answers it was trained on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("settings", [["--dropout", "0.1", "--grad-accum", "2"], ["--no-pack", "--keep", "average"]])

@@ -78,18 +78,17 @@ def main(argv: Sequence[str]) -> int:
 
 def print_memorization(run: Path, command: Command) -> dict[str, Any]:
     """Print how much of the model's output is copied, and return the figures."""
-    from bardlet import doctor
+    from bardlet.evaluation import memorization
 
-    texts, validation, own, chance = doctor.measure_memorization(run, command.tokens, command.temperature, command.seed)
-    characters = sum(map(len, texts))
+    measured = memorization.measure(run, command.tokens, command.temperature, command.seed)
+    own, chance = measured.own, measured.chance
     verdict = ("no sign of memorization" if own.share <= chance.share + 0.01 else
-               "the model repeats its training text more than new text does")
-    console.say(f"memorization: {own.share:.1%} of {characters:,} generated characters occur in the training text, in "
-                f"passages of 32 characters or more, and {chance.share:.1%} of the validation text's: {verdict}")
+               "the model repeats its training data more than new text does")
+    console.say(f"memorization: {measured}: {verdict}")
     if own.longest:
         console.say(f"the longest passage, {len(own.longest)} characters: {own.longest!r}")
-    if len(validation) > 1:
-        console.say(f"{own.whole} of {len(texts)} generated texts are whole documents of the training text; so are "
-                    f"{chance.whole} of the {len(validation)} documents of the validation text")
-    return {"characters": characters, "copied": own.share, "copied_of_validation": chance.share,
-            "longest": own.longest, "texts": len(texts), "whole_documents": own.whole}
+    if len(measured.held_out) > 1:
+        console.say(f"{own.whole} of {len(measured.written)} generated texts are in the {measured.source} as a whole, "
+                    f"and {chance.whole} of {len(measured.held_out)} held-out ones")
+    return {"characters": sum(map(len, measured.written)), "copied": own.share, "copied_of_validation": chance.share,
+            "longest": own.longest, "texts": len(measured.written), "whole_documents": own.whole}

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bardlet import doctor
 from bardlet import tokenizer as tokenization
-from bardlet.config.pretraining import TrainConfig, TranslationConfig
+from bardlet.config.pretraining import TranslationConfig
 from bardlet.config.settings import Settings
-from bardlet.data.duplicates import Overlap
 from bardlet.errors import BardletError, printable, quoted
+from bardlet.evaluation import memorization
 from bardlet.export import gguf, html, onnx
 from bardlet.run import card, hf
 from bardlet.run import folder as run_folder
@@ -44,8 +43,6 @@ class Source:
     documents: int = 2
     starts_documents: bool = False
     translates: bool = False
-    wrote_text: bool = False
-    """True if it was trained on a text whose copies can be counted."""
     config: Settings | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,8 +95,7 @@ def read(folder: Path) -> Source:
         return source
     config, record = run_folder.settings(folder, use_edited=True)
     return replace(source, **run_folder.prompt_facts(config, record, model.config.block_size), config=config,
-                   record=record, translates=isinstance(config, TranslationConfig),
-                   wrote_text=isinstance(config, TrainConfig))
+                   record=record, translates=isinstance(config, TranslationConfig))
 
 
 def unfinished(source: Source) -> str:
@@ -181,7 +177,7 @@ def write_page(out: Path, source: Source, dtype: str, tell: Callable[[str], None
     if source.translates and source.model.config.model != "encdec":
         raise BardletError("--to html: the page translates with encoder-decoders only; use --to hf")
     html.check(source.model, source.tokenizer)
-    tell(memorization(source))
+    tell(copied(source))
     trained = ", trained with bardlet" * (source.config is not None)
     notes = [f"{source.model.config.model}, {sum(p.numel() for p in source.model.parameters()):,} parameters{trained}. "
              "It runs in this page, on your device: nothing is sent anywhere. What it writes is made up."]
@@ -190,19 +186,12 @@ def write_page(out: Path, source: Source, dtype: str, tell: Callable[[str], None
     return out
 
 
-def memorization(source: Source) -> str:
+def copied(source: Source) -> str:
     """Return a line on how much of the model's writing is copied, so that a private text is not sent unknowingly."""
-    if not source.wrote_text:
+    if source.config is None:
         return "the page contains the model, which may repeat what it was trained on"
     try:
-        texts, _, own, chance = doctor.measure_memorization(source.folder, CHECKED_TOKENS, 0.8, 0)
+        measured = memorization.measure(source.folder, CHECKED_TOKENS, 0.8, 0)
     except BardletError as error:
-        return f"how much the model copies from its training text is unknown: {error}"
-    return memorized(texts, own, chance)
-
-
-def memorized(texts: list[str], own: Overlap, chance: Overlap) -> str:
-    """Return the result of a memorization check as a line."""
-    return (f"copied from the training text, in passages of 32 characters or more: {own.share:.1%} of "
-            f"{sum(map(len, texts)):,} characters that the model wrote, and {chance.share:.1%} of the validation text; "
-            "whoever has the page can make it repeat them")
+        return f"how much the model copies from its training data is unknown: {error}"
+    return f"memorization: {measured}; whoever has the page can make the model repeat them"
