@@ -1,4 +1,4 @@
-"""What a GGUF file's precision costs, by llama.cpp's own logits on 10,000 tokens of the validation split.
+"""Loss of GGUF files by llama.cpp's own logits, on 10,000 tokens of the validation split.
 
 BARDLET_NODE_MODULES names a folder node_modules with node-llama-cpp, BARDLET_DATA real text.
 """

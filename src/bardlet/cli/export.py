@@ -14,7 +14,7 @@ from bardlet.errors import quoted
 
 NEXT = {"hf": "to publish it: hf upload OWNER/NAME {0}", "html": "open it in a browser, or send it to somebody",
         "gguf": "for Ollama: ollama create NAME -f {1}", "onnx": "onnxruntime and transformers.js load it"}
-"""What to do with an export; {0} and {1} are the paths that were written."""
+"""The next step with an export; {0} and {1} are the paths that were written."""
 
 USAGE = Usage(
     "export", "RUN --to FORMAT [--out PATH] [OPTIONS]",

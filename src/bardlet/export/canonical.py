@@ -1,10 +1,10 @@
-"""One set of names for the weights of every model, for programs that run them all.
+"""Weights of every model family by one set of names, for a program that runs all of them.
 
     embed positions blocks.N.{norm1 q k v qNorm kNorm o crossNorm crossQ crossK crossV crossO norm2 gate up down}
     encoder.N.{...} encoder.norm norm head
 
 Each has a weight and maybe a bias. Matrices are (outputs, inputs), `embed` is (V, C). A rung without blocks has its one
-layer in blocks.0. What a model does not have has no name. `web/forward.js` reads this.
+layer in blocks.0. A model without a layer has no weight of its name. `web/forward.js` reads this.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ FOLDERS, FOLDERS_OF_WORDS = r".*[/\\](?=[^/\\])", r"""[^\s"'=]*[/\\](?=[^\s"'/\\
 ONNX_USE = """onnx/model.onnx is the model for onnxruntime and transformers.js, with the names of Hugging Face's
 Optimum: `input_ids`, `attention_mask`, `position_ids` and `past_key_values.*` in, `logits` and `present.*` out.
 """
-"""How to use the model of an export to ONNX, in its card."""
+"""Instructions for an ONNX folder, in its card."""
 
 KTO_ACCURACY = "held-out pairs of a liked and a disliked completion in which the liked one has the higher reward"
 

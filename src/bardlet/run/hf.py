@@ -78,7 +78,7 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
 
 RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>",
             "fields": {"content": {"close": [tokenization.END, tokenization.SEPARATOR], "content": "text"}}}
-"""Where the answer is in what a chat model writes. Without it, `transformers serve` reads qwen3 by Qwen's template."""
+"""Position of the answer in a chat model's output. Without it, `transformers serve` reads qwen3 by Qwen's template."""
 
 
 def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` does, judged from its content: its kind, and how much it can lengthen a text."""
+"""Properties of a `tokenizer.json`, from its content: its kind, and how much it can lengthen a text."""
 
 from __future__ import annotations
 
