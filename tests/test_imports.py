@@ -95,6 +95,15 @@ def test_public_functions_are_documented(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_docstring_begins_with_a_question(path: Path) -> None:
+    """It is an imperative or a noun phrase: those of functions, and those below a constant or a field."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            first = node.value.value.split(maxsplit=1)[:1]
+            assert first not in (["What"], ["Who"], ["Where"], ["How"], ["Why"]), f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_code_from_files_is_executed(path: Path) -> None:
     """No pickle, no torch.load, no eval or exec, no remote code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

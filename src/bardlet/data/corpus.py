@@ -63,7 +63,7 @@ class Corpus:
     title: str = ""
     """The names of the files or folders, for progress."""
     notices: dict[str, None] = dataclasses.field(default_factory=dict, repr=False)
-    """What was repaired or is odd in the files, as it was logged."""
+    """Repairs and oddities of the files, as they were logged."""
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -35,7 +35,7 @@ NAMED_ROWS = 3
 
 @dataclass
 class Report:
-    """What was left out of files: notes in words, and counts.
+    """Records that were left out of files: notes in words, and counts.
 
     total: rows read. unusable: rows left out. first: location and reason of the first of them.
     """
@@ -75,7 +75,7 @@ class Examples:
     files: tuple[Path, ...]
     max_bad: float = MAX_BAD
     report: Report = field(default_factory=Report)
-    """What the last reading left out."""
+    """Records that the last reading left out."""
 
     @cached_property
     def hash(self) -> str:

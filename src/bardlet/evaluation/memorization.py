@@ -1,4 +1,4 @@
-"""How much of a model's writing is copied from its training data, beside how much of new writing is there too."""
+"""Share of a model's writing that is copied from its training data, beside the share of held-out text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Memorization:
     chance: Overlap
     """Overlap of the held-out texts: what nobody copied."""
     source: str
-    """What the model was trained on, in words."""
+    """Name of the training data, in words."""
 
     def __str__(self) -> str:
         characters = sum(map(len, self.written))

@@ -25,7 +25,7 @@ log = logging.getLogger("bardlet")
 DTYPES = {"hf": ("fp32",), "gguf": gguf.DTYPES, "html": html.DTYPES, "onnx": ("fp32",)}
 """The formats, and the precisions of each; the first is the default."""
 SUFFIXES = {"hf": "-hf", "gguf": ".gguf", "html": ".html", "onnx": "-onnx"}
-"""What the default name of an export adds to the name of the model."""
+"""Suffix that the default name of an export adds to the name of the model."""
 CHECKED_TOKENS = 5_000
 """Tokens that the memorization check generates."""
 

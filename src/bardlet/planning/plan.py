@@ -121,7 +121,7 @@ class Machine:
     compiled: bool = False
     """True if `speed` is with compiled blocks."""
     slowdown: float = 1.0
-    """How many times slower other programs make it."""
+    """Factor by which other programs slow it down."""
 
 
 @dataclass(frozen=True)

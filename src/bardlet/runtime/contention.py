@@ -1,4 +1,4 @@
-"""How much of this machine other programs take, by the scheduler's own figures. Nothing here imports torch."""
+"""Share of this machine that other programs take, by the scheduler's own figures. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run on a text is expected to reach, and what its loss means: `planning/scaling_law.py` in words."""
+"""Expected loss of a run on a text, and the meaning of a loss: `planning/scaling_law.py` in words."""
 
 from __future__ import annotations
 

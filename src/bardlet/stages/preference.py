@@ -46,12 +46,12 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
     loss_unit: ClassVar[str] = "nats per pair"
     record_class: ClassVar[type[PreferencesRecord]]
     expected: ClassVar[str] = "preferences: records with `prompt`, `chosen` and `rejected`"
-    """What the files should contain, for messages."""
+    """Expected contents of the files, for messages."""
     examples_class: ClassVar[type[Examples]] = Examples
     init_label: str
     """The label of --init in the plan summary."""
     better: ClassVar[str] = "chosen"
-    """What the completion is called that should have the higher reward."""
+    """Name of the completion that should have the higher reward."""
 
     def load_data(self) -> Examples:
         """Find the preference files named in the settings."""
