@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -193,3 +194,77 @@ def test_what_the_page_cannot_run_is_one_sentence() -> None:
     tokenizer = tokenizer_of("char")
     with pytest.raises(BardletError, match="a reward model gives scores"):
         html.check(model_of("gpt2", tokenizer.vocab_size, scores=True), tokenizer)
+
+
+def test_added_tokens_that_are_not_special_are_refused() -> None:
+    pipeline = json.loads(tokenizer_of("bpe").json)
+    for n, content in enumerate(("bards", "songs")):
+        pipeline["added_tokens"].append({"id": 320 + n, "content": content, "single_word": False, "lstrip": False,
+                                         "rstrip": False, "normalized": False, "special": False})
+    tokenizer = tk.Tokenizer(json.dumps(pipeline))
+    with pytest.raises(BardletError, match=r"has the added token 'bards' and 1 more, .*; use --to hf"):
+        html.check(model_of("gpt2", tokenizer.vocab_size), tokenizer)
+
+
+def test_an_encoder_decoder_without_the_tokens_of_translation_is_refused() -> None:
+    tokenizer = tokenizer_of("char")
+    with pytest.raises(BardletError, match="was not trained to translate"):
+        html.check(model_of("encdec", tokenizer.vocab_size), tokenizer)
+
+
+def with_template(template: str | None) -> tk.Tokenizer:
+    """Return a tokenizer with the tokens of a chat."""
+    tokenizer = tk.train_bpe([TEXT] * 9, 320)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_model_with_another_chat_template_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Although its template ends messages with <|end|>, too."""
+    foreign = "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    modes = {}
+    for name, template in {"ours": chat_template.TEMPLATE, "none": None, "foreign": foreign}.items():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "bardlet"):
+            html.write(tmp_path / name, model_of("gpt2", 320), with_template(template), {"title": "t", "notes": []})
+        modes[name] = json.loads(re.search(r'id="spec">(.*?)</script>', (tmp_path / name).read_text(), re.S)[1])["mode"]
+        assert ("the page continues texts instead of answering" in caplog.text) is (name == "foreign")
+    assert modes == {"ours": "chat", "none": "write", "foreign": "write"}
+
+
+def test_weights_that_no_browser_can_read_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It names a precision that fits."""
+    tokenizer = tokenizer_of("char")
+    model = model_of("gpt2", tokenizer.vocab_size)
+    named = canonical.weights(model)
+    sizes = {dtype: html.stored_bytes(named, dtype) for dtype in html.DTYPES}
+    assert sizes == {dtype: len(html.pack(named, dtype)[1]) for dtype in html.DTYPES}
+    for limit, dtype, advice in ((sizes["fp32"], "fp32", None), (sizes["fp16"], "fp32", "--dtype fp16"),
+                                 (sizes["int8"], "fp16", "--dtype int8"), (sizes["int8"] - 4, "int8", "--to hf")):
+        monkeypatch.setattr(html, "MAX_CHARACTERS", (limit + 2) // 3 * 4)
+        if advice is None:
+            html.check(model, tokenizer, dtype)
+            continue
+        with pytest.raises(BardletError, match=rf"MB in {dtype}, and .* MB from a page; use {advice}$"):
+            html.write(tmp_path / "a.html", model, tokenizer, {"title": "t", "notes": []}, dtype=dtype)
+    assert not (tmp_path / "a.html").exists()
+
+
+@needs_node
+def test_node_reads_as_long_a_text_as_the_check_says() -> None:
+    done = subprocess.run([str(NODE), "-p", "buffer.constants.MAX_STRING_LENGTH"], capture_output=True, text=True)
+    assert int(done.stdout) >= html.MAX_CHARACTERS
+
+
+def test_a_weight_beyond_fp16_is_one_sentence(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("char")
+    model = model_of("gpt2", tokenizer.vocab_size)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = -1e5
+    for dtype in ("int8", "fp32"):
+        html.write(tmp_path / dtype, model, tokenizer, {"title": "t", "notes": []}, dtype=dtype)
+    with pytest.raises(BardletError, match=r"blocks.1.up.weight has a weight of size 100,000, .* use --dtype fp32"):
+        html.write(tmp_path / "fp16", model, tokenizer, {"title": "t", "notes": []}, dtype="fp16")
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = 65_504
+    html.check(model, tokenizer, "fp16")
