@@ -33,7 +33,7 @@ log = logging.getLogger("bardlet")
 
 DTYPES = ("int8", "fp16", "fp32")
 """Formats of the matrices; vectors are always fp32."""
-SCRIPTS = ("forward.js", "tokenizer.js", "weights.js", "views.js", "page.js")
+SCRIPTS = ("forward.js", "tokenizer.js", "prompts.js", "weights.js", "answer.js", "views.js", "page.js")
 """The modules of the page, each after those that it imports."""
 MAX_CHARACTERS = 2**29 - 24
 """Length of V8's longest string, and so of the weights in base64 that Chromium, Edge and Node.js can read."""
@@ -70,7 +70,8 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any]
                     "bardlet's; --to hf keeps that template")
     spec = {**canonical.describe(model, named), "tokenizer": describe_tokenizer(tokenizer), "about": dict(about),
             "mode": use, "start": prompt_ids(tokenizer, None, start.documents),
-            "startsDocuments": start.starts_documents, "stop": hf.stop_ids(tokenizer)}
+            "startsDocuments": start.starts_documents, "stop": hf.stop_ids(tokenizer), "eos": tokenizer.eos_id,
+            "pad": tokenizer.pad_id}
     entries, data = pack(named, dtype)
     atomic.write_text(path, page(spec, entries, data))
 
