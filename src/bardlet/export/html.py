@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,22 +20,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bardlet.errors import BardletError
+from bardlet.data import chat_template
+from bardlet.errors import BardletError, printable
 from bardlet.export import canonical
+from bardlet.inference import translate
 from bardlet.inference.text_generation import prompt_ids
 from bardlet.run import hf
 from bardlet.runtime import atomic
-from bardlet.tokenizer import END, Tokenizer
+from bardlet.tokenizer import Tokenizer
+
+log = logging.getLogger("bardlet")
 
 DTYPES = ("int8", "fp16", "fp32")
 """Formats of the matrices; vectors are always fp32."""
-SCRIPTS = ("forward.js", "tokenizer.js", "weights.js", "views.js", "page.js")
+SCRIPTS = ("forward.js", "tokenizer.js", "prompts.js", "weights.js", "answer.js", "views.js", "page.js")
 """The modules of the page, each after those that it imports."""
+MAX_CHARACTERS = 2**29 - 24
+"""Length of V8's longest string, and so of the weights in base64 that Chromium, Edge and Node.js can read."""
+MAX_FP16 = 65_520
+"""Numbers from here on round to infinity in fp16."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a text begins. documents: number of documents of the training text. starts_documents: a prompt begins one."""
+    """Beginning of a text.
+
+    documents: number of documents of the training text. starts_documents: a prompt begins a document.
+    """
 
     documents: int = 2
     starts_documents: bool = False
@@ -51,26 +63,47 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any]
     Raises:
         BardletError: the page cannot run such a model.
     """
-    check(model, tokenizer)
-    named = canonical.weights(model)
+    check(model, tokenizer, dtype)
+    named, use = canonical.weights(model), mode(model, tokenizer)
+    if use == "write" and tokenizer.chat_template:
+        log.warning("the page continues texts instead of answering, because the model's chat template is not "
+                    "bardlet's; --to hf keeps that template")
     spec = {**canonical.describe(model, named), "tokenizer": describe_tokenizer(tokenizer), "about": dict(about),
-            "mode": mode(model, tokenizer), "start": prompt_ids(tokenizer, None, start.documents),
-            "startsDocuments": start.starts_documents, "stop": hf.stop_ids(tokenizer)}
+            "mode": use, "start": prompt_ids(tokenizer, None, start.documents),
+            "startsDocuments": start.starts_documents, "stop": hf.stop_ids(tokenizer), "eos": tokenizer.eos_id,
+            "pad": tokenizer.pad_id}
     entries, data = pack(named, dtype)
     atomic.write_text(path, page(spec, entries, data))
 
 
-def check(model: Any, tokenizer: Tokenizer) -> None:
-    """Raise BardletError if the page cannot run a model with this tokenizer."""
+def check(model: Any, tokenizer: Tokenizer, dtype: str = "int8") -> None:
+    """Raise BardletError if the page cannot run a model with this tokenizer, in this precision."""
     canonical.check(model)
     describe_tokenizer(tokenizer)
+    if model.config.model == "encdec":
+        translate.check(model, tokenizer, translate.TranslateOptions())
+    check_weights(canonical.weights(model), dtype)
+
+
+def check_weights(weights: Mapping[str, Tensor], dtype: str) -> None:
+    """Raise BardletError if the weights are too many for a page, or too large for fp16."""
+    limit, sizes = MAX_CHARACTERS // 4 * 3, {kind: stored_bytes(weights, kind) for kind in DTYPES}
+    if sizes[dtype] > limit:
+        fits = next((f"--dtype {kind}" for kind in reversed(DTYPES) if sizes[kind] <= limit), "--to hf")
+        raise BardletError(f"--to html: the weights take {sizes[dtype] / 1e6:,.0f} MB in {dtype}, and a browser reads "
+                           f"at most {limit / 1e6:,.0f} MB from a page; use {fits}")
+    for name, tensor in weights.items():
+        if dtype == "fp16" and tensor.ndim == 2 and (top := float(tensor.abs().max())) >= MAX_FP16:
+            raise BardletError(f"--to html: {name} has a weight of size {top:,.0f}, and fp16 ends at 65,504; use "
+                               "--dtype fp32 (or int8)")
 
 
 def mode(model: Any, tokenizer: Tokenizer) -> str:
-    """Return what the page is for: "translate", "chat" or "write"."""
+    """Return the use of the page: "translate", "chat" or "write". The page chats in bardlet's own template only."""
     if model.config.model == "encdec":
         return "translate"
-    return "chat" if tokenizer.chat_template and END in tokenizer.vocab else "write"
+    answers = chat_template.reason_against(tokenizer) is None and not chat_template.is_foreign(tokenizer)
+    return "chat" if answers else "write"
 
 
 def page(spec: Mapping[str, Any], entries: list[dict[str, Any]], data: bytes) -> str:
@@ -118,6 +151,14 @@ def pack(weights: Mapping[str, Tensor], dtype: str) -> tuple[list[dict[str, Any]
     return entries, b"".join(parts)
 
 
+def stored_bytes(weights: Mapping[str, Tensor], dtype: str) -> int:
+    """Return the number of bytes that `pack` makes."""
+    width = {"int8": 1, "fp16": 2, "fp32": 4}[dtype]
+    sizes = (4 * t.numel() if t.ndim != 2 else width * t.numel() + 4 * len(t) * (dtype == "int8")
+             for t in weights.values())
+    return sum(size + -size % 4 for size in sizes)
+
+
 def quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return (scale of each row, the row in multiples of it, int8). Rows with zeros only have the scale 0."""
     scale = matrix.abs().amax(1) / 127
@@ -139,10 +180,15 @@ def rounded(matrix: Tensor, dtype: str) -> Tensor:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what `web/tokenizer.js` needs. BardletError for a tokenizer that it cannot be."""
+    """Return the facts that `web/tokenizer.js` needs. BardletError for a tokenizer that the page does not support."""
     if tokenizer.kind == "other":
         raise BardletError("--to html: this tokenizer splits words by a rule of its own, which the page does not have; "
                            "use --to hf")
+    added = [token.content for token in tokenizer.inner.get_added_tokens_decoder().values() if not token.special]
+    if added:
+        more = f" and {len(added) - 1:,} more" if len(added) > 1 else ""
+        raise BardletError(f"--to html: the tokenizer has the added token {printable(added[0])}{more}, which the page "
+                           "does not support; use --to hf")
     merges: list[int] = []
     results: list[int] = []
     if tokenizer.kind == "bpe":

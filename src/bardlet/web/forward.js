@@ -359,7 +359,23 @@ export function* generate(model, prompt, choose, { cache = model.newCache(), wat
 }
 
 /** Return the index of the largest number. */
-export const argmax = (x) => x.reduce((best, value, i) => (value > x[best] ? i : best), 0);
+export function argmax(x) {
+  let best = 0;
+  for (let i = 1; i < x.length; i++) if (x[i] > x[best]) best = i;
+  return best;
+}
+
+/** Return the indexes of the `count` largest numbers, in order: a scan, as sorting a large vocabulary takes long. */
+export function largest(x, count) {
+  const best = [];
+  for (let i = 0; i < x.length; i++) {
+    if (best.length === count && !(x[i] > x[best[count - 1]])) continue;
+    let at = Math.min(best.length, count - 1);
+    for (; at > 0 && x[i] > x[best[at - 1]]; at--) best[at] = best[at - 1];
+    best[at] = i;
+  }
+  return best;
+}
 
 /** Return a function that samples an id from logits. seed: a number; the same seed draws the same ids. */
 export function sampler({ temperature = 0.8, topK = 50, seed = 1 }) {
@@ -372,8 +388,7 @@ export function sampler({ temperature = 0.8, topK = 50, seed = 1 }) {
     return ((z ^ (z >>> 14)) >>> 0) / 2 ** 32;
   };
   return (logits) => {
-    const order = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]).slice(0, topK ?? undefined);
-    const p = softmax(Float64Array.from(order, (id) => logits[id] / temperature));
+    const order = largest(logits, topK), p = softmax(Float64Array.from(order, (id) => logits[id] / temperature));
     let left = random();
     return order[Math.max(0, p.findIndex((value) => (left -= value) < 0))];
   };

@@ -1,12 +1,13 @@
 // The page of an exported model: write, chat or translate, and look at every token.
 
-import { Model, generate, sampler, softmax } from "./forward.js";
-import { Tokenizer, chatIds } from "./tokenizer.js";
+import { Model, sampler } from "./forward.js";
+import { Tokenizer } from "./tokenizer.js";
+import { chatPrompt, promptIds, translationSources } from "./prompts.js";
 import { fromBase64, unpack } from "./weights.js";
+import { Answer, Looks, frame, pauses } from "./answer.js";
 import { TokenList, alternatives, attention, lens, make, percent, plain, visible } from "./views.js";
 
 const text = (id) => document.getElementById(id).textContent;
-const frame = () => new Promise((resolve) => setTimeout(resolve));
 
 /** Read the model out of the page. */
 function load() {
@@ -16,165 +17,218 @@ function load() {
   return { spec, model, tokenizer: new Tokenizer(spec.tokenizer) };
 }
 
-/** One text that the model writes: the steps so far, and the list that shows them. */
-class Answer {
-  constructor(page, label) {
-    this.page = page;
-    this.steps = [];
-    this.list = new TokenList(label, (n) => page.inspect(this, n));
-  }
-
-  get ids() {
-    return this.steps.map((step) => step.id);
-  }
-
-  /** Write on until the model ends its text, `limit` tokens are there, or somebody stops it. */
-  async write(prompt, source, choose, limit) {
-    const { model, tokenizer, spec } = this.page;
-    Object.assign(this, { prompt, source, choose, limit });
-    const whole = [...prompt, ...this.ids], decoder = tokenizer.decoder();
-    for (const id of this.ids) decoder.feed(id);
-    const cache = source ? model.encode(source) : model.newCache();
-    const mine = this.page.running = {}; // a new run ends the one before
-    let paused = performance.now();
-    for (const step of generate(model, whole, choose, { cache, watch: true })) {
-      if (this.page.running !== mine) return;
-      if (step) {
-        if (spec.stop.includes(step.id)) break;
-        const context = [...prompt, ...this.ids].slice(step.start);
-        this.push({ ...step, context, text: decoder.feed(step.id) });
-        if (this.steps.length >= limit) break;
-      }
-      if (performance.now() - paused > 30) {
-        await frame();
-        paused = performance.now();
-      }
-    }
-    this.page.stopped();
-  }
-
-  push(step) {
-    this.steps.push(step);
-    this.list.add(step.text, softmax(Float64Array.from(step.logits))[step.id]);
-  }
-
-  /** Replace token n, and write on from there. */
-  branch(n, id) {
-    const step = this.steps[n];
-    this.steps.length = n;
-    this.list.keep(n);
-    this.push({ ...step, id, text: this.page.tokenizer.decode([id]) });
-    this.list.select(n);
-    this.page.start(() => this.write(this.prompt, this.source, this.choose, this.limit));
-  }
-}
-
+/**
+ * answers: the texts that the page shows, in order. answer: the one that was written last. running: a token of the run
+ * that is writing, or null; a new run ends the one before. notices: sentences about the text that was typed.
+ */
 class Page {
   constructor({ spec, model, tokenizer }) {
-    Object.assign(this, { spec, model, tokenizer, running: null, messages: [] });
+    Object.assign(this, { spec, model, tokenizer, running: null, answers: [], answer: null, notices: [] });
+    this.looks = new Looks(model);
     document.title = plain(spec.about.title);
     this.status = make("p", { className: "status", attributes: { role: "status" } });
     this.output = make("div", { className: "output" });
-    this.details = make("aside", { className: "details", attributes: { "aria-label": "About the selected token" } },
-      make("p", { className: "hint", textContent: "Point at a token, or choose it with the arrow keys, to see what else "
-        + "the model could have written." }));
-    const main = document.getElementById("page");
-    main.replaceChildren(
+    this.details = make("aside", { className: "details", attributes: { "aria-label": "About the selected token" } });
+    this.form = this.makeForm();
+    document.getElementById("page").replaceChildren(
       make("header", {}, make("h1", { textContent: plain(spec.about.title) }),
         ...spec.about.notes.map((textContent) => make("p", { className: "hint", textContent }))),
-      this.form(), this.status, make("div", { className: "columns" }, this.output, this.details));
+      this.form, this.status, make("div", { className: "columns" }, this.output, this.details));
+    this.hint();
   }
 
-  /** The input and the settings. */
-  form() {
-    const words = { write: ["Beginning of a text", "Write"], chat: ["Message", "Send"], translate: ["Sentence", "Translate"] };
-    const [label, verb] = words[this.spec.mode];
+  /** Return the input and the settings. */
+  makeForm() {
+    const words = { write: ["Beginning of a text", "Write"], chat: ["Message", "Send"],
+      translate: ["Sentences, one on each line", "Translate"] };
+    const translates = this.spec.mode === "translate", [label, verb] = words[this.spec.mode];
     this.input = make("textarea", { id: "input", rows: 3, attributes: { dir: "auto" } });
     this.temperature = make("input", { id: "temperature", type: "number", min: 0, max: 5, step: 0.1,
-      value: this.spec.mode === "translate" ? 0 : 0.8 });
+      value: translates ? 0 : 0.8 });
     this.length = make("input", { id: "length", type: "number", min: 1, max: 100000, step: 1, value: 200 });
     this.seed = make("input", { id: "seed", type: "number", min: 0, step: 1, value: Math.floor(Math.random() * 1e6) });
     this.go = make("button", { type: "submit", textContent: verb });
     this.stop = make("button", { type: "button", textContent: "Stop", disabled: true,
-      on: { click: () => { this.running = null; this.stopped(); } } });
+      on: { click: () => this.interrupt() } });
     const field = (name, input) => make("label", { htmlFor: input.id }, name, input);
-    return make("form", {
+    const form = make("form", {
       on: {
         submit: (event) => { event.preventDefault(); this.submit(); },
-        keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.submit(); },
+        keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); },
       },
     }, make("label", { htmlFor: "input", className: "wide" }, label, this.input),
-    make("div", { className: "settings" }, field("Temperature", this.temperature), field("Most tokens", this.length),
-      field("Seed", this.seed), this.go, this.stop));
+    make("div", { className: "settings" }, field("Temperature", this.temperature),
+      translates ? null : field("Most tokens", this.length), field("Seed", this.seed), this.go, this.stop));
+    return form;
   }
 
+  // ---------------------------------------------------------------- writing
+
+  /** Write what the form asks for. */
   submit() {
-    const choose = sampler({ temperature: Number(this.temperature.value), seed: Number(this.seed.value) });
-    const limit = Math.max(1, Math.floor(Number(this.length.value)) || 1), typed = this.input.value;
+    const typed = this.input.value, tokens = Math.max(1, Math.floor(Number(this.length.value)) || 1);
     if (this.spec.mode !== "write" && !typed.trim()) return this.say("Write something first.");
-    if (this.spec.mode === "write") this.output.replaceChildren();
-    let encoded, prompt, source = null;
-    if (this.spec.mode === "chat") {
-      this.remember({ role: "user", content: typed });
-      encoded = chatIds(this.tokenizer, this.messages);
-      prompt = encoded.ids;
-      this.input.value = "";
-    } else {
-      encoded = this.tokenizer.encode(this.spec.mode === "translate" ? typed.trim() : typed);
-      prompt = encoded.ids.length ? encoded.ids : this.spec.start;
-      if (this.spec.mode === "translate") {
-        source = [...encoded.ids.slice(0, this.model.context - 1), this.spec.tokenizer.special["<|endoftext|>"]];
-        prompt = [this.spec.tokenizer.special["<|pad|>"]];
-        this.output.replaceChildren();
-      } else if (typed && this.spec.startsDocuments && prompt[0] !== this.spec.start[0]) {
-        prompt = [...this.spec.start, ...prompt];
-      }
+    this.interrupt();
+    this.choose = sampler({ temperature: Number(this.temperature.value), seed: Number(this.seed.value) });
+    this.notices = [];
+    try {
+      this[this.spec.mode](typed, tokens);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return this.say(error.message);
     }
-    const answer = this.answer = new Answer(this, this.spec.mode === "chat" ? "Answer" : "Text of the model");
-    if (this.spec.mode === "write" && typed) this.output.append(make("p", { className: "prompt", textContent: typed, attributes: { dir: "auto" } }));
-    this.output.append(answer.list.element);
-    this.unknown = encoded.unknown;
-    this.start(() => answer.write(prompt, source, choose, limit));
+    this.run();
   }
 
-  remember(message) {
-    if (this.answer) this.messages.push({ role: "assistant", content: this.tokenizer.decode(this.answer.ids) });
-    this.messages.push(message);
-    this.output.append(make("p", { className: "prompt", textContent: message.content, attributes: { dir: "auto" } }));
+  write(typed, limit) {
+    const { ids, unknown } = promptIds(this.tokenizer, typed, this.spec);
+    this.clear();
+    if (typed) this.quote(typed);
+    this.add("Text of the model", { prompt: ids, limit });
+    this.leaveOut(unknown);
   }
 
-  start(work) {
+  chat(typed, tokens) {
+    const messages = [...this.messages, { role: "user", content: typed }];
+    const { ids, unknown, forgotten, limit } = chatPrompt(this.tokenizer, messages, this.model.context, tokens);
+    this.quote(typed);
+    this.add("Answer", { prompt: ids, limit, question: typed });
+    this.input.value = "";
+    if (forgotten) this.notices.push(`The first ${forgotten} messages no longer fit in the model's window.`);
+    this.leaveOut(unknown);
+  }
+
+  translate(typed) {
+    const lines = translationSources(this.tokenizer, typed, this.spec), cut = lines.findIndex((line) => line?.cut);
+    this.clear();
+    lines.forEach((line, n) => {
+      if (line) this.add(`Translation of line ${n + 1}`, { ...line, prompt: [this.spec.pad] }).classList.add("line");
+      else this.output.append(make("p", { className: "line" }));
+    });
+    const more = lines.filter((line) => line?.cut).length - 1;
+    if (cut >= 0) {
+      this.notices.push(`Line ${cut + 1}${more ? ` and ${more} more` : ""}: longer than the ${this.model.context} tokens `
+        + "that the model reads; only its beginning is translated.");
+    }
+    this.leaveOut([...new Set(lines.flatMap((line) => line?.unknown ?? []))]);
+  }
+
+  /** The conversation, as it stands on the page. */
+  get messages() {
+    return this.answers.flatMap((answer) => [{ role: "user", content: answer.question },
+      { role: "assistant", content: answer.text }]);
+  }
+
+  clear() {
+    this.answers = [];
+    this.output.replaceChildren();
+    this.hint();
+  }
+
+  quote(typed) {
+    this.output.append(make("p", { className: "prompt", textContent: typed, attributes: { dir: "auto" } }));
+  }
+
+  leaveOut(unknown) {
+    if (unknown.length) this.notices.push(`Left out, because the model does not know them: ${unknown.map(visible).join(" ")}`);
+  }
+
+  /** Add an answer that is to be written, and return its element. */
+  add(label, facts) {
+    const { model, tokenizer, looks, choose } = this;
+    const list = new TokenList(label, (n) => this.inspect(answer, n));
+    const answer = new Answer({ model, tokenizer, looks, list, choose, ...facts });
+    this.answers.push(answer);
+    this.output.append(list.element);
+    return list.element;
+  }
+
+  /** Write on at token n of an answer from another token. A conversation goes on from there, too. */
+  branch(answer, n, token) {
+    if (!this.answers.includes(answer) || n >= answer.steps.length) return;
+    this.notices = [];
+    if (this.spec.mode === "chat" && answer !== this.answers.at(-1)) {
+      this.answers.length = this.answers.indexOf(answer) + 1;
+      while (this.output.lastChild !== answer.list.element) this.output.lastChild.remove();
+      this.notices.push("The conversation goes on from here; the messages after it are gone.");
+    }
+    answer.branch(n, token);
+    this.answer = answer;
+    if (answer.steps.length) answer.list.select(answer.steps.length - 1);
+    else this.hint();
+    this.run();
+  }
+
+  /** Write all answers that are not finished. */
+  async run() {
+    const mine = this.running = {};
     this.stop.disabled = false;
     this.began = performance.now();
-    this.before = this.answer.steps.length;
+    this.before = this.count();
     this.say("Writing ...");
-    work();
+    for (const answer of this.answers.filter((each) => !each.finished)) {
+      this.answer = answer;
+      await answer.write(() => this.running === mine);
+      if (this.running !== mine) return;
+    }
+    this.done();
   }
 
-  stopped() {
+  /** End the run, if there is one, and leave its texts as they are. */
+  interrupt() {
+    if (!this.running) return;
+    this.answers.forEach((answer) => answer.finish());
+    this.done();
+  }
+
+  done() {
     this.running = null;
     this.stop.disabled = true;
-    const seconds = (performance.now() - this.began) / 1000, count = this.answer.steps.length - this.before;
-    const left = this.unknown?.length ? ` Left out, because the model does not know them: ${this.unknown.map(visible).join(" ")}` : "";
-    this.say(`${count} token${count === 1 ? "" : "s"}, ${(count / seconds).toFixed(0)} a second.${left}`);
+    const seconds = (performance.now() - this.began) / 1000, count = this.count() - this.before;
+    const written = count ? `${count} token${count === 1 ? "" : "s"}, ${(count / seconds).toFixed(0)} a second.`
+      : "The text ends here.";
+    this.say([written, ...this.notices].join(" "));
+  }
+
+  count() {
+    return this.answers.reduce((sum, answer) => sum + answer.steps.length, 0);
   }
 
   say(message) {
     this.status.textContent = message;
   }
 
-  /** Show what there is to know about token n of an answer. */
-  inspect(answer, n) {
-    const step = answer.steps[n], { tokenizer, model } = this;
-    const p = softmax(Float64Array.from(step.logits))[step.id];
-    this.details.replaceChildren(...[
-      make("h2", { textContent: `${visible(tokenizer.label(step.id))}: ${percent(p)}` }),
+  // ---------------------------------------------------------------- looking at a token
+
+  hint() {
+    this.inspected = null;
+    this.details.replaceChildren(make("p", { className: "hint", textContent: "Point at a token, or choose it with the "
+      + "arrow keys, to see what else the model could have written." }));
+    this.views = make("div", { className: "looks" });
+  }
+
+  /** Show token n of an answer: its alternatives at once; then, unless another token is chosen, what the model did. */
+  async inspect(answer, n) {
+    const mine = this.inspected = {}, alive = () => this.inspected === mine;
+    const step = answer.steps[n], { tokenizer, model } = this, pause = pauses(30);
+    this.views.setAttribute("aria-busy", "true");
+    this.details.replaceChildren(
+      make("h2", { textContent: `${visible(tokenizer.label(step.id))}: ${percent(step.p)}` }),
       make("p", { className: "hint", textContent: "The likeliest tokens here. Choose one to write on from it." }),
-      alternatives(step, tokenizer, (id) => answer.branch(n, id)),
-      attention(step.look.cross, answer.source ?? [], tokenizer, "Where it looked in the source"),
-      attention(step.look.attention, step.context, tokenizer, "Where each head looked"),
-      lens(step, model, tokenizer),
-    ].filter(Boolean));
+      alternatives(step, tokenizer, (token) => this.branch(answer, n, token)), this.views);
+    const context = answer.context(n);
+    await frame();
+    const look = alive() && await answer.look(n, alive);
+    if (!look || !alive()) return;
+    const [section, rows] = lens(step, look.stream, model, tokenizer);
+    this.views.replaceChildren(...[
+      attention(look.cross, answer.source ?? [], tokenizer, "Where it looked in the source"),
+      attention(look.attention, context, tokenizer, "Where each head looked"), section].filter(Boolean));
+    this.views.removeAttribute("aria-busy");
+    for (const row of rows) {
+      await pause();
+      if (!alive()) return;
+    }
   }
 }
 

@@ -1,7 +1,9 @@
 // Text to token ids and back: characters, bytes, or byte-level BPE (Sennrich et al., 2016; Radford et al., 2019).
 
+/** Unicode's White_Space, in a regular expression. */
+export const SPACE = "\\t-\\r \\u0085\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
+
 /** GPT-2's rule: contractions, then words, numbers and signs with the space before them, then white space. */
-const SPACE = "\\t-\\r \\u0085\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"; // Unicode's White_Space
 const WORDS = new RegExp(
   `'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^${SPACE}\\p{L}\\p{N}]+|[${SPACE}]+(?![^${SPACE}])|[${SPACE}]+`, "gu");
 
@@ -16,9 +18,11 @@ export class Tokenizer {
     this.names = new Map(Object.entries(special).map(([name, id]) => [id, name]));
     this.bytes = []; // of each token, by id
     for (const [id, hex] of tokens) this.bytes[id] = Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
-    this.ids = new Map(); // of characters, or of single bytes
+    this.ids = new Map(); // of characters, or of single bytes: a longer token comes from merges only
     this.bytes.forEach((bytes, id) => {
-      if (!this.names.has(id)) this.ids.set(kind === "char" ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes) : bytes[0], id);
+      if (this.names.has(id)) return;
+      if (kind === "char") this.ids.set(new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes), id);
+      else if (bytes.length === 1) this.ids.set(bytes[0], id);
     });
     this.merges = new Map(); // pair of ids -> rank and the id that they become
     for (let rank = 0; 2 * rank < merges.length; rank++) {
@@ -86,18 +90,4 @@ export class Tokenizer {
   label(id) {
     return this.names.get(id) ?? new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.bytes[id] ?? new Uint8Array());
   }
-}
-
-const CHAT = /<\|/g;
-
-/** Return the ids of a conversation, and its characters that are unknown; `bardlet/data/chat_template.py` explains. */
-export function chatIds(tokenizer, messages) {
-  const ids = [], unknown = [];
-  for (const { role, content } of messages) {
-    const encoded = tokenizer.encode(content.replace(CHAT, "< |"));
-    ids.push(tokenizer.special[`<|${role}|>`], ...encoded.ids, tokenizer.special["<|end|>"]);
-    unknown.push(...encoded.unknown);
-  }
-  ids.push(tokenizer.special["<|assistant|>"]);
-  return { ids, unknown };
 }

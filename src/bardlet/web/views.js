@@ -1,8 +1,8 @@
 // Views of a step of generation: its token, what else was likely, what each head attended to, what each block knew.
 //
-// A step is {id, text, logits, look, start, context}: `context` are the ids that the model read, from `start` on.
+// A step is a token of an answer (see `answer.js`).
 
-import { softmax } from "./forward.js";
+import { argmax, softmax } from "./forward.js";
 
 /** Make an element: properties are set as they are, data attributes by `data`, listeners by `on`. */
 export function make(tag, { data = {}, on = {}, attributes = {}, ...properties } = {}, ...children) {
@@ -14,7 +14,7 @@ export function make(tag, { data = {}, on = {}, attributes = {}, ...properties }
   return element;
 }
 
-export const percent = (p) => (p >= 0.9995 ? "100 %" : p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
+export const percent = (p) => (p >= 0.9995 ? "100\u00a0%" : p < 0.001 ? "<\u00a00.1\u00a0%" : `${(100 * p).toFixed(1)}\u00a0%`);
 
 /** Return a text without characters that nobody sees, such as those that turn it around: codes stand for them. */
 export const plain = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu,
@@ -23,12 +23,6 @@ export const plain = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
 /** Return a token as people can see it, with signs for white space. */
 export const visible = (text) => plain(text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/ /g, "\u2423"))
   || "(no text)";
-
-/** Return the ids of the `count` largest logits with their probabilities at temperature 1: [{id, p}]. */
-export function likeliest(logits, count) {
-  const p = softmax(Float64Array.from(logits));
-  return Array.from(p.keys()).sort((a, b) => p[b] - p[a]).slice(0, count).map((id) => ({ id, p: p[id] }));
-}
 
 /**
  * A list of tokens. Each is colored: the less likely it was, the stronger. Arrow keys move; `onSelect(n)` is called for
@@ -62,9 +56,18 @@ export class TokenList {
     }));
   }
 
+  /** Add text to the last token. */
+  append(text) {
+    this.element.lastChild.append(text);
+    this.element.lastChild.removeAttribute("aria-label");
+  }
+
+  /** Remove all but the first `count` tokens. */
   keep(count) {
     while (this.element.children.length > count) this.element.lastChild.remove();
-    this.selected = Math.min(this.selected, count - 1);
+    if (this.selected < count) return;
+    this.selected = -1;
+    this.element.removeAttribute("aria-activedescendant");
   }
 
   select(n) {
@@ -86,18 +89,18 @@ export class TokenList {
   }
 }
 
-/** What else the model could have written: a button for each of the likeliest tokens; `onChoose(id)` branches there. */
+/** A button for each of the likeliest tokens; `onChoose({id, p})` branches there. */
 export function alternatives(step, tokenizer, onChoose) {
-  return make("ol", { className: "alternatives" }, ...likeliest(step.logits, 10).map(({ id, p }) => make("li", {},
+  return make("ol", { className: "alternatives" }, ...step.likeliest.map(({ id, p }) => make("li", {},
     make("button", {
-      type: "button", data: { chosen: id === step.id }, on: { click: () => onChoose(id) },
+      type: "button", data: { chosen: id === step.id }, on: { click: () => onChoose({ id, p }) },
       attributes: { "aria-current": id === step.id },
     }, make("span", { className: "label", textContent: visible(tokenizer.label(id)) }),
     make("meter", { value: p, max: 1, attributes: { "aria-hidden": "true" } }),
     make("span", { textContent: percent(p) })))));
 }
 
-/** Where each head looked: a small picture for every head, and the text colored by the weights of the one chosen. */
+/** Attention: a small picture for every head, and the text colored by the weights of the one chosen. */
 export function attention(maps, context, tokenizer, title) {
   if (!maps?.length) return null;
   const text = make("p", { className: "attended", attributes: { dir: "auto" } });
@@ -142,16 +145,25 @@ function drawWeights(weights) {
   return canvas;
 }
 
-/** The logit lens (nostalgebraist, 2020): what each block would have written, if it had been the last. */
-export function lens(step, model, tokenizer) {
-  if (!model.head || step.look.stream.length < 2) return null;
-  const rows = step.look.stream.map((stream, n) => {
-    const logits = model.read(stream), [best] = likeliest(logits, 1), p = softmax(Float64Array.from(logits))[step.id];
-    return make("tr", {}, make("th", { scope: "row", textContent: n ? `block ${n}` : "embedding" }),
-      make("td", { textContent: visible(tokenizer.label(best.id)) }), make("td", { textContent: percent(best.p) }),
-      make("td", { textContent: percent(p) }));
-  });
-  return make("section", {}, make("h3", { textContent: "What each block knew" }),
-    make("table", {}, make("thead", {}, make("tr", {}, ...["after", "would write", "with", "chosen token"]
-      .map((textContent) => make("th", { scope: "col", textContent })))), make("tbody", {}, ...rows)));
+/**
+ * The logit lens (nostalgebraist, 2020): the token that each block would have written, if it had been the last.
+ *
+ * Returns the section, without rows, and a generator that adds one at a time: each computes the whole vocabulary.
+ */
+export function lens(step, stream, model, tokenizer) {
+  if (!model.head || stream.length < 2) return [null, []];
+  const body = make("tbody");
+  const fill = function* () {
+    for (const [n, channels] of stream.entries()) {
+      const p = softmax(Float64Array.from(model.read(channels))), best = argmax(p);
+      body.append(make("tr", {}, make("th", { scope: "row", textContent: n ? `block ${n}` : "embedding" }),
+        make("td", { textContent: visible(tokenizer.label(best)) }), make("td", { textContent: percent(p[best]) }),
+        make("td", { textContent: percent(p[step.id]) })));
+      yield n;
+    }
+  };
+  const titles = ["after", "would write", "with", "chosen token"];
+  return [make("section", {}, make("h3", { textContent: "What each block knew" }), make("table", {},
+    make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent })))), body)),
+  fill()];
 }
