@@ -176,7 +176,7 @@ def write_page(out: Path, source: Source, dtype: str, tell: Callable[[str], None
     """Write the page, and tell first what share of the model's writing is copied from its training text."""
     if source.translates and source.model.config.model != "encdec":
         raise BardletError("--to html: the page translates with encoder-decoders only; use --to hf")
-    html.check(source.model, source.tokenizer)
+    html.check(source.model, source.tokenizer, dtype)
     tell(copied(source))
     trained = ", trained with bardlet" * (source.config is not None)
     notes = [f"{source.model.config.model}, {sum(p.numel() for p in source.model.parameters()):,} parameters{trained}. "
