@@ -157,12 +157,13 @@ def greedy_onnx(session: Any, config: Any, prompt: list[int], stops: list[int],
 def test_llama_cpp(writes: Case, tmp_path: Path) -> None:
     """gpt2 against bardlet with ggml's GELU, which is a table of 16-bit numbers.
 
-    In fp32, at most 5 of 100 prompts differ, and first where the two best logits differ by less than 1e-3.
+    In fp32, at most 5 of 100 prompts differ, and first where the two best logits differ by less than 2e-3: on these
+    models, the table moves a logit by up to 1.5e-3.
     """
     gguf.write(tmp_path / "m.gguf", writes.model, writes.tokenizer, "m")
     answer = run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=writes.request())
     gpt2 = writes.model.config.model == "gpt2"
-    differ = compare(writes, answer, close=1e-3 if gpt2 else cases.CLOSE).ties
+    differ = compare(writes, answer, close=2e-3 if gpt2 else cases.CLOSE).ties
     assert len(differ) <= 0.05 * len(writes.prompts), differ
     case = with_ggml_gelu(writes) if gpt2 else writes
     record(writes, "llama.cpp", answer["version"], compare(case, answer), differ=len(differ))
