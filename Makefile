@@ -11,9 +11,16 @@ export BARDLET_DATA ?= $(wildcard $(abspath ../shared/data))
 # Pretend that the processor has only AVX2, like an older laptop: no AVX-512, no native bf16.
 AVX2 := CUDA_VISIBLE_DEVICES= ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
+# Programs for the tests of exports, which `make engines` installs. A test whose program is missing is skipped.
+ENGINES := $(abspath .engines)
+PACKAGES := transformers-4 peft serve lm-eval
+WITH_ENGINES := BARDLET_NODE_MODULES=$(ENGINES)/node_modules BARDLET_AXE=$(ENGINES)/node_modules/axe-core/axe.min.js \
+  BARDLET_TRANSFORMERS_4=$(ENGINES)/transformers-4 BARDLET_PEFT=$(ENGINES)/peft BARDLET_SERVE=$(ENGINES)/serve \
+  BARDLET_LM_EVAL=$(ENGINES)/lm-eval
+
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-avx2 accept lint install lock docs clean
+.PHONY: demo test test-avx2 accept engines engines-installed lint install lock docs clean
 
 demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes, and print a sample
 	$(BIN)/bardlet train --config configs/demo.toml
@@ -27,7 +34,25 @@ test-avx2: $(VENV)/ready-test ## the same tests, as on a processor with only AVX
 	$(AVX2) $(BIN)/python -m pytest $(PARALLEL)
 
 accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests on real text, and the course
-	$(BIN)/python -m pytest --override-ini addopts= -q -x tests/acceptance
+	$(if $(wildcard $(ENGINES)/ready),$(WITH_ENGINES)) $(BIN)/python -m pytest --override-ini addopts= -q -x tests/acceptance
+
+engines: engines-installed   ## install other engines into .engines, and compare each with bardlet; BARDLET_ENGINES=FILE adds lines to FILE
+	$(WITH_ENGINES) $(BIN)/python -m pytest --override-ini addopts= -q $(addprefix tests/acceptance/test_,engines.py \
+	  hugging_face_tools.py gguf_loss.py page_in_browser.py)
+
+engines-installed: $(ENGINES)/node_modules/ready $(PACKAGES:%=$(ENGINES)/%/ready)
+	@touch $(ENGINES)/ready
+
+$(ENGINES)/node_modules/ready: tests/acceptance/engines/node.txt
+	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or newer, then call make again'; exit 1; }
+	npm install --prefix $(ENGINES) --ignore-scripts --no-audit --no-fund --loglevel error $(shell cat $(firstword $<))
+	@touch $@
+
+# A folder each, with what .venv lacks: the versions would not fit into one environment.
+$(ENGINES)/%/ready: tests/acceptance/engines/%.txt $(VENV)/ready-test
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) -r $<
+	@touch $@
 
 lint: $(VENV)/ready-test     ## ruff and mypy
 	$(BIN)/ruff check .

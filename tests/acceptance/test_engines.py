@@ -5,10 +5,12 @@ transformers 5 and onnxruntime are in the test environment, and Node.js runs the
     BARDLET_TRANSFORMERS_4  a folder of `pip install --target`, with transformers 4.57 and what it needs
     BARDLET_NODE_MODULES    a folder node_modules, with node-llama-cpp and @huggingface/transformers
     BARDLET_ENGINE_MODELS   a folder for the trained models, to keep them
-    BARDLET_ENGINES         a file to which each comparison adds a line, for `tools/engines.py`
+    BARDLET_ENGINES         a file to which each comparison adds a line, for `docs/engine_table.py`
 
-A first difference counts as equal only where bardlet's two best logits differ by less than 1e-4; at most five for each
-engine and model, and each is in the line.
+`make engines` prepares the folders in .engines and sets the variables.
+
+A first difference counts as equal only where bardlet's two best logits differ by less than 1e-4; at most five for an
+engine over all models, and each is in the line.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ from engines.cases import Case, Outcome, compare
 from engines.programs import run
 from export.test_page import model_of
 
+from bardlet.errors import BardletError
 from bardlet.export import export, gguf, html, onnx
 from bardlet.inference import generate
 from bardlet.tokenizer import train_char
@@ -48,6 +52,9 @@ HERE = Path(__file__).parent / "engines"
 NODE, GO, MODULES = shutil.which("node"), shutil.which("go"), os.environ.get("BARDLET_NODE_MODULES")
 TRANSFORMERS_4 = os.environ.get("BARDLET_TRANSFORMERS_4")
 ALL = [*cases.BASES, *cases.CHATS, *cases.REWARDS, *cases.TRANSLATORS]
+MOST_TIES = 5
+TIES: defaultdict[str, list[float]] = defaultdict(list)
+"""The near ties of each engine in this session, over all models."""
 needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js")
 needs_modules = pytest.mark.skipif(NODE is None or MODULES is None, reason="needs Node.js and BARDLET_NODE_MODULES")
 
@@ -71,7 +78,7 @@ def writes(case: Case) -> Case:
 
 
 def record(case: Case, engine: str, version: str, outcome: Outcome, **more: Any) -> None:
-    """Add a line to the file of results, if there is one."""
+    """Add a line to the file of results, if there is one, and count the near ties of the engine."""
     if file := os.environ.get("BARDLET_ENGINES"):
         commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
         line = {"date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip(),
@@ -81,6 +88,8 @@ def record(case: Case, engine: str, version: str, outcome: Outcome, **more: Any)
             results.write(json.dumps(line) + "\n")
     if outcome.ties:
         print(f"{engine}, {case.name}: first differences at near ties, gaps {outcome.ties}")
+    TIES[engine] += outcome.ties
+    assert len(TIES[engine]) <= MOST_TIES, f"{engine}: {TIES[engine]}"
 
 
 # ---------------------------------------------------------------------------- engines
@@ -146,12 +155,18 @@ def greedy_onnx(session: Any, config: Any, prompt: list[int], stops: list[int],
 
 @needs_modules
 def test_llama_cpp(writes: Case, tmp_path: Path) -> None:
-    """gpt2 against bardlet with ggml's GELU, which is a table of 16-bit numbers."""
+    """gpt2 against bardlet with ggml's GELU, which is a table of 16-bit numbers.
+
+    In fp32, at most 5 of 100 prompts differ, and first where the two best logits differ by less than 2e-3: on these
+    models, the table moves a logit by up to 1.5e-3.
+    """
     gguf.write(tmp_path / "m.gguf", writes.model, writes.tokenizer, "m")
     answer = run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=writes.request())
-    differ = sum(a != b for a, b in zip(writes.completions, answer["completions"], strict=True))
-    case = with_ggml_gelu(writes) if writes.model.config.model == "gpt2" else writes
-    record(writes, "llama.cpp", answer["version"], compare(case, answer), differ=differ)
+    gpt2 = writes.model.config.model == "gpt2"
+    differ = compare(writes, answer, close=2e-3 if gpt2 else cases.CLOSE).ties
+    assert len(differ) <= 0.05 * len(writes.prompts), differ
+    case = with_ggml_gelu(writes) if gpt2 else writes
+    record(writes, "llama.cpp", answer["version"], compare(case, answer), differ=len(differ))
 
 
 def with_ggml_gelu(case: Case) -> Case:
@@ -254,6 +269,50 @@ def test_page(case: Case, dtype: str, tmp_path: Path) -> None:
         record(case, f"page, {dtype}", "", compare(case, answer))
 
 
+IN_CHROMIUM = """(async ({ texts, prompts, chats, tokens }) => {
+  const { model, tokenizer, spec } = page, translates = spec.mode === "translate";
+  Object.assign(page.temperature, { value: 0 });
+  Object.assign(page.length, { value: tokens });
+  const submit = (typed) => { // as a visitor does, at the beginning of a conversation
+    Object.assign(page, { messages: [], answer: null });
+    page.input.value = typed;
+    page.submit();
+    return page.answer;
+  };
+  const { constructor: Answer, choose } = submit(texts.find((text) => text.trim()));
+  const completions = [];
+  for (const prompt of prompts) {
+    const answer = new Answer(page, "");
+    page.answer = answer;
+    await answer.write(translates ? [spec.tokenizer.special["<|pad|>"]] : prompt, translates ? prompt : null, choose,
+      tokens);
+    completions.push(answer.ids);
+  }
+  return { completions, ids: texts.map((text) => tokenizer.encode(text).ids),
+    chat_ids: chats.map(([{ content }]) => submit(content).prompt) };
+})"""
+"""What the page's own objects answer, without the end token of a completion."""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
+def test_page_in_chromium(case: Case, browser: Browser, tmp_path: Path) -> None:
+    """The file in a browser, from the disk, in fp32; the first 20 prompts, for time."""
+    if case.name in cases.REWARDS:
+        pytest.skip("a reward model writes nothing")
+    html.write(tmp_path / "page.html", case.model, case.tokenizer, {"title": "", "notes": []}, dtype="fp32")
+    ends = case.stops or [case.tokenizer.eos_id]
+    ours = [row[:-1] if row[-1] in ends else row for row in case.completions[:20]]
+    first = dataclasses.replace(case, prompts=case.prompts[:20], completions=ours)
+    browser.open(tmp_path / "page.html", 1280, "light")
+    while not browser.value("Boolean(globalThis.page)"):
+        time.sleep(0.02)
+    answer = browser.value(f"{IN_CHROMIUM}({json.dumps(first.request())})")
+    version = browser.value("navigator.userAgent.match(/Chrome.([0-9]+)/)[1]")
+    sent = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    assert sent == [(tmp_path / "page.html").as_uri()]
+    record(first, "page, Chromium", f"Chromium {version}", compare(first, answer))
+
+
 @contextlib.contextmanager
 def rounded(case: Case, dtype: str) -> Iterator[None]:
     """Round the weights of the model as the page does, and let bardlet answer with them."""
@@ -300,12 +359,14 @@ ODD = {
     "grouped 6 to 1, heads of 6": ("qwen3", {"activation": "silu", "n_head": 6, "n_kv_head": 1, "head_dim": 6}),
     "untied, grouped 3 to 1": ("qwen3", {"activation": "silu", "n_head": 3, "n_kv_head": 1, "tie_embeddings": False,
                                          "n_inner": 5}),
+    "a block of q8_0": ("qwen3", {"activation": "silu", "n_head": 1, "n_kv_head": 1, "n_embd": 32, "head_dim": 32,
+                                  "n_inner": 32}),
 }
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_shapes(name: str, tmp_path: Path) -> None:
-    """Every engine that is here writes the same, or the export is one sentence."""
+    """Every engine writes the same in fp32, and loads the smaller formats; q8_0 needs widths divisible by 32."""
     ort = pytest.importorskip("onnxruntime")
     family, changes = ODD[name]
     tokenizer = train_char("ab" if "two tokens" in name else "abcdefg", separator=False)
@@ -318,8 +379,25 @@ def test_odd_shapes(name: str, tmp_path: Path) -> None:
     compare(case, {"completions": [greedy_onnx(session, model.config, prompt, [], 5) for prompt in prompts]})
     request = {**case.request(), "tokens": 5, "context": model.config.block_size}
     if NODE:
-        html.write(tmp_path / "page.html", model, tokenizer, {"title": "", "notes": []}, dtype="fp32")
-        compare(case, run(NODE, HERE.parents[1] / "export" / "page.mjs", tmp_path / "page.html", request=request))
-    if NODE and MODULES:
-        gguf.write(tmp_path / "m.gguf", model, tokenizer, "m")
-        compare(case, run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=request))
+        for dtype in ("fp32", "int8", "fp16"):
+            html.write(tmp_path / "page.html", model, tokenizer, {"title": "", "notes": []}, dtype=dtype)
+            answer = run(NODE, HERE.parents[1] / "export" / "page.mjs", tmp_path / "page.html", request=request)
+            same_or_loads(case, answer, dtype == "fp32")
+    for dtype in gguf.DTYPES:
+        if dtype == "q8_0" and name != "a block of q8_0":
+            with pytest.raises(BardletError, match=f"{model.config.n_embd} .*cannot be divided by 32"):
+                gguf.write(tmp_path / "m.gguf", model, tokenizer, "m", dtype)
+            continue
+        gguf.write(tmp_path / "m.gguf", model, tokenizer, "m", dtype)
+        if NODE and MODULES:
+            answer = run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=request)
+            same_or_loads(case, answer, dtype == "f32")
+
+
+def same_or_loads(case: Case, answer: dict[str, Any], exact: bool) -> None:
+    """Assert that an engine writes the same if its weights are exact, and otherwise has the ids and as many tokens."""
+    if exact:
+        compare(case, answer)
+    else:
+        assert answer["ids"] == case.ids
+        assert [len(row) for row in answer["completions"]] == [5] * len(case.prompts)

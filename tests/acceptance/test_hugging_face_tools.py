@@ -1,10 +1,11 @@
 """A folder of bardlet in the tools of Hugging Face: what each computes is what bardlet computes.
 
-Variables name folders of `pip install --target` with what the test environment lacks:
+Variables name folders of `pip install --target` with what the test environment lacks; `make engines` prepares them:
 
-    BARDLET_PEFT      peft, and accelerate, which transformers.Trainer needs too
-    BARDLET_SERVE     the packages of transformers[serving]
-    BARDLET_LM_EVAL   lm_eval, and what it needs
+    BARDLET_TRANSFORMERS_4  transformers 4.57, and what it needs; the others are for version 5 too
+    BARDLET_PEFT            peft, and accelerate, which transformers.Trainer needs too
+    BARDLET_SERVE           the packages of transformers[serving]
+    BARDLET_LM_EVAL         lm_eval, and what it needs
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ from bardlet.evaluation import likelihood
 from bardlet.export import export as exporting
 
 PROGRAM = Path(__file__).parent / "engines" / "run_hugging_face.py"
-PEFT, SERVE, LM_EVAL = (os.environ.get(f"BARDLET_{name}") for name in ("PEFT", "SERVE", "LM_EVAL"))
+PEFT, SERVE, LM_EVAL, TRANSFORMERS_4 = (os.environ.get(f"BARDLET_{name}")
+                                        for name in ("PEFT", "SERVE", "LM_EVAL", "TRANSFORMERS_4"))
 BASES = ("gpt2-char-english", "gpt2-bpe-chinese", "qwen3-byte-chinese", "qwen3-bpe-english")
+MODELS = [*(name + stage for name in BASES for stage in ("", "-sft")), "gpt2-byte-russian", "qwen3-bpe-english-lora"]
+"""LoRA is merged in a folder."""
 pytest.importorskip("transformers")
 
 
@@ -43,7 +47,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cases.KEPT or tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module", params=[name + stage for name in BASES for stage in ("", "-sft")])
+@pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest, parent: Path) -> Case:
     return cases.build(request.param, parent)
 
@@ -62,10 +66,22 @@ def chat(case: Case) -> Case:
     return case
 
 
-def use(tool: str, case: Case, site: str | None = None, **request: Any) -> dict[str, Any]:
-    """Let a tool answer a request about the folder of a case. site: goes before this environment's packages."""
-    path = {"PYTHONPATH": site} if site else {}
-    return run(sys.executable, PROGRAM, tool, case.folder, request=request, **path)
+@pytest.fixture(params=["transformers 5", "transformers 4"])
+def site(request: pytest.FixtureRequest) -> str | None:
+    """A folder with the version of transformers, or None for this environment's."""
+    if request.param == "transformers 5":
+        return None
+    if TRANSFORMERS_4 is None:
+        pytest.skip("needs BARDLET_TRANSFORMERS_4")
+    return TRANSFORMERS_4
+
+
+def use(tool: str, case: Case, *sites: str | None, **request: Any) -> dict[str, Any]:
+    """Let a tool answer a request about the folder of a case. sites: go before this environment's packages."""
+    path = os.pathsep.join(filter(None, sites))
+    answer = run(sys.executable, PROGRAM, tool, case.folder, request=request, **({"PYTHONPATH": path} if path else {}))
+    assert answer["transformers"].startswith("4.57." if TRANSFORMERS_4 in sites and TRANSFORMERS_4 else "5.")
+    return answer
 
 
 def written(case: Case, rows: list[list[int]]) -> list[str]:
@@ -76,14 +92,14 @@ def written(case: Case, rows: list[list[int]]) -> list[str]:
 # ---------------------------------------------------------------------------- pipeline
 
 
-def test_pipeline(case: Case) -> None:
+def test_pipeline(case: Case, site: str | None) -> None:
     """`transformers.pipeline("text-generation")` writes in batches what bardlet writes one at a time."""
     inputs = case.chats or [case.tokenizer.decode(prompt) for prompt in case.prompts]
     # a prompt cut between the bytes of a character is another text
     same = [bool(case.chats) or case.tokenizer.encode(text).tolist() == prompt
             for text, prompt in zip(inputs, case.prompts, strict=True)]
     assert sum(same) >= 20
-    answer = use("pipeline", case, inputs=[each for each, kept in zip(inputs, same, strict=True) if kept],
+    answer = use("pipeline", case, site, inputs=[each for each, kept in zip(inputs, same, strict=True) if kept],
                  tokens=cases.TOKENS)
     ours = [text for text, kept in zip(written(case, case.completions), same, strict=True) if kept]
     assert answer["completions"] == ours
@@ -94,10 +110,11 @@ def test_pipeline(case: Case) -> None:
 
 @pytest.mark.skipif(PEFT is None, reason="needs BARDLET_PEFT")
 @pytest.mark.parametrize("tool", ["trainer", "peft"])
-def test_trained_further(case: Case, tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trained_further(case: Case, tool: str, site: str | None, tmp_path: Path,
+                         capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """bardlet reads what `transformers.Trainer` has trained: all weights, or a LoRA adapter of peft that is merged."""
     out = tmp_path / "out"
-    answer = use(tool, case, site=PEFT, texts=case.texts[:60], ids=case.ids[:10], out=str(out), steps=12,
+    answer = use(tool, case, site, PEFT, texts=case.texts[:60], ids=case.ids[:10], out=str(out), steps=12,
                  lr=3e-3 if tool == "trainer" else 1e-2)
     losses = answer["losses"]
     assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
@@ -177,8 +194,10 @@ def test_lm_eval(base: Case) -> None:
     halves = [(text[:len(text) // 2], text[len(text) // 2:]) for text in base.texts]
     halves = [pair for pair in halves if all(map(str.strip, pair))][:40]  # it refuses a blank context
     whole = [*base.texts[:20], "".join(base.texts[:60])]  # the last is longer than the context
-    contexts = base.texts[:20]
-    answer = use("lm_eval", base, site=LM_EVAL, pairs=halves, texts=whole, contexts=contexts, tokens=cases.TOKENS)
+    # it truncates a text that leaves no room for the answer
+    contexts = [text for text, ids in zip(base.texts, base.ids, strict=True)
+                if len(ids) <= cases.CONTEXT - cases.TOKENS][:20]
+    answer = use("lm_eval", base, LM_EVAL, pairs=halves, texts=whole, contexts=contexts, tokens=cases.TOKENS)
 
     pairs = [likelihood.encode_pair(tokenizer, *pair) for pair in halves]
     scores = likelihood.log_likelihoods(base.model, pairs, device)

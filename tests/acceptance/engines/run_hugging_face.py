@@ -87,4 +87,5 @@ if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     answer = TOOLS[sys.argv[1]](sys.argv[2], json.load(sys.stdin))
     package = "transformers" if sys.argv[1] in ("pipeline", "trainer") else sys.argv[1]
-    print(json.dumps({"version": importlib.metadata.version(package), **answer}))
+    print(json.dumps({"version": importlib.metadata.version(package), "transformers": transformers.__version__,
+                      **answer}))
