@@ -176,7 +176,7 @@ def test_memorization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert main(["doctor", str(tmp_path / steps), "--memorised", "--tokens", "1000", "--json"]) == 0
         out = capsys.readouterr().out
         shares.append(json.loads(out.splitlines()[-1])["memorised"])
-        assert "of the held-out ones: no sign of memorization\n" in out, "a validation text of the same sentence"
+        assert "do: no sign of memorization\n" in out, "a validation text of the same sentence"
     assert shares[0]["copied"] < 0.01 and shares[1]["copied"] > 0.9
     assert shares[1]["copied_of_validation"] > 0.9
     assert shares[1]["longest"] in path.read_text() * 2 and len(shares[1]["longest"]) > 64

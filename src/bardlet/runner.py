@@ -200,7 +200,8 @@ def _finished(run: Path, steps: int) -> BardletError:
     with suppress(BardletError):
         config, _ = run_folder.settings(run)
         texts = "".join(f"{quoted(name)} " for name in config.text) if isinstance(config, TrainConfig) else ""
-    return BardletError(f"{run}: finished, all {steps:,} steps are done; train longer with --steps N --allow-change, "
+    return BardletError(f"{run}: finished, all {steps:,} steps are done; train longer with `bardlet resume "
+                        f"{quoted(run)} --minutes 5 --allow-change` (or --steps N), "
                         f"or start a new run with `bardlet train {texts}--init {quoted(run)}`")
 
 
@@ -253,8 +254,8 @@ def _steps_after(run: Path, minutes: float, allow_change: bool) -> int:
     steps = int(newest["step"] + max(1, round(60 * minutes * newest["step"] / max(trained, 1e-9))))
     if not allow_change:
         planned = f", or finish it as it was planned: `bardlet resume {quoted(run)}`"
-        raise BardletError(f"--minutes {minutes:g} changes the schedule of the run, to about {steps:,} steps; add "
-                           f"--allow-change{planned * (newest['step'] < newest['steps'])}")
+        raise BardletError(f"--minutes {minutes:g} changes the schedule of the run: {minutes:g} minutes more make "
+                           f"about {steps:,} steps; add --allow-change{planned * (newest['step'] < newest['steps'])}")
     return steps
 
 

@@ -215,8 +215,8 @@ def test_resume_for_more_minutes(text: Path, tmp_path: Path) -> None:
     manifest.write_manifest(path.parent, checkpoint.FILES, **{
         key: manifest.read_manifest(path.parent)[key] for key in ("step", "root")})
     for keywords, message in (
-            ({"minutes": 0.1}, "bardlet.resume: minutes=0.1 changes the schedule of the run, to about 6 steps; add "
-                               "allow_change=True"),
+            ({"minutes": 0.1}, "bardlet.resume: minutes=0.1 changes the schedule of the run: 0.1 minutes more make about "
+                               "6 steps; add allow_change=True"),
             ({"minutes": 0.1, "steps": 9}, "both set the end of the run; drop one"),
             ({"minutes": 0}, "bardlet.resume: minutes=0: must be more than 0")):
         with pytest.raises(BardletError) as error:
@@ -321,7 +321,7 @@ def test_errors_of_the_other_functions(run: bardlet.Run, tmp_path: Path) -> None
         (lambda: bardlet.export_model(run, to=["html"]), "bardlet.export_model: to = ['html']: must be one of html"),
         (lambda: bardlet.export_model(run, to="pdf"), "bardlet.export_model: to = 'pdf': must be one of html"),
         (lambda: bardlet.export_model(run, to="html", dtype="f16"),
-         'bardlet.export_model: dtype="f16": must be one of int8, fp16, fp32 for to="html"'),
+         'bardlet.export_model: dtype="f16": must be int8, fp16 or fp32 for to="html"'),
         (lambda: bardlet.open_run(tmp_path), "no run.toml, so this is not a run folder"),
         (lambda: bardlet.resume(tmp_path / "gone"), "no such folder"),
         (lambda: bardlet.resume(run.folder, steps=9),

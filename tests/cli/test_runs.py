@@ -120,7 +120,7 @@ def test_results_in_two_units_are_said_not_to_compare(capsys: pytest.CaptureFixt
 
     for other, units in (("2.0 nats/char", 1), ("2.0 nats/token", 2), ("", 1)):
         print_table([summary("1.0 nats/char"), summary(other)])
-        assert ("results in nats/char and nats/token do not compare" in capsys.readouterr().out) == (units == 2)
+        assert ("results in nats/char and nats/token are not comparable" in capsys.readouterr().out) == (units == 2)
 
 
 def test_the_newest_run_is_the_first(workspace: Path, bardlet: Callable[..., dict[str, Any]]) -> None:
@@ -171,7 +171,7 @@ def test_the_comparison_shows_the_steps_done_and_warns_of_different_texts(
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("  steps"))
     assert row.split(maxsplit=2) == ["steps", "3", "9 (3 done, stopped)"]
-    assert '["other.txt"]' in out and out.endswith("\nlosses on different texts do not compare\n")
+    assert '["other.txt"]' in out and out.endswith("\nlosses on different texts are not comparable\n")
 
 
 def test_a_setting_that_a_run_lacks_is_a_dash(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,7 @@ def test_a_model_of_another_tool(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--to", "pdf"], "--to pdf"), (["--to", "gguf", "--dtype", "int8"], "must be one of f32, f16, bf16, q8_0"),
+    (["--to", "pdf"], "--to pdf"), (["--to", "gguf", "--dtype", "int8"], "must be f32, f16, bf16 or q8_0"),
     (["--to", "html", "--out", "no/where.html"], "mkdir -p no"), (["--to", "html", "--out", "there"], "exists already"),
     ([], "--to")])
 def test_what_is_refused_is_one_line(arguments: list[str], message: str, run: Path, tmp_path: Path,

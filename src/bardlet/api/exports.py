@@ -18,7 +18,7 @@ log = logging.getLogger("bardlet")
 Format = Literal["html", "gguf", "onnx", "hf"]
 
 
-def export_model(folder: str | os.PathLike[str], *, to: Format, out: str | os.PathLike[str] | None = None,
+def export_model(folder: str | os.PathLike[str], to: Format, out: str | os.PathLike[str] | None = None, *,
                  dtype: str | None = None) -> list[Path]:
     """Export a model: one HTML page, a GGUF file, a folder with an ONNX graph, or a clean Hugging Face folder.
 

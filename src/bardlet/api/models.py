@@ -53,7 +53,7 @@ class Model:
     @names_keywords
     def generate(self, prompt: str = "", max_new_tokens: int = 500, *, temperature: float = 0.8,
                  top_k: int | None = 50, top_p: float | None = None, seed: int | None = None) -> str:
-        """Return the text that follows `prompt`, without the prompt.
+        """Return the text that follows `prompt`, without the prompt. For the answers of a chat model, see `chat`.
 
         Args:
             prompt: the text to continue; empty: start a new document.

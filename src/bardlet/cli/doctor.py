@@ -82,9 +82,7 @@ def print_memorization(run: Path, command: Command) -> dict[str, Any]:
 
     measured = memorization.measure(run, command.tokens, command.temperature, command.seed)
     own, chance = measured.own, measured.chance
-    verdict = ("no sign of memorization" if own.share <= chance.share + 0.01 else
-               "the model repeats its training data more than new text does")
-    console.say(f"memorization: {measured}: {verdict}")
+    console.say(f"memorization: {measured}")
     if own.longest:
         console.say(f"the longest passage, {len(own.longest)} characters: {own.longest!r}")
     if len(measured.held_out) > 1:

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     if len(command.run) > 1:
         print_differences(summaries)
         if len({run.text for run in summaries if run.val_loss is not None}) > 1:
-            console.say("\nlosses on different texts do not compare")
+            console.say("\nlosses on different texts are not comparable")
     if command.json:
         console.say_json({"runs": [asdict(run) for run in summaries]})
     return 0
@@ -103,7 +103,7 @@ def print_table(summaries: Sequence[RunSummary]) -> None:
         console.say("  ".join(cells).rstrip())
     units = {run.result.split()[-1] for run in summaries if "nats/" in run.result}
     if len(units) > 1:
-        console.say(f"\nresults in {' and '.join(sorted(units))} do not compare")
+        console.say(f"\nresults in {' and '.join(sorted(units))} are not comparable")
 
 
 def rounded(value: float, digits: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.config.inference import MAX_TEXTS, SamplingOptions
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 
 log = logging.getLogger("bardlet")
 
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if Path(command.run).is_file() and Path(command.run).suffix != ".gguf":  # `load` tells how to convert one
         raise BardletError(f"{command.run}: a file, not a run; `bardlet sample RUN --prompt TEXT` continues a text")
     from bardlet.api.models import load
+    from bardlet.data import chat_template
 
     model = load(command.run, device=command.device, dtype=command.dtype)
     prompt = read_prompt(command.prompt)
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         raise BardletError(f"--prompt: {error}{hint}" if prompt else str(error)) from None
     if "\\n" in prompt:
         log.warning("--prompt: %s", line_break)
+    if chat_template.is_own(model.tokenizer):
+        log.warning("a chat model; sample continues a text, for answers run: bardlet chat %s", quoted(command.run))
     if not command.json and command.num == 1:
         print(prompt, end="", flush=True)
         for piece in model.stream(prompt, **command.sampling):

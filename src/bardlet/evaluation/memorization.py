@@ -35,8 +35,11 @@ class Memorization:
 
     def __str__(self) -> str:
         characters = sum(map(len, self.written))
+        verdict = ("the model repeats its training data more than new text does"
+                   if self.own.share > self.chance.share + 0.01 else "no sign of memorization")
         return (f"{self.own.share:.1%} of {characters:,} generated characters occur in the {self.source}, in passages "
-                f"of {LENGTH} characters or more, and {self.chance.share:.1%} of the held-out ones")
+                f"of {LENGTH} characters or more; of the held-out data, which the model never saw, "
+                f"{self.chance.share:.1%} do: {verdict}")
 
 
 def measure(run: Path, tokens: int, temperature: float, seed: int) -> Memorization:

@@ -63,7 +63,8 @@ def export(folder: Path, to: str, out: Path | None = None, dtype: str | None = N
     if to not in DTYPES:
         raise BardletError(f"--to {to}: must be one of {', '.join(DTYPES)}")
     if dtype not in (None, *DTYPES[to]):
-        raise BardletError(f"--dtype {dtype}: must be one of {', '.join(DTYPES[to])} for --to {to}")
+        raise BardletError(f"--dtype {dtype}: must be {', '.join(DTYPES[to][:-1])}{' or ' * (len(DTYPES[to]) > 1)}"
+                           f"{DTYPES[to][-1]} for --to {to}")
     out = out or Path(name_of(folder) + SUFFIXES[to])
     if out.exists():
         raise BardletError(f"{out}: exists already; {'remove it, or ' * out.is_file()}choose another --out")
@@ -77,13 +78,18 @@ def export(folder: Path, to: str, out: Path | None = None, dtype: str | None = N
                            "programs do not; translate with `bardlet translate`")
     precision = dtype or DTYPES[to][0]
     if to == "hf":
-        return [write_folder(out, source)]
-    if to == "onnx":
+        written = [write_folder(out, source)]
+    elif to == "onnx":
         onnx.check(source.model)
-        return [write_folder(out, source, weights=False)]
-    if to == "gguf":
-        return write_gguf(out, source, precision)
-    return [write_page(out, source, precision, tell)]
+        written = [write_folder(out, source, weights=False)]
+    elif to == "gguf":
+        written = write_gguf(out, source, precision)
+    else:
+        return [write_page(out, source, precision, tell)]
+    if source.config is not None:
+        tell("whoever gets the model can make it repeat its training data; "
+             f"`bardlet doctor {quoted(folder)} --memorised` says how much it copies")
+    return written
 
 
 def read(folder: Path) -> Source:
@@ -145,7 +151,10 @@ def _write_card(out: Path, source: Source, onnx: bool) -> None:
     for name in ("README.md", "loss.png", "margins.png"):
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, out / name)
-    if source.config is not None and (path := out / "README.md").exists():
+    if source.config is not None and not (out / "README.md").exists():
+        log.warning("%s: has no model card (README.md) yet; a finished run has one", source.folder)
+    elif source.config is not None:
+        path = out / "README.md"
         text = path.read_text(encoding="utf-8")
         atomic.write_text(path, card.for_export(text, source.config, source.record, onnx))
 
@@ -194,4 +203,4 @@ def copied(source: Source) -> str:
         measured = memorization.measure(source.folder, CHECKED_TOKENS, 0.8, 0)
     except BardletError as error:
         return f"how much the model copies from its training data is unknown: {error}"
-    return f"memorization: {measured}; whoever has the page can make the model repeat them"
+    return f"memorization: {measured}; whoever has the page can make the model repeat its training data"

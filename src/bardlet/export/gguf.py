@@ -202,5 +202,6 @@ def modelfile(file: str, tokenizer: Tokenizer, context: int, translates: bool = 
         lines.append(f'TEMPLATE """{{{{ .Prompt }}}}{SEPARATOR * translates}"""')
     stops = [tokenizer.special.get(i, "") for i in hf.stop_ids(tokenizer)]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if stop.isprintable() and stop and '"' not in stop]
-    return "\n".join([*lines, "PARAMETER temperature 0.8", "PARAMETER top_k 50", "PARAMETER top_p 1",
-                      "PARAMETER min_p 0", "PARAMETER repeat_penalty 1", f"PARAMETER num_ctx {context}", ""])
+    settings = {"temperature": hf.temperature(tokenizer), "top_k": 50, "top_p": 1, "min_p": 0, "repeat_penalty": 1,
+                "num_ctx": context}
+    return "\n".join([*lines, *(f"PARAMETER {name} {value}" for name, value in settings.items()), ""])

@@ -76,6 +76,11 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
     return [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
 
+def temperature(tokenizer: Tokenizer) -> float:
+    """Return the default temperature: of `bardlet chat` if there is a chat template, of `bardlet sample` if not."""
+    return 0.8 if chat_template.reason_against(tokenizer) else 0.7
+
+
 RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>",
             "fields": {"content": {"close": [tokenization.END, tokenization.SEPARATOR], "content": "text"}}}
 """Position of the answer in a chat model's output. Without it, `transformers serve` reads qwen3 by Qwen's template."""
@@ -93,7 +98,7 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     if config.model == "encdec":
         ids = {**ids, "max_length": config.block_size}  # the default of transformers is 20 tokens
     else:  # greedy decoding of a small model repeats itself: "the the the"
-        ids = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50}
+        ids = {**ids, "do_sample": True, "temperature": temperature(tokenizer), "top_k": 50}
     if (stops := stop_ids(tokenizer)) != [tokenizer.eos_id]:
         ids = {**ids, "eos_token_id": stops or None}
     atomic.write_json(folder / "generation_config.json", ids)

@@ -43,6 +43,8 @@ from bardlet.training.trainer import evaluate
 
 log = logging.getLogger("bardlet")
 
+MANY_EPOCHS = 40
+"""Epochs of a few examples; after twice as many, 56 conversations were learned by heart."""
 SMALL_DEFAULT_PLAN = 50
 """Steps of a default plan, below which it logs a warning."""
 
@@ -154,6 +156,11 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     def results(self) -> list[str]:
         """Return the result lines of a finished run."""
         return []
+
+    @staticmethod
+    def longer(trainer: Trainer) -> int:
+        """Return steps for a longer run than the default: 200, but not many times over the same few examples."""
+        return int(min(200, MANY_EPOCHS * trainer.record.batches))
 
     def unready(self) -> bool:
         """Return True if the trained model cannot do yet what `use` would ask of it."""
@@ -343,8 +350,9 @@ class FineTuning(Stage[F, Source, Data, R]):
         if trainer.config.steps is None and trainer.config.minutes is None:
             trainer.state.steps = self.epochs * trainer.record.batches
             if trainer.state.steps < SMALL_DEFAULT_PLAN:
-                log.warning("%s is small: only %d steps in %d epoch%s; use --steps 200 to train longer",
-                            trainer.record.text, trainer.state.steps, self.epochs, "s" * (self.epochs > 1))
+                log.warning("%s is small: only %d steps in %d epoch%s; use --steps %d --keep best to train longer",
+                            trainer.record.text, trainer.state.steps, self.epochs, "s" * (self.epochs > 1),
+                            self.longer(trainer))
             trainer.config = replace(trainer.config, steps=trainer.state.steps)
 
     def read_base(self, out: str | None) -> tuple[Any, Tokenizer]:

@@ -116,7 +116,7 @@ def _say_prediction(trainer: Trainer, stage: AnyStage, facts: dict[str, Any]) ->
     if not (expected := facts.get("expected")):
         planned = [steps for _, steps in trainer.state.replans]
         if minutes and facts.get("counting") and steps < scaling_law.MIN_STEPS <= max(planned, default=0):
-            console.say(f"nothing to compare with the prediction: it is for {scaling_law.MIN_STEPS} steps or more, and "
+            console.say(f"no prediction to compare with: a plan had {scaling_law.MIN_STEPS:,} steps or more, but only "
                         f"{console.count(steps, 'step')} fit into {_minutes(minutes)}")
         return
     loss, drift = facts["nats_per_char"], facts.get("drift") or 0.0
@@ -135,7 +135,7 @@ def _next_command(trainer: Trainer, stage: AnyStage) -> str:
     """Return the command that uses the finished model, without `bardlet`."""
     run = quoted(trainer.run)
     if stage.unready():
-        return f"resume {run} --steps {max(SHORT_TIMED_RUN, 4 * trainer.state.step)} --allow-change"
+        return f"resume {run} --steps {max(stage.longer(trainer), 2 * trainer.state.step)} --allow-change"
     if stage.use:
         return f"{stage.use} {run}"
     return f"ppo {quoted(getattr(trainer.config, 'init', 'MODEL'))} chats.jsonl --reward {run}"
