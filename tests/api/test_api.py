@@ -215,8 +215,8 @@ def test_resume_for_more_minutes(text: Path, tmp_path: Path) -> None:
     manifest.write_manifest(path.parent, checkpoint.FILES, **{
         key: manifest.read_manifest(path.parent)[key] for key in ("step", "root")})
     for keywords, message in (
-            ({"minutes": 0.1}, "bardlet.resume: minutes=0.1 changes the schedule of the run: 0.1 minutes more make about "
-                               "6 steps; add allow_change=True"),
+            ({"minutes": 0.1}, "bardlet.resume: minutes=0.1 changes the schedule of the run: 0.1 minutes more make "
+                               "about 6 steps; add allow_change=True"),
             ({"minutes": 0.1, "steps": 9}, "both set the end of the run; drop one"),
             ({"minutes": 0}, "bardlet.resume: minutes=0: must be more than 0")):
         with pytest.raises(BardletError) as error:
