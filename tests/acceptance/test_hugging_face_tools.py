@@ -116,8 +116,8 @@ def test_trained_further(case: Case, tool: str, site: str | None, tmp_path: Path
     out = tmp_path / "out"
     answer = use(tool, case, site, PEFT, texts=case.texts[:60], ids=case.ids[:10], out=str(out), steps=12,
                  lr=3e-3 if tool == "trainer" else 1e-2)
-    losses = answer["losses"]
-    assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
+    before, after = answer["losses"]
+    assert answer["steps"] == 12 and after < before - 0.02
     source = exporting.read(out)
     assert source.tokenizer.chat_template == case.tokenizer.chat_template
     assert [source.tokenizer.encode(text).tolist() for text in case.texts] == case.ids

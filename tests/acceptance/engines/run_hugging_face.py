@@ -41,7 +41,7 @@ def peft(folder: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(folder: str, model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Train on texts, save model and tokenizer; return the losses, and the logits of the saved model."""
+    """Train on texts, and save; return the loss on all texts before and after, and logits of the saved model."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     rows = [tokenizer(text, truncation=True) for text in request["texts"]]
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -49,20 +49,27 @@ def train(folder: str, model: Any, request: dict[str, Any]) -> dict[str, Any]:
     padded = batch["attention_mask"] == 0
     assert padded.any() and (batch["labels"][padded] == -100).all()
     assert (batch["labels"][~padded] == batch["input_ids"][~padded]).all()
+
+    @torch.inference_mode()
+    def loss() -> float:
+        return float(model.eval()(**collate(rows)).loss)
+
+    before = loss()
     arguments = transformers.TrainingArguments(
         request["out"] + "-trainer", max_steps=request["steps"], per_device_train_batch_size=8, logging_steps=1,
         learning_rate=request["lr"], use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True)
     transformers.set_seed(0)
     run = transformers.Trainer(model, arguments, data_collator=collate, train_dataset=rows, processing_class=tokenizer)
     run.train()
+    steps = sum("loss" in row for row in run.state.log_history)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(request["out"])
     tokenizer.save_pretrained(request["out"])
-    model.eval()
+    after = loss()
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([ids])).logits[0].tolist() for ids in request["ids"]]
-    return {"losses": [row["loss"] for row in run.state.log_history if "loss" in row], "logits": logits}
+    return {"steps": steps, "losses": [before, after], "logits": logits}
 
 
 def lm_eval(folder: str, request: dict[str, Any]) -> dict[str, Any]:
