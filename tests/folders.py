@@ -20,7 +20,8 @@ def write_model(folder: Path, family: str = "gpt2") -> Path:
     """Write a Hugging Face folder with random weights and a BPE tokenizer, without bardlet's manifest."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    model = models.build(ModelConfig(family, **SHAPE))
+    activation = "silu" if family == "qwen3" else "gelu_new"
+    model = models.build(ModelConfig(family, activation=activation, **SHAPE))
     hf.write_folder(folder, model, tokenization.train_bpe(["the little bards sang naïve songs, é\n"] * 9, 300))
     hf.write_weights(folder, model.hf_state_dict())
     (folder / MANIFEST).unlink()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from folders import write_model
 from safetensors.torch import save_file
 
+from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.inference import generate
 from bardlet.run import hf
@@ -178,3 +180,21 @@ def test_the_hash_of_sharded_weights(tmp_path: Path) -> None:
     assert hf.weights_hash(tmp_path) != before
     save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
     assert hf.weights_hash(tmp_path) == manifest.sha256(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(("family", "chats"), [("qwen3", True), ("qwen3", False), ("gpt2", True)])
+def test_a_qwen3_that_chats_says_where_its_answer_is(family: str, chats: bool, tmp_path: Path) -> None:
+    """`transformers serve` reads others by Qwen's template. In a padded batch, padding follows the end."""
+    transformers = pytest.importorskip("transformers")
+    folder = write_model(tmp_path / "model", family)
+    model, tokenizer = hf.read_folder(folder)
+    tokenizer.chat_template = chat_template.TEMPLATE if chats else None
+    hf.write_folder(folder, model, tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    if not (chats and family == "qwen3"):
+        assert getattr(theirs, "response_template", None) is None
+        return
+    message = [{"role": "user", "content": "sing"}]
+    prompt = theirs.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    answer = theirs("the bards<|end|><|pad|><|pad|>")["input_ids"]
+    assert theirs.parse_response(answer, prefix=prompt)["content"] == "the bards"

@@ -82,7 +82,8 @@ def temperature(tokenizer: Tokenizer) -> float:
 
 
 RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>",
-            "fields": {"content": {"close": [tokenization.END, tokenization.SEPARATOR], "content": "text"}}}
+            "fields": {"content": {"close": [tokenization.END, tokenization.SEPARATOR, tokenization.PAD],
+                                   "content": "text"}}}
 """Position of the answer in a chat model's output. Without it, `transformers serve` reads qwen3 by Qwen's template."""
 
 
