@@ -195,8 +195,8 @@ class StepText:
         if steps := step - first["step"]:
             speed = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9)
             left = (line["steps"] - step) * (time.monotonic() - self.started) / steps
-            if self.budget is not None:
-                left = max(0.0, min(left, self.budget - line["elapsed"]))
+            if self.budget is not None and line["elapsed"] < self.budget:
+                left = min(left, self.budget - line["elapsed"])
             pace = f"  {speed:>7,.0f} {self.unit}/s  ETA {clock_time(left)}"
         loss = line["val_loss"]
         figures = "".join((f"  train {train_loss:z.4f}", self._dated("val", loss, step),

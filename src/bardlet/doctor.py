@@ -162,7 +162,7 @@ def health(run: Path) -> Iterator[Finding]:
         yield damaged("settings", str(error))
         return
     if run_folder.is_untouched(run):
-        yield ok("settings", f"{run / 'run.toml'} is as the run wrote it")
+        yield ok("settings", f"{run / 'run.toml'} is unchanged since the run wrote it")
     else:
         yield damaged("settings", f"{run / 'run.toml'}: edited, damaged or missing; `bardlet resume` uses the "
                       "settings of the newest checkpoint")
@@ -201,7 +201,7 @@ def _model(run: Path) -> Iterator[Finding]:
     if not all(p.isfinite().all() for p in model.parameters()):
         yield damaged("model", f"{run / 'model.safetensors'}: a weight is not a finite number; go back to a checkpoint")
         return
-    checked = ("its files match its manifest" if manifest.has_manifest(run)
+    checked = ("the files have the checksums in its manifest" if manifest.has_manifest(run)
                else "no manifest, so only its shapes were checked")
     yield ok("model", f"{model.config.model}, {sum(p.numel() for p in model.parameters()):,} parameters, "
              f"{tokenizer.kind} tokenizer: {checked}")

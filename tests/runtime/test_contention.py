@@ -156,8 +156,8 @@ def test_a_busy_machine_is_said(text: Path, tmp_path: Path, monkeypatch: pytest.
                                 capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(contention, "_factor", lambda tasks: 4.5)
     assert main(["train", str(text), "--minutes", "0.05", "--out", str(tmp_path / "run")]) == 0
-    assert ("this machine is busy: other programs use its cores, so work takes about 4.5 times as long; close them, or "
-            "give more --minutes") in capsys.readouterr().err
+    assert ("this machine is busy: other programs use its cores, so everything takes about 4.5 times as long; close "
+            "them, or give more --minutes") in capsys.readouterr().err
 
 
 def test_a_base_on_a_slow_machine_gets_smaller_batches(text: Path, tmp_path: Path, clock: Clock,

@@ -207,7 +207,8 @@ def test_a_new_plan_says_whether_it_ends_early(most: int | None, reason: str, tm
     trainer = make_trainer(tmp_path, steps=5)
     trainer.record.most_steps = most
     training.fit(trainer, lambda state: 9 if state.step == 2 else None)
-    assert said == [f"steps take less time than planned; training for 9 steps instead of 5{reason}"]
+    assert said == [f"steps take less time than planned; training for 9 steps instead of 5{reason}; the learning rate "
+                    "follows the new plan, so the loss may rise for a while"]
     assert trainer.state.step == 9
 
 

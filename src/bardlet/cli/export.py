@@ -59,8 +59,9 @@ def main(argv: Sequence[str]) -> int:
     out = Path(command.out) if command.out else None
     written = export.export(folder, command.to, out, command.dtype, console.say)
     for path in written:
-        size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
-        console.say(f"wrote {quoted(path)}{size}")
+        size = path.stat().st_size if path.is_file() else 0  # of a folder, no size is shown
+        shown = f", {size / 1e6:.1f} MB" if size >= 1e5 else f", {size:,} bytes"
+        console.say(f"wrote {quoted(path)}{shown * bool(size)}")
     console.say(NEXT[command.to].format(*(quoted(path) for path in written)))
     if command.json:
         console.say_json({"format": command.to, "files": [str(path) for path in written]})

@@ -63,7 +63,7 @@ def of_text(record: Mapping[str, Any]) -> Iterator[Finding]:
     duplicated, leaked = float(record.get("duplicated", 0.0)), float(record.get("leaked", 0.0))
     problems = []
     if drift := record.get("drift"):
-        yield warning("text", "the held-out end of the text is unlike the rest, as in a text in order of time: n-gram "
+        yield warning("text", "the held-out end of the text is unlike the rest, as in a chronological text: n-gram "
                       f"models find it {drift:.0%} harder than passages between, and the validation loss will be high")
     if duplicated > MOSTLY_DUPLICATED:
         problems.append(f"most of the text is duplicated: {duplicated:.0%} of it repeats earlier text")

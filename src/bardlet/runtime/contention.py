@@ -74,6 +74,6 @@ def choose_waiting() -> None:
 
 
 def describe(factor: float) -> str:
-    """Return what a slowdown means, as "other programs use its cores; work takes about 4.5 times as long"."""
-    cost = f", so work takes about {factor:.2g} times as long" if factor > 1 else ""
+    """Return what a slowdown means, as "other programs use its cores; everything takes about 4.5 times as long"."""
+    cost = f", so everything takes about {factor:.2g} times as long" if factor > 1 else ""
     return f"other programs use its cores{cost}"

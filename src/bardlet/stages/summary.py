@@ -34,7 +34,7 @@ def _end(trainer: Trainer, steps: int, estimate: float | None) -> str:
         if estimate and estimate < 0.9 * 60 * trainer.record.minutes:
             ends = f"{console.duration(estimate)} instead of {minutes}"
         return f", ends in {ends}: more steps would only memorize the text"
-    return f", ends within {minutes}"
+    return f", ends in {minutes} or less"
 
 
 def say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:

@@ -204,10 +204,13 @@ def _replan(trainer: Trainer, replan: Callable[[State], int | None], replanned: 
         trainer.state.steps = max(steps, trainer.state.step + 1)
         consequence = replanned()
     if not recorded and not 0.8 < trainer.state.steps / before < 1.25:
-        at_limit = trainer.state.steps == trainer.record.most_steps
+        longer = trainer.state.steps > before
+        reason = (", since more would only memorize the text" if trainer.state.steps == trainer.record.most_steps else
+                  " to end on time")
+        if longer:
+            reason += "; the learning rate follows the new plan, so the loss may rise for a while"
         log.warning("steps take %s than planned; training for %d steps instead of %d%s%s",
-                    "longer" if trainer.state.steps < before else "less time", trainer.state.steps, before,
-                    ", since more would only memorize the text" if at_limit else " to end on time", consequence)
+                    "less time" if longer else "longer", trainer.state.steps, before, reason, consequence)
     if steps and (trainer.state.step, trainer.state.steps) not in trainer.state.replans:
         trainer.state.replans.append((trainer.state.step, trainer.state.steps))
         write_run(trainer)
