@@ -74,7 +74,7 @@ def test_a_prediction_that_a_slow_machine_made_void_is_named_at_the_end(capsys: 
         trainer = SimpleNamespace(record=SimpleNamespace(minutes=0.5, most_steps=None),
                                   state=SimpleNamespace(step=291, replans=[(0, planned), (59, 291)]))
         summary._say_prediction(trainer, None, facts)  # type: ignore[arg-type]
-        message = ("nothing to compare with the prediction: it is for 400 steps or more, and 291 steps fit into 0.5 "
+        message = ("no prediction to compare with: a plan had 400 steps or more, but only 291 steps fit into 0.5 "
                    "minutes\n")
         assert capsys.readouterr().out == message * told
 
