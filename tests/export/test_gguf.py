@@ -96,6 +96,10 @@ def test_a_number_or_a_rule_that_a_file_cannot_hold_is_one_sentence(tmp_path: Pa
     with pytest.raises(BardletError, match="and f16 ends at 65504; use --dtype bf16 or f32"):
         gguf.write(tmp_path / "m.gguf", model, TOKENIZERS["bpe"], "m", "f16")
     gguf.write(tmp_path / "m.gguf", model, TOKENIZERS["bpe"], "m", "bf16")
+    added = tk.train_bpe([ALPHABET] * 9, 300)
+    added.inner.add_tokens(["bards"])
+    with pytest.raises(BardletError, match="has the added token 'bards'"):
+        gguf.write(tmp_path / "n.gguf", model, tk.Tokenizer(added.inner.to_str()), "m")
     with pytest.raises(BardletError, match="this tokenizer lowercases"):
         gguf.write(tmp_path / "n.gguf", model, tk.train_bpe([ALPHABET] * 9, 300, lowercase=True), "m")
 

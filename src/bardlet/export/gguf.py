@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bardlet.data import chat_template
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, printable
 from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, SEPARATOR, Tokenizer
@@ -96,6 +96,9 @@ def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
     if tokenizer.kind == "other":
         raise BardletError("--to gguf: this tokenizer splits words by a rule of its own; convert the original model "
                            "with llama.cpp's convert_hf_to_gguf.py")
+    if tokenizer.added:
+        raise BardletError(f"--to gguf: the tokenizer has the added token {printable(tokenizer.added[0])}, which "
+                           "llama.cpp would not find in a text; use --to hf")
     if tokenizer.lowercase:
         raise BardletError("--to gguf: this tokenizer lowercases what it reads, which a GGUF file cannot say; use --to "
                            "html or --to hf")

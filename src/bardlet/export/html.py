@@ -184,11 +184,10 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     if tokenizer.kind == "other":
         raise BardletError("--to html: this tokenizer splits words by a rule of its own, which the page does not have; "
                            "use --to hf")
-    added = [token.content for token in tokenizer.inner.get_added_tokens_decoder().values() if not token.special]
-    if added:
-        more = f" and {len(added) - 1:,} more" if len(added) > 1 else ""
-        raise BardletError(f"--to html: the tokenizer has the added token {printable(added[0])}{more}, which the page "
-                           "does not support; use --to hf")
+    if tokenizer.added:
+        more = f" and {len(tokenizer.added) - 1:,} more" if len(tokenizer.added) > 1 else ""
+        raise BardletError(f"--to html: the tokenizer has the added token {printable(tokenizer.added[0])}{more}, which "
+                           "the page does not support; use --to hf")
     merges: list[int] = []
     results: list[int] = []
     if tokenizer.kind == "bpe":

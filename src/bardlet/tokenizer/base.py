@@ -88,6 +88,11 @@ class Tokenizer:
         return stand_in(self.vocab) if self.kind in ("char", "byte") else None
 
     @cached_property
+    def added(self) -> list[str]:
+        """The added tokens that are not special: they are matched in a text before it is split."""
+        return [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
+
+    @cached_property
     def lowercase(self) -> bool:
         """True if the tokenizer lowercases its input."""
         return json.loads(self.json).get("normalizer") == LOWERCASE
