@@ -69,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
                     quoted(command.run))
     failed = False
     if sys.stdin.isatty():
-        console.say("/help lists the commands; Ctrl-D leaves.")
+        console.say("/help lists the commands; Ctrl-D leaves. The model reads the last "
+                    f"{model.module.config.block_size:,} tokens of the conversation and forgets older messages.")
     try:
         for line in typed_lines():
             try:
