@@ -195,9 +195,11 @@ class StepText:
         if steps := step - first["step"]:
             speed = (line["tokens"] - first["tokens"]) / max(line["seconds"] - first["seconds"], 1e-9)
             left = (line["steps"] - step) * (time.monotonic() - self.started) / steps
-            if self.budget is not None and line["elapsed"] < self.budget:
-                left = min(left, self.budget - line["elapsed"])
-            pace = f"  {speed:>7,.0f} {self.unit}/s  ETA {clock_time(left)}"
+            ends = f"ETA {clock_time(left)}"
+            if self.budget is not None and step < line["steps"]:
+                rest = self.budget - line["elapsed"]  # past it, the clock plans fewer steps
+                ends = f"ETA {clock_time(min(left, rest))}" if rest > 0 else "ends soon"
+            pace = f"  {speed:>7,.0f} {self.unit}/s  {ends}"
         loss = line["val_loss"]
         figures = "".join((f"  train {train_loss:z.4f}", self._dated("val", loss, step),
                            self._dated("old text", line.get("old_val_loss"), step)))
