@@ -96,12 +96,12 @@ def choices(function: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
     hints = dict(get_type_hints(function))
     for kind in _kinds(function):
         hints |= get_type_hints(kind)
-    words: dict[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps")}
+    values: dict[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps")}
     for name, hint in hints.items():
         for part in (hint, *get_args(hint)):
             if get_origin(part) is Literal:
-                words[name.replace("_", "-")] = get_args(part)
-    return words
+                values[name.replace("_", "-")] = get_args(part)
+    return values
 
 
 def _kinds(function: Callable[..., Any]) -> list[Any]:

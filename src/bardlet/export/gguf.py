@@ -22,6 +22,8 @@ from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
 """Formats of the matrices; vectors are always f32."""
+MAX_F16 = torch.finfo(torch.float16).max
+"""Largest weight of the format f16."""
 BLOCK = 32
 """Numbers that share a scale in q8_0: each row of a matrix has a multiple of them."""
 CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
@@ -52,8 +54,7 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str = 
     """
     check(model.config, tokenizer, dtype)
     library()
-    largest = max(tensor.abs().max().item() for _, tensor in tensors(model))
-    if dtype == "f16" and largest > torch.finfo(torch.float16).max:
+    if dtype == "f16" and (largest := max(tensor.abs().max().item() for _, tensor in tensors(model))) > MAX_F16:
         raise BardletError(f"--dtype f16: a weight is {largest:.3g}, and f16 ends at 65504; use --dtype bf16 or f32")
     atomic.write_atomically(path, lambda new: _write(new, model, tokenizer, name, dtype, starts_documents))
 

@@ -63,8 +63,7 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any]
     Raises:
         BardletError: the page cannot run such a model.
     """
-    check(model, tokenizer, dtype)
-    named, use = canonical.weights(model), mode(model, tokenizer)
+    named, use = check(model, tokenizer, dtype), mode(model, tokenizer)
     if use == "write" and tokenizer.chat_template:
         log.warning("the page continues texts instead of answering, because the model's chat template is not "
                     "bardlet's; --to hf keeps that template")
@@ -76,13 +75,15 @@ def write(path: Path, model: Any, tokenizer: Tokenizer, about: Mapping[str, Any]
     atomic.write_text(path, page(spec, entries, data))
 
 
-def check(model: Any, tokenizer: Tokenizer, dtype: str = "int8") -> None:
-    """Raise BardletError if the page cannot run a model with this tokenizer, in this precision."""
+def check(model: Any, tokenizer: Tokenizer, dtype: str = "int8") -> dict[str, Tensor]:
+    """Return the canonical weights. BardletError if the page cannot run them with this tokenizer, in this precision."""
     canonical.check(model)
     describe_tokenizer(tokenizer)
     if model.config.model == "encdec":
         translate.check(model, tokenizer, translate.TranslateOptions())
-    check_weights(canonical.weights(model), dtype)
+    named = canonical.weights(model)
+    check_weights(named, dtype)
+    return named
 
 
 def check_weights(weights: Mapping[str, Tensor], dtype: str) -> None:
@@ -102,8 +103,7 @@ def mode(model: Any, tokenizer: Tokenizer) -> str:
     """Return the use of the page: "translate", "chat" or "write". The page chats in bardlet's own template only."""
     if model.config.model == "encdec":
         return "translate"
-    answers = chat_template.reason_against(tokenizer) is None and not chat_template.is_foreign(tokenizer)
-    return "chat" if answers else "write"
+    return "chat" if chat_template.is_own(tokenizer) else "write"
 
 
 def page(spec: Mapping[str, Any], entries: list[dict[str, Any]], data: bytes) -> str:

@@ -44,7 +44,7 @@ from bardlet.training.trainer import evaluate
 log = logging.getLogger("bardlet")
 
 MANY_EPOCHS = 40
-"""Epochs of a few examples; after twice as many, 56 conversations were learned by heart."""
+"""Most epochs of a few examples in the advice to train longer: 56 conversations were memorized after 80."""
 SMALL_DEFAULT_PLAN = 50
 """Steps of a default plan, below which it logs a warning."""
 
