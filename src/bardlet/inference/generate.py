@@ -1,7 +1,8 @@
 """Autoregressive generation: the whole context once (prefill), then one new token per step (decode).
 
 Token ids in, token ids out. Each row has its own random generator: sampling does not disturb a training run, and a
-row's completion does not depend on the rest of the batch. Shape suffixes: `models/layers.py`.
+row's completion does not depend on the rest of the batch, on a CPU not in a single bit. Shape suffixes:
+`models/layers.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bardlet.errors import BardletError
-from bardlet.inference import decoders
+from bardlet.inference import readers
 from bardlet.inference.sampling import _draw, _Draws, row_seeds
 from bardlet.models.layers import KVCache
 
@@ -93,30 +94,28 @@ def stream(
 ) -> Generator[list[int | None], None, None]:
     """Yield the next id of every row, step by step, None for a finished row; stop when all rows are finished.
 
-    A prompt has at least one id; only its last block_size ids are read. When a row fills the context window of a model
-    with a cache, its last block_size // 2 tokens are prefilled again at the start of the window: positions stay within
-    the trained range, at a constant average cost per token. A model without a cache (a lecture model) rereads the last
-    block_size tokens for every token, as the lecture does.
+    A prompt has at least one id; only its last block_size ids are read. When a row fills the context window, its last
+    block_size // 2 tokens are read again at the start of the window (`readers.PagedReader`). A model without a cache (a
+    lecture model) rereads the last block_size tokens for every token, as the lecture does.
 
     `seed`: an int seeds each row's generator by its index; a sequence holds one seed per row. The model is in eval mode
     until the iterator is exhausted or closed.
 
     `dtype`: compute with a copy of the model in that dtype. torch.int8 quantizes the decoder's weights
-    (`ops/linear.py: Int8Linear`); the prompts are read in the model's own dtype. The model itself does not change.
+    (`ops/linear.py: Int8Linear`). The model itself does not change.
 
     Raises BardletError for invalid settings or prompts, and for weights that are not finite.
     """
-    _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    check_dtype(model, dtype)
     int8 = dtype == torch.int8
-    if int8 and not hasattr(model, "new_cache"):
-        raise BardletError("int8 is for gpt2 and qwen3 models, which have a KV cache; use fp32 or bf16")
     if dtype not in (None, torch.int8, next(model.parameters()).dtype):
         model = copy.deepcopy(model).to(dtype)
     if not prompts or max_new_tokens == 0:
         return
-    context = [list(prompt[-model.config.block_size :]) for prompt in prompts]
     draws = None if temperature == 0 else _Draws(row_seeds(seed, len(prompts)))
-    reader = _CachedReader(model, max_new_tokens, int8) if hasattr(model, "new_cache") else _UncachedReader(model)
+    window, longest = model.config.block_size, max(map(len, prompts)) + max_new_tokens
+    reader = readers.reader(model, torch.int8 if int8 else None, len(prompts) * readers.pages_for(longest, window))
 
     def choose(logits_BV: Tensor, alive: list[int]) -> Tensor:
         if draws is None:
@@ -124,36 +123,52 @@ def stream(
         return _draw(logits_BV, temperature, top_k, top_p, draws.next(alive))
 
     with eval_mode(model):
-        yield from _steps(reader, context, choose, frozenset(stop_ids), max_new_tokens)
+        yield from _steps(reader, prompts, choose, frozenset(stop_ids), max_new_tokens)
 
 
 def _steps(
-    reader: _CachedReader | _UncachedReader,
-    context: list[list[int]],
+    reader: readers.Reader,
+    prompts: Sequence[Sequence[int]],
     choose: Callable[[Tensor, list[int]], Tensor],
     stop_ids: frozenset[int],
     max_new_tokens: int,
 ) -> Iterator[list[int | None]]:
     """Run the steps of `stream`; `choose` maps logits (B, V) and the row numbers to ids (B,)."""
-    logits_BV = reader.first(context)
-    alive = list(range(len(context)))
+    rows = {reader.open(prompt): row for row, prompt in enumerate(prompts)}
     for step in range(max_new_tokens):
-        if not math.isfinite(logits_BV.sum(dtype=torch.float32)):  # a NaN or inf anywhere makes the sum NaN or inf
-            raise BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
-                               "run `bardlet doctor` on its folder")
-        idx_B = choose(logits_BV, alive)
-        ids: list[int | None] = [None] * len(context)
-        for row, token in zip(alive, idx_B.tolist(), strict=True):
+        contexts, logits_BV = _read_all(reader)
+        check_finite(logits_BV)
+        alive = [rows[context] for context in contexts]
+        ids: list[int | None] = [None] * len(prompts)
+        for context, row, token in zip(contexts, alive, choose(logits_BV, alive).tolist(), strict=True):
             ids[row] = token
-            context[row].append(token)
+            if token in stop_ids:
+                reader.close(context)
+            else:
+                reader.append(context, token)
         yield ids
-        unfinished = [i for i, row in enumerate(alive) if ids[row] not in stop_ids]
-        if not unfinished or step == max_new_tokens - 1:
+        if step == max_new_tokens - 1 or not reader.contexts:
             return
-        if len(unfinished) < len(alive):
-            reader.select(unfinished)
-            idx_B, alive = idx_B[unfinished], [alive[i] for i in unfinished]
-        logits_BV = reader.next(idx_B, [context[row] for row in alive])
+
+
+def _read_all(reader: readers.Reader) -> tuple[list[readers.Context], Tensor]:
+    """Read all contexts to their ends. Returns them, and the logits of their next tokens: (B, V)."""
+    contexts, logits_BV = reader.step(PROMPT_TOKENS)
+    while any(context.unread for context in reader.contexts):
+        more, logits_NV = reader.step(PROMPT_TOKENS)
+        contexts, logits_BV = contexts + more, torch.cat((logits_BV, logits_NV)) if contexts else logits_NV
+    return contexts, logits_BV
+
+
+PROMPT_TOKENS = 256
+"""Tokens of the prompts that one step reads: with more, a step has no more speed and needs more memory."""
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise BardletError if a logit is not finite."""
+    if not math.isfinite(logits.sum(dtype=torch.float32)):  # a NaN or inf anywhere makes the sum NaN or inf
+        raise BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
+                           "run `bardlet doctor` on its folder")
 
 
 def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -163,85 +178,13 @@ def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     return torch.tensor(padded, device=device), torch.tensor(length, device=device)
 
 
-class _CachedReader:
-    """Logits of each row's next token, by a decoder with a KV cache.
-
-    Removing rows from a `TransposedCache` copies the whole cache. Finished rows therefore stay in it, and are computed
-    for nothing, until they are a quarter of the rows. `cache_rows` maps unfinished rows to rows of the cache.
-    """
-
-    def __init__(self, model: Any, max_new_tokens: int, int8: bool) -> None:
-        self.model, self.max_new_tokens, self.int8 = model, max_new_tokens, int8
-        self.window, self.device = model.config.block_size, next(model.parameters()).device
-        # on a CPU, attention of one query to a PlainCache is eight times faster in fp32 (measured: 95 vs 795 us)
-        self.cache_dtype = torch.float32 if self.device.type == "cpu" else None
-
-    def first(self, context: list[list[int]]) -> Tensor:
-        """Read every row's context and return the logits of its next token: (B, V)."""
-        longest = max(map(len, context))
-        cache = self.model.new_cache(len(context), min(self.window, longest + self.max_new_tokens),
-                                     self.cache_dtype)
-        logits_BV = prefill(self.model, *pad_rows(context, self.device), cache)
-        self.decode = decoders.decoder(self.model, torch.int8 if self.int8 else None)
-        self.cache = self.decode.cache(cache)
-        self.cache_rows = list(range(len(context)))
-        return logits_BV
-
-    def select(self, rows: list[int]) -> None:
-        """Keep these rows only."""
-        self.cache_rows = [self.cache_rows[row] for row in rows]
-        if not self.cache.copies or 4 * len(self.cache_rows) <= 3 * self.cache.rows:
-            self.compact()
-
-    def compact(self) -> None:
-        """Remove the finished rows from the cache."""
-        self.cache.select(self.cache_rows)
-        self.cache_rows = list(range(len(self.cache_rows)))
-
-    def next(self, idx_B: Tensor, context: list[list[int]]) -> Tensor:
-        """Read one more token per row, already appended to its context, and return the next logits: (B, V)."""
-        for cache_row, row in zip(self.cache_rows, context, strict=True):
-            if len(row) > self.window:
-                del row[: -max(1, self.window // 2)]
-                self.refill(row[:-1], cache_row)
-        has_finished = len(self.cache_rows) < self.cache.rows
-        if has_finished and self.cache.full:  # a finished row may be the one that is full
-            self.compact()
-        if len(self.cache_rows) == self.cache.rows:
-            return self.decode(idx_B, self.cache)
-        all_B = idx_B.new_zeros(self.cache.rows)
-        all_B[self.cache_rows] = idx_B
-        return self.decode(all_B, self.cache)[self.cache_rows]
-
-    def refill(self, ids: list[int], cache_row: int) -> None:
-        """Replace the content of row `cache_row` of the cache with `ids`."""
-        def fill(row: KVCache) -> None:
-            if ids:
-                self.model.hidden(torch.tensor([ids], device=self.device), row)
-
-        self.cache.refill(cache_row, len(ids), fill)
+def check_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """Raise BardletError if the model cannot be used with weights of this dtype."""
+    if dtype == torch.int8 and not hasattr(model, "new_cache"):
+        raise BardletError("int8 is for gpt2 and qwen3 models, which have a KV cache; use fp32 or bf16")
 
 
-class _UncachedReader:
-    """Logits of each row's next token by a model without a cache (a lecture model): reread the window each time."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.device = model, next(model.parameters()).device
-
-    def first(self, context: list[list[int]]) -> Tensor:
-        """Read every row's window; causal attention hides the padding from the tokens before it."""
-        idx_BT, length_B = pad_rows([row[-self.model.config.block_size :] for row in context], self.device)
-        return self.model(idx_BT)[torch.arange(len(context), device=self.device), length_B - 1]
-
-    def select(self, rows: list[int]) -> None:
-        """Do nothing: there is no cache."""
-
-    def next(self, idx_B: Tensor, context: list[list[int]]) -> Tensor:
-        """Read every window again."""
-        return self.first(context)
-
-
-def _check(
+def check(
     model: Any,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -249,6 +192,7 @@ def _check(
     top_k: int | None,
     top_p: float | None,
 ) -> None:
+    """Raise BardletError for settings or prompts of `stream` that are out of range."""
     if max_new_tokens < 0:
         raise BardletError(f"cannot generate {max_new_tokens} tokens; give 0 or more")
     if not 0 <= temperature < float("inf"):

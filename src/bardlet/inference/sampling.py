@@ -167,5 +167,4 @@ class _Draws:
         if column == 0:
             self.u_BN = torch.stack([torch.rand(self.AHEAD, generator=row) for row in self.generators])
         self.step += 1
-        u_B1 = self.u_BN[:, column : column + 1]
-        return u_B1 if len(rows) == len(u_B1) else u_B1[rows]
+        return self.u_BN[rows, column : column + 1]

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import beam_search, decoders
-from bardlet.inference.decoders.cache import PlainCache
 from bardlet.inference.generate import eval_mode, pad_rows, prefill
 from bardlet.runtime.threads import THREADS, run_in_threads
 from bardlet.tokenizer import Tokenizer
@@ -199,11 +198,9 @@ class PrefixReader:
 
     def first(self) -> Tensor:
         """Prefill the sources."""
-        cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.max_tokens)
+        self.cache = self.model.new_cache(len(self.length_B), self.src_BS.shape[1] + self.max_tokens)
         prefix_B = self.length_B if self.prefix_lm else None
-        logits_BV = prefill(self.model, self.src_BS, self.length_B, cache, prefix_B)
-        self.cache = PlainCache(cache)
-        return logits_BV
+        return prefill(self.model, self.src_BS, self.length_B, self.cache, prefix_B)
 
     def branch(self, beams: int) -> None:
         """See `beam_search.StepReader`."""
@@ -215,7 +212,7 @@ class PrefixReader:
 
     def reorder(self, row_R: Tensor) -> None:
         """See `beam_search.StepReader`."""
-        self.cache.select(row_R)
+        self.cache = self.cache.select(row_R)
 
     def select(self, source_B: Tensor, beams: int) -> None:
         """See `beam_search.StepReader`."""

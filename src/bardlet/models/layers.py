@@ -71,6 +71,10 @@ class KVCache:
     v: Tensor
     length_B: Tensor
 
+    def select(self, rows: Tensor) -> KVCache:
+        """Return a cache with these rows (int64) only, in this order; a row may occur twice."""
+        return KVCache(self.k[:, rows], self.v[:, rows], self.length_B[rows])
+
 
 LayerCache = tuple[Tensor, Tensor, Tensor]  # k_BKSD and v_BKSD of a layer, and the position_BT to write at
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bardlet.inference.decoders.cache import DecoderCache, PlainCache, TransposedCache
+from bardlet.inference.decoders.cache import CacheStep, Step
 from bardlet.models.gpt2 import GPT2, Block
 from bardlet.models.layers import KVCache
-from bardlet.ops.linear import computing_dtype, has_fast_embedding_bag, pack_linear
+from bardlet.ops.linear import computing_dtype, elementwise, pack_linear
 
 
 class Decoder:
@@ -45,19 +45,22 @@ class Decoder:
         self.wte, self.wpe, self.ln_f = weight.to(wide), gpt.wpe.weight.detach().to(wide), self.as_dtype(gpt.ln_f, wide)
         self.head = pack_linear(weight if model.lm_head is None else model.lm_head.weight, None, dtype)
 
-    def cache(self, cache: KVCache) -> DecoderCache:
-        """Return the same keys and values in the layout that this decoder reads fastest."""
-        fast = has_fast_embedding_bag(self.wte.device, self.dtype)
-        return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
-
-    def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:
+    def __call__(self, idx_B: Tensor, cache: KVCache) -> Tensor:
         """Append one token (int64) to each row of the cache and return the logits of the next one: (B, V)."""
-        step, B = cache.step(), len(idx_B)
+        return self.logits(self.hidden(idx_B, CacheStep(cache)))
+
+    def hidden(self, idx_B: Tensor, step: Step) -> Tensor:
+        """Read a token (int64) per row, at the positions of `step`, and return the hidden states: (B, C)."""
+        B = len(idx_B)
         x_BC = torch.embedding(self.wte, idx_B) + self.wpe[step.position]
         for layer, (ln_1, c_attn, c_proj, ln_2, c_fc, act, c_out) in enumerate(self.blocks):
             qkv = c_attn(self.norm(ln_1, x_BC)).view(B, 3, self.heads, -1)  # (B, 3C) -> (B, 3, H, D)
             x_BC.add_(c_proj(step.attend(layer, *qkv.unbind(1))))
-            x_BC.add_(c_out(act(c_fc(self.norm(ln_2, x_BC)))))
+            x_BC.add_(c_out(elementwise(act, c_fc(self.norm(ln_2, x_BC)))))
+        return x_BC
+
+    def logits(self, x_BC: Tensor) -> Tensor:
+        """Apply the last norm and the head: (B, V)."""
         return self.head(self.norm(self.ln_f, x_BC))
 
     @staticmethod

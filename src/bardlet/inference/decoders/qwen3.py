@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bardlet.inference.decoders.cache import DecoderCache, PlainCache, TransposedCache
+from bardlet.inference.decoders.cache import CacheStep, Step
 from bardlet.models.layers import KVCache, RMSNorm, rope_cos_sin
 from bardlet.models.qwen3 import Block, Qwen3
-from bardlet.ops.linear import Int8Linear, PackedLinear, computing_dtype, has_fast_embedding_bag, pack_linear
+from bardlet.ops.linear import Product, computing_dtype, elementwise, pack_linear
 
 
 class Decoder:
@@ -31,7 +31,7 @@ class Decoder:
         wide = torch.promote_types(self.dtype, torch.float32)
         dtype = dtype or weight.dtype
 
-        def pack_after_norm(norm: RMSNorm, *weights: Tensor) -> PackedLinear | Int8Linear:
+        def pack_after_norm(norm: RMSNorm, *weights: Tensor) -> Product:
             """Pack a linear layer with the RMSNorm weight and sqrt(C), which `self.rms` omits, folded in."""
             return pack_linear(torch.cat(weights).to(wide) * (norm.weight.to(wide) * c.n_embd**0.5), None, dtype)
 
@@ -63,14 +63,13 @@ class Decoder:
         self.eps_C, self.eps_D = (torch.tensor((n * c.norm_eps) ** 0.5, dtype=wide, device=weight.device)
                                   for n in (c.n_embd, c.head_dim))  # fmt: skip
 
-    def cache(self, cache: KVCache) -> DecoderCache:
-        """Return the same keys and values in the layout that this decoder reads fastest."""
-        fast = has_fast_embedding_bag(self.embedding.device, self.dtype)
-        return TransposedCache(cache, self.heads, self.dtype) if fast else PlainCache(cache)
-
-    def __call__(self, idx_B: Tensor, cache: DecoderCache) -> Tensor:
+    def __call__(self, idx_B: Tensor, cache: KVCache) -> Tensor:
         """Append one token (int64) to each row of the cache and return the logits of the next one: (B, V)."""
-        step, B = cache.step(), len(idx_B)
+        return self.logits(self.hidden(idx_B, CacheStep(cache)))
+
+    def hidden(self, idx_B: Tensor, step: Step) -> Tensor:
+        """Read a token (int64) per row, at the positions of `step`, and return the hidden states: (B, C)."""
+        B = len(idx_B)
         # (B, 1, D), or (1, D) for rows of equal length
         cos_BD, sin_BD = self.cos_T1D[step.position], self.sin_T1D[step.position]
         cos, sin = (cos_BD * self.norm_L1HD).unbind(0), (sin_BD * self.pair_L1HD).unbind(0)
@@ -84,7 +83,11 @@ class Decoder:
             q_BHD, k_BKD = rotated.div_(norm).split((self.heads, self.kv_heads), dim=1)
             x_BC.add_(o_proj(step.attend(layer, q_BHD, k_BKD, v_BKD)))
             gate, up = gate_up(self.rms(x_BC)).chunk(2, dim=-1)
-            x_BC.add_(down(F.silu(gate).mul_(up)))
+            x_BC.add_(down(elementwise(F.silu, gate).mul_(up)))
+        return x_BC
+
+    def logits(self, x_BC: Tensor) -> Tensor:
+        """Apply the last norm and the head: (B, V)."""
         return self.head(self.rms(x_BC))
 
     def rms(self, x_BC: Tensor) -> Tensor:

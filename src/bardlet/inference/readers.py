@@ -1,0 +1,208 @@
+"""Read the tokens of several contexts at once, and return the logits of each one's next token.
+
+A step reads one token of each context that is being generated, and slices of prompts. Contexts join and leave between
+two steps. On a CPU, the logits of a context have the same bits whatever else is read. Shape suffixes:
+`models/layers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bardlet.inference import decoders
+from bardlet.inference.decoders.pages import PAGE, PagedStep, Pages
+from bardlet.inference.decoders.prefix import WORTH_COPYING, Node, PrefixTree, common
+from bardlet.ops import linear
+from bardlet.ops.linear import has_fast_embedding_bag
+
+SLICE = 64
+"""Tokens of prompts that one step reads beside the contexts that are being generated."""
+
+
+class Context:
+    """The tokens that predict the next one.
+
+    ids: tokens in the window. unread: number of them that the model has not read. scores: keep the logits of every
+    token in `logits`, for the log-probabilities of a prompt.
+    """
+
+    def __init__(self, ids: Sequence[int], scores: bool = False) -> None:
+        self.ids, self.scores = list(ids), scores
+        self.logits: list[Tensor] = []
+        self.nodes: list[Node] = []
+        self.read = 0
+        self.started = False
+
+    @property
+    def unread(self) -> int:
+        """Number of tokens that the model has not read."""
+        return len(self.ids) - self.read
+
+
+class PagedReader:
+    """Contexts of a model with keys and values, in pages.
+
+    A context that fills the window of the model starts again with its last block_size // 2 tokens at position 0:
+    positions stay within the trained range, at a constant average cost per token.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype | None, pages: int) -> None:
+        """dtype: of the decoder's weights; torch.int8 quantizes them, None: the model's own. pages: at least those of
+        all contexts that are open at the same time, see `pages_for`."""
+        self.window, self.device = model.config.block_size, next(model.parameters()).device
+        self.decoder = decoders.decoder(model, dtype)
+        self.tree = PrefixTree(Pages(model.config, page_dtype(self.device, self.decoder.dtype), self.device, pages))
+        self.contexts: list[Context] = []
+        self._last: tuple[list[Context], PagedStep] | None = None
+
+    def open(self, ids: Sequence[int], scores: bool = False) -> Context:
+        """Return a context with the last block_size of these ids, at least one; `step` reads them."""
+        context = Context(ids[-self.window :], scores)
+        self.contexts.append(context)
+        return context
+
+    def append(self, context: Context, token: int) -> None:
+        """Append a token, which the next step reads."""
+        context.ids.append(token)
+        if len(context.ids) > self.window:
+            del context.ids[: -max(1, self.window // 2)]
+            self.tree.leave(context.nodes)
+            context.nodes, context.read, context.started, self._last = [], 0, False, None
+
+    def close(self, context: Context, damaged: bool = False) -> None:
+        """Remove a context. Its pages are kept for others, unless they are damaged, until their space is needed."""
+        self.contexts.remove(context)
+        (self.tree.forget if damaged else self.tree.leave)(context.nodes)
+        self._last = None
+
+    def step(self, limit: int = SLICE) -> tuple[list[Context], Tensor]:
+        """Read one token of each context that has one unread token, and up to `limit` tokens of the others.
+
+        Returns:
+            (contexts, logits): the contexts that now have no unread token, and the logits of their next tokens: (B, V).
+        """
+        nothing = torch.empty(0, device=self.device)
+        parts = self._parts(limit)
+        if not parts:
+            return [], nothing
+        idx_B = torch.tensor([token for context, number in parts
+                              for token in context.ids[context.read : context.read + number]], device=self.device)
+        x_BC = self.decoder.hidden(idx_B, self._step(parts))
+        ready, rows, end = [], [], 0
+        for context, number in parts:
+            for position in range(context.read, context.read + number):  # from now on others may share them
+                context.nodes[position // PAGE].tokens.append(context.ids[position])
+            context.read += number
+            first, end = end, end + number
+            if context.scores:
+                context.logits.append(self.decoder.logits(x_BC[first:end]))
+            if not context.unread:
+                ready.append(context)
+                rows.append(end - 1)
+        if not ready:
+            return [], nothing
+        return ready, self.decoder.logits(x_BC if len(rows) == len(x_BC) else x_BC[rows])
+
+    def _parts(self, limit: int) -> list[tuple[Context, int]]:
+        """Return the contexts that the next step reads, and the number of tokens of each."""
+        parts, reading = [], list[Context]()
+        for context in self.contexts:
+            if context.started and context.unread == 1:
+                parts.append((context, 1))
+            elif context.unread and limit and (context.started or self._start(context, reading)):
+                number = min(limit, context.unread)
+                limit -= number
+                parts.append((context, number))
+                reading.append(context)
+        # rows of similar length are computed together; a stable order lets a step continue the one before
+        return sorted(parts, key=lambda part: (part[0].read // PAGE).bit_length())
+
+    def _start(self, context: Context, reading: Sequence[Context]) -> bool:
+        """Find the beginning of a context in the tree; False if another one is about to read the same tokens."""
+        if not context.scores:
+            if any(common(context.ids, other.ids) >= other.read + WORTH_COPYING for other in reading):
+                return False
+            context.nodes, context.read = self.tree.start(context.ids[:-1])  # one is left, to predict the next
+        context.started = True
+        return True
+
+    def _step(self, parts: list[tuple[Context, int]]) -> PagedStep:
+        """Return the positions and pages of the rows of a step."""
+        contexts = [context for context, number in parts]
+        on_the_same_page = all(number == 1 and context.read % PAGE for context, number in parts)
+        if self._last is not None and on_the_same_page and self._last[0] == contexts:
+            self._last[1].advance()
+            return self._last[1]
+        table, positions = [], list[int]()
+        for context, number in parts:
+            while len(context.nodes) * PAGE < context.read + number:
+                context.nodes.append(self.tree.extend(context.nodes[-1] if context.nodes else None))
+            table += [[node.page for node in context.nodes]] * number
+            positions += range(context.read, context.read + number)
+        step = PagedStep(self.tree.pages, table, positions)
+        self._last = (contexts, step) if len(positions) == len(contexts) else None
+        return step
+
+
+class WindowReader:
+    """Contexts of a model without keys and values (a lecture model): each token reads its last block_size again."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.device, self.contexts = model, next(model.parameters()).device, list[Context]()
+
+    def open(self, ids: Sequence[int], scores: bool = False) -> Context:
+        """See `PagedReader.open`."""
+        context = Context(ids[-self.model.config.block_size :], scores)
+        self.contexts.append(context)
+        return context
+
+    def append(self, context: Context, token: int) -> None:
+        """Append a token, which the next step reads."""
+        context.ids = [*context.ids, token][-self.model.config.block_size :]
+        context.read = len(context.ids) - 1
+
+    def close(self, context: Context, damaged: bool = False) -> None:
+        """Remove a context."""
+        self.contexts.remove(context)
+
+    def step(self, limit: int = SLICE) -> tuple[list[Context], Tensor]:
+        """See `PagedReader.step`. Each context is read alone, so that it does not depend on the others."""
+        ready = [context for context in self.contexts if context.unread]
+        last = []
+        for context in ready:
+            logits_TV = self.model(torch.tensor([context.ids], device=self.device))[0]
+            if context.scores and not context.read:
+                context.logits.append(logits_TV)
+            context.read = len(context.ids)
+            last.append(logits_TV[-1])
+        return ready, torch.stack(last) if last else torch.empty(0, device=self.device)
+
+
+Reader = PagedReader | WindowReader
+
+
+def page_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of keys and values for a decoder that computes in `dtype`.
+
+    Without the fast `embedding_bag`, attention of one query is eight times faster in fp32 on a CPU.
+    """
+    return torch.float32 if device.type == "cpu" and not has_fast_embedding_bag(device, dtype) else dtype
+
+
+def computing_dtype(model: Any, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype that a decoder of `model` computes in, for weights of `dtype` (None: the model's own)."""
+    return linear.computing_dtype(next(model.parameters()), dtype)
+
+
+def pages_for(tokens: int, window: int) -> int:
+    """Return the number of pages that a context needs which has read up to `tokens` tokens."""
+    return -(-min(tokens, window) // PAGE)
+
+
+def reader(model: Any, dtype: torch.dtype | None, pages: int) -> Reader:
+    """Return a reader for a model; see `PagedReader`. Call this, and use it, in `torch.inference_mode`."""
+    return PagedReader(model, dtype, pages) if hasattr(model, "new_cache") else WindowReader(model)
