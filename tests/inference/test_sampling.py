@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardlet.errors import BardletError
-from bardlet.inference.sampling import _draw, _weights, candidates, row_seeds, sample_next
+from bardlet.inference.sampling import _weights, candidates, draw, row_seeds, sample_next
 
 V = 19
 few = settings(max_examples=50)
@@ -169,7 +169,7 @@ def test_ids_are_those_of_a_plain_float64_reference(kind: str, temperature: floa
     for top_k, top_p in ((None, None), (None, 0.3), (None, 0.9), (None, 0.99), (50, None), (50, 0.9)):
         want = plain(logits, temperature, top_k, top_p)
         above = want.cumsum(-1)
-        ids = _draw(logits, temperature, top_k, top_p, u)
+        ids = draw(logits, temperature, top_k, top_p, u)
         whole = plain(logits, temperature, top_k, None).sort(-1, descending=True).values.cumsum(-1)
         for row, token in enumerate(ids.tolist()):
             if top_k and kind in ("ties", "bf16", "constant"):
@@ -226,11 +226,11 @@ def test_a_draw_depends_on_its_row_alone(kind: str, settings: tuple[int | None, 
     top_k, top_p = settings
     logits = large(kind, 16, 5_003, seed=3)
     u = torch.rand(16, 1, generator=torch.Generator().manual_seed(6))
-    together = _draw(logits, 0.9, top_k, top_p, u)
-    assert torch.equal(together, _draw(logits, 0.9, top_k, top_p, u))
-    assert torch.equal(together, torch.cat([_draw(logits[i : i + 1], 0.9, top_k, top_p, u[i : i + 1])
+    together = draw(logits, 0.9, top_k, top_p, u)
+    assert torch.equal(together, draw(logits, 0.9, top_k, top_p, u))
+    assert torch.equal(together, torch.cat([draw(logits[i : i + 1], 0.9, top_k, top_p, u[i : i + 1])
                                             for i in range(16)]))  # fmt: skip
-    assert torch.equal(together.flip(0), _draw(logits.flip(0), 0.9, top_k, top_p, u.flip(0)))
+    assert torch.equal(together.flip(0), draw(logits.flip(0), 0.9, top_k, top_p, u.flip(0)))
     if top_k is None:
         weight = _weights(logits.float(), 0.9, top_p)
         assert torch.equal(weight[5:9], _weights(logits[5:9].float(), 0.9, top_p))
@@ -242,7 +242,7 @@ def test_extreme_logits_and_temperatures_give_an_id() -> None:
             logits = large(kind, 3, 2_003) * 1e3
             for top_p in (None, 1e-9, 0.9, 1 - 2**-53):
                 for u in (0.0, 0.5, 1 - 2**-24):
-                    ids = _draw(logits, temperature, None, top_p, torch.full((3, 1), u))
+                    ids = draw(logits, temperature, None, top_p, torch.full((3, 1), u))
                     assert bool(((ids >= 0) & (ids < 2_003)).all())
                     if (temperature == 1e-6 and kind != "constant") or top_p == 1e-9:
                         assert torch.equal(logits.gather(-1, ids[:, None])[:, 0], logits.amax(-1))

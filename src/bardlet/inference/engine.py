@@ -11,11 +11,11 @@ import logging
 import math
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -24,43 +24,12 @@ from torch import Tensor
 from bardlet.errors import BardletError
 from bardlet.inference import generate, readers
 from bardlet.inference.decoders.pages import Pages
-from bardlet.inference.sampling import _draw
+from bardlet.inference.drawing import Draws, Sampling, Token, next_tokens, with_logprobs
 
 log = logging.getLogger("bardlet")
 
 Result = TypeVar("Result")
 Reason = Literal["stop", "length", "cancelled", "deadline"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Rules by which the next token of a sequence is drawn.
-
-    temperature, top_k, top_p: see `sampling.sample_next`. presence_penalty, frequency_penalty: subtracted from the
-    logits of new tokens that occurred, and for each occurrence. logit_bias: added to the logits of these ids.
-    top_logprobs: report the log-probability of the chosen token and of this many of the likeliest; None: of no token.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    top_logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of a sequence.
-
-    logprob: nats, of the model itself, before temperature, bias and penalties; None if it was not asked for, and for
-    the first token of a prompt. top: the likeliest (id, log-probability), likeliest first.
-    """
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class Busy(BardletError):
@@ -123,11 +92,9 @@ class Handle:
 
     def __init__(self, engine: Engine, model: EngineModel, request: Request, listener: Listener) -> None:
         self.engine, self.model, self.request, self.listener = engine, model, request, listener
-        self.cancelled = False
-        self.new: Counter[int] = Counter()
-        self.count = 0
+        self.cancelled, self.count = False, 0
         self.context: readers.Context | None = None
-        self.draws = _draws(request.seed)
+        self.draws = Draws(request.sampling, request.seed)
 
     def cancel(self) -> None:
         """End the sequence before the next step. May be called by any thread, at any time."""
@@ -141,13 +108,6 @@ class Handle:
             return "cancelled"
         deadline = self.request.deadline
         return "deadline" if deadline is not None and time.monotonic() >= deadline else None
-
-
-def _draws(seed: int) -> Iterator[float]:
-    """Yield the random numbers of a row: those of `sampling._Draws`."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.rand(256, generator=generator).tolist()
 
 
 class Engine:
@@ -329,7 +289,7 @@ class Engine:
             handles, logits_BV = [handles[row] for row in rows], logits_BV[rows]
         handles, logits_BV = self._report_prompts(handles, logits_BV)
         if handles:
-            tokens = _next_tokens(handles, logits_BV)
+            tokens = next_tokens([handle.draws for handle in handles], logits_BV)
             for handle, token in zip(handles, tokens, strict=True):
                 self._deliver(handle, token)
 
@@ -350,7 +310,8 @@ class Engine:
             if context is not None and context.logits:
                 logits_TV, context.logits, context.scores = torch.cat(context.logits), [], False
                 ids = context.ids[: len(logits_TV)]
-                scored = _tokens(logits_TV[: len(ids) - 1], ids[1:], [handle.request.sampling] * (len(ids) - 1))
+                number = len(ids) - 1
+                scored = with_logprobs(ids[1:], logits_TV[:number], [handle.request.sampling] * number)
                 handle.listener.prompt([Token(ids[0]), *scored])
             if handle.request.max_tokens == 0:
                 self._end(handle, "length")
@@ -365,7 +326,6 @@ class Engine:
             self._end(handle, "stop")
             return
         handle.count += 1
-        handle.new[token.id] += 1
         if self._told(handle, token):
             self._end(handle, "stop")
         elif handle.count >= request.max_tokens:
@@ -397,57 +357,3 @@ class Engine:
         self._last_end = now
         with suppress(Exception):  # its event loop may be gone
             handle.listener.end(reason, error)
-
-
-# ---------------------------------------------------------------------------- drawing
-
-
-def _next_tokens(handles: Sequence[Handle], logits_BV: Tensor) -> list[Token]:
-    """Draw the next token of each sequence from its logits (B, V)."""
-    adjusted_BV = logits_BV
-    for row, handle in enumerate(handles):
-        s = handle.request.sampling
-        if s.logit_bias or (handle.new and (s.presence_penalty or s.frequency_penalty)):
-            if adjusted_BV is logits_BV:
-                adjusted_BV = logits_BV.float().clone()
-            _adjust(adjusted_BV[row], s, handle.new)
-    ids = [0] * len(handles)
-    rows_of: dict[tuple[Any, ...], list[int]] = {}
-    for row, handle in enumerate(handles):
-        s = handle.request.sampling
-        rows_of.setdefault((s.temperature, s.top_k, s.top_p) if s.temperature else (0.0, None, None), []).append(row)
-    for (temperature, top_k, top_p), rows in rows_of.items():
-        part_BV = adjusted_BV if len(rows) == len(handles) else adjusted_BV[rows]
-        if temperature == 0:
-            drawn = part_BV.argmax(dim=-1)
-        else:
-            drawn = _draw(part_BV, temperature, top_k, top_p, torch.tensor([[next(handles[r].draws)] for r in rows]))
-        for row, token in zip(rows, drawn.tolist(), strict=True):
-            ids[row] = token
-    return _tokens(logits_BV, ids, [handle.request.sampling for handle in handles])
-
-
-def _adjust(logits_V: Tensor, sampling: Sampling, new: Counter[int]) -> None:
-    """Apply penalties and biases to the logits of a row, in place."""
-    if new and (sampling.presence_penalty or sampling.frequency_penalty):
-        count = torch.tensor(list(new.values()), device=logits_V.device)
-        penalty = sampling.presence_penalty + sampling.frequency_penalty * count.float()
-        logits_V.index_add_(0, torch.tensor(list(new), device=logits_V.device), penalty, alpha=-1)
-    for token, bias in sampling.logit_bias.items():
-        logits_V[token] += bias
-
-
-def _tokens(logits_BV: Tensor, ids: Sequence[int], sampling: Sequence[Sampling]) -> list[Token]:
-    """Return tokens with the log-probabilities that were asked for."""
-    tokens = [Token(token) for token in ids]
-    rows = [row for row, s in enumerate(sampling) if s.top_logprobs is not None]
-    if not rows:
-        return tokens
-    logp_BV = logits_BV[rows].float().log_softmax(dim=-1)
-    most = max(sampling[row].top_logprobs or 0 for row in rows)
-    top = logp_BV.topk(min(most, logp_BV.shape[-1]), dim=-1)
-    chosen = logp_BV[torch.arange(len(rows)), [ids[row] for row in rows]].tolist()
-    for row, logprob, values, indices in zip(rows, chosen, top.values.tolist(), top.indices.tolist(), strict=True):
-        number = sampling[row].top_logprobs or 0
-        tokens[row] = Token(ids[row], logprob, tuple(zip(indices[:number], values[:number], strict=True)))
-    return tokens

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import readers
-from bardlet.inference.sampling import _draw, _Draws, row_seeds
+from bardlet.inference.sampling import _Draws, draw, row_seeds
 from bardlet.models.layers import KVCache
 
 
@@ -120,7 +120,7 @@ def stream(
     def choose(logits_BV: Tensor, alive: list[int]) -> Tensor:
         if draws is None:
             return logits_BV.argmax(dim=-1)
-        return _draw(logits_BV, temperature, top_k, top_p, draws.next(alive))
+        return draw(logits_BV, temperature, top_k, top_p, draws.next(alive))
 
     with eval_mode(model):
         yield from _steps(reader, prompts, choose, frozenset(stop_ids), max_new_tokens)

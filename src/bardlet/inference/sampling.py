@@ -33,7 +33,7 @@ def sample_next(
         u_B1 = torch.stack([torch.rand(1, generator=row) for row in generator])
     else:
         u_B1 = torch.rand(len(logits_BV), 1, generator=generator)
-    return _draw(logits_BV, temperature, top_k, top_p, u_B1)
+    return draw(logits_BV, temperature, top_k, top_p, u_B1)
 
 
 BLOCK = 256
@@ -48,8 +48,9 @@ FLOOR = -80.0
 """Logits below the maximum by more have the probability 0. exp() is slow where float32 underflows, from -87 on."""
 
 
-def _draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
+def draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
     """Invert the cumulative distribution at u_B1, in [0, 1): the first id whose cumulative probability exceeds it."""
+    logits_BV = logits_BV.float()  # of equal logits, the same ones are kept in every dtype
     among_all = top_k is None or top_k >= logits_BV.shape[-1]
     if among_all and (top_p is None or top_p >= 1 or logits_BV.shape[-1] > SMALL):
         weight_BV = _weights(logits_BV.detach().to("cpu", torch.float32), temperature, top_p)

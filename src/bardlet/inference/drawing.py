@@ -1,0 +1,110 @@
+"""Draw the next tokens of sequences that each have their own settings, and report log-probabilities.
+
+Shape suffixes: B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bardlet.inference.sampling import draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Rules by which the next token of a sequence is drawn.
+
+    temperature, top_k, top_p: see `sampling.sample_next`. presence_penalty, frequency_penalty: subtracted from the
+    logits of new tokens that occurred, and for each occurrence. logit_bias: added to the logits of these ids.
+    top_logprobs: report the log-probability of the chosen token and of this many of the likeliest; None: of no token.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a sequence.
+
+    logprob: nats, of the model itself, before temperature, bias and penalties; None if it was not asked for, and for
+    the first token of a prompt. top: the likeliest (id, log-probability), likeliest first.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Draws:
+    """The draws of one sequence: its settings, its random numbers, and the tokens drawn so far."""
+
+    def __init__(self, sampling: Sampling, seed: int) -> None:
+        """seed: see `sampling.row_seeds`."""
+        self.sampling, self.counts, self.numbers = sampling, Counter[int](), self._numbers(seed)
+
+    @staticmethod
+    def _numbers(seed: int) -> Iterator[float]:
+        """Yield numbers from [0, 1): those that `generate.stream` draws."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield from torch.rand(256, generator=generator).tolist()
+
+
+def next_tokens(draws: Sequence[Draws], logits_BV: Tensor) -> list[Token]:
+    """Draw the next token of each sequence from its logits (B, V)."""
+    adjusted_BV, ids, rows_of = logits_BV, [0] * len(draws), dict[tuple[Any, ...], list[int]]()
+    for row, each in enumerate(draws):
+        s = each.sampling
+        if s.logit_bias or (each.counts and (s.presence_penalty or s.frequency_penalty)):
+            if adjusted_BV is logits_BV:
+                adjusted_BV = logits_BV.float().clone()
+            _adjust(adjusted_BV[row], s, each.counts)
+        rows_of.setdefault((s.temperature, s.top_k, s.top_p) if s.temperature else (0.0, None, None), []).append(row)
+    for (temperature, top_k, top_p), rows in rows_of.items():
+        part_BV = adjusted_BV if len(rows) == len(draws) else adjusted_BV[rows]
+        if temperature == 0:
+            drawn = part_BV.argmax(dim=-1)
+        else:
+            drawn = draw(part_BV, temperature, top_k, top_p, torch.tensor([[next(draws[row].numbers)] for row in rows]))
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            ids[row] = token
+            draws[row].counts[token] += 1
+    return with_logprobs(ids, logits_BV, [each.sampling for each in draws])
+
+
+def _adjust(logits_V: Tensor, sampling: Sampling, counts: Counter[int]) -> None:
+    """Apply penalties and biases to the logits of a row, in place."""
+    if counts and (sampling.presence_penalty or sampling.frequency_penalty):
+        count = torch.tensor(list(counts.values()), device=logits_V.device)
+        penalty = sampling.presence_penalty + sampling.frequency_penalty * count.float()
+        logits_V.index_add_(0, torch.tensor(list(counts), device=logits_V.device), penalty, alpha=-1)
+    for token, bias in sampling.logit_bias.items():
+        logits_V[token] += bias
+
+
+def with_logprobs(ids: Sequence[int], logits_BV: Tensor, sampling: Sequence[Sampling]) -> list[Token]:
+    """Return tokens, drawn from logits (B, V), with the log-probabilities that were asked for."""
+    tokens = [Token(token) for token in ids]
+    rows = [row for row, s in enumerate(sampling) if s.top_logprobs is not None]
+    if not rows:
+        return tokens
+    logp_BV = logits_BV[rows].float().log_softmax(dim=-1)
+    most = max(sampling[row].top_logprobs or 0 for row in rows)
+    top = logp_BV.topk(min(most, logp_BV.shape[-1]), dim=-1)
+    chosen = logp_BV[torch.arange(len(rows)), [ids[row] for row in rows]].tolist()
+    for row, logprob, values, indices in zip(rows, chosen, top.values.tolist(), top.indices.tolist(), strict=True):
+        number = sampling[row].top_logprobs or 0
+        tokens[row] = Token(ids[row], logprob, tuple(zip(indices[:number], values[:number], strict=True)))
+    return tokens
