@@ -107,7 +107,7 @@ def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype, threads: int, i
 
 def test_products_that_depend_on_the_number_of_rows_are_made_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a fallback, a product is computed in blocks of one shape, or a single row twice."""
-    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)).double()
     for depends in (lambda rows: rows == 1, lambda rows: rows % 2):
         monkeypatch.setattr(linear, "_trials", {})
         shapes = []
@@ -115,16 +115,25 @@ def test_products_that_depend_on_the_number_of_rows_are_made_independent(monkeyp
         def product(x: torch.Tensor, depends: Callable[[int], bool] = depends,
                     shapes: list[int] = shapes) -> torch.Tensor:  # fmt: skip
             shapes.append(len(x))
-            return F.linear(x.double(), weight.double()).float() + 1e-3 * depends(len(x))
+            return F.linear(x, weight) + 1e-3 * depends(len(x))
 
-        rows = linear.independent_rows(product, weight)
-        x = torch.randn(40, 8)
+        rows = linear.independent_rows(product, weight, None)
+        x = torch.randn(40, 8).double()
         together = rows(x)
         shapes.clear()
         assert all(torch.equal(rows(x[:n]), together[:n]) for n in range(1, 41))
-        assert 1 not in shapes
     assert set(shapes) == {linear.BLOCK}
     assert in_blocks(lambda x: x)(x).equal(x)
+
+
+@pytest.mark.parametrize("block", [7, 64, 100])
+@pytest.mark.parametrize("outputs", [8, 7])
+def test_row_sums_in_blocks(block: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(outputs, 64), torch.randn(3, 64)
+    got = linear.row_sums(weight, block)(x)
+    torch.testing.assert_close(got, F.linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert torch.equal(linear.row_sums(weight, block)(x[1:2]), got[1:2])
 
 
 @pytest.mark.parametrize("function", [F.silu, F.gelu, lambda x: F.gelu(x, approximate="tanh")])

@@ -6,6 +6,7 @@ Shape suffixes: `models/layers.py`; I inputs and O outputs of a layer, P parts o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,9 @@ def linear_rows(weight: Tensor, bias: Tensor | None = None) -> Product:
     Reading the weights is nearly all the work, and on x86 `F.linear` reads them slowly for few tokens. oneDNN
     multiplies by a weight packed into its own layout. On a CPU, rows do not depend on each other: `independent_rows`.
 
-    Measured for the 24 matrices of 10.6 M parameters, 2 threads, in us: 1 token takes 2,400 with `F.linear`; 4 tokens
-    take 600 here in fp32 and 420 in bf16, 16 tokens 1,080 and 650. Without bf16 products in the processor, bf16 weights
-    are summed row by row: emulation takes nine times as long (64 tokens).
+    Measured for the 24 matrices of 10.6 M parameters, 2 threads, in us: 1 token takes 2,400 with `F.linear` and 410
+    here in fp32; 4 tokens 600 and in bf16 420, 16 tokens 1,080 and 650. Without bf16 products in the processor, bf16
+    weights are summed row by row: emulation takes nine times as long (64 tokens).
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if weight.device.type != "cpu":
@@ -42,28 +43,41 @@ def linear_rows(weight: Tensor, bias: Tensor | None = None) -> Product:
         return in_blocks(lambda x_BI: F.linear(x_BI, weight, bias))
     packed = onednn._reorder_linear_weight(weight.contiguous(), None)
     product: Product = lambda x_BI: onednn._linear_pointwise(x_BI, packed, bias, "none", [], "")  # noqa: E731
-    return independent_rows(product, weight)
+    return independent_rows(product, weight, bias)
 
 
 def _weighted_sums(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return x -> x W^T + b as a sum of the rows of W^T, weighted by x, which `embedding_bag` reads at memory speed.
+    """Return x -> x W^T + b as `row_sums`; the bias is one more row, with the weight 1: the result is rounded once."""
+    if bias is None:
+        return row_sums(weight)
+    sums = row_sums(torch.cat((weight, bias[:, None]), dim=1))
+    return lambda x_BI: sums(F.pad(x_BI, (0, 1), value=1.0))
 
-    The rows are cut into a few parts of equal length, so that there is work for several threads. The bias is one more
-    row, with the weight 1: the result is rounded once.
+
+def row_sums(weight: Tensor, block: int = 2**31) -> Product:
+    """Return x -> x W^T as a sum of the rows of W^T, weighted by x, which `embedding_bag` reads at memory speed.
+
+    The rows are added one after the other, in blocks of `block` rows, and then the sums of the blocks. They are cut
+    into a few parts of equal length, so that there is work for several threads.
     """
-    if bias is not None:
-        product = _weighted_sums(torch.cat((weight, bias[:, None]), dim=1), None)
-        return lambda x_BI: product(F.pad(x_BI, (0, 1), value=1.0))
     outputs, inputs = weight.shape
     parts = next(n for n in (4, 3, 2, 1) if outputs % n == 0)
-    weight_XO, part_P = weight.t().contiguous().view(inputs * parts, -1), torch.arange(parts)[:, None]
-    index = (torch.arange(inputs) * parts + part_P).view(-1)
+    weight_XO, first_I = weight.t().contiguous().view(inputs * parts, -1), torch.arange(inputs) * parts
+    index = torch.cat([first_I[i : i + block] + part for i in range(0, inputs, block) for part in range(parts)])
+    row = torch.cat([torch.arange(inputs)[i : i + block] for i in range(0, inputs, block) for _ in range(parts)])
+    sizes = [min(block, inputs - i) for i in range(0, inputs, block) for _ in range(parts)]
+    blocks, start_S = len(sizes) // parts, torch.tensor([0, *sizes[:-1]]).cumsum(0)
 
     def sums(x_BI: Tensor) -> Tensor:
         B = len(x_BI)
-        start = torch.arange(0, B * parts * inputs, inputs)
-        weights = x_BI[:, None].expand(B, parts, inputs).reshape(-1)
-        return torch.embedding_bag(weight_XO, index.repeat(B), start, False, 0, False, weights)[0].view(B, -1)
+        start = (torch.arange(B)[:, None] * len(index) + start_S).view(-1) if B > 1 else start_S
+        weights = x_BI.index_select(1, row).view(-1) if len(sizes) > 1 else x_BI.reshape(-1)
+        indices = index.repeat(B) if B > 1 else index
+        y_BSO = torch.embedding_bag(weight_XO, indices, start, False, 0, False, weights)[0].view(B, blocks, -1)
+        y_BO = y_BSO[:, 0]
+        for i in range(1, blocks):
+            y_BO = y_BO.add_(y_BSO[:, i])
+        return y_BO
 
     return sums
 
@@ -74,30 +88,77 @@ BLOCK = 16
 """Rows of a product of fixed shape."""
 
 
-def independent_rows(product: Product, weight: Tensor) -> Product:
+def independent_rows(product: Product, weight: Tensor, bias: Tensor | None) -> Product:
     """Return `product`, so that a row of its result has the same bits whatever the other rows are, and how many.
 
-    oneDNN's product by a packed weight is so for two rows and more on all processors we know; with AVX-512, fp32 and
-    many inputs it adds up a single row in another order. Which of its kernels run depends on the processor: hence a
-    trial, once per shape. Where it fails, a single row is computed twice, or all rows in blocks of BLOCK.
+    oneDNN's product by a packed weight is so for two rows and more on all processors we know. Which of its kernels run
+    depends on the processor: hence a trial, once per shape. Where it fails, rows are computed in blocks of BLOCK.
     """
-    alone, together = _trial(product, tuple(weight.shape), weight.dtype, torch.get_num_threads())
-    if not together:
-        return in_blocks(product)
-    return product if alone else lambda x_BI: product(x_BI) if len(x_BI) > 1 else product(torch.cat((x_BI, x_BI)))[:1]
+    x_BI = _trial_rows(33, weight)
 
-
-_trials: dict[tuple[Any, ...], tuple[bool, bool]] = {}
-
-
-def _trial(product: Product, shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> tuple[bool, bool]:
-    """Return (True if a row alone has the bits that it has among others, True if several rows have)."""
-    key = (shape, dtype, threads)
-    if key not in _trials:
-        x_BI = torch.randn(33, shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    def agree() -> bool:
         want = product(x_BI)
-        alone, *others = (torch.equal(product(x_BI[:rows]), want[:rows]) for rows in (1, 2, 3, 16))
-        _trials[key] = alone, all(others)
+        return all(torch.equal(product(x_BI[-rows:]), want[-rows:]) for rows in (2, 3, 16))
+
+    return _WithSingleRows(product, weight, bias) if _trial("rows", weight, agree) else in_blocks(product)
+
+
+class _WithSingleRows:
+    """A product of several rows, and one of a single row that has the same bits and takes less time.
+
+    For a single fp32 row, reading the weights as `row_sums` does takes half the time of oneDNN or less, and gives the
+    same bits if the rows are added in the same blocks. Otherwise the product is taken, of the row twice if need be.
+    The weight is copied when the first single row comes.
+    """
+
+    BLOCKS = (512, 1024, 256)
+    """With AVX-512, oneDNN adds in blocks of 512 inputs, or 1,024 of 1,536 and more; with AVX2 always of 1,024."""
+
+    def __init__(self, product: Product, weight: Tensor, bias: Tensor | None) -> None:
+        self.product, self.weight, self.bias = product, weight, bias
+        self.single: Product | None = None
+
+    def __call__(self, x_BI: Tensor) -> Tensor:
+        if len(x_BI) > 1:
+            return self.product(x_BI)
+        self.single = self.single or self._choose()
+        return self.single(x_BI)
+
+    def _choose(self) -> Product:
+        """Return the fastest product of a single row that has the right bits, by a trial."""
+        inputs, x_BI = self.weight.shape[1], _trial_rows(2, self.weight)
+        want = self.product(x_BI)[:1]
+        blocks = [inputs, *(n for n in self.BLOCKS if n < inputs)] if self.weight.dtype == torch.float32 else []
+        ways: dict[str, Callable[[], Product]] = {f"blocks of {n}": partial(self._row_sums, n) for n in blocks}
+        for way, make in {**ways, "product": lambda: self.product}.items():
+            made: list[Product] = []
+
+            def agrees(make: Callable[[], Product] = make, made: list[Product] = made) -> bool:
+                made.append(make())
+                return torch.equal(made[0](x_BI[:1]), want)
+
+            if _trial(way, self.weight, agrees):
+                return made[0] if made else make()
+        return lambda x_BI: self.product(torch.cat((x_BI, x_BI)))[:1]
+
+    def _row_sums(self, block: int) -> Product:
+        sums, bias = row_sums(self.weight, block), self.bias
+        return sums if bias is None else lambda x_BI: sums(x_BI).add_(bias)
+
+
+def _trial_rows(rows: int, weight: Tensor) -> Tensor:
+    """Return rows of random inputs for a weight: (rows, I)."""
+    return torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+
+
+_trials: dict[tuple[Any, ...], bool] = {}
+
+
+def _trial(name: str, weight: Tensor, passes: Callable[[], bool]) -> bool:
+    """Return the outcome of a trial, which is made once for each shape, dtype and number of threads."""
+    key = (name, tuple(weight.shape), weight.dtype, torch.get_num_threads())
+    if key not in _trials:
+        _trials[key] = passes()
     return _trials[key]
 
 
