@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.inference.decoders.cache import DecodeStep
+from bardlet.inference.decoders.cache import CacheStep
 from bardlet.models.layers import KVCache, RMSNorm, apply_rope, positions_and_mask, rope_cos_sin
 from bardlet.ops.attention import attention, attention_by_hand
 from bardlet.ops.dropout import Dropout, byte_dropout
@@ -243,7 +243,7 @@ def test_too_many_tokens_raise() -> None:
     with pytest.raises(ValueError, match="segment_BT or cache"):
         positions_and_mask(idx[:, :1], 8, cache, segment_BT=idx[:, :1])
     with pytest.raises(BardletError, match="cache is full"):
-        DecodeStep(KVCache(empty, empty, torch.tensor([6])))
+        CacheStep(KVCache(empty, empty, torch.tensor([6])))
 
 
 def test_a_meta_model_does_not_load_the_compiler() -> None:

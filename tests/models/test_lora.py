@@ -79,7 +79,7 @@ def test_the_decoder_reads_the_merged_weight(shape: ModelConfig) -> None:
     with_random_updates(model)
     with torch.inference_mode():
         decoder = decoders.decoder(model)
-        cache = decoder.cache(model.new_cache(2))
+        cache = model.new_cache(2)
         logits = [decoder(column, cache) for column in IDX.T]
         torch.testing.assert_close(torch.stack(logits, 1), model(IDX), atol=1e-4, rtol=1e-4)
 
