@@ -185,12 +185,13 @@ def url(host: str, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def make_server(app: Any, settings: ServerSettings, ready: Callable[[], None]) -> Server:
-    """Return the server of an app. ready: called when it answers."""
+def make_server(app: Any, settings: ServerSettings, stop: Callable[[], None],
+                ready: Callable[[], None] = lambda: None) -> Server:
+    """Return the server of an app. stop: called first at its end. ready: called when it answers."""
     limits = settings.limits
     bounded = type("BoundedProtocol", (Protocol,), {"limits": limits, "idle": {}})
     config = uvicorn.Config(app, http=bounded, ws="none", loop="asyncio", lifespan="on", log_config=None,
                             access_log=False, server_header=False, timeout_keep_alive=limits.keep_alive_seconds,
                             timeout_graceful_shutdown=limits.shutdown_seconds, h11_max_incomplete_event_size=HEAD_BYTES)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client that does not speak HTTP is no news
-    return Server(config, app.state.traffic.stop, ready)
+    return Server(config, stop, ready)
