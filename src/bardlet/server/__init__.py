@@ -1,0 +1,1 @@
+"""The server of `bardlet serve`: an OpenAI-compatible API over HTTP, and pages for the browser."""
