@@ -14,7 +14,7 @@ from bardlet.server.completion import refuse_translator
 from bardlet.server.errors import Refusal
 from bardlet.server.generation import Plan, Prompt, Sequences, identity
 from bardlet.server.models import Loaded, Models
-from bardlet.server.reply import Reply
+from bardlet.server.reply import Context, Reply
 from bardlet.server.schema import ChatMessage, ChatRequest
 from bardlet.server.text import Entry
 
@@ -22,8 +22,8 @@ from bardlet.server.text import Entry
 class Chat:
     """The answers to one conversation."""
 
-    def __init__(self, models: Models, loaded: Loaded, body: ChatRequest, deadline: float) -> None:
-        self.models, self.loaded, self.body, self.deadline = models, loaded, body, deadline
+    def __init__(self, models: Models, loaded: Loaded, body: ChatRequest, context: Context) -> None:
+        self.models, self.loaded, self.body, self.context = models, loaded, body, context
         self.tokenizer = loaded.model.tokenizer
 
     async def answer(self, reply: Reply) -> None:
@@ -35,7 +35,7 @@ class Chat:
         asked = self.body.max_tokens if self.body.max_completion_tokens is None else self.body.max_completion_tokens
         plan = Plan(max_tokens=space if asked is None else min(asked, space), top=self._top(),
                     stop_ids=frozenset(stop_ids(self.tokenizer)))
-        with Sequences(self.models, self.loaded, self.body, self.deadline) as sequences:
+        with Sequences(self.models, self.loaded, self.body, self.context) as sequences:
             sequences.submit(prompts, plan)
             if self.body.stream:
                 await self._stream(reply, sequences, prompts)

@@ -12,7 +12,7 @@ from bardlet.server import logprobs
 from bardlet.server.errors import Refusal
 from bardlet.server.generation import Plan, Prompt, Sequences, identity
 from bardlet.server.models import Loaded, Models
-from bardlet.server.reply import Reply
+from bardlet.server.reply import Context, Reply
 from bardlet.server.schema import CompletionRequest
 from bardlet.server.text import Entry, entries_of
 
@@ -23,8 +23,8 @@ DEFAULT_TOKENS = 16
 class Completions:
     """The completions of one request."""
 
-    def __init__(self, models: Models, loaded: Loaded, body: CompletionRequest, deadline: float) -> None:
-        self.models, self.loaded, self.body, self.deadline = models, loaded, body, deadline
+    def __init__(self, models: Models, loaded: Loaded, body: CompletionRequest, context: Context) -> None:
+        self.models, self.loaded, self.body, self.context = models, loaded, body, context
         self.tokenizer = loaded.model.tokenizer
         self.max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         self.scores_prompt = bool(body.echo) and body.logprobs is not None
@@ -36,7 +36,7 @@ class Completions:
         """Send the completions."""
         refuse_translator(self.loaded)
         await asyncio.to_thread(self._read_prompts)
-        with Sequences(self.models, self.loaded, self.body, self.deadline) as sequences:
+        with Sequences(self.models, self.loaded, self.body, self.context) as sequences:
             if self.max_tokens or self.scores_prompt:
                 eos_id = self.tokenizer.eos_id
                 stop_ids = frozenset() if eos_id is None else frozenset({eos_id})

@@ -19,7 +19,7 @@ from bardlet.inference.sampling import row_seeds
 from bardlet.server.choices import Choice, Inbox, News
 from bardlet.server.errors import Refusal
 from bardlet.server.models import Loaded, Models
-from bardlet.server.reply import too_late
+from bardlet.server.reply import Context, too_late
 from bardlet.server.schema import MAX_CHOICES, Generation
 from bardlet.server.text import Entry, Writer
 
@@ -57,10 +57,9 @@ class Written:
 class Sequences:
     """The sequences of a request: `n` for each prompt, in this order. Leaving the `with` block cancels them."""
 
-    def __init__(self, models: Models, loaded: Loaded, body: Generation, deadline: float) -> None:
-        """deadline: time.monotonic() at which the request's time is over."""
-        self.engine, self.loaded, self.body, self.deadline = models.engine, loaded, body, deadline
-        self.seconds = models.settings.timeout
+    def __init__(self, models: Models, loaded: Loaded, body: Generation, context: Context) -> None:
+        self.engine, self.loaded, self.body, self.context = models.engine, loaded, body, context
+        self._read = 0
         self._inbox, self._choices, self._handles = Inbox(), [], []  # type: Inbox, list[Choice], list[Any]
 
     def submit(self, prompts: Sequence[Prompt], plan: Plan) -> None:
@@ -78,17 +77,18 @@ class Sequences:
                 choice = Choice(self._inbox, writer, prompt.entries, bool(self.body.stream))
                 request = engine.Request(prompt=prompt.ids, max_tokens=plan.max_tokens, sampling=sampling, seed=seed,
                                          stop_ids=plan.stop_ids, prompt_logprobs=plan.prompt_logprobs,
-                                         deadline=self.deadline)
+                                         deadline=self.context.deadline)
                 queued.append((request, choice))
         self._choices = [choice for _, choice in queued]
         try:
             self._handles = self.engine.submit(self.loaded.slot, queued)
         except engine.Busy as error:
-            refusal = Refusal(429, str(error), type="rate_limit_error", code="server_busy")
+            refusal = Refusal(429, str(error), type="rate_limit_error", code="rate_limit_exceeded")
             refusal.headers = {"Retry-After": str(max(1, int(error.retry_after)))}
             raise refusal from None
         except BardletError as error:
             raise Refusal(400, self.loaded.public(error)) from None
+        self._read = sum(len(prompt.ids) for prompt in prompts)
 
     async def news(self) -> AsyncIterator[tuple[int, News]]:
         """Yield (number of the choice, its news) until all have ended.
@@ -96,7 +96,7 @@ class Sequences:
         Raises:
             Refusal: a sequence failed, or the time is over.
         """
-        running = set(range(len(self._choices)))
+        running, begun = set(range(len(self._choices))), False
         while running:
             await self._inbox.wait()
             for number in sorted(running):
@@ -104,6 +104,9 @@ class Sequences:
                 if news.reason is not None:
                     self._check(news)
                     running.discard(number)
+                if not begun and (news.text or news.entries):
+                    begun = True
+                    self.context.first_token()
                 if news.text or news.entries or news.prompt or news.reason:
                     yield number, news
 
@@ -133,13 +136,14 @@ class Sequences:
                  traceback: TracebackType | None) -> None:
         for handle in self._handles:
             handle.cancel()
+        self.context.tokens(self._read, sum(choice.tokens for choice in self._choices))
 
     def _check(self, news: News) -> None:
         """Raise the refusal for a sequence that did not end by itself."""
         if news.error is not None:
             raise Refusal(500, self.loaded.public(news.error), type="server_error", code="generation_failed")
         if news.reason == "deadline":
-            raise too_late(self.seconds)
+            raise too_late(self.context.seconds)
         if news.reason == "cancelled":  # not by us: the `with` block is not left yet
             raise Refusal(503, "the server is shutting down", type="server_error", code="shutting_down")
 

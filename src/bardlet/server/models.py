@@ -94,6 +94,16 @@ class Models:
         return self._engine
 
     @property
+    def running(self) -> int:
+        """Sequences that generate now."""
+        return 0 if self._engine is None else int(self._engine.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences in the engine's queue."""
+        return 0 if self._engine is None else int(self._engine.waiting)
+
+    @property
     def loaded(self) -> list[str]:
         """Names of the models in memory."""
         return [model.name for model in self._loaded.values()]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
@@ -63,13 +65,42 @@ class Reply:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
+@dataclass
+class Context:
+    """A request's time, and the server's figures. metrics: `metrics.Metrics`, or None."""
+
+    seconds: float
+    metrics: Any = None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float:
+        """time.monotonic() at which the request's time is over."""
+        return self.started + self.seconds
+
+    def first_token(self) -> None:
+        """Record the time to the first token."""
+        if self.metrics is not None:
+            self.metrics.first_token(time.monotonic() - self.started)
+
+    def tokens(self, read: int, generated: int) -> None:
+        """Count tokens."""
+        if self.metrics is not None:
+            self.metrics.tokens(read=read, generated=generated)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Count a refusal."""
+        if self.metrics is not None:
+            self.metrics.refused(refusal.code or refusal.type)
+
+
 class Answer(Response):
     """The response of a route whose work takes time: it is cancelled as soon as the client leaves."""
 
-    def __init__(self, work: Callable[[Reply], Awaitable[None]], seconds: float) -> None:
-        """work: sends the answer; it is cancelled, so that its `finally` runs. seconds: its time."""
+    def __init__(self, work: Callable[[Reply], Awaitable[None]], context: Context) -> None:
+        """work: sends the answer; it is cancelled, so that its `finally` runs."""
         super().__init__()
-        self.work, self.seconds = work, seconds
+        self.work, self.context = work, context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, or stop when the client leaves."""
@@ -86,10 +117,11 @@ class Answer(Response):
 
     async def _work(self, reply: Reply) -> None:
         try:
-            async with asyncio.timeout(self.seconds + GRACE):
+            async with asyncio.timeout(self.context.seconds + GRACE):
                 try:
                     await self.work(reply)
                 except Refusal as refusal:
+                    self.context.refused(refusal)
                     await reply.refuse(refusal)
                 except ConnectionError:
                     raise
@@ -99,7 +131,7 @@ class Answer(Response):
         except TimeoutError:
             if reply.started:
                 raise  # the client does not read: the connection is closed
-            await reply.refuse(too_late(self.seconds))
+            await reply.refuse(too_late(self.context.seconds))
 
 
 def too_late(seconds: float) -> Refusal:

@@ -159,9 +159,9 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
-_WITH_LOGPROBS: dict[str, Any] = {"if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer",
-                                                                                      "minimum": 1}}},
-                  "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}}}
+_WITH_LOGPROBS: dict[str, Any] = {
+    "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer", "minimum": 1}}},
+    "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}}}
 _ONE_LIMIT: dict[str, Any] = {"not": {"required": ["max_tokens", "max_completion_tokens"],
                       "properties": {"max_tokens": {"type": "integer"},
                                      "max_completion_tokens": {"type": "integer"}}}}

@@ -39,13 +39,11 @@ class Route(APIRoute):
             try:
                 return await handler(request)
             except RequestValidationError as error:
-                return refusal_of(error.errors(), model).response()
-            except Refusal as refusal:
-                return refusal.response()
+                raise refusal_of(error.errors(), model) from None
             except HTTPException as error:
                 if error.status_code != 400:
                     raise
-                return Refusal(400, "the body cannot be read; send a JSON object in UTF-8").response()
+                raise Refusal(400, "the body cannot be read; send a JSON object in UTF-8") from None
 
         return handle
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from bardlet.server.errors import Refusal
 from bardlet.server.models import Loaded, Models
-from bardlet.server.reply import Answer, Reply
+from bardlet.server.reply import Answer, Context, Reply
 from bardlet.server.responses import ERRORS, STREAM, ChatCompletion, Completion, Embeddings, Translations
 from bardlet.server.schema import (
     UNSUPPORTED,
@@ -23,23 +23,29 @@ from bardlet.server.validation import Route
 
 router = APIRouter(route_class=Route)
 
-Work = Callable[[Models, Loaded, Reply], Awaitable[None]]
+
+@dataclass
+class Call:
+    """A request with its model."""
+
+    models: Models
+    loaded: Loaded
+    context: Context
+
+
+Work = Callable[[Call, Reply], Awaitable[None]]
 
 
 def answer(request: Request, name: str, work: Work) -> Answer:
     """Return the response that loads a model, does `work`, and stops when the client leaves."""
     models: Models = request.app.state.models
+    context = Context(float(models.settings.timeout), getattr(request.app.state, "metrics", None))
 
     async def send(reply: Reply) -> None:
         async with models.use(name) as loaded:
-            await work(models, loaded, reply)
+            await work(Call(models, loaded, context), reply)
 
-    return Answer(send, models.settings.timeout)
-
-
-def deadline(request: Request) -> float:
-    """Return the time.monotonic() at which the time of a request is over."""
-    return time.monotonic() + float(request.app.state.models.settings.timeout)
+    return Answer(send, context)
 
 
 @router.post("/v1/completions", response_model=Completion, responses={**ERRORS, 200: STREAM}, tags=["text"])
@@ -47,12 +53,11 @@ async def complete(body: CompletionRequest, request: Request) -> Any:
     """Continue a text, as `bardlet sample` does."""
     if body.best_of not in (None, 1, body.n or 1):
         raise Refusal(400, f"best_of: {UNSUPPORTED['best_of']}", param="best_of", code="unsupported_value")
-    end = deadline(request)
 
-    async def work(models: Models, loaded: Loaded, reply: Reply) -> None:
+    async def work(call: Call, reply: Reply) -> None:
         from bardlet.server.completion import Completions  # torch is imported with the first model
 
-        await Completions(models, loaded, body, end).answer(reply)
+        await Completions(call.models, call.loaded, body, call.context).answer(reply)
 
     return answer(request, body.model, work)
 
@@ -66,12 +71,11 @@ async def chat(body: ChatRequest, request: Request) -> Any:
                       "them: they are two names of the same limit", param="max_tokens", code="invalid_value")
     if body.top_logprobs and not body.logprobs:
         raise Refusal(400, "top_logprobs: needs logprobs = true", param="top_logprobs", code="invalid_value")
-    end = deadline(request)
 
-    async def work(models: Models, loaded: Loaded, reply: Reply) -> None:
+    async def work(call: Call, reply: Reply) -> None:
         from bardlet.server.chat import Chat
 
-        await Chat(models, loaded, body, end).answer(reply)
+        await Chat(call.models, call.loaded, body, call.context).answer(reply)
 
     return answer(request, body.model, work)
 
@@ -82,10 +86,10 @@ async def embed(body: EmbeddingRequest, request: Request) -> Any:
 
     The models were not trained for this; the vectors are worse than those of an embedding model.
     """
-    async def work(models: Models, loaded: Loaded, reply: Reply) -> None:
+    async def work(call: Call, reply: Reply) -> None:
         from bardlet.server import vectors
 
-        await vectors.embed(models, loaded, body, reply)
+        await vectors.embed(call.models, call.loaded, body, reply)
 
     return answer(request, body.model, work)
 
@@ -93,9 +97,9 @@ async def embed(body: EmbeddingRequest, request: Request) -> Any:
 @router.post("/translate", response_model=Translations, responses=ERRORS, tags=["text"])
 async def translate(body: TranslateRequest, request: Request) -> Any:
     """Translate lines, as `bardlet translate` does. For models that were trained on sentence pairs."""
-    async def work(models: Models, loaded: Loaded, reply: Reply) -> None:
+    async def work(call: Call, reply: Reply) -> None:
         from bardlet.server import translation
 
-        await translation.answer(models, loaded, body, reply)
+        await translation.answer(call.models, call.loaded, body, reply)
 
     return answer(request, body.model, work)

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request
 
 from bardlet.errors import BardletError
 from bardlet.server.errors import Refusal
-from bardlet.server.models import Loaded, Models
+from bardlet.server.models import Loaded
 from bardlet.server.reply import Reply
 from bardlet.server.responses import ERRORS, Text, Tokens
-from bardlet.server.routes.generation import answer
+from bardlet.server.routes.generation import Call, answer
 from bardlet.server.schema import DetokenizeRequest, TokenizeRequest
 from bardlet.server.validation import Route
 
@@ -22,8 +22,8 @@ router = APIRouter(route_class=Route, tags=["tokens"])
 @router.post("/tokenize", response_model=Tokens, responses=ERRORS)
 async def tokenize(body: TokenizeRequest, request: Request) -> Any:
     """Return the token ids of a text, and each token as text."""
-    async def work(models: Models, loaded: Loaded, reply: Reply) -> None:
-        await reply.json(await asyncio.to_thread(_tokenize, loaded, body))
+    async def work(call: Call, reply: Reply) -> None:
+        await reply.json(await asyncio.to_thread(_tokenize, call.loaded, body))
 
     return answer(request, body.model, work)
 
@@ -31,8 +31,8 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Any:
 @router.post("/detokenize", response_model=Text, responses=ERRORS)
 async def detokenize(body: DetokenizeRequest, request: Request) -> Any:
     """Return the text of token ids, with that of special tokens."""
-    async def work(models: Models, loaded: Loaded, reply: Reply) -> None:
-        await reply.json(await asyncio.to_thread(_detokenize, loaded, body))
+    async def work(call: Call, reply: Reply) -> None:
+        await reply.json(await asyncio.to_thread(_detokenize, call.loaded, body))
 
     return answer(request, body.model, work)
 
