@@ -39,6 +39,7 @@ def client(session_client: TestClient) -> Iterator[TestClient]:
     engine = session_client.engine
     engine.script, engine.error, engine.infinite = (lambda request: [104, 105]), None, False
     engine.late = engine.busy = engine.stuck = False
+    engine.after = 0
     engine.handles.clear()
     yield session_client
     engine.resume()

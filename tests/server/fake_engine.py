@@ -71,9 +71,9 @@ class Handle:
         engine, request = self.engine, self.request
         if self.cancelled.is_set():
             return self.finish("cancelled")
-        if (error := engine.error) is not None:
+        if (error := engine.error) is not None and self.written >= engine.after:
             return self.finish("cancelled", BardletError(error))
-        if engine.late:
+        if engine.late and self.written >= engine.after:
             return self.finish("deadline")
         if not self.begun and request.prompt_logprobs:
             tokens = [engine.scored(i, request) for i in request.prompt]
@@ -105,6 +105,7 @@ class FakeEngine:
         self.error: str | None = None
         self.late = self.busy = self.stuck = self.closed = False
         self.infinite = False
+        self.after = 0  # tokens before `error` or `late` counts
         self.go = threading.Event()
         self.go.set()
         self.news = threading.Condition()

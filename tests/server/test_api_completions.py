@@ -208,14 +208,17 @@ def test_the_error_of_a_sequence_is_that_of_its_request(client: TestClient) -> N
     client.engine.error = "the logits are not finite"
     error = refused(client, 500, n=2)
     assert error["message"] == "the logits are not finite" and error["code"] == "generation_failed"
-    last = stream(client)[-1]
-    assert last["error"]["code"] == "generation_failed"
+    refused(client, 500, stream=True)  # not yet begun
+    client.engine.after = 2
+    first, *_, last = stream(client, prompt="ab", echo=True)
+    assert first["choices"][0]["text"] == "ab" and last["error"]["code"] == "generation_failed"
 
 
 def test_a_deadline_is_an_error(client: TestClient) -> None:
     client.engine.late = True
     assert refused(client, 504)["code"] == "timeout"
-    assert stream(client)[-1]["error"]["code"] == "timeout"
+    client.engine.after = 2
+    assert stream(client, prompt="ab", echo=True)[-1]["error"]["code"] == "timeout"
     assert client.engine.handles[0].request.deadline is not None
 
 
