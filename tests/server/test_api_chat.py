@@ -11,6 +11,8 @@ from serving import chat_tokenizer, events
 from bardlet.data import chat_template
 from bardlet.server import responses
 
+pytest_plugins = ("api_fixtures",)
+
 TOKENIZER = chat_tokenizer()
 ASK = [{"role": "user", "content": "hi?"}]
 

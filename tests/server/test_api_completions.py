@@ -11,6 +11,8 @@ from serving import BPE, BYTES, events
 from bardlet.inference.sampling import row_seeds
 from bardlet.server import responses
 
+pytest_plugins = ("api_fixtures",)
+
 
 def complete(client: TestClient, **fields: Any) -> dict[str, Any]:
     """Return a completion, checked against its schema."""

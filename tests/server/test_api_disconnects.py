@@ -15,6 +15,8 @@ import uvicorn
 from fake_engine import FakeEngine
 from serving import app_of, registry
 
+pytest_plugins = ("api_fixtures",)
+
 WAIT = 10
 """Seconds after which a test gives up."""
 
@@ -41,6 +43,14 @@ def request(port: int, path: str = "/v1/completions", **fields: Any) -> socket.s
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     connection.sendall(head.encode() + b"\r\n\r\n" + body)
     return connection
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    """Read until `end` has come."""
+    text = b""
+    while end not in text:
+        text += connection.recv(1 << 16) or pytest.fail("the connection was closed")
+    return text
 
 
 def submitted(engine: FakeEngine, number: int) -> list[Any]:
@@ -73,10 +83,7 @@ def test_a_client_that_reads_to_the_end_gets_all(server: tuple[int, FakeEngine])
     engine.handles.clear()
     engine.script = lambda request: [97]
     with request(port, stream=True, max_tokens=200) as connection:
-        text = b""
-        while not text.endswith(b"0\r\n\r\n"):
-            assert (part := connection.recv(1 << 16))
-            text += part
+        text = read_until(connection, b"0\r\n\r\n")
     assert text.count(b"[DONE]") == 1 and submitted(engine, 1)[0].written == 200
 
 
@@ -91,7 +98,7 @@ def test_others_go_on_when_a_client_leaves(server: tuple[int, FakeEngine]) -> No
         assert second.cancelled.wait(WAIT)
         assert not first.cancelled.is_set()
         engine.resume()
-        assert b'"completion_tokens":5' in stays.recv(1 << 16)
+        read_until(stays, b'"completion_tokens":5')
 
 
 def test_a_client_that_leaves_while_a_model_loads_stops_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from serving import BPE, BYTES
 from bardlet.api.models import load
 from bardlet.server import responses
 
+pytest_plugins = ("api_fixtures",)
+
 
 def post(client: TestClient, path: str, status: int = 200, **fields: Any) -> Any:
     answer = client.post(path, json={"model": "bytes", **fields})

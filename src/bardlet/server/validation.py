@@ -58,7 +58,7 @@ def refusal_of(errors: Sequence[Mapping[str, Any]], model: Any = None) -> Refusa
     if kind == "json_invalid":
         return Refusal(400, f"the body is no JSON: {error.get('ctx', {}).get('error', 'invalid')}, at character "
                        f"{error['loc'][-1]}")
-    if kind == "invalid_key":
+    if kind == "string_unicode" and not path:
         return Refusal(400, "the name of a field is not valid Unicode")
     if not path:
         return Refusal(400, "the body must be a JSON object, sent with Content-Type: application/json")

@@ -1,4 +1,7 @@
-"""The API with a fake engine."""
+"""The API with a fake engine: a plugin of the tests that name it.
+
+A second conftest.py would hide the first one from `import conftest`.
+"""
 
 from __future__ import annotations
 
