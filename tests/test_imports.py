@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
-ROOMS = ("cli", "api", "export", "runner", "ladder", "doctor", "stages", "planning", "evaluation", "training", "run",
-         "inference", "data", "tokenizer", "runtime", "models", "ops", "config", "console", "errors")
+ROOMS = ("cli", "server", "api", "export", "runner", "ladder", "doctor", "stages", "planning", "evaluation", "training",
+         "run", "inference", "data", "tokenizer", "runtime", "models", "ops", "config", "console", "errors")
 """From top to bottom: a room imports only from itself and the rooms below it, without cycles."""
 ENTRANCES = ("__init__", "__main__", "harness")
 """Files at the root that belong to no room: they only call the rooms."""

@@ -33,6 +33,7 @@ COMMANDS = {
     "ladder": "train every rung of the lecture and write a report",
     "runs": "list, compare and delete runs",
     "doctor": "check this machine, or a run",
+    "serve": "serve models to programs by the API of OpenAI, and to the browser",
     "data": "list and download named corpora",
 }
 
@@ -40,7 +41,8 @@ SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample
             "evaluate": "eval", "test": "eval", "benchmark": "eval", "finetune": "sft", "fine-tune": "sft",
             "pretrain": "train", "rlhf": "ppo", "rm": "reward", "continue": "resume", "check": "doctor",
             "status": "doctor", "convert": "export", "save": "export",
-            "publish": "export", "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
+            "publish": "export", "server": "serve", "api": "serve", "host": "serve",
+            "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
             **dict.fromkeys(("delete", "remove", "rm"), "runs RUN --delete")}
 """Words that other tools use for a command."""
 

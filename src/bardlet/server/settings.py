@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 DTYPES = ("fp32", "bf16", "int8")
 
@@ -62,3 +65,17 @@ class ServerSettings:
     log_requests: bool = False
     """Log a line for each request."""
     limits: Limits = field(default_factory=Limits)
+
+
+def machine_memory(root: Path = Path("/")) -> float:
+    """Return the memory of this machine, or of this process's container, in GB; 8 where it is unknown.
+
+    root: folder that contains /sys.
+    """
+    known = []
+    with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no limit: no file, or "max"
+            known.append(int((root / "sys/fs/cgroup" / name).read_text()))
+    return min(known, default=8_000_000_000) / 1e9

@@ -1,0 +1,158 @@
+"""The app: its layers from the outside in, and the routes that are not of the OpenAI API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from bardlet import __version__
+from bardlet.errors import BardletError
+from bardlet.server.errors import Refusal, error_response, public_message
+from bardlet.server.guard import Guard, Traffic
+from bardlet.server.limits import Bodies
+from bardlet.server.metrics import Metrics
+from bardlet.server.pages import add_pages
+from bardlet.server.routes import ROUTERS
+from bardlet.server.security import Sessions
+from bardlet.server.settings import ServerSettings
+
+log = logging.getLogger("bardlet")
+
+
+def create_app(settings: ServerSettings, models: Any) -> FastAPI:
+    """Return the app. models: the registry of models that the routes use; it is closed with the app.
+
+    app.state has `settings`, `models`, `metrics`, `sessions` and `traffic`.
+    """
+    app = FastAPI(title="bardlet", version=__version__, openapi_url="/openapi.json", docs_url=None, redoc_url=None,
+                  lifespan=lifespan, redirect_slashes=False)
+    state = app.state
+    state.settings, state.models, state.metrics = settings, models, Metrics()
+    state.sessions, state.traffic = Sessions(settings.api_key), Traffic()
+    app.add_middleware(Bodies, limits=settings.limits)
+    app.add_middleware(Guard, settings=settings, sessions=state.sessions, metrics=state.metrics, traffic=state.traffic)
+    app.add_exception_handler(Refusal, on_refusal)
+    app.add_exception_handler(BardletError, on_user_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_field)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_api_route("/health", health, methods=["GET"], summary="Answer if the server runs")
+    app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response,
+                      summary="Return figures in Prometheus' text format",
+                      responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+    for router in ROUTERS:
+        app.include_router(router)
+    add_pages(app)
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Close the models when the server ends."""
+    yield
+    if close := getattr(app.state.models, "close", None):
+        await asyncio.to_thread(close)
+
+
+async def health() -> dict[str, str]:
+    """Answer that the server runs."""
+    return {"status": "ok"}
+
+
+async def metrics(request: Request) -> Response:
+    """Return the figures."""
+    figures: Metrics = request.app.state.metrics
+    return Response(figures.text(), headers={"content-type": figures.content_type})
+
+
+async def on_refusal(request: Request, error: Exception) -> JSONResponse:
+    """Return the response of a refusal."""
+    assert isinstance(error, Refusal)
+    request.app.state.metrics.refused(error.code or error.type)
+    return error.response()
+
+
+async def on_user_error(request: Request, error: Exception) -> JSONResponse:
+    """Return the response of an error that the user can fix, without paths of this machine."""
+    message = public_message(error, request.app.state.settings.folders)
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:  # the queue of the engine is full
+        request.app.state.metrics.refused("rate_limit_exceeded")
+        return error_response(429, message, type="rate_limit_error", code="rate_limit_exceeded",
+                              headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
+    return error_response(400, message)
+
+
+async def on_invalid_field(request: Request, error: Exception) -> JSONResponse:
+    """Return the response of a body or a query that does not fit its schema: it names the first field."""
+    assert isinstance(error, RequestValidationError)
+    message, param = first_error(error.errors())
+    request.app.state.metrics.refused("invalid_field")
+    return error_response(400, message, param=param)
+
+
+def first_error(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """Return a sentence about the first error of pydantic, and the field that it is about."""
+    error = errors[0]
+    param = ".".join(map(str, [part for part in error["loc"] if part not in ("body", "query", "path")]))[:200] or None
+    if error["type"] == "extra_forbidden":
+        return f"Unknown field '{param}'; GET /docs lists the fields.", param
+    reason = str(error["msg"]).removeprefix("Value error, ")[:500]
+    return (f"{param}: {reason}" if param else reason), param
+
+
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Return the response of an error of the framework: an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    message, code = str(error.detail), None
+    if error.status_code == 404:
+        message, code = "There is no such path; GET /docs shows those that there are.", "unknown_path"
+    elif error.status_code == 405:
+        message, code = "This path has no such method; GET /docs shows those that it has.", "unknown_method"
+    return error_response(error.status_code, message, code=code, headers=error.headers)
+
+
+REFUSALS = {400: "The request is not valid", 401: "The key is missing or wrong", 403: "The request is of another site",
+            404: "No such model or path", 408: "The request did not arrive in time", 413: "The body is too large",
+            421: "The Host header has an unknown name", 429: "The queue is full; see Retry-After",
+            500: "Internal error", 503: "The server is stopping, or a model does not fit in memory"}
+"""Responses that every route may give."""
+
+ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {
+    "type": "object", "required": ["message", "type", "param", "code"], "properties": {
+        "message": {"type": "string"}, "type": {"type": "string"}, "param": {"type": ["string", "null"]},
+        "code": {"type": ["string", "null"]}}}}}
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the description of the API, with the key and the refusals of every route."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes,
+                             description="An OpenAI-compatible API for models that bardlet trained.")
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+        for name in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(name, None)
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                for status, description in REFUSALS.items():
+                    operation["responses"].setdefault(str(status), {"description": description, "content": content})
+                if path == "/health":
+                    operation["security"] = []
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,84 @@
+"""Pages and scripts for the browser: files of the package's web/ folder, by name, and signing in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import Response
+
+from bardlet.server.errors import Refusal
+from bardlet.server.security import Sessions, cookie, set_cookie
+
+TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+
+STATIC = {f"/static/{name}": name for name in ("home.js", "docs.js", "docs.css")}
+"""Files that need no key, by path. They hold no data. A path that is not here does not exist."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@cache
+def read(name: str) -> bytes:
+    """Return a file of web/."""
+    return (resources.files("bardlet") / "web" / name).read_bytes()
+
+
+def page(name: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response with a file of web/."""
+    own = {"content-type": TYPES[name.rpartition(".")[2]], "cache-control": "no-cache"}
+    return Response(read(name), status, own | dict(headers or {}))
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def home() -> Response:
+    """Return the first page."""
+    return page("home.html")
+
+
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def docs() -> Response:
+    """Return the page of the API."""
+    return page("docs.html")
+
+
+@router.api_route("/static/{name:path}", methods=["GET", "HEAD"])
+async def static(name: str) -> Response:
+    """Return a script or a style sheet."""
+    if f"/static/{name}" not in STATIC:
+        raise Refusal(404, "There is no such path; GET /docs shows those that there are.", code="unknown_path")
+    return page(name)
+
+
+@router.get("/session")
+async def signed_in() -> dict[str, bool]:
+    """Answer 200 to a client that is signed in."""
+    return {"signed_in": True}
+
+
+@router.post("/session", status_code=204)
+async def sign_in(request: Request, token: Annotated[str, Body()] = "", key: Annotated[str, Body()] = "") -> Response:
+    """Exchange the one-time token of a printed link, or the key, for a session cookie."""
+    sessions: Sessions = request.app.state.sessions
+    session = sessions.redeem(token) if token else sessions.sign_in(key)
+    if session is None:
+        reason = ("This link was used before, or it is older than 10 minutes. Sign in with the key, or start "
+                  "`bardlet serve` again for a new link." if token else "The key is wrong; `bardlet serve` prints it.")
+        raise Refusal(401, reason, type="authentication_error", code="invalid_token" if token else "invalid_api_key")
+    return Response(status_code=204, headers={"set-cookie": set_cookie(request.scope, session)})
+
+
+@router.delete("/session", status_code=204)
+async def sign_out(request: Request) -> Response:
+    """Sign a browser out."""
+    sessions: Sessions = request.app.state.sessions
+    sessions.end(cookie(request.scope) or "")
+    return Response(status_code=204, headers={"set-cookie": set_cookie(request.scope, None)})
+
+
+def add_pages(app: Any) -> None:
+    """Add the pages to an app."""
+    app.include_router(router)
