@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from serving import BPE, BYTES, events
 
+from bardlet.api.models import load
+from bardlet.inference import generate
 from bardlet.inference.sampling import row_seeds
 from bardlet.server import responses
 
@@ -75,6 +78,22 @@ def test_choices_have_the_seeds_of_sample(client: TestClient) -> None:
     assert answer["usage"]["prompt_tokens"] == 2
     complete(client, prompt=["a", "a"], max_tokens=1)
     assert len({handle.request.seed for handle in client.engine.handles[-2:]}) == 2
+
+
+def test_texts_are_those_of_sample(client: TestClient, root: Path) -> None:
+    """The ids of `bardlet sample`, with the seeds that the engine got, make the same texts."""
+    model = load(root / "bytes")
+
+    def written(request: Any) -> list[int]:
+        options = {"temperature": request.sampling.temperature, "top_k": request.sampling.top_k}
+        return generate.generate(model.module, [list(request.prompt)], request.max_tokens, seed=[request.seed],
+                                 stop_ids=tuple(request.stop_ids), **options)[0] + [BYTES.eos_id]
+
+    client.engine.script = written
+    for n, prompt in ((1, "ab"), (3, "é")):
+        texts, _ = model.complete([prompt] * n, 40, seed=11)
+        answer = complete(client, prompt=prompt, n=n, seed=11, max_tokens=40)
+        assert [choice["text"] for choice in answer["choices"]] == texts
 
 
 @pytest.mark.parametrize(("prompt", "ids"), [

@@ -25,7 +25,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": []}, "stream_options", "must be an object"),
     ({"n": 0}, "n", "greater than or equal to 1"), ({"n": 129}, "n", "128"), ({"n": "1"}, "n", "an integer"),
     ({"n": 1.5}, "n", "an integer"), ({"n": True}, "n", "an integer"),
-    ({"seed": 2**63}, "seed", "less than"), ({"seed": "1"}, "seed", "an integer"),
+    ({"seed": 2**64}, "seed", "less than"), ({"seed": "1"}, "seed", "an integer"),
     ({"stop": ""}, "stop", "1 to 256"), ({"stop": ["a"] * 5}, "stop", "at most 4"), ({"stop": [""]}, "stop", "1 to"),
     ({"stop": "x" * 257}, "stop", "256"), ({"stop": [1]}, "stop", "at most 4"),
     ({"max_tokens": -1}, "max_tokens", "greater"), ({"max_tokens": 10**7}, "max_tokens", "less"),
@@ -88,6 +88,14 @@ def test_lone_surrogates_do_no_harm(client: TestClient) -> None:
     assert post(client, {**GOOD, "stop": "\ud800"}).json()["error"]["param"] == "stop"
 
 
+def test_large_bodies_are_refused_at_once(client: TestClient) -> None:
+    """Not with an error for each of a million fields."""
+    many = {f"a{i}": 1 for i in range(2000)}
+    assert "at most 200 fields" in post(client, {**GOOD, **many}).json()["error"]["message"]
+    assert "at most 200" in post(client, {**GOOD, "stream_options": many}).json()["error"]["message"]
+    assert "at most 1024" in post(client, {**GOOD, "logit_bias": many}).json()["error"]["message"]
+
+
 def test_a_missing_field_is_named(client: TestClient) -> None:
     error = post(client, {"prompt": "a"}).json()["error"]
     assert error["param"] == "model" and error["code"] == "missing_required_parameter"
@@ -95,7 +103,7 @@ def test_a_missing_field_is_named(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("fields", [
-    {"suffix": ""}, {"suffix": None}, {"stop": "a"}, {"top_k": 0}, {"top_k": 3}, {"seed": -(2**63)}, {"seed": 2**40},
+    {"suffix": ""}, {"suffix": None}, {"stop": "a"}, {"top_k": 0}, {"top_k": 3}, {"seed": -(2**63)}, {"seed": 2**63},
     {"temperature": 0}, {"temperature": 2}, {"top_p": 1}, {"stream": False}, {"best_of": None},
     {"logit_bias": {"1": -100}}, {"stream_options": {}}], ids=str)
 def test_good_fields_are_accepted(client: TestClient, fields: dict[str, Any]) -> None:

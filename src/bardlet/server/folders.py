@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,11 @@ def find(roots: Sequence[str]) -> dict[str, Path]:
     for root in roots:
         path = Path(root).resolve()
         folders.update(dict.fromkeys([path] if is_model(path) else sorted(_below(path, DEPTH))))
+    endings = {folder: _endings(folder) for folder in folders}
+    count = Counter(ending for each in endings.values() for ending in each)
     names: dict[str, Path] = {}
-    for folder in folders:
-        parts = [_shown(part) for part in folder.parts[1:]]
-        for length in range(1, len(parts) + 1):
-            name = "/".join(parts[-length:])
-            if not any(other is not folder and _ends_with(other, name) for other in folders):
-                break
-        names.setdefault(name, folder)
+    for folder, each in endings.items():
+        names.setdefault(next((ending for ending in each if count[ending] == 1), each[-1]), folder)
     return names
 
 
@@ -123,8 +121,10 @@ def _shown(part: str) -> str:
     return neutral(part.encode("utf-8", "surrogateescape").decode("utf-8", "replace")).replace("\n", "\ufffd")
 
 
-def _ends_with(folder: Path, name: str) -> bool:
-    return "/".join(["", *map(_shown, folder.parts[1:])]).endswith(f"/{name}")
+def _endings(folder: Path) -> list[str]:
+    """Return the ends of a path, the shortest first: ["x", "a/x", ...]."""
+    parts = [_shown(part) for part in folder.parts[1:]] or ["model"]
+    return ["/".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Imports torch, through the engine: import this module when a model is loaded.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -84,7 +85,7 @@ class Sequences:
             self._handles = self.engine.submit(self.loaded.slot, queued)
         except engine.Busy as error:
             refusal = Refusal(429, str(error), type="rate_limit_error", code="rate_limit_exceeded")
-            refusal.headers = {"Retry-After": str(max(1, int(error.retry_after)))}
+            refusal.headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             raise refusal from None
         except BardletError as error:
             raise Refusal(400, self.loaded.public(error)) from None

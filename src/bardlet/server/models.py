@@ -80,7 +80,7 @@ class Models:
 
     def card(self, name: str) -> dict[str, Any]:
         """Return a model as /v1/models describes it. Refuse an unknown name."""
-        folder = self._folder(name)
+        folder = self._known(name) or self._listed(name, self.names())
         return {"id": name, "object": "model", "created": folders.created(folder), "owned_by": "bardlet",
                 "max_model_len": folders.context(folder)}
 
@@ -129,7 +129,7 @@ class Models:
         Raises:
             Refusal: no such model (404), one that cannot generate (400), no memory now (503), a damaged folder (500).
         """
-        folder = self._folder(name)
+        folder = self._known(name) or self._listed(name, await asyncio.to_thread(self.names))
         loaded = self._loaded.get(folder)
         if loaded and not (self._is_idle(loaded) and loaded.stamp != folders.stamp(folder)):
             loaded.used = time.monotonic()
@@ -145,19 +145,20 @@ class Models:
         if self._engine is not None:
             self._engine.close()
 
-    def _folder(self, name: str) -> Path:
-        """Return the folder of a model. Refuse an unknown name with those that exist."""
+    def _known(self, name: str) -> Path | None:
+        """Return the folder of a model, if it is known and still there."""
         folder = self._folders.get(name)
-        if folder is None or not folders.is_model(folder):
-            names = self.names()
-            folder = self._folders.get(name)
-        if folder is None:
-            shown = ", ".join(names[:NAMED]) + f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-            short = name if len(name) <= 80 else f"{name[:77]}..."
-            raise Refusal(404, f"the model '{short}' does not exist; " + (
-                f"the models here: {shown}" if names else "there is no model here yet; `bardlet train` makes one"),
-                param="model", code="model_not_found")
-        return folder
+        return folder if folder is not None and folders.is_model(folder) else None
+
+    def _listed(self, name: str, names: Sequence[str]) -> Path:
+        """Return the folder of a model after a new listing. Refuse an unknown one, and name those that there are."""
+        if (folder := self._folders.get(name)) is not None:
+            return folder
+        shown = ", ".join(names[:NAMED]) + f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        short = name if len(name) <= 80 else f"{name[:77]}..."
+        raise Refusal(404, f"the model '{short}' does not exist; " + (
+            f"the models here: {shown}" if names else "there is no model here yet; `bardlet train` makes one"),
+            param="model", code="model_not_found")
 
     def _finished(self, folder: Path, task: asyncio.Task[Loaded]) -> None:
         del self._loading[folder]

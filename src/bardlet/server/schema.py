@@ -9,22 +9,50 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, ValidationError
 
 MAX_CHOICES = 128
 """Sequences of one request: its prompts times n."""
 MAX_TOKENS = 1_000_000
 """Tokens of the longest completion."""
+MAX_FIELDS = 200
+"""Fields of an object, known or not: each unknown one costs an error."""
+MAX_BIASES = 1024
 MAX_STOPS = 4
 LONGEST_STOP = 256
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**63
+"""A power of two: the description has limits as floating-point numbers."""
+
+
+def few(most: int) -> BeforeValidator:
+    """Return a validator that refuses a large object before pydantic makes an error for each of its fields."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError("too_many", "must have at most {most} fields", {"most": most})
+        return value
+
+    return BeforeValidator(check)
 
 
 class Strict(BaseModel):
     """An object without other fields, whose values have exactly the types of their fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return few(MAX_FIELDS).func(value)  # type: ignore[call-arg]
 
 
 def one_message(text: str) -> WrapValidator:
@@ -47,24 +75,25 @@ def _closed(schema: dict[str, Any]) -> None:
 
 
 Id = Annotated[int, Field(ge=0, le=2**31)]
-Ids = Annotated[list[Id], Field(min_length=1)]
+Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Short = Annotated[str, Field(max_length=1000)]
 
 Prompt = Annotated[
-    str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | Ids
-    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)],
+    str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] | Ids
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)],
     one_message("must be a string, a list of strings, a list of token ids, or a list of lists of token ids; no list "
                 f"may be empty, and a request has at most {MAX_CHOICES} prompts"),
 ]  # fmt: skip
 Stops = Annotated[
-    Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None,
+    Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
     one_message(f"must be a string of 1 to {LONGEST_STOP} characters, or a list of at most {MAX_STOPS} of them"),
 ]
 LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None,
-    one_message("must map token ids, written as strings, to numbers from -100 to 100"),
+    Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+              Field(max_length=MAX_BIASES), few(MAX_BIASES)] | None,
+    one_message(f"must map at most {MAX_BIASES} token ids, written as strings, to numbers from -100 to 100"),
 ]
 
 
@@ -83,7 +112,7 @@ class Generation(Strict):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
         None, description=f"Choices for each prompt; 1 if absent. Prompts times n: at most {MAX_CHOICES}.")
-    seed: Annotated[int, Field(ge=-LARGEST_SEED - 1, le=LARGEST_SEED)] | None = Field(
+    seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = Field(
         None, description="The same seed gives the same text, whatever else the server does: with one prompt, the "
         "texts of `bardlet sample --seed`. Without one, the text is another each time.")
     stop: Stops = Field(None, description="Up to four texts that end the completion; they are not part of it.")
@@ -133,7 +162,7 @@ class TextPart(Strict):
 
 
 Content = Annotated[
-    str | Annotated[list[TextPart], Field(min_length=1)],
+    str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)],
     one_message('must be a string, or a list of parts {"type": "text", "text": ...}: the models read text only'),
 ]
 NoneOf = Annotated[list[Any], Field(max_length=0)]
@@ -173,8 +202,8 @@ class ChatRequest(Generation):
     model_config = ConfigDict(json_schema_extra={
         "example": {"model": "my-chat", "messages": [{"role": "user", "content": "What is two and two?"}]},
         "allOf": [_WITH_LOGPROBS, _ONE_LIMIT]})
-    messages: list[ChatMessage] = Field(min_length=1, description="The conversation, which has to fit into the "
-                                        "model's context window.")
+    messages: list[ChatMessage] = Field(
+        min_length=1, fail_fast=True, description="The conversation, which has to fit into the model's context window.")
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="The older name of max_completion_tokens.")
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
@@ -197,7 +226,8 @@ class ChatRequest(Generation):
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(None, description="Accepted and ignored.")
+    metadata: Annotated[dict[str, str], Field(max_length=16), few(16)] | None = Field(
+        None, description="Accepted and ignored.")
     store: bool | None = Field(None, description="Accepted; nothing is stored.")
     safety_identifier: str | None = Field(None, description="Accepted and ignored.")
     prompt_cache_key: str | None = Field(None, description="Accepted; shared beginnings are found without it.")
@@ -209,8 +239,9 @@ class EmbeddingRequest(Strict):
     model: str = Field(description="A name from /v1/models.")
     input: Annotated[
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)] | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)],
+        | Annotated[list[Annotated[str, Field(min_length=1)]],
+                    Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)],
         one_message("must be a text, a list of texts, a list of token ids, or a list of lists of token ids; none may "
                     f"be empty, and a request has at most {MAX_CHOICES} texts"),
     ] = Field(description="Each text has to fit into the model's context window.")  # fmt: skip
@@ -232,7 +263,7 @@ class DetokenizeRequest(Strict):
     """Token ids to decode."""
 
     model: str = Field(description="A name from /v1/models.")
-    tokens: list[Id]
+    tokens: Annotated[list[Id], Field(fail_fast=True)]
 
 
 class TranslateRequest(Strict):
@@ -240,7 +271,7 @@ class TranslateRequest(Strict):
 
     model: str = Field(description="A name from /v1/models, of a model that was trained on sentence pairs.")
     text: Annotated[
-        str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)],
+        str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)],
         one_message(f"must be a string, or a list of 1 to {MAX_CHOICES} strings"),
     ] = Field(description="One line, or a list of lines.")
     beam: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="Beam width; 1 (greedy) if absent.")

@@ -60,6 +60,8 @@ def refusal_of(errors: Sequence[Mapping[str, Any]], model: Any = None) -> Refusa
                        f"{error['loc'][-1]}")
     if kind == "string_unicode" and not path:
         return Refusal(400, "the name of a field is not valid Unicode")
+    if kind == "too_many" and not path:
+        return Refusal(400, f"the body {error['msg']}")
     if not path:
         return Refusal(400, "the body must be a JSON object, sent with Content-Type: application/json")
     param, field = _joined(path), str(path[-1] if not isinstance(path[-1], int) or len(path) < 2 else path[-2])
