@@ -189,6 +189,7 @@ def test_streamed_logprobs_are_those_of_the_whole(client: TestClient) -> None:
 
 def test_echo_returns_the_prompt(client: TestClient) -> None:
     assert complete(client, prompt="ab", echo=True, max_tokens=2)["choices"][0]["text"] == "abhi"
+    assert complete(client, prompt=[97, 98], echo=True, max_tokens=2)["choices"][0]["text"] == "abhi"
     chunks = stream(client, prompt=["ab", "c"], echo=True, max_tokens=2)
     texts = ["", ""]
     for chunk in chunks[:-1]:
@@ -207,6 +208,13 @@ def test_echo_with_logprobs_scores_the_prompt(client: TestClient) -> None:
     choice = complete(client, prompt="", echo=True, max_tokens=1, logprobs=0)["choices"][0]
     assert choice["text"] == "h" and choice["logprobs"]["tokens"] == ["<|endoftext|>", "h"]
     assert choice["logprobs"]["text_offset"] == [0, 0]
+
+
+def test_log_probabilities_have_limits(client: TestClient) -> None:
+    error = refused(client, 400, prompt="x" * 33, echo=True, logprobs=1)
+    assert error["code"] == "context_length_exceeded" and "33" in error["message"]
+    assert refused(client, 400, prompt="x", logprobs=1, max_tokens=60_000, n=2)["param"] == "max_tokens"
+    complete(client, prompt="x" * 33, echo=True)
 
 
 def test_no_tokens_need_no_engine(client: TestClient) -> None:

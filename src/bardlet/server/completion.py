@@ -97,16 +97,25 @@ class Completions:
         alone = isinstance(prompt, str) or (isinstance(prompt, list) and isinstance(prompt[0], int))
         for each in [prompt] if alone else prompt:
             ids, hidden = self._encode(each) if isinstance(each, str) else (checked_ids(self.loaded, each, "prompt"), 0)
-            text, entries = entries_of(self.tokenizer, ids, hidden) if self.body.echo else ("", [])
-            self.texts.append(each if isinstance(each, str) and not self.scores_prompt else text)
+            if self.scores_prompt and len(ids) > self.loaded.window:
+                raise Refusal(400, f"the prompt has {len(ids):,} tokens, but the model's context window has "
+                              f"{self.loaded.window:,}, and echo with logprobs scores all of it; shorten it",
+                              param="prompt", code="context_length_exceeded")
+            echoes_ids = self.body.echo and not isinstance(each, str)
+            text, entries = entries_of(self.tokenizer, ids, hidden) if self.scores_prompt or echoes_ids else (each, [])
+            self.texts.append(text)
             self.prompts.append(Prompt(ids, entries if self.scores_prompt else ()))
 
     def _encode(self, text: str) -> tuple[list[int], int]:
-        """Return (the ids of a prompt as `bardlet sample` reads it, the number of them that begin a document)."""
+        """Return (the ids of a prompt as `bardlet sample` reads it, the number of them that begin a document).
+
+        Without log-probabilities of the prompt, that number does not matter.
+        """
         model = self.loaded.model
         try:
             ids = model.prompt_ids(text)
-            plain = text_generation.prompt_ids(self.tokenizer, text, model.documents) if text and self.body.echo else []
+            needed = text and self.scores_prompt
+            plain = text_generation.prompt_ids(self.tokenizer, text, model.documents) if needed else []
         except BardletError as error:
             raise Refusal(400, f"prompt: {self.loaded.public(error)}", param="prompt", code="invalid_value") from None
         return ids, len(ids) - len(plain)

@@ -21,7 +21,7 @@ from bardlet.server.choices import Choice, Inbox, News
 from bardlet.server.errors import Refusal
 from bardlet.server.models import Loaded, Models
 from bardlet.server.reply import Context, too_late
-from bardlet.server.schema import MAX_CHOICES, Generation
+from bardlet.server.schema import MAX_CHOICES, MAX_SCORED, Generation
 from bardlet.server.text import Entry, Writer
 
 
@@ -69,6 +69,9 @@ class Sequences:
         if len(prompts) * n > MAX_CHOICES:
             raise Refusal(400, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} choices; a request has at "
                           f"most {MAX_CHOICES}", param="n")
+        if plan.top is not None and plan.max_tokens * len(prompts) * n > MAX_SCORED:
+            raise Refusal(400, f"a request returns the log-probabilities of at most {MAX_SCORED:,} tokens, all choices "
+                          "together; lower max_tokens", param="max_tokens", code="invalid_value")
         tokenizer, sampling = self.loaded.model.tokenizer, self._sampling(plan.top)
         queued = []
         for prompt in prompts:

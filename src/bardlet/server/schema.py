@@ -27,6 +27,8 @@ MAX_TOKENS = 1_000_000
 MAX_FIELDS = 200
 """Fields of an object, known or not: each unknown one costs an error."""
 MAX_BIASES = 1024
+MAX_SCORED = 100_000
+"""Tokens of one request with log-probabilities, which take 2 kB of memory each."""
 MAX_STOPS = 4
 LONGEST_STOP = 256
 LARGEST_SEED = 2**63
@@ -47,7 +49,8 @@ def few(most: int) -> BeforeValidator:
 class Strict(BaseModel):
     """An object without other fields, whose values have exactly the types of their fields."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(),
+                              regex_engine="python-re")  # as the validators of JSON schemas in Python read a pattern
 
     @model_validator(mode="before")
     @classmethod
@@ -143,10 +146,10 @@ class CompletionRequest(Generation):
         "context window, the model reads the end, as in `bardlet sample`.")
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
         None, description="Tokens to write at most; 16 if absent, as in the OpenAI API. 0 with echo and logprobs "
-        "scores the prompt.")
+        "scores the prompt, which then has to fit into the context window.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Return the log-probability of each token, and of that number of the likeliest ones. "
-        "They are the model's own: before temperature, penalties and logit_bias.")
+        f"They are the model's own: before temperature, penalties and logit_bias. For at most {MAX_SCORED:,} tokens.")
     echo: bool | None = Field(None, description="Return the prompt before the completion.")
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
         None, description="Only 1 or n: choices are not ranked.", json_schema_extra={"anyOf": [{"const": 1},
