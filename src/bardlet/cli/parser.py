@@ -186,7 +186,7 @@ def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everythin
         return
     metavar = usage.metavars.get(name) or METAVARS.get(name) or _placeholder(hint)
     if get_origin(hint) is tuple:
-        options["nargs"] = "+"
+        options |= {"nargs": "+", "action": "extend"}
     wanted = _wanted(hint, each.default)
     action = section.add_argument(flag, type=_converter(flag, hint, wanted), metavar=metavar, **options)
     action.wanted = wanted  # read by `_reason`

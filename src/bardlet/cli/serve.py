@@ -7,15 +7,11 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.errors import BardletError
-
-if TYPE_CHECKING:
-    from bardlet.server.settings import ServerSettings
 
 log = logging.getLogger("bardlet")
 
@@ -96,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         raise BardletError(f"--host {command.host}: other machines can reach it, so choose a key; set "
                            "BARDLET_API_KEY to a long random text, or use --host 127.0.0.1")
     settings = ServerSettings(
-        folders=command.dir or runs_here(), host=command.host, port=command.port, api_key=key, dtype=command.dtype,
+        folders=folders(command.dir), host=command.host, port=command.port, api_key=key, dtype=command.dtype,
         device=command.device, max_waiting=command.max_waiting, max_rows=command.max_rows, timeout=command.timeout,
         memory_gb=machine_memory() / 2 if command.memory is None else command.memory, allow_host=command.allow_host,
         allow_origin=command.allow_origin, log_requests=command.log_requests,
@@ -107,9 +103,12 @@ def main(argv: Sequence[str]) -> int:
         from bardlet.server.app import create_app
         from bardlet.server.models import Models
 
-        app = create_app(settings, Models(settings))
-        token = app.state.sessions.new_token()
-        protocol.serve(app, settings, listener, lambda: announce(settings, command.json, token, given))
+        models = Models(settings.folders, settings)
+        app = create_app(settings, models)
+        addresses = Addresses(protocol.url(settings.host, settings.port), app.state.sessions.new_token(),
+                              key if command.api_key or not given else None)
+        server = protocol.make_server(app, settings, lambda: announce(addresses, models.names(), command.json))
+        server.run([listener])
     return 0
 
 
@@ -137,29 +136,38 @@ def check_installed() -> None:
                            'pip install "bardlet[serve]"') from None
 
 
-def runs_here() -> tuple[str, ...]:
-    """Return the folders of every run below runs/, and say if there are none."""
-    from bardlet.api.runs import runs
-
-    folders = tuple(run.folder for run in runs() if run.state != "damaged")
-    if not folders:
-        log.warning("no runs yet; `bardlet train my.txt --minutes 5` creates one")
-    return folders
+def folders(typed: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders in which the server looks for models: those that were typed, or runs/."""
+    for folder in typed:
+        if not os.path.isdir(folder):
+            raise BardletError(f"{folder}: no such folder; `bardlet runs` lists the runs")
+    return tuple(typed) or ("runs",)
 
 
-def announce(settings: ServerSettings, json: bool, token: str, given: bool) -> None:
+@dataclass(frozen=True)
+class Addresses:
+    """The address of the server, the token of its link, and the key unless it is in BARDLET_API_KEY."""
+
+    url: str
+    token: str
+    key: str | None
+
+    @property
+    def link(self) -> str:
+        """The link that signs a browser in. Browsers do not send the part after #."""
+        return f"{self.url}/#token={self.token}"
+
+
+def announce(addresses: Addresses, models: Sequence[str], json: bool) -> None:
     """Print how to reach the server."""
-    from bardlet.server import protocol
-
-    url = protocol.url(settings.host, settings.port)
-    link = f"{url}/#token={token}"
+    url, key = addresses.url, addresses.key
     if json:
-        console.say_json({"url": url, "link": link, "models": [Path(folder).name for folder in settings.folders]}
-                         | ({} if given else {"api_key": settings.api_key}))
+        facts = {"url": url, "link": addresses.link, "models": list(models)}
+        console.say_json(facts | ({"api_key": key} if key else {}))
         return
-    key = "$BARDLET_API_KEY" if given else settings.api_key
-    python = 'os.environ["BARDLET_API_KEY"]' if given else f'"{settings.api_key}"'
-    console.say(f"serving {console.count(len(settings.folders), 'model')} at {url}; Ctrl-C stops the server\n")
-    console.say(f"browser (this link works once, for 10 minutes):\n  {link}\n")
-    console.say(f'programs:\n  curl {url}/v1/models -H "Authorization: Bearer {key}"')
-    console.say(f'  openai.OpenAI(base_url="{url}/v1", api_key={python})')
+    shown = f"serving {console.count(len(models), 'model')} at {url}; Ctrl-C stops the server"
+    hint = "" if models else "\nno models yet; `bardlet train my.txt --minutes 5` creates one"
+    in_python = f'"{key}"' if key else 'os.environ["BARDLET_API_KEY"]'
+    console.say(f"{shown}{hint}\n\nbrowser (this link works once, for 10 minutes):\n  {addresses.link}\n\nprograms:\n"
+                f'  curl {url}/v1/models -H "Authorization: Bearer {key or "$BARDLET_API_KEY"}"\n'
+                f'  openai.OpenAI(base_url="{url}/v1", api_key={in_python})')

@@ -141,7 +141,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes,
                              description="An OpenAI-compatible API for models that bardlet trained.")
         components = schema.setdefault("components", {})
-        components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+        components.setdefault("schemas", {}).setdefault("Error", ERROR_SCHEMA)
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

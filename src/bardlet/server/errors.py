@@ -62,7 +62,7 @@ def public_message(error: BaseException, folders: Iterable[str] = ()) -> str:
     message = str(error)
     known = {str(each) for folder in folders for each in (folder, os.path.abspath(folder), Path(folder).resolve())}
     for folder in sorted(known, key=len, reverse=True):
-        if (name := os.path.basename(os.path.abspath(folder))) and len(folder) > 1:
+        if (name := os.path.basename(os.path.abspath(folder))) and re.search(r"\w[\\/]|[\\/]\w", folder):
             message = message.replace(folder, name)
     for place in sorted({os.path.expanduser("~"), os.getcwd(), tempfile.gettempdir()}, key=len, reverse=True):
         if len(place) > 1:

@@ -40,7 +40,7 @@ class Protocol(H11Protocol):
     async def limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app, unless every connection that may be open has a request."""
         scope["bardlet.abort"] = self.transport.abort
-        if len(self.connections) > self.limits.connections:
+        if len(self.connections) - len(self.idle) > self.limits.connections:
             refusal = error_response(503, "Too many connections; send the request again later.", type="server_error",
                                      code="too_many_connections",
                                      headers=HEADERS | {"retry-after": "1", "connection": "close"})
@@ -57,7 +57,9 @@ class Protocol(H11Protocol):
         """Accept a connection; too many: close the oldest one without a request."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections and self.idle:
-            next(iter(self.idle)).transport.abort()
+            oldest = next(iter(self.idle))
+            del self.idle[oldest]  # the next connection may come before it is gone
+            oldest.transport.abort()
         self.idle[self] = None
         self._start_head()
 
@@ -183,12 +185,12 @@ def url(host: str, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def serve(app: Any, settings: ServerSettings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve an app until Ctrl-C or SIGTERM. ready: called when the server answers."""
+def make_server(app: Any, settings: ServerSettings, ready: Callable[[], None]) -> Server:
+    """Return the server of an app. ready: called when it answers."""
     limits = settings.limits
     bounded = type("BoundedProtocol", (Protocol,), {"limits": limits, "idle": {}})
     config = uvicorn.Config(app, http=bounded, ws="none", loop="asyncio", lifespan="on", log_config=None,
                             access_log=False, server_header=False, timeout_keep_alive=limits.keep_alive_seconds,
                             timeout_graceful_shutdown=limits.shutdown_seconds, h11_max_incomplete_event_size=HEAD_BYTES)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client that does not speak HTTP is no news
-    Server(config, app.state.traffic.stop, ready).run([listener])
+    return Server(config, app.state.traffic.stop, ready)
