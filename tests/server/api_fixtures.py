@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
-from serving import BPE, LETTERS, app_of, chat_tokenizer, registry, write
+from small_server import BPE, LETTERS, app_of, chat_tokenizer, registry, write
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,14 @@ class FakeEngine:
         self.models = [each for each in self.models if each is not model]
         return True
 
+    @property
+    def running(self) -> int:
+        return len(self.active) if self.go.is_set() else 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.active) - self.running
+
     def idle(self, model: Any) -> bool:
         return not any(handle.model is model for handle in self.active)
 

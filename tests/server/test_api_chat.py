@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import chat_tokenizer, events
+from small_server import chat_tokenizer, events
 
 from bardlet.data import chat_template
 from bardlet.server import responses

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fake_engine import FakeEngine
-from serving import app_of, registry
+from small_server import app_of, registry
 
 pytest_plugins = ("api_fixtures",)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import BPE, BYTES
+from small_server import BPE, BYTES
 
 from bardlet.api.models import load
 from bardlet.server import responses

@@ -12,8 +12,9 @@ import pytest
 from fake_engine import FakeEngine
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from serving import SETTINGS, events, registry
+from small_server import SETTINGS, events, registry
 
+from bardlet.errors import BardletError
 from bardlet.server import reply
 from bardlet.server.app import create_app
 from bardlet.server.errors import Refusal
@@ -41,6 +42,15 @@ def test_an_internal_error_tells_nothing() -> None:
     answer = answered(fails)
     assert answer.status_code == 500 and "secret" not in answer.text
     assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_an_error_of_a_user_is_told_without_paths(tmp_path: Path) -> None:
+    async def fails(to: Reply) -> None:
+        raise BardletError(f"{tmp_path}/m: damaged")
+
+    answer = answered(fails)
+    assert answer.status_code == 500 and answer.json()["error"]["message"].endswith("m: damaged")
+    assert str(tmp_path) not in answer.text
 
 
 def test_an_error_in_a_stream_is_its_last_event() -> None:

@@ -16,7 +16,7 @@ import torch
 from conftest import TINY
 from fake_engine import FakeEngine
 from safetensors.torch import load_file
-from serving import LETTERS, registry, write
+from small_server import LETTERS, registry, write
 
 from bardlet.run import checkpoint, hf, lock
 from bardlet.server import folders, models
@@ -118,6 +118,7 @@ def test_requests_share_a_load(root: Path, engine: FakeEngine, monkeypatch: pyte
     monkeypatch.setattr(Models, "_read", lambda self, name, folder: (reads.append(name), read(self, name, folder))[1])
 
     async def main() -> None:
+        assert (registry_.running, registry_.waiting) == (0, 0)
         first, *others = await asyncio.gather(*(registry_.get("bytes") for _ in range(5)))
         assert all(other is first for other in others) and reads == ["bytes"]
         assert await registry_.get("bytes") is first and registry_.loaded == ["bytes"]

@@ -10,7 +10,7 @@ import fake_engine
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from serving import BPE, BYTES, LETTERS
+from small_server import BPE, BYTES, LETTERS
 
 from bardlet import tokenizer as tokenization
 from bardlet.server.choices import Choice, Inbox
@@ -69,6 +69,14 @@ def test_the_first_complete_stop_string_counts() -> None:
 def test_an_incomplete_character_ends_a_text() -> None:
     whole, _, entries, stopped = write(BYTES, [97, 0xE2, 0x82], [])
     assert whole == "a\ufffd" and not stopped and [entry.id for entry in entries] == [97, 0xE2, 0x82]
+
+
+def test_nothing_follows_a_stop_string() -> None:
+    """Not the rest of its token either, which may end inside a character."""
+    tokenizer = tokenization.Tokenizer(BYTES.json)
+    tokenizer._bytes_of_id[46] = b".\xc3"  # type: ignore[index]
+    writer = Writer(tokenizer, (), ["."])
+    assert writer.feed(Token(46))[::2] == ("", True) and writer.finish() == ("", [])
 
 
 def test_a_stop_string_may_be_complete_at_the_end_only() -> None:

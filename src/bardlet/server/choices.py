@@ -7,6 +7,8 @@ joined, and the event loop is woken once for a batch of news.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -58,13 +60,14 @@ class News:
 class Choice:
     """One sequence: the engine's listener, whose methods run in the inference thread.
 
-    tokens: that the model wrote. prompt: the prompt's tokens, to be returned with log-probabilities. streams: ring for
-    each token, not only at the end.
+    tokens: that the model wrote. first: time.monotonic() of the first one. prompt: the prompt's tokens, to be returned
+    with log-probabilities. streams: ring for each token, not only at the end.
     """
 
     def __init__(self, inbox: Inbox, writer: Writer, prompt: Sequence[Entry] = (), streams: bool = False) -> None:
         self.tokens, self._inbox, self._writer, self._prompt, self._streams = 0, inbox, writer, prompt, streams
         self._lock, self._news, self._texts = Lock(), News(), [""]
+        self.first = math.inf
 
     def prompt(self, tokens: Sequence[Token]) -> None:
         """See `engine.Listener`. A prompt longer than the window has log-probabilities at its end only."""
@@ -80,6 +83,8 @@ class Choice:
 
     def token(self, token: Token) -> bool:
         """See `engine.Listener`."""
+        if not self.tokens:
+            self.first = time.monotonic()
         self.tokens += 1
         text, entries, stopped = self._writer.feed(token)
         self._add(text, entries)

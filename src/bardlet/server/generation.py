@@ -60,8 +60,9 @@ class Sequences:
 
     def __init__(self, models: Models, loaded: Loaded, body: Generation, context: Context) -> None:
         self.engine, self.loaded, self.body, self.context = models.engine, loaded, body, context
-        self._read = 0
-        self._inbox, self._choices, self._handles = Inbox(), [], []  # type: Inbox, list[Choice], list[Any]
+        self._read, self._inbox = 0, Inbox()
+        self._choices: list[Choice] = []
+        self._handles: list[Any] = []
 
     def submit(self, prompts: Sequence[Prompt], plan: Plan) -> None:
         """Queue all sequences, or none. Refuse with 429 if the queue is full."""
@@ -100,7 +101,7 @@ class Sequences:
         Raises:
             Refusal: a sequence failed, or the time is over.
         """
-        running, begun = set(range(len(self._choices))), False
+        running = set(range(len(self._choices)))
         while running:
             await self._inbox.wait()
             for number in sorted(running):
@@ -108,9 +109,6 @@ class Sequences:
                 if news.reason is not None:
                     self._check(news)
                     running.discard(number)
-                if not begun and (news.text or news.entries):
-                    begun = True
-                    self.context.first_token()
                 if news.text or news.entries or news.prompt or news.reason:
                     yield number, news
 
@@ -140,7 +138,8 @@ class Sequences:
                  traceback: TracebackType | None) -> None:
         for handle in self._handles:
             handle.cancel()
-        self.context.tokens(self._read, sum(choice.tokens for choice in self._choices))
+        self.context.count(self._read, sum(choice.tokens for choice in self._choices),
+                           min((choice.first for choice in self._choices), default=math.inf))
 
     def _check(self, news: News) -> None:
         """Raise the refusal for a sequence that did not end by itself."""

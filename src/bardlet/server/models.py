@@ -132,7 +132,7 @@ class Models:
         folder = self._known(name) or self._listed(name, await asyncio.to_thread(self.names))
         loaded = self._loaded.get(folder)
         if loaded and not (self._is_idle(loaded) and loaded.stamp != folders.stamp(folder)):
-            loaded.used = time.monotonic()
+            loaded.name, loaded.used = name, time.monotonic()
             return loaded
         task = self._loading.get(folder)
         if task is None:

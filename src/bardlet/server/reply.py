@@ -17,7 +17,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from bardlet.server.errors import Refusal, error_body
+from bardlet.errors import BardletError
+from bardlet.server.errors import Refusal, error_body, public_message
 
 log = logging.getLogger("bardlet")
 
@@ -78,15 +79,13 @@ class Context:
         """time.monotonic() at which the request's time is over."""
         return self.started + self.seconds
 
-    def first_token(self) -> None:
-        """Record the time to the first token."""
-        if self.metrics is not None:
-            self.metrics.first_token(time.monotonic() - self.started)
-
-    def tokens(self, read: int, generated: int) -> None:
-        """Count tokens."""
-        if self.metrics is not None:
-            self.metrics.tokens(read=read, generated=generated)
+    def count(self, read: int, generated: int, first: float) -> None:
+        """Count tokens. first: time.monotonic() of the first one; infinite without any."""
+        if self.metrics is None:
+            return
+        self.metrics.tokens(read=read, generated=generated)
+        if generated:
+            self.metrics.first_token(first - self.started)
 
     def refused(self, refusal: Refusal) -> None:
         """Count a refusal."""
@@ -125,6 +124,8 @@ class Answer(Response):
                     await reply.refuse(refusal)
                 except ConnectionError:
                     raise
+                except BardletError as error:
+                    await reply.refuse(Refusal(500, public_message(error), type="server_error"))
                 except Exception as error:
                     log.error("internal error", exc_info=error)
                     await reply.refuse(Refusal(500, "internal error; the server's log has it", type="server_error"))

@@ -110,7 +110,7 @@ class ChatLogprobs(Closed):
     refusal: None
 
 
-class Answer(Closed):
+class AnswerMessage(Closed):
     """The message of the assistant."""
 
     role: Literal["assistant"]
@@ -122,7 +122,7 @@ class ChatChoice(Closed):
     """An answer."""
 
     index: int
-    message: Answer
+    message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
 

@@ -80,7 +80,7 @@ class Writer:
         self._longest = max(map(len, stops), default=1)
         for token in prompt[-TAIL:]:
             self._pieces.feed(int(token))
-        self._held, self._released, self._decoded = "", 0, 0
+        self._held, self._released, self._decoded, self._stopped = "", 0, 0, False
         self._waiting: deque[Entry] = deque()
 
     def feed(self, token: Token) -> tuple[str, list[Entry], bool]:
@@ -92,6 +92,8 @@ class Writer:
 
     def finish(self) -> tuple[str, list[Entry]]:
         """Return the text that was held back, as no stop string came, with its tokens."""
+        if self._stopped:  # the rest of the last token may be half a character
+            return "", []
         text, entries, stopped = self._release(self._pieces.finish())
         if stopped:
             return text, entries
@@ -108,7 +110,7 @@ class Writer:
         complete = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if complete:
             _, cut = min(complete)
-            self._held = ""
+            self._held, self._stopped = "", True
             self._released += cut
             entries = [entry for entry in self._waiting if entry.start < self._released or entry.end <= self._released]
             self._waiting.clear()
