@@ -1,0 +1,36 @@
+"""Read a model for the server: that of a run in progress with the weights of its newest checkpoint. Imports torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+from bardlet.api.models import DType, Model, load
+from bardlet.errors import BardletError
+from bardlet.run import checkpoint, hf, lock
+
+log = logging.getLogger("bardlet")
+
+
+def read(folder: Path, device: str, dtype: str) -> Model:
+    """Load a folder. Raises as `bardlet.load` does."""
+    model = load(folder, device=device, dtype=cast(DType, dtype))
+    if in_training(folder):
+        try:
+            newest = checkpoint.newest_intact(folder)
+            weights = hf.read_tensors(newest / "model.safetensors")
+            model.module.load_hf_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        except BardletError as error:  # the run has just replaced it: the weights at its root are whole all the same
+            log.warning("%s; serving the weights of the run folder", error)
+    return model
+
+
+def in_training(folder: Path) -> bool:
+    """Return True if a process trains the run and has saved a checkpoint."""
+    if not (folder / "run.toml").is_file() or not checkpoint.steps_saved(folder):
+        return False
+    try:
+        return lock.holder(folder) is not None
+    except BardletError:
+        return False

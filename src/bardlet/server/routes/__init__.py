@@ -1,0 +1,9 @@
+"""The routes of the API."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from bardlet.server.routes import generation, models, tokens
+
+ROUTERS: tuple[APIRouter, ...] = (models.router, generation.router, tokens.router)
