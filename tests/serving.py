@@ -140,7 +140,7 @@ def running(limits: Limits | None = None, **settings: Any) -> Iterator[Running]:
     app = make_app(limits=limits or Limits(linger_seconds=0.5), **settings)
     started = threading.Event()
     with protocol.bind("127.0.0.1", 0) as listener:
-        server: Any = protocol.make_server(app, app.state.settings, started.set)
+        server: Any = protocol.make_server(app, app.state.settings, app.state.traffic.stop, started.set)
         server.app, server.port = app, listener.getsockname()[1]
         server.connect = lambda: Connection(server.port)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -12,6 +12,7 @@ import pytest
 from serving import KEY, Running, running
 
 from bardlet.server import limits as server_limits
+from bardlet.server import protocol
 from bardlet.server.errors import Refusal
 from bardlet.server.guard import ClientTooSlow, Exchange
 from bardlet.server.limits import DEPTH, Bodies, Disconnected, check_json
@@ -272,6 +273,11 @@ def test_the_limit_on_open_files_is_raised_for_the_connections(monkeypatch: pyte
         monkeypatch.setattr(resource, "setrlimit", lambda which, pair, calls=calls: calls.append(pair))
         assert server_limits.most_connections(4096) == most
         assert calls == ([(raised, hard)] if raised else [])
+
+
+def test_connections_that_are_accepted_at_once_have_open_files_to_spare(server: Running) -> None:
+    """asyncio accepts that many in a step, before the first of them can be counted and closed."""
+    assert server.config.backlog == protocol.ACCEPTED <= server_limits.SPARE_FILES // 4
 
 
 # ---------------------------------------------------------------- the end

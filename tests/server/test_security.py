@@ -13,7 +13,7 @@ import pytest
 from serving import BEARER, KEY, Running, make_app, running
 
 from bardlet.errors import BardletError
-from bardlet.server import pages, security
+from bardlet.server import files, security
 from bardlet.server.errors import escaped, public_message
 from bardlet.server.security import HEADERS, Sessions
 
@@ -92,7 +92,7 @@ def test_two_keys_are_refused_even_if_one_is_right(client: Client) -> None:
 
 def test_public_paths_need_no_key_and_hold_no_data(client: Client) -> None:
     assert client("GET", "/health").json() == {"status": "ok"}
-    for path in ("/", *pages.STATIC):
+    for path in ("/", *files.STATIC):
         answer = client("GET", path)
         assert answer.status_code == 200 and client("HEAD", path).status_code == 200
         assert KEY not in answer.text
@@ -242,10 +242,10 @@ def test_every_response_has_the_headers(client: Client) -> None:
 
 def test_our_pages_have_no_inline_code_and_no_address_of_others() -> None:
     for name in ("home.html", "docs.html"):
-        page = pages.read(name).decode()
+        page = files.read(name).decode()
         assert not re.search(r"<script(?![^>]* src=)|\son\w+=|\sstyle=|<style|javascript:|https?:", page)
-    for name in pages.STATIC.values():
-        script = pages.read(name).decode()
+    for name in files.STATIC.values():
+        script = files.read(name).decode()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|https?:|@import",
                              script)
 
@@ -256,8 +256,8 @@ def test_our_pages_have_no_inline_code_and_no_address_of_others() -> None:
 @pytest.mark.parametrize("path", [
     "/static/../errors.py", "/static/%2e%2e/errors.py", "/static/..%2ferrors.py", "/static/..%5cerrors.py",
     "/static/docs.js%00", "/static//etc/passwd", "/static/%2fetc/passwd", "/..%2f..%2fetc/passwd", "/static/home.html",
-    "/static/%252e%252e/errors.py", "/static/docs.js/", "/static/./docs.js", "/static/C:%5cwindows", "/static/\xff", "//health",
-    "/static/../health", "/./health"])
+    "/static/%252e%252e/errors.py", "/static/docs.js/", "/static/./docs.js", "/static/C:%5cwindows", "/static/\xff",
+    "//health", "/static/../health", "/./health"])
 def test_no_path_leads_out_of_the_table_of_files(server: Running, path: str) -> None:
     """As they are on the wire: clients would simplify some of them."""
     for key, status in (("", b"401"), (f"Authorization: Bearer {KEY}", b"404")):

@@ -7,11 +7,16 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
 from bardlet.errors import BardletError
+
+if TYPE_CHECKING:
+    from bardlet.server.settings import ServerSettings
 
 log = logging.getLogger("bardlet")
 
@@ -87,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     from bardlet.server import protocol, security
     from bardlet.server.limits import most_connections
     from bardlet.server.settings import Limits, ServerSettings, machine_memory
+    from bardlet.server.start import Starting
 
     if not given and not security.is_loopback(command.host):
         raise BardletError(f"--host {command.host}: other machines can reach it, so choose a key; set "
@@ -100,16 +106,23 @@ def main(argv: Sequence[str]) -> int:
     listener = protocol.bind(settings.host, settings.port)
     with listener:
         settings = replace(settings, port=listener.getsockname()[1])
-        from bardlet.server.app import create_app
-        from bardlet.server.models import Models
-
-        models = Models(settings.folders, settings)
-        app = create_app(settings, models)
-        addresses = Addresses(protocol.url(settings.host, settings.port), app.state.sessions.new_token(),
-                              key if command.api_key or not given else None)
-        server = protocol.make_server(app, settings, lambda: announce(addresses, models.names(), command.json))
+        starting = Starting(settings, lambda: load(settings), lambda app: announce(Addresses(
+            protocol.url(settings.host, settings.port), app.state.sessions.new_token(),
+            key if command.api_key or not given else None), app.state.models.names(), command.json))
+        server = protocol.make_server(starting, settings, starting.stop)
+        starting.failed = partial(setattr, server, "should_exit", True)
         server.run([listener])
+    if starting.error is not None:
+        raise starting.error
     return 0
+
+
+def load(settings: ServerSettings) -> Any:
+    """Return the app, with its models. It imports FastAPI, which takes most of the time of a start."""
+    from bardlet.server.app import create_app
+    from bardlet.server.models import Models
+
+    return create_app(settings, Models(settings.folders, settings))
 
 
 def api_key(typed: str | None) -> tuple[str, bool]:
@@ -127,13 +140,9 @@ def api_key(typed: str | None) -> tuple[str, bool]:
 
 def check_installed() -> None:
     """BardletError if the packages of the server are missing."""
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise BardletError(f"bardlet serve needs the package {error.name}; install it with: "
-                           'pip install "bardlet[serve]"') from None
+    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client"):
+        if find_spec(name) is None:
+            raise BardletError(f'bardlet serve needs the package {name}; install it with: pip install "bardlet[serve]"')
 
 
 def folders(typed: Sequence[str]) -> tuple[str, ...]:

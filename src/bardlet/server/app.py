@@ -39,6 +39,7 @@ def create_app(settings: ServerSettings, models: Any) -> FastAPI:
     state = app.state
     state.settings, state.models, state.metrics = settings, models, Metrics()
     state.sessions, state.traffic = Sessions(settings.api_key), Traffic()
+    state.metrics.watch(lambda: figure(models, "running"), lambda: figure(models, "waiting"))
     app.add_middleware(Bodies, limits=settings.limits)
     app.add_middleware(Guard, settings=settings, sessions=state.sessions, metrics=state.metrics, traffic=state.traffic)
     app.add_exception_handler(Refusal, on_refusal)
@@ -55,6 +56,11 @@ def create_app(settings: ServerSettings, models: Any) -> FastAPI:
     add_pages(app)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def figure(models: Any, name: str) -> float:
+    """Return the number of running or waiting sequences of the engine; 0 before there is one."""
+    return float(getattr(getattr(models, "engine", None), name, 0))
 
 
 @asynccontextmanager

@@ -10,9 +10,9 @@ import time
 import traceback
 from typing import Any
 
-from fastapi.responses import Response
+from starlette.responses import Response
 
-from bardlet.server import pages
+from bardlet.server import files
 from bardlet.server.errors import Refusal, error_response, escaped
 from bardlet.server.limits import App, Message, Receive, Send
 from bardlet.server.metrics import Metrics
@@ -157,7 +157,7 @@ class Guard:
             self.metrics.refused(refusal.code or refusal.type)
             response = refusal.response()
             if refusal.status == 401 and "text/html" in (header_or_none(exchange.scope, b"accept") or ""):
-                response = pages.page("home.html", 401, refusal.headers)  # a person reads it, and can sign in there
+                response = files.page("home.html", 401, refusal.headers)  # a person reads it, and can sign in there
             await exchange.refuse(response, linger)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -195,7 +195,7 @@ def is_public(scope: Scope) -> bool:
     """Return True for requests that need no key: static files, /health and signing in. They tell nothing."""
     method, path = scope["method"], scope["path"]
     if method in ("GET", "HEAD"):
-        return path in ("/", "/health") or path in pages.STATIC
+        return path in ("/", "/health") or path in files.STATIC
     return method == "POST" and path == "/session"
 
 

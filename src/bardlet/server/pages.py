@@ -1,36 +1,17 @@
-"""Pages and scripts for the browser: files of the package's web/ folder, by name, and signing in."""
+"""Pages for the browser, and signing in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
 from bardlet.server.errors import Refusal
+from bardlet.server.files import STATIC, page
 from bardlet.server.security import Sessions, cookie, set_cookie
 
-TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
-
-STATIC = {f"/static/{name}": name for name in ("home.js", "docs.js", "docs.css")}
-"""Files that need no key, by path. They hold no data. A path that is not here does not exist."""
-
 router = APIRouter(include_in_schema=False)
-
-
-@cache
-def read(name: str) -> bytes:
-    """Return a file of web/."""
-    return (resources.files("bardlet") / "web" / name).read_bytes()
-
-
-def page(name: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response with a file of web/."""
-    own = {"content-type": TYPES[name.rpartition(".")[2]], "cache-control": "no-cache"}
-    return Response(read(name), status, own | dict(headers or {}))
 
 
 @router.api_route("/", methods=["GET", "HEAD"])

@@ -23,6 +23,11 @@ from bardlet.server.settings import Limits, ServerSettings
 HEAD_BYTES = 32 * 1024
 """Bytes of the head of a request."""
 
+QUEUE = 2048
+"""Connections that wait to be accepted."""
+ACCEPTED = 64
+"""Connections that are accepted at once: asyncio counts them only later, so they need open files to spare."""
+
 
 class Protocol(H11Protocol):
     """A connection of uvicorn that also limits the time of a head, and makes room for new connections."""
@@ -126,6 +131,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to answer."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(QUEUE)
         self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -150,7 +157,7 @@ def bind(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # a restart need not wait for a minute; on Windows the option would share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)  # so that a second server sees that the port is in use
+        listener.listen(QUEUE)  # so that a second server sees that the port is in use
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -185,12 +192,14 @@ def url(host: str, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def make_server(app: Any, settings: ServerSettings, ready: Callable[[], None]) -> Server:
-    """Return the server of an app. ready: called when it answers."""
+def make_server(app: Any, settings: ServerSettings, stop: Callable[[], None],
+                ready: Callable[[], None] = lambda: None) -> Server:
+    """Return the server of an app. stop: called first at its end. ready: called when it answers."""
     limits = settings.limits
     bounded = type("BoundedProtocol", (Protocol,), {"limits": limits, "idle": {}})
-    config = uvicorn.Config(app, http=bounded, ws="none", loop="asyncio", lifespan="on", log_config=None,
-                            access_log=False, server_header=False, timeout_keep_alive=limits.keep_alive_seconds,
-                            timeout_graceful_shutdown=limits.shutdown_seconds, h11_max_incomplete_event_size=HEAD_BYTES)
+    config = uvicorn.Config(
+        app, http=bounded, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
+        backlog=ACCEPTED, server_header=False, timeout_keep_alive=limits.keep_alive_seconds,
+        h11_max_incomplete_event_size=HEAD_BYTES, timeout_graceful_shutdown=limits.shutdown_seconds)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client that does not speak HTTP is no news
-    return Server(config, app.state.traffic.stop, ready)
+    return Server(config, stop, ready)

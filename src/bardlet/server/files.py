@@ -1,0 +1,26 @@
+"""Pages, scripts and style sheets of the package's web/ folder, by name. Nothing here imports FastAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+from starlette.responses import Response
+
+TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+
+STATIC = {f"/static/{name}": name for name in ("home.js", "docs.js", "docs.css")}
+"""Files that need no key, by path. They hold no data. A path that is not here does not exist."""
+
+
+@cache
+def read(name: str) -> bytes:
+    """Return a file of web/."""
+    return (resources.files("bardlet") / "web" / name).read_bytes()
+
+
+def page(name: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response with a file of web/."""
+    own = {"content-type": TYPES[name.rpartition(".")[2]], "cache-control": "no-cache"}
+    return Response(read(name), status, own | dict(headers or {}))
