@@ -257,6 +257,7 @@ def test_a_deadline_is_an_error(client: TestClient) -> None:
 
 
 def test_too_many_choices_are_refused(client: TestClient) -> None:
+    """Otherwise they would wait for places that the queue never has."""
     assert refused(client, 400, prompt=["a"] * 3, n=50)["param"] == "n"
     assert not client.engine.handles
 

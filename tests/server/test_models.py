@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import TINY
 from fake_engine import FakeEngine
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file
-from small_server import LETTERS, registry, write
+from small_server import LETTERS, app_of, registry, write
 
 from bardlet.run import checkpoint, hf, lock
 from bardlet.server import folders, models
@@ -44,7 +45,7 @@ def fill(folder: Path) -> Path:
 def refusal(action: Any) -> Refusal:
     with pytest.raises(Refusal) as caught:
         asyncio.run(action)
-    assert "/tmp" not in str(caught.value) and "pytest-" not in str(caught.value)
+    assert "pytest-" not in str(caught.value)  # a path has it
     return caught.value
 
 
@@ -233,6 +234,15 @@ def test_a_removed_model_is_loaded_again(root: Path, engine: FakeEngine) -> None
         assert again.users == 0
 
     asyncio.run(main())
+
+
+def test_a_request_is_no_larger_than_the_queue(root: Path, engine: FakeEngine) -> None:
+    """Otherwise it would be told to come back forever."""
+    with TestClient(app_of(registry(root, engine, max_waiting=4))) as client:
+        body = {"model": "bytes", "prompt": "a", "max_tokens": 1}
+        assert client.post("/v1/completions", json={**body, "n": 4}).status_code == 200
+        error = client.post("/v1/completions", json={**body, "n": 5}).json()["error"]
+        assert error["param"] == "n" and "at most 4" in error["message"]
 
 
 # ---------------------------------------------------------------------------- runs in progress

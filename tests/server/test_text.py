@@ -24,7 +24,7 @@ def write(tokenizer: Any, ids: list[int], stops: list[str]) -> tuple[str, list[s
     """Return (the whole text, its pieces, its tokens, True if a stop string ended it)."""
     writer, pieces, entries = Writer(tokenizer, (), stops), [], []
     for token in ids:
-        text, new, stopped = writer.feed(Token(token))
+        text, new, stopped = writer.feed(Token(token, -1.0))
         pieces.append(text)
         entries += new
         if stopped:
@@ -64,6 +64,11 @@ def test_text_is_held_back_no_longer_than_necessary() -> None:
 
 def test_the_first_complete_stop_string_counts() -> None:
     assert write(BYTES, list(b"abcde"), ["abcde", "bcd"])[0] == "a"
+
+
+def test_tokens_are_kept_for_log_probabilities_only() -> None:
+    writer = Writer(BYTES)
+    assert writer.feed(Token(97)) == ("a", [], False) and writer.finish() == ("", [])
 
 
 def test_an_incomplete_character_ends_a_text() -> None:
@@ -146,12 +151,14 @@ def test_a_whole_answer_wakes_the_loop_at_its_end_only() -> None:
         choice = Choice(inbox, Writer(BYTES), [Entry(1, 0, 1), Entry(2, 1, 2)])
         choice.prompt([Token(2, -1.0)])
         choice.token(Token(97))
+        choice.token(Token(13))
+        choice.token(Token(10))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(inbox.wait(), 0.01)
         choice.end("stop", None)
         await inbox.wait()
         news = choice.collect()
-        assert news.text == "a" and news.prompt is not None and [each.logprob for each in news.prompt] == [None, -1.0]
+        assert news.text == "a\r\n" and [each.logprob for each in news.prompt or []] == [None, -1.0]
 
     asyncio.run(main())
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class Choice:
 
     def __init__(self, inbox: Inbox, writer: Writer, prompt: Sequence[Entry] = (), streams: bool = False) -> None:
         self.tokens, self._inbox, self._writer, self._prompt, self._streams = 0, inbox, writer, prompt, streams
-        self._lock, self._news, self._texts = Lock(), News(), [""]
+        self._lock, self._news, self._text = Lock(), News(), StringIO(newline="")
         self.first = math.inf
 
     def prompt(self, tokens: Sequence[Token]) -> None:
@@ -95,7 +96,7 @@ class Choice:
         with self._lock:
             self._news.reason, self._news.error = reason, error
             text, entries = self._writer.finish()
-            self._texts.append(text)
+            self._text.write(text)
             self._news.entries += entries
         self._inbox.ring()
 
@@ -103,15 +104,15 @@ class Choice:
         """Return the news since the last call. In the event loop."""
         with self._lock:
             news, self._news = self._news, News()
-            texts, self._texts = self._texts, []
-        news.text = "".join(texts)
+            text, self._text = self._text, StringIO(newline="")
+        news.text = text.getvalue()
         return news
 
     def _add(self, text: str, entries: list[Entry]) -> None:
         if not text and not entries:
             return
         with self._lock:
-            self._texts.append(text)
+            self._text.write(text)
             self._news.entries += entries
         if self._streams:
             self._inbox.ring()

@@ -80,7 +80,7 @@ class Completions:
 
     def _choice(self, index: int, text: str, prompt: Sequence[Entry], entries: Sequence[Entry],
                 reason: str | None) -> dict[str, Any]:
-        """Return a choice, or a chunk of it."""
+        """Return a choice, or its next chunk."""
         table = None
         if (top := self.body.logprobs) is not None:
             offset = len(self.texts[index // (self.body.n or 1)]) if self.body.echo else 0
@@ -99,7 +99,7 @@ class Completions:
             ids, hidden = self._encode(each) if isinstance(each, str) else (checked_ids(self.loaded, each, "prompt"), 0)
             if self.scores_prompt and len(ids) > self.loaded.window:
                 raise Refusal(400, f"the prompt has {len(ids):,} tokens, but the model's context window has "
-                              f"{self.loaded.window:,}, and echo with logprobs scores all of it; shorten it",
+                              f"{self.loaded.window:,}, and echo with logprobs scores the whole prompt; shorten it",
                               param="prompt", code="context_length_exceeded")
             echoes_ids = self.body.echo and not isinstance(each, str)
             text, entries = entries_of(self.tokenizer, ids, hidden) if self.scores_prompt or echoes_ids else (each, [])

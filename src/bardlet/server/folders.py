@@ -17,7 +17,7 @@ SKIPPED = ("checkpoints",)
 
 
 def find(roots: Sequence[str]) -> dict[str, Path]:
-    """Return the folder of each model, by name: the folders `roots`, and those in roots that are no model themselves.
+    """Return the folder of each model, by name: each root that is a model, and the models below the other roots.
 
     A name is the last part of the path, with as many parts before it as tell it from the others.
     """

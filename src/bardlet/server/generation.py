@@ -60,6 +60,7 @@ class Sequences:
 
     def __init__(self, models: Models, loaded: Loaded, body: Generation, context: Context) -> None:
         self.engine, self.loaded, self.body, self.context = models.engine, loaded, body, context
+        self.most = min(MAX_CHOICES, max(1, models.settings.max_waiting))  # more would never find a place in the queue
         self._read, self._inbox = 0, Inbox()
         self._choices: list[Choice] = []
         self._handles: list[Any] = []
@@ -67,9 +68,9 @@ class Sequences:
     def submit(self, prompts: Sequence[Prompt], plan: Plan) -> None:
         """Queue all sequences, or none. Refuse with 429 if the queue is full."""
         n, stops = self.body.n or 1, stop_strings(self.body)
-        if len(prompts) * n > MAX_CHOICES:
-            raise Refusal(400, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} choices; a request has at "
-                          f"most {MAX_CHOICES}", param="n")
+        if len(prompts) * n > self.most:
+            raise Refusal(400, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} choices, but a request has "
+                          f"at most {self.most}; send fewer", param="n", code="invalid_value")
         if plan.top is not None and plan.max_tokens * len(prompts) * n > MAX_SCORED:
             raise Refusal(400, f"a request returns the log-probabilities of at most {MAX_SCORED:,} tokens, all choices "
                           "together; lower max_tokens", param="max_tokens", code="invalid_value")

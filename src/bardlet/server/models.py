@@ -151,7 +151,7 @@ class Models:
         return folder if folder is not None and folders.is_model(folder) else None
 
     def _listed(self, name: str, names: Sequence[str]) -> Path:
-        """Return the folder of a model after a new listing. Refuse an unknown one, and name those that there are."""
+        """Return the folder of a model after a new listing. Refuse an unknown name, and say which names exist."""
         if (folder := self._folders.get(name)) is not None:
             return folder
         shown = ", ".join(names[:NAMED]) + f" and {len(names) - NAMED} more" * (len(names) > NAMED)

@@ -205,8 +205,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """The errors of every route. The last one keeps FastAPI from describing its own error, which is never sent."""
 
 STREAM: dict[str, Any] = {
-    "description": "The answer; with `stream`, server-sent events: a chunk of it in each, and [DONE] in the last. An "
-    "error in the middle is an event with `error`, and no [DONE] follows.",
+    "description": "The answer. With `stream`: server-sent events with one chunk each; the last event is [DONE]. An "
+    "error after the first chunk is an event with `error`, and no [DONE] follows.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 """The description of an answer that may be a stream."""

@@ -2,7 +2,7 @@
 
 A field that the server does not know is an error, and so is one of another type: a boolean is no number, "1" is no 1.
 Fields of the OpenAI API that bardlet has no use for are accepted with their neutral value; `UNSUPPORTED` says why with
-any other. The names are those of https://platform.openai.com/docs/api-reference.
+any other. The names follow https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations

@@ -84,10 +84,12 @@ class Writer:
         self._waiting: deque[Entry] = deque()
 
     def feed(self, token: Token) -> tuple[str, list[Entry], bool]:
-        """Return (new text, the tokens that are whole in it, True if a stop string is complete)."""
+        """Return (new text, the tokens with log-probabilities that are whole in it, True if a stop string is complete).
+        """
         piece = self._pieces.feed(token.id)
         start, self._decoded = self._decoded, self._decoded + len(piece)
-        self._waiting.append(Entry(token.id, start, self._decoded, token.logprob, token.top))
+        if token.logprob is not None:  # otherwise nobody asks for the tokens
+            self._waiting.append(Entry(token.id, start, self._decoded, token.logprob, token.top))
         return self._release(piece)
 
     def finish(self) -> tuple[str, list[Entry]]:

@@ -1,7 +1,7 @@
 """Answers of /v1/embeddings: the mean of the final hidden states of a text, of length 1.
 
-The models were not trained for this: the vectors of similar texts are near each other, but less so than those of a
-model that was trained on pairs of texts. Imports torch.
+The models were not trained for this. A model that was trained on pairs of texts puts similar texts nearer to each
+other. Imports torch.
 """
 
 from __future__ import annotations

@@ -64,11 +64,11 @@ async def complete(body: CompletionRequest, request: Request) -> Any:
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses={**ERRORS, 200: STREAM}, tags=["text"])
 async def chat(body: ChatRequest, request: Request) -> Any:
-    """Answer a conversation. For models with a chat template: those of `bardlet sft` and after."""
+    """Answer a conversation. The model needs a chat template, which `bardlet sft` adds."""
     limits = (body.max_tokens, body.max_completion_tokens)
     if None not in limits and limits[0] != limits[1]:
-        raise Refusal(400, f"max_tokens is {limits[0]}, max_completion_tokens is {limits[1]}; send one of "
-                      "them: they are two names of the same limit", param="max_tokens", code="invalid_value")
+        raise Refusal(400, f"max_tokens is {limits[0]}, max_completion_tokens is {limits[1]}; both "
+                      "name the same limit; send only one", param="max_tokens", code="invalid_value")
     if body.top_logprobs and not body.logprobs:
         raise Refusal(400, "top_logprobs: needs logprobs = true", param="top_logprobs", code="invalid_value")
 
@@ -84,7 +84,7 @@ async def chat(body: ChatRequest, request: Request) -> Any:
 async def embed(body: EmbeddingRequest, request: Request) -> Any:
     """Return a vector for each text: the mean of the model's final hidden states, of length 1.
 
-    The models were not trained for this; the vectors are worse than those of an embedding model.
+    The models were not trained for this; an embedding model gives better vectors.
     """
     async def work(call: Call, reply: Reply) -> None:
         from bardlet.server import vectors
