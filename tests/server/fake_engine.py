@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 from bardlet.errors import BardletError
-
-try:
-    from bardlet.inference import engine as real
-except ImportError:  # not merged yet: the names that the server imports
-    real = ModuleType("bardlet.inference.engine")
-
-    @dataclass(frozen=True, kw_only=True)
-    class Sampling:
-        temperature: float = 1.0
-        top_k: int | None = None
-        top_p: float | None = None
-        presence_penalty: float = 0.0
-        frequency_penalty: float = 0.0
-        logit_bias: Mapping[int, float] = field(default_factory=dict)
-        top_logprobs: int | None = None
-
-    @dataclass(frozen=True)
-    class Token:
-        id: int
-        logprob: float | None = None
-        top: tuple[tuple[int, float], ...] = ()
-
-    class Busy(BardletError):
-        retry_after: int
-
-    @dataclass(frozen=True, kw_only=True)
-    class Request:
-        prompt: Sequence[int]
-        max_tokens: int
-        sampling: Sampling
-        seed: int
-        stop_ids: frozenset[int] = frozenset()
-        prompt_logprobs: bool = False
-        deadline: float | None = None
-
-    for name in ("Sampling", "Token", "Busy", "Request"):
-        setattr(real, name, locals()[name])
-    sys.modules["bardlet.inference.engine"] = real
-    import bardlet.inference
-
-    bardlet.inference.engine = real  # type: ignore[attr-defined]
+from bardlet.inference import engine as real
 
 
 class Handle:
@@ -125,9 +82,7 @@ class FakeEngine:
 
     def submit(self, model: Any, requests: Sequence[tuple[Any, Any]]) -> list[Handle]:
         if self.busy:
-            error = real.Busy("the queue is full")
-            error.retry_after = 3
-            raise error
+            raise real.Busy("the queue is full", 3)
         with self.news:
             handles = [Handle(self, request, listener, model) for request, listener in requests]
             self.active += handles

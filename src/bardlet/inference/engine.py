@@ -102,6 +102,11 @@ class Handle:
         self.engine.wake()
 
     @property
+    def cached_tokens(self) -> int:
+        """Number of tokens of the prompt that other sequences had read already."""
+        return self.context.shared if self.context else 0
+
+    @property
     def verdict(self) -> Reason | None:
         """The reason to end before the next step, if there is one."""
         if self.cancelled:
@@ -163,10 +168,14 @@ class Engine:
     def remove(self, model: EngineModel) -> bool:
         """Forget a model that has no sequences; return False if it has some."""
         with self.changed:
-            if model.running or model.waiting:
+            if not self.idle(model):
                 return False
             self.models.remove(model)
             return True
+
+    def idle(self, model: EngineModel) -> bool:
+        """Return True if the model has no sequences."""
+        return not (model.running or model.waiting)
 
     def submit(self, model: EngineModel, requests: Sequence[tuple[Request, Listener]]) -> list[Handle]:
         """Queue sequences, all of them or none.

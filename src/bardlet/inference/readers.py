@@ -26,15 +26,15 @@ SLICE = 64
 class Context:
     """The tokens that predict the next one.
 
-    ids: tokens in the window. unread: number of them that the model has not read. scores: keep the logits of every
-    token in `logits`, for the log-probabilities of a prompt.
+    ids: tokens in the window. read: number of them that the model has read. shared: number of them that others had read
+    when it started. scores: keep the logits of every token in `logits`, for the log-probabilities of a prompt.
     """
 
     def __init__(self, ids: Sequence[int], scores: bool = False) -> None:
         self.ids, self.scores = list(ids), scores
         self.logits: list[Tensor] = []
         self.nodes: list[Node] = []
-        self.read = 0
+        self.read = self.shared = 0
         self.started = False
 
     @property
@@ -126,7 +126,8 @@ class PagedReader:
         if not context.scores:
             if any(common(context.ids, other.ids) >= other.read + WORTH_COPYING for other in reading):
                 return False
-            context.nodes, context.read = self.tree.start(context.ids[:-1])  # one is left, to predict the next
+            context.nodes, context.shared = self.tree.start(context.ids[:-1])  # one is left, to predict the next
+            context.read = context.shared
         context.started = True
         return True
 

@@ -6,8 +6,11 @@ import logging
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from bardlet.api.models import DType, Model, load
 from bardlet.errors import BardletError
+from bardlet.inference.engine import Engine, EngineModel
 from bardlet.run import checkpoint, hf, lock
 
 log = logging.getLogger("bardlet")
@@ -24,6 +27,11 @@ def read(folder: Path, device: str, dtype: str) -> Model:
         except BardletError as error:  # the run has just replaced it: the weights at its root are whole all the same
             log.warning("%s; serving the weights of the run folder", error)
     return model
+
+
+def add(engine: Engine, model: Model, cache_bytes: int) -> EngineModel:
+    """Make a model ready for the engine."""
+    return engine.add(model.module.eval(), torch.int8 if model.dtype == "int8" else None, cache_bytes)
 
 
 def in_training(folder: Path) -> bool:

@@ -28,6 +28,8 @@ NAMED = 10
 """Models that the message about an unknown one names."""
 CACHE_SHARE = 0.25
 """Share of the memory for models that the cache of one model takes at most."""
+COPIES = 3
+"""Copies of the weights in memory: the model's, one packed for several rows, and one for a single row."""
 NO_RETRY = {"x-should-retry": "false"}
 """The header that keeps the openai client from sending a request again."""
 
@@ -186,7 +188,7 @@ class Models:
         self._make_room(folders.weight_bytes(folder), folder)
         model = await asyncio.to_thread(self._read, name, folder)
         cache = self._cache_bytes(model.module)
-        size = sum(p.numel() * p.element_size() for p in model.module.parameters()) + cache
+        size = COPIES * sum(p.numel() * p.element_size() for p in model.module.parameters()) + cache
         self._make_room(size, folder)
         if (old := self._loaded.get(folder)) and not self._remove(old):
             return old  # a request came for it meanwhile
@@ -208,13 +210,15 @@ class Models:
 
     def _add(self, name: str, folder: Path, model: Model, cache: int) -> Any:
         """Make a model ready for the engine; an encoder-decoder needs no place there. Runs in a worker thread."""
+        from bardlet.server import loading
+
         try:
             if self._engine is None:
                 from bardlet.inference.engine import Engine
 
                 self._engine = Engine(max_waiting=self.settings.max_waiting, max_rows=self.settings.max_rows)
             encdec = model.module.config.model == "encdec"
-            return None if encdec else self._engine.add(model.module, model.dtype, cache)
+            return None if encdec else loading.add(self._engine, model, cache)
         except Exception as error:
             raise self._refusal(name, folder, error) from error
 
