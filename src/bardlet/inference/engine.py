@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -280,7 +281,7 @@ class Engine:
         try:
             self._step(model)
         except Exception as error:
-            log.exception("internal error in the inference thread")
+            log.error("internal error in the inference thread; report this traceback\n%s", traceback.format_exc())
             failure = BardletError(f"internal error: {type(error).__name__}")
             for handle in list(model.running.values()):
                 self._end(handle, "cancelled", failure)
@@ -347,7 +348,7 @@ class Engine:
         try:
             return handle.listener.token(token)
         except Exception:
-            log.exception("internal error while a token was delivered")
+            log.error("internal error while a token was delivered; report it\n%s", traceback.format_exc())
             return True
 
     def _end(self, handle: Handle, reason: Reason, error: BardletError | None = None, damaged: bool = False) -> None:

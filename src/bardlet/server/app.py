@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +24,7 @@ from bardlet.server.pages import add_pages
 from bardlet.server.routes import ROUTERS
 from bardlet.server.security import Sessions
 from bardlet.server.settings import ServerSettings
+from bardlet.server.validation import refusal_of
 
 log = logging.getLogger("bardlet")
 
@@ -91,31 +91,13 @@ async def on_refusal(request: Request, error: Exception) -> JSONResponse:
 
 async def on_user_error(request: Request, error: Exception) -> JSONResponse:
     """Return the response of an error that the user can fix, without paths of this machine."""
-    message = public_message(error, request.app.state.settings.folders)
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:  # the queue of the engine is full
-        request.app.state.metrics.refused("rate_limit_exceeded")
-        return error_response(429, message, type="rate_limit_error", code="rate_limit_exceeded",
-                              headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
-    return error_response(400, message)
+    return error_response(400, public_message(error, request.app.state.settings.folders))
 
 
 async def on_invalid_field(request: Request, error: Exception) -> JSONResponse:
     """Return the response of a body or a query that does not fit its schema: it names the first field."""
     assert isinstance(error, RequestValidationError)
-    message, param = first_error(error.errors())
-    request.app.state.metrics.refused("invalid_field")
-    return error_response(400, message, param=param)
-
-
-def first_error(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """Return a sentence about the first error of pydantic, and the field that it is about."""
-    error = errors[0]
-    param = ".".join(map(str, [part for part in error["loc"] if part not in ("body", "query", "path")]))[:200] or None
-    if error["type"] == "extra_forbidden":
-        return f"Unknown field '{param}'; GET /docs lists the fields.", param
-    reason = str(error["msg"]).removeprefix("Value error, ")[:500]
-    return (f"{param}: {reason}" if param else reason), param
+    return await on_refusal(request, refusal_of(error.errors()))
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import secrets
 import tempfile
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from starlette.responses import JSONResponse
+
+log = logging.getLogger("bardlet")
 
 INVALID = "invalid_request_error"
 """The `type` of an error that the client can fix."""
@@ -28,6 +33,16 @@ class Refusal(Exception):
         """Return the response of this refusal."""
         return error_response(self.status, str(self), type=self.type, param=self.param, code=self.code,
                               headers=self.headers)
+
+
+def internal_error(error: BaseException) -> Refusal:
+    """Log an internal error, and return a refusal that names its entry in the log and nothing else."""
+    number = secrets.token_hex(4)
+    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    log.error("internal error %s: %s: %s; report this traceback\n%s", number, type(error).__name__, escaped(error),
+              frames)
+    return Refusal(500, f"Internal error {number}; the log of the server has the details.", type="server_error",
+                   code="internal_error")
 
 
 def error_body(message: str, *, type: str = INVALID, param: str | None = None,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 import time
-import traceback
 from typing import Any
 
 from starlette.responses import Response
 
 from bardlet.server import files
-from bardlet.server.errors import Refusal, error_response, escaped
+from bardlet.server.errors import Refusal, error_response, escaped, internal_error
 from bardlet.server.limits import App, Message, Receive, Send
 from bardlet.server.metrics import Metrics
 from bardlet.server.security import HEADERS, Hosts, Origins, Scope, Sessions, check_key, check_query, header
@@ -169,7 +167,7 @@ class Guard:
             if exchange.too_slow:
                 self.metrics.refused("slow_reader")
                 return
-            await exchange.fail(internal_error(error), linger)
+            await exchange.fail(internal_error(error).response(), linger)
 
     def check(self, exchange: Exchange) -> Response | None:
         """Refuse a request that may not pass. Return the answer to a preflight request of an allowed page."""
@@ -217,13 +215,3 @@ def stopping() -> Response:
     """Return the response to a request that the end of the server cuts short."""
     return error_response(503, "The server is stopping; send the request again later.", type="server_error",
                           code="stopping")
-
-
-def internal_error(error: Exception) -> Response:
-    """Log an internal error, and return a response that names its entry in the log and nothing else."""
-    number = secrets.token_hex(4)
-    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-    log.error("internal error %s: %s: %s; report this traceback\n%s", number, type(error).__name__, escaped(error),
-              frames)
-    return error_response(500, f"Internal error {number}; the log of the server has the details.", type="server_error",
-                          code="internal_error")

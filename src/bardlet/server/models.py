@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bardlet.errors import BardletError, Unsupported, is_out_of_memory
 from bardlet.server import folders
-from bardlet.server.errors import Refusal, public_message
+from bardlet.server.errors import Refusal, internal_error, public_message
 from bardlet.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -229,9 +229,7 @@ class Models:
         if is_out_of_memory(error):
             return _later(f"{name}: not enough memory to load it now", "out_of_memory", 10)
         if not isinstance(error, BardletError):
-            log.error("internal error while loading %s", name, exc_info=error)
-            refusal = Refusal(500, f"internal error while loading {name}; the server's log has it", type="server_error")
-            return refusal
+            return internal_error(error)
         message = public_message(BardletError(str(error).replace(str(folder), name)), [str(folder)])
         if isinstance(error, Unsupported):
             return Refusal(400, message, param="model", code="model_not_supported")

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bardlet.errors import BardletError
-from bardlet.server.errors import Refusal, error_body, public_message
+from bardlet.server.errors import Refusal, error_body, internal_error, public_message
 
 log = logging.getLogger("bardlet")
 
@@ -127,8 +127,7 @@ class Answer(Response):
                 except BardletError as error:
                     await reply.refuse(Refusal(500, public_message(error), type="server_error"))
                 except Exception as error:
-                    log.error("internal error", exc_info=error)
-                    await reply.refuse(Refusal(500, "internal error; the server's log has it", type="server_error"))
+                    await reply.refuse(internal_error(error))
         except TimeoutError:
             if reply.started:
                 raise  # the client does not read: the connection is closed
