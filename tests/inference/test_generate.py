@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
 from bardlet.inference import decoders
-from bardlet.inference.generate import generate, stream
+from bardlet.inference.drawing import Sampling
+from bardlet.inference.generate import generate, generate_each, stream
 from bardlet.inference.readers import PagedReader
 from bardlet.inference.sampling import sample_next
 from bardlet.models import build
@@ -118,7 +119,7 @@ def decoding_error(model: Any, dtype: torch.dtype, rows: int) -> float:
     half = build(model.config).eval()
     half.load_state_dict(model.state_dict())
     reading, kind = (half.bfloat16(), None) if dtype == torch.bfloat16 else (model, dtype)
-    reader = PagedReader(reading, kind, rows)
+    reader = PagedReader(reading, decoders.decoder(reading, kind), rows)
     for _ in range(64 // rows):
         idx = torch.randint(V, (rows, 16), generator=generator)
         with torch.inference_mode():
@@ -249,3 +250,29 @@ def test_greedy_ids_match_the_uncached_model(model: Any, prompts: list[list[int]
             context.append(token)
             if len(context) > window:
                 context = context[-(window // 2) :]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_each_prompt_is_completed_as_it_would_be_alone(model: Any, threads: int, dtype: torch.dtype | None) -> None:
+    """With a few rows at a time, in one thread or two: the tokens of `generate`, until a stop id or its own limit."""
+    if dtype is not None and not hasattr(model, "new_cache"):
+        pytest.skip("lecture models have no int8")
+    torch.set_num_threads(threads)
+    prompts = [[i % V, (3 * i) % V, 7] for i in range(20)] + [[1] * 40]
+    limits, ended = [1 + i % 30 for i in range(21)], list[int]()
+    got = generate_each(model, prompts, limits, Sampling(temperature=1.5, top_k=9), seeds=range(21), rows=4,
+                        stop_ids=[2, 3], dtype=dtype, on_end=ended.append)
+    for i, (prompt, limit, ids) in enumerate(zip(prompts, limits, got, strict=True)):
+        [alone] = generate(model, [prompt], limit, temperature=1.5, top_k=9, seed=[i], stop_ids=[2, 3], dtype=dtype)
+        assert ids == alone
+    assert ended == list(range(1, 22))
+    assert generate_each(model, [], [], Sampling(), seeds=[], rows=4) == []
+
+
+def test_an_error_of_one_thread_is_raised(model: Any) -> None:
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(BardletError, match="not finite"):
+        generate_each(model, [[1], [2], [3]], [4, 4, 4], Sampling(), seeds=[1, 2, 3], rows=4)

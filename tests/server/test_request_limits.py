@@ -132,7 +132,8 @@ def test_a_bad_body_is_a_400_of_the_server(server: Running, body: bytes, kind: s
 
 
 def test_an_unknown_field_and_a_missing_one_are_named(server: Running) -> None:
-    for body, param, message in ((b'{"text": "a", "tex": 1}', "tex", "unknown field 'tex'"), (b"{}", "text", "text is missing"),
+    for body, param, message in ((b'{"text": "a", "tex": 1}', "tex", "unknown field 'tex'"),
+                                 (b"{}", "text", "text is missing"),
                                  (b'{"text": 1}', "text", "text: must be"), (b"", None, "the body must be")):
         answer = server.connect().send("POST /echo HTTP/1.1", AUTHORIZED, JSON, f"Content-Length: {len(body)}",
                                        "Connection: close", body=body).until_closed()

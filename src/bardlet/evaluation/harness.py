@@ -17,6 +17,7 @@ from typing import Any
 
 from bardlet.errors import BardletError, quoted
 from bardlet.evaluation import likelihood
+from bardlet.inference.drawing import Sampling
 from bardlet.inference.text_generation import prompt_ids
 from bardlet.run import hf, hub
 from bardlet.runtime import device as runtime_device
@@ -109,16 +110,16 @@ class Bardlet(LM):
             by_options.setdefault(repr(request.args[1]), []).append(number)
         for numbers in by_options.values():
             given = requests[numbers[0]].args[1]
-            options: dict[str, Any] = {}
+            sampling = None
             if given.get("do_sample"):
-                options = {"temperature": given.get("temperature", 1.0), "top_k": given.get("top_k"),
-                           "top_p": given.get("top_p"), "seed": 0}  # fmt: skip
+                sampling = Sampling(temperature=given.get("temperature", 1.0), top_k=given.get("top_k"),
+                                    top_p=given.get("top_p"))
             texts = [self.drop_unseen(requests[number].args[0]) for number in numbers]
             stop_ids = [] if self._tokenizer.eos_id is None else [self._tokenizer.eos_id]
             prompts = [prompt_ids(self._tokenizer, text) for text in texts]
             completions = likelihood.generate_answers(self.model, self._tokenizer, prompts,
                                                       given.get("max_gen_toks", TOKENS), dtype=self.dtype,
-                                                      stop_ids=stop_ids, **options)  # fmt: skip
+                                                      stop_ids=stop_ids, sampling=sampling)  # fmt: skip
             until = given.get("until") or []
             for number, text in zip(numbers, completions, strict=True):
                 for stop in [until] if isinstance(until, str) else until:

@@ -20,6 +20,8 @@ from bardlet.evaluation import tasks
 from bardlet.evaluation.metrics import rows_at_once
 from bardlet.evaluation.tasks import Record, Task
 from bardlet.inference import generate
+from bardlet.inference.drawing import Sampling
+from bardlet.inference.sampling import row_seeds
 from bardlet.inference.text_generation import prompt_ids
 from bardlet.models.base import LectureModel
 from bardlet.runtime.device import autocast
@@ -30,7 +32,7 @@ Progress = Callable[[int, int], object]
 """Called with (number done, total)."""
 NUMBER = re.compile(r"-?\$?\d(?:[\d,]*\d)?(?:\.\d+)?")
 ROWS = 32
-"""Answers generated per batch."""
+"""Answers generated at a time."""
 
 
 @dataclass(frozen=True)
@@ -148,26 +150,22 @@ def _last_log_probabilities(model: Any, batch: Sequence[Ids], counts: Sequence[i
 
 
 def generate_answers(model: Any, tokenizer: Tokenizer, prompts: Sequence[Ids], tokens: int, *, dtype: str = "fp32",
-                     progress: Progress | None = None, **options: Any) -> list[str]:  # fmt: skip
+                     progress: Progress | None = None, sampling: Sampling | None = None,
+                     stop_ids: Ids = ()) -> list[str]:  # fmt: skip
     """Return the completion of each prompt as text without special tokens; decoding is greedy by default.
 
     A completion has at most `tokens` tokens, or half of the window; prompts that leave too little room are truncated
-    on the left. options: see `generate.generate`.
+    on the left.
     """
     window = model.config.block_size
     tokens = min(tokens, max(1, window // 2))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    options = {"temperature": 0.0, **options, "dtype": torch.bfloat16 if dtype == "bf16" else None}
-    completions = [""] * len(prompts)
-    for first in range(0, len(order), ROWS):
-        batch = order[first : first + ROWS]
-        rows = [list(prompts[i])[-max(1, window - tokens) :] for i in batch]
-        for i, ids in zip(batch, generate.generate(model, rows, tokens, **options), strict=True):
-            with_text = (token for token in ids if token < tokenizer.vocab_size)  # without padding ids
-            completions[i] = tokenizer.decode(with_text, skip_special=True)
-        if progress is not None:
-            progress(first + len(batch), len(order))
-    return completions
+    rows = [list(ids)[-max(1, window - tokens) :] for ids in prompts]
+    completions = generate.generate_each(
+        model, rows, [tokens] * len(rows), sampling or Sampling(temperature=0.0), seeds=row_seeds(0, len(rows)),
+        rows=ROWS, stop_ids=stop_ids, dtype=torch.bfloat16 if dtype == "bf16" else None,
+        on_end=lambda done: progress(done, len(rows)) if progress else None)  # fmt: skip
+    # ids from vocab_size on are padding
+    return [tokenizer.decode([i for i in ids if i < tokenizer.vocab_size], skip_special=True) for ids in completions]
 
 
 def number_after(text: str, marker: str) -> str | None:

@@ -6,38 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from bardlet.data.chat_template import end_ids
 from bardlet.inference import generate
+from bardlet.inference.drawing import Sampling
 from bardlet.tokenizer import Tokenizer
 
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "seed": 0}
 """Sampling options for the samples on a model card."""
 
 ROWS = 32
-"""Answers generated per batch."""
+"""Answers generated at a time."""
 
 
 def generate_answers(model: Any, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], tokens: int | None = None, *,
-                     seed: int = 0, **options: Any) -> list[tuple[str, bool]]:  # fmt: skip
+                     seed: int = 0, dtype: torch.dtype | None = None, temperature: float = 0.0,
+                     **options: Any) -> list[tuple[str, bool]]:  # fmt: skip
     """Return (text, True if the answer ended with a stop token) for each prompt.
 
     Args:
         prompts: ids of conversations, (T,), up to where the answer begins.
         tokens: maximum length of an answer; None: whatever fits in the context window.
-        options: see `generate.stream`; decoding is greedy by default.
+        options: those of `Sampling`; decoding is greedy by default.
     """
-    stops = stop_ids(tokenizer)
     max_tokens = [tokens or max(1, model.config.block_size - len(ids)) for ids in prompts]
-    completions: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of one batch have similar lengths
-    options = {"temperature": 0.0, **options}
-    for first in range(0, len(order), ROWS):
-        batch = order[first : first + ROWS]
-        generated = generate.generate(model, [prompts[i].tolist() for i in batch], max(max_tokens[i] for i in batch),
-                                      seed=[seed + i for i in batch], stop_ids=stops, **options)
-        for i, ids in zip(batch, generated, strict=True):
-            completions[i] = ids[: max_tokens[i]]  # an answer does not depend on the batch it is in
+    completions = generate.generate_each(model, [ids.tolist() for ids in prompts], max_tokens,
+                                         Sampling(temperature=temperature, **options),
+                                         seeds=[seed + i for i in range(len(prompts))], rows=ROWS,
+                                         stop_ids=stop_ids(tokenizer), dtype=dtype)
     # ids above vocab_size pad the embedding table and have no text
     with_text = [[token for token in ids if token < tokenizer.vocab_size] for ids in completions]
     ends = end_ids(tokenizer)

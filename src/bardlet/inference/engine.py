@@ -161,7 +161,7 @@ class Engine:
             generate.check_dtype(module, dtype)
             pages *= self.max_rows  # none are used
         with torch.inference_mode():
-            model = EngineModel(module, readers.reader(module, dtype, pages), pages)
+            model = EngineModel(module, readers.reader(module, readers.new_decoder(module, dtype), pages), pages)
         with self.changed:
             self.models.append(model)
         return model

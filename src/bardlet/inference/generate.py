@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,8 +20,10 @@ from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import readers
+from bardlet.inference.drawing import Draws, Sampling, next_tokens
 from bardlet.inference.sampling import _Draws, draw, row_seeds
 from bardlet.models.layers import KVCache
+from bardlet.runtime import threads
 
 
 @contextmanager
@@ -79,6 +83,67 @@ def generate(
     return completions
 
 
+def generate_each(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: Sequence[int],
+    sampling: Sampling,
+    *,
+    seeds: Sequence[int],
+    rows: int,
+    stop_ids: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
+    on_end: Callable[[int], object] = lambda done: None,
+) -> list[list[int]]:
+    """Return the new ids of each prompt, as `generate` does, with up to `rows` prompts at a time.
+
+    A prompt starts as soon as there is room for it, so that short completions do not wait for long ones; on a CPU, each
+    of a few threads has its share of the prompts. Each prompt has its own max_new_tokens, at least 1, and its own seed.
+    `on_end` is called, in one thread at a time, with the number of completions that have ended.
+    """
+    check_dtype(model, dtype)
+    for prompt, tokens in zip(prompts, max_new_tokens, strict=True):
+        check(model, [prompt], tokens, sampling.temperature, sampling.top_k, sampling.top_p)
+    completions: list[list[int]] = [[] for _ in prompts]
+    ended, lock = 0, Lock()
+    model = as_dtype(model, dtype)
+    device, kind = next(model.parameters()).device, torch.int8 if dtype == torch.int8 else None
+    shares = threads.shares(range(len(prompts)), device)
+    with eval_mode(model), torch.inference_mode():
+        decoder = readers.new_decoder(model, kind)
+
+    @torch.inference_mode()
+    def run(share: Sequence[int]) -> None:
+        nonlocal ended
+        waiting, running = deque(share), dict[readers.Context, tuple[int, Draws]]()
+        places = min(len(share), max(1, rows // len(shares)))
+        longest = max(len(prompts[i]) + max_new_tokens[i] for i in share)
+        reader = readers.reader(model, decoder, places * readers.pages_for(longest, model.config.block_size))
+        while waiting or running:
+            while waiting and len(running) < places:
+                i = waiting.popleft()
+                running[reader.open(prompts[i])] = i, Draws(sampling, seeds[i])
+            contexts, logits_BV = reader.step(PROMPT_TOKENS)
+            if not contexts:
+                continue
+            check_finite(logits_BV)
+            for context, token in zip(contexts, next_tokens([running[c][1] for c in contexts], logits_BV), strict=True):
+                i = running[context][0]
+                completions[i].append(token.id)
+                if token.id not in stop_ids and len(completions[i]) < max_new_tokens[i]:
+                    reader.append(context, token.id)
+                    continue
+                reader.close(context)
+                del running[context]
+                with lock:
+                    ended += 1
+                    on_end(ended)
+
+    with eval_mode(model):
+        list(threads.run_in_threads(run, shares, device))
+    return completions
+
+
 @torch.inference_mode()
 def stream(
     model: Any,
@@ -108,14 +173,13 @@ def stream(
     """
     check(model, prompts, max_new_tokens, temperature, top_k, top_p)
     check_dtype(model, dtype)
-    int8 = dtype == torch.int8
-    if dtype not in (None, torch.int8, next(model.parameters()).dtype):
-        model = copy.deepcopy(model).to(dtype)
+    model = as_dtype(model, dtype)
     if not prompts or max_new_tokens == 0:
         return
     draws = None if temperature == 0 else _Draws(row_seeds(seed, len(prompts)))
     window, longest = model.config.block_size, max(map(len, prompts)) + max_new_tokens
-    reader = readers.reader(model, torch.int8 if int8 else None, len(prompts) * readers.pages_for(longest, window))
+    pages = len(prompts) * readers.pages_for(longest, window)
+    reader = readers.reader(model, readers.new_decoder(model, torch.int8 if dtype == torch.int8 else None), pages)
 
     def choose(logits_BV: Tensor, alive: list[int]) -> Tensor:
         if draws is None:
@@ -176,6 +240,13 @@ def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     length = [len(row) for row in rows]
     padded = [[*row, *[0] * (max(length) - len(row))] for row in rows]
     return torch.tensor(padded, device=device), torch.tensor(length, device=device)
+
+
+def as_dtype(model: Any, dtype: torch.dtype | None) -> Any:
+    """Return the model in `dtype`: a copy, unless it is that already, or is to be quantized (torch.int8)."""
+    if dtype in (None, torch.int8, next(model.parameters()).dtype):
+        return model
+    return copy.deepcopy(model).to(dtype)
 
 
 def check_dtype(model: Any, dtype: torch.dtype | None) -> None:

@@ -50,11 +50,10 @@ class PagedReader:
     positions stay within the trained range, at a constant average cost per token.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype | None, pages: int) -> None:
-        """dtype: of the decoder's weights; torch.int8 quantizes them, None: the model's own. pages: at least those of
-        all contexts that are open at the same time, see `pages_for`."""
-        self.window, self.device = model.config.block_size, next(model.parameters()).device
-        self.decoder = decoders.decoder(model, dtype)
+    def __init__(self, model: Any, decoder: Any, pages: int) -> None:
+        """decoder: see `new_decoder`. pages: at least those of all contexts that are open at the same time, see
+        `pages_for`."""
+        self.window, self.device, self.decoder = model.config.block_size, next(model.parameters()).device, decoder
         self.tree = PrefixTree(Pages(model.config, page_dtype(self.device, self.decoder.dtype), self.device, pages))
         self.contexts: list[Context] = []
         self._last: tuple[list[Context], PagedStep] | None = None
@@ -204,6 +203,14 @@ def pages_for(tokens: int, window: int) -> int:
     return -(-min(tokens, window) // PAGE)
 
 
-def reader(model: Any, dtype: torch.dtype | None, pages: int) -> Reader:
+def new_decoder(model: Any, dtype: torch.dtype | None) -> Any:
+    """Return a decoder for the readers of a model, which may share it; None for a model without a cache.
+
+    dtype: of the decoder's weights; torch.int8 quantizes them, None: the model's own.
+    """
+    return decoders.decoder(model, dtype) if hasattr(model, "new_cache") else None
+
+
+def reader(model: Any, decoder: Any, pages: int) -> Reader:
     """Return a reader for a model; see `PagedReader`. Call this, and use it, in `torch.inference_mode`."""
-    return PagedReader(model, dtype, pages) if hasattr(model, "new_cache") else WindowReader(model)
+    return WindowReader(model) if decoder is None else PagedReader(model, decoder, pages)

@@ -16,6 +16,12 @@ THREADS = 4
 """The default maximum number of threads: Python itself runs in one thread at a time."""
 
 
+def shares(items: Sequence[Item], device: torch.device) -> list[Sequence[Item]]:
+    """Return the items in as many equal shares as `run_in_threads` has threads, dealt out in turn; none is empty."""
+    workers = min(len(items), torch.get_num_threads(), THREADS) if device.type == "cpu" else min(1, len(items))
+    return [items[first::workers] for first in range(workers)]
+
+
 def run_in_threads(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device,
                    max_threads: int = THREADS) -> Generator[Result, None, None]:
     """Yield work(item) for each item, in order; on a CPU, in up to `max_threads` threads that share the cores.

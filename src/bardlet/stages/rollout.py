@@ -20,7 +20,8 @@ from bardlet.data.prompts import Prompts
 from bardlet.evaluation import metrics
 from bardlet.inference import answers as inference_answers
 from bardlet.inference import generate
-from bardlet.runtime import compiler, threads
+from bardlet.inference.drawing import Sampling
+from bardlet.runtime import compiler
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
 from bardlet.stages.rewards import Completion
@@ -29,7 +30,7 @@ from bardlet.training import logprobs
 from bardlet.training.losses import IGNORE
 
 MAX_ROWS, MAX_CACHE_BYTES = 64, 2**31
-"""Completions sampled in one batch, at most, and the size of their KV cache."""
+"""Completions sampled at a time, at most, and the size of their keys and values."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +66,22 @@ def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, indices:
     """
     rows = [prompts.ids[i] for i in indices]
     own_rows = range(len(rows))[dist.rows(len(rows))] if len(rows) % dist.world == 0 else range(len(rows))
-    order = sorted(own_rows, key=lambda i: len(rows[i]))  # similar lengths in a batch need little padding
-    size = rows_at_once(policy.config, max(map(len, rows)) + config.answer_tokens)
-    batches = [order[first : first + size] for first in range(0, len(order), size)]
-    stops = inference_answers.stop_ids(tokenizer)
-
-    def sample(batch: Sequence[int]) -> list[list[int]]:
-        return generate.generate(policy, [rows[i].tolist() for i in batch], config.answer_tokens, stop_ids=stops,
-                                 temperature=temperature, seed=[seeds[i] for i in batch])  # fmt: skip
-
     width = max(map(len, rows)) + config.answer_tokens
+    with compiler.eager(policy):
+        completions = generate.generate_each(
+            policy, [rows[i].tolist() for i in own_rows], [config.answer_tokens] * len(own_rows),
+            Sampling(temperature=temperature), seeds=[seeds[i] for i in own_rows],
+            rows=rows_at_once(policy.config, width), stop_ids=inference_answers.stop_ids(tokenizer))
     tokens_AT = torch.full((len(rows), width), -1, dtype=torch.int64)  # -1: not a completion token
-    with generate.eval_mode(policy), compiler.eager(policy):
-        for batch, completions in zip(batches, threads.run_in_threads(sample, batches, dist.device), strict=True):
-            for i, ids in zip(batch, completions, strict=True):
-                tokens_AT[i, len(rows[i]) : len(rows[i]) + len(ids)] = torch.tensor(ids)
+    for i, ids in zip(own_rows, completions, strict=True):
+        tokens_AT[i, len(rows[i]) : len(rows[i]) + len(ids)] = torch.tensor(ids)
     if len(own_rows) < len(rows):
         tokens_AT = (dist.sum((tokens_AT + 1).to(dist.device)) - 1).cpu()
     return _rollout([prompts.questions[i] for i in indices], rows, tokens_AT, tokenizer)
 
 
 def rows_at_once(shape: ModelConfig, length: int) -> int:
-    """Return the number of rows of up to `length` tokens per batch whose KV cache fits into MAX_CACHE_BYTES."""
+    """Return the number of rows of up to `length` tokens whose keys and values fit into MAX_CACHE_BYTES."""
     row = 4 * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * min(length, shape.block_size)  # float32, k and v
     return max(1, min(MAX_ROWS, MAX_CACHE_BYTES // row))
 
