@@ -77,8 +77,8 @@ def test_the_seed_decides_and_the_global_generator_is_untouched(model: Any) -> N
 def test_rows_end_with_their_first_stop_id(model: Any) -> None:
     free = generate(model, [[1], [2], [3]], 40, seed=0)
     stop = free[0][7]
-    steps: list[list[int | None]] = []
-    got = generate(model, [[1], [2], [3]], 40, seed=0, stop_ids=[stop], on_token=steps.append)
+    got = generate(model, [[1], [2], [3]], 40, seed=0, stop_ids=[stop])
+    steps = list(stream(model, [[1], [2], [3]], 40, seed=0, stop_ids=[stop]))
     for row, unstopped in zip(got, free, strict=True):
         assert row == (unstopped[: unstopped.index(stop) + 1] if stop in unstopped else unstopped)
     assert len(got[0]) <= 8

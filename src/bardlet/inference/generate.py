@@ -66,21 +66,20 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    on_token: Callable[[list[int | None]], None] | None = None,
-    **options: Any,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
 ) -> list[list[int]]:
     """Return the new ids of each prompt, up to max_new_tokens or to its first id in stop_ids, which is kept.
 
-    `on_token` is called with each step's ids, None for a finished row. options: see `stream`.
+    The arguments are those of `stream`, which draws the same ids.
     """
-    completions: list[list[int]] = [[] for _ in prompts]
-    for ids in stream(model, prompts, max_new_tokens, **options):
-        for row, token in zip(completions, ids, strict=True):
-            if token is not None:
-                row.append(token)
-        if on_token is not None:
-            on_token(ids)
-    return completions
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    return generate_each(model, prompts, [max_new_tokens] * len(prompts), sampling, stop_ids=stop_ids, dtype=dtype,
+                         seeds=row_seeds(seed, len(prompts)), rows=max(1, len(prompts)))
 
 
 def generate_each(
@@ -98,50 +97,60 @@ def generate_each(
     """Return the new ids of each prompt, as `generate` does, with up to `rows` prompts at a time.
 
     A prompt starts as soon as there is room for it, so that short completions do not wait for long ones; on a CPU, each
-    of a few threads has its share of the prompts. Each prompt has its own max_new_tokens, at least 1, and its own seed.
+    of a few threads has its share of the prompts. Each prompt has its own max_new_tokens and its own seed.
     `on_end` is called, in one thread at a time, with the number of completions that have ended.
     """
     check_dtype(model, dtype)
-    for prompt, tokens in zip(prompts, max_new_tokens, strict=True):
-        check(model, [prompt], tokens, sampling.temperature, sampling.top_k, sampling.top_p)
+    check(model, prompts, min(max_new_tokens, default=0), sampling.temperature, sampling.top_k, sampling.top_p)
     completions: list[list[int]] = [[] for _ in prompts]
     ended, lock = 0, Lock()
     model = as_dtype(model, dtype)
     device, kind = next(model.parameters()).device, torch.int8 if dtype == torch.int8 else None
-    shares = threads.shares(range(len(prompts)), device)
-    with eval_mode(model), torch.inference_mode():
-        decoder = readers.new_decoder(model, kind)
+    shares = threads.shares([i for i, tokens in enumerate(max_new_tokens) if tokens], device)
+
+    def keep(i: int, token: int) -> bool:
+        """Keep a token of prompt i; return True if more follow."""
+        nonlocal ended
+        completions[i].append(token)
+        if token not in stop_ids and len(completions[i]) < max_new_tokens[i]:
+            return True
+        with lock:
+            ended += 1
+            on_end(ended)
+        return False
 
     @torch.inference_mode()
     def run(share: Sequence[int]) -> None:
-        nonlocal ended
-        waiting, running = deque(share), dict[readers.Context, tuple[int, Draws]]()
         places = min(len(share), max(1, rows // len(shares)))
         longest = max(len(prompts[i]) + max_new_tokens[i] for i in share)
         reader = readers.reader(model, decoder, places * readers.pages_for(longest, model.config.block_size))
-        while waiting or running:
-            while waiting and len(running) < places:
-                i = waiting.popleft()
-                running[reader.open(prompts[i])] = i, Draws(sampling, seeds[i])
-            contexts, logits_BV = reader.step(PROMPT_TOKENS)
-            if not contexts:
-                continue
-            check_finite(logits_BV)
-            for context, token in zip(contexts, next_tokens([running[c][1] for c in contexts], logits_BV), strict=True):
-                i = running[context][0]
-                completions[i].append(token.id)
-                if token.id not in stop_ids and len(completions[i]) < max_new_tokens[i]:
-                    reader.append(context, token.id)
-                    continue
-                reader.close(context)
-                del running[context]
-                with lock:
-                    ended += 1
-                    on_end(ended)
+        _complete(reader, [(i, prompts[i], Draws(sampling, seeds[i])) for i in share], places, keep)
 
     with eval_mode(model):
+        with torch.inference_mode():
+            decoder = readers.new_decoder(model, kind)
         list(threads.run_in_threads(run, shares, device))
     return completions
+
+
+def _complete(reader: readers.Reader, prompts: Sequence[tuple[int, Sequence[int], Draws]], places: int,
+              keep: Callable[[int, int], bool]) -> None:  # fmt: skip
+    """Complete prompts, up to `places` at a time. keep: see `generate_each`."""
+    waiting, running = deque(prompts), dict[readers.Context, tuple[int, Draws]]()
+    while waiting or running:
+        while waiting and len(running) < places:
+            i, prompt, draws = waiting.popleft()
+            running[reader.open(prompt)] = i, draws
+        contexts, logits_BV = reader.step(PROMPT_TOKENS)
+        if not contexts:
+            continue
+        check_finite(logits_BV)
+        for context, token in zip(contexts, next_tokens([running[c][1] for c in contexts], logits_BV), strict=True):
+            if keep(running[context][0], token.id):
+                reader.append(context, token.id)
+            else:
+                reader.close(context)
+                del running[context]
 
 
 @torch.inference_mode()
