@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, Browser
 from live_server import HANGS, KEY, Live, environment, live
-from server.small_server import write
 
+from bardlet import models
+from bardlet.config.model import ModelConfig
+from bardlet.run import hf
 from bardlet.tokenizer import train_char
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
@@ -31,6 +33,7 @@ HOSTILE = "<img src=x onerror=alert(1)>\x1b]0;owned\x07\x1b[31m\u202edlrow"
 """HTML, escape sequences of a terminal, and a character that turns the text around."""
 PROMPT = "</script><script>alert(1)</script>" + HOSTILE + "\n\r\t\x9b31m\u2028data: [DONE]\n\n"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+SHAPE = {"block_size": 128, "n_layer": 2, "n_head": 2, "n_kv_head": 2, "n_embd": 64, "head_dim": 32, "n_inner": 128}
 AUTHORIZED, JSON = f"Authorization: Bearer {KEY}", "Content-Type: application/json"
 
 
@@ -39,8 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two models: one whose name and tokens are hostile, and one without."""
     root = tmp_path_factory.mktemp("models")
     tokenizer = train_char(sorted(set(PROMPT)), separator=False)
-    write(root / HOSTILE, tokenizer)
-    write(root / "plain", tokenizer)
+    for name in (HOSTILE, "plain"):
+        (root / name).mkdir()
+        model = models.build(ModelConfig("qwen3", activation="silu", vocab_size=tokenizer.vocab_size, **SHAPE))
+        hf.write_folder(root / name, model, tokenizer)
+        hf.write_weights(root / name, model.hf_state_dict())
     return root
 
 

@@ -17,6 +17,7 @@ from bardlet.errors import BardletError
 from bardlet.inference import readers
 from bardlet.inference.decoders.pages import PAGE
 from bardlet.inference.decoders.prefix import PrefixTree, common
+from bardlet.inference.drawing import with_logprobs
 from bardlet.inference.engine import Busy, Engine, EngineModel, Reason, Request, Sampling, Token
 from bardlet.inference.generate import generate
 from bardlet.models import build
@@ -132,6 +133,16 @@ def test_neighbors_do_not_change_a_sequence(engine: Engine, name: str, dtype: to
         if not (s.presence_penalty or s.logit_bias):
             assert want.ids == generate(module, [each.prompt], each.max_tokens, temperature=s.temperature,
                                         top_k=s.top_k, top_p=s.top_p, seed=[each.seed], dtype=kind)[0]
+
+
+def test_neighbors_that_ask_for_more_log_probabilities_do_not_change_ties() -> None:
+    """In bf16, many logits of a row are equal: which of them are among the likeliest is up to topk."""
+    logits_BV = torch.randn(30, 40, generator=torch.Generator().manual_seed(0)).round().bfloat16()
+    options = [Sampling(top_logprobs=(None, 0, 3, 20, 99)[row % 5]) for row in range(30)]
+    together = with_logprobs([1] * 30, logits_BV, options)
+    for row, each in enumerate(options):
+        assert with_logprobs([1], logits_BV[row : row + 1], [each]) == [together[row]]
+        assert len(together[row].top) == min(each.top_logprobs or 0, 40)
 
 
 def test_a_model_without_a_cache(engine: Engine) -> None:
