@@ -121,6 +121,17 @@ async def read(reader: asyncio.StreamReader, events: int | None = None) -> Reply
     return reply
 
 
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the connection ends, orderly or not."""
+    data = b""
+    try:
+        while part := await reader.read(65_536):
+            data += part
+    except ConnectionError:
+        pass
+    return data
+
+
 def leave(writer: asyncio.StreamWriter, how: str) -> None:
     """Leave a connection: by "close", by "reset", or by "half-close", which says that no further request comes."""
     if how == "half-close":

@@ -11,12 +11,8 @@ import hashlib
 import json
 import os
 import random
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from inference.test_engine import Recorder
-from live_server import HANGS, KEY, Live, Reply, leave, live, read
+from live_server import HANGS, Live, Reply, leave, live, read, rest
 
 import bardlet as api
 from bardlet.inference.drawing import Sampling
@@ -279,8 +275,8 @@ def test_kill_in_the_middle_of_20_streams(run: Path, text: Path, tmp_path: Path)
                 if begun == len(jobs):
                     server.process.kill()
                 async with asyncio.timeout(HANGS):
-                    rest = await read_rest(reader)
-            return Reply(whole=b"[DONE]" in rest or rest.endswith(b"0\r\n\r\n"))
+                    end = await rest(reader)
+            return Reply(whole=b"[DONE]" in end or end.endswith(b"0\r\n\r\n"))
 
         return await asyncio.gather(*(stream(job) for job in jobs))
 
@@ -294,14 +290,3 @@ def test_kill_in_the_middle_of_20_streams(run: Path, text: Path, tmp_path: Path)
         assert [one(server, job).text for job in jobs] == texts
     assert digests(run.parent) == before
     print(f"\n{len(replies)} of {len(jobs)} streams ended with an error; {len(before)} files unchanged")
-
-
-async def read_rest(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the connection ends, orderly or not."""
-    data = b""
-    try:
-        while part := await reader.read(65_536):
-            data += part
-    except ConnectionError:
-        pass
-    return data

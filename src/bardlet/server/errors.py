@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -13,6 +14,14 @@ from starlette.responses import JSONResponse
 
 INVALID = "invalid_request_error"
 """The `type` of an error that the client can fix."""
+
+
+class Error(JSONResponse):
+    """JSON in ASCII: a terminal that shows an error sees no control character of a client's text."""
+
+    def render(self, content: Any) -> bytes:
+        """See `JSONResponse`."""
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 class Refusal(Exception):
@@ -39,7 +48,7 @@ def error_body(message: str, *, type: str = INVALID, param: str | None = None,
 def error_response(status: int, message: str, *, type: str = INVALID, param: str | None = None,
                    code: str | None = None, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return the response of a refusal."""
-    return JSONResponse(error_body(message, type=type, param=param, code=code), status, dict(headers or {}))
+    return Error(error_body(message, type=type, param=param, code=code), status, dict(headers or {}))
 
 
 def sendable(text: str | None) -> Any:
