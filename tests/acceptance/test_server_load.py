@@ -7,12 +7,15 @@ leave (default: 500).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +24,16 @@ from typing import Any
 import pytest
 import torch
 from inference.test_engine import Recorder
-from live_server import HANGS, Live, Reply, leave, live, read, rest
+from live_server import HANGS, KEY, Live, Reply, leave, live, read, rest
 
 import bardlet as api
 from bardlet.inference.drawing import Sampling
-from bardlet.inference.engine import Engine, Request
+from bardlet.inference.engine import Engine, EngineModel, Request
 from bardlet.inference.sampling import row_seeds
+from bardlet.server import protocol
+from bardlet.server.app import create_app
+from bardlet.server.models import Models
+from bardlet.server.settings import ServerSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals and limits")
 REQUESTS = int(os.environ.get("BARDLET_REQUESTS", "1000"))
@@ -248,6 +255,75 @@ def test_500_disconnects(run: Path, text: Path, tmp_path: Path) -> None:
         assert (tmp_path / "log").read_text() == ""
     print(f"\n{left} clients left; {checked} answers to clients that stayed, all equal")
     assert left >= LEAVES and checked
+
+
+class Counting(Engine):
+    """An engine that counts its steps, and notes the number at which each sequence ended."""
+
+    steps = 0
+
+    def __init__(self, **options: Any) -> None:
+        self.ended = list[int]()
+        super().__init__(**options)
+
+    def _guarded_step(self, model: EngineModel) -> None:
+        self.steps += 1
+        super()._guarded_step(model)
+
+    def _end(self, handle: Any, reason: Any, *args: Any, **options: Any) -> None:
+        super()._end(handle, reason, *args, **options)
+        if reason == "cancelled":
+            self.ended.append(self.steps)
+
+
+def test_a_slot_is_free_within_two_steps(run: Path) -> None:
+    """Steps between the moment when a client leaves and the end of its sequence, for 100 of each kind, one by one.
+
+    The server is in this process, so that the steps can be counted. A client's way to leave takes a while itself
+    (its kernel, the event loop), in which another step may pass: hence the median.
+    """
+    engine = Counting(max_rows=8)
+    settings = ServerSettings(folders=(str(run),), api_key=KEY, memory_gb=4.0, max_rows=8)
+    app, started = create_app(settings, Models([str(run)], settings, engine)), threading.Event()
+    with protocol.bind("127.0.0.1", 0) as listener:
+        running = protocol.make_server(app, settings, app.state.traffic.stop, started.set)
+        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
+        thread.start()
+        assert started.wait(HANGS)
+        server: Any = Live(None, listener.getsockname()[1], Path())  # type: ignore[arg-type]
+        try:
+            taken = asyncio.run(leave_and_count(server, engine))
+        finally:
+            running.should_exit = True
+            thread.join(HANGS)
+    for kind, steps in taken.items():
+        print(f"\n{kind}: " + ", ".join(f"{n} steps {steps.count(n)}" for n in sorted(set(steps))), end="")
+    assert all(statistics.median(steps) <= 2 for steps in taken.values())
+
+
+async def leave_and_count(server: Live, engine: Counting) -> dict[str, list[int]]:
+    """Return the steps that sequences took to end after their client left, by the kind of request and of leaving."""
+    chance, taken = random.Random(2), dict[str, list[int]]()
+    endless = completion("the ", 1, 1_000_000, stream=True)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):  # the engine goes on with others
+            reader, _ = await stack.enter_async_context(server.posted(endless))
+            await reader.readuntil(b"data: {")
+        for number in range(100):
+            for kind in ("close", "reset", "half-close"):
+                stream = number % 2 == 0
+                before = len(engine.ended)
+                async with server.posted({**endless, "stream": stream}) as (reader, writer):
+                    while engine.running < 4:
+                        await asyncio.sleep(0.001)
+                    await asyncio.sleep(chance.random() * 0.02)
+                    at = engine.steps
+                    leave(writer, kind)
+                    while len(engine.ended) == before:
+                        await asyncio.sleep(0.001)
+                taken.setdefault(f"{'streaming' if stream else 'not streaming'}, {kind}", []).append(
+                    engine.ended[-1] - at)
+    return taken
 
 
 # ---------------------------------------------------------------- the end of the server
