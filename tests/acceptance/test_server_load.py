@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import random
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -366,3 +368,172 @@ def test_kill_in_the_middle_of_20_streams(run: Path, text: Path, tmp_path: Path)
         assert [one(server, job).text for job in jobs] == texts
     assert digests(run.parent) == before
     print(f"\n{len(replies)} of {len(jobs)} streams ended with an error; {len(before)} files unchanged")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_overload() -> None:
+    """20 seconds of `benchmarks/serving.py --overload`: 429 and nothing else, a bounded queue, and flat memory."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "serving.py"
+    done = subprocess.run([sys.executable, script, "--overload", "0.34", "--shape", "tiny"], capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{figures}")
+    assert figures["statuses"].keys() == {"200", "429"}
+    assert figures["retry_after_s"][0] >= 1 and figures["retry_after_s"][1] <= 60
+    assert figures["longest_queue"] <= figures["waiting"] and figures["most_rows"] == figures["rows"]
+    assert figures["mb_end"] - figures["mb_start"] < 50
+
+
+# ---------------------------------------------------------------- everything else
+
+
+def test_200_requests_with_the_same_long_prompt(run: Path, text: Path, tmp_path: Path) -> None:
+    """The beginning is read once: nearly all of them find it in the cache; the texts are those of each alone."""
+    prompt = text.read_text(encoding="utf-8")[:WINDOW]
+    jobs = [completion(prompt, seed, 20) for seed in range(200)]
+    texts = generated(run, "fp32", jobs)
+
+    async def together(server: Live) -> list[Reply]:
+        return await asyncio.gather(*(server.ask(job) for job in jobs))
+
+    with live([run], tmp_path / "log") as server:
+        replies = asyncio.run(together(server))
+        assert [reply.text for reply in replies] == texts
+        cached = [reply.value["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
+        assert sum(number > WINDOW // 2 for number in cached) >= 150
+
+
+def test_a_prompt_of_a_megabyte(run: Path, text: Path, tmp_path: Path) -> None:
+    """The model reads its end; others are served meanwhile."""
+    long = (text.read_text(encoding="utf-8") * 200)[: 2**20]
+    jobs = [completion(long, 3), completion("the ", 4)]
+    texts = generated(run, "fp32", jobs)
+
+    async def together(server: Live) -> list[Reply]:
+        return await asyncio.gather(*(server.ask(job) for job in jobs * 4))
+
+    with live([run], tmp_path / "log") as server:
+        assert [reply.text for reply in asyncio.run(together(server))] == texts * 4
+
+
+def test_a_slow_reader_of_eight_choices(run: Path, tmp_path: Path) -> None:
+    """It gets all its texts in the end, those of `n` seeds, and nobody waits for it."""
+    body = completion("the ", 5, 3000, n=8, stream=True)
+
+    async def slowly(server: Live) -> Reply:
+        async with server.posted(body) as (reader, _):
+            await asyncio.sleep(1)
+            quick = await server.ask(completion("the ", 6))
+            assert quick.whole
+            return await read(reader)
+
+    with live([run], tmp_path / "log") as server:
+        reply = asyncio.run(slowly(server))
+        assert reply.whole
+        texts = ["".join(choice["text"] for event in reply.events for choice in event["choices"]
+                         if choice["index"] == index) for index in range(8)]
+        whole = asyncio.run(server.ask({**body, "stream": False}))
+    assert [choice["text"] for choice in whole.value["choices"]] == texts
+    assert [len(text) for text in texts] == [3000] * 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_streams_and_the_queue(number: signal.Signals, run: Path, tmp_path: Path) -> None:
+    """Streams end with an error event and without [DONE], those that wait get a 503; the process ends at once."""
+
+    async def everybody(server: Live) -> list[Reply]:
+        body = completion("the ", 1, 1_000_000)
+        tasks = [asyncio.create_task(server.ask({**body, "stream": i % 2 == 0})) for i in range(20)]
+        while (server.metric("sequences_running"), server.metric("sequences_waiting")) != (4, 16):
+            await asyncio.sleep(0.05)
+        server.process.send_signal(number)
+        return await asyncio.gather(*tasks)
+
+    with live([run], tmp_path / "log", "--max-rows", "4") as server:
+        replies = asyncio.run(everybody(server))
+        assert server.process.wait(HANGS) == 128 + number
+    for reply in replies:
+        if reply.value is not None:
+            assert (reply.status, reply.value["error"]["code"]) == (503, "stopping")
+        else:
+            assert not reply.whole and "error" in reply.events[-1]
+    assert (tmp_path / "log").read_text().strip() == "bardlet: interrupted"
+
+
+def test_a_folder_that_goes_or_changes(run: Path, text: Path, tmp_path: Path) -> None:
+    """A model that is served answers while its folder is deleted; a new one of that name is served anew."""
+    folder, other = tmp_path / "runs" / "tiny", train(text, tmp_path / "other", "--seed", "7")
+    shutil.copytree(run, folder)
+    job = completion("the ", 9)
+    first, second = generated(run, "fp32", [job]) + generated(other, "fp32", [job])
+    assert first != second
+
+    async def deleted(server: Live) -> str:
+        async with server.posted({**job, "max_tokens": 3000, "stream": True}) as (reader, _):
+            await reader.readuntil(b"data: {")
+            shutil.rmtree(folder)
+            end = await rest(reader)
+        assert b"data: [DONE]" in end
+        gone = await server.ask(job)
+        return f"{gone.status} {gone.value['error']['code']}"
+
+    with live([tmp_path / "runs"], tmp_path / "log") as server:
+        assert one(server, job).text == first
+        assert asyncio.run(deleted(server)) == "404 model_not_found"
+        shutil.copytree(other, folder)
+        assert one(server, job).text == second
+        for source, want in ((run, first), (other, second)):  # replaced while it is loaded
+            shutil.copytree(source, tmp_path / "new")
+            folder.rename(tmp_path / f"old-{want == first}")
+            (tmp_path / "new").rename(folder)
+            assert one(server, job).text == want
+
+
+def test_a_run_in_training_serves_its_newest_checkpoint(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "tiny"
+    job = completion("the ", 9, 60, temperature=0.0)
+    command = [sys.executable, "-m", "bardlet", "train", text, "--out", out, *MODEL, "--steps", "100000",
+               "--save-every", "50"]
+    training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not list(out.glob("checkpoints/step-*/manifest.json")):
+            assert training.poll() is None
+            time.sleep(0.1)
+        with live([tmp_path / "runs"], tmp_path / "log") as server:
+            texts = set[str]()
+            while len(texts) < 3:
+                texts.add(one(server, job).text)
+                time.sleep(0.2)
+    finally:
+        training.kill()
+        training.wait()
+
+
+def test_two_models_in_the_memory_of_one(run: Path, text: Path, tmp_path: Path) -> None:
+    """They take turns: a 503 with Retry-After while the other one is in use, never another status or text."""
+    for name in ("tiny", "other"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    job = completion("the ", 9)
+    [text_of_job] = generated(run, "fp32", [job])
+    statuses = set[int]()
+
+    async def client(server: Live, name: str) -> None:
+        got = 0
+        while got < 20:
+            reply = await server.ask({**job, "model": name})
+            statuses.add(reply.status)
+            if reply.status == 503:
+                assert int(reply.headers["retry-after"]) >= 1
+                await asyncio.sleep(0.02)
+            else:
+                assert reply.text == text_of_job
+                got += 1
+
+    async def both(server: Live) -> None:
+        await asyncio.gather(*(client(server, name) for name in ("tiny", "other")))
+
+    with live([tmp_path / "runs"], tmp_path / "log", "--memory", "0.004") as server:
+        asyncio.run(both(server))
+    assert statuses <= {200, 503}
