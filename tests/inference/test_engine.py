@@ -207,6 +207,18 @@ def test_shared_beginnings_are_read_once(engine: Engine, monkeypatch: pytest.Mon
     assert sum(read) == 52 + 7
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_cached_tokens_are_those_of_the_prompt(engine: Engine, scored: bool) -> None:
+    """Also after the window was full, and the sequence started again with its own last tokens."""
+    model, recorders = engine.add(random_model("qwen3"), None, 2**24), [Recorder(), Recorder()]
+    prompt = list(range(60)) + list(range(40))
+    [first] = engine.submit(model, [(request(prompt, 200, prompt_logprobs=scored), recorders[0])])
+    recorders[0].wait()
+    [second] = engine.submit(model, [(request(prompt, 200, prompt_logprobs=scored), recorders[1])])
+    recorders[1].wait()
+    assert (first.cached_tokens, second.cached_tokens) == (0, 0 if scored else len(prompt) - 1)
+
+
 def test_pages_are_given_back(engine: Engine) -> None:
     """With room for two sequences: many run, one after the other; the tree never holds more pages than there are."""
     model = engine.add(random_model("qwen3"), None, 0)
