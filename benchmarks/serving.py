@@ -14,8 +14,9 @@ and number of clients to results/serving.jsonl.
     python benchmarks/serving.py --overload MINUTES [--shape 11m] [--dtype fp32] [--save]
 
 asks a bardlet with 32 rows and 64 places in the queue for ten times more than that: 640 clients send one request after
-the other, and a half of them comes back at once after a 429, without the time of its Retry-After. It prints the tokens
-per second of windows of 10 seconds beside those of 32 clients before, the statuses, the longest queue, and the memory.
+the other, and half of them (--impatient) come back at once after a 429, whatever its Retry-After says. It prints the
+tokens per second of windows of 10 seconds beside those of 32 clients before, the statuses, the longest queue, and the
+memory.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--transformers", type=Path, help="a folder with the packages of transformers[serving]")
     parser.add_argument("--overload", type=float, metavar="MINUTES", help="measure bardlet under overload instead")
+    parser.add_argument("--impatient", type=float, default=0.5, metavar="SHARE",
+                        help="share of the clients that come back at once after a 429, under overload")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "int8"), default="fp32", help="of bardlet")
     parser.add_argument("--save", action="store_true", help="append the lines to the results")
     options = parser.parse_args()
@@ -238,7 +241,8 @@ class Flood:
     most_rows: float = 0.0
 
 
-async def flood(server: Server, folder: Path, clients: int, seconds: float) -> tuple[Flood, dict[str, float]]:
+async def flood(server: Server, folder: Path, clients: int, seconds: float,
+                impatient: float = 0.0) -> tuple[Flood, dict[str, float]]:
     """Let clients ask until the time is over; return what they saw, and the CPU and memory of both sides."""
     seen, start = Flood(), time.perf_counter()
     until, busy, served = start + seconds, time.process_time(), server.seconds()
@@ -273,7 +277,7 @@ async def flood(server: Server, folder: Path, clients: int, seconds: float) -> t
         chance = random.Random(number)
         await asyncio.sleep(chance.random() * min(1.0, seconds / 10))
         while time.perf_counter() < until:
-            await one(chance, patient=number % 2 == 0)
+            await one(chance, patient=number >= impatient * clients)
 
     async def watch() -> None:
         while time.perf_counter() < until:
@@ -294,9 +298,10 @@ def overload(shape: str, folder: Path, args: argparse.Namespace) -> None:
     with server("bardlet", folder, args, "--max-rows", str(ROWS), "--max-waiting", str(WAITING)) as running:
         before, _ = asyncio.run(flood(running, folder, ROWS, min(3 * WINDOW_S, max(2 * WINDOW_S, seconds / 4))))
         peak = max(rates(before))
-        seen, figures = asyncio.run(flood(running, folder, CLIENTS, seconds))
+        seen, figures = asyncio.run(flood(running, folder, CLIENTS, seconds, args.impatient))
     during = rates(seen)
     line = {"shape": shape, "dtype": args.dtype, "overload_minutes": args.overload, "clients": CLIENTS,
+            "impatient": args.impatient,
             "rows": ROWS, "waiting": WAITING, "new_tokens": TOKENS, "peak_tokens_per_second": peak,
             "tokens_per_second": statistics.median(during), "slowest_window": min(during),
             "of_peak": statistics.median(during) / peak, "statuses": dict(sorted(seen.statuses.items())),

@@ -6,13 +6,16 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from serving import KEY, Running, running
 
+from bardlet.inference.engine import Busy
 from bardlet.server import limits as server_limits
 from bardlet.server import protocol
+from bardlet.server.app import full_queue
 from bardlet.server.errors import Refusal
 from bardlet.server.guard import ClientTooSlow, Exchange
 from bardlet.server.limits import DEPTH, Bodies, Disconnected, check_json
@@ -95,6 +98,33 @@ def test_nothing_is_buffered_beyond_the_limit() -> None:
     with pytest.raises(Refusal, match="5,000 bytes"):
         asyncio.run(read())
     assert received == 6000
+
+
+def test_a_full_queue_is_said_before_the_body_is_checked_and_50_times_a_second(monkeypatch: Any) -> None:
+    waits = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"not JSON", "more_body": False}
+
+    monkeypatch.setattr("bardlet.server.limits.asyncio.sleep", sleep)
+    models: Any = SimpleNamespace(is_full=lambda: True, engine=SimpleNamespace(busy=lambda: Busy("full", 7)))
+    bodies = Bodies(None, Limits(), lambda: full_queue(models))  # type: ignore[arg-type]
+
+    def ask(path: str) -> Refusal:
+        with pytest.raises(Refusal) as refusal:
+            asyncio.run(bodies({"type": "http", "headers": [], "method": "POST", "path": path}, receive, None))  # type: ignore[arg-type]
+        return refusal.value
+
+    for _ in range(100):
+        refusal = ask("/v1/completions")
+        assert (refusal.status, refusal.headers) == (429, {"Retry-After": "7"})
+    assert waits[0] == 0 and 0 < max(waits) <= 99 / 50 and len(waits) == 100
+    assert ask("/tokenize").status == 400 and len(waits) == 100
+    models.is_full = lambda: False
+    assert ask("/v1/completions").status == 400
 
 
 # ---------------------------------------------------------------- form

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -37,6 +38,13 @@ class Refusal(Exception):
         """Return the response of this refusal."""
         return error_response(self.status, str(self), type=self.type, param=self.param, code=self.code,
                               headers=self.headers)
+
+
+def too_busy(error: Any) -> Refusal:
+    """Return the refusal for `engine.Busy`."""
+    refusal = Refusal(429, str(error), type="rate_limit_error", code="rate_limit_exceeded")
+    refusal.headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return refusal
 
 
 def error_body(message: str, *, type: str = INVALID, param: str | None = None,
