@@ -18,7 +18,7 @@ from bardlet.server import protocol
 from bardlet.server.app import full_queue
 from bardlet.server.errors import Refusal
 from bardlet.server.guard import ClientTooSlow, Exchange
-from bardlet.server.limits import DEPTH, Bodies, Disconnected, check_json
+from bardlet.server.limits import DEPTH, Bodies, Disconnected, Pace, check_json
 from bardlet.server.settings import Limits
 
 AUTHORIZED = f"Authorization: Bearer {KEY}"
@@ -100,31 +100,35 @@ def test_nothing_is_buffered_beyond_the_limit() -> None:
     assert received == 6000
 
 
-def test_a_full_queue_is_said_before_the_body_is_checked_and_50_times_a_second(monkeypatch: Any) -> None:
-    waits = []
+def test_a_full_queue_is_said_before_the_body_is_checked() -> None:
+    paced = 0
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
+    async def pace() -> None:
+        nonlocal paced
+        paced += 1
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"not JSON", "more_body": False}
 
-    monkeypatch.setattr("bardlet.server.limits.asyncio.sleep", sleep)
     models: Any = SimpleNamespace(is_full=lambda: True, engine=SimpleNamespace(busy=lambda: Busy("full", 7)))
-    bodies = Bodies(None, Limits(), lambda: full_queue(models))  # type: ignore[arg-type]
+    bodies: Any = Bodies(None, Limits(), lambda: full_queue(models))  # type: ignore[arg-type]
+    bodies.pace = pace
 
     def ask(path: str) -> Refusal:
         with pytest.raises(Refusal) as refusal:
-            asyncio.run(bodies({"type": "http", "headers": [], "method": "POST", "path": path}, receive, None))  # type: ignore[arg-type]
+            asyncio.run(bodies({"type": "http", "headers": [], "method": "POST", "path": path}, receive, None))
         return refusal.value
 
-    for _ in range(100):
-        refusal = ask("/v1/completions")
-        assert (refusal.status, refusal.headers) == (429, {"Retry-After": "7"})
-    assert waits[0] == 0 and 0 < max(waits) <= 99 / 50 and len(waits) == 100
-    assert ask("/tokenize").status == 400 and len(waits) == 100
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        assert (ask(path).status, ask(path).headers) == (429, {"Retry-After": "7"})
+    assert ask("/tokenize").status == 400 and paced == 4
     models.is_full = lambda: False
     assert ask("/v1/completions").status == 400
+
+
+def test_turns_come_at_a_pace() -> None:
+    pace = Pace(4)
+    assert [pace.seconds_from(now) for now in (9.0, 9.0, 9.0, 9.5, 11.0, 11.0)] == [0, 0.25, 0.5, 0.25, 0, 0.25]
 
 
 # ---------------------------------------------------------------- form

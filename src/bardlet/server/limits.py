@@ -42,9 +42,12 @@ class Pace:
 
     async def __call__(self) -> None:
         """Wait for one's turn."""
-        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(self.seconds_from(asyncio.get_running_loop().time()))
+
+    def seconds_from(self, now: float) -> float:
+        """Take the next turn, and return the seconds until it comes."""
         self.next = max(self.next + self.seconds, now)
-        await asyncio.sleep(self.next - now)
+        return self.next - now
 
 
 class Bodies:
