@@ -10,6 +10,13 @@ completion after the other: a prompt of 50 to 100 tokens of its own, 100 new tok
 tokens per second over all clients, medians of the runs, and the median and 90th percentile of the time to the first
 token. `load` is the CPU time of this program, the load generator, as a share of a core. --save appends a line per shape
 and number of clients to results/serving.jsonl.
+
+    python benchmarks/serving.py --overload MINUTES [--shape 11m] [--dtype fp32] [--save]
+
+asks a bardlet with 32 rows and 64 places in the queue for ten times more than that: 640 clients send one request after
+the other, and half of them (--impatient) come back at once after a 429, whatever its Retry-After says. It prints the
+tokens per second of windows of 10 seconds beside those of 32 clients before, the statuses, the longest queue, and the
+memory.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import socket
@@ -26,8 +34,10 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +59,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20, help="duration of a run")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--transformers", type=Path, help="a folder with the packages of transformers[serving]")
+    parser.add_argument("--overload", type=float, metavar="MINUTES", help="measure bardlet under overload instead")
+    parser.add_argument("--impatient", type=float, default=0.5, metavar="SHARE",
+                        help="share of the clients that come back at once after a 429, under overload")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "int8"), default="fp32", help="of bardlet")
     parser.add_argument("--save", action="store_true", help="append the lines to the results")
     options = parser.parse_args()
@@ -63,12 +76,14 @@ def write_folder(shape: dict[str, int], folder: Path) -> None:
     from bardlet import models
     from bardlet.config.pretraining import TrainConfig
     from bardlet.run import hf
-    from bardlet.tokenizer import Tokenizer
+    from bardlet.tokenizer import train_char
 
     torch.manual_seed(0)
-    tokenizer = Tokenizer.char(ALPHABET)
+    tokenizer = train_char(ALPHABET, separator=False)
     model = models.build(TrainConfig(**shape).resolved().model_config(tokenizer.vocab_size))  # type: ignore[arg-type]
+    folder.mkdir()
     hf.write_folder(folder, model, tokenizer)
+    hf.write_weights(folder, model.hf_state_dict())
 
 
 # ---------------------------------------------------------------- servers
@@ -81,13 +96,45 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    port: int
+    pid: int
+
+    def resident_mb(self) -> float:
+        """Return the memory that the process holds, in MB (1e6 bytes); NaN where that is unknown."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return math.nan
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+
+    def seconds(self) -> float:
+        """Return the CPU time of the process; NaN where that is unknown."""
+        try:
+            user, system = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:
+            return math.nan
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def figure(self, name: str) -> float:
+        """Return a figure of /metrics."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/metrics",
+                                         headers={"Authorization": f"Bearer {KEY}"})
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            lines = reply.read().decode().splitlines()
+        return float(next(line.split()[1] for line in lines if line.split()[0] == f"bardlet_{name}"))
+
+
 @contextmanager
-def server(side: str, folder: Path, args: argparse.Namespace) -> Iterator[int]:
-    """Run a server with the model, and yield its port once it has answered a request."""
+def server(side: str, folder: Path, args: argparse.Namespace, *more: str) -> Iterator[Server]:
+    """Run a server with the model, and yield it once it has answered a request. more: options of bardlet."""
     port = free_port()
     if side == "bardlet":
         command = [sys.executable, "-m", "bardlet", "serve", folder, "--port", str(port), "--dtype", args.dtype,
-                   "--api-key", KEY, "--max-waiting", "1000"]
+                   "--api-key", KEY, *(more or ("--max-waiting", "1000"))]
         environment = dict(os.environ)
     else:
         command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", folder,
@@ -102,7 +149,7 @@ def server(side: str, folder: Path, args: argparse.Namespace) -> Iterator[int]:
                     log.seek(0)
                     raise SystemExit(f"{side} ended: {log.read().decode()[-2000:]}")
                 time.sleep(0.3)
-            yield port
+            yield Server(port, process.pid)
         finally:
             process.terminate()
             process.wait()
@@ -128,14 +175,18 @@ def answers(port: int, folder: Path, side: str) -> bool:
 # ---------------------------------------------------------------- clients
 
 
+def head(port: int, length: int) -> bytes:
+    """Return the head of a request."""
+    return (f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {KEY}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").encode()
+
+
 async def complete(port: int, request: dict[str, Any], until: float) -> tuple[float, int]:
     """Send one request and read its stream; return (seconds to the first token, characters received by `until`)."""
     data = json.dumps(request).encode()
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {KEY}\r\n"
-                 f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode())
-    writer.write(data)
+    writer.write(head(port, len(data)) + data)
     first, characters = 0.0, 0
     status = await reader.readline()
     if b" 200 " not in status:
@@ -170,6 +221,104 @@ async def load(port: int, folder: Path, side: str, clients: int, seconds: float)
             "load": (time.process_time() - busy) / (time.perf_counter() - started)}
 
 
+# ---------------------------------------------------------------- overload
+
+
+ROWS, WAITING, WINDOW_S = 32, 64, 10
+CLIENTS = 640
+"""Ten times as many as run with two of them for each row: the queue is always full."""
+
+
+@dataclass
+class Flood:
+    """What clients saw. windows: tokens received in each window of WINDOW_S seconds."""
+
+    windows: Counter[int] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    waits: list[int] = field(default_factory=list)
+    """Seconds that the 429s asked to wait."""
+    longest_queue: float = 0.0
+    most_rows: float = 0.0
+
+
+async def flood(server: Server, folder: Path, clients: int, seconds: float,
+                impatient: float = 0.0) -> tuple[Flood, dict[str, float]]:
+    """Let clients ask until the time is over; return what they saw, and the CPU and memory of both sides."""
+    seen, start = Flood(), time.perf_counter()
+    until, busy, served = start + seconds, time.process_time(), server.seconds()
+    memory = [server.resident_mb()]
+
+    async def one(chance: random.Random, patient: bool) -> None:
+        prompt = "".join(chance.choices(ALPHABET, k=chance.randint(50, 100)))
+        data = json.dumps(body(folder, "bardlet", prompt, TOKENS)).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head(server.port, len(data)) + data)
+        status, wait = (await reader.readline()).split(), 0
+        number = status[1].decode() if len(status) > 1 else "none"
+        while (line := await reader.readline()).strip():
+            name, _, value = line.partition(b":")
+            wait = int(value) if name.lower() == b"retry-after" else wait
+        if number == "429":
+            number += "" if wait else " without Retry-After"
+            seen.waits.append(wait)
+        whole = number != "200"
+        while line := await reader.readline():
+            whole |= line.startswith(b"data: [DONE]")
+            if line.startswith(b'data: {"id"'):
+                text = "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
+                seen.windows[int((time.perf_counter() - start) // WINDOW_S)] += len(text)
+        writer.close()
+        if time.perf_counter() < until or whole:
+            seen.statuses[number if whole else f"{number}, cut"] += 1
+        if number.startswith("429"):
+            await asyncio.sleep(min(wait if patient else 0.05, max(0.0, until - time.perf_counter())))
+
+    async def client(number: int) -> None:
+        chance = random.Random(number)
+        await asyncio.sleep(chance.random() * min(1.0, seconds / 10))
+        while time.perf_counter() < until:
+            await one(chance, patient=number >= impatient * clients)
+
+    async def watch() -> None:
+        while time.perf_counter() < until:
+            await asyncio.sleep(1)
+            seen.longest_queue = max(seen.longest_queue, await asyncio.to_thread(server.figure, "sequences_waiting"))
+            seen.most_rows = max(seen.most_rows, await asyncio.to_thread(server.figure, "sequences_running"))
+            memory.append(server.resident_mb())
+
+    await asyncio.gather(watch(), *(client(number) for number in range(clients)))
+    wall = time.perf_counter() - start
+    return seen, {"load": (time.process_time() - busy) / wall, "server_cpu": (server.seconds() - served) / wall,
+                  "mb_start": memory[min(len(memory) - 1, WINDOW_S)], "mb_end": memory[-1], "mb_most": max(memory)}
+
+
+def overload(shape: str, folder: Path, args: argparse.Namespace) -> None:
+    """Measure 32 clients, then ten times more than the server can serve at once."""
+    seconds = 60 * args.overload
+    with server("bardlet", folder, args, "--max-rows", str(ROWS), "--max-waiting", str(WAITING)) as running:
+        before, _ = asyncio.run(flood(running, folder, ROWS, min(3 * WINDOW_S, max(2 * WINDOW_S, seconds / 4))))
+        peak = max(rates(before))
+        seen, figures = asyncio.run(flood(running, folder, CLIENTS, seconds, args.impatient))
+    during = rates(seen)
+    line = {"shape": shape, "dtype": args.dtype, "overload_minutes": args.overload, "clients": CLIENTS,
+            "impatient": args.impatient,
+            "rows": ROWS, "waiting": WAITING, "new_tokens": TOKENS, "peak_tokens_per_second": peak,
+            "tokens_per_second": statistics.median(during), "slowest_window": min(during),
+            "of_peak": statistics.median(during) / peak, "statuses": dict(sorted(seen.statuses.items())),
+            "retry_after_s": [min(seen.waits, default=0), max(seen.waits, default=0)],
+            "longest_queue": seen.longest_queue, "most_rows": seen.most_rows,
+            **{name: round(value, 3) for name, value in figures.items()}}
+    print(json.dumps(line), flush=True)
+    if args.save:
+        record.append("serving", line)
+
+
+def rates(seen: Flood) -> list[float]:
+    """Return the tokens per second of the whole windows but the first one, in which clients begin."""
+    last = max(seen.windows, default=0)
+    return [seen.windows[number] / WINDOW_S for number in range(1, last)] or [seen.windows[0] / WINDOW_S]
+
+
 # ---------------------------------------------------------------- all
 
 
@@ -179,9 +328,9 @@ def measure(shape: str, folder: Path, args: argparse.Namespace) -> None:
     runs: dict[tuple[int, str], list[dict[str, float]]] = {}
     for _ in range(args.runs):
         for side in sides:
-            with server(side, folder, args) as port:
+            with server(side, folder, args) as running:
                 for clients in args.clients:
-                    figures = asyncio.run(load(port, folder, side, clients, args.seconds))
+                    figures = asyncio.run(load(running.port, folder, side, clients, args.seconds))
                     runs.setdefault((clients, side), []).append(figures)
                     print(shape, clients, side, json.dumps({k: round(v, 3) for k, v in figures.items()}), flush=True)
     for clients in args.clients:
@@ -201,7 +350,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             folder = Path(root) / "model"
             write_folder(SHAPES[shape], folder)
-            measure(shape, folder, args)
+            (measure if args.overload is None else overload)(shape, folder, args)
 
 
 if __name__ == "__main__":

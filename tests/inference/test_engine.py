@@ -17,6 +17,7 @@ from bardlet.errors import BardletError
 from bardlet.inference import readers
 from bardlet.inference.decoders.pages import PAGE
 from bardlet.inference.decoders.prefix import PrefixTree, common
+from bardlet.inference.drawing import with_logprobs
 from bardlet.inference.engine import Busy, Engine, EngineModel, Reason, Request, Sampling, Token
 from bardlet.inference.generate import generate
 from bardlet.models import build
@@ -134,6 +135,16 @@ def test_neighbors_do_not_change_a_sequence(engine: Engine, name: str, dtype: to
                                         top_k=s.top_k, top_p=s.top_p, seed=[each.seed], dtype=kind)[0]
 
 
+def test_neighbors_that_ask_for_more_log_probabilities_do_not_change_ties() -> None:
+    """In bf16, many logits of a row are equal: which of them are among the likeliest is up to topk."""
+    logits_BV = torch.randn(30, 40, generator=torch.Generator().manual_seed(0)).round().bfloat16()
+    options = [Sampling(top_logprobs=(None, 0, 3, 20, 99)[row % 5]) for row in range(30)]
+    together = with_logprobs([1] * 30, logits_BV, options)
+    for row, each in enumerate(options):
+        assert with_logprobs([1], logits_BV[row : row + 1], [each]) == [together[row]]
+        assert len(together[row].top) == min(each.top_logprobs or 0, 40)
+
+
 def test_a_model_without_a_cache(engine: Engine) -> None:
     module = random_model("bigram")
     model = engine.add(module, None, 0)
@@ -194,6 +205,18 @@ def test_shared_beginnings_are_read_once(engine: Engine, monkeypatch: pytest.Mon
     read.clear()
     run(engine, model, *(request([5, 4, *range(50)], 1, seed=i) for i in range(8)))  # submitted together
     assert sum(read) == 52 + 7
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_cached_tokens_are_those_of_the_prompt(engine: Engine, scored: bool) -> None:
+    """Also after the window was full, and the sequence started again with its own last tokens."""
+    model, recorders = engine.add(random_model("qwen3"), None, 2**24), [Recorder(), Recorder()]
+    prompt = list(range(60)) + list(range(40))
+    [first] = engine.submit(model, [(request(prompt, 200, prompt_logprobs=scored), recorders[0])])
+    recorders[0].wait()
+    [second] = engine.submit(model, [(request(prompt, 200, prompt_logprobs=scored), recorders[1])])
+    recorders[1].wait()
+    assert (first.cached_tokens, second.cached_tokens) == (0, 0 if scored else len(prompt) - 1)
 
 
 def test_pages_are_given_back(engine: Engine) -> None:

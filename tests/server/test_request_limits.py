@@ -6,16 +6,19 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from serving import KEY, Running, running
 
+from bardlet.inference.engine import Busy
 from bardlet.server import limits as server_limits
 from bardlet.server import protocol
+from bardlet.server.app import full_queue
 from bardlet.server.errors import Refusal
 from bardlet.server.guard import ClientTooSlow, Exchange
-from bardlet.server.limits import DEPTH, Bodies, Disconnected, check_json
+from bardlet.server.limits import DEPTH, Bodies, Disconnected, Pace, check_json
 from bardlet.server.settings import Limits
 
 AUTHORIZED = f"Authorization: Bearer {KEY}"
@@ -95,6 +98,37 @@ def test_nothing_is_buffered_beyond_the_limit() -> None:
     with pytest.raises(Refusal, match="5,000 bytes"):
         asyncio.run(read())
     assert received == 6000
+
+
+def test_a_full_queue_is_said_before_the_body_is_checked() -> None:
+    paced = 0
+
+    async def pace() -> None:
+        nonlocal paced
+        paced += 1
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"not JSON", "more_body": False}
+
+    models: Any = SimpleNamespace(is_full=lambda: True, engine=SimpleNamespace(busy=lambda: Busy("full", 7)))
+    bodies: Any = Bodies(None, Limits(), lambda: full_queue(models))  # type: ignore[arg-type]
+    bodies.pace = pace
+
+    def ask(path: str) -> Refusal:
+        with pytest.raises(Refusal) as refusal:
+            asyncio.run(bodies({"type": "http", "headers": [], "method": "POST", "path": path}, receive, None))
+        return refusal.value
+
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        assert (ask(path).status, ask(path).headers) == (429, {"Retry-After": "7"})
+    assert ask("/tokenize").status == 400 and paced == 4
+    models.is_full = lambda: False
+    assert ask("/v1/completions").status == 400
+
+
+def test_turns_come_at_a_pace() -> None:
+    pace = Pace(4)
+    assert [pace.seconds_from(now) for now in (9.0, 9.0, 9.0, 9.5, 11.0, 11.0)] == [0, 0.25, 0.5, 0.25, 0, 0.25]
 
 
 # ---------------------------------------------------------------- form

@@ -301,6 +301,12 @@ def test_requests_are_logged_without_their_query_and_with_controls_escaped(caplo
     assert escaped("a\u202eb\x9b\ud800") == "a\\u202eb\\x9b\\ud800" and len(escaped("x" * 9999)) == 503
 
 
+def test_errors_are_in_ascii(client: Client) -> None:
+    answer = client("POST", "/echo", BEARER, json={"text": "a", "\x1b\x9b31m\u202e\u2028": 1})
+    assert re.fullmatch(rb"[ -~]*", answer.content)
+    assert answer.json()["error"]["param"] == "\x1b\x9b31m\u202e\u2028"
+
+
 def test_metrics_have_no_text_of_clients(client: Client) -> None:
     client("BREW", "/<script>", BEARER)
     client("POST", "/echo", BEARER, json={"text": "hunter2"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from bardlet.server.settings import ServerSettings
 
 log = logging.getLogger("bardlet")
+
+SWITCH_SECONDS = 0.0002
+"""Time after which the event loop gives way to the inference thread. That one waits for it after each operation of
+torch, so with Python's 5 ms a flood of requests would slow it down many times."""
 
 USAGE = Usage(
     "serve", "[DIR ...] [OPTIONS]",
@@ -103,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
         memory_gb=machine_memory() / 2 if command.memory is None else command.memory, allow_host=command.allow_host,
         allow_origin=command.allow_origin, log_requests=command.log_requests,
         limits=Limits(connections=most_connections(Limits.connections)))
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = protocol.bind(settings.host, settings.port)
     with listener:
         settings = replace(settings, port=listener.getsockname()[1])

@@ -101,10 +101,12 @@ def with_logprobs(ids: Sequence[int], logits_BV: Tensor, sampling: Sequence[Samp
     if not rows:
         return tokens
     logp_BV = logits_BV[rows].float().log_softmax(dim=-1)
-    most = max(sampling[row].top_logprobs or 0 for row in rows)
-    top = logp_BV.topk(min(most, logp_BV.shape[-1]), dim=-1)
     chosen = logp_BV[torch.arange(len(rows)), [ids[row] for row in rows]].tolist()
-    for row, logprob, values, indices in zip(rows, chosen, top.values.tolist(), top.indices.tolist(), strict=True):
-        number = sampling[row].top_logprobs or 0
-        tokens[row] = Token(ids[row], logprob, tuple(zip(indices[:number], values[:number], strict=True)))
+    parts_of = dict[int, list[int]]()
+    for part, row in enumerate(rows):
+        parts_of.setdefault(min(sampling[row].top_logprobs or 0, logp_BV.shape[-1]), []).append(part)
+    for number, parts in parts_of.items():  # among equal values, topk chooses others for another number
+        top = (logp_BV if len(parts) == len(rows) else logp_BV[parts]).topk(number, dim=-1)
+        for part, values, indices in zip(parts, top.values.tolist(), top.indices.tolist(), strict=True):
+            tokens[rows[part]] = Token(ids[rows[part]], chosen[part], tuple(zip(indices, values, strict=True)))
     return tokens

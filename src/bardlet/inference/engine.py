@@ -105,7 +105,7 @@ class Handle:
     @property
     def cached_tokens(self) -> int:
         """Number of tokens of the prompt that other sequences had read already."""
-        return self.context.shared if self.context else 0
+        return (self.context.shared or 0) if self.context else 0
 
     @property
     def verdict(self) -> Reason | None:
@@ -194,12 +194,16 @@ class Engine:
             if self.closed:
                 raise BardletError("the engine is closed")
             if self.waiting + len(handles) > self.max_waiting:
-                ahead = self.waiting * self.seconds_per_sequence
-                raise Busy(f"{self.waiting} sequences are waiting, and the queue has {self.max_waiting} places; "
-                           "try again later", min(60, max(1, math.ceil(ahead))))
+                raise self.busy()
             model.waiting.extend(handles)
             self.changed.notify()
         return handles
+
+    def busy(self) -> Busy:
+        """Return the error of a request for which the queue has no room."""
+        ahead = self.waiting * self.seconds_per_sequence
+        return Busy(f"{self.waiting} sequences are waiting, and the queue has {self.max_waiting} places; "
+                    "try again later", min(60, max(1, math.ceil(ahead))))
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
         """Run `work` in the inference thread, between two steps; it should take 100 ms at most."""

@@ -27,15 +27,16 @@ class Context:
     """The tokens that predict the next one.
 
     ids: tokens in the window. read: number of them that the model has read. shared: number of them that others had read
-    when it started. scores: keep the logits of every token in `logits`, for the log-probabilities of a prompt.
+    when it first started; None before. scores: keep the logits of every token in `logits`, for the log-probabilities of
+    a prompt.
     """
 
     def __init__(self, ids: Sequence[int], scores: bool = False) -> None:
         self.ids, self.scores = list(ids), scores
         self.logits: list[Tensor] = []
         self.nodes: list[Node] = []
-        self.read = self.shared = 0
-        self.started = False
+        self.read, self.started = 0, False
+        self.shared: int | None = None
 
     @property
     def unread(self) -> int:
@@ -125,9 +126,9 @@ class PagedReader:
         if not context.scores:
             if any(common(context.ids, other.ids) >= other.read + WORTH_COPYING for other in reading):
                 return False
-            context.nodes, context.shared = self.tree.start(context.ids[:-1])  # one is left, to predict the next
-            context.read = context.shared
+            context.nodes, context.read = self.tree.start(context.ids[:-1])  # one is left, to predict the next
         context.started = True
+        context.shared = context.read if context.shared is None else context.shared
         return True
 
     def _step(self, parts: list[tuple[Context, int]]) -> PagedStep:

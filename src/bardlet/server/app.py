@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from bardlet import __version__
 from bardlet.errors import BardletError
-from bardlet.server.errors import Refusal, error_response, public_message
+from bardlet.server.errors import Refusal, error_response, public_message, too_busy
 from bardlet.server.guard import Guard, Traffic
 from bardlet.server.limits import Bodies
 from bardlet.server.metrics import Metrics
@@ -40,7 +40,7 @@ def create_app(settings: ServerSettings, models: Any) -> FastAPI:
     state.settings, state.models, state.metrics = settings, models, Metrics()
     state.sessions, state.traffic = Sessions(settings.api_key), Traffic()
     state.metrics.watch(lambda: figure(models, "running"), lambda: figure(models, "waiting"))
-    app.add_middleware(Bodies, limits=settings.limits)
+    app.add_middleware(Bodies, limits=settings.limits, busy=lambda: full_queue(models))
     app.add_middleware(Guard, settings=settings, sessions=state.sessions, metrics=state.metrics, traffic=state.traffic)
     app.add_exception_handler(Refusal, on_refusal)
     app.add_exception_handler(BardletError, on_user_error)
@@ -61,6 +61,11 @@ def create_app(settings: ServerSettings, models: Any) -> FastAPI:
 def figure(models: Any, name: str) -> float:
     """Return the number of running or waiting sequences of the engine; 0 before there is one."""
     return float(getattr(getattr(models, "engine", None), name, 0))
+
+
+def full_queue(models: Any) -> Refusal | None:
+    """Return the refusal of a request that needs a place in the engine's queue, if that is full."""
+    return too_busy(models.engine.busy()) if models is not None and models.is_full() else None
 
 
 @asynccontextmanager

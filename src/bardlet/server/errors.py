@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -18,6 +20,14 @@ log = logging.getLogger("bardlet")
 
 INVALID = "invalid_request_error"
 """The `type` of an error that the client can fix."""
+
+
+class Error(JSONResponse):
+    """JSON in ASCII: a terminal that shows an error sees no control character of a client's text."""
+
+    def render(self, content: Any) -> bytes:
+        """See `JSONResponse`."""
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 class Refusal(Exception):
@@ -45,6 +55,13 @@ def internal_error(error: BaseException) -> Refusal:
                    code="internal_error")
 
 
+def too_busy(error: Any) -> Refusal:
+    """Return the refusal for `engine.Busy`."""
+    refusal = Refusal(429, str(error), type="rate_limit_error", code="rate_limit_exceeded")
+    refusal.headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return refusal
+
+
 def error_body(message: str, *, type: str = INVALID, param: str | None = None,
                code: str | None = None) -> dict[str, Any]:
     """Return the body of an error, which is also the data of an error event in a stream."""
@@ -54,7 +71,7 @@ def error_body(message: str, *, type: str = INVALID, param: str | None = None,
 def error_response(status: int, message: str, *, type: str = INVALID, param: str | None = None,
                    code: str | None = None, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return the response of a refusal."""
-    return JSONResponse(error_body(message, type=type, param=param, code=code), status, dict(headers or {}))
+    return Error(error_body(message, type=type, param=param, code=code), status, dict(headers or {}))
 
 
 def sendable(text: str | None) -> Any:

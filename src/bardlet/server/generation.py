@@ -18,7 +18,7 @@ from bardlet.errors import BardletError
 from bardlet.inference import engine
 from bardlet.inference.sampling import row_seeds
 from bardlet.server.choices import Choice, Inbox, News
-from bardlet.server.errors import Refusal
+from bardlet.server.errors import Refusal, too_busy
 from bardlet.server.models import Loaded, Models
 from bardlet.server.reply import Context, too_late
 from bardlet.server.schema import MAX_CHOICES, MAX_SCORED, Generation
@@ -89,9 +89,7 @@ class Sequences:
         try:
             self._handles = self.engine.submit(self.loaded.slot, queued)
         except engine.Busy as error:
-            refusal = Refusal(429, str(error), type="rate_limit_error", code="rate_limit_exceeded")
-            refusal.headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-            raise refusal from None
+            raise too_busy(error) from None
         except BardletError as error:
             raise Refusal(400, self.loaded.public(error)) from None
         self._read = sum(len(prompt.ids) for prompt in prompts)

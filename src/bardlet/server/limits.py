@@ -20,6 +20,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SMALL = 4096
 """Bytes of a body from a client that is not signed in, and of a body that is checked without another thread."""
+WAITING = ("/v1/completions", "/v1/chat/completions")
+"""Paths whose requests wait in the engine's queue."""
+REFUSALS = 50
+"""Refusals for a full queue per second: clients that come back at once would take the processor from the model."""
 DEPTH = 64
 """Levels of lists and objects in a body."""
 SPARE_FILES = 256
@@ -30,11 +34,28 @@ class Disconnected(Exception):
     """The client left before its request was complete."""
 
 
+class Pace:
+    """Lets its callers go on one after the other, a number of them per second."""
+
+    def __init__(self, per_second: float) -> None:
+        self.seconds, self.next = 1 / per_second, 0.0
+
+    async def __call__(self) -> None:
+        """Wait for one's turn."""
+        await asyncio.sleep(self.seconds_from(asyncio.get_running_loop().time()))
+
+    def seconds_from(self, now: float) -> float:
+        """Take the next turn, and return the seconds until it comes."""
+        self.next = max(self.next + self.seconds, now)
+        return self.next - now
+
+
 class Bodies:
     """ASGI middleware: read and check a request's body, then call the app with it."""
 
-    def __init__(self, app: App, limits: Limits) -> None:
-        self.app, self.limits = app, limits
+    def __init__(self, app: App, limits: Limits, busy: Callable[[], Exception | None] = lambda: None) -> None:
+        """busy: the error of a request that would wait for the model, if none can now."""
+        self.app, self.limits, self.busy, self.pace = app, limits, busy, Pace(REFUSALS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -46,6 +67,9 @@ class Bodies:
             body = await self.read(scope, receive, most)
         except Disconnected:
             return
+        if scope["method"] == "POST" and scope["path"] in WAITING and (error := self.busy()):
+            await self.pace()  # and before any work: a flood must not slow down the requests that are served
+            raise error
         if body and scope["method"] in ("POST", "PUT", "PATCH"):
             check_content_type(scope)
             if len(body) <= SMALL:

@@ -105,6 +105,10 @@ class Models:
         """Sequences in the engine's queue."""
         return 0 if self._engine is None else int(self._engine.waiting)
 
+    def is_full(self) -> bool:
+        """Return True if the engine's queue has no room for a single sequence."""
+        return self._engine is not None and self.waiting >= self.settings.max_waiting
+
     @property
     def loaded(self) -> list[str]:
         """Names of the models in memory."""
