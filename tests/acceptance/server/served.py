@@ -17,7 +17,8 @@ from bardlet.cli import main
 KEY = "a-key-of-the-tests"
 WINDOW, CHANNELS, VOCABULARY = 128, 32, 300
 BASE, LETTERS, CHAT, TRANSLATOR = "verses", "letters", "chat", "translator"
-WORDS = ["the", "bards", "of", "a", "village", "sang", "about", "rivers", "and", "kings", "while", "small", "birds", "sat", "on", "old", "gates", "and", "rain", "fell", "on", "naïve", "cafés"]
+WORDS = ["the", "bards", "of", "a", "village", "sang", "about", "rivers", "and", "kings", "while", "small", "birds",
+         "sat", "on", "old", "gates", "and", "rain", "fell", "on", "naïve", "cafés"]
 
 
 def train(parent: Path) -> Path:
