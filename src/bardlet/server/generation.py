@@ -165,7 +165,7 @@ class Sequences:
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
         if outside := [token for token in bias if token >= size]:
             raise Refusal(400, f"logit_bias: token id {outside[0]} is not in the vocabulary, whose ids are 0 to "
-                          f"{size - 1}", param="logit_bias")
+                          f"{size - 1}", param="logit_bias", code="invalid_value")
         if temperature < COLDEST:
             temperature = 0.0
         return engine.Sampling(temperature=float(temperature), top_k=top_k if top_k and top_k > 0 else None,

@@ -230,8 +230,8 @@ class Models:
             return _later(f"{name}: not enough memory to load it now", "out_of_memory", 10)
         if not isinstance(error, BardletError):
             log.error("internal error while loading %s", name, exc_info=error)
-            refusal = Refusal(500, f"internal error while loading {name}; the server's log has it", type="server_error")
-            return refusal
+            return Refusal(500, f"internal error while loading {name}; the server's log has it", type="server_error",
+                           code="internal_error")
         message = public_message(BardletError(str(error).replace(str(folder), name)), [str(folder)])
         if isinstance(error, Unsupported):
             return Refusal(400, message, param="model", code="model_not_supported")

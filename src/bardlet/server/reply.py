@@ -128,7 +128,8 @@ class Answer(Response):
                     await reply.refuse(Refusal(500, public_message(error), type="server_error"))
                 except Exception as error:
                     log.error("internal error", exc_info=error)
-                    await reply.refuse(Refusal(500, "internal error; the server's log has it", type="server_error"))
+                    await reply.refuse(Refusal(500, "internal error; the server's log has it", type="server_error",
+                                               code="internal_error"))
         except TimeoutError:
             if reply.started:
                 raise  # the client does not read: the connection is closed
