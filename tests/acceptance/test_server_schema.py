@@ -3,8 +3,8 @@
 Variables:
 
     BARDLET_SCHEMATHESIS   the folder of `pip install --target` with schemathesis; `make engines` prepares it
-    BARDLET_SCHEMA_CASES   generated requests in each mode for completions, chat and tokenize: 2000 if unset; a tenth
-                           of them for the other operations
+    BARDLET_SCHEMA_CASES   generated requests in each mode for completions, chat and tokenize: 2000 if unset; at least
+                           a tenth of them for the other operations with a body
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def fuzz(server: served.Server, folder: Path, name: str, cases: int, mode: str) 
     config.write_text(f"""
 continue-on-failure = true
 request-timeout = {SLOW}
-generation.max-examples = {max(1, cases // 10)}
+generation.max-examples = {max(1, cases // 5)}
 generation.allow-x00 = true
 generation.database = "none"
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 503]
