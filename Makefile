@@ -11,12 +11,12 @@ export BARDLET_DATA ?= $(wildcard $(abspath ../shared/data))
 # Pretend that the processor has only AVX2, like an older laptop: no AVX-512, no native bf16.
 AVX2 := CUDA_VISIBLE_DEVICES= ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-# Programs for the tests of exports, which `make engines` installs. A test whose program is missing is skipped.
+# Programs for the tests of exports and of the server, which `make engines` installs. A test whose program is missing is skipped.
 ENGINES := $(abspath .engines)
-PACKAGES := transformers-4 peft serve lm-eval
+PACKAGES := transformers-4 peft serve lm-eval schemathesis
 WITH_ENGINES := BARDLET_NODE_MODULES=$(ENGINES)/node_modules BARDLET_AXE=$(ENGINES)/node_modules/axe-core/axe.min.js \
   BARDLET_TRANSFORMERS_4=$(ENGINES)/transformers-4 BARDLET_PEFT=$(ENGINES)/peft BARDLET_SERVE=$(ENGINES)/serve \
-  BARDLET_LM_EVAL=$(ENGINES)/lm-eval
+  BARDLET_LM_EVAL=$(ENGINES)/lm-eval BARDLET_SCHEMATHESIS=$(ENGINES)/schemathesis
 
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -38,7 +38,7 @@ accept: $(VENV)/ready-test $(VENV)/ready-docs  ## slow tests on real text, and t
 
 engines: engines-installed   ## install other engines into .engines, and compare each with bardlet; BARDLET_ENGINES=FILE adds lines to FILE
 	$(WITH_ENGINES) $(BIN)/python -m pytest --override-ini addopts= -q $(addprefix tests/acceptance/test_,engines.py \
-	  hugging_face_tools.py gguf_loss.py page_in_browser.py)
+	  hugging_face_tools.py gguf_loss.py page_in_browser.py server_clients.py server_schema.py)
 
 engines-installed: $(ENGINES)/node_modules/ready $(PACKAGES:%=$(ENGINES)/%/ready)
 	@touch $(ENGINES)/ready

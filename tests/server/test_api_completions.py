@@ -276,3 +276,10 @@ def test_a_translator_continues_no_text(client: TestClient) -> None:
 def test_names_with_slashes_are_names(client: TestClient) -> None:
     client.engine.script = lambda request: BPE.encode("the little").tolist()
     assert complete(client, model="bpe", prompt="x")["choices"][0]["text"].startswith("the little")
+
+
+def test_a_temperature_by_which_no_logit_can_be_divided_is_0(client: TestClient) -> None:
+    for temperature, used in ((5e-324, 0.0), (1e-31, 0.0), (0.01, 0.01)):
+        body = {"model": "bytes", "prompt": "a", "temperature": temperature}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert client.engine.handles[-1].request.sampling.temperature == used

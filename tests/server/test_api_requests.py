@@ -104,8 +104,8 @@ def test_a_missing_field_is_named(client: TestClient) -> None:
 
 @pytest.mark.parametrize("fields", [
     {"suffix": ""}, {"suffix": None}, {"stop": "a"}, {"top_k": 0}, {"top_k": 3}, {"seed": -(2**63)}, {"seed": 2**63},
-    {"temperature": 0}, {"temperature": 2}, {"top_p": 1}, {"stream": False}, {"best_of": None},
-    {"logit_bias": {"1": -100}}, {"stream_options": {}}], ids=str)
+    {"n": 1.0}, {"max_tokens": 1e0}, {"prompt": [1.0, 2]}, {"temperature": 0}, {"temperature": 2}, {"top_p": 1},
+    {"stream": False}, {"best_of": None}, {"logit_bias": {"1": -100}}, {"stream_options": {}}], ids=str)
 def test_good_fields_are_accepted(client: TestClient, fields: dict[str, Any]) -> None:
     assert post(client, {**GOOD, **fields}).status_code == 200
 

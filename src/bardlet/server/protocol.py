@@ -202,4 +202,5 @@ def make_server(app: Any, settings: ServerSettings, stop: Callable[[], None],
         backlog=ACCEPTED, server_header=False, timeout_keep_alive=limits.keep_alive_seconds,
         h11_max_incomplete_event_size=HEAD_BYTES, timeout_graceful_shutdown=limits.shutdown_seconds)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client that does not speak HTTP is no news
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # nor is one that leaves while it is written to
     return Server(config, stop, ready)

@@ -207,6 +207,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 STREAM: dict[str, Any] = {
     "description": "The answer. With `stream`: server-sent events with one chunk each; the last event is [DONE]. An "
     "error after the first chunk is an event with `error`, and no [DONE] follows.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"itemSchema": {
+        "type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}}},
 }
 """The description of an answer that may be a stream."""

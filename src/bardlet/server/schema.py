@@ -1,6 +1,7 @@
 """Requests of the API, as strict as they are described in /openapi.json.
 
 A field that the server does not know is an error, and so is one of another type: a boolean is no number, "1" is no 1.
+1.0 is an integer, as in JSON Schema.
 Fields of the OpenAI API that bardlet has no use for are accepted with their neutral value; `UNSUPPORTED` says why with
 any other. The names follow https://platform.openai.com/docs/api-reference.
 """
@@ -31,8 +32,8 @@ MAX_SCORED = 100_000
 """Tokens of one request with log-probabilities, which take 2 kB of memory each."""
 MAX_STOPS = 4
 LONGEST_STOP = 256
-LARGEST_SEED = 2**63
-"""A power of two: the description has limits as floating-point numbers."""
+LARGEST_SEED = 9_223_372_036_854_776_000
+"""2**63, rounded as in the OpenAI API: the description has limits as floating-point numbers."""
 
 
 def few(most: int) -> BeforeValidator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from bardlet.errors import printable
 from bardlet.server.errors import Refusal
-from bardlet.server.schema import UNSUPPORTED
+from bardlet.server.schema import LARGEST_SEED, UNSUPPORTED
 
 NAMES = {"int_type": "must be an integer", "int_from_float": "must be an integer", "float_type": "must be a number",
          "bool_type": "must be true or false", "string_type": "must be a string", "list_type": "must be a list",
@@ -24,6 +25,21 @@ NAMES = {"int_type": "must be an integer", "int_from_float": "must be an integer
          "string_unicode": "has half of a surrogate pair, which is not a character", "none_required": "must be null",
          "missing": "is missing"}
 """The words for the types of pydantic's errors."""
+
+
+class JSONRequest(Request):
+    """A request whose 1.0 is the integer 1, as JSON Schema has it."""
+
+    async def json(self) -> Any:
+        """Return the body."""
+        if not hasattr(self, "_json"):
+            self._json = json.loads(await self.body(), parse_float=_number)
+        return self._json
+
+
+def _number(text: str) -> float | int:
+    value = float(text)
+    return int(value) if abs(value) <= LARGEST_SEED and value.is_integer() else value
 
 
 class Route(APIRoute):
@@ -37,7 +53,7 @@ class Route(APIRoute):
 
         async def handle(request: Request) -> Response:
             try:
-                return await handler(request)
+                return await handler(JSONRequest(request.scope, request.receive))
             except RequestValidationError as error:
                 raise refusal_of(error.errors(), model) from None
             except HTTPException as error:

@@ -19,7 +19,11 @@ from bardlet.server.validation import Route
 router = APIRouter(route_class=Route, tags=["tokens"])
 
 
-@router.post("/tokenize", response_model=Tokens, responses=ERRORS)
+LINKS = {"text": {"operationId": "detokenize", "requestBody": {"model": "$response.body#/model",
+                                                               "tokens": "$response.body#/tokens"}}}
+
+
+@router.post("/tokenize", response_model=Tokens, responses={**ERRORS, 200: {"links": LINKS}})
 async def tokenize(body: TokenizeRequest, request: Request) -> Any:
     """Return the token ids of a text, and each token as text."""
     async def work(call: Call, reply: Reply) -> None:
@@ -28,7 +32,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Any:
     return answer(request, body.model, work)
 
 
-@router.post("/detokenize", response_model=Text, responses=ERRORS)
+@router.post("/detokenize", operation_id="detokenize", response_model=Text, responses=ERRORS)
 async def detokenize(body: DetokenizeRequest, request: Request) -> Any:
     """Return the text of token ids, with that of special tokens."""
     async def work(call: Call, reply: Reply) -> None:
