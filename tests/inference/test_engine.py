@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -333,8 +335,63 @@ def test_a_listener_that_fails_ends_alone(engine: Engine) -> None:
 
     failing, fine = Recorder(on_token=fail), Recorder()
     engine.submit(model, [(request([1]), failing), (request([1]), fine)])
-    assert failing.wait().reason == "stop"
+    assert failing.wait().reason == "cancelled" and "internal error" in str(failing.error)
     assert len(fine.wait().tokens) == 20
+
+
+def test_a_listener_that_fails_at_its_prompt_ends_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine.add(random_model("qwen3"), None, 2**24)
+    failing, fine = Recorder(), Recorder()
+    monkeypatch.setattr(failing, "prompt", lambda tokens: 1 / 0)
+    engine.submit(model, [(request([1, 2], prompt_logprobs=True), failing), (request([1]), fine)])
+    assert failing.wait().reason == "cancelled" and failing.error is not None
+    assert len(fine.wait().tokens) == 20
+
+
+def test_an_error_of_the_reader_ends_its_model_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread goes on, for other models and for later requests."""
+    broken, whole = (engine.add(random_model(name), None, 2**24) for name in ("gpt2", "qwen3"))
+    monkeypatch.setattr(broken.reader, "open", lambda *arguments: 1 / 0)
+    [got] = run(engine, broken, request([1]))
+    assert got.reason == "cancelled" and "internal error" in str(got.error)
+    assert len(run(engine, whole, request([1]))[0].tokens) == 20
+
+
+def test_a_removed_model_is_freed(engine: Engine) -> None:
+    module = random_model("qwen3")
+    model = engine.add(module, None, 2**20)
+    run(engine, model, request([1]))
+    gone = weakref.ref(module)
+    assert engine.remove(model)
+    engine.call(lambda: None).result(60)  # the thread has come around
+    del module, model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("temperature", [1e-50, 1e-7, 1e-6, 1e-3])
+def test_any_temperature_draws_a_token(engine: Engine, temperature: float) -> None:
+    model = engine.add(random_model("qwen3"), None, 2**24)
+    cold, greedy = run(engine, model, request([1, 2], temperature=temperature), request([1, 2], temperature=0.0))
+    assert cold.reason == "length"
+    assert temperature > 1e-6 or cold.ids == greedy.ids
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine: Engine) -> None:
+    """Nor does the long one wait for a stream of short ones: each step reads some of it."""
+    model = engine.add(random_model("qwen3"), None, 2**24)
+    hold, release = threading.Event(), threading.Event()
+    engine.call(lambda: (hold.set(), release.wait(120)))
+    assert hold.wait(120)
+    order: list[str] = []
+    pairs = [(request(range(3, 63), 1), Recorder(on_token=lambda self: order.append("medium"))),
+             (request([5] * 150, 1), Recorder(on_token=lambda self: order.append("long"))),
+             *((request([7, i], 1), Recorder(on_token=lambda self: order.append("short"))) for i in range(5))]
+    engine.submit(model, pairs)
+    release.set()
+    for _, recorder in pairs:
+        recorder.wait()
+    assert order.index("long") > order.index("short") and order[-1] in ("long", "medium")
 
 
 def test_penalties_and_biases(engine: Engine) -> None:

@@ -5,7 +5,6 @@ Shape suffixes: B sequences, V vocabulary.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,11 +47,13 @@ class Token:
 
 
 class Draws:
-    """The draws of one sequence: its settings, its random numbers, and the tokens drawn so far."""
+    """The draws of one sequence: its settings, its random numbers, and what to add to its logits."""
 
     def __init__(self, sampling: Sampling, seed: int) -> None:
         """seed: see `sampling.row_seeds`."""
-        self.sampling, self.counts, self.numbers = sampling, Counter[int](), self._numbers(seed)
+        self.sampling, self.numbers = sampling, self._numbers(seed)
+        self._drawn = set[int]()
+        self._change_V: Tensor | None = None
 
     @staticmethod
     def _numbers(seed: int) -> Iterator[float]:
@@ -61,37 +62,45 @@ class Draws:
         while True:
             yield from torch.rand(256, generator=generator).tolist()
 
+    @property
+    def penalizes(self) -> bool:
+        """True if tokens that were drawn have a penalty."""
+        return bool(self.sampling.presence_penalty or self.sampling.frequency_penalty)
+
+    def adjusted(self, logits_V: Tensor) -> Tensor:
+        """Return the logits with biases and penalties."""
+        if self._change_V is None:
+            self._change_V = torch.zeros_like(logits_V)
+            bias = self.sampling.logit_bias
+            if bias:
+                self._change_V[list(bias)] = torch.tensor(list(bias.values()), device=logits_V.device)
+        return logits_V + self._change_V
+
+    def count(self, token: int) -> None:
+        """Make a token that was drawn less likely, if there are penalties. Follows a call of `adjusted`."""
+        if self._change_V is not None and self.penalizes:
+            first = token not in self._drawn
+            self._drawn.add(token)
+            self._change_V[token] -= self.sampling.frequency_penalty + first * self.sampling.presence_penalty
+
 
 def next_tokens(draws: Sequence[Draws], logits_BV: Tensor) -> list[Token]:
     """Draw the next token of each sequence from its logits (B, V)."""
     adjusted_BV, ids, rows_of = logits_BV, [0] * len(draws), dict[tuple[Any, ...], list[int]]()
     for row, each in enumerate(draws):
         s = each.sampling
-        if s.logit_bias or (each.counts and (s.presence_penalty or s.frequency_penalty)):
+        if s.logit_bias or each.penalizes:
             if adjusted_BV is logits_BV:
                 adjusted_BV = logits_BV.float().clone()
-            _adjust(adjusted_BV[row], s, each.counts)
-        rows_of.setdefault((s.temperature, s.top_k, s.top_p) if s.temperature else (0.0, None, None), []).append(row)
+            adjusted_BV[row] = each.adjusted(adjusted_BV[row])
+        rows_of.setdefault((s.temperature, s.top_k, s.top_p), []).append(row)
     for (temperature, top_k, top_p), rows in rows_of.items():
         part_BV = adjusted_BV if len(rows) == len(draws) else adjusted_BV[rows]
-        if temperature == 0:
-            drawn = part_BV.argmax(dim=-1)
-        else:
-            drawn = draw(part_BV, temperature, top_k, top_p, torch.tensor([[next(draws[row].numbers)] for row in rows]))
-        for row, token in zip(rows, drawn.tolist(), strict=True):
+        u_B1 = torch.tensor([[next(draws[row].numbers)] for row in rows])
+        for row, token in zip(rows, draw(part_BV, temperature, top_k, top_p, u_B1).tolist(), strict=True):
             ids[row] = token
-            draws[row].counts[token] += 1
+            draws[row].count(token)
     return with_logprobs(ids, logits_BV, [each.sampling for each in draws])
-
-
-def _adjust(logits_V: Tensor, sampling: Sampling, counts: Counter[int]) -> None:
-    """Apply penalties and biases to the logits of a row, in place."""
-    if counts and (sampling.presence_penalty or sampling.frequency_penalty):
-        count = torch.tensor(list(counts.values()), device=logits_V.device)
-        penalty = sampling.presence_penalty + sampling.frequency_penalty * count.float()
-        logits_V.index_add_(0, torch.tensor(list(counts), device=logits_V.device), penalty, alpha=-1)
-    for token, bias in sampling.logit_bias.items():
-        logits_V[token] += bias
 
 
 def with_logprobs(ids: Sequence[int], logits_BV: Tensor, sampling: Sequence[Sampling]) -> list[Token]:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from bardlet.errors import BardletError
 from bardlet.inference import generate, readers
@@ -39,6 +38,13 @@ class Busy(BardletError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Closed(BardletError):
+    """The engine takes nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is closed")
 
 
 class Listener(Protocol):
@@ -93,7 +99,8 @@ class Handle:
 
     def __init__(self, engine: Engine, model: EngineModel, request: Request, listener: Listener) -> None:
         self.engine, self.model, self.request, self.listener = engine, model, request, listener
-        self.cancelled, self.count = False, 0
+        self.cancelled = self.ended = False
+        self.count, self.scored = 0, list[Token]()
         self.context: readers.Context | None = None
         self.draws = Draws(request.sampling, request.seed)
 
@@ -114,6 +121,12 @@ class Handle:
             return "cancelled"
         deadline = self.request.deadline
         return "deadline" if deadline is not None and time.monotonic() >= deadline else None
+
+
+def failure(reason: str) -> BardletError:
+    """Log an internal error of the inference thread, and return the error for those whom it concerns."""
+    log.error("internal error in the inference thread; report this: %s", reason)
+    return BardletError("internal error in the inference thread; the log has the details")
 
 
 class Engine:
@@ -192,8 +205,9 @@ class Engine:
         handles = [Handle(self, model, request, listener) for request, listener in requests]
         with self.changed:
             if self.closed:
-                raise BardletError("the engine is closed")
-            if self.waiting + len(handles) > self.max_waiting:
+                raise Closed
+            free = max(0, self.max_rows - len(model.running) - len(model.waiting))
+            if self.waiting + len(handles) > self.max_waiting + free:
                 raise self.busy()
             model.waiting.extend(handles)
             self.changed.notify()
@@ -206,11 +220,17 @@ class Engine:
                     "try again later", min(60, max(1, math.ceil(ahead))))
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
-        """Run `work` in the inference thread, between two steps; it should take 100 ms at most."""
+        """Run `work` in the inference thread, between two steps; it should take 100 ms at most.
+
+        Raises:
+            Busy: as many calls wait as sequences may.
+        """
         future: Future[Result] = Future()
         with self.changed:
             if self.closed:
-                raise BardletError("the engine is closed")
+                raise Closed
+            if len(self.calls) >= max(1, self.max_waiting):
+                raise self.busy()
             self.calls.append((work, future))
             self.changed.notify()
         return future
@@ -231,20 +251,39 @@ class Engine:
 
     def _run(self) -> None:
         torch.get_num_threads()  # the first call in a thread adopts the number that was set
-        with torch.inference_mode():
-            while self._wait():
-                if self.calls:
-                    self._call()
-                for model in list(self.models):
-                    self._leave(model)
-                    self._join(model)
-                    if model.running:
-                        self._guarded_step(model)
-        for model in self.models:
+        error: BardletError | None = failure("it has ended")
+        try:
+            with torch.inference_mode():
+                while self._wait():
+                    if self.calls:
+                        self._call()
+                    for number in range(len(self.models)):
+                        self._turn(number)
+            error = None
+        finally:
+            with self.changed:
+                self.closed = True
+            for model in self.models:
+                for handle in [*model.running.values(), *model.waiting]:
+                    self._end(handle, "cancelled", error)
+            for _, future in self.calls:
+                future.cancel()
+
+    def _turn(self, number: int) -> None:
+        """Let the sequences of a model leave, join, and go on by a token. An error ends them, not the thread."""
+        with self.changed:
+            if number >= len(self.models):  # one was removed
+                return
+            model = self.models[number]
+        try:
+            self._leave(model)
+            self._join(model)
+            if model.running:
+                self._step(model)
+        except Exception:
+            error = failure(traceback.format_exc())
             for handle in [*model.running.values(), *model.waiting]:
-                self._end(handle, "cancelled")
-        for _, future in self.calls:
-            future.cancel()
+                self._end(handle, "cancelled", error, damaged=True)
 
     def _wait(self) -> bool:
         """Wait for something to do; return False once the engine is closed."""
@@ -274,91 +313,78 @@ class Engine:
             pages = model.pages_of(handle.request)
             if model.reserved + pages > model.pages:
                 return
+            context = model.reader.open(handle.request.prompt, handle.request.prompt_logprobs)
             with self.changed:
-                model.waiting.popleft()
-                handle.context = model.reader.open(handle.request.prompt, handle.request.prompt_logprobs)
-                model.running[handle.context] = handle
+                handle.context = context
+                model.running[context] = model.waiting.popleft()
             model.reserved += pages
-
-    def _guarded_step(self, model: EngineModel) -> None:
-        """Read and draw once; an unexpected error ends the sequences of this model, not the thread."""
-        try:
-            self._step(model)
-        except Exception as error:
-            log.error("internal error in the inference thread; report this traceback\n%s", traceback.format_exc())
-            failure = BardletError(f"internal error: {type(error).__name__}")
-            for handle in list(model.running.values()):
-                self._end(handle, "cancelled", failure)
 
     def _step(self, model: EngineModel) -> None:
         """Read one token of each running sequence, or a slice of a prompt; draw the next tokens."""
         contexts, logits_BV = model.reader.step()
-        if not contexts:
-            return
         handles = [model.running[context] for context in contexts]
-        finite = torch.isfinite(logits_BV.sum(dim=-1, dtype=torch.float32)).tolist()
-        if not all(finite):
-            self._refuse(handles, logits_BV, finite)
-            rows = [row for row, good in enumerate(finite) if good]
+        for handle in list(model.running.values()):
+            self._score_prompt(handle)
+        finite = torch.isfinite(logits_BV.sum(dim=-1, dtype=torch.float32)).tolist() if handles else []
+        rows = []
+        for row, (handle, good) in enumerate(zip(handles, finite, strict=True)):
+            if not good:
+                self._end(handle, "cancelled", generate.not_finite(), damaged=True)
+            elif not handle.request.max_tokens:
+                self._end(handle, "length")
+            elif not handle.ended:
+                rows.append(row)
+        if rows:
             handles, logits_BV = [handles[row] for row in rows], logits_BV[rows]
-        handles, logits_BV = self._report_prompts(handles, logits_BV)
-        if handles:
             tokens = next_tokens([handle.draws for handle in handles], logits_BV)
             for handle, token in zip(handles, tokens, strict=True):
                 self._deliver(handle, token)
 
-    def _refuse(self, handles: Sequence[Handle], logits_BV: Tensor, finite: Sequence[bool]) -> None:
-        """End the sequences whose logits are not finite."""
-        for row, handle in enumerate(handles):
-            if not finite[row]:
-                try:
-                    generate.check_finite(logits_BV[row])
-                except BardletError as error:
-                    self._end(handle, "cancelled", error, damaged=True)
-
-    def _report_prompts(self, handles: list[Handle], logits_BV: Tensor) -> tuple[list[Handle], Tensor]:
-        """Report the log-probabilities of prompts that were read; return the sequences that go on, and their logits."""
-        going = []
-        for row, handle in enumerate(handles):
-            context = handle.context
-            if context is not None and context.logits:
-                logits_TV, context.logits, context.scores = torch.cat(context.logits), [], False
-                ids = context.ids[: len(logits_TV)]
-                number = len(ids) - 1
-                scored = with_logprobs(ids[1:], logits_TV[:number], [handle.request.sampling] * number)
-                handle.listener.prompt([Token(ids[0]), *scored])
-            if handle.request.max_tokens == 0:
-                self._end(handle, "length")
-            else:
-                going.append(row)
-        return [handles[row] for row in going], logits_BV if len(going) == len(handles) else logits_BV[going]
+    def _score_prompt(self, handle: Handle) -> None:
+        """Turn the logits of a slice of a prompt into log-probabilities, and report them after the last slice."""
+        context = handle.context
+        if context is None or not context.logits:
+            return
+        logits_TV = torch.cat(context.logits)
+        context.logits.clear()
+        first = context.read - len(logits_TV) + 1
+        ids = context.ids[first : context.read + 1]  # after the last token of the prompt, none is known
+        if first == 1:
+            handle.scored.append(Token(context.ids[0]))
+        handle.scored += with_logprobs(ids, logits_TV[: len(ids)], [handle.request.sampling] * len(ids))
+        if not context.unread:
+            context.scores = False
+            self._tell(handle, lambda: handle.listener.prompt(handle.scored))
 
     def _deliver(self, handle: Handle, token: Token) -> None:
         """Hand a token to its listener, and end the sequence or go on with it."""
-        request, model = handle.request, handle.model
+        request = handle.request
         if token.id in request.stop_ids:
             self._end(handle, "stop")
             return
         handle.count += 1
-        if self._told(handle, token):
+        if self._tell(handle, lambda: handle.listener.token(token)):
             self._end(handle, "stop")
         elif handle.count >= request.max_tokens:
             self._end(handle, "length")
-        elif handle.context is not None:
-            model.reader.append(handle.context, token.id)
+        elif handle.context is not None and not handle.ended:
+            handle.model.reader.append(handle.context, token.id)
 
-    def _told(self, handle: Handle, token: Token) -> bool:
-        """Return the listener's answer; a listener that fails ends its own sequence only."""
+    def _tell(self, handle: Handle, news: Callable[[], Result]) -> Result | None:
+        """Return the listener's answer; None if it fails, which ends its own sequence only."""
         try:
-            return handle.listener.token(token)
+            return news()
         except Exception:
-            log.error("internal error while a token was delivered; report it\n%s", traceback.format_exc())
-            return True
+            self._end(handle, "cancelled", failure(traceback.format_exc()))
+            return None
 
     def _end(self, handle: Handle, reason: Reason, error: BardletError | None = None, damaged: bool = False) -> None:
         """Free the place of a sequence, then tell its listener."""
         model = handle.model
         with self.changed:
+            if handle.ended:
+                return
+            handle.ended = True
             if handle.context is None:
                 model.waiting.remove(handle)
             else:

@@ -240,8 +240,13 @@ PROMPT_TOKENS = 256
 def check_finite(logits: Tensor) -> None:
     """Raise BardletError if a logit is not finite."""
     if not math.isfinite(logits.sum(dtype=torch.float32)):  # a NaN or inf anywhere makes the sum NaN or inf
-        raise BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
-                           "run `bardlet doctor` on its folder")
+        raise not_finite()
+
+
+def not_finite() -> BardletError:
+    """Return the error of logits that are not finite."""
+    return BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
+                        "run `bardlet doctor` on its folder")
 
 
 def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -284,7 +289,7 @@ def check(
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise BardletError(f"prompt {number} has no tokens; give at least one")
-        invalid = next((i for i in prompt if not 0 <= i < model.config.vocab_size), None)
+        invalid = next((i for i in (min(prompt), max(prompt)) if not 0 <= i < model.config.vocab_size), None)
         if invalid is not None:
             raise BardletError(
                 f"prompt {number} has token {invalid}; ids must be from 0 to {model.config.vocab_size - 1}"

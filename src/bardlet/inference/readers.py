@@ -19,16 +19,16 @@ from bardlet.inference.decoders.prefix import WORTH_COPYING, Node, PrefixTree, c
 from bardlet.ops import linear
 from bardlet.ops.linear import has_fast_embedding_bag
 
-SLICE = 64
-"""Tokens of prompts that one step reads beside the contexts that are being generated."""
+SLICE, GPU_SLICE = 64, 512
+"""Tokens of prompts that one step reads beside the contexts that are being generated, on a CPU and elsewhere."""
 
 
 class Context:
     """The tokens that predict the next one.
 
-    ids: tokens in the window. read: number of them that the model has read. shared: number of them that others had read
-    when it first started; None before. scores: keep the logits of every token in `logits`, for the log-probabilities of
-    a prompt.
+    ids: tokens in the window. read: number of them that the model has read. shared: number of tokens that it shared
+    with other contexts when it first started; None before. scores: keep the logits of every token in `logits`, for the
+    log-probabilities of a prompt.
     """
 
     def __init__(self, ids: Sequence[int], scores: bool = False) -> None:
@@ -79,14 +79,14 @@ class PagedReader:
         (self.tree.forget if damaged else self.tree.leave)(context.nodes)
         self._last = None
 
-    def step(self, limit: int = SLICE) -> tuple[list[Context], Tensor]:
-        """Read one token of each context that has one unread token, and up to `limit` tokens of the others.
+    def step(self, limit: int | None = None) -> tuple[list[Context], Tensor]:
+        """Read one token of each context that is being generated, and up to `limit` tokens of prompts.
 
         Returns:
             (contexts, logits): the contexts that now have no unread token, and the logits of their next tokens: (B, V).
         """
         nothing = torch.empty(0, device=self.device)
-        parts = self._parts(limit)
+        parts = self._parts(limit or (SLICE if self.device.type == "cpu" else GPU_SLICE))
         if not parts:
             return [], nothing
         idx_B = torch.tensor([token for context, number in parts
@@ -109,12 +109,14 @@ class PagedReader:
 
     def _parts(self, limit: int) -> list[tuple[Context, int]]:
         """Return the contexts that the next step reads, and the number of tokens of each."""
-        parts, reading = [], list[Context]()
-        for context in self.contexts:
-            if context.started and context.unread == 1:
-                parts.append((context, 1))
-            elif context.unread and limit and (context.started or self._start(context, reading)):
-                number = min(limit, context.unread)
+        generating = [context for context in self.contexts if context.started and context.unread == 1]
+        parts, reading = [(context, 1) for context in generating], list[Context]()
+        prompts = [context for context in self.contexts if context.unread and context not in set(generating)]
+        for context in prompts[:1] + sorted(prompts[1:], key=lambda context: context.unread):
+            if limit and (context.started or self._start(context, reading)):
+                # the first one gets half at most, so that short prompts do not wait for a long one
+                most = limit if reading or len(prompts) == 1 else (limit + 1) // 2
+                number = min(most, context.unread)
                 limit -= number
                 parts.append((context, number))
                 reading.append(context)
@@ -170,7 +172,7 @@ class WindowReader:
         """Remove a context."""
         self.contexts.remove(context)
 
-    def step(self, limit: int = SLICE) -> tuple[list[Context], Tensor]:
+    def step(self, limit: int | None = None) -> tuple[list[Context], Tensor]:
         """See `PagedReader.step`. Each context is read alone, so that it does not depend on the others."""
         ready = [context for context in self.contexts if context.unread]
         last = []

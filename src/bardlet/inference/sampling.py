@@ -27,7 +27,7 @@ def sample_next(
     2020, *The Curious Case of Neural Text Degeneration*, section 3.1). `generator` is on the CPU, one for all rows or
     one per row; each row consumes one random number.
     """
-    if temperature == 0:
+    if temperature < GREEDY:
         return logits_BV.argmax(dim=-1)
     if isinstance(generator, Sequence):
         u_B1 = torch.stack([torch.rand(1, generator=row) for row in generator])
@@ -36,6 +36,8 @@ def sample_next(
     return draw(logits_BV, temperature, top_k, top_p, u_B1)
 
 
+GREEDY = 1e-6
+"""Temperature below which the likeliest token is taken: the others have no probability left, unless they tie."""
 BLOCK = 256
 """Ids whose probabilities are added up first, where all ids are candidates."""
 SMALL = 1024
@@ -51,6 +53,8 @@ FLOOR = -80.0
 def draw(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, u_B1: Tensor) -> Tensor:
     """Invert the cumulative distribution at u_B1, in [0, 1): the first id whose cumulative probability exceeds it."""
     logits_BV = logits_BV.float()  # of equal logits, the same ones are kept in every dtype
+    if temperature < GREEDY:
+        return logits_BV.argmax(dim=-1)
     among_all = top_k is None or top_k >= logits_BV.shape[-1]
     if among_all and (top_p is None or top_p >= 1 or logits_BV.shape[-1] > SMALL):
         weight_BV = _weights(logits_BV.detach().to("cpu", torch.float32), temperature, top_p)

@@ -128,7 +128,9 @@ class _WithSingleRows:
         """Return the fastest product of a single row that has the right bits, by a trial."""
         inputs, x_BI = self.weight.shape[1], _trial_rows(2, self.weight)
         want = self.product(x_BI)[:1]
-        blocks = [inputs, *(n for n in self.BLOCKS if n < inputs)] if self.weight.dtype == torch.float32 else []
+        if self.weight.dtype != torch.float32:  # its single rows differ in a few values, which a trial may miss
+            return self._twice
+        blocks = [inputs, *(n for n in self.BLOCKS if n < inputs)]
         ways: dict[str, Callable[[], Product]] = {f"blocks of {n}": partial(self._row_sums, n) for n in blocks}
         for way, make in {**ways, "product": lambda: self.product}.items():
             made: list[Product] = []
@@ -137,9 +139,12 @@ class _WithSingleRows:
                 made.append(make())
                 return torch.equal(made[0](x_BI[:1]), want)
 
-            if _trial(way, self.weight, agrees):
+            if _trial(f"{way}, bias: {self.bias is not None}", self.weight, agrees):
                 return made[0] if made else make()
-        return lambda x_BI: self.product(torch.cat((x_BI, x_BI)))[:1]
+        return self._twice
+
+    def _twice(self, x_BI: Tensor) -> Tensor:
+        return self.product(torch.cat((x_BI, x_BI)))[:1]
 
     def _row_sums(self, block: int) -> Product:
         sums, bias = row_sums(self.weight, block), self.bias

@@ -24,10 +24,6 @@ from bardlet.server.reply import Context, too_late
 from bardlet.server.schema import MAX_CHOICES, MAX_SCORED, Generation
 from bardlet.server.text import Entry, Writer
 
-COLDEST = 1e-30
-"""Temperature below which a logit divided by it is no number of float32; the likeliest token has all the probability.
-"""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -164,8 +160,6 @@ class Sequences:
         if outside := [token for token in bias if token >= size]:
             raise Refusal(400, f"logit_bias: token id {outside[0]} is not in the vocabulary, whose ids are 0 to "
                           f"{size - 1}", param="logit_bias", code="invalid_value")
-        if temperature < COLDEST:
-            temperature = 0.0
         return engine.Sampling(temperature=float(temperature), top_k=top_k if top_k and top_k > 0 else None,
                                top_p=None if top_p is None or top_p >= 1 else float(top_p), logit_bias=bias,
                                presence_penalty=body.presence_penalty or 0.0,

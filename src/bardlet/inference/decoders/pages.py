@@ -49,9 +49,10 @@ class Pages:
         """Fill a page with zeros: a masked attention weight of 0 times an old NaN would be a NaN."""
         self.k_LNKDR[:, page], self.v_LNKRD[:, page] = 0, 0
 
-    def copy(self, page: int, source: int) -> None:
-        """Copy the page `source` to `page`."""
-        self.k_LNKDR[:, page], self.v_LNKRD[:, page] = self.k_LNKDR[:, source], self.v_LNKRD[:, source]
+    def copy(self, page: int, source: int, positions: int) -> None:
+        """Copy the first positions of the page `source` to `page`."""
+        self.k_LNKDR[:, page, ..., :positions] = self.k_LNKDR[:, source, ..., :positions]
+        self.v_LNKRD[:, page, :, :positions] = self.v_LNKRD[:, source, :, :positions]
 
 
 class PagedStep:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 
 from bardlet.errors import BardletError
 from bardlet.inference.decoders.pages import PAGE, Pages
@@ -23,7 +24,7 @@ class Node:
 
     def __init__(self, page: int, tokens: list[int], parent: Node | None) -> None:
         self.page, self.tokens, self.parent, self.users = page, tokens, parent, 0
-        self.children: list[Node] = []
+        self.children: dict[Node, None] = {}
 
 
 class PrefixTree:
@@ -45,10 +46,10 @@ class PrefixTree:
             node = best
             nodes.append(self._use(node))
             length += shared
-        if best is not None and shared >= WORTH_COPYING and (self.free or self.idle.keys() - {best}):
+        if best is not None and shared >= WORTH_COPYING and (self.free or len(self.idle) > (best in self.idle)):
             self._use(best)  # keep it while a page is found for the copy
             nodes.append(self.extend(node))
-            self.pages.copy(nodes[-1].page, best.page)
+            self.pages.copy(nodes[-1].page, best.page, shared)
             nodes[-1].tokens.extend(ids[length : length + shared])
             self._release(best)
             length += shared
@@ -62,7 +63,7 @@ class PrefixTree:
         self.pages.clear(page)
         node = Node(page, [], parent)
         self.idle.pop(parent, None)
-        parent.children.append(node)
+        parent.children[node] = None
         return self._use(node)
 
     def leave(self, nodes: Sequence[Node]) -> None:
@@ -81,7 +82,7 @@ class PrefixTree:
         """Return the number of tokens after `length` that a child shares, and the child that shares the most."""
         rest = list(ids[length : length + PAGE])
         best, found = 0, None
-        for child in reversed(node.children[-LOOKED_AT:]):
+        for child in islice(reversed(node.children), LOOKED_AT):
             if (shared := common(rest, child.tokens)) > best:
                 best, found = shared, child
                 if shared == len(rest):
@@ -108,7 +109,7 @@ class PrefixTree:
         del self.idle[node]
         self.free.append(node.page)
         if parent := node.parent:
-            parent.children.remove(node)
+            del parent.children[node]
             if parent is not self.root and not parent.users and not parent.children:
                 self.idle[parent] = None
 
