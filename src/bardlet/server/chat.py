@@ -30,7 +30,7 @@ class Chat:
         """Send the answers."""
         refuse_translator(self.loaded)
         ids = await asyncio.to_thread(self._encode)
-        prompts = [Prompt(ids, in_character=False)]
+        prompts = [Prompt(ids, len(ids), in_character=False)]
         space = self.loaded.window - len(ids)
         asked = self.body.max_tokens if self.body.max_completion_tokens is None else self.body.max_completion_tokens
         plan = Plan(max_tokens=space if asked is None else min(asked, space), top=self._top(),
@@ -40,7 +40,8 @@ class Chat:
             if self.body.stream:
                 await self._stream(reply, sequences, prompts)
                 return
-            choices = [{"index": index, "finish_reason": one.finish_reason, "logprobs": self._logprobs(one.entries),
+            choices = [{"index": index, "finish_reason": one.finish_reason,
+                        "logprobs": await asyncio.to_thread(self._logprobs, one.entries),
                         "message": {"role": "assistant", "content": one.text, "refusal": None}}
                        for index, one in enumerate(await sequences.whole())]
             await reply.json({**identity("chatcmpl", "chat.completion", self.loaded.name), "choices": choices,

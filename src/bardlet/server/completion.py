@@ -16,6 +16,8 @@ from bardlet.server.reply import Context, Reply
 from bardlet.server.schema import CompletionRequest
 from bardlet.server.text import Entry, entries_of
 
+MAX_ECHO = 1_000_000
+"""Characters of prompts that an answer repeats."""
 DEFAULT_TOKENS = 16
 """Tokens of a completion without max_tokens, as in the OpenAI API."""
 
@@ -54,7 +56,8 @@ class Completions:
                 choices.append(self._choice(index, before, [], [], "length"))
                 continue
             one = written[index]
-            choices.append(self._choice(index, before + one.text, one.prompt, one.entries, one.finish_reason))
+            choices.append(await asyncio.to_thread(self._choice, index, before + one.text, one.prompt, one.entries,
+                                                   one.finish_reason))
         await reply.json({**self._identity(), "choices": choices, "usage": sequences.usage(self.prompts)})
 
     async def _stream(self, reply: Reply, sequences: Sequences) -> None:
@@ -103,8 +106,11 @@ class Completions:
                               param="prompt", code="context_length_exceeded")
             echoes_ids = self.body.echo and not isinstance(each, str)
             text, entries = entries_of(self.tokenizer, ids, hidden) if self.scores_prompt or echoes_ids else (each, [])
-            self.texts.append(text)
-            self.prompts.append(Prompt(ids, entries if self.scores_prompt else ()))
+            self.texts.append(text if self.body.echo else "")
+            self.prompts.append(Prompt(ids[-self.loaded.window :], len(ids), entries if self.scores_prompt else ()))
+        if sum(map(len, self.texts)) * (self.body.n or 1) > MAX_ECHO:
+            raise Refusal(400, f"echo returns at most {MAX_ECHO:,} characters of prompts, all choices together; leave "
+                          "echo out, or shorten the prompts", param="echo", code="invalid_value")
 
     def _encode(self, text: str) -> tuple[list[int], int]:
         """Return (the ids of a prompt as `bardlet sample` reads it, the number of them that begin a document).

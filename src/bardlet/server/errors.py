@@ -30,6 +30,10 @@ class Error(JSONResponse):
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
+class ClientTooSlow(Exception):
+    """The client left a response unread for too long."""
+
+
 class Refusal(Exception):
     """An error response, raised anywhere below a route; the app sends it."""
 

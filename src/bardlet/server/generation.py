@@ -24,13 +24,17 @@ from bardlet.server.reply import Context, too_late
 from bardlet.server.schema import MAX_CHOICES, MAX_SCORED, Generation
 from bardlet.server.text import Entry, Writer
 
+TAIL = 16
+"""Tokens at the end of a prompt that may belong to a character that the text goes on with."""
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt. entries: its tokens in its text, if their log-probabilities are asked for. in_character: the text may
-    go on with the rest of the prompt's last character."""
+    """A prompt. ids: those that the model reads, the last of `length`. entries: its tokens in its text, if their
+    log-probabilities are asked for. in_character: the text may go on with the rest of the prompt's last character."""
 
     ids: list[int]
+    length: int
     entries: Sequence[Entry] = ()
     in_character: bool = True
 
@@ -71,15 +75,16 @@ class Sequences:
         if len(prompts) * n > self.most:
             raise Refusal(400, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} choices, but a request has "
                           f"at most {self.most}; send fewer", param="n", code="invalid_value")
-        if plan.top is not None and plan.max_tokens * len(prompts) * n > MAX_SCORED:
-            raise Refusal(400, f"a request returns the log-probabilities of at most {MAX_SCORED:,} tokens, all choices "
-                          "together; lower max_tokens", param="max_tokens", code="invalid_value")
+        scored = sum(plan.max_tokens + len(prompt.entries) for prompt in prompts) * n
+        if plan.top is not None and scored * (1 + plan.top) > MAX_SCORED:
+            raise Refusal(400, f"a request returns at most {MAX_SCORED:,} log-probabilities, all choices together; "
+                          "lower max_tokens", param="max_tokens", code="invalid_value")
         tokenizer, sampling = self.loaded.model.tokenizer, self._sampling(plan.top)
         queued = []
         for prompt in prompts:
             seeds = row_seeds(secrets.randbits(32) if self.body.seed is None else self.body.seed, n)
             for seed in seeds:
-                writer = Writer(tokenizer, prompt.ids if prompt.in_character else (), stops)
+                writer = Writer(tokenizer, prompt.ids[-TAIL:] if prompt.in_character else (), stops)
                 choice = Choice(self._inbox, writer, prompt.entries, bool(self.body.stream))
                 request = engine.Request(prompt=prompt.ids, max_tokens=plan.max_tokens, sampling=sampling, seed=seed,
                                          stop_ids=plan.stop_ids, prompt_logprobs=plan.prompt_logprobs,
@@ -90,6 +95,8 @@ class Sequences:
             self._handles = self.engine.submit(self.loaded.slot, queued)
         except engine.Busy as error:
             raise too_busy(error) from None
+        except engine.Closed:
+            raise stopping() from None
         except BardletError as error:
             raise Refusal(400, self.loaded.public(error)) from None
         self._read = sum(len(prompt.ids) for prompt in prompts)
@@ -125,8 +132,8 @@ class Sequences:
 
     def usage(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Return the numbers of tokens."""
-        read, written = sum(len(prompt.ids) for prompt in prompts), sum(choice.tokens for choice in self._choices)
-        cached = sum(getattr(handle, "cached_tokens", 0) or 0 for handle in self._handles)
+        read, written = sum(prompt.length for prompt in prompts), sum(choice.tokens for choice in self._choices)
+        cached = sum(handle.cached_tokens for handle in self._handles[:: self.body.n or 1])  # a prompt counts once
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
                 "prompt_tokens_details": {"cached_tokens": cached}}
 
@@ -147,7 +154,7 @@ class Sequences:
         if news.reason == "deadline":
             raise too_late(self.context.seconds)
         if news.reason == "cancelled":  # not by us: the `with` block is not left yet
-            raise Refusal(503, "the server is shutting down", type="server_error", code="shutting_down")
+            raise stopping()
 
     def _sampling(self, top: int | None) -> engine.Sampling:
         """Return the sampling options: the request's, else the model folder's, else OpenAI's."""
@@ -166,6 +173,11 @@ class Sequences:
                                frequency_penalty=body.frequency_penalty or 0.0, top_logprobs=top)
 
 
+def stopping() -> Refusal:
+    """Return the refusal of a server that ends."""
+    return Refusal(503, "the server is shutting down", type="server_error", code="shutting_down")
+
+
 def stop_strings(body: Generation) -> list[str]:
     """Return the stop strings of a request."""
     return [body.stop] if isinstance(body.stop, str) else list(body.stop or [])
@@ -177,5 +189,10 @@ def identity(prefix: str, kind: str, model: str) -> dict[str, Any]:
 
 
 async def in_engine(models: Models, work: Any) -> Any:
-    """Return work(), done in the inference thread between two steps."""
-    return await asyncio.wrap_future(models.engine.call(work))
+    """Return work(), done in the inference thread between two steps. Refuse if too much waits for that."""
+    try:
+        return await asyncio.wrap_future(models.engine.call(work))
+    except engine.Busy as error:
+        raise too_busy(error) from None
+    except engine.Closed:
+        raise stopping() from None

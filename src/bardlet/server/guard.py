@@ -11,17 +11,13 @@ from typing import Any
 from starlette.responses import Response
 
 from bardlet.server import files
-from bardlet.server.errors import Refusal, error_response, escaped, internal_error
+from bardlet.server.errors import ClientTooSlow, Refusal, error_response, escaped, internal_error
 from bardlet.server.limits import App, Message, Receive, Send
 from bardlet.server.metrics import Metrics
 from bardlet.server.security import HEADERS, Hosts, Origins, Scope, Sessions, check_key, check_query, header
 from bardlet.server.settings import ServerSettings
 
 log = logging.getLogger("bardlet")
-
-
-class ClientTooSlow(Exception):
-    """The client left a response unread for too long."""
 
 
 class Traffic:
@@ -67,10 +63,14 @@ class Exchange:
                 await self._send(message)
         except TimeoutError:
             self.too_slow = True
-            if abort := self.scope.get("bardlet.abort"):
-                abort()  # closing would wait until the client has read the rest
-                await asyncio.sleep(0)
+            self.abort()  # closing would wait until the client has read the rest
+            await asyncio.sleep(0)
             raise ClientTooSlow from None
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if abort := self.scope.get("bardlet.abort"):
+            abort()
 
     async def refuse(self, response: Response, linger: float) -> None:
         """Send a refusal. If the client still sends its body, discard that for a while: then it reads the refusal."""
@@ -101,8 +101,8 @@ class Exchange:
         elif self.streams and not self.complete:
             event = b"data: " + bytes(response.body) + b"\n\n"
             await self.send({"type": "http.response.body", "body": event, "more_body": False})
-        elif not self.complete and (abort := self.scope.get("bardlet.abort")):
-            abort()
+        elif not self.complete:
+            self.abort()
             await asyncio.sleep(0)
 
 
@@ -164,8 +164,9 @@ class Guard:
             task.uncancel()
             await exchange.fail(stopping(), 0)
         except Exception as error:
-            if exchange.too_slow:
+            if exchange.too_slow or isinstance(error, ClientTooSlow):
                 self.metrics.refused("slow_reader")
+                exchange.abort()
                 return
             await exchange.fail(internal_error(error).response(), linger)
 
@@ -173,7 +174,7 @@ class Guard:
         """Refuse a request that may not pass. Return the answer to a preflight request of an allowed page."""
         scope = exchange.scope
         host = self.hosts.check(scope)
-        check_query(scope)
+        check_query(scope, self.sessions)
         origin = self.origins.check(scope, host)
         if self.origins.allowed:
             exchange.extra["vary"] = "Origin"

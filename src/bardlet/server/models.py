@@ -258,7 +258,7 @@ class Models:
         budget = self.settings.memory_gb * 1e9
         if size > budget:
             refusal = Refusal(503, f"the model needs {size / 1e9:.1f} GB, more than the {self.settings.memory_gb:g} GB "
-                              "of --memory-gb; start the server with more", type="server_error", param="model",
+                              "of --memory; start the server with more", type="server_error", param="model",
                               code="model_too_large")
             refusal.headers = dict(NO_RETRY)
             raise refusal

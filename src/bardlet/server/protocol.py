@@ -82,6 +82,11 @@ class Protocol(H11Protocol):
         if self.has_request:
             self.idle.pop(self, None)
             self._end_head()
+        if self.flow.read_paused and self.conn.their_state is h11.DONE:  # the next request is here already
+            if len(self.conn.trailing_data[0]) > HEAD_BYTES:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()  # otherwise nobody would notice that the client leaves
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bardlet.errors import BardletError
-from bardlet.server.errors import Refusal, error_body, internal_error, public_message
+from bardlet.server.errors import ClientTooSlow, Refusal, error_body, internal_error, public_message
 
 log = logging.getLogger("bardlet")
 
@@ -122,7 +122,7 @@ class Answer(Response):
                 except Refusal as refusal:
                     self.context.refused(refusal)
                     await reply.refuse(refusal)
-                except ConnectionError:
+                except (ConnectionError, ClientTooSlow):
                     raise
                 except BardletError as error:
                     await reply.refuse(Refusal(500, public_message(error), type="server_error"))
@@ -130,7 +130,7 @@ class Answer(Response):
                     await reply.refuse(internal_error(error))
         except TimeoutError:
             if reply.started:
-                raise  # the client does not read: the connection is closed
+                raise ClientTooSlow from None
             await reply.refuse(too_late(self.context.seconds))
 
 

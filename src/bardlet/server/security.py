@@ -129,11 +129,11 @@ class Origins:
                            "the server with --allow-origin ORIGIN.", code="foreign_origin")
 
 
-def check_query(scope: Scope) -> None:
+def check_query(scope: Scope, sessions: Sessions) -> None:
     """Refuse a key in the address, where histories and logs keep it."""
     query = scope.get("query_string", b"").decode("latin-1").replace(";", "&")
-    for name, _ in parse_qsl(query, keep_blank_values=True):
-        if name.lower().replace("-", "").replace("_", "").strip() in SECRET_NAMES:
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name.lower().replace("-", "").replace("_", "").strip() in SECRET_NAMES or sessions.is_key(value):
             raise Refusal(400, "A key does not belong in an address, where logs keep it. Send it as the header "
                                "`Authorization: Bearer KEY`, and make a new key if this one was real.",
                           code="key_in_query")

@@ -16,7 +16,7 @@ MEGABYTE = 2**20
 class Limits:
     """Limits on clients, in bytes and seconds."""
 
-    body: int = 10 * MEGABYTE
+    body: int = 2 * MEGABYTE
     """Bytes of a request's body."""
     head_seconds: float = 10.0
     """Time for the head of a request, from the first byte of a connection or of the next request on it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from bardlet.server.guard import Guard, Traffic
@@ -56,7 +57,8 @@ class Starting:
             async with app.router.lifespan_context(app):
                 self.app = app
                 self.loaded.set()
-                await asyncio.to_thread(self.ready, app)
+                with suppress(OSError):  # standard output is closed
+                    await asyncio.to_thread(self.ready, app)
                 await receive()
         await send({"type": "lifespan.shutdown.complete"})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from bardlet.errors import BardletError
 from bardlet.inference import translate
 from bardlet.server.errors import Refusal
@@ -11,7 +13,7 @@ from bardlet.server.reply import Reply
 from bardlet.server.schema import TranslateRequest
 
 LINES = 4
-"""Lines translated at once. They depend on the request only, so that other requests do not change a translation."""
+"""Lines translated at once, without beams. They depend on the request only: others do not change a translation."""
 
 
 async def answer(models: Models, loaded: Loaded, body: TranslateRequest, reply: Reply) -> None:
@@ -23,7 +25,7 @@ async def answer(models: Models, loaded: Loaded, body: TranslateRequest, reply: 
     try:
         options = model.translate_options(body.beam or 1, 1.0 if body.length_penalty is None else body.length_penalty,
                                           LINES)
-        lengths = [len(model.tokenizer.encode(line.strip())) + 1 for line in lines]
+        lengths = await asyncio.to_thread(lambda: [len(model.tokenizer.encode(line.strip())) + 1 for line in lines])
     except BardletError as error:
         message = loaded.public(error).replace("--beam", "beam")
         raise Refusal(400, message, param="beam" if message.startswith("beam") else "text",
@@ -34,8 +36,9 @@ async def answer(models: Models, loaded: Loaded, body: TranslateRequest, reply: 
             raise Refusal(400, f"text: line {number} has {length - 1:,} tokens, but the model reads at most "
                           f"{most - 1:,}; shorten it", param="text", code="context_length_exceeded")
     translations: list[str] = []
-    for first in range(0, len(lines), LINES):
-        chunk = lines[first : first + LINES]
+    at_once = 1 if (body.beam or 1) > 1 else LINES
+    for first in range(0, len(lines), at_once):
+        chunk = lines[first : first + at_once]
         translations += await in_engine(
             models, lambda chunk=chunk: translate.translate_lines(model.module, model.tokenizer, chunk, options))
     await reply.json({"model": loaded.name, "translations": translations})

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from bardlet.errors import BardletError
+from bardlet.inference.readers import SLICE
 from bardlet.server.completion import checked_ids, refuse_translator
 from bardlet.server.errors import Refusal
 from bardlet.server.generation import in_engine
@@ -24,7 +25,7 @@ from bardlet.server.schema import EmbeddingRequest
 
 
 async def embed(models: Models, loaded: Loaded, body: EmbeddingRequest, reply: Reply) -> None:
-    """Send the vectors. Each text is computed alone, so that its neighbours do not change it."""
+    """Send the vectors. Each text is computed alone, so that its neighbors do not change it."""
     refuse_translator(loaded)
     module = loaded.model.module
     if not hasattr(module, "hidden"):
@@ -37,7 +38,7 @@ async def embed(models: Models, loaded: Loaded, body: EmbeddingRequest, reply: R
     rows = await asyncio.to_thread(_rows, loaded, body.input)
     data = []
     for index, ids in enumerate(rows):
-        vector = await in_engine(models, lambda ids=ids: vector_of(module, ids))
+        vector = await vector_of(models, module, ids)
         if vector is None:
             raise Refusal(500, "the model's hidden states are not finite", type="server_error",
                           code="generation_failed")
@@ -50,12 +51,18 @@ async def embed(models: Models, loaded: Loaded, body: EmbeddingRequest, reply: R
                       "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
 
 
-@torch.inference_mode()
-def vector_of(module: Any, ids: list[int]) -> list[float] | None:
-    """Return the vector of a text; None if it is not finite. In the inference thread."""
+async def vector_of(models: Models, module: Any, ids: list[int]) -> list[float] | None:
+    """Return the vector of a text, which is read in slices between the steps of others; None if it is not finite."""
+    cache = await in_engine(models, lambda: module.new_cache(1, len(ids)))
     device = next(module.parameters()).device
-    hidden_TC = module.hidden(torch.tensor([ids], device=device))[0].float()
-    vector_C = F.normalize(hidden_TC.mean(dim=0), dim=0)
+
+    def read(first: int) -> torch.Tensor:
+        part = torch.tensor([ids[first : first + SLICE]], device=device)
+        return module.hidden(part, cache)[0].float().sum(dim=0)
+
+    sum_C = torch.stack([await in_engine(models, lambda first=first: read(first))
+                         for first in range(0, len(ids), SLICE)]).sum(dim=0)
+    vector_C = F.normalize(sum_C, dim=0)
     return vector_C.tolist() if bool(vector_C.isfinite().all()) else None
 
 
