@@ -72,6 +72,19 @@ async def stream(endless: bool = False, broken: bool = False) -> StreamingRespon
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
+left = threading.Event()
+"""Set when the client of /wait has left."""
+
+
+@router.post("/wait")
+async def wait(request: Request) -> dict[str, str]:
+    """Wait until the client leaves."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.01)
+    left.set()
+    return {}
+
+
 def make_app(**settings: Any) -> Any:
     """Return an app with the routes above."""
     settings = {"folders": (), "api_key": KEY, "memory_gb": 1.0, **settings}

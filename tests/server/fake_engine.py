@@ -14,6 +14,8 @@ from bardlet.inference import engine as real
 class Handle:
     """A submitted sequence. cancelled: set by `cancel`."""
 
+    cached_tokens = 0
+
     def __init__(self, engine: FakeEngine, request: Any, listener: Any, model: Any) -> None:
         self.engine, self.request, self.listener, self.model = engine, request, listener, model
         self.cancelled, self.ended, self.written, self.begun = threading.Event(), threading.Event(), 0, False

@@ -278,8 +278,17 @@ def test_names_with_slashes_are_names(client: TestClient) -> None:
     assert complete(client, model="bpe", prompt="x")["choices"][0]["text"].startswith("the little")
 
 
-def test_a_temperature_by_which_no_logit_can_be_divided_is_0(client: TestClient) -> None:
-    for temperature, used in ((5e-324, 0.0), (1e-31, 0.0), (0.01, 0.01)):
-        body = {"model": "bytes", "prompt": "a", "temperature": temperature}
-        assert client.post("/v1/completions", json=body).status_code == 200
-        assert client.engine.handles[-1].request.sampling.temperature == used
+def test_echo_is_limited(client: TestClient) -> None:
+    """An answer repeats each prompt n times: a small request must not make a large answer."""
+    body = {"model": "bytes", "prompt": "a" * 20_000, "echo": True, "max_tokens": 0}
+    assert client.post("/v1/completions", json={**body, "n": 2}).status_code == 200
+    refused = client.post("/v1/completions", json={**body, "n": 100})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "echo"
+
+
+def test_only_the_end_of_a_long_prompt_goes_to_the_engine(client: TestClient) -> None:
+    reply = client.post("/v1/completions", json={"model": "bytes", "prompt": "a" * 5000, "max_tokens": 1})
+    assert reply.json()["usage"]["prompt_tokens"] == 5000
+    assert 0 < len(client.engine.handles[-1].request.prompt) < 5000
+
+

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from serving import KEY, Running, running
+import serving
+from serving import HANGS, KEY, Running, running
 
 from bardlet.inference.engine import Busy
 from bardlet.server import limits as server_limits
@@ -330,3 +332,13 @@ def test_at_the_end_streams_get_an_error_event_and_the_others_a_503() -> None:
     assert b'data: {"error":' in event and b'"code":"stopping"' in event and event.endswith(b"0\r\n\r\n")
     assert status_of(answer) == 503
 
+
+
+@pytest.mark.parametrize("more", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", b"x" * 200_000])
+def test_a_client_that_leaves_is_noticed_whatever_it_sent_after_its_request(server: Running, more: bytes) -> None:
+    serving.left.clear()
+    connection = server.connect().send("POST /wait HTTP/1.1", AUTHORIZED, JSON, "Content-Length: 2", body=b"{}")
+    with contextlib.suppress(OSError):  # the server closes the connection of a client that sends too much
+        connection.send_bytes(more)
+    connection.close()
+    assert serving.left.wait(HANGS)
