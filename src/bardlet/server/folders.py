@@ -19,7 +19,7 @@ SKIPPED = ("checkpoints",)
 def find(roots: Sequence[str]) -> dict[str, Path]:
     """Return the folder of each model, by name: each root that is a model, and the models below the other roots.
 
-    A name is the last part of the path, with as many parts before it as tell it from the others.
+    A name is the last part of the path, with the part before it if others have the same; then they are numbered.
     """
     folders: dict[Path, None] = {}
     for root in roots:
@@ -29,7 +29,9 @@ def find(roots: Sequence[str]) -> dict[str, Path]:
     count = Counter(ending for each in endings.values() for ending in each)
     names: dict[str, Path] = {}
     for folder, each in endings.items():
-        names.setdefault(next((ending for ending in each if count[ending] == 1), each[-1]), folder)
+        name = next((ending for ending in each[:2] if count[ending] == 1), each[0])
+        number = next(n for n in range(1, len(folders) + 2) if (f"{name}-{n}" if n > 1 else name) not in names)
+        names[f"{name}-{number}" if number > 1 else name] = folder
     return names
 
 

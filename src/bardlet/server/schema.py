@@ -25,6 +25,7 @@ MAX_CHOICES = 128
 """Sequences of one request: its prompts times n."""
 MAX_TOKENS = 1_000_000
 """Tokens of the longest completion."""
+MAX_MESSAGES = 10_000
 MAX_FIELDS = 200
 """Fields of an object, known or not: each unknown one costs an error."""
 MAX_BIASES = 1024
@@ -118,7 +119,7 @@ class Generation(Strict):
         None, description=f"Choices for each prompt; 1 if absent. Prompts times n: at most {MAX_CHOICES}.")
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = Field(
         None, description="The same seed gives the same text, whatever else the server does: with one prompt, the "
-        "texts of `bardlet sample --seed`. Without one, the text is another each time.")
+        "texts of `bardlet sample --seed`. Without one, each text is different.")
     stop: Stops = Field(None, description="Up to four texts that end the completion; they are not part of it.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         None, description="0: always the likeliest token. If absent: that of the model's generation_config.json, "
@@ -135,6 +136,9 @@ class Generation(Strict):
     logit_bias: LogitBias = Field(None, description="Added to the logits of token ids, which are written as strings.",
                                   json_schema_extra=_closed)
     user: str | None = Field(None, description="Accepted and ignored.")
+    metadata: Annotated[dict[str, str], Field(max_length=16), few(16)] | None = Field(
+        None, description="Accepted and ignored.")
+    store: bool | None = Field(None, description="Accepted; nothing is stored.")
 
 
 class CompletionRequest(Generation):
@@ -207,7 +211,8 @@ class ChatRequest(Generation):
         "example": {"model": "my-chat", "messages": [{"role": "user", "content": "What is two and two?"}]},
         "allOf": [_WITH_LOGPROBS, _ONE_LIMIT]})
     messages: list[ChatMessage] = Field(
-        min_length=1, fail_fast=True, description="The conversation, which has to fit into the model's context window.")
+        min_length=1, max_length=MAX_MESSAGES, fail_fast=True,
+        description="The conversation, which has to fit into the model's context window.")
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="The older name of max_completion_tokens.")
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
@@ -230,9 +235,6 @@ class ChatRequest(Generation):
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16), few(16)] | None = Field(
-        None, description="Accepted and ignored.")
-    store: bool | None = Field(None, description="Accepted; nothing is stored.")
     safety_identifier: str | None = Field(None, description="Accepted and ignored.")
     prompt_cache_key: str | None = Field(None, description="Accepted; shared beginnings are found without it.")
 
