@@ -141,8 +141,10 @@ class Engine:
         self.seconds_per_sequence = 1.0
         """Moving average of the time between the ends of two sequences, while others wait."""
         self._last_end = time.monotonic()
+        self._has_threads = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bardlet inference", daemon=True)
         self._thread.start()
+        self._has_threads.wait()
 
     # ---------------------------------------------------------------- for all threads
 
@@ -251,7 +253,8 @@ class Engine:
 
     def _run(self) -> None:
         torch.get_num_threads()  # the first call in a thread adopts the number that was set
-        error: BardletError | None = failure("it has ended")
+        self._has_threads.set()
+        error: BardletError | None = None
         try:
             with torch.inference_mode():
                 while self._wait():
@@ -259,7 +262,8 @@ class Engine:
                         self._call()
                     for number in range(len(self.models)):
                         self._turn(number)
-            error = None
+        except BaseException:
+            error = failure(traceback.format_exc())
         finally:
             with self.changed:
                 self.closed = True

@@ -24,6 +24,8 @@ from bardlet.server.reply import Context, too_late
 from bardlet.server.schema import MAX_CHOICES, MAX_SCORED, Generation
 from bardlet.server.text import Entry, Writer
 
+CHUNK_SECONDS = 0.03
+"""Time between two chunks of a stream. Each chunk costs the inference thread a part of a millisecond."""
 TAIL = 16
 """Tokens at the end of a prompt that may belong to a character that the text goes on with."""
 
@@ -107,9 +109,11 @@ class Sequences:
         Raises:
             Refusal: a sequence failed, or the time is over.
         """
-        running = set(range(len(self._choices)))
+        running, sent = set(range(len(self._choices))), -math.inf
         while running:
             await self._inbox.wait()
+            await asyncio.sleep(sent + CHUNK_SECONDS - time.monotonic())  # not at all if that is below 0
+            sent = time.monotonic()
             for number in sorted(running):
                 news = self._choices[number].collect()
                 if news.reason is not None:

@@ -16,8 +16,18 @@ from bardlet.run import checkpoint, hf, lock
 log = logging.getLogger("bardlet")
 
 
+def leave_the_cores() -> None:
+    """Use one core in this thread, once there is an engine.
+
+    With a second team of OpenMP threads there would be more threads than cores. Those of the inference thread then
+    sleep after each operation instead of waiting for the next one, which doubles its time.
+    """
+    torch.set_num_threads(1)
+
+
 def read(folder: Path, device: str, dtype: str) -> Model:
     """Load a folder. Raises as `bardlet.load` does."""
+    leave_the_cores()
     model = load(folder, device=device, dtype=cast(DType, dtype))
     if in_training(folder):
         try:
@@ -31,6 +41,7 @@ def read(folder: Path, device: str, dtype: str) -> Model:
 
 def add(engine: Engine, model: Model, cache_bytes: int) -> EngineModel:
     """Make a model ready for the engine."""
+    leave_the_cores()
     return engine.add(model.module.eval(), torch.int8 if model.dtype == "int8" else None, cache_bytes)
 
 

@@ -208,6 +208,10 @@ class Models:
         if folders.weight_bytes(folder) == 0 and (folder / "run.toml").is_file():
             raise _later(f"{name}: its training has not saved a checkpoint yet", "model_not_ready", 30)
         try:
+            if self._engine is None:
+                from bardlet.inference.engine import Engine
+
+                self._engine = Engine(max_waiting=self.settings.max_waiting, max_rows=self.settings.max_rows)
             return loading.read(folder, self.settings.device, self.settings.dtype)
         except Exception as error:
             raise self._refusal(name, folder, error) from error
@@ -217,10 +221,6 @@ class Models:
         from bardlet.server import loading
 
         try:
-            if self._engine is None:
-                from bardlet.inference.engine import Engine
-
-                self._engine = Engine(max_waiting=self.settings.max_waiting, max_rows=self.settings.max_rows)
             encdec = model.module.config.model == "encdec"
             return None if encdec else loading.add(self._engine, model, cache)
         except Exception as error:

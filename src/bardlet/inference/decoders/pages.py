@@ -62,8 +62,8 @@ class PagedStep:
     """
 
     def __init__(self, pages: Pages, table: Sequence[Sequence[int]], position: Sequence[int]) -> None:
-        """table: the pages of each row's sequence, up to that of its own position. position: ascending in blocks is
-        fastest, since neighbors that read a similar number of pages are computed together."""
+        """table: the pages of each row's sequence, up to that of its own position. position: if rows of similar length
+        are neighbors, they are computed together."""
         self.pages, device = pages, pages.k_LNKDR.device
         self.position = torch.tensor(position, device=device)
         page_B = torch.tensor([row[at // PAGE] for row, at in zip(table, position, strict=True)], device=device)
@@ -73,8 +73,10 @@ class PagedStep:
         d_D = torch.arange(pages.head_dim, device=device)
         self.k_slot_BKD = (head_BK[..., None] * pages.head_dim + d_D) * PAGE + offset_B[:, None, None]
         self.groups, start = [], 0
-        widths = [_power_of_two(at // PAGE + 1) for at in position]
-        for width, rows in groupby(widths):
+        needed = [at // PAGE + 1 for at in position]
+        most = max(needed)
+        together = len(needed) * most <= 2 * sum(needed)  # calls cost more than a few pages that are read in vain
+        for width, rows in groupby(most if together else _power_of_two(number) for number in needed):
             stop = start + len(list(rows))
             self.groups.append(_Group(pages, slice(start, stop), width, table[start:stop], self.position[start:stop]))
             start = stop
