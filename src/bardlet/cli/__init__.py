@@ -46,6 +46,9 @@ SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample
             **dict.fromkeys(("delete", "remove", "rm"), "runs RUN --delete")}
 """Words that other tools use for a command."""
 
+SPINS = {"serve": (20_000,)}
+"""Arguments of `choose_waiting`: a server's threads wait shortly and often (LOG.md)."""
+
 WITHOUT_TORCH = ("runs", "data")
 """Commands that compute nothing."""
 
@@ -135,7 +138,7 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean `bardlet {near[0]}`?" if near else "`bardlet --help` lists the commands"
         raise BardletError(f"unknown command '{command}'; {hint}")
     if command not in WITHOUT_TORCH:
-        contention.choose_waiting()
+        contention.choose_waiting(*SPINS.get(command, ()))
     if command in {kind.command for kind in FINE_TUNING}:
         return int(importlib.import_module("bardlet.cli.stage").main(command, rest))
     return int(importlib.import_module(f"bardlet.cli.{command}").main(rest))

@@ -59,8 +59,10 @@ def cores_are_taken(loadavg: Path = Path("/proc/loadavg"), pause: float = PAUSE)
         return False
 
 
-def choose_waiting() -> None:
+def choose_waiting(spins: int = 2000) -> None:
     """Set how OpenMP's threads wait for each other, by environment variables; call it before torch is imported.
+
+    spins: rounds of the loop in which a thread waits before it sleeps, on a quiet machine.
 
     Spinning is fastest on a quiet machine. On a core that another process uses, a thread that spins keeps the one that
     it waits for from running, so there the threads sleep (LOG.md). GNU's OpenMP reads this once.
@@ -70,7 +72,7 @@ def choose_waiting() -> None:
     if cores_are_taken():
         os.environ["OMP_WAIT_POLICY"] = "passive"
     else:
-        os.environ["GOMP_SPINCOUNT"] = "2000"
+        os.environ["GOMP_SPINCOUNT"] = str(spins)
 
 
 def describe(factor: float) -> str:
