@@ -217,7 +217,7 @@ async def load(port: int, folder: Path, side: str, clients: int, seconds: float)
     results = await asyncio.gather(*(client(i, port, folder, side, until) for i in range(clients)))
     firsts = sorted(first for one in results for first, _ in one if first)
     return {"tokens_per_second": sum(number for one in results for _, number in one) / seconds,
-            "first_token_s": statistics.median(firsts), "first_token_90_s": firsts[int(0.9 * (len(firsts) - 1))],
+            "first_token_s": statistics.median(firsts), "first_token_90_s": firsts[math.ceil(0.9 * (len(firsts) - 1))],
             "load": (time.process_time() - busy) / (time.perf_counter() - started)}
 
 
