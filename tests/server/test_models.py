@@ -86,7 +86,7 @@ def test_names_can_be_shown(tmp_path: Path) -> None:
 def test_new_models_are_listed_without_a_restart(tmp_path: Path, engine: FakeEngine) -> None:
     registry_ = registry(tmp_path, engine)
     assert registry_.names() == []
-    assert "no model here yet" in str(refusal(registry_.get("new")))
+    assert "no models yet" in str(refusal(registry_.get("new")))
     write(tmp_path / "new")
     assert asyncio.run(registry_.get("new")).name == "new"  # also without a listing
     assert registry_.names() == ["new"]

@@ -140,7 +140,7 @@ def api_key(typed: str | None) -> tuple[str, bool]:
         return secrets.token_urlsafe(24), False
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         name = "BARDLET_API_KEY" if typed is None else "--api-key"
-        raise BardletError(f"{name}: a key has letters, digits and signs of ASCII, without spaces; choose another one")
+        raise BardletError(f"{name}: use ASCII letters, digits and punctuation, without spaces")
     return key, True
 
 

@@ -91,8 +91,8 @@ BLOCK = 16
 def independent_rows(product: Product, weight: Tensor, bias: Tensor | None) -> Product:
     """Return `product`, so that a row of its result has the same bits whatever the other rows are, and how many.
 
-    oneDNN's product by a packed weight is so for two rows and more on all processors we know. Which of its kernels run
-    depends on the processor: hence a trial, once per shape. Where it fails, rows are computed in blocks of BLOCK.
+    oneDNN's product by a packed weight is like that from two rows on, on all processors that we know. It chooses
+    its kernels by the processor: hence a trial, once per shape. Where it fails, rows are computed in blocks of BLOCK.
     """
     x_BI = _trial_rows(33, weight)
 

@@ -110,16 +110,17 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message, code = str(error.detail), None
     if error.status_code == 404:
-        message, code = "There is no such path; GET /docs shows those that there are.", "unknown_path"
+        message, code = "There is no such path; GET /docs lists the paths.", "unknown_path"
     elif error.status_code == 405:
-        message, code = "This path has no such method; GET /docs shows those that it has.", "unknown_method"
+        message, code = "This path has no such method; GET /docs lists its methods.", "unknown_method"
     return error_response(error.status_code, message, code=code, headers=error.headers)
 
 
-REFUSALS = {400: "The request is not valid", 401: "The key is missing or wrong", 403: "The request is of another site",
-            404: "No such model or path", 408: "The request did not arrive in time", 413: "The body is too large",
-            421: "The Host header has an unknown name", 429: "The queue is full; see Retry-After",
-            500: "Internal error", 503: "The server is stopping, or a model does not fit in memory"}
+REFUSALS = {
+    400: "The request is not valid", 401: "The key is missing or wrong", 403: "The request comes from another site",
+    404: "No such model or path", 408: "The request did not arrive in time", 413: "The body is too large",
+    421: "The Host header has an unknown name", 429: "The queue is full; see Retry-After", 500: "Internal error",
+    503: "The server is stopping, or a model does not fit in memory"}
 """Responses that every route may give."""
 
 ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {

@@ -191,7 +191,7 @@ class Guard:
 
 
 def is_public(scope: Scope) -> bool:
-    """Return True for requests that need no key: static files, /health and signing in. They tell nothing."""
+    """Return True for requests that need no key: static files, /health and signing in. They reveal nothing."""
     method, path = scope["method"], scope["path"]
     if method in ("GET", "HEAD"):
         return path in ("/", "/health") or path in files.STATIC
@@ -205,7 +205,7 @@ def asked_headers(scope: Scope) -> str:
 
 
 def header_or_none(scope: Scope, name: bytes) -> str | None:
-    """Return a header's value; None if it is missing or there twice."""
+    """Return a header's value; None if it is missing or occurs twice."""
     try:
         return header(scope, name)
     except Refusal:

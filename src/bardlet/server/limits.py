@@ -177,7 +177,7 @@ def _finite(text: str) -> float:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise _invalid("a name is there twice in an object")
+        raise _invalid("an object has the same name twice")
     return values
 
 

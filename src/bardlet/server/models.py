@@ -163,7 +163,7 @@ class Models:
         shown = ", ".join(names[:NAMED]) + f" and {len(names) - NAMED} more" * (len(names) > NAMED)
         short = name if len(name) <= 80 else f"{name[:77]}..."
         raise Refusal(404, f"the model '{short}' does not exist; " + (
-            f"the models here: {shown}" if names else "there is no model here yet; `bardlet train` makes one"),
+            f"the models here: {shown}" if names else "there are no models yet; train one with `bardlet train`"),
             param="model", code="model_not_found")
 
     def _finished(self, folder: Path, task: asyncio.Task[Loaded]) -> None:

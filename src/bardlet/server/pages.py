@@ -30,7 +30,7 @@ async def docs() -> Response:
 async def static(name: str) -> Response:
     """Return a script or a style sheet."""
     if f"/static/{name}" not in STATIC:
-        raise Refusal(404, "There is no such path; GET /docs shows those that there are.", code="unknown_path")
+        raise Refusal(404, "There is no such path; GET /docs lists the paths.", code="unknown_path")
     return page(name)
 
 

@@ -48,7 +48,7 @@ def header(scope: Scope, name: bytes) -> str | None:
     """Return a header's value; None if it is missing. Refuse a request that has it twice."""
     values = [value for key, value in scope["headers"] if key.lower() == name]
     if len(values) > 1:
-        raise Refusal(400, f"The header {name.decode()} is there twice; send it once.")
+        raise Refusal(400, f"The header {name.decode()} occurs twice; send it once.")
     return values[0].decode("latin-1") if values else None
 
 

@@ -26,7 +26,7 @@ class Starting:
                            traffic=Traffic())
         self.app: Any = None
         self.error: Exception | None = None
-        """The reason for which there is no app."""
+        """The error that kept the app from loading."""
         self.failed: Callable[[], None] = lambda: None
         """Called if there is no app."""
         self.loaded = asyncio.Event()

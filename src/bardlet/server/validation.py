@@ -72,7 +72,7 @@ def refusal_of(errors: Sequence[Mapping[str, Any]], model: Any = None) -> Refusa
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     kind, path = str(error["type"]), [part for part in error["loc"] if part != "body"]
     if kind == "json_invalid":
-        return Refusal(400, f"the body is no JSON: {error.get('ctx', {}).get('error', 'invalid')}, at character "
+        return Refusal(400, f"the body is not JSON: {error.get('ctx', {}).get('error', 'invalid')}, at character "
                        f"{error['loc'][-1]}")
     if kind == "string_unicode" and not path:
         return Refusal(400, "the name of a field is not valid Unicode")
