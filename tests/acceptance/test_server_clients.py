@@ -181,7 +181,7 @@ def test_a_stream_is_the_answer_in_pieces(client: Client, server: Server) -> Non
     [value], chunks = values([whole]), streamed["chunks"]
     for index in range(2):
         pieces = [choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
-        assert "".join(pieces) == texts(value)[index] and len(pieces) > 3
+        assert "".join(pieces) == texts(value)[index] and len(pieces) > 1
     assert chunks[-1]["choices"] == [] and all(chunk["usage"] is None for chunk in chunks[:-1])
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert chunks[-1]["usage"][name] == value["usage"][name]
