@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -28,9 +27,6 @@ class _Notices(logging.Handler):
         with suppress(OSError, ValueError):  # standard error is closed: no reason to stop a run
             message = neutral(record.getMessage())  # names of files and fields are other people's text
             print(f"note: {message}" if record.levelno >= logging.WARNING else message, file=sys.stderr, flush=True)
-            if record.exc_info:
-                for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
-                    print(neutral(line), file=sys.stderr, flush=True)
 
 
 def show_notices(main: bool = True) -> None:

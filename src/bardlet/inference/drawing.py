@@ -57,7 +57,7 @@ class Draws:
 
     @staticmethod
     def _numbers(seed: int) -> Iterator[float]:
-        """Yield numbers from [0, 1): those that `generate.stream` draws."""
+        """Yield numbers from [0, 1), drawn 256 at a time."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             yield from torch.rand(256, generator=generator).tolist()

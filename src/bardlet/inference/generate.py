@@ -21,7 +21,7 @@ from torch import Tensor
 from bardlet.errors import BardletError
 from bardlet.inference import readers
 from bardlet.inference.drawing import Draws, Sampling, next_tokens
-from bardlet.inference.sampling import _Draws, draw, row_seeds
+from bardlet.inference.sampling import row_seeds
 from bardlet.models.layers import KVCache
 from bardlet.runtime import threads
 
@@ -185,40 +185,37 @@ def stream(
     model = as_dtype(model, dtype)
     if not prompts or max_new_tokens == 0:
         return
-    draws = None if temperature == 0 else _Draws(row_seeds(seed, len(prompts)))
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    draws = [Draws(sampling, one) for one in row_seeds(seed, len(prompts))]
     window, longest = model.config.block_size, max(map(len, prompts)) + max_new_tokens
     pages = len(prompts) * readers.pages_for(longest, window)
     reader = readers.reader(model, readers.new_decoder(model, torch.int8 if dtype == torch.int8 else None), pages)
 
-    def choose(logits_BV: Tensor, alive: list[int]) -> Tensor:
-        if draws is None:
-            return logits_BV.argmax(dim=-1)
-        return draw(logits_BV, temperature, top_k, top_p, draws.next(alive))
-
     with eval_mode(model):
-        yield from _steps(reader, prompts, choose, frozenset(stop_ids), max_new_tokens)
+        yield from _steps(reader, prompts, draws, frozenset(stop_ids), max_new_tokens)
 
 
 def _steps(
     reader: readers.Reader,
     prompts: Sequence[Sequence[int]],
-    choose: Callable[[Tensor, list[int]], Tensor],
+    draws: Sequence[Draws],
     stop_ids: frozenset[int],
     max_new_tokens: int,
 ) -> Iterator[list[int | None]]:
-    """Run the steps of `stream`; `choose` maps logits (B, V) and the row numbers to ids (B,)."""
+    """Run the steps of `stream`; there is one of `draws` for each prompt."""
     rows = {reader.open(prompt): row for row, prompt in enumerate(prompts)}
     for step in range(max_new_tokens):
         contexts, logits_BV = _read_all(reader)
         check_finite(logits_BV)
         alive = [rows[context] for context in contexts]
         ids: list[int | None] = [None] * len(prompts)
-        for context, row, token in zip(contexts, alive, choose(logits_BV, alive).tolist(), strict=True):
-            ids[row] = token
-            if token in stop_ids:
+        tokens = next_tokens([draws[row] for row in alive], logits_BV)
+        for context, row, token in zip(contexts, alive, tokens, strict=True):
+            ids[row] = token.id
+            if token.id in stop_ids:
                 reader.close(context)
             else:
-                reader.append(context, token)
+                reader.append(context, token.id)
         yield ids
         if step == max_new_tokens - 1 or not reader.contexts:
             return

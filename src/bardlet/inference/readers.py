@@ -109,9 +109,12 @@ class PagedReader:
 
     def _parts(self, limit: int) -> list[tuple[Context, int]]:
         """Return the contexts that the next step reads, and the number of tokens of each."""
-        generating = [context for context in self.contexts if context.started and context.unread == 1]
-        parts, reading = [(context, 1) for context in generating], list[Context]()
-        prompts = [context for context in self.contexts if context.unread and context not in set(generating)]
+        parts, prompts, reading = list[tuple[Context, int]](), list[Context](), list[Context]()
+        for context in self.contexts:
+            if context.started and context.unread == 1:
+                parts.append((context, 1))
+            elif context.unread:
+                prompts.append(context)
         for context in prompts[:1] + sorted(prompts[1:], key=lambda context: context.unread):
             if limit and (context.started or self._start(context, reading)):
                 # the first one gets half at most, so that short prompts do not wait for a long one

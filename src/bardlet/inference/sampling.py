@@ -156,20 +156,3 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if len(seed) != rows:
         raise BardletError(f"{len(seed)} seeds for {rows} prompts; give one seed, or one for each prompt")
     return list(seed)
-
-
-class _Draws:
-    """The random numbers of `sample_next`, one per row and step, drawn for many steps at once."""
-
-    AHEAD = 256
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators, self.step = [torch.Generator().manual_seed(seed) for seed in seeds], 0
-
-    def next(self, rows: list[int]) -> Tensor:
-        """Return the next number of each of `rows`, (B, 1); the other rows skip theirs."""
-        column = self.step % self.AHEAD
-        if column == 0:
-            self.u_BN = torch.stack([torch.rand(self.AHEAD, generator=row) for row in self.generators])
-        self.step += 1
-        return self.u_BN[rows, column : column + 1]
