@@ -107,7 +107,8 @@ class Handle:
     def cancel(self) -> None:
         """End the sequence before the next step. May be called by any thread, at any time."""
         self.cancelled = True
-        self.engine.wake()
+        with self.engine.changed:
+            self.engine.changed.notify()
 
     @property
     def cached_tokens(self) -> int:
@@ -124,7 +125,7 @@ class Handle:
 
 
 def failure(reason: str) -> BardletError:
-    """Log an internal error of the inference thread, and return the error for those whom it concerns."""
+    """Log an internal error of the inference thread, and return the error that its sequences end with."""
     log.error("internal error in the inference thread; report this: %s", reason)
     return BardletError("internal error in the inference thread; the log has the details")
 
@@ -236,11 +237,6 @@ class Engine:
             self.calls.append((work, future))
             self.changed.notify()
         return future
-
-    def wake(self) -> None:
-        """Let the inference thread look for cancelled sequences."""
-        with self.changed:
-            self.changed.notify()
 
     def close(self) -> None:
         """End all sequences, with the reason "cancelled", and the thread."""

@@ -135,7 +135,7 @@ class Answer(Response):
 
 
 def too_late(seconds: float) -> Refusal:
-    """Return the refusal of a request that took too long. The openai client is told not to send it again."""
+    """Return the refusal of a request that took too long; its header keeps the openai client from repeating it."""
     refusal = Refusal(504, f"the request was not finished in {seconds:g} seconds, the server's limit; ask for fewer "
                       "tokens, or stream", type="server_error", code="timeout")
     refusal.headers = {"x-should-retry": "false"}
