@@ -22,7 +22,7 @@ SMALL = 4096
 """Bytes of a body from a client that is not signed in, and of a body that is checked without another thread."""
 WAITING = ("/v1/completions", "/v1/chat/completions")
 """Paths whose requests wait in the engine's queue."""
-REFUSALS = 50
+REFUSALS = 20
 """Refusals for a full queue per second: clients that come back at once would take the processor from the model."""
 DEPTH = 64
 """Levels of lists and objects in a body."""
