@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -112,6 +113,25 @@ def sampled(folder: Path, capsys: pytest.CaptureFixture[str], *options: object) 
     return completions
 
 
+def test_the_types_of_the_typescript_client(server: Server, tmp_path: Path) -> None:
+    """A program with every field passes the compiler, strictly, and gets what its types say."""
+    compiler = Path(NODE or "") / "typescript" / "bin" / "tsc"
+    if NODE is None or not compiler.is_file() or shutil.which("node") is None:
+        pytest.skip("needs Node.js, and BARDLET_NODE_MODULES with openai and typescript")
+    (tmp_path / "node_modules").symlink_to(NODE)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    shutil.copy(PROGRAMS / "typed.ts", tmp_path)
+    subprocess.run(["node", compiler, "--strict", "--noUncheckedIndexedAccess", "--module", "nodenext", "--target",
+                    "es2022", "--types", "node", "--skipLibCheck", "typed.ts"], cwd=tmp_path, check=True)
+    done = subprocess.run(["node", "typed.js", server.url, served.KEY, BASE, CHAT], cwd=tmp_path, check=True,
+                          capture_output=True, text=True)
+    assert json.loads(done.stdout) == {
+        "choices": 4, "echoed": True, "scored": True, "reason": "length", "written": True, "counted": 5,
+        "role": "assistant", "same": True, "tops": 3, "vectors": [served.CHANNELS] * 2,
+        "models": sorted([BASE, CHAT, LETTERS, served.TRANSLATOR]),
+        "errors": ["400 n", "404 model_not_found", "401 invalid_api_key"]}
+
+
 # ---------------------------------------------------------------- completions
 
 
@@ -174,7 +194,7 @@ def test_a_text_ends_before_a_stop_string(client: Client, server: Server) -> Non
 
 
 def test_a_stream_is_the_answer_in_pieces(client: Client, server: Server) -> None:
-    fields = {**GREEDY, "n": 2, "temperature": 1, "seed": 3}
+    fields = {**GREEDY, "n": 2, "temperature": 1, "seed": 3, "max_tokens": 500}
     usage = {"stream": True, "stream_options": {"include_usage": True}}
     whole, streamed, plain = client(server, to("completions", fields), to("completions", fields, usage),
                                     to("completions", fields, {"stream": True}))
