@@ -24,10 +24,12 @@ from bardlet.config.paths import given_reward
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError, quoted
+from bardlet.inference.generate import eval_mode
 from bardlet.planning import clock, compilation
-from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, trackers
+from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, samples, trackers
 from bardlet.run import folder as run_folder
 from bardlet.runtime import atomic, contention, distributed, heartbeat
+from bardlet.runtime.compiler import eager
 from bardlet.runtime.signals import Stopped
 from bardlet.stages import stage_of, summary
 from bardlet.stages.base import AnyStage
@@ -329,7 +331,7 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
         return
     write_run(trainer)
     if trainer.state.step == 0:
-        for name in ("metrics.jsonl", "model.safetensors"):  # left by a process that ended before its first checkpoint
+        for name in ("metrics.jsonl", samples.NAME, "model.safetensors"):  # of a process that saved no checkpoint
             (trainer.run / name).unlink(missing_ok=True)
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
     active_trackers = trackers.trackers(trainer.config, trainer.run)
@@ -338,6 +340,10 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
 
         def on_step(line: dict[str, Any]) -> None:
             watch(line)
+            if trainer.config.sample_tokens and trainer.state.evaluated == line["step"]:
+                with eager(trainer.model), eval_mode(trainer.model):
+                    text = stage.sample(trainer, trainer.config.sample_tokens)
+                samples.append(trainer.run, line["step"], text)
             if line["step"] % max(1, trainer.state.steps // diagnosis.CHECKS) == 0 or line["step"] == line["steps"]:
                 _diagnose(trainer, stage, reported)
             if active_trackers and line["step"] % trainer.config.log_every == 0:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bardlet import console
@@ -95,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
     key, given = api_key(command.api_key)
     check_installed()
     from bardlet.server import protocol, security
+    from bardlet.server.folders import is_model
     from bardlet.server.limits import most_connections
     from bardlet.server.settings import Limits, ServerSettings, machine_memory
     from bardlet.server.start import Starting
@@ -102,9 +104,11 @@ def main(argv: Sequence[str]) -> int:
     if not given and not security.is_loopback(command.host):
         raise BardletError(f"--host {command.host}: other machines can reach it, so choose a key; set "
                            "BARDLET_API_KEY to a long random text, or use --host 127.0.0.1")
+    roots = folders(command.dir)
     settings = ServerSettings(
-        folders=folders(command.dir), host=command.host, port=command.port, api_key=key, dtype=command.dtype,
-        device=command.device, max_waiting=command.max_waiting, max_rows=command.max_rows, timeout=command.timeout,
+        folders=roots, runs=next((Path(root).resolve() for root in roots if not is_model(Path(root))), None),
+        host=command.host, port=command.port, api_key=key, dtype=command.dtype, device=command.device,
+        max_waiting=command.max_waiting, max_rows=command.max_rows, timeout=command.timeout,
         memory_gb=machine_memory() / 2 if command.memory is None else command.memory, allow_host=command.allow_host,
         allow_origin=command.allow_origin, log_requests=command.log_requests,
         limits=Limits(connections=most_connections(Limits.connections)))

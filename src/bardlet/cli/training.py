@@ -44,7 +44,7 @@ NOT_TYPED = ("replans",)
 """Settings that only files can hold."""
 
 MACHINE = Group("machine", ("device", "dtype", "compile"), ("threads", "deterministic"))
-OUTPUT = Group("output", ("out", "plan", "config", "json"), ("tensorboard", "wandb"))
+OUTPUT = Group("output", ("out", "plan", "config", "json"), ("sample_tokens", "tensorboard", "wandb"))
 OPTIMIZER = ("optimizer", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
              "grad_clip")
 CHECKPOINTS = ("on_nan", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every")

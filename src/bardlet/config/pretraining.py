@@ -50,6 +50,9 @@ class ModelSettings:
     """Activation of the feed-forward layer (default: gelu_new in gpt2, relu in encdec). qwen3 always uses silu."""
 
 
+SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
+"""Settings that make up a shape; if the user sets any, the plan does not choose a shape."""
+
 SET_BY_WEIGHTS = tuple(field.name for field in fields(ModelSettings))
 """Settings that come from the weights of --init."""
 

@@ -105,6 +105,8 @@ class Settings:
     """Number of checkpoints to keep. Older ones are deleted."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    sample_tokens: int = 0
+    """Tokens of the sample that each evaluation appends to samples.jsonl (default: no samples)."""
 
     seed: int = 1337
     """Random seed of weights, batches and dropout."""
@@ -134,8 +136,8 @@ class Settings:
         self.require(lambda x: x >= 1, "at least 1", "block_size", "grad_accum", "keep_checkpoints", "log_every",
                      "lora")
         self.require(lambda x: 0 < x < math.inf, "more than 0, and finite", "steps", "minutes", "threads")
-        self.require(lambda x: 0 <= x < math.inf, "0 or more, and finite", "eval_every", "save_every", "warmup_steps",
-                     "weight_decay", "grad_clip", "seed")
+        self.require(lambda x: 0 <= x < math.inf, "0 or more, and finite", "eval_every", "save_every", "sample_tokens",
+                     "warmup_steps", "weight_decay", "grad_clip", "seed")
         # beyond these limits, PyTorch and OpenMP fail with unreadable errors
         for name, maximum in (("seed", 2**63 - 1), ("threads", 1024), ("block_size", 2**24)):
             self.require(lambda x, maximum=maximum: x <= maximum, f"at most {maximum}", name)

@@ -165,6 +165,12 @@ def settings_in(path: Path) -> dict[str, Any]:
     return {name: value for name, value in _read(path).items() if name != "record"}
 
 
+def record_in(path: Path) -> dict[str, Any]:
+    """Return the `[record]` of a TOML file, not validated; empty if no run wrote it. Raises as `settings_in`."""
+    record = _read(path).get("record", {})
+    return record if isinstance(record, dict) else {}
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return the contents of a TOML file. Raise BardletError if it cannot be read."""
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from bardlet import tokenizer as tokenization
-from bardlet.config.pretraining import FromScratch, TrainConfig, TranslationConfig
+from bardlet.config.pretraining import SHAPE, FromScratch, TrainConfig, TranslationConfig
 from bardlet.config.settings import flag
 from bardlet.data.statistics import CorpusStatistics
 from bardlet.planning import clock
@@ -63,9 +63,6 @@ DISTINCT_SECONDS, DISTINCT_SHARE, MAX_DISTINCT, DISTINCT_STEPS = 2e-6, 0.03, 6_0
 distinct words that BPE is trained on, share of the time for it, maximum of these bytes, number of times that it may be
 halved).
 Chinese poems, 2,048 tokens: 7.8 seconds and 0.9195 characters per token with 6 MB, 1.3 and 0.9170 with 0.7 MB."""
-
-SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
-"""Settings that make up a shape; if the user sets any, `plan` does not choose a shape."""
 
 
 # ---------------------------------------------------------------- rules for sentence pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bardlet.planning.plan import SHAPE
+from bardlet.config.pretraining import SHAPE
 
 BLOCKS_PREDICTION = {*SHAPE, "model", "tokenizer", "vocab_size", "block_size", "dropout", "batch_size", "grad_accum",
                      "optimizer", "lr", "muon_lr", "min_lr_ratio", "schedule", "warmup_steps", "decay_share",

@@ -16,8 +16,10 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SILENT_SECONDS = 15.0
 """Seconds without a heartbeat after which a process counts as lost."""
@@ -35,6 +37,8 @@ DONE, FAILED = "done", "failed"
 
 def store(timeout: timedelta) -> torch.distributed.TCPStore:
     """Return a client of the store that the launcher or rank 0 serves."""
+    import torch  # not at the top: a lock imports this module, and the server reads locks long before it needs torch
+
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return torch.distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 

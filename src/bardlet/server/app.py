@@ -24,6 +24,7 @@ from bardlet.server.pages import add_pages
 from bardlet.server.routes import ROUTERS
 from bardlet.server.security import Sessions
 from bardlet.server.settings import ServerSettings
+from bardlet.server.studio.studio import Studio
 from bardlet.server.validation import refusal_of
 
 log = logging.getLogger("bardlet")
@@ -32,13 +33,14 @@ log = logging.getLogger("bardlet")
 def create_app(settings: ServerSettings, models: Any) -> FastAPI:
     """Return the app. models: the registry of models that the routes use; it is closed with the app.
 
-    app.state has `settings`, `models`, `metrics`, `sessions` and `traffic`.
+    app.state has `settings`, `models`, `metrics`, `sessions`, `traffic` and `studio`.
     """
     app = FastAPI(title="bardlet", version=__version__, openapi_url="/openapi.json", docs_url=None, redoc_url=None,
                   lifespan=lifespan, redirect_slashes=False)
     state = app.state
     state.settings, state.models, state.metrics = settings, models, Metrics()
     state.sessions, state.traffic = Sessions(settings.api_key), Traffic()
+    state.studio = Studio(settings.runs, settings.limits.upload) if settings.runs else None
     state.metrics.watch(lambda: figure(models, "running"), lambda: figure(models, "waiting"))
     app.add_middleware(Bodies, limits=settings.limits, busy=lambda: full_queue(models))
     app.add_middleware(Guard, settings=settings, sessions=state.sessions, metrics=state.metrics, traffic=state.traffic)
@@ -70,8 +72,12 @@ def full_queue(models: Any) -> Refusal | None:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Close the models when the server ends."""
+    """Run the queue of the studio; close the models when the server ends."""
+    studio: Studio | None = app.state.studio
+    queue = asyncio.create_task(studio.live()) if studio is not None else None
     yield
+    if queue is not None:
+        queue.cancel()
     if close := getattr(app.state.models, "close", None):
         await asyncio.to_thread(close)
 

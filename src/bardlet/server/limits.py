@@ -22,6 +22,8 @@ SMALL = 4096
 """Bytes of a body from a client that is not signed in, and of a body that is checked without another thread."""
 WAITING = ("/v1/completions", "/v1/chat/completions")
 """Paths whose requests wait in the engine's queue."""
+UPLOAD = "/studio/files"
+"""Path of requests whose body is a file."""
 REFUSALS = 20
 """Refusals for a full queue per second: clients that come back at once would take the processor from the model."""
 DEPTH = 64
@@ -62,6 +64,10 @@ class Bodies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "POST" and scope["path"] == UPLOAD and scope.get("bardlet.signed_in"):
+            check_upload(scope)
+            await self.app(scope, self.paced(receive), send)  # its route reads the body part by part
+            return
         most = self.limits.body if scope.get("bardlet.signed_in") else min(SMALL, self.limits.body)
         try:
             body = await self.read(scope, receive, most)
@@ -83,6 +89,22 @@ class Bodies:
 
         await self.app(scope, replay, send)
 
+    def paced(self, receive: Receive) -> Receive:
+        """Return `receive` for a file. Refuse one that arrives too slowly."""
+        limits, started, size = self.limits, asyncio.get_running_loop().time(), 0
+
+        async def next_part() -> Message:
+            nonlocal size
+            try:
+                async with asyncio.timeout_at(started + limits.grace_seconds + size / limits.bytes_per_second):
+                    message = await receive()
+            except TimeoutError:
+                raise too_late() from None
+            size += len(message.get("body", b""))
+            return message
+
+        return next_part
+
     async def read(self, scope: Scope, receive: Receive, most: int) -> bytes:
         """Return the body. Refuse one of more than `most` bytes, and one that arrives too slowly."""
         declared = header(scope, b"content-length") or "0"
@@ -95,8 +117,7 @@ class Bodies:
                 async with asyncio.timeout_at(started + allowed):
                     message = await receive()
             except TimeoutError:
-                raise Refusal(408, "The body of the request did not arrive in time; send it again, faster.",
-                              code="request_timeout") from None
+                raise too_late() from None
             if message["type"] == "http.disconnect":
                 raise Disconnected
             parts.append(message.get("body", b""))
@@ -106,6 +127,12 @@ class Bodies:
             if size > most:
                 raise too_large(most)
         return b"".join(parts)
+
+
+def too_late() -> Refusal:
+    """Return the refusal of a body that arrives too slowly."""
+    return Refusal(408, "The body of the request did not arrive in time; send it again, faster.",
+                   code="request_timeout")
 
 
 def too_large(most: int) -> Refusal:
@@ -118,6 +145,13 @@ def check_content_type(scope: Scope) -> None:
     kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Refusal(400, "The body must be JSON; send the header `Content-Type: application/json`.",
+                      code="invalid_content_type")
+
+
+def check_upload(scope: Scope) -> None:
+    """Refuse a file whose type a form of another site could send."""
+    if (header(scope, b"content-type") or "").strip().lower() != "application/octet-stream":
+        raise Refusal(400, "The body must be a file; send the header `Content-Type: application/octet-stream`.",
                       code="invalid_content_type")
 
 

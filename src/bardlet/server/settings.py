@@ -9,7 +9,7 @@ from pathlib import Path
 
 DTYPES = ("fp32", "bf16", "int8")
 
-MEGABYTE = 2**20
+MEGABYTE, GIGABYTE = 2**20, 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class Limits:
 
     body: int = 2 * MEGABYTE
     """Bytes of a request's body."""
+    upload: int = 4 * GIGABYTE
+    """Bytes of a file for training."""
     head_seconds: float = 10.0
     """Time for the head of a request, from the first byte of a connection or of the next request on it."""
     body_seconds: float = 30.0
@@ -44,6 +46,8 @@ class ServerSettings:
 
     folders: tuple[str, ...]
     """Folders of the models to serve."""
+    runs: Path | None = None
+    """Folder of the runs that the studio trains; None: it only shows models."""
     api_key: str
     """The key that clients send as `Authorization: Bearer KEY`."""
     memory_gb: float

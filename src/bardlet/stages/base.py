@@ -142,6 +142,10 @@ class Stage(ABC, Generic[C, Source, Data, R]):
 
     # ------------------------------------------------------------------------ with defaults
 
+    def sample(self, trainer: Trainer, tokens: int) -> str:
+        """Return a text of at most `tokens` tokens from the current weights, always of the same seed; or nothing."""
+        return ""
+
     def changed_text(self, record: Mapping[str, Any]) -> str | None:
         """Return the name of a text that changed since the run with this record started; None if none did."""
         return self.source.name if self.source.hash != record.get("text_hash") else None

@@ -344,6 +344,12 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
                                              tokens=length, temperature=0.8, top_k=50, seed=0)
 
 
+    def sample(self, trainer: Trainer, tokens: int) -> str:
+        """Return text of the current weights."""
+        return text_generation.generate_text(trainer.model, self.data.tokenizer, None, documents=self.data.documents,
+                                             tokens=tokens, temperature=0.8, top_k=50, seed=0)
+
+
 class _PlanningMachine:
     """The time left until a deadline, and this machine's speed in it, with and without the compiler."""
 

@@ -194,6 +194,16 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
                            list(zip(prompts, completions, strict=True))[:SAMPLES])
 
 
+    def sample(self, trainer: Trainer, tokens: int) -> str:
+        """Return an answer of the current weights to a held-out message, after that message."""
+        tokenizer = self.data.tokenizer
+        prompts = [ids for ids in map(_prompt, _evenly_spread(self.parts()[1], EVAL_PROMPTS))
+                   if 0 < len(ids) < trainer.config.block_size // 2][:1]
+        written = answers.generate_answers(trainer.model, tokenizer, prompts, **answers.SAMPLING)
+        return "\n\n".join(f"{tokenizer.decode(ids.tolist())}\n  -> {text}"
+                           for ids, (text, _) in zip(prompts, written, strict=True))
+
+
 def _build(source: Examples, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
     """Write the arrays of both splits and prepared.json into an empty folder."""
     both, names, special = source.conversations(), ["prepared.json"], chat_template.special_tokens(tokenizer)

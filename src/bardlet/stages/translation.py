@@ -191,3 +191,11 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         self.record.update(bleu=round(score.bleu, 2), chrf=round(score.chrf, 2), bleu_signature=score.bleu_signature)
         samples = range(0, len(sources), max(1, len(sources) // SAMPLES))[:SAMPLES]
         return "\n\n".join(f"{sources[i]}\n  -> {translations[i]}\n     ({references[i]})" for i in samples)
+
+    def sample(self, trainer: Trainer, tokens: int) -> str:
+        """Return translations of held-out lines by the current weights."""
+        lines = self.held_out_lines()[0]
+        lines = lines[:: max(1, len(lines) // SAMPLES)][:SAMPLES]
+        options = translate.TranslateOptions(prefix_lm=self.config.prefix_lm)
+        translations = translate.translate_lines(trainer.model, self.data.tokenizer, lines, options)
+        return "\n\n".join(f"{source}\n  -> {text}" for source, text in zip(lines, translations, strict=True))

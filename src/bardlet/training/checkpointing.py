@@ -14,7 +14,7 @@ from torch import nn
 from bardlet.config.settings import Settings
 from bardlet.config.toml import as_mapping
 from bardlet.errors import BardletError, quoted
-from bardlet.run import checkpoint, hf, metrics
+from bardlet.run import checkpoint, hf, metrics, samples
 from bardlet.run import folder as run_folder
 from bardlet.training import optim
 from bardlet.training.state import State, Trainer
@@ -94,6 +94,7 @@ def restore(trainer: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     trainer.state = State(**{**known, "replans": [(a, b) for a, b in metadata["replans"]]})
     if trainer.dist.main:
         lines = metrics.cut_metrics(trainer.run, trainer.state.step, trainer.state.evaluated)
+        samples.cut(trainer.run, trainer.state.evaluated)
         values = [line["val_loss"] for line in lines if "val_loss" in line]
         if trainer.record.selected_by == "best" and trainer.record.selected_step <= trainer.state.step:
             values.append(trainer.record.val_loss)  # in case its line of metrics.jsonl was lost

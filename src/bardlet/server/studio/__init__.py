@@ -1,0 +1,1 @@
+"""The server's side of the studio: files, training jobs, runs and their curves, and a look inside a model."""

@@ -1,0 +1,121 @@
+"""The studio of a server: what its routes do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from bardlet.server.errors import Refusal
+from bardlet.server.studio import processes
+from bardlet.server.studio.commands import Training, arguments, run_name, shown
+from bardlet.server.studio.files import Files
+from bardlet.server.studio.jobs import Job, Jobs
+from bardlet.server.studio.runs import Runs
+
+Format = Literal["folder", "gguf", "html", "onnx"]
+PLAN_SECONDS, DOCTOR_SECONDS, EXPORT_SECONDS = 300, 120, 600
+LEFT_OUT = ("checkpoints", ".lock", ".holder")
+"""What a downloaded run folder does not contain: checkpoints take most of its space, and only `resume` needs them."""
+
+
+class Studio:
+    """The files, jobs and runs below one folder."""
+
+    def __init__(self, root: Path, most_bytes: int) -> None:
+        """most_bytes: of an uploaded file."""
+        hidden = root / ".studio"
+        self.root, self.hidden, self.directory = root, hidden, Path.cwd()
+        self.files = Files(hidden / "files", most_bytes)
+        self.jobs, self.runs = Jobs(hidden / "jobs", self.directory), Runs(root, hidden)
+        self._one_plan = asyncio.Lock()
+
+    # ---------------------------------------------------------------- training
+
+    async def plan(self, form: Training) -> dict[str, Any]:
+        """Return the plan of a form: lines of text, reasons, forecast, and the command line."""
+        words = await asyncio.to_thread(self._words, form)
+        async with self._one_plan:
+            output = await processes.run([*words, "--plan"], self.directory, PLAN_SECONDS, self._folders)
+        return {"command": shown(words), "lines": output.lines, "notes": output.notes, "plan": output.value}
+
+    def start(self, form: Training) -> Job:
+        """Queue a training."""
+        words = self._words(form)
+        waiting = {job.run for job in self.jobs.all() if job.state in ("waiting", "running")}
+        name = run_name(form, lambda name: self.runs.exists(name) or name in waiting)
+        return self.jobs.add([*words, "--out", self._shown(self.root / name)], name, form.kind)
+
+    def resume(self, name: str) -> Job:
+        """Queue that a stopped run goes on."""
+        folder = self.runs.folder(name)
+        if any(job.run == name and job.state in ("waiting", "running") for job in self.jobs.all()):
+            raise Refusal(409, f"{name} is in the queue already.", code="in_use")
+        if self.runs.row(folder)["state"] != "stopped":
+            raise Refusal(409, f"{name} is not a stopped run.", code="not_stopped")
+        return self.jobs.add(["resume", self._shown(folder)], name, "resume")
+
+    def _words(self, form: Training) -> list[str]:
+        return arguments(form, lambda name: self._shown(self.files.path(name)),
+                         lambda name: self._shown(self.runs.folder(name)))
+
+    @property
+    def _folders(self) -> tuple[str, ...]:
+        return (str(self.root), str(self.hidden / "files"))
+
+    def _shown(self, path: Path) -> str:
+        """Return a path as the working directory of the commands sees it."""
+        return os.path.relpath(path, self.directory)
+
+    # ---------------------------------------------------------------- runs
+
+    async def health(self, name: str) -> dict[str, Any]:
+        """Return the findings of the doctor."""
+        words = ["doctor", self._shown(await asyncio.to_thread(self.runs.folder, name))]
+        output = await processes.run(words, self.directory, DOCTOR_SECONDS, self._folders)
+        return {"command": shown(words), **output.value}
+
+    @asynccontextmanager
+    async def download(self, name: str, format: Format) -> AsyncIterator[Path]:
+        """Yield a file with a run: a zip archive of its folder, or an export. It is deleted afterwards."""
+        folder = await asyncio.to_thread(self.runs.folder, name)
+        target = self.hidden / "downloads" / secrets.token_hex(8)
+        target.mkdir(parents=True)
+        try:
+            if format == "folder":
+                path = target / f"{folder.name}.zip"
+                await asyncio.to_thread(_pack, folder, path)
+            else:
+                path = target / (folder.name + ("" if format == "onnx" else f".{format}"))
+                words = ["export", self._shown(folder), "--to", format, "--out", self._shown(path)]
+                await processes.run(words, self.directory, EXPORT_SECONDS, self._folders)
+                if format == "onnx":
+                    packed = target / f"{folder.name}-onnx.zip"
+                    await asyncio.to_thread(_pack, path, packed)
+                    path = packed
+            yield path
+        finally:
+            await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+
+    # ---------------------------------------------------------------- life
+
+    async def live(self) -> None:
+        """Run the queue, as long as the server runs."""
+        await asyncio.to_thread(self.runs.empty_trash)
+        await asyncio.to_thread(shutil.rmtree, self.hidden / "downloads", ignore_errors=True)
+        await self.jobs.run()
+
+
+def _pack(folder: Path, target: Path) -> None:
+    """Write a folder as an uncompressed zip archive: weights do not get smaller."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            if path.is_file() and not path.is_symlink() and parts[0] not in LEFT_OUT:
+                archive.write(path, "/".join((folder.name, *parts)))
