@@ -10,7 +10,9 @@ from starlette.responses import Response
 
 TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
 
-STATIC = {f"/static/{name}": name for name in ("home.js", "docs.js", "docs.css")}
+STATIC = {f"/static/{name}": name for name in (
+    "home.js", "session.js", "docs.js", "docs.css", "page.css", "studio.css", "charts.js", "views.js", "forward.js",
+    *(f"studio/{part}.js" for part in ("app", "api", "parts", "train", "training", "runs", "write", "chat")))}
 """Files that need no key, by path. They hold no data. A path that is not here does not exist."""
 
 

@@ -16,8 +16,8 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def home() -> Response:
-    """Return the first page."""
-    return page("home.html")
+    """Return the studio, which first signs the browser in."""
+    return page("studio.html")
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])

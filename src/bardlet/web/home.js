@@ -1,18 +1,8 @@
-// The first page of the server: signs a browser in, by the link that `bardlet serve` prints or by the key.
+// The page in place of one that needs a signed-in browser.
+
+import { begin, session } from "./session.js";
 
 const part = (id) => document.getElementById(id);
-
-/** Send JSON to /session. Return null if it went well, else the reason. */
-async function session(method, body) {
-  try {
-    const answer = await fetch("/session", { method, body: body && JSON.stringify(body),
-      headers: body ? { "Content-Type": "application/json" } : {} });
-    if (answer.ok) return null;
-    return (await answer.json()).error.message;
-  } catch {
-    return "The server does not answer; it may have stopped.";
-  }
-}
 
 /** Show that the browser is signed in, or the form for that. */
 function show(signedIn, message) {
@@ -34,12 +24,4 @@ part("sign-out").addEventListener("click", async () => {
   show(Boolean(reason), reason ?? "You are signed out.");
 });
 
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
-if (token) {
-  history.replaceState(null, "", location.pathname); // out of the address before anything else happens
-  const reason = await session("POST", { token });
-  show(!reason, reason ?? "You are signed in.");
-} else {
-  const reason = await session("GET");
-  show(!reason, reason ? "Sign in to go on." : "You are signed in.");
-}
+show(...await begin());

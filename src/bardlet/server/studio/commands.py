@@ -1,4 +1,4 @@
-"""What a form of the studio asks for, as a command line: the page shows it, and a job runs it."""
+"""Forms of the studio as command lines: the page shows them, and a job runs them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MOST_OUTPUT = 1 << 20
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed. value: its --json; lines: the others; notes: those of standard error."""
+    """The output of a command. value: its --json; lines: the others; notes: those of standard error."""
 
     value: dict[str, Any]
     lines: list[str]

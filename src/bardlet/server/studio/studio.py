@@ -1,4 +1,4 @@
-"""The studio of a server: what its routes do."""
+"""The studio of a server: its files, jobs and runs, and the commands behind its routes."""
 
 from __future__ import annotations
 

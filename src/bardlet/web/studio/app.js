@@ -1,0 +1,129 @@
+// The studio: signs in, and shows one tab at a time. The address says which: #write/NAME is the tab Write with a model.
+
+import { begin, session } from "../session.js";
+import { Failure, get } from "./api.js";
+import { button, make } from "./parts.js";
+
+/** Each tab is a module with a class `Tab`: `new Tab(app)` has an `element`, `show(name)` and `hide()`. */
+const TABS = { train: "Train", write: "Write", chat: "Chat", runs: "Runs" };
+
+const part = (id) => document.getElementById(id);
+
+class App {
+  constructor() {
+    this.tabs = {};
+    this.models = [];
+    this.current = null;
+    for (const [name, textContent] of Object.entries(TABS)) {
+      part("tabs").append(make("button", { id: `tab-${name}`, type: "button", textContent, tabIndex: -1,
+        attributes: { role: "tab", "aria-selected": "false", "aria-controls": `panel-${name}` },
+        on: { click: () => this.go(name), keydown: (event) => this.move(event, name) } }));
+      part("panels").append(make("section", { id: `panel-${name}`, hidden: true,
+        attributes: { role: "tabpanel", "aria-labelledby": `tab-${name}` } }));
+    }
+    part("tabs").hidden = part("sign-out").hidden = false;
+    addEventListener("hashchange", () => this.route());
+    this.route();
+  }
+
+  /** Go to a tab, with a model or a run if one is named. */
+  go(name, about = "") {
+    const hash = `#${name}${about ? `/${encodeURIComponent(about)}` : ""}`;
+    if (location.hash === hash) this.route();
+    else location.hash = hash;
+  }
+
+  async route() {
+    const [wanted, about = ""] = location.hash.slice(1).split("/", 2);
+    const name = TABS[wanted] ? wanted : "train";
+    for (const each of Object.keys(TABS)) {
+      part(`tab-${each}`).setAttribute("aria-selected", String(each === name));
+      part(`tab-${each}`).tabIndex = each === name ? 0 : -1;
+      part(`panel-${each}`).hidden = each !== name;
+    }
+    document.title = `${TABS[name]} - bardlet`;
+    if (this.current !== name) this.tabs[this.current]?.hide();
+    this.current = name;
+    await this.try(async () => {
+      if (!this.tabs[name]) {
+        const { Tab } = await import(`./${name}.js`);
+        this.tabs[name] ??= new Tab(this);
+        part(`panel-${name}`).replaceChildren(this.tabs[name].element);
+      }
+      if (this.current === name) await this.tabs[name].show(decodeURIComponent(about));
+    });
+  }
+
+  move(event, name) {
+    const names = Object.keys(TABS), now = names.indexOf(name);
+    const to = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: names.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const next = names[(to + names.length) % names.length];
+    this.go(next);
+    part(`tab-${next}`).focus();
+  }
+
+  /** Do something; show its failure. Return what it returned, or undefined. */
+  async try(work) {
+    try {
+      return await work();
+    } catch (error) {
+      if (error.name === "AbortError") return undefined;
+      if (!(error instanceof Failure)) throw error;
+      if (error.status === 401) {
+        location.reload(); // the session has ended
+        return undefined;
+      }
+      this.say(error.message, true);
+      return undefined;
+    }
+  }
+
+  /** Show a sentence for a while. action: [label, function] of a button beside it. */
+  say(message, alarming = false, action = null) {
+    const toast = make("div", { className: `toast ${alarming ? "alarm" : ""}` }, make("p", { textContent: message }),
+      action && button(action[0], () => { toast.remove(); action[1](); }),
+      button("\u00d7", () => toast.remove(), { attributes: { "aria-label": "Close" } }));
+    part("toasts").replaceChildren(toast);
+    setTimeout(() => toast.remove(), action ? 20_000 : 8_000);
+  }
+
+  /** Return the names of the models on the server. */
+  async listModels() {
+    const { data } = await get("/v1/models");
+    this.models = data.map(({ id }) => id);
+    return this.models;
+  }
+}
+
+/** Show the form for signing in, with a reason. */
+function ask(message) {
+  part("status").textContent = message;
+  part("sign-in").hidden = false;
+  part("key").focus();
+}
+
+part("sign-in").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const reason = await session("POST", { key: part("key").value });
+  part("key").value = "";
+  if (reason) ask(reason);
+  else open();
+});
+
+part("sign-out").addEventListener("click", async () => {
+  const reason = await session("DELETE");
+  if (reason) globalThis.studio.say(reason, true);
+  else location.reload();
+});
+
+function open() {
+  part("status").textContent = "";
+  part("sign-in").hidden = true;
+  globalThis.studio = new App();
+}
+
+const [signedIn, message] = await begin();
+if (signedIn) open();
+else ask(message);

@@ -1,0 +1,153 @@
+// The tab Chat: a conversation with a model. It stays in this browser and is sent to the server with each message.
+
+import { stream } from "./api.js";
+import { button, command, field, fill, make, menu, plain, quoted } from "./parts.js";
+
+/** Where the browser keeps the conversation. */
+const STORE = "bardlet-chat";
+
+function stored() {
+  try {
+    const { system = "", messages = [] } = JSON.parse(localStorage.getItem(STORE)) ?? {};
+    const valid = (each) => ["user", "assistant"].includes(each?.role) && typeof each.content === "string";
+    return { system: String(system), messages: messages.filter(valid) };
+  } catch {
+    return { system: "", messages: [] };
+  }
+}
+
+export class Tab {
+  constructor(app) {
+    Object.assign(this, { app, abort: null, ...stored() });
+    this.model = menu([], "");
+    this.instructions = make("textarea", { rows: 2, value: this.system, attributes: { dir: "auto" },
+      on: { input: () => { this.system = this.instructions.value; this.keep(); } } });
+    this.temperature = make("input", { type: "number", min: 0, max: 5, step: 0.1, value: 0.7 });
+    this.length = make("input", { type: "number", min: 1, max: 100000, step: 1, value: 300 });
+    this.seed = make("input", { type: "number", min: 0, step: 1, placeholder: "random" });
+    this.talk = make("ol", { className: "talk", attributes: { "aria-label": "Conversation", "aria-live": "polite" } });
+    this.input = make("textarea", { rows: 2, required: true, attributes: { dir: "auto" }, placeholder: "Write a message" });
+    this.stopButton = button("Stop", () => this.abort?.abort(), { disabled: true });
+    this.status = make("p", { className: "status", attributes: { role: "status" } });
+    const form = make("form", { className: "compose", on: {
+      submit: (event) => { event.preventDefault(); this.send(); },
+      keydown: (event) => {
+        if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
+      } } }, field("Message", this.input, "Enter sends, Shift+Enter begins a line."),
+    make("div", { className: "row" }, make("button", { type: "submit", textContent: "Send" }), this.stopButton));
+    this.commands = make("details", {}, make("summary", { textContent: "Do the same elsewhere" }));
+    this.element = make("div", { className: "columns" },
+      make("div", { className: "card" }, field("Model", this.model), field("Instructions (system prompt)", this.instructions),
+        make("div", { className: "settings" }, field("Temperature", this.temperature), field("Most tokens", this.length), field("Seed", this.seed)),
+        make("div", { className: "row" }, button("New conversation", () => this.clear())),
+        make("p", { className: "hint", textContent: "The conversation stays in this browser." }), this.commands),
+      make("div", { className: "card" }, this.talk, this.status, form));
+    this.model.addEventListener("change", () => this.showCommands());
+    this.draw();
+  }
+
+  async show(name) {
+    const models = await this.app.try(() => this.app.listModels());
+    if (!models) return;
+    fill(this.model, models.map((model) => [model, plain(model)]));
+    if (name && models.includes(name)) this.model.value = name;
+    if (!models.length) this.status.textContent = "There are no models yet: train one, then teach it conversations in the tab Train.";
+    this.showCommands();
+  }
+
+  hide() { /* it goes on writing */ }
+
+  keep() {
+    try {
+      localStorage.setItem(STORE, JSON.stringify({ system: this.system, messages: this.messages }));
+    } catch { /* the browser keeps nothing, or it is full */ }
+  }
+
+  clear() {
+    const before = this.messages;
+    this.abort?.abort();
+    this.messages = [];
+    this.status.textContent = "";
+    this.keep();
+    this.draw();
+    if (before.length) this.app.say("The conversation is gone.", false, ["Undo", () => { this.messages = before; this.keep(); this.draw(); }]);
+  }
+
+  draw() {
+    this.talk.replaceChildren(...this.messages.map((message, n) => this.bubble(message, n)));
+  }
+
+  bubble({ role, content }, n) {
+    const text = make("p", { className: "said", textContent: content, attributes: { dir: "auto" } });
+    const last = n === this.messages.length - 1;
+    const actions = role === "user" ? [button("Edit", () => this.edit(n))] : last ? [button("Again", () => this.again())] : [];
+    return make("li", { className: role }, make("strong", { textContent: role === "user" ? "You" : "Model" }), text,
+      make("div", { className: "actions" }, ...actions));
+  }
+
+  send() {
+    const content = this.input.value.trim();
+    if (!content) return;
+    this.abort?.abort();
+    this.messages = [...this.messages, { role: "user", content }];
+    this.input.value = "";
+    this.answer();
+  }
+
+  /** Put a message back into the field; it and what follows leave the conversation. */
+  edit(n) {
+    this.abort?.abort();
+    this.input.value = this.messages[n].content;
+    this.messages = this.messages.slice(0, n);
+    this.keep();
+    this.draw();
+    this.input.focus();
+  }
+
+  /** Let the model answer the last message once more. */
+  again() {
+    this.abort?.abort();
+    if (this.messages.at(-1)?.role === "assistant") this.messages = this.messages.slice(0, -1);
+    this.answer();
+  }
+
+  async answer() {
+    const mine = this.abort = new AbortController();
+    const messages = [...(this.system.trim() ? [{ role: "system", content: this.system.trim() }] : []), ...this.messages];
+    const answer = { role: "assistant", content: "" };
+    this.messages = [...this.messages, answer];
+    this.keep();
+    this.draw();
+    this.stopButton.disabled = false;
+    this.status.textContent = "Writing ...";
+    const body = { model: this.model.value, messages, temperature: Number(this.temperature.value),
+      max_completion_tokens: Number(this.length.value) || 300, stream: true, ...(this.seed.value === "" ? {} : { seed: Number(this.seed.value) }) };
+    let reason = "stopped";
+    try {
+      for await (const { choices } of stream("/v1/chat/completions", body, mine.signal)) {
+        for (const { delta, finish_reason: finished } of choices) {
+          answer.content += delta.content ?? "";
+          reason = finished ?? reason;
+        }
+        const said = this.messages.at(-1) === answer ? this.talk.lastChild?.querySelector(".said") : null;
+        if (said) said.textContent = answer.content;
+      }
+    } catch (error) {
+      if (this.messages.at(-1) === answer && !answer.content) this.messages = this.messages.slice(0, -1);
+      if (error.name !== "AbortError") reason = error.message;
+    }
+    if (this.abort !== mine) return;
+    this.abort = null;
+    this.stopButton.disabled = true;
+    this.status.textContent = { stop: "", length: "The answer has the most tokens that it may have.", stopped: "Stopped." }[reason] ?? reason;
+    this.keep();
+    this.draw();
+    this.talk.lastChild?.scrollIntoView({ block: "nearest" });
+  }
+
+  showCommands() {
+    const folder = `runs/${this.model.value}`;
+    this.commands.replaceChildren(this.commands.firstChild, command(`bardlet chat ${quoted(folder)}`, "the command of bardlet"),
+      command(`openai.OpenAI(base_url="${location.origin}/v1", api_key=os.environ["BARDLET_API_KEY"]).chat.completions.create(model=${JSON.stringify(this.model.value)}, messages=[{"role": "user", "content": "Hello"}])`, "the Python code"));
+  }
+}

@@ -1,0 +1,195 @@
+// The tab Runs: a table; the curves of the chosen runs over each other; two compared; one in detail; deleting with undo.
+
+import { LineChart } from "../charts.js";
+import { get, post } from "./api.js";
+import { button, command, count, every, loss, make, plain, quoted } from "./parts.js";
+import { Progress, linesOf, uses } from "./training.js";
+
+const COLUMNS = [["name", "Run"], ["text", "Text"], ["model", "Model"], ["parameters", "Weights"], ["steps", "Steps"],
+  ["minutes", "Minutes"], ["result", "Result"], ["state", "State"]];
+const FORMATS = [["folder", "folder (.zip)"], ["gguf", "GGUF"], ["html", "one HTML page"]];
+/** Rows of the table that are shown at once. */
+const PAGE = 50;
+
+const size = (n) => (n === null ? "" : n >= 1e6 ? `${(n / 1e6).toFixed(1)} M` : `${(n / 1e3).toFixed(0)} k`);
+
+export class Tab {
+  constructor(app) {
+    Object.assign(this, { app, rows: [], chosen: new Set(), order: ["modified", -1], shown: PAGE });
+    this.filter = make("input", { type: "search", placeholder: "Filter", attributes: { "aria-label": "Filter the runs" },
+      on: { input: () => { this.shown = PAGE; this.draw(); } } });
+    this.body = make("tbody");
+    this.heads = COLUMNS.map(([key, textContent]) => make("th", { scope: "col" }, button(textContent, () => this.sort(key))));
+    this.more = button("Show more", () => { this.shown += PAGE; this.draw(); }, { hidden: true });
+    this.undo = make("div");
+    this.below = make("div");
+    this.element = make("div", {}, make("section", { className: "card" }, make("div", { className: "row" },
+      make("h2", { textContent: "Runs" }), this.filter), make("div", { className: "scroll" }, make("table", {},
+      make("caption", { className: "hint", textContent: "Choose one run for its details, or several to compare them." }),
+      make("thead", {}, make("tr", {}, make("td"), ...this.heads)), this.body)), this.more, this.undo), this.below);
+  }
+
+  async show(name) {
+    if (name) this.chosen = new Set([name]);
+    this.stop ??= every(3, () => this.refresh());
+    await this.refresh();
+    if (name) await this.open();
+  }
+
+  hide() {
+    this.stop?.();
+    this.stop = null;
+  }
+
+  async refresh() {
+    const news = await this.app.try(() => get("/studio/runs"));
+    if (!news) return;
+    const key = JSON.stringify(news);
+    if (key !== this.key) {
+      this.key = key;
+      this.rows = news.runs;
+      this.draw();
+      this.showDeleted(news.deleted);
+    }
+    if (this.view && this.view.now?.run.state === "running") await this.app.try(() => this.view.update());
+  }
+
+  sort(key) {
+    this.order = [key, this.order[0] === key ? -this.order[1] : 1];
+    this.draw();
+  }
+
+  draw() {
+    const [key, way] = this.order, wanted = this.filter.value.toLowerCase();
+    const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a ?? "").localeCompare(String(b ?? "")));
+    const rows = this.rows.filter(({ name, text }) => `${name} ${text}`.toLowerCase().includes(wanted))
+      .sort((a, b) => way * compare(a[key], b[key]));
+    this.heads.forEach((head, i) => head.setAttribute("aria-sort",
+      COLUMNS[i][0] === key ? (way > 0 ? "ascending" : "descending") : "none"));
+    this.more.hidden = rows.length <= this.shown;
+    this.body.replaceChildren(...rows.slice(0, this.shown).map((run) => this.row(run)));
+    if (!rows.length) {
+      this.body.append(make("tr", {}, make("td", { colSpan: COLUMNS.length + 1, textContent: this.rows.length
+        ? "No run has this in its name or text." : "No runs yet: train one in the tab Train." })));
+    }
+  }
+
+  row(run) {
+    const check = make("input", { type: "checkbox", checked: this.chosen.has(run.name),
+      attributes: { "aria-label": `Choose ${plain(run.name)}` }, on: { change: () => {
+        if (check.checked) this.chosen.add(run.name);
+        else this.chosen.delete(run.name);
+        this.open();
+      } } });
+    const cells = { ...run, parameters: size(run.parameters), steps: count(run.steps), minutes: run.minutes?.toFixed(1),
+      text: plain(run.text ?? "") };
+    return make("tr", {}, make("td", {}, check), make("th", { scope: "row" }, button(plain(run.name), () => {
+      this.chosen = new Set([run.name]);
+      this.draw();
+      this.open();
+    }, { className: "link" })), ...COLUMNS.slice(1).map(([key]) => make("td", { textContent: cells[key] ?? "" })));
+  }
+
+  /** Show the chosen runs below the table. */
+  async open() {
+    this.view = null;
+    const names = [...this.chosen].filter((name) => this.rows.some((run) => run.name === name));
+    this.below.replaceChildren();
+    if (names.length === 1) await this.openOne(names[0]);
+    else if (names.length > 1) await this.app.try(() => this.compare(names));
+  }
+
+  // ---------------------------------------------------------------- one run
+
+  async openOne(name) {
+    const run = this.rows.find((each) => each.name === name), { app } = this;
+    const actions = [make("span", { className: `badge ${run.state}`, textContent: run.state })];
+    if (run.state !== "damaged") actions.push(...uses(app, name, run.command));
+    if (run.state === "stopped") actions.push(button("Go on", () => app.try(async () => {
+      await post("/studio/runs/resume", {}, { values: { run: name } });
+      app.go("train");
+    })));
+    if (run.state !== "running") actions.push(button("Delete", () => this.remove(name), { className: "danger" }));
+    const view = this.view = new Progress(name, actions);
+    const health = make("div", { attributes: { "aria-live": "polite" } });
+    const check = button("Check its health", () => app.try(async () => {
+      health.replaceChildren(make("p", { className: "hint", textContent: "Reading its files ..." }));
+      const found = await get("/studio/health", { run: name }).finally(() => health.replaceChildren());
+      health.append(make("ul", { className: "findings" }, ...found.findings.map(({ about, verdict, said }) =>
+        make("li", { className: verdict }, make("strong", { textContent: `${about}: ` }), said))), command(found.command));
+    }));
+    const settings = make("details", { on: { toggle: () => { if (settings.open) app.try(() => this.showSettings(name, settings)); } } },
+      make("summary", { textContent: "Settings and results" }));
+    view.element.append(make("div", { className: "row" }, make("span", { textContent: "Download: " }),
+      ...FORMATS.map(([format, textContent]) => make("a", { textContent, className: "button",
+        href: `/studio/download?${new URLSearchParams({ run: name, format })}`, download: "" }))),
+    command(`bardlet sample ${quoted(run.folder)}`), check, health, settings);
+    this.below.replaceChildren(view.element);
+    await app.try(() => view.update());
+  }
+
+  async showSettings(name, place) {
+    const { settings, record } = await get("/studio/details", { run: name });
+    const rows = [...Object.entries(settings), ...Object.entries(record).filter(([, value]) => typeof value !== "object")];
+    place.replaceChildren(place.firstChild, table(["", ""], rows.map(([key, value]) => [key, written(value)])));
+  }
+
+  // ---------------------------------------------------------------- several
+
+  async compare(names) {
+    const [parts, all] = await Promise.all([
+      Promise.all(names.map((run) => get("/studio/progress", { run }))),
+      Promise.all(names.slice(0, 8).map((run) => get("/studio/details", { run })))]);
+    const chart = new LineChart("Held-out losses", { unit: "nats" });
+    const card = make("section", { className: "card" }, make("h2", { textContent: "Held-out losses" }), chart.element);
+    if (new Set(parts.map(({ unit }) => unit)).size > 1) card.append(make("p", { className: "note",
+      textContent: "Some are in nats per character and some in nats per token: they are not comparable." }));
+    if (new Set(parts.map(({ run }) => run.text)).size > 1) card.append(make("p", { className: "note",
+      textContent: "The texts differ: losses on different texts are not comparable." }));
+    const settings = all.map((each) => each.settings);
+    const keys = [...new Set(settings.flatMap(Object.keys))].filter((key) => new Set(settings.map((each) => JSON.stringify(each[key]))).size > 1);
+    card.append(make("h3", { textContent: keys.length ? "Settings that differ" : "The settings are the same" }));
+    if (keys.length) card.append(table(["", ...names.slice(0, 8)], keys.map((key) => [key, ...settings.map((each) => written(each[key]))])));
+    card.append(make("h3", { textContent: "Results" }), table(["", ...names.slice(0, 8)], [
+      ["result", ...parts.slice(0, 8).map(({ run }) => run.result)], ["reads like", ...parts.slice(0, 8).map((each) => each.reads_like)],
+      ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],
+      ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]]));
+    this.below.replaceChildren(card);
+    chart.show({ lines: parts.map((each) => ({ ...linesOf(each)[1], name: plain(each.run.name) })) });
+  }
+
+  // ---------------------------------------------------------------- deleting
+
+  async remove(name) {
+    const answer = await this.app.try(() => post("/studio/runs/delete", {}, { values: { run: name } }));
+    if (!answer) return;
+    this.chosen.delete(name);
+    this.below.replaceChildren();
+    await this.refresh();
+    this.app.say(`${plain(name)} is deleted.`, false, ["Undo", () => this.restore(answer.deleted)]);
+  }
+
+  restore(deleted) {
+    return this.app.try(async () => {
+      const { name } = await post("/studio/runs/restore", {}, { values: { deleted } });
+      this.app.say(`${plain(name)} is back.`);
+      await this.refresh();
+    });
+  }
+
+  showDeleted(deleted) {
+    this.undo.replaceChildren(...(deleted.length ? [make("details", {}, make("summary", {
+      textContent: `Deleted in the last week: ${deleted.length}` }), make("ul", {}, ...deleted.map((kept) => make("li", { className: "row" },
+      make("span", { textContent: plain(kept.split("~").slice(1).join("/")) }), button("Bring back", () => this.restore(kept))))))] : []));
+  }
+}
+
+const written = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));
+
+/** A table that can be scrolled. */
+function table(titles, rows) {
+  return make("div", { className: "scroll" }, make("table", {},
+    titles.some(Boolean) ? make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent: plain(textContent) })))) : null,
+    make("tbody", {}, ...rows.map(([head, ...cells]) => make("tr", {}, make("th", { scope: "row", textContent: head }),
+      ...cells.map((textContent) => make("td", { textContent })))))));
+}

@@ -1,0 +1,227 @@
+// The tab Train: a text goes in, minutes are chosen, the plan is shown; then it trains before your eyes.
+
+import { Failure, get, post, upload } from "./api.js";
+import { button, bytes, command, every, field, fill, make, menu, plain } from "./parts.js";
+import { Progress, uses } from "./training.js";
+
+const KINDS = [["text", "a text: write like it"], ["pairs", "sentences and their translations"],
+  ["conversations", "conversations: answer like them"], ["preferences", "better and worse answers"]];
+const STATES = { waiting: "waits", running: "runs", done: "done", failed: "failed", stopped: "stopped", interrupted: "was cut off" };
+const MINUTES = [1, 3, 10, 30, 60];
+const PASTED = 1e6;
+
+export class Tab {
+  constructor(app) {
+    this.app = app;
+    this.files = [];
+    this.makeForm();
+    this.current = make("div");
+    this.queue = make("div");
+    this.element = make("div", { className: "columns" }, make("div", {}, this.form), make("div", {}, this.current, this.queue));
+  }
+
+  async show() {
+    await this.app.try(() => this.refresh());
+    this.stop ??= every(1, () => this.watch());
+  }
+
+  hide() {
+    this.stop?.();
+    this.stop = null;
+  }
+
+  // ---------------------------------------------------------------- the form
+
+  makeForm() {
+    const { app } = this;
+    this.picker = make("input", { type: "file", multiple: true, hidden: true, on: { change: () => this.take(this.picker.files) } });
+    const drop = make("div", { className: "drop", on: {
+      dragover: (event) => { event.preventDefault(); drop.dataset.over = "true"; },
+      dragleave: () => { drop.dataset.over = "false"; },
+      drop: (event) => { event.preventDefault(); drop.dataset.over = "false"; this.take(event.dataTransfer.files); },
+    } }, make("p", { textContent: "Drop a text here, or" }), button("Choose a file", () => this.picker.click()), this.picker);
+    this.pasted = make("textarea", { rows: 3, attributes: { dir: "auto" }, placeholder: "Paste a text" });
+    const paste = button("Use this text", () => app.try(() => this.usePasted()));
+    this.known = menu([["", "Choose ..."]], "", () => { if (this.known.value) this.add(this.known.value); this.known.value = ""; });
+    this.chosen = make("ul", { className: "files", attributes: { "aria-label": "Chosen texts" } });
+    this.progress = make("p", { className: "status", attributes: { role: "status" } });
+    this.minutes = make("input", { type: "number", min: 0.2, max: 100000, step: "any", value: 3, required: true });
+    const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; })));
+    this.kind = menu(KINDS, "text", () => this.adapt());
+    this.base = menu([["", "a new model"]], "");
+    this.baseField = field("Start from", this.base);
+    this.name = make("input", { maxLength: 80, placeholder: "from the text", autocomplete: "off", spellcheck: false });
+    this.seed = make("input", { type: "number", min: 0, step: 1, placeholder: "1337" });
+    this.tokenizer = menu([["auto", "chosen for the text"], ["char", "characters"], ["byte", "bytes"], ["bpe", "byte pairs (BPE)"]], "auto");
+    this.model = menu([["qwen3", "qwen3"], ["gpt2", "gpt2"]], "qwen3");
+    this.planCard = make("div", { attributes: { "aria-live": "polite" } });
+    this.planButton = button("Show the plan", () => this.plan());
+    this.form = make("form", { className: "card", on: { submit: (event) => { event.preventDefault(); this.start(); } } },
+      make("h2", { textContent: "What should it learn from?" }), drop,
+      make("details", {}, make("summary", { textContent: "Paste a text, or take one that is there" }),
+        field("Text", this.pasted), paste, field("Texts on this machine", this.known)),
+      this.progress, this.chosen,
+      make("h2", { textContent: "How long may it take?" }), field("Minutes", this.minutes), chips,
+      make("details", {}, make("summary", { textContent: "More settings" }), field("This is", this.kind), this.baseField,
+        field("Name of the run", this.name), field("Tokens", this.tokenizer), field("Model", this.model), field("Seed", this.seed)),
+      make("div", { className: "row" }, make("button", { type: "submit", textContent: "Train" }), this.planButton), this.planCard);
+    this.adapt();
+  }
+
+  /** Show the settings that the kind of training has. */
+  adapt() {
+    const later = this.kind.value === "conversations" || this.kind.value === "preferences";
+    this.baseField.hidden = this.kind.value === "pairs";
+    for (const each of [this.tokenizer, this.model]) each.closest(".field").hidden = this.kind.value !== "text";
+    this.base.required = later;
+  }
+
+  /** Fetch the texts and models that can be chosen. */
+  async refresh() {
+    const [{ files, corpora }, { runs }] = await Promise.all([get("/studio/files"), get("/studio/runs")]);
+    this.stored = new Map(files.map((file) => [file.id, file]));
+    fill(this.known, [["", "Choose ..."], ...files.map(({ id }) => [id, plain(id)]), ...corpora.map((id) => [id, id])], "");
+    fill(this.base, [["", "a new model"], ...runs.filter(({ parameters }) => parameters).map(({ name }) => [name, plain(name)])]);
+  }
+
+  /** Upload files. */
+  async take(files) {
+    for (const file of files) {
+      await this.app.try(async () => {
+        this.progress.textContent = `Reading ${plain(file.name)} ...`;
+        const stored = await upload(file.name, file, (share) => {
+          this.progress.textContent = `Reading ${plain(file.name)}: ${Math.round(100 * share)} %`;
+        });
+        this.add(stored.id, stored);
+      });
+      this.progress.textContent = "";
+    }
+    this.picker.value = "";
+  }
+
+  async usePasted() {
+    const text = this.pasted.value;
+    if (!text.trim()) throw new Failure("Paste a text first.");
+    const name = `${text.trim().slice(0, 30)}.txt`;
+    const stored = await upload(name, new Blob([text]));
+    this.pasted.value = "";
+    this.add(stored.id, stored);
+  }
+
+  /** Choose a text. */
+  add(id, file = this.stored?.get(id)) {
+    if (this.files.some((each) => each.id === id)) return;
+    this.files.push({ id, file });
+    if (file && file.kind !== "text") {
+      this.kind.value = file.kind;
+      this.kind.closest("details").open = true;
+      this.adapt();
+    }
+    this.planCard.replaceChildren();
+    this.showFiles();
+  }
+
+  showFiles() {
+    this.chosen.replaceChildren(...this.files.map(({ id, file }) => make("li", {}, make("div", { className: "row" },
+      make("strong", { textContent: plain(id) }), make("span", { className: "hint", textContent: file ? bytes(file.bytes) : "a named text" }),
+      button("Remove", () => { this.files = this.files.filter((each) => each.id !== id); this.showFiles(); },
+        { attributes: { "aria-label": `Remove ${plain(id)}` } })),
+    file && make("p", { className: "preview", textContent: file.preview.slice(0, 300), attributes: { dir: "auto" } }))));
+  }
+
+  /** The form as the server wants it. */
+  get values() {
+    if (!this.files.length) throw new Failure("Choose a text first.");
+    const kind = this.kind.value, text = kind === "text";
+    const values = { kind, files: this.files.map(({ id }) => id), minutes: Number(this.minutes.value) || 3 };
+    if (this.base.value && kind !== "pairs") values.base = this.base.value;
+    if (text) Object.assign(values, { tokenizer: this.tokenizer.value, model: this.model.value });
+    if (this.name.value.trim()) values.name = this.name.value.trim();
+    if (this.seed.value !== "") values.seed = Number(this.seed.value);
+    return values;
+  }
+
+  async plan() {
+    this.planButton.disabled = true;
+    this.planCard.replaceChildren(make("p", { className: "hint", textContent: "Reading the text and timing this machine ..." }));
+    const made = await this.app.try(() => post("/studio/plans", this.values));
+    this.planButton.disabled = false;
+    this.planCard.replaceChildren();
+    if (!made) return;
+    const lines = made.lines.filter((line) => !/^(reading|measuring|tokenizing)/.test(line));
+    this.planCard.append(make("h3", { textContent: "The plan" }),
+      make("ul", { className: "plan" }, ...lines.map((line) => make("li", { textContent: line.trim(), className: line.startsWith(" ") ? "reason" : "" }))),
+      ...made.notes.map((note) => make("p", { className: "note", textContent: note })), command(made.command));
+  }
+
+  async start() {
+    const job = await this.app.try(() => post("/studio/jobs", this.values));
+    if (!job) return;
+    this.app.say(`${plain(job.run)} is in the queue.`);
+    this.name.value = "";
+    this.files = [];
+    this.showFiles();
+    this.planCard.replaceChildren();
+    await this.watch();
+    this.current.scrollIntoView({ block: "nearest" });
+  }
+
+  // ---------------------------------------------------------------- trainings
+
+  /** Show the queue, and the progress of the training that runs, or of the last one. */
+  async watch() {
+    const answer = await this.app.try(() => get("/studio/jobs"));
+    if (!answer) return;
+    const { jobs } = answer, now = jobs.find(({ state }) => state === "running") ?? jobs.find(({ state }) => state !== "waiting");
+    this.showQueue(jobs);
+    if (!now) return;
+    if (this.job?.id !== now.id) {
+      this.view = null;
+      this.current.replaceChildren();
+    }
+    if (this.job?.id !== now.id || this.job.state !== now.state) this.showJob(now);
+    this.job = now;
+    if (!this.view || this.finished) return;
+    try {
+      const { run } = await this.view.update();
+      this.preparing.hidden = true;
+      this.finished = now.state !== "running" && run.state !== "running";
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      if (error.code !== "run_not_found") this.app.say(error.message, true);
+      else if (now.state === "running") this.preparing.textContent = "Reading the text, and timing this machine ...";
+    }
+  }
+
+  showJob(job) {
+    const running = job.state === "running";
+    this.finished = false;
+    const actions = [make("span", { className: `badge ${job.state}`, textContent: STATES[job.state] })];
+    if (running) actions.push(button("Stop", () => this.app.try(() => post(`/studio/jobs/${job.id}/stop`))));
+    if (job.state === "stopped" || job.state === "interrupted") {
+      actions.push(button("Go on", () => this.app.try(async () => { await post("/studio/runs/resume", {}, { values: { run: job.run } }); await this.watch(); })));
+    }
+    if (job.state === "done") actions.push(...uses(this.app, job.run, job.command.split(" ")[1]));
+    const before = this.view;
+    this.view = new Progress(job.run, actions);
+    if (before?.now) this.view.now = { ...before.now, version: undefined };
+    this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message });
+    const log = make("pre", { textContent: "" });
+    const details = make("details", { on: { toggle: async () => {
+      if (details.open) log.textContent = (await this.app.try(() => get(`/studio/jobs/${job.id}/log`)))?.log ?? "";
+    } } }, make("summary", { textContent: "Command and messages" }), command(job.command), log);
+    this.view.element.append(this.preparing, details);
+    this.current.replaceChildren(this.view.element);
+  }
+
+  showQueue(jobs) {
+    const waiting = jobs.filter(({ state }) => state === "waiting").reverse();
+    const key = JSON.stringify(waiting.map(({ id }) => id));
+    if (key === this.queued) return;
+    this.queued = key;
+    this.queue.replaceChildren(...(waiting.length ? [make("section", { className: "card" }, make("h2", { textContent: "Next" }),
+      make("ul", { className: "queue" }, ...waiting.map((job) => make("li", { className: "row" }, make("strong", { textContent: plain(job.run) }),
+        button("Remove", () => this.app.try(async () => { await post(`/studio/jobs/${job.id}/stop`); await this.watch(); }),
+          { attributes: { "aria-label": `Remove ${plain(job.run)} from the queue` } }), command(job.command, `the command of ${plain(job.run)}`)))))] : []));
+  }
+}

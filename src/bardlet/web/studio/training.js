@@ -1,0 +1,97 @@
+// A training in progress: state, curve, samples, and what can be done with it.
+
+import { LineChart } from "../charts.js";
+import { get } from "./api.js";
+import { button, count, duration, loss, make, plain } from "./parts.js";
+
+/** The lines of a run for a chart, in nats per character where the server knows how. */
+export function linesOf(progress, prefix = "") {
+  const scale = (points) => points.map(([x, y]) => [x, y / progress.per_token]);
+  const { train_loss: train = [], val_loss: val = [] } = progress.points ?? {};
+  return [{ name: `${prefix}training`, points: scale(train), kind: "thin" }, { name: `${prefix}held-out`, points: scale(val) }];
+}
+
+/** Everything that a chart of a run shows. */
+export function chartOf(progress) {
+  const characters = progress.unit === "character";
+  return {
+    lines: linesOf(progress), end: progress.planned,
+    levels: characters && progress.bigram ? [{ name: "counting letter pairs (bigram)", value: progress.bigram }] : [],
+    band: characters && progress.band ? { name: "forecast", values: progress.band } : null,
+  };
+}
+
+/** The seconds until a run ends, from the time of its steps so far. */
+function secondsLeft({ last, planned, step }) {
+  return last.seconds && last.step ? (planned - step) * last.seconds / last.step : NaN;
+}
+
+export class Progress {
+  /** name: of the run. actions: elements beside its name. */
+  constructor(name, actions = []) {
+    this.name = name;
+    this.chart = new LineChart(`Losses of ${plain(name)}`, { unit: "nats" });
+    this.facts = make("p", { className: "facts" });
+    this.words = make("p", { className: "reads" });
+    this.meter = make("progress", { max: 1, value: 0, attributes: { "aria-label": "Share of the steps" } });
+    this.samples = make("div", { className: "samples" });
+    this.element = make("article", { className: "card" }, make("div", { className: "row" },
+      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.facts, this.words, this.chart.element, this.samples);
+  }
+
+  /** Fetch what is new, and show it. Return the progress. */
+  async update() {
+    const news = await get("/studio/progress", { run: this.name, version: this.now?.version });
+    this.now = { ...news, points: news.points ?? this.now?.points };
+    if (news.points) this.chart.show(chartOf(this.now));
+    this.describe();
+    return this.now;
+  }
+
+  describe() {
+    const { run, step, planned, last, unit, per_token: scale, reads_like: reads, samples } = this.now;
+    const running = run.state === "running", val = run.val_loss;
+    this.meter.value = planned ? Math.min(1, step / planned) : 0;
+    this.meter.hidden = !running;
+    this.facts.textContent = [
+      { running: "training", finished: "finished", stopped: "stopped", damaged: "damaged" }[run.state],
+      planned ? `step ${count(step)} of ${running ? "about " : ""}${count(planned)}` : "",
+      running ? `${duration(secondsLeft(this.now))} left` : "",
+      val === null ? "" : `held-out loss ${loss(val / scale)} nats per ${unit}`,
+      last.tokens_per_second ? `${count(Math.round(last.tokens_per_second))} tokens a second` : ""].filter(Boolean).join(" \u00b7 ");
+    this.words.textContent = reads ? `Reads like: ${reads}.` : "";
+    this.showSamples(samples);
+  }
+
+  /** Show the newest sample, and a slider back to the first. */
+  showSamples(samples) {
+    if (samples.length === this.shown) return;
+    const first = this.shown === undefined, atEnd = !this.slider || Number(this.slider.value) === this.shown - 1;
+    this.shown = samples.length;
+    if (!samples.length) return;
+    if (!this.slider) {
+      this.text = make("p", { className: "sample", attributes: { dir: "auto", "aria-live": "polite" } });
+      this.when = make("span", { className: "hint" });
+      this.slider = make("input", { type: "range", min: 0, value: 0, on: { input: () => this.turn() },
+        attributes: { "aria-label": "Sample" } });
+      this.samples.append(make("h3", { textContent: "What it writes" }),
+        make("div", { className: "row" }, this.slider, this.when), this.text);
+    }
+    this.list = samples;
+    this.slider.max = samples.length - 1;
+    if (first || atEnd) this.slider.value = samples.length - 1;
+    this.turn();
+  }
+
+  turn() {
+    const sample = this.list[Number(this.slider.value)];
+    this.when.textContent = `after step ${count(sample.step)}`;
+    this.text.textContent = sample.text;
+  }
+}
+
+/** Links that go on with a finished or running model. */
+export const uses = (app, name, command) => {
+  const tab = command === "sft" || command === "dpo" ? "chat" : "write";
+  return [button(tab === "chat" ? "Chat with it" : "Write with it", () => app.go(tab, name))];
+};

@@ -1,0 +1,181 @@
+// The tab Write: a model continues a text, token by token; each token shows what else was likely, and can be replaced.
+
+import { TokenList } from "../views.js";
+import { stream } from "./api.js";
+import { button, command, field, fill, make, menu, percent, plain, quoted, visible } from "./parts.js";
+
+const LIKELIEST = 10;
+
+/** Settings of a model that writes. */
+class Voice {
+  constructor(label, temperature) {
+    this.model = menu([], "");
+    this.temperature = make("input", { type: "number", min: 0, max: 5, step: 0.1, value: temperature });
+    this.topK = make("input", { type: "number", min: 1, step: 1, placeholder: "all" });
+    this.element = make("fieldset", {}, make("legend", { textContent: label }), field("Model", this.model),
+      make("div", { className: "settings" }, field("Temperature", this.temperature), field("Top-k", this.topK)));
+  }
+
+  get values() {
+    const topK = Number(this.topK.value);
+    return { model: this.model.value, temperature: Number(this.temperature.value), ...(topK > 0 ? { top_k: topK } : { top_k: -1 }) };
+  }
+}
+
+/** A text that a model writes. */
+class Draft {
+  constructor(tab, voice, label) {
+    Object.assign(this, { tab, values: voice.values, tokens: [], prompt: "", abort: null });
+    this.list = new TokenList(label, (n) => tab.inspect(this, n));
+    this.list.element.addEventListener("click", () => tab.inspect(this, this.list.selected));
+    this.note = make("p", { className: "status", attributes: { role: "status" } });
+    this.element = make("div", {}, make("h3", { textContent: `${plain(this.values.model)}, temperature ${this.values.temperature}` }),
+      this.list.element, this.note);
+  }
+
+  /** Write on after the tokens that are there. */
+  async write(prompt, seed, most) {
+    this.abort?.abort();
+    const mine = this.abort = new AbortController(), began = performance.now(), before = this.tokens.length;
+    this.prompt = prompt;
+    this.note.textContent = "Writing ...";
+    const body = { ...this.values, prompt: prompt + this.text, seed, max_tokens: Math.max(1, most - before),
+      logprobs: LIKELIEST, stream: true };
+    let reason = "";
+    try {
+      for await (const { choices } of stream("/v1/completions", body, mine.signal)) {
+        for (const choice of choices) {
+          this.take(choice);
+          reason = choice.finish_reason ?? reason;
+        }
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") {
+        this.note.textContent = error.message;
+        throw error;
+      }
+      reason = "stopped";
+    }
+    if (this.abort !== mine) return;
+    this.abort = null;
+    const written = this.tokens.length - before, rate = written / ((performance.now() - began) / 1000);
+    this.note.textContent = `${written} token${written === 1 ? "" : "s"}, ${rate.toFixed(0)} a second.`
+      + (reason === "stop" ? " The text ends here." : reason === "stopped" ? " Stopped." : "");
+  }
+
+  /** Add the tokens of a part of the stream. */
+  take({ text, logprobs }) {
+    if (!logprobs?.tokens) return;
+    let rest = text;
+    logprobs.tokens.forEach((token, i) => {
+      // what a token adds to the text: bytes of a character that is not whole add nothing
+      const shown = rest.startsWith(token) ? token : i === logprobs.tokens.length - 1 ? rest : "";
+      rest = rest.slice(shown.length);
+      const p = Math.exp(logprobs.token_logprobs[i]);
+      const likeliest = Object.entries(logprobs.top_logprobs?.[i] ?? {}).map(([name, value]) => ({ name, p: Math.exp(value) }))
+        .sort((a, b) => b.p - a.p);
+      this.tokens.push({ name: token, text: shown, p, likeliest });
+      this.list.add(shown, p);
+    });
+  }
+
+  get text() {
+    return this.tokens.map(({ text }) => text).join("");
+  }
+
+  /** Replace token n by another one, and drop what follows. */
+  branch(n, { name, p }) {
+    const { likeliest } = this.tokens[n];
+    this.abort?.abort();
+    this.tokens.length = n;
+    this.list.keep(n);
+    this.tokens.push({ name, text: name, p, likeliest });
+    this.list.add(name, p);
+  }
+}
+
+export class Tab {
+  constructor(app) {
+    this.app = app;
+    this.drafts = [];
+    this.first = new Voice("Writer", 0.8);
+    this.second = new Voice("Second writer", 1.2);
+    this.both = make("input", { type: "checkbox", on: { change: () => { this.second.element.hidden = !this.both.checked; } } });
+    this.second.element.hidden = true;
+    this.prompt = make("textarea", { rows: 3, attributes: { dir: "auto" }, placeholder: "Nothing: the model begins by itself" });
+    this.length = make("input", { type: "number", min: 1, max: 100000, step: 1, value: 200, required: true });
+    this.seed = make("input", { type: "number", min: 0, step: 1, value: Math.floor(Math.random() * 1e6), required: true });
+    this.stopButton = button("Stop", () => this.drafts.forEach(({ abort }) => abort?.abort()), { disabled: true });
+    const form = make("form", { className: "card", on: {
+      submit: (event) => { event.preventDefault(); this.write(); },
+      keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); } } },
+    field("Beginning of a text", this.prompt), this.first.element,
+    make("label", { className: "check" }, this.both, " Let a second one write beside it"), this.second.element,
+    make("div", { className: "settings" }, field("Most tokens", this.length), field("Seed", this.seed)),
+    make("div", { className: "row" }, make("button", { type: "submit", textContent: "Write" }), this.stopButton));
+    this.output = make("div", { className: "drafts" });
+    this.details = make("aside", { className: "details", attributes: { "aria-label": "About the selected token" } });
+    this.commands = make("details", {}, make("summary", { textContent: "Do the same elsewhere" }));
+    this.element = make("div", { className: "columns" }, make("div", {}, form),
+      make("div", {}, make("div", { className: "card" }, this.output, this.details, this.commands)));
+    this.hint();
+  }
+
+  async show(name) {
+    const models = await this.app.try(() => this.app.listModels());
+    if (!models) return;
+    for (const voice of [this.first, this.second]) fill(voice.model, models.map((model) => [model, plain(model)]));
+    if (name && models.includes(name)) this.first.model.value = name;
+    if (!models.length) this.details.textContent = "There are no models yet: train one in the tab Train.";
+  }
+
+  hide() { /* it goes on writing */ }
+
+  async write() {
+    this.drafts.forEach(({ abort }) => abort?.abort());
+    const voices = this.both.checked ? [this.first, this.second] : [this.first];
+    this.drafts = voices.map((voice, i) => new Draft(this, voice, `Text of writer ${i + 1}`));
+    this.output.dataset.both = String(voices.length > 1);
+    this.output.replaceChildren(...this.drafts.map(({ element }) => element));
+    this.hint();
+    this.showCommands();
+    await this.run(this.drafts);
+  }
+
+  /** Let drafts write on. */
+  async run(drafts) {
+    this.stopButton.disabled = false;
+    await Promise.all(drafts.map((draft) => this.app.try(() => draft.write(this.prompt.value, Number(this.seed.value), Number(this.length.value)))));
+    this.stopButton.disabled = this.drafts.every(({ abort }) => !abort);
+  }
+
+  hint() {
+    this.details.replaceChildren(make("p", { className: "hint", textContent: "The stronger the color of a token, the less likely "
+      + "it was. Point at one, or choose it with the arrow keys, to see what else the model could have written." }));
+  }
+
+  inspect(draft, n) {
+    const token = draft.tokens[n];
+    if (!token) return;
+    this.details.replaceChildren(make("h3", { textContent: `${visible(token.text)}: ${percent(token.p)}` }),
+      make("p", { className: "hint", textContent: "The likeliest tokens here. Choose one to write on from it." }),
+      make("ol", { className: "alternatives" }, ...token.likeliest.map((other) => make("li", {}, make("button", {
+        type: "button", data: { chosen: other.name === token.name }, attributes: { "aria-current": other.name === token.name },
+        on: { click: () => { draft.branch(n, other); this.run([draft]); } },
+      }, make("span", { className: "label", textContent: visible(other.name) }),
+      make("meter", { value: other.p, max: 1, attributes: { "aria-hidden": "true" } }), make("span", { textContent: percent(other.p) }))))));
+  }
+
+  /** Show commands that write the same text. */
+  showCommands() {
+    const { model, temperature, top_k: topK } = this.first.values, seed = Number(this.seed.value), tokens = Number(this.length.value);
+    const prompt = this.prompt.value, folder = `runs/${model}`;
+    const k = topK > 0 ? topK : "none";
+    const body = JSON.stringify({ model, prompt, max_tokens: tokens, temperature, seed, ...(topK > 0 ? { top_k: topK } : {}) });
+    this.commands.replaceChildren(this.commands.firstChild,
+      command(`bardlet sample ${quoted(folder)} --prompt ${quoted(prompt)} --tokens ${tokens} --temperature ${temperature} --top-k ${k} --seed ${seed}`, "the command of bardlet"),
+      command(`curl ${location.origin}/v1/completions -H "Authorization: Bearer $BARDLET_API_KEY" -H 'Content-Type: application/json' -d ${quoted(body)}`, "the command of curl"),
+      command(`bardlet.load(${JSON.stringify(folder)}).generate(${JSON.stringify(prompt)}, ${tokens}, temperature=${temperature}, top_k=${k === "none" ? "None" : k}, seed=${seed})`, "the Python code"));
+  }
+}
+
