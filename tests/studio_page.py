@@ -29,13 +29,12 @@ class Page:
         """Run statements."""
         self.browser.value(f"(() => {{ {script}; return true; }})()")
 
-    def until(self, script: str) -> Any:
-        """Wait until an expression is true, and return it."""
+    def until(self, script: str) -> None:
+        """Wait until an expression is true."""
         end = time.monotonic() + HANGS
-        while not (value := self.value(script)):
-            assert time.monotonic() < end, (script, self.value("document.body.innerText"))
+        while not self.value(f"Boolean({script})"):
+            assert time.monotonic() < end, (script, self.value("document.body.innerText.slice(0, 1000)"))
             time.sleep(0.05)
-        return value
 
     def go(self, name: str) -> None:
         """Choose a tab by its button."""

@@ -64,7 +64,7 @@ class Bodies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["method"] == "POST" and scope["path"] == UPLOAD and scope.get("bardlet.signed_in"):
+        if scope["method"] == "POST" and scope.get("path") == UPLOAD and scope.get("bardlet.signed_in"):
             check_upload(scope)
             await self.app(scope, self.paced(receive), send)  # its route reads the body part by part
             return
