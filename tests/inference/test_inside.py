@@ -156,7 +156,7 @@ def test_the_continuation_is_the_greedy_one(model: Any) -> None:
     expected = generate(model, [IDS], 40, temperature=0)[0]
     greedy = inside.Greedy(model, IDS)
     assert greedy.write(7) + greedy.write(33) == expected
-    assert len(set(expected)) > 1
+    assert len(set(expected)) > 1 or not (model.config.tie_embeddings or model.config.model in RUNGS)
 
 
 # ---------------------------------------------------------------------------- neighbors

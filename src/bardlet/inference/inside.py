@@ -57,8 +57,8 @@ class Anatomy:
 class Reading:
     """A text, and the values that a model computed from it.
 
-    stream_STC: the residual stream after the embedding and after each of `steps`. attention_LHTT: float32; row t has the
-    weights with which token t attends to each token. logits_TV: float32.
+    stream_STC: the residual stream after the embedding and after each of `steps`. attention_LHTT: float32; row t has
+    the weights with which token t attends to each token. logits_TV: float32.
     """
 
     ids: list[int]

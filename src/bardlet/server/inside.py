@@ -123,7 +123,8 @@ async def _continue(models: Models, loaded: Loaded, ids: Sequence[int], off: Hea
     tokenizer, greedy = loaded.model.tokenizer, Greedy(loaded.model.module, ids, off)
     written: list[int] = []
     while len(written) < tokens and tokenizer.eos_id not in written:
-        written += await in_engine(models, lambda: greedy.write(min(AT_ONCE, tokens - len(written))))
+        count = min(AT_ONCE, tokens - len(written))
+        written += await in_engine(models, lambda count=count: greedy.write(count))
     if tokenizer.eos_id in written:
         del written[written.index(tokenizer.eos_id) :]
     return tokenizer.decode([i for i in written if i < tokenizer.vocab_size], skip_special=True)

@@ -26,7 +26,7 @@ class Look(Strict):
 
     model: Name
     text: Text
-    off: Annotated[list[Head], Field(max_length=4096, fail_fast=True)] = []
+    off: Annotated[list[Head], Field(max_length=4096, fail_fast=True)] = Field(default_factory=list)
     tokens: Count = 60
 
 
