@@ -14,6 +14,8 @@ const heading = (textContent) => make("h3", { textContent });
 /** A token's name, for a sentence. */
 const named = ({ name }) => (name.startsWith("bytes:") || name.startsWith("token_id:") ? name : visible(name));
 
+const inQuotes = (token) => `\u201c${named(token)}\u201d`;
+
 /** A text with its line breaks, and codes for other characters that nobody sees. */
 const readable = (text) => text.replace(/[^\n\t]+/gu, plain);
 
@@ -88,8 +90,9 @@ export class Tab {
     this.heads = make("section", { className: "card", hidden: true });
     this.rungs = make("section", { className: "card", hidden: true });
     this.commands = make("details", { hidden: true }, make("summary", { textContent: "Do the same elsewhere" }));
-    this.element = make("div", { className: "columns" }, make("div", {}, form, this.heads, this.rungs),
-      make("div", {}, make("div", { className: "card" }, this.status, this.reading, this.details, this.commands)));
+    this.element = make("div", { className: "columns inside" }, form,
+      make("div", { className: "card" }, this.status, this.reading, this.details, this.commands),
+      make("div", {}, this.heads, this.rungs));
     this.status.textContent = "Choose a model, write a sentence, and look inside.";
   }
 
@@ -162,7 +165,8 @@ export class Tab {
       + (mean.per_token === null ? "" : ` Loss: ${loss(mean.per_token)} nats a token`
         + (mean.per_character === null ? "." : `, ${loss(mean.per_character)} a character.`));
     this.reading.replaceChildren(
-      hint("The stronger the color, the more a token surprised the model. Choose one, by a click or the arrow keys."), this.list.element);
+      hint("The stronger the color, the more a token surprised the model. The loss is its mean surprise; 0 would be a perfect guess. "
+        + "Choose a token by a click or with the arrow keys."), this.list.element);
     this.list.select(this.selected);
   }
 
@@ -174,11 +178,10 @@ export class Tab {
       : `${percent(Math.exp(-losses[n]))} likely, loss ${loss(losses[n])} nats`;
     this.neighbors = make("section");
     this.details.hidden = false;
-    this.details.replaceChildren(heading(`${named(token)}: ${p}`), this.lens(n),
-      make("section", {}, heading("Where it looked back"), hint("To choose the next token, each head looks back at the text and picks what it "
-        + "needs. Engineers call this attention: the weights of a head sum to 100\u00a0%."),
-      attention(maps.map((heads) => heads.map((rows) => rows[n])), tokens.slice(0, n + 1), label, "Attention of each head", this.chosen)),
-      this.neighbors);
+    const looks = attention(maps.map((heads) => heads.map((rows) => rows[n])), tokens.slice(0, n + 1), label, "Where it looked back", this.chosen);
+    looks.firstChild.after(hint("To choose the next token, each head looks back at the text and picks what it needs. Engineers call this "
+      + "attention: the weights of a head sum to 100\u00a0%."));
+    this.details.replaceChildren(heading(`${inQuotes(token)}: ${p}`), this.lens(n), looks, this.neighbors);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.showNeighbors(token), this.known.has(this.key(token)) ? 0 : PATIENCE);
   }
@@ -186,11 +189,11 @@ export class Tab {
   /** The predictions after token n, block by block. */
   lens(n) {
     const { lens, tokens } = this.shown, next = tokens[n + 1];
-    const titles = ["after", "would write", "with", ...(next ? [`next token ${named(next)}`] : [])];
+    const titles = ["after", "would write", "with", ...(next ? [`next token ${inQuotes(next)}`] : [])];
     return make("section", {}, heading("When it made up its mind"),
       hint("A model builds its prediction block by block. Each row stops it early, and asks what it would write next. Engineers call "
         + "this the logit lens: the final norm and the head, applied after each block."),
-      make("table", {}, make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent })))),
+      make("table", { className: "lens" }, make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent })))),
         make("tbody", {}, ...lens.map(({ after, guesses }) => {
           const guess = guesses[n];
           return make("tr", { data: { right: guess.id === next?.id } }, make("th", { scope: "row", textContent: after }),
@@ -211,7 +214,7 @@ export class Tab {
       this.known.set(key, answer.neighbors);
     }
     section.replaceChildren(heading("Tokens that are alike to the model"), hint(`The model turns each token into a list of numbers, its `
-      + `embedding. These have lists most like that of ${named(token)}; 1 is the same direction (cosine similarity).`),
+      + `embedding. These have lists most like that of ${inQuotes(token)}; 1 is the same direction (cosine similarity).`),
     make("ol", { className: "neighbors" }, ...this.known.get(key).map((each) => make("li", {},
       make("span", { className: "label", textContent: named(each) }),
       make("meter", { value: Math.max(0, each.similarity), max: 1, attributes: { "aria-hidden": "true" } }),
@@ -226,8 +229,8 @@ export class Tab {
     this.comparison = make("div", { attributes: { "aria-live": "polite" } });
     this.heads.hidden = false;
     this.heads.replaceChildren(make("h2", { textContent: "Switch heads off" }),
-      hint("Switch a head off, and read again: if the loss rises, the model needed it here. Engineers call this ablation: zeros replace "
-        + "the output of the head."),
+      hint("Switch a head off, and the model reads the text without it: if the loss rises, it needed that head here. Engineers call this "
+        + "ablation: zeros replace the output of the head."),
       make("div", { className: "scroll" }, this.switches.element),
       make("div", { className: "row" }, button("All on", () => this.switches.all(false)), button("All off", () => this.switches.all(true))),
       this.comparison);
