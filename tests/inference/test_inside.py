@@ -107,6 +107,17 @@ def test_attention_of_rungs_gives_the_output_of_the_head() -> None:
     torch.testing.assert_close(out, reading.stream_STC[1])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "grouped qwen3"])
+def test_half_precision(name: str) -> None:
+    """Weights and probabilities are computed in float32 all the same."""
+    model = random_model(CONFIGS[name]).bfloat16()
+    reading = inside.read(model, IDS, [(0, 1)])
+    assert reading.attention_LHTT.dtype == reading.logits_TV.dtype == torch.float32
+    torch.testing.assert_close(reading.attention_LHTT.sum(-1), torch.ones(2, 4, len(IDS)))
+    assert [guess.token for guess in inside.lens(model, reading, 2)] == reading.logits_TV.argmax(-1).tolist()
+    assert inside.Greedy(model, IDS, [(0, 1)]).write(1) == [int(reading.logits_TV[-1].argmax())]
+
+
 # ---------------------------------------------------------------------------- predictions
 
 
