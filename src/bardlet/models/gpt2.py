@@ -42,10 +42,16 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(C, C)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values: three (B, T, H, D)."""
         B, T, C = x_BTC.shape
         qkv = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3C) -> (B, T, 3, H, D)
         q_BTHD, k_BTHD, v_BTHD = qkv.unbind(2)
+        return q_BTHD, k_BTHD, v_BTHD
+
+    def forward(self, x_BTC: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        B, T, C = x_BTC.shape
+        q_BTHD, k_BTHD, v_BTHD = self.project(x_BTC)
         if cache is None:
             k_BHSD, v_BHSD = k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2)
         else:

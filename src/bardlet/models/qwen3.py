@@ -45,15 +45,21 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(D, config.norm_eps)
         self.k_norm = RMSNorm(D, config.norm_eps)
 
-    def forward(
-        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def project(self, x_BTC: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, T, H, D), keys and values (both B, T, K, D), with norms and rotary positions applied."""
         B, T, _ = x_BTC.shape
         q_BTHD = self.q_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, HD) -> (B, T, H, D)
         k_BTKD = self.k_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, KD) -> (B, T, K, D)
         v_BTKD = self.v_proj(x_BTC).view(B, T, -1, self.head_dim)
         q_BTHD = apply_rope(self.q_norm(q_BTHD), cos, sin)
         k_BTKD = apply_rope(self.k_norm(k_BTKD), cos, sin)
+        return q_BTHD, k_BTKD, v_BTKD
+
+    def forward(
+        self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        B, T, _ = x_BTC.shape
+        q_BTHD, k_BTKD, v_BTKD = self.project(x_BTC, cos, sin)
         if cache is None:
             k_BKSD, v_BKSD = k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         else:

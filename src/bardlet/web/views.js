@@ -26,10 +26,10 @@ export const visible = (text) => plain(text.replace(/\n/g, "\u23ce").replace(/\t
 
 /**
  * A list of tokens. Each is colored: the less likely it was, the stronger. Arrow keys move; `onSelect(n)` is called for
- * the token under the pointer or the cursor.
+ * the token under the pointer or the cursor. hover: without it, a token is selected by a click, not by the pointer alone.
  */
 export class TokenList {
-  constructor(label, onSelect) {
+  constructor(label, onSelect, { hover = true } = {}) {
     this.onSelect = onSelect;
     this.selected = -1;
     this.id = `tokens-${TokenList.count = (TokenList.count ?? 0) + 1}`;
@@ -38,7 +38,7 @@ export class TokenList {
       on: {
         keydown: (event) => this.move(event),
         click: (event) => this.select(this.indexOf(event.target)),
-        mouseover: (event) => this.select(this.indexOf(event.target)),
+        ...(hover && { mouseover: (event) => this.select(this.indexOf(event.target)) }),
       },
     });
   }
@@ -100,14 +100,19 @@ export function alternatives(step, tokenizer, onChoose) {
     make("span", { textContent: percent(p) })))));
 }
 
-/** Attention: a small picture for every head, and the text colored by the weights of the one chosen. */
-export function attention(maps, context, tokenizer, title) {
+/**
+ * Attention: a small picture for every head, and the text colored by the weights of the one chosen.
+ *
+ * chosen: the head to begin with, { layer, head }; it changes with the choice. Without it, the first of the last block.
+ */
+export function attention(maps, context, tokenizer, title, chosen = {}) {
   if (!maps?.length) return null;
   const text = make("p", { className: "attended", attributes: { dir: "auto" } });
   const caption = make("p", { attributes: { "aria-live": "polite" } });
   const pictures = [];
   const show = (layer, head) => {
     const weights = maps[layer][head], largest = Math.max(...weights);
+    Object.assign(chosen, { layer, head });
     pictures.forEach((picture) => picture.setAttribute(
       "aria-pressed", String(picture.dataset.layer === `${layer}` && picture.dataset.head === `${head}`)));
     const top = weights.indexOf(largest);
@@ -127,7 +132,7 @@ export function attention(maps, context, tokenizer, title) {
     return picture;
   })));
   grid.style.setProperty("--heads", maps[0].length);
-  show(maps.length - 1, 0);
+  show(chosen.layer ?? maps.length - 1, chosen.head ?? 0);
   return make("section", {}, make("h3", { textContent: title }), make("p", {
     className: "hint", textContent: "A row for each block, a picture for each head: how much it looked at each token, "
       + "from the first on the left to the newest on the right.",

@@ -92,5 +92,6 @@ export class Progress {
 /** Links that go on with a finished or running model. */
 export const uses = (app, name, command) => {
   const tab = command === "sft" || command === "dpo" ? "chat" : "write";
-  return [button(tab === "chat" ? "Chat with it" : "Write with it", () => app.go(tab, name))];
+  return [button(tab === "chat" ? "Chat with it" : "Write with it", () => app.go(tab, name)),
+    button("Look inside", () => app.go("inside", name))];
 };
