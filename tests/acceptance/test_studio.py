@@ -78,7 +78,8 @@ def write_text(folder: Path) -> None:
 # ---------------------------------------------------------------- killed servers
 
 
-def test_the_server_is_killed_twice_during_a_training(browser: Browser, tmp_path: Path) -> None:
+def test_the_server_is_killed_twice_during_a_training(browser: Browser, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The run goes on, is found again, and its curve has no gap; a browser that was away sees all of it."""
     write_text(tmp_path)
     with serving(tmp_path) as (first, url):
@@ -103,6 +104,7 @@ def test_the_server_is_killed_twice_during_a_training(browser: Browser, tmp_path
         steps = [line["step"] for line in read_metrics(run) if line.get("train_loss") is not None]
         assert steps == sorted({*range(10, steps[-1], 10), steps[-1]}) and len(steps) > 2
         assert [x for x, _ in page.value("tab.train.view.chart.data.lines[0].points")] == steps
+    monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", str(run / "run.toml"), "--out", str(tmp_path / "straight")]) == 0
     assert len({(folder / "model.safetensors").read_bytes() for folder in (run, tmp_path / "straight")}) == 1
 
