@@ -5,7 +5,7 @@ import { Failure, get } from "./api.js";
 import { button, make } from "./parts.js";
 
 /** Each tab is a module with a class `Tab`: `new Tab(app)` has an `element`, `show(name)` and `hide()`. */
-const TABS = { train: "Train", write: "Write", chat: "Chat", runs: "Runs" };
+const TABS = { train: "Train", write: "Write", chat: "Chat", translate: "Translate", runs: "Runs" };
 
 const part = (id) => document.getElementById(id);
 
