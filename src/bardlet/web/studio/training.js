@@ -70,9 +70,9 @@ export class Progress {
     this.shown = samples.length;
     if (!samples.length) return;
     if (!this.slider) {
-      this.text = make("p", { className: "sample", attributes: { dir: "auto", "aria-live": "polite" } });
+      this.text = make("p", { className: "sample", attributes: { dir: "auto" } });
       this.when = make("span", { className: "hint" });
-      this.slider = make("input", { type: "range", min: 0, value: 0, on: { input: () => this.turn() },
+      this.slider = make("input", { type: "range", min: 0, value: 0, on: { input: () => { this.text.setAttribute("aria-live", "polite"); this.turn(); } },
         attributes: { "aria-label": "Sample" } });
       this.samples.append(make("h3", { textContent: "What it writes" }),
         make("div", { className: "row" }, this.slider, this.when), this.text);
@@ -86,12 +86,13 @@ export class Progress {
   turn() {
     const sample = this.list[Number(this.slider.value)];
     this.when.textContent = `after step ${count(sample.step)}`;
+    this.slider.setAttribute("aria-valuetext", this.when.textContent);
     this.text.textContent = sample.text;
   }
 }
 
 /** Links that go on with a finished or running model. */
 export const uses = (app, name, command) => {
-  const tab = command === "sft" || command === "dpo" ? "chat" : "write";
-  return [button(tab === "chat" ? "Chat with it" : "Write with it", () => app.go(tab, name))];
+  const tab = command === "sft" || command === "dpo" ? "chat" : command === "translate" ? "translate" : "write";
+  return [button({ chat: "Chat with it", translate: "Translate with it", write: "Write with it" }[tab], () => app.go(tab, name))];
 };
