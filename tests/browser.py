@@ -155,7 +155,7 @@ class Browser:
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key and let it go: a character, or the name of a key in KEYS. modifiers: 2 is Ctrl, 8 is Shift."""
-        code, text = KEYS.get(key, (ord(key.upper()[0]), key))
+        code, text = KEYS[key] if key in KEYS else (ord(key.upper()) if key.isalnum() else 0, key)
         common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         typed = {"text": text} if text and not modifiers & 2 else {}
         self("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", **common, **typed)

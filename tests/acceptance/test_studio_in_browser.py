@@ -32,14 +32,16 @@ USES = {
         t.input.value = 'How many birds on day 7?'; t.send(); while (t.abort) await wait(); t.commands.open = true;""",
     "translate": """t.model.value = 'translator';
         t.text.value = 'ein hund rennt\\n\\nhund und park\\n' + 'hund '.repeat(140); await t.translate();
-        t.element.querySelector('.translation').click(); t.commands.open = true;
+        t.element.querySelector('.translation').click();
         while (!t.element.querySelector('.map')) await wait();""",
-    "runs": """await t.show('verses'); while (!t.element.querySelector('.sample')) await wait();
+    "runs": """await t.show('verses'); while (!t.element.querySelector('.line')) await wait();
         for (const details of t.element.querySelectorAll('details')) details.open = true;
         while (!t.element.querySelector('details table')) await wait();""",
     "compare": """t.chosen = new Set(['verses', 'letters', 'chat']); t.draw(); await t.open();
         while (!t.element.querySelector('svg')) await wait();"""}
 """Scripts that use a tab `t`."""
+WAIT = """let waits = 0; const wait = () => new Promise((go, stop) => {
+  setTimeout(() => (++waits < 1000 ? go() : stop(new Error('nothing came'))), 30); });"""
 AXE = """axe.run(document, {resultTypes: ['violations']}).then((r) =>
   r.violations.filter((v) => ['serious', 'critical'].includes(v.impact)).map((v) => v.id + ': '
     + v.nodes.map((n) => n.html.slice(0, 150) + ' ' + n.any.map((a) => a.message).join('; ')).join(' | ')))"""
@@ -84,9 +86,27 @@ def open_tab(browser: Browser, server: Server, tab: str, view: tuple[int, float,
 
 
 def problems(browser: Browser) -> list[Any]:
-    """Return exceptions, and what the console shows."""
-    return [event["params"] for event in browser.events
-            if event.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")]
+    """Return exceptions, and what the console shows. A refusal by the server is a line there, too."""
+    found = [event["params"] for event in browser.events
+             if event.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")]
+    entries = [each.get("entry", {}) for each in found]
+    return [each for each, entry in zip(found, entries, strict=True)
+            if entry.get("level") != "verbose" and "400 (Bad Request)" not in entry.get("text", "")]
+
+
+def check(browser: Browser, name: str, view: tuple[int, float, str]) -> None:
+    """Check the sizes, the contrast, the console and axe's findings of the page as it is now."""
+    if os.environ.get("BARDLET_SCREENSHOTS"):
+        file = f"studio-{'-'.join(map(str, (name, *view)))}.png"
+        browser.screenshot(Path(os.environ["BARDLET_SCREENSHOTS"]) / file)
+    facts = browser.value(MEASURE)
+    assert facts["scroll"] <= view[0] and not facts["wide"] and not facts["covered"], facts
+    assert not browser.value(CONTRAST)
+    assert not problems(browser)
+    if os.environ.get("BARDLET_AXE"):
+        browser.value(Path(os.environ["BARDLET_AXE"]).read_text(encoding="utf-8") + "; 1")
+        found = browser.value(AXE)
+        assert not found, "\n".join(found)
 
 
 # ---------------------------------------------------------------------------- sizes, colors, assistive technology
@@ -97,21 +117,8 @@ def problems(browser: Browser) -> list[Any]:
 def test_a_tab_fits_and_can_be_read(use: str, view: tuple[int, float, str], browser: Browser, server: Server) -> None:
     tab = "runs" if use == "compare" else use
     open_tab(browser, server, tab, view)
-    browser.value(f"(async () => {{ const t = studio.tabs.{tab}, wait = () => new Promise((go) => setTimeout(go, 20)); "
-                  f"{USES[use]} }})()")
-    if os.environ.get("BARDLET_SCREENSHOTS"):
-        name = "-".join(map(str, (use, *view)))
-        browser.screenshot(Path(os.environ["BARDLET_SCREENSHOTS"]) / f"studio-{name}.png")
-    facts = browser.value(MEASURE)
-    assert facts["scroll"] <= view[0] and not facts["wide"] and not facts["covered"], facts
-    assert not browser.value(CONTRAST)
-    # a refusal of the server is a line of the console, too
-    refused = [p for p in problems(browser) if "400 (Bad Request)" not in p.get("entry", {}).get("text", "")]
-    assert not refused
-    if os.environ.get("BARDLET_AXE"):
-        browser.value(Path(os.environ["BARDLET_AXE"]).read_text(encoding="utf-8") + "; 1")
-        found = browser.value(AXE)
-        assert not found, "\n".join(found)
+    browser.value(f"(async () => {{ const t = studio.tabs.{tab}; {WAIT} {USES[use]} return 1; }})()")
+    check(browser, use, view)
 
 
 # ---------------------------------------------------------------------------- keyboard
@@ -227,7 +234,7 @@ def test_translating_by_keyboard(browser: Browser, server: Server) -> None:
 def test_a_model_that_does_not_translate_says_so(browser: Browser, server: Server) -> None:
     open_tab(browser, server, "translate")
     browser.value("(async () => { const t = studio.tabs.translate; t.model.value = 'verses'; t.text.value = 'a\\nb'; "
-                  "await t.translate(); })()")
+                  "await t.translate(); return 1; })()")
     assert text_of(browser, "#panel-translate .status").startswith("verses: not trained to translate; train a ")
 
 
@@ -267,6 +274,9 @@ def test_training_by_keyboard(browser: Browser, server: Server) -> None:
     focus(browser, "#panel-train button[type=submit]")
     browser.press("Enter")
     wait(browser, "document.querySelector('#panel-train .badge.done')", 300)
+    wait(browser, "document.querySelector('#panel-train .sample')")
+    browser.value("for (const details of document.querySelectorAll('article details')) details.open = true; 1")
+    check(browser, "trained", VIEWS[0])
     focus(browser, "#panel-train article button")
     browser.press("Enter")
     wait(browser, "studio.current === 'write' && studio.tabs.write?.first.model.value")

@@ -16,7 +16,7 @@ from bardlet.inference import translate
 
 pytest_plugins = ("api_fixtures",)
 
-LINE, TRANSLATION = "the little bards", "naïve songs"
+LINE, TRANSLATION = "the little bards", "little songs"
 
 
 def align(client: TestClient, status: int = 200, **fields: Any) -> Any:
@@ -52,6 +52,10 @@ def test_the_mean_of_two_layers(tmp_path: Path) -> None:
     assert np.abs(mean.sum(-1) - 1).max() <= 5e-5 * mean.shape[1]
 
 
+def test_a_token_of_half_a_character_has_a_text(client: TestClient) -> None:
+    assert "\ufffd" in "".join(align(client, source="naïve é")["source"])
+
+
 def test_empty_lines_end_at_once(client: TestClient) -> None:
     assert align(client, source=" ", target="")["attention"] == [[[1.0]]]
 
@@ -80,5 +84,5 @@ def test_a_decoder_only_translator_has_no_cross_attention(client: TestClient, mo
 
 
 def test_lines_with_too_many_weights(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bardlet.server.alignment.MOST", 20)
-    assert "at most 20 are shown" in align(client, 400)["message"]
+    monkeypatch.setattr("bardlet.server.alignment.MOST", 10)
+    assert "at most 10 are shown" in align(client, 400)["message"]

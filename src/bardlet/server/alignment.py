@@ -10,7 +10,6 @@ from bardlet.inference import translate
 from bardlet.server.errors import Refusal
 from bardlet.server.generation import in_engine
 from bardlet.server.models import Loaded, Models
-from bardlet.server.text import name_of
 from bardlet.server.translation import check_translates
 
 MOST = 250_000
@@ -51,5 +50,5 @@ async def align(models: Models, loaded: Loaded, source: str, target: str) -> dic
         return {"attention": maps_LTS.numpy().round(DIGITS).tolist(),
                 "mean": maps_LTS.mean(0).numpy().round(DIGITS).tolist()}
 
-    named = {side: [name_of(tokenizer, token) for token in row] for side, row in ids.items()}
+    named = {side: [tokenizer.decode([token]) for token in row] for side, row in ids.items()}
     return {"model": loaded.name, **named, **await in_engine(models, weights)}

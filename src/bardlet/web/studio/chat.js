@@ -141,7 +141,7 @@ export class Tab {
     if (this.abort !== mine) return;
     this.abort = null;
     this.stopButton.disabled = true;
-    this.status.textContent = { stop: "", length: "The answer has the most tokens that it may have.", stopped: "Stopped." }[reason] ?? reason;
+    this.status.textContent = { stop: "", length: "The answer was cut at the token limit.", stopped: "Stopped." }[reason] ?? reason;
     this.spoken.textContent = answer.content && `Model: ${answer.content}`;
     this.keep();
     this.draw();

@@ -157,7 +157,7 @@ export class Tab {
     card.append(make("h3", { textContent: "Results" }), table("Results", ["", ...names.slice(0, 8)], [
       ["result", ...parts.slice(0, 8).map(({ run }) => run.result)], ["reads like", ...parts.slice(0, 8).map((each) => each.reads_like)],
       ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],
-      ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]]));
+      ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]].filter(([, ...cells]) => cells.some(Boolean))));
     this.below.replaceChildren(card);
     chart.show({ lines: parts.map((each) => ({ ...linesOf(each)[1], name: plain(each.run.name) })) });
   }

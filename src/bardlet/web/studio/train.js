@@ -15,7 +15,8 @@ export class Tab {
     this.app = app;
     this.files = [];
     this.makeForm();
-    this.current = make("div");
+    this.current = make("div", {}, make("p", { className: "card hint", textContent: "Your training appears here: its losses while "
+      + "they fall, and what the model writes on the way." }));
     this.queue = make("div");
     this.element = make("div", { className: "columns" }, make("div", {}, this.form), make("div", {}, this.current, this.queue));
   }
@@ -206,7 +207,7 @@ export class Tab {
     this.view = new Progress(job.run, actions);
     if (before?.now) this.view.now = { ...before.now, version: undefined };
     this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message });
-    const log = make("pre", { textContent: "" });
+    const log = make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Messages" } });
     const details = make("details", { on: { toggle: async () => {
       if (details.open) log.textContent = (await this.app.try(() => get(`/studio/jobs/${job.id}/log`)))?.log ?? "";
     } } }, make("summary", { textContent: "Command and messages" }), command(job.command), log);

@@ -70,7 +70,7 @@ export class Progress {
     this.shown = samples.length;
     if (!samples.length) return;
     if (!this.slider) {
-      this.text = make("p", { className: "sample", attributes: { dir: "auto" } });
+      this.text = make("p", { className: "sample", tabIndex: 0, attributes: { dir: "auto", role: "region", "aria-label": "Text of the sample" } });
       this.when = make("span", { className: "hint" });
       this.slider = make("input", { type: "range", min: 0, value: 0, on: { input: () => { this.text.setAttribute("aria-live", "polite"); this.turn(); } },
         attributes: { "aria-label": "Sample" } });

@@ -19,6 +19,10 @@ export function strongest(weights) {
   return best;
 }
 
+/** An item of the list: a line, with its translation beside it, or below on a narrow screen. */
+const pair = (source, beside) => make("li", {}, make("div", { className: "pair" },
+  make("p", { className: "source", textContent: source, attributes: { dir: "auto" } }), beside));
+
 /** The cross-attention of a line: a table with a row for each token of the translation. */
 class AttentionMap {
   constructor() {
@@ -48,23 +52,23 @@ class AttentionMap {
     this.layerField.hidden = true;
     this.grid.replaceChildren();
     this.grid.hidden = true;
+    this.element.hidden = false; // before the sentence, which is read out
     this.said.textContent = message;
-    this.element.hidden = false;
   }
 
   draw() {
     if (!this.found) return;
     const source = named(this.found.source), target = named(this.found.target);
     const weights = this.found.attention[Number(this.layer.value)] ?? this.found.mean;
-    const { row, column, weight } = strongest(weights), largest = Math.max(...weights.flat()) || 1;
+    const { row, column, weight } = strongest(weights);
+    this.grid.hidden = this.element.hidden = false; // before the sentence, which is read out
     this.said.textContent = `Strongest pair: for ${target[row]}, the decoder looks at ${source[column]} with ${percent(weight)} `
       + "of its attention.";
     const head = make("thead", {}, make("tr", {}, make("td"),
       ...source.map((textContent) => make("th", { scope: "col" }, make("span", { textContent })))));
     const body = make("tbody", {}, ...weights.map((line, r) => make("tr", {}, make("th", { scope: "row", textContent: target[r] }),
       ...line.map((value, c) => make("td", { textContent: Math.round(100 * value), title: `${target[r]}, ${source[c]}: ${percent(value)}`,
-        data: { weight: Math.round(10 * value / largest), ...(r === row && c === column ? { strongest: "true" } : {}) } })))));
-    this.grid.hidden = this.element.hidden = false;
+        data: { weight: Math.round(10 * Math.sqrt(value)), ...(r === row && c === column ? { strongest: "true" } : {}) } })))));
     this.grid.replaceChildren(make("table", { className: "map" }, head, body));
   }
 }
@@ -141,13 +145,12 @@ export class Tab {
   add(model, source, target) {
     const choose = button(target || "(an empty line)", () => this.align(choose, model, source, target),
       { className: "translation", attributes: { "aria-pressed": "false", dir: "auto" } });
-    this.lines.append(make("li", {}, make("p", { textContent: source, attributes: { dir: "auto" } }), choose));
+    this.lines.append(pair(source, choose));
   }
 
   /** Add a line with the reason why it has no translation. */
   refuse(source, reason) {
-    this.lines.append(make("li", {}, make("p", { textContent: source, attributes: { dir: "auto" } }),
-      make("p", { className: "hint", textContent: reason })));
+    this.lines.append(pair(source, make("p", { className: "hint", textContent: reason })));
   }
 
   /** Show the cross-attention of a line. */
