@@ -143,10 +143,10 @@ class Browser:
         self.wait_for("Page.loadEventFired")
 
     def value(self, script: str) -> Any:
-        """Evaluate a script and return its value."""
+        """Evaluate a script and return its value; None if it has none."""
         answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
-        return answer["result"]["value"]
+        return answer["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
         """Save the whole page as a PNG."""

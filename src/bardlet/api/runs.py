@@ -67,9 +67,13 @@ def runs(root: str | os.PathLike[str] = "runs") -> list[RunSummary]:
 
 
 def _run_files(root: Path) -> Iterator[Path]:
-    """Yield each run.toml at most three folders below `root`, which includes the runs of ladders."""
+    """Yield each run.toml at most three folders below `root`, which includes the runs of ladders.
+
+    Hidden folders are left out, such as that of runs that were deleted in the browser.
+    """
     for depth in range(4):
-        yield from (path for path in root.glob("*/" * depth + "run.toml") if not path.parent.is_symlink())
+        yield from (path for path in root.glob("*/" * depth + "run.toml") if not path.parent.is_symlink()
+                    and not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def summarize(folder: Path) -> RunSummary:

@@ -33,7 +33,7 @@ COMMANDS = {
     "ladder": "train every rung of the lecture and write a report",
     "runs": "list, compare and delete runs",
     "doctor": "check this machine, or a run",
-    "serve": "serve models to programs by the API of OpenAI, and to the browser",
+    "serve": "train and use models in the browser, and serve them by the API of OpenAI",
     "data": "list and download named corpora",
 }
 

@@ -21,6 +21,7 @@ from bardlet.server.guard import Guard, Traffic
 from bardlet.server.limits import Bodies
 from bardlet.server.metrics import Metrics
 from bardlet.server.pages import add_pages
+from bardlet.server.responses import ERRORS
 from bardlet.server.routes import ROUTERS
 from bardlet.server.security import Sessions
 from bardlet.server.settings import ServerSettings
@@ -122,26 +123,12 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(error.status_code, message, code=code, headers=error.headers)
 
 
-REFUSALS = {
-    400: "The request is not valid", 401: "The key is missing or wrong", 403: "The request comes from another site",
-    404: "No such model or path", 408: "The request did not arrive in time", 413: "The body is too large",
-    421: "The Host header has an unknown name", 429: "The queue is full; see Retry-After", 500: "Internal error",
-    503: "The server is stopping, or a model does not fit in memory"}
-"""Responses that every route may give."""
-
-ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {
-    "type": "object", "required": ["message", "type", "param", "code"], "properties": {
-        "message": {"type": "string"}, "type": {"type": "string"}, "param": {"type": ["string", "null"]},
-        "code": {"type": ["string", "null"]}}}}}
-
-
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the description of the API, with the key and the refusals of every route."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes,
                              description="An OpenAI-compatible API for models that bardlet trained.")
         components = schema.setdefault("components", {})
-        components.setdefault("schemas", {}).setdefault("Error", ERROR_SCHEMA)
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -150,8 +137,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         for path, operations in schema["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-                for status, description in REFUSALS.items():
-                    operation["responses"].setdefault(str(status), {"description": description, "content": content})
+                for status, error in ERRORS.items():  # also of routes that declare none, such as /health
+                    operation["responses"].setdefault(str(status), {"description": error["description"],
+                                                                    "content": content})
                 if path == "/health":
                     operation["security"] = []
         app.openapi_schema = schema

@@ -24,8 +24,9 @@ from bardlet.server.reply import Context, too_late
 from bardlet.server.schema import MAX_CHOICES, MAX_SCORED, Generation
 from bardlet.server.text import Entry, Writer
 
-CHUNK_SECONDS = 0.03
-"""Time between two chunks of a stream. Each chunk costs the inference thread a part of a millisecond."""
+CHUNK_SECONDS, MOST_CHUNK_SECONDS = 0.03, 0.15
+"""Time between two chunks of a stream: the first for up to two sequences, more with more of them. Each chunk keeps the
+inference thread from its work for a part of a millisecond."""
 TAIL = 16
 """Tokens at the end of a prompt that may belong to a character that the text goes on with."""
 
@@ -112,7 +113,7 @@ class Sequences:
         running, sent = set(range(len(self._choices))), -math.inf
         while running:
             await self._inbox.wait()
-            await asyncio.sleep(sent + CHUNK_SECONDS - time.monotonic())  # not at all if that is below 0
+            await asyncio.sleep(sent + self._pause() - time.monotonic())  # not at all if that is below 0
             sent = time.monotonic()
             for number in sorted(running):
                 news = self._choices[number].collect()
@@ -121,6 +122,10 @@ class Sequences:
                     running.discard(number)
                 if news.text or news.entries or news.prompt or news.reason:
                     yield number, news
+
+    def _pause(self) -> float:
+        """Return the seconds between two chunks."""
+        return min(MOST_CHUNK_SECONDS, CHUNK_SECONDS * max(1.0, self.engine.running / 2))
 
     async def whole(self) -> list[Written]:
         """Return all choices when they have ended. Raises as `news` does."""

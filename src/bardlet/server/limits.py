@@ -24,7 +24,7 @@ WAITING = ("/v1/completions", "/v1/chat/completions")
 """Paths whose requests wait in the engine's queue."""
 UPLOAD = "/studio/files"
 """Path of requests whose body is a file."""
-REFUSALS = 20
+REFUSALS = 10
 """Refusals for a full queue per second: clients that come back at once would take the processor from the model."""
 DEPTH = 64
 """Levels of lists and objects in a body."""

@@ -192,10 +192,11 @@ def _error(description: str) -> dict[str, Any]:
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: _error("The request is not valid: `param` names the field."),
     401: _error("The API key is missing or wrong."),
-    403: _error("The Host or Origin header is not allowed."),
+    403: _error("The request comes from a page of another site."),
     404: _error("No such model, or no such address."),
     408: _error("The request did not arrive in time."),
     413: _error("The body is too large."),
+    421: _error("The Host header has an unknown name."),
     429: _error("The queue is full: try again after `Retry-After` seconds."),
     500: _error("The model's folder is damaged, or the model failed."),
     503: _error("No memory for the model now, or the server is shutting down."),

@@ -56,9 +56,10 @@ async def plan(form: Training, request: Request) -> dict[str, Any]:
 
 @router.get("/jobs")
 async def jobs(request: Request) -> dict[str, Any]:
-    """List the jobs."""
-    listed = await asyncio.to_thread(studio_of(request).jobs.all)
-    return {"jobs": [job.as_json() for job in listed[:200]]}
+    """List the jobs. has_run: the run folder is there; before that, the text is read."""
+    studio = studio_of(request)
+    listed = await asyncio.to_thread(studio.jobs.all)
+    return {"jobs": [job.as_json() | {"has_run": studio.runs.has(job.run)} for job in listed[:200]]}
 
 
 @router.post("/jobs", status_code=201)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,7 @@ ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}")
 
 @dataclass(frozen=True)
 class Job:
-    """A job. run: the name of its run folder. code: the exit code of its process, once that has ended."""
+    """A job. run: the name of its run folder. created, started, ended: in seconds since 1970. code: the exit code."""
 
     id: str
     command: tuple[str, ...]
@@ -50,6 +50,7 @@ class Job:
     kind: str
     created: float
     state: State
+    started: float | None = None
     code: int | None = None
     ended: float | None = None
     message: str = ""
@@ -57,9 +58,7 @@ class Job:
 
     def as_json(self) -> dict[str, Any]:
         """Return the job as the page gets it."""
-        return {"id": self.id, "command": shown(list(self.command)), "run": self.run, "kind": self.kind,
-                "created": self.created, "state": self.state, "code": self.code, "ended": self.ended,
-                "message": self.message}
+        return {**asdict(self), "command": shown(list(self.command))}
 
 
 class Jobs:
@@ -163,10 +162,12 @@ class Jobs:
             return None
         facts: dict[str, Any] = {"id": name, "command": tuple(map(str, about["command"])),
                                  "run": str(about.get("run", "")), "kind": str(about.get("kind", "")),
-                                 "created": float(about.get("created", 0))}
+                                 "created": float(about.get("created", 0)), "started": None}
+        with suppress(OSError):
+            facts["started"] = (folder / STARTED).stat().st_mtime
         if not end:
             state: State = "waiting"
-            if (folder / STARTED).exists():
+            if facts["started"] is not None:
                 state = "running" if self._is_running(name) else "interrupted"
                 end = _object(folder / "end.json") if state == "interrupted" else {}  # it may have ended just now
         if end:

@@ -74,6 +74,10 @@ class Runs:
         """Return True if a run may not take this name."""
         return os.path.lexists(self.root / name)
 
+    def has(self, name: str) -> bool:
+        """Return True if there is a run of this name."""
+        return (self.root / name / "run.toml").is_file()
+
     # ---------------------------------------------------------------- one run
 
     def progress(self, name: str, version: int | None = None) -> dict[str, Any]:
@@ -85,7 +89,8 @@ class Runs:
         characters = record.get("characters_per_token") if row["command"] == "train" else None
         expected, drift = record.get("expected"), record.get("drift") or 0.0
         facts = {
-            "run": row, "version": curve.version, "step": curve.step, "last": curve.last,
+            "run": row, "now": time.time(), "minutes": record.get("minutes"), "version": curve.version,
+            "step": curve.step, "last": curve.last,
             "unit": "character" if characters else "token", "per_token": characters or 1.0,
             "bigram": record.get("bigram"), "expected": expected,
             "band": scaling_law.band(expected, drift) if expected else None,

@@ -22,7 +22,7 @@ from bardlet.server.studio.runs import Runs
 Format = Literal["folder", "gguf", "html", "onnx"]
 PLAN_SECONDS, DOCTOR_SECONDS, EXPORT_SECONDS = 300, 120, 600
 LEFT_OUT = ("checkpoints", ".lock", ".holder")
-"""Parts of a run folder that a download leaves out: checkpoints take most of the space, and only `resume` needs them."""
+"""Parts of a run folder that a download leaves out: checkpoints are most of it, and only `resume` needs them."""
 
 
 class Studio:

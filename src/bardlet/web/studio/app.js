@@ -52,7 +52,7 @@ class App {
         this.tabs[name] ??= new Tab(this);
         part(`panel-${name}`).replaceChildren(this.tabs[name].element);
       }
-      if (this.current === name) await this.tabs[name].show(decodeURIComponent(about));
+      if (this.current === name) await this.tabs[name].show(decoded(about));
     });
   }
 
@@ -77,7 +77,7 @@ class App {
         location.reload(); // the session has ended
         return undefined;
       }
-      this.say(error.message, true);
+      if (!part("toasts").textContent.startsWith(error.message)) this.say(error.message, true); // once, not at every look
       return undefined;
     }
   }
@@ -97,6 +97,14 @@ class App {
     const { data } = await get("/v1/models");
     this.models = data.map(({ id }) => id);
     return this.models;
+  }
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return ""; // not from us
   }
 }
 

@@ -46,7 +46,7 @@ export class Tab {
     this.known = menu([["", "Choose ..."]], "", () => { if (this.known.value) this.add(this.known.value); this.known.value = ""; });
     this.chosen = make("ul", { className: "files", attributes: { "aria-label": "Chosen texts" } });
     this.progress = make("p", { className: "status", attributes: { role: "status" } });
-    this.minutes = make("input", { type: "number", min: 0.2, max: 100000, step: "any", value: 3, required: true });
+    this.minutes = make("input", { type: "number", min: 0.2, max: 100000, step: "any", value: 3 });
     const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; })));
     this.kind = menu(KINDS, "text", () => this.adapt());
     this.base = menu([["", "a new model"]], "");
@@ -75,6 +75,10 @@ export class Tab {
     this.baseField.hidden = this.kind.value === "pairs";
     for (const each of [this.tokenizer, this.model]) each.closest(".field").hidden = this.kind.value !== "text";
     this.base.required = later;
+    this.minutes.required = !later;
+    this.minutes.placeholder = later ? "as many as the data needs" : "";
+    if (later) this.minutes.value = "";
+    else this.minutes.value ||= 3;
   }
 
   /** Fetch the texts and models that can be chosen. */
@@ -134,7 +138,8 @@ export class Tab {
   get values() {
     if (!this.files.length) throw new Failure("Choose a text first.");
     const kind = this.kind.value, text = kind === "text";
-    const values = { kind, files: this.files.map(({ id }) => id), minutes: Number(this.minutes.value) || 3 };
+    const values = { kind, files: this.files.map(({ id }) => id) };
+    if (Number(this.minutes.value) > 0) values.minutes = Number(this.minutes.value);
     if (this.base.value && kind !== "pairs") values.base = this.base.value;
     if (text) Object.assign(values, { tokenizer: this.tokenizer.value, model: this.model.value });
     if (this.name.value.trim()) values.name = this.name.value.trim();
@@ -183,15 +188,15 @@ export class Tab {
     if (this.job?.id !== now.id || this.job.state !== now.state) this.showJob(now);
     this.job = now;
     if (!this.view || this.finished) return;
-    try {
-      const { run } = await this.view.update();
-      this.preparing.hidden = true;
-      this.finished = now.state !== "running" && run.state !== "running";
-    } catch (error) {
-      if (!(error instanceof Failure)) throw error;
-      if (error.code !== "run_not_found") this.app.say(error.message, true);
-      else if (now.state === "running") this.preparing.textContent = "Reading the text, and timing this machine ...";
+    if (!now.has_run) {
+      if (now.state === "running") this.preparing.textContent = "Reading the text, and timing this machine ...";
+      return;
     }
+    await this.app.try(async () => {
+      const { run } = await this.view.update();
+      this.preparing.hidden = !now.message;
+      this.finished = now.state !== "running" && run.state !== "running";
+    });
   }
 
   showJob(job) {
@@ -204,7 +209,7 @@ export class Tab {
     }
     if (job.state === "done") actions.push(...uses(this.app, job.run, / --(source|pair) /.test(job.command) ? "translate" : job.command.split(" ")[1]));
     const before = this.view;
-    this.view = new Progress(job.run, actions);
+    this.view = new Progress(job.run, actions, job.kind === "resume" ? null : job.started);
     if (before?.now) this.view.now = { ...before.now, version: undefined };
     this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message });
     const log = make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Messages" } });

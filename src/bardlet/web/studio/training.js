@@ -21,15 +21,16 @@ export function chartOf(progress) {
   };
 }
 
-/** The seconds until a run ends, from the time of its steps so far. */
-function secondsLeft({ last, planned, step }) {
+/** The seconds until a run ends: by its budget of minutes, if it has one, else by the time of its steps so far. */
+function secondsLeft({ last, planned, step, minutes, now }, started) {
+  if (minutes && started) return Math.max(0, started + 60 * minutes - now);
   return last.seconds && last.step ? (planned - step) * last.seconds / last.step : NaN;
 }
 
 export class Progress {
-  /** name: of the run. actions: elements beside its name. */
-  constructor(name, actions = []) {
-    this.name = name;
+  /** name: of the run. actions: elements beside its name. started: when its job started, if it is known. */
+  constructor(name, actions = [], started = null) {
+    Object.assign(this, { name, started });
     this.chart = new LineChart(`Losses of ${plain(name)}`, { unit: "nats" });
     this.facts = make("p", { className: "facts" });
     this.words = make("p", { className: "reads" });
@@ -56,7 +57,7 @@ export class Progress {
     this.facts.textContent = [
       { running: "training", finished: "finished", stopped: "stopped", damaged: "damaged" }[run.state],
       planned ? `step ${count(step)} of ${running ? "about " : ""}${count(planned)}` : "",
-      running ? `${duration(secondsLeft(this.now))} left` : "",
+      running ? `about ${duration(secondsLeft(this.now, this.started))} left` : "",
       val === null ? "" : `held-out loss ${loss(val / scale)} nats per ${unit}`,
       last.tokens_per_second ? `${count(Math.round(last.tokens_per_second))} tokens a second` : ""].filter(Boolean).join(" \u00b7 ");
     this.words.textContent = reads ? `Reads like: ${reads}.` : "";
@@ -65,10 +66,8 @@ export class Progress {
 
   /** Show the newest sample, and a slider back to the first. */
   showSamples(samples) {
-    if (samples.length === this.shown) return;
-    const first = this.shown === undefined, atEnd = !this.slider || Number(this.slider.value) === this.shown - 1;
-    this.shown = samples.length;
-    if (!samples.length) return;
+    if (!samples.length || samples.at(-1).step === this.list?.at(-1).step) return;
+    const atEnd = !this.slider || this.slider.value === this.slider.max;
     if (!this.slider) {
       this.text = make("p", { className: "sample", tabIndex: 0, attributes: { dir: "auto", role: "region", "aria-label": "Text of the sample" } });
       this.when = make("span", { className: "hint" });
@@ -79,7 +78,7 @@ export class Progress {
     }
     this.list = samples;
     this.slider.max = samples.length - 1;
-    if (first || atEnd) this.slider.value = samples.length - 1;
+    if (atEnd) this.slider.value = samples.length - 1;
     this.turn();
   }
 

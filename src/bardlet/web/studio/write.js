@@ -5,6 +5,8 @@ import { stream } from "./api.js";
 import { button, command, field, fill, make, menu, percent, plain, quoted, visible } from "./parts.js";
 
 const LIKELIEST = 10;
+/** The names of tokens that are no text of their own: a part of a character, or an id that the tokenizer lacks. */
+const NO_TEXT = /^(bytes:\\x|token_id:)/;
 
 /** Settings of a model that writes. */
 class Voice {
@@ -163,7 +165,8 @@ export class Tab {
     this.selected.textContent = `${visible(token.text)}: ${percent(token.p)}`;
     this.likely.replaceChildren(make("p", { className: "hint", textContent: "The likeliest tokens here. Choose one to write on from it." }),
       make("ol", { className: "alternatives" }, ...token.likeliest.map((other) => make("li", {}, make("button", {
-        type: "button", data: { chosen: other.name === token.name }, attributes: { "aria-current": other.name === token.name },
+        type: "button", disabled: NO_TEXT.test(other.name), data: { chosen: other.name === token.name },
+        attributes: { "aria-current": other.name === token.name },
         on: { click: () => { draft.branch(n, other); this.run([draft]); } },
       }, make("span", { className: "label", textContent: visible(other.name) }),
       make("meter", { value: other.p, max: 1, attributes: { "aria-hidden": "true" } }), make("span", { textContent: percent(other.p) }))))));

@@ -1,0 +1,220 @@
+"""The studio under what people and machines do to it: killed servers, large things, hostile names and texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+from studio_page import TEXT, Page
+
+from bardlet.cli import main
+from bardlet.run.metrics import read_metrics
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None or sys.platform == "win32", reason="needs Chromium")
+KEY = "a-key-of-the-tests"
+SHAPE = ["--n-layer", "2", "--n-head", "2", "--n-embd", "64", "--block-size", "64", "--batch-size", "8", "--compile",
+         "off"]
+FRAME = 100
+"""Milliseconds that the page may take between two frames."""
+TAB = 300
+"""MB of memory of the page's process."""
+
+
+@contextmanager
+def serving(folder: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield (process, address) of a server in a folder."""
+    process = subprocess.Popen([sys.executable, "-m", "bardlet", "serve", "--port", str(port), "--json"], cwd=folder,
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, "BARDLET_API_KEY": KEY})
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())["url"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Signed(Page):
+    """A browser that signs in with the key."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.browser, self.url = browser, url
+        self.reload()
+
+    def reload(self) -> None:
+        """Open the page anew, and sign in if it asks for the key."""
+        self.browser.open("about:blank", 1280, "light")
+        self.browser.open(self.url, 1280, "light")
+        self.until("globalThis.studio || !document.getElementById('sign-in').hidden")
+        self.do(f"if (globalThis.studio) return true; document.getElementById('key').value = {KEY!r}; "
+                "document.getElementById('sign-in').requestSubmit()")
+        self.until("globalThis.studio")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    browser = Browser(tmp_path / "profile", loopback=True)
+    yield browser
+    browser.close()
+
+
+def write_text(folder: Path) -> None:
+    """Write a text where the studio keeps those that it was given."""
+    files = folder / "runs" / ".studio" / "files"
+    files.mkdir(parents=True)
+    (files / "song.txt").write_text(TEXT)
+
+
+# ---------------------------------------------------------------- killed servers
+
+
+def test_the_server_is_killed_twice_during_a_training(browser: Browser, tmp_path: Path) -> None:
+    """The run goes on, is found again, and its curve has no gap; a browser that was away sees all of it."""
+    write_text(tmp_path)
+    with serving(tmp_path) as (first, url):
+        page = Signed(browser, url)
+        page.do("fetch('/studio/jobs', {method: 'POST', headers: {'Content-Type': 'application/json'}, "
+                "body: JSON.stringify({files: ['song.txt'], steps: 600, name: 'song', seed: 5})})")
+        page.until("tab.train.view?.now?.step >= 20")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    port = int(url.rpartition(":")[2])
+    with serving(tmp_path, port) as (second, _):
+        page.reload()
+        page.until("tab.train.job?.state === 'running' && tab.train.view?.now?.step >= 40 || tab.train.finished")
+        second.send_signal(signal.SIGKILL)
+        second.wait()
+    time.sleep(1)
+    with serving(tmp_path, port):
+        page.reload()
+        page.until("tab.train.finished")
+        assert page.value("tab.train.job.state") == "done"
+        lines = read_metrics(tmp_path / "runs" / "song")
+        steps = [line["step"] for line in lines if line.get("train_loss") is not None]
+        assert steps == [*range(10, 601, 10)]
+        assert [x for x, _ in page.value("tab.train.view.chart.data.lines[0].points")] == steps
+    assert main(["train", str(tmp_path / "runs" / ".studio" / "files" / "song.txt"), "--steps", "600", "--seed", "5",
+                 "--out", str(tmp_path / "straight")]) == 0
+    runs = (tmp_path / "runs" / "song", tmp_path / "straight")
+    assert len({(run / "model.safetensors").read_bytes() for run in runs}) == 1
+
+
+# ---------------------------------------------------------------- large things
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "song.txt").write_text(TEXT)
+    assert main(["train", str(folder / "song.txt"), "--steps", "30", "--out", str(folder / "run"), *SHAPE]) == 0
+    return folder / "run"
+
+
+def long_log(run: Path, lines: int) -> None:
+    """Write a metrics.jsonl with many lines."""
+    with open(run / "metrics.jsonl", "w") as file:
+        for step in range(10, 10 * lines + 1, 10):
+            text = json.dumps({"step": step, "train_loss": 1 + 3 / (1 + step / 5000), "lr": 0.001})
+            file.write(f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n')
+
+
+LONGEST = """(() => { globalThis.longest = 0;
+new PerformanceObserver((list) => list.getEntries().forEach((each) => { longest = Math.max(longest, each.duration); }))
+.observe({ entryTypes: ["longtask"] }); return true; })()"""
+
+
+def tab_memory(browser: Browser) -> float:
+    """Return the memory of the page's process, in MB."""
+    session, browser.session = browser.session, ""
+    try:
+        renderers = [each["id"] for each in browser("SystemInfo.getProcessInfo")["processInfo"]
+                     if each["type"] == "renderer"]
+    finally:
+        browser.session = session
+    sizes = []
+    for pid in renderers:
+        status = Path(f"/proc/{pid}/status").read_text()
+        sizes.append(int(status.partition("RssAnon:")[2].split()[0]) / 1000)
+    return max(sizes)
+
+
+def test_large_logs_many_runs_and_a_large_text(browser: Browser, trained: Path, tmp_path: Path) -> None:
+    for number in range(300):
+        shutil.copytree(trained, tmp_path / "runs" / f"run-{number:03}", ignore=shutil.ignore_patterns("checkpoints"))
+    long_log(tmp_path / "runs" / "run-007", 100_000)
+    big = tmp_path / "big.txt"
+    big.write_text("".join(f"line {i}: " + TEXT[i % 50 : i % 50 + 70] + "\n" for i in range(750_000)))
+    assert big.stat().st_size > 55e6
+    with serving(tmp_path) as (_, url):
+        page = Signed(browser, url)
+        browser.value(LONGEST)
+        page.go("runs")
+        page.until("tab.runs.rows.length === 300")
+        page.do("studio.tabs.runs.filter.value = '007'; studio.tabs.runs.filter.dispatchEvent(new Event('input'))")
+        page.click("run-007", "#panel-runs tbody")
+        page.until("tab.runs.view?.now?.step === 1000000")
+        points = page.value("tab.runs.view.chart.data.lines[0].points")
+        assert points[0][0] == 10 and points[-1][0] == 1_000_000 and 700 < len(points) <= 1500
+        page.do("studio.tabs.runs.filter.value = ''; studio.tabs.runs.filter.dispatchEvent(new Event('input'))")
+        page.go("train")
+        document = browser("DOM.getDocument")["root"]["nodeId"]
+        node = browser("DOM.querySelector", nodeId=document, selector="#panel-train input[type=file]")["nodeId"]
+        browser("DOM.setFileInputFiles", files=[str(big)], nodeId=node)
+        page.until("tab.train.files.length === 1")
+        assert page.value("tab.train.files[0].file.bytes") == big.stat().st_size
+        longest, memory = page.value("longest"), tab_memory(browser)
+    print(f"\nlongest task {longest:.0f} ms, memory of the tab {memory:.0f} MB")
+    assert longest <= FRAME and memory <= TAB
+
+
+# ---------------------------------------------------------------- hostile things
+
+
+EVIL = "<img src=x onerror=hacked=1><script>hacked=2</script>"
+
+
+def test_hostile_names_texts_and_outputs(browser: Browser, trained: Path, tmp_path: Path) -> None:
+    """Nothing of them is run; they are shown as they are, or as codes."""
+    name = "<img src=x onerror=hacked=3>"
+    for each in (name, "esc\x1b[31mred", "\u202eright to left", "x" * 200):
+        shutil.copytree(trained, tmp_path / "runs" / each)
+    run = tmp_path / "runs" / name
+    (run / "samples.jsonl").write_text(json.dumps({"step": 30, "text": EVIL + "w" * 1_000_000 + "\x1b[2J"}) + "\n")
+    with serving(tmp_path) as (_, url):
+        page = Signed(browser, url)
+        page.go("runs")
+        page.until("tab.runs.rows.length === 4")
+        page.click(name, "#panel-runs tbody")
+        page.until("document.querySelector('#panel-runs .sample')")
+        page.click("Check its health", "#panel-runs")
+        page.until("document.querySelector('#panel-runs .findings')")
+        assert page.value("document.querySelector('#panel-runs .sample').textContent").startswith(EVIL)
+        assert page.value("document.documentElement.scrollWidth <= innerWidth")
+        page.go("train")
+        page.do(f"studio.tabs.train.pasted.value = {json.dumps(EVIL + TEXT)}")
+        page.do("document.querySelectorAll('#panel-train details').forEach((each) => { each.open = true; })")
+        page.click("Use this text", "#panel-train")
+        page.until("tab.train.files.length === 1")
+        page.do("studio.tabs.train.form.requestSubmit()")
+        page.until("tab.train.job?.state === 'running'")
+        page.click("Stop", "#panel-train")
+        page.until("tab.train.job?.state !== 'running'")
+        page.go("write")
+        page.until("tab.write.first.model.options.length >= 4")
+        page.do(f"studio.tabs.write.first.model.value = {json.dumps(name)}; "
+                f"studio.tabs.write.prompt.value = {json.dumps('The <b>bards</b>')}; "
+                "studio.tabs.write.element.querySelector('form').requestSubmit()")
+        page.until("tab.write.drafts.length && !tab.write.drafts[0].abort")
+        assert page.value("typeof hacked") == "undefined"
+        assert page.value("document.querySelectorAll('img, iframe, object, main script').length") == 0
+        assert page.errors() == []
