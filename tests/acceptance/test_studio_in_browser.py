@@ -16,6 +16,7 @@ import pytest
 from browser import CHROMIUM, CONTRAST, MEASURE, Browser
 from server import served
 from server.served import Server
+from studio_page import TEXT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="no Chromium on the path")
 TABS = ("train", "write", "chat", "translate", "runs")
@@ -263,7 +264,8 @@ def test_training_by_keyboard(browser: Browser, server: Server) -> None:
     focus(browser, "#panel-train summary")
     browser.press("Enter")
     focus(browser, "#panel-train textarea")
-    keys(browser, "the bards sang of rivers and kings. " * 12)
+    keys(browser, "The bards sang.")
+    browser("Input.insertText", text=3 * TEXT)  # as pasted
     focus(browser, "#panel-train .field + button")
     browser.press("Enter")
     wait(browser, "studio.tabs.train.files.length === 1")
@@ -273,13 +275,14 @@ def test_training_by_keyboard(browser: Browser, server: Server) -> None:
     assert browser.value("document.activeElement.value") == "0.2"
     focus(browser, "#panel-train button[type=submit]")
     browser.press("Enter")
-    wait(browser, "document.querySelector('#panel-train .badge.done')", 300)
+    wait(browser, "['done', 'failed'].includes(studio.tabs.train.job?.state)", 300)
+    assert browser.value("studio.tabs.train.job.state") == "done", text_of(browser, "#panel-train article")
     wait(browser, "document.querySelector('#panel-train .sample')")
     browser.value("for (const details of document.querySelectorAll('article details')) details.open = true; 1")
     check(browser, "trained", VIEWS[0])
     focus(browser, "#panel-train article button")
     browser.press("Enter")
     wait(browser, "studio.current === 'write' && studio.tabs.write?.first.model.value")
-    assert browser.value("studio.tabs.write.first.model.value").startswith("the-bards")
+    assert browser.value("studio.tabs.write.first.model.value").startswith("The-bards")
     assert browser.value("document.activeElement.id") == "tab-write"  # the button that had the focus is gone
     assert not problems(browser)

@@ -79,6 +79,7 @@ export class Progress {
     this.list = samples;
     this.slider.max = samples.length - 1;
     if (atEnd) this.slider.value = samples.length - 1;
+    this.text.setAttribute("aria-live", "off"); // read out when the slider is moved, not while it trains
     this.turn();
   }
 
