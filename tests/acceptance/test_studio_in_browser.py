@@ -224,7 +224,7 @@ def test_translating_by_keyboard(browser: Browser, server: Server) -> None:
     focus(browser, ".translation")
     browser.press("Enter")
     wait(browser, "document.querySelector('.map')")
-    assert text_of(browser, "#panel-translate [aria-live]").startswith("Strongest pair: for ")
+    assert text_of(browser, "#panel-translate [aria-live]").startswith("Strongest pair: for \u201c")
     rows, columns = browser.value("(({ target, source }) => [target.length, source.length])"
                                   "(studio.tabs.translate.map.found)")
     assert browser.value("document.querySelectorAll('.map td[data-weight]').length") == rows * columns

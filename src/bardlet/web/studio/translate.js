@@ -62,8 +62,8 @@ class AttentionMap {
     const weights = this.found.attention[Number(this.layer.value)] ?? this.found.mean;
     const { row, column, weight } = strongest(weights);
     this.grid.hidden = this.element.hidden = false; // before the sentence, which is read out
-    this.said.textContent = `Strongest pair: for ${target[row]}, the decoder looks at ${source[column]} with ${percent(weight)} `
-      + "of its attention.";
+    this.said.textContent = `Strongest pair: for \u201c${target[row]}\u201d, the decoder looks at \u201c${source[column]}\u201d with `
+      + `${percent(weight)} of its attention.`;
     const head = make("thead", {}, make("tr", {}, make("td"),
       ...source.map((textContent) => make("th", { scope: "col" }, make("span", { textContent })))));
     const body = make("tbody", {}, ...weights.map((line, r) => make("tr", {}, make("th", { scope: "row", textContent: target[r] }),
