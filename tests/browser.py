@@ -14,6 +14,10 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
                 None)
 """Chromium on the path, or None."""
 
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), "End": (35, ""), "Home": (36, ""),
+        "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, "")}
+"""Codes of keys that type no character, and the text of Enter."""
+
 MEASURE = """(() => {
   const wide = [], shown = [], covered = [];
   const inside = (e) => e.closest('.scroll, .sample');
@@ -130,10 +134,10 @@ class Browser:
         while not any(e.get("method") == event for e in self.events):
             self.events.append(self._next())
 
-    def open(self, page: Path | str, width: int, scheme: str) -> None:
-        """Open a file or an address at a viewport width and in a color scheme."""
+    def open(self, page: Path | str, width: int, scheme: str, scale: float = 1) -> None:
+        """Open a file or an address at a viewport width and in a color scheme. scale: pixels of the screen for each."""
         self.events.clear()
-        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=scale, mobile=False)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         self.wait_for("Page.loadEventFired")
@@ -148,6 +152,14 @@ class Browser:
         """Save the whole page as a PNG."""
         answer = self("Page.captureScreenshot", captureBeyondViewport=True, format="png")
         path.write_bytes(base64.b64decode(answer["data"]))
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """Press a key and let it go: a character, or the name of a key in KEYS. modifiers: 2 is Ctrl, 8 is Shift."""
+        code, text = KEYS[key] if key in KEYS else (ord(key.upper()) if key.isalnum() else 0, key)
+        common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        typed = {"text": text} if text and not modifiers & 2 else {}
+        self("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", **common, **typed)
+        self("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def close(self) -> None:
         """Close the browser."""

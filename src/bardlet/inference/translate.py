@@ -149,12 +149,22 @@ def cross_attention(model: Any, tokenizer: Tokenizer, line: str,
     stop, start = check(model, tokenizer, options)
     source = source_ids(model, tokenizer.encode(line.strip()), stop)
     target = [*translate(model, [source], stop, start, options)[0], stop][: model.config.block_size]
-    device = next(model.parameters()).device
-    maps = model.cross_attention(torch.tensor([source], device=device),
-                                 torch.tensor([[start, *target[:-1]]], device=device))[:, 0]
+    maps = attention_between(model, source, target, start)
     source_texts, target_texts = ([tokenizer.decode([i] if i < tokenizer.vocab_size else []) for i in side]
                                   for side in (source, target))  # fmt: skip
-    return maps.float().cpu(), source_texts, target_texts
+    return maps, source_texts, target_texts
+
+
+def attention_between(model: Any, source: Sequence[int], target: Sequence[int], start: int) -> Tensor:
+    """Return an encoder-decoder's cross-attention weights for a given translation: fp32 (layers, heads, T, S).
+
+    source and target end with the separator; start: first token of the decoder. Row t predicts target token t.
+    """
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.inference_mode():
+        maps = model.cross_attention(torch.tensor([list(source)], device=device),
+                                     torch.tensor([[start, *target[:-1]]], device=device))[:, 0]
+    return maps.float().cpu()
 
 
 class EncDecReader:

@@ -19,9 +19,7 @@ LINES = 4
 async def answer(models: Models, loaded: Loaded, body: TranslateRequest, reply: Reply) -> None:
     """Send the translations."""
     model, lines = loaded.model, [body.text] if isinstance(body.text, str) else body.text
-    if not model.translates:
-        raise Refusal(400, f"{loaded.name}: not trained to translate; train a translator with `bardlet train --pair "
-                      "de-en`, or with --source and --target", param="model", code="model_not_supported")
+    check_translates(loaded)
     try:
         options = model.translate_options(body.beam or 1, 1.0 if body.length_penalty is None else body.length_penalty,
                                           LINES)
@@ -42,3 +40,10 @@ async def answer(models: Models, loaded: Loaded, body: TranslateRequest, reply: 
         translations += await in_engine(
             models, lambda chunk=chunk: translate.translate_lines(model.module, model.tokenizer, chunk, options))
     await reply.json({"model": loaded.name, "translations": translations})
+
+
+def check_translates(loaded: Loaded) -> None:
+    """Refuse a model that was not trained on sentence pairs."""
+    if not loaded.model.translates:
+        raise Refusal(400, f"{loaded.name}: not trained to translate; train a translator with `bardlet train --pair "
+                      "de-en`, or with --source and --target", param="model", code="model_not_supported")

@@ -24,6 +24,9 @@ export const plain = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
 export const visible = (text) => plain(text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/ /g, "\u2423"))
   || "(no text)";
 
+/** Return a name for a token that shows nothing. */
+const spoken = (text) => (!text ? "part of a character" : /[\n\r]/.test(text) ? "line break" : "space");
+
 /**
  * A list of tokens. Each is colored: the less likely it was, the stronger. Arrow keys move; `onSelect(n)` is called for
  * the token under the pointer or the cursor. hover: without it, a token is selected by a click, not by the pointer alone.
@@ -52,7 +55,7 @@ export class TokenList {
     const surprise = Math.round(10 * (1 - p) ** 2);
     this.element.append(make("span", {
       id: `${this.id}-${this.element.children.length}`, textContent: text, data: { surprise },
-      attributes: { role: "option", "aria-selected": "false", ...(text ? {} : { "aria-label": "part of a character" }) },
+      attributes: { role: "option", "aria-selected": "false", ...(text.trim() ? {} : { "aria-label": spoken(text) }) },
     }));
   }
 

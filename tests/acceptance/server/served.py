@@ -59,6 +59,7 @@ class Server:
     url: str
     process: subprocess.Popen[str]
     log: Path
+    link: str = ""
 
     def memory(self) -> float:
         """Return its resident memory, in MB."""
@@ -67,17 +68,18 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, log: Path, *options: object) -> Iterator[Server]:
+def serving(folder: Path, log: Path, *options: object, cwd: Path | None = None) -> Iterator[Server]:
     """Run `bardlet serve` for the models in a folder, with KEY."""
     command = [sys.executable, "-m", "bardlet", "serve", str(folder), "--port", "0", "--json", *map(str, options)]
     with open(log, "w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                   env={**os.environ, "BARDLET_API_KEY": KEY})
+                                   cwd=cwd, env={**os.environ, "BARDLET_API_KEY": KEY})
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, log.read_text()[-3000:]
-        yield Server(json.loads(line)["url"], process, log)
+        facts = json.loads(line)
+        yield Server(facts["url"], process, log, facts["link"])
     finally:
         process.kill()
         process.communicate()

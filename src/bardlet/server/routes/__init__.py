@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bardlet.server.routes import generation, inside, models, studio, tokens
+from bardlet.server.routes import alignment, generation, inside, models, studio, tokens
 
-ROUTERS: tuple[APIRouter, ...] = (models.router, generation.router, tokens.router, studio.router, inside.router)
+ROUTERS: tuple[APIRouter, ...] = (models.router, generation.router, tokens.router, studio.router, inside.router,
+                                  alignment.router)

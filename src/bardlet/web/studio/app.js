@@ -5,7 +5,7 @@ import { Failure, get } from "./api.js";
 import { button, make } from "./parts.js";
 
 /** Each tab is a module with a class `Tab`: `new Tab(app)` has an `element`, `show(name)` and `hide()`. */
-const TABS = { train: "Train", write: "Write", inside: "Inside", chat: "Chat", runs: "Runs" };
+const TABS = { train: "Train", write: "Write", inside: "Inside", chat: "Chat", translate: "Translate", runs: "Runs" };
 
 const part = (id) => document.getElementById(id);
 
@@ -36,11 +36,13 @@ class App {
   async route() {
     const [wanted, about = ""] = location.hash.slice(1).split("/", 2);
     const name = TABS[wanted] ? wanted : "train";
+    const left = document.activeElement?.closest("[role=tabpanel]");
     for (const each of Object.keys(TABS)) {
       part(`tab-${each}`).setAttribute("aria-selected", String(each === name));
       part(`tab-${each}`).tabIndex = each === name ? 0 : -1;
       part(`panel-${each}`).hidden = each !== name;
     }
+    if (left?.hidden) part(`tab-${name}`).focus(); // the element that had the focus is gone
     document.title = `${TABS[name]} - bardlet`;
     if (this.current !== name) this.tabs[this.current]?.hide();
     this.current = name;
@@ -86,7 +88,8 @@ class App {
       action && button(action[0], () => { toast.remove(); action[1](); }),
       button("\u00d7", () => toast.remove(), { attributes: { "aria-label": "Close" } }));
     part("toasts").replaceChildren(toast);
-    setTimeout(() => toast.remove(), action ? 20_000 : 8_000);
+    const leave = () => (toast.matches(":hover, :focus-within") ? setTimeout(leave, 3_000) : toast.remove());
+    setTimeout(leave, action ? 20_000 : 8_000);
   }
 
   /** Return the names of the models on the server. */
@@ -118,6 +121,11 @@ part("sign-in").addEventListener("submit", async (event) => {
   part("key").value = "";
   if (reason) ask(reason);
   else open();
+});
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address says which tab is shown
+  part("content").focus();
 });
 
 part("sign-out").addEventListener("click", async () => {

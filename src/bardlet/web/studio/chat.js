@@ -25,7 +25,8 @@ export class Tab {
     this.temperature = make("input", { type: "number", min: 0, max: 5, step: 0.1, value: 0.7 });
     this.length = make("input", { type: "number", min: 1, max: 100000, step: 1, value: 300 });
     this.seed = make("input", { type: "number", min: 0, step: 1, placeholder: "random" });
-    this.talk = make("ol", { className: "talk", attributes: { "aria-label": "Conversation", "aria-live": "polite" } });
+    this.talk = make("ol", { className: "talk", attributes: { "aria-label": "Conversation" } });
+    this.spoken = make("p", { className: "unseen", attributes: { "aria-live": "polite" } }); // a whole answer, for a screen reader
     this.input = make("textarea", { rows: 2, required: true, attributes: { dir: "auto" }, placeholder: "Write a message" });
     this.stopButton = button("Stop", () => this.abort?.abort(), { disabled: true });
     this.status = make("p", { className: "status", attributes: { role: "status" } });
@@ -41,7 +42,7 @@ export class Tab {
         make("div", { className: "settings" }, field("Temperature", this.temperature), field("Most tokens", this.length), field("Seed", this.seed)),
         make("div", { className: "row" }, button("New conversation", () => this.clear())),
         make("p", { className: "hint", textContent: "The conversation stays in this browser." }), this.commands),
-      make("div", { className: "card" }, this.talk, this.status, form));
+      make("div", { className: "card" }, this.talk, this.spoken, this.status, form));
     this.model.addEventListener("change", () => this.showCommands());
     this.draw();
   }
@@ -108,6 +109,7 @@ export class Tab {
   again() {
     this.abort?.abort();
     if (this.messages.at(-1)?.role === "assistant") this.messages = this.messages.slice(0, -1);
+    this.input.focus(); // the button goes with the answer
     this.answer();
   }
 
@@ -139,7 +141,8 @@ export class Tab {
     if (this.abort !== mine) return;
     this.abort = null;
     this.stopButton.disabled = true;
-    this.status.textContent = { stop: "", length: "The answer has the most tokens that it may have.", stopped: "Stopped." }[reason] ?? reason;
+    this.status.textContent = { stop: "", length: "The answer was cut at the token limit.", stopped: "Stopped." }[reason] ?? reason;
+    this.spoken.textContent = answer.content && `Model: ${answer.content}`;
     this.keep();
     this.draw();
     this.talk.lastChild?.scrollIntoView({ block: "nearest" });

@@ -60,6 +60,7 @@ export class Tab {
   }
 
   draw() {
+    const focused = document.activeElement?.closest("tbody") === this.body ? document.activeElement : null;
     const [key, way] = this.order, wanted = this.filter.value.toLowerCase();
     const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a ?? "").localeCompare(String(b ?? "")));
     const rows = this.rows.filter(({ name, text }) => `${name} ${text}`.toLowerCase().includes(wanted))
@@ -68,6 +69,9 @@ export class Tab {
       COLUMNS[i][0] === key ? (way > 0 ? "ascending" : "descending") : "none"));
     this.more.hidden = rows.length <= this.shown;
     this.body.replaceChildren(...rows.slice(0, this.shown).map((run) => this.row(run)));
+    if (focused?.dataset.run) {
+      [...this.body.querySelectorAll(focused.tagName)].find(({ dataset }) => dataset.run === focused.dataset.run)?.focus();
+    }
     if (!rows.length) {
       this.body.append(make("tr", {}, make("td", { colSpan: COLUMNS.length + 1, textContent: this.rows.length
         ? "No run has this in its name or text." : "No runs yet: train one in the tab Train." })));
@@ -75,7 +79,7 @@ export class Tab {
   }
 
   row(run) {
-    const check = make("input", { type: "checkbox", checked: this.chosen.has(run.name),
+    const check = make("input", { type: "checkbox", checked: this.chosen.has(run.name), data: { run: run.name },
       attributes: { "aria-label": `Choose ${plain(run.name)}` }, on: { change: () => {
         if (check.checked) this.chosen.add(run.name);
         else this.chosen.delete(run.name);
@@ -87,7 +91,7 @@ export class Tab {
       this.chosen = new Set([run.name]);
       this.draw();
       this.open();
-    }, { className: "link" })), ...COLUMNS.slice(1).map(([key]) => make("td", { textContent: cells[key] ?? "" })));
+    }, { className: "link", data: { run: run.name } })), ...COLUMNS.slice(1).map(([key]) => make("td", { textContent: cells[key] ?? "" })));
   }
 
   /** Show the chosen runs below the table. */
@@ -104,7 +108,7 @@ export class Tab {
   async openOne(name) {
     const run = this.rows.find((each) => each.name === name), { app } = this;
     const actions = [make("span", { className: `badge ${run.state}`, textContent: run.state })];
-    if (run.state !== "damaged") actions.push(...uses(app, name, run.command));
+    if (run.state !== "damaged") actions.push(...uses(app, name, run.model === "encdec" ? "translate" : run.command));
     if (run.state === "stopped") actions.push(button("Go on", () => app.try(async () => {
       await post("/studio/runs/resume", {}, { values: { run: name } });
       app.go("train");
@@ -131,7 +135,7 @@ export class Tab {
   async showSettings(name, place) {
     const { settings, record } = await get("/studio/details", { run: name });
     const rows = [...Object.entries(settings), ...Object.entries(record).filter(([, value]) => typeof value !== "object")];
-    place.replaceChildren(place.firstChild, table(["", ""], rows.map(([key, value]) => [key, written(value)])));
+    place.replaceChildren(place.firstChild, table("Settings and results", ["", ""], rows.map(([key, value]) => [key, written(value)])));
   }
 
   // ---------------------------------------------------------------- several
@@ -149,11 +153,11 @@ export class Tab {
     const settings = all.map((each) => each.settings);
     const keys = [...new Set(settings.flatMap(Object.keys))].filter((key) => new Set(settings.map((each) => JSON.stringify(each[key]))).size > 1);
     card.append(make("h3", { textContent: keys.length ? "Settings that differ" : "The settings are the same" }));
-    if (keys.length) card.append(table(["", ...names.slice(0, 8)], keys.map((key) => [key, ...settings.map((each) => written(each[key]))])));
-    card.append(make("h3", { textContent: "Results" }), table(["", ...names.slice(0, 8)], [
+    if (keys.length) card.append(table("Settings that differ", ["", ...names.slice(0, 8)], keys.map((key) => [key, ...settings.map((each) => written(each[key]))])));
+    card.append(make("h3", { textContent: "Results" }), table("Results", ["", ...names.slice(0, 8)], [
       ["result", ...parts.slice(0, 8).map(({ run }) => run.result)], ["reads like", ...parts.slice(0, 8).map((each) => each.reads_like)],
       ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],
-      ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]]));
+      ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]].filter(([, ...cells]) => cells.some(Boolean))));
     this.below.replaceChildren(card);
     chart.show({ lines: parts.map((each) => ({ ...linesOf(each)[1], name: plain(each.run.name) })) });
   }
@@ -187,8 +191,8 @@ export class Tab {
 const written = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));
 
 /** A table that can be scrolled. */
-function table(titles, rows) {
-  return make("div", { className: "scroll" }, make("table", {},
+function table(label, titles, rows) {
+  return make("div", { className: "scroll", tabIndex: 0, attributes: { role: "region", "aria-label": label } }, make("table", {},
     titles.some(Boolean) ? make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent: plain(textContent) })))) : null,
     make("tbody", {}, ...rows.map(([head, ...cells]) => make("tr", {}, make("th", { scope: "row", textContent: head }),
       ...cells.map((textContent) => make("td", { textContent })))))));

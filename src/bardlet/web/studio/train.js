@@ -15,7 +15,8 @@ export class Tab {
     this.app = app;
     this.files = [];
     this.makeForm();
-    this.current = make("div");
+    this.current = make("div", {}, make("p", { className: "card hint", textContent: "Your training appears here: its losses while "
+      + "they fall, and what the model writes on the way." }));
     this.queue = make("div");
     this.element = make("div", { className: "columns" }, make("div", {}, this.form), make("div", {}, this.current, this.queue));
   }
@@ -39,7 +40,7 @@ export class Tab {
       dragover: (event) => { event.preventDefault(); drop.dataset.over = "true"; },
       dragleave: () => { drop.dataset.over = "false"; },
       drop: (event) => { event.preventDefault(); drop.dataset.over = "false"; this.take(event.dataTransfer.files); },
-    } }, make("p", { textContent: "Drop a text here, or" }), button("Choose a file", () => this.picker.click()), this.picker);
+    } }, make("p", { textContent: "Drop a text here, or" }), this.chooser = button("Choose a file", () => this.picker.click()), this.picker);
     this.pasted = make("textarea", { rows: 3, attributes: { dir: "auto" }, placeholder: "Paste a text" });
     const paste = button("Use this text", () => app.try(() => this.usePasted()));
     this.known = menu([["", "Choose ..."]], "", () => { if (this.known.value) this.add(this.known.value); this.known.value = ""; });
@@ -128,7 +129,7 @@ export class Tab {
   showFiles() {
     this.chosen.replaceChildren(...this.files.map(({ id, file }) => make("li", {}, make("div", { className: "row" },
       make("strong", { textContent: plain(id) }), make("span", { className: "hint", textContent: file ? bytes(file.bytes) : "a named text" }),
-      button("Remove", () => { this.files = this.files.filter((each) => each.id !== id); this.showFiles(); },
+      button("Remove", () => { this.files = this.files.filter((each) => each.id !== id); this.showFiles(); this.chooser.focus(); },
         { attributes: { "aria-label": `Remove ${plain(id)}` } })),
     file && make("p", { className: "preview", textContent: file.preview.slice(0, 300), attributes: { dir: "auto" } }))));
   }
@@ -206,12 +207,12 @@ export class Tab {
     if (job.state === "stopped" || job.state === "interrupted") {
       actions.push(button("Go on", () => this.app.try(async () => { await post("/studio/runs/resume", {}, { values: { run: job.run } }); await this.watch(); })));
     }
-    if (job.state === "done") actions.push(...uses(this.app, job.run, job.command.split(" ")[1]));
+    if (job.state === "done") actions.push(...uses(this.app, job.run, / --(source|pair) /.test(job.command) ? "translate" : job.command.split(" ")[1]));
     const before = this.view;
     this.view = new Progress(job.run, actions, job.kind === "resume" ? null : job.started);
     if (before?.now) this.view.now = { ...before.now, version: undefined };
     this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message });
-    const log = make("pre", { textContent: "" });
+    const log = make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Messages" } });
     const details = make("details", { on: { toggle: async () => {
       if (details.open) log.textContent = (await this.app.try(() => get(`/studio/jobs/${job.id}/log`)))?.log ?? "";
     } } }, make("summary", { textContent: "Command and messages" }), command(job.command), log);

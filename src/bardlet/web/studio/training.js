@@ -69,9 +69,9 @@ export class Progress {
     if (!samples.length || samples.at(-1).step === this.list?.at(-1).step) return;
     const atEnd = !this.slider || this.slider.value === this.slider.max;
     if (!this.slider) {
-      this.text = make("p", { className: "sample", attributes: { dir: "auto", "aria-live": "polite" } });
+      this.text = make("p", { className: "sample", tabIndex: 0, attributes: { dir: "auto", role: "region", "aria-label": "Text of the sample" } });
       this.when = make("span", { className: "hint" });
-      this.slider = make("input", { type: "range", min: 0, value: 0, on: { input: () => this.turn() },
+      this.slider = make("input", { type: "range", min: 0, value: 0, on: { input: () => { this.text.setAttribute("aria-live", "polite"); this.turn(); } },
         attributes: { "aria-label": "Sample" } });
       this.samples.append(make("h3", { textContent: "What it writes" }),
         make("div", { className: "row" }, this.slider, this.when), this.text);
@@ -79,19 +79,21 @@ export class Progress {
     this.list = samples;
     this.slider.max = samples.length - 1;
     if (atEnd) this.slider.value = samples.length - 1;
+    this.text.setAttribute("aria-live", "off"); // read out when the slider is moved, not while it trains
     this.turn();
   }
 
   turn() {
     const sample = this.list[Number(this.slider.value)];
     this.when.textContent = `after step ${count(sample.step)}`;
+    this.slider.setAttribute("aria-valuetext", this.when.textContent);
     this.text.textContent = sample.text;
   }
 }
 
 /** Links that go on with a finished or running model. */
 export const uses = (app, name, command) => {
-  const tab = command === "sft" || command === "dpo" ? "chat" : "write";
-  return [button(tab === "chat" ? "Chat with it" : "Write with it", () => app.go(tab, name)),
-    button("Look inside", () => app.go("inside", name))];
+  const tab = command === "sft" || command === "dpo" ? "chat" : command === "translate" ? "translate" : "write";
+  const use = button({ chat: "Chat with it", translate: "Translate with it", write: "Write with it" }[tab], () => app.go(tab, name));
+  return tab === "translate" ? [use] : [use, button("Look inside", () => app.go("inside", name))];
 };

@@ -116,7 +116,9 @@ export class Tab {
     make("div", { className: "settings" }, field("Most tokens", this.length), field("Seed", this.seed)),
     make("div", { className: "row" }, make("button", { type: "submit", textContent: "Write" }), this.stopButton));
     this.output = make("div", { className: "drafts" });
-    this.details = make("aside", { className: "details", attributes: { "aria-label": "About the selected token" } });
+    this.selected = make("p", { className: "selected", attributes: { "aria-live": "polite" } });
+    this.likely = make("div");
+    this.details = make("aside", { className: "details", attributes: { "aria-label": "About the selected token" } }, this.selected, this.likely);
     this.commands = make("details", {}, make("summary", { textContent: "Do the same elsewhere" }));
     this.element = make("div", { className: "columns" }, make("div", {}, form),
       make("div", {}, make("div", { className: "card" }, this.output, this.details, this.commands)));
@@ -128,7 +130,7 @@ export class Tab {
     if (!models) return;
     for (const voice of [this.first, this.second]) fill(voice.model, models.map((model) => [model, plain(model)]));
     if (name && models.includes(name)) this.first.model.value = name;
-    if (!models.length) this.details.textContent = "There are no models yet: train one in the tab Train.";
+    if (!models.length) this.likely.textContent = "There are no models yet: train one in the tab Train.";
   }
 
   hide() { /* it goes on writing */ }
@@ -152,15 +154,16 @@ export class Tab {
   }
 
   hint() {
-    this.details.replaceChildren(make("p", { className: "hint", textContent: "The stronger the color of a token, the less likely "
+    this.selected.textContent = "";
+    this.likely.replaceChildren(make("p", { className: "hint", textContent: "The stronger the color of a token, the less likely "
       + "it was. Point at one, or choose it with the arrow keys, to see what else the model could have written." }));
   }
 
   inspect(draft, n) {
     const token = draft.tokens[n];
     if (!token) return;
-    this.details.replaceChildren(make("h3", { textContent: `${visible(token.text)}: ${percent(token.p)}` }),
-      make("p", { className: "hint", textContent: "The likeliest tokens here. Choose one to write on from it." }),
+    this.selected.textContent = `${visible(token.text)}: ${percent(token.p)}`;
+    this.likely.replaceChildren(make("p", { className: "hint", textContent: "The likeliest tokens here. Choose one to write on from it." }),
       make("ol", { className: "alternatives" }, ...token.likeliest.map((other) => make("li", {}, make("button", {
         type: "button", disabled: NO_TEXT.test(other.name), data: { chosen: other.name === token.name },
         attributes: { "aria-current": other.name === token.name },
