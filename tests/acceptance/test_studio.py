@@ -15,11 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from browser import CHROMIUM, Browser
 from studio_page import TEXT, Page
 
+from bardlet import models
 from bardlet.cli import main
+from bardlet.config.pretraining import TrainConfig
+from bardlet.run import hf
 from bardlet.run.metrics import read_metrics
+from bardlet.tokenizer import train_char
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or sys.platform == "win32", reason="needs Chromium")
 KEY = "a-key-of-the-tests"
@@ -128,9 +133,18 @@ def long_log(run: Path, lines: int) -> None:
             file.write(f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n')
 
 
-LONGEST = """(() => { globalThis.longest = 0;
+OBSERVE = """globalThis.longest = 0;
 new PerformanceObserver((list) => list.getEntries().forEach((each) => { longest = Math.max(longest, each.duration); }))
-.observe({ entryTypes: ["longtask"] }); return true; })()"""
+.observe({ entryTypes: ["longtask"] });
+setTimeout(() => { const start = performance.now(); while (performance.now() - start < 120); })"""
+"""Watch tasks of 50 ms or more, and do one."""
+
+
+def observe(page: Page) -> None:
+    """Begin to note the longest task of the page, once that is known to work."""
+    page.do(OBSERVE)
+    page.until("longest >= 120")
+    page.do("globalThis.longest = 0")
 
 
 def tab_memory(browser: Browser) -> float:
@@ -157,7 +171,7 @@ def test_large_logs_many_runs_and_a_large_text(browser: Browser, trained: Path, 
     assert big.stat().st_size > 55e6
     with serving(tmp_path) as (_, url):
         page = Signed(browser, url)
-        browser.value(LONGEST)
+        observe(page)
         page.go("runs")
         page.until("tab.runs.rows.length === 300")
         page.do("studio.tabs.runs.filter.value = '007'; studio.tabs.runs.filter.dispatchEvent(new Event('input'))")
@@ -173,6 +187,34 @@ def test_large_logs_many_runs_and_a_large_text(browser: Browser, trained: Path, 
         page.until("tab.train.files.length === 1")
         assert page.value("tab.train.files[0].file.bytes") == big.stat().st_size
         longest, memory = page.value("longest"), tab_memory(browser)
+    print(f"\nlongest task {longest:.0f} ms, memory of the tab {memory:.0f} MB")
+    assert longest <= FRAME and memory <= TAB
+
+
+def test_a_model_of_135_million_weights(browser: Browser, tmp_path: Path) -> None:
+    """It writes, and shows its inside, while the page stays quick and small."""
+    torch.manual_seed(0)
+    tokenizer = train_char("".join(map(chr, range(32, 127))), separator=False)
+    config = TrainConfig(n_layer=30, n_head=9, n_embd=576, block_size=512).resolved()
+    model = models.build(config.model_config(tokenizer.vocab_size))
+    folder = tmp_path / "runs" / "large"
+    folder.mkdir(parents=True)
+    hf.write_folder(folder, model, tokenizer)
+    hf.write_weights(folder, model.hf_state_dict())
+    with serving(tmp_path) as (_, url):
+        page = Signed(browser, url)
+        observe(page)
+        page.go("write")
+        page.until("tab.write.first.model.value === 'large'")
+        page.do("studio.tabs.write.length.value = 40; studio.tabs.write.element.querySelector('form').requestSubmit()")
+        page.until("tab.write.drafts.length && !tab.write.drafts[0].abort && tab.write.drafts[0].tokens.length === 40")
+        page.go("inside")
+        page.until("document.querySelector('#panel-inside select').value === 'large'")
+        page.do("const area = document.querySelector('#panel-inside textarea'); area.value = 'The bards of a village'; "
+                "document.querySelector('#panel-inside form').requestSubmit()")
+        page.until("document.querySelectorAll('#panel-inside canvas').length >= 30 * 9")
+        longest, memory = page.value("longest"), tab_memory(browser)
+        assert page.errors() == []
     print(f"\nlongest task {longest:.0f} ms, memory of the tab {memory:.0f} MB")
     assert longest <= FRAME and memory <= TAB
 
