@@ -53,6 +53,7 @@ class Draft {
       }
     } catch (error) {
       if (error.name !== "AbortError") {
+        if (this.abort === mine) this.abort = null;
         this.note.textContent = error.message;
         throw error;
       }
