@@ -48,7 +48,12 @@ class Page:
         self.until(f"Boolean({found})")
         self.do(f"{found}.click()")
 
-    def errors(self) -> list[Any]:
-        """Return what the browser complained about."""
-        return [event["params"] for event in self.browser.events if event.get("method") == "Runtime.exceptionThrown"
-                or (event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] == "error")]
+    def errors(self, refusals: bool = True) -> list[Any]:
+        """Return what the browser complained about. refusals: answers of 400 and above, too."""
+        def is_error(event: dict[str, Any]) -> bool:
+            entry = event["params"].get("entry") or {}
+            return event["method"] == "Runtime.exceptionThrown" or (
+                event["method"] == "Log.entryAdded" and entry["level"] == "error"
+                and (refusals or entry["source"] != "network"))
+
+        return [event["params"] for event in self.browser.events if "method" in event and is_error(event)]

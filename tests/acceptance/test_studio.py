@@ -214,7 +214,7 @@ def test_a_model_of_135_million_weights(browser: Browser, tmp_path: Path) -> Non
                 "document.querySelector('#panel-inside form').requestSubmit()")
         page.until("document.querySelectorAll('#panel-inside canvas').length >= 30 * 9")
         longest, memory = page.value("longest"), tab_memory(browser)
-        assert page.errors() == []
+        assert page.errors(refusals=False) == []
     print(f"\nlongest task {longest:.0f} ms, memory of the tab {memory:.0f} MB")
     assert longest <= FRAME and memory <= TAB
 
@@ -259,4 +259,4 @@ def test_hostile_names_texts_and_outputs(browser: Browser, trained: Path, tmp_pa
         page.until("tab.write.drafts.length && !tab.write.drafts[0].abort")
         assert page.value("typeof hacked") == "undefined"
         assert page.value("document.querySelectorAll('img, iframe, object, main script').length") == 0
-        assert page.errors() == []
+        assert page.errors(refusals=False) == []
