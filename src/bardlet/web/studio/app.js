@@ -40,6 +40,7 @@ class App {
     for (const each of Object.keys(TABS)) {
       part(`tab-${each}`).setAttribute("aria-selected", String(each === name));
       part(`tab-${each}`).tabIndex = each === name ? 0 : -1;
+      if (each === name) part(`tab-${each}`).scrollIntoView({ block: "nearest", inline: "nearest" });
       part(`panel-${each}`).hidden = each !== name;
     }
     if (left?.hidden) part(`tab-${name}`).focus(); // the element that had the focus is gone

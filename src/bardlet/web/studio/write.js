@@ -113,8 +113,8 @@ export class Tab {
       submit: (event) => { event.preventDefault(); this.write(); },
       keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); } } },
     field("Beginning of a text", this.prompt), this.first.element,
-    make("label", { className: "check" }, this.both, " Let a second one write beside it"), this.second.element,
-    make("div", { className: "settings" }, field("Most tokens", this.length), field("Seed", this.seed)),
+    make("label", { className: "check" }, this.both, " Compare with a second writer"), this.second.element,
+    make("div", { className: "settings" }, field("Length in tokens", this.length), field("Seed", this.seed)),
     make("div", { className: "row" }, make("button", { type: "submit", textContent: "Write" }), this.stopButton));
     this.output = make("div", { className: "drafts" });
     this.selected = make("p", { className: "selected", attributes: { "aria-live": "polite" } });
