@@ -62,6 +62,19 @@ def test_files_of_one_name_and_of_one_content(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "files")) == ["a-2.txt", "a.txt"]
 
 
+@pytest.mark.parametrize(("name", "head", "refused"), [
+    ("a.docx", b"PK\x03\x04", True), ("A.PDF", b"%PDF-1.7", True), ("a.rtf", b"{\\rtf1", True),
+    ("a.txt", b"PK\x03\x04", False), ("a.docx", b"a text after all", False)])
+def test_documents_of_a_word_processor_are_refused(name: str, head: bytes, refused: bool, tmp_path: Path) -> None:
+    files = Files(tmp_path / "files", 100)
+    if not refused:
+        receive(files, name, head)
+        return
+    with pytest.raises(Refusal, match="plain text"):
+        receive(files, name, head)
+    assert os.listdir(files.folder) == []
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../a.txt", "/etc/passwd", "a.txt/", ".hidden", "link", "no.txt"])
 def test_only_stored_files_have_a_path(name: str, tmp_path: Path) -> None:
     files = Files(tmp_path / "files", 100)

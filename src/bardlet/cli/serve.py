@@ -187,7 +187,8 @@ def announce(addresses: Addresses, models: Sequence[str], json: bool) -> None:
     shown = f"serving {console.count(len(models), 'model')} at {url}; Ctrl-C stops the server"
     hint = "" if models else "\nno models yet; train one in the browser, or by `bardlet train my.txt --minutes 5`"
     in_python = f'"{key}"' if key else 'os.environ["BARDLET_API_KEY"]'
-    console.say(f"{shown}{hint}\n\nthe studio, in a browser (this link works once, for 10 minutes):\n"
-                f"  {addresses.link}\n\nprograms:\n"
+    console.say(f"{shown}{hint}\n\nthe studio, in a browser (the link works once, for 10 minutes; later, sign in with "
+                f"the key):\n  {addresses.link}\n\nthe key, for programs and for signing in: "
+                f"{key or 'that of BARDLET_API_KEY'}\n"
                 f'  curl {url}/v1/models -H "Authorization: Bearer {key or "$BARDLET_API_KEY"}"\n'
                 f'  openai.OpenAI(base_url="{url}/v1", api_key={in_python})')

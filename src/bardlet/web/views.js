@@ -30,18 +30,19 @@ const spoken = (text) => (!text ? "part of a character" : /[\n\r]/.test(text) ? 
 /**
  * A list of tokens. Each is colored: the less likely it was, the stronger. Arrow keys move; `onSelect(n)` is called for
  * the token under the pointer or the cursor. hover: without it, a token is selected by a click, not by the pointer alone.
+ * holds: a click holds its token, whatever the pointer passes then, until the next click on it or Escape.
  */
 export class TokenList {
-  constructor(label, onSelect, { hover = true } = {}) {
-    this.onSelect = onSelect;
+  constructor(label, onSelect, { hover = true, holds = false } = {}) {
+    Object.assign(this, { onSelect, holds, held: false });
     this.selected = -1;
     this.id = `tokens-${TokenList.count = (TokenList.count ?? 0) + 1}`;
     this.element = make("div", {
       className: "tokens", tabIndex: 0, attributes: { role: "listbox", "aria-label": label, dir: "auto" },
       on: {
         keydown: (event) => this.move(event),
-        click: (event) => this.select(this.indexOf(event.target)),
-        ...(hover && { mouseover: (event) => this.select(this.indexOf(event.target)) }),
+        click: (event) => this.hold(this.indexOf(event.target)),
+        ...(hover && { mouseover: (event) => { if (!this.held) this.select(this.indexOf(event.target)); } }),
       },
     });
   }
@@ -73,6 +74,11 @@ export class TokenList {
     this.element.removeAttribute("aria-activedescendant");
   }
 
+  hold(n) {
+    this.held = this.holds && n >= 0 && !(this.held && n === this.selected);
+    this.select(n);
+  }
+
   select(n) {
     if (n < 0 || n >= this.element.children.length || n === this.selected) return;
     this.element.children[this.selected]?.setAttribute("aria-selected", "false");
@@ -84,6 +90,7 @@ export class TokenList {
   }
 
   move(event) {
+    if (event.key === "Escape") this.held = false;
     const last = this.element.children.length - 1;
     const to = { ArrowRight: this.selected + 1, ArrowLeft: this.selected - 1, Home: 0, End: last }[event.key];
     if (to === undefined || last < 0) return;

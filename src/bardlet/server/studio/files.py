@@ -59,6 +59,7 @@ class Files:
                     target.write(part)
             if not size:
                 raise Refusal(400, "The file is empty.", code="empty_file")
+            refuse_documents(partial, name)
             return self.describe(self._keep(partial, stored_name(name), digest.hexdigest()))
         finally:
             with suppress(OSError):
@@ -83,8 +84,7 @@ class Files:
     def describe(self, path: Path) -> File:
         """Return what a file is, judged by its beginning."""
         with open(path, "rb") as file:
-            head = file.read(PREVIEW)
-        text = decoded(head)
+            text = decoded(file.read(PREVIEW))
         return File(path.name, path.stat().st_size, kind_of(path, text), text[:600])
 
     def _keep(self, partial: Path, name: str, digest: str) -> Path:
@@ -115,6 +115,21 @@ def stored_name(name: str) -> str:
         stem, ending = kept, ""
     kept = f"{stem[:NAME - len(ending[:12]) - 1]}{dot}{ending[:12]}"
     return kept.strip("-.") or "text.txt"
+
+
+DOCUMENTS = {b"PK\x03\x04": (".docx", ".odt", ".epub", ".pages"), b"%PDF": (".pdf",), b"\xd0\xcf\x11\xe0": (".doc",),
+             b"{\\rtf": (".rtf",)}
+"""First bytes of documents, and how their names end."""
+
+
+def refuse_documents(path: Path, name: str) -> None:
+    """Refuse a document of a word processor, from which only that program makes a text."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    for start, endings in DOCUMENTS.items():
+        if head.startswith(start) and name.lower().endswith(endings):
+            raise Refusal(400, "This is a document, not a plain text. Open it in its own program, save it as plain "
+                          "text (.txt), and take that file.", code="not_a_text")
 
 
 def decoded(head: bytes) -> str:

@@ -40,17 +40,15 @@ class Studio:
 
     async def plan(self, form: Training) -> dict[str, Any]:
         """Return the plan of a form: lines of text, reasons, forecast, and the command line."""
-        words = await asyncio.to_thread(self._words, form)
+        words = await asyncio.to_thread(self._named, form)
         async with self._one_plan:
             output = await processes.run([*words, "--plan"], self.directory, PLAN_SECONDS, self._folders)
         return {"command": shown(words), "lines": output.lines, "notes": output.notes, "plan": output.value}
 
     def start(self, form: Training) -> Job:
         """Queue a training."""
-        words = self._words(form)
-        waiting = {job.run for job in self.jobs.all() if job.state in ("waiting", "running")}
-        name = run_name(form, lambda name: self.runs.exists(name) or name in waiting)
-        return self.jobs.add([*words, "--out", self._shown(self.root / name)], name, form.kind)
+        words = self._named(form)
+        return self.jobs.add(words, Path(words[-1]).name, form.kind)
 
     def resume(self, name: str) -> Job:
         """Queue that a stopped run goes on."""
@@ -61,9 +59,13 @@ class Studio:
             raise Refusal(409, f"{name} is not a stopped run.", code="not_stopped")
         return self.jobs.add(["resume", self._shown(folder)], name, "resume")
 
-    def _words(self, form: Training) -> list[str]:
-        return arguments(form, lambda name: self._shown(self.files.path(name)),
-                         lambda name: self._shown(self.runs.folder(name)))
+    def _named(self, form: Training) -> list[str]:
+        """Return the command line of a form; it ends with the run folder."""
+        words = arguments(form, lambda name: self._shown(self.files.path(name)),
+                          lambda name: self._shown(self.runs.folder(name)))
+        waiting = {job.run for job in self.jobs.all() if job.state in ("waiting", "running")}
+        name = run_name(form, lambda name: self.runs.exists(name) or name in waiting)
+        return [*words, "--out", self._shown(self.root / name)]
 
     @property
     def _folders(self) -> tuple[str, ...]:

@@ -67,8 +67,8 @@ class App {
     part(`tab-${next}`).focus();
   }
 
-  /** Do something; show its failure. Return what it returned, or undefined. */
-  async try(work) {
+  /** Do something; show its failure, in the element `place` if there is one. Return what it returned, or undefined. */
+  async try(work, place = null) {
     try {
       return await work();
     } catch (error) {
@@ -78,7 +78,8 @@ class App {
         location.reload(); // the session has ended
         return undefined;
       }
-      if (!part("toasts").textContent.startsWith(error.message)) this.say(error.message, true); // once, not at every look
+      if (place) place.textContent = error.message;
+      else if (!part("toasts").textContent.startsWith(error.message)) this.say(error.message, true); // once, not at every look
       return undefined;
     }
   }

@@ -3,6 +3,8 @@
 import { stream } from "./api.js";
 import { button, command, field, fill, make, menu, plain, quoted } from "./parts.js";
 
+const UNTAUGHT = "This model never learned to answer. In the tab Train, give it conversations: More settings, "
+  + "\u201cconversations: answer like them\u201d, and start from this model. Or let it go on with a text in the tab Write.";
 /** Where the browser keeps the conversation. */
 const STORE = "bardlet-chat";
 
@@ -136,7 +138,7 @@ export class Tab {
       }
     } catch (error) {
       if (this.messages.at(-1) === answer && !answer.content) this.messages = this.messages.slice(0, -1);
-      if (error.name !== "AbortError") reason = error.message;
+      if (error.name !== "AbortError") reason = error.code === "no_chat_template" ? UNTAUGHT : error.message;
     }
     if (this.abort !== mine) return;
     this.abort = null;

@@ -136,7 +136,7 @@ export class Tab {
     this.stop();
     const mine = this.abort = new AbortController();
     this.status.textContent = "Reading ...";
-    const answer = await this.app.try(() => post("/studio/inside", { ...asked, off }, { signal: mine.signal }));
+    const answer = await this.app.try(() => post("/studio/inside", { ...asked, off }, { signal: mine.signal }), this.status);
     if (this.abort !== mine) return null;
     if (!answer) this.status.textContent = "";
     return answer;

@@ -126,7 +126,8 @@ export class Tab {
       make("summary", { textContent: "Settings and results" }));
     view.element.append(make("div", { className: "row" }, make("span", { textContent: "Download: " }),
       ...FORMATS.map(([format, textContent]) => make("a", { textContent, className: "button",
-        href: `/studio/download?${new URLSearchParams({ run: name, format })}`, download: "" }))),
+        href: `/studio/download?${new URLSearchParams({ run: name, format })}`, download: "",
+        on: { click: () => app.say("Your browser saves the file as soon as it is made.") } }))),
     command(`bardlet sample ${quoted(run.folder)}`), check, health, settings);
     this.below.replaceChildren(view.element);
     await app.try(() => view.update());

@@ -6,7 +6,9 @@ import { Progress, uses } from "./training.js";
 
 const KINDS = [["text", "a text: write like it"], ["pairs", "sentences and their translations"],
   ["conversations", "conversations: answer like them"], ["preferences", "better and worse answers"]];
-const STATES = { waiting: "waits", running: "runs", done: "done", failed: "failed", stopped: "stopped", interrupted: "was cut off" };
+const STATES = { waiting: "waiting", running: "training", done: "finished", failed: "failed", stopped: "stopped", interrupted: "cut off" };
+/** Ended jobs that are listed below the newest. */
+const EARLIER = 5;
 const MINUTES = [1, 3, 10, 30, 60];
 const PASTED = 1e6;
 
@@ -147,13 +149,20 @@ export class Tab {
     return values;
   }
 
+  /** Return the form as the server wants it, with the text that was pasted. */
+  async read() {
+    if (this.pasted.value.trim()) await this.usePasted();
+    return this.values;
+  }
+
   async plan() {
     this.planButton.disabled = true;
-    this.planCard.replaceChildren(make("p", { className: "hint", textContent: "Reading the text and timing this machine ..." }));
-    const made = await this.app.try(() => post("/studio/plans", this.values));
+    const said = make("p", { className: "hint", textContent: "Reading the text and timing this machine ..." });
+    this.planCard.replaceChildren(said);
+    const made = await this.app.try(async () => post("/studio/plans", await this.read()), said);
     this.planButton.disabled = false;
-    this.planCard.replaceChildren();
     if (!made) return;
+    this.planCard.replaceChildren();
     const lines = made.lines.filter((line) => !/^(reading|measuring|tokenizing)/.test(line));
     this.planCard.append(make("h3", { textContent: "The plan" }),
       make("ul", { className: "plan" }, ...lines.map((line) => make("li", { textContent: line.trim(), className: line.startsWith(" ") ? "reason" : "" }))),
@@ -161,8 +170,9 @@ export class Tab {
   }
 
   async start() {
-    const job = await this.app.try(() => post("/studio/jobs", this.values));
-    if (!job) return;
+    const said = make("p", { className: "hint" });
+    const job = await this.app.try(async () => post("/studio/jobs", await this.read()), said);
+    if (!job) return this.planCard.replaceChildren(said);
     this.app.say(`${plain(job.run)} is in the queue.`);
     this.name.value = "";
     this.files = [];
@@ -179,14 +189,14 @@ export class Tab {
     const answer = await this.app.try(() => get("/studio/jobs"));
     if (!answer) return;
     const { jobs } = answer, now = jobs.find(({ state }) => state === "running") ?? jobs.find(({ state }) => state !== "waiting");
-    this.showQueue(jobs);
-    if (!now) return;
+    if (!now) return this.showQueue(jobs);
     if (this.job?.id !== now.id) {
       this.view = null;
       this.current.replaceChildren();
     }
-    if (this.job?.id !== now.id || this.job.state !== now.state) this.showJob(now);
+    if (this.job?.id !== now.id || this.job.state !== now.state || this.job.has_run && !now.has_run) this.showJob(now);
     this.job = now;
+    this.showQueue(jobs);
     if (!this.view || this.finished) return;
     if (!now.has_run) {
       if (now.state === "running") this.preparing.textContent = "Reading the text, and timing this machine ...";
@@ -204,14 +214,16 @@ export class Tab {
     this.finished = false;
     const actions = [make("span", { className: `badge ${job.state}`, textContent: STATES[job.state] })];
     if (running) actions.push(button("Stop", () => this.app.try(() => post(`/studio/jobs/${job.id}/stop`))));
-    if (job.state === "stopped" || job.state === "interrupted") {
+    if (job.has_run && (job.state === "stopped" || job.state === "interrupted")) {
       actions.push(button("Go on", () => this.app.try(async () => { await post("/studio/runs/resume", {}, { values: { run: job.run } }); await this.watch(); })));
     }
-    if (job.state === "done") actions.push(...uses(this.app, job.run, / --(source|pair) /.test(job.command) ? "translate" : job.command.split(" ")[1]));
+    if (job.state !== "running" && !job.has_run) this.finished = true; // it was deleted, or never began
+    else if (job.state === "done") actions.push(...uses(this.app, job.run, / --(source|pair) /.test(job.command) ? "translate" : job.command.split(" ")[1]));
     const before = this.view;
     this.view = new Progress(job.run, actions, job.kind === "resume" ? null : job.started);
     if (before?.now) this.view.now = { ...before.now, version: undefined };
-    this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message });
+    this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message
+      || (job.state === "done" && !job.has_run ? "This run is no longer there." : "") });
     const log = make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Messages" } });
     const details = make("details", { on: { toggle: async () => {
       if (details.open) log.textContent = (await this.app.try(() => get(`/studio/jobs/${job.id}/log`)))?.log ?? "";
@@ -220,14 +232,21 @@ export class Tab {
     this.current.replaceChildren(this.view.element);
   }
 
+  /** Show the jobs that wait, and those that ended before the one above. */
   showQueue(jobs) {
     const waiting = jobs.filter(({ state }) => state === "waiting").reverse();
-    const key = JSON.stringify(waiting.map(({ id }) => id));
+    const earlier = jobs.filter(({ id, state, has_run: there }) => there && id !== this.job?.id && !["waiting", "running"].includes(state)).slice(0, EARLIER);
+    const key = JSON.stringify([waiting, earlier].map((list) => list.map(({ id }) => id)));
     if (key === this.queued) return;
     this.queued = key;
-    this.queue.replaceChildren(...(waiting.length ? [make("section", { className: "card" }, make("h2", { textContent: "Next" }),
-      make("ul", { className: "queue" }, ...waiting.map((job) => make("li", { className: "row" }, make("strong", { textContent: plain(job.run) }),
+    const row = (job, ...parts) => make("li", { className: "row" }, make("strong", { textContent: plain(job.run) }), ...parts);
+    const list = (title, rows) => (rows.length ? [make("section", { className: "card" }, make("h2", { textContent: title }),
+      make("ul", { className: "queue" }, ...rows))] : []);
+    this.queue.replaceChildren(
+      ...list("Next", waiting.map((job) => row(job,
         button("Remove", () => this.app.try(async () => { await post(`/studio/jobs/${job.id}/stop`); await this.watch(); }),
-          { attributes: { "aria-label": `Remove ${plain(job.run)} from the queue` } }), command(job.command, `the command of ${plain(job.run)}`)))))] : []));
+          { attributes: { "aria-label": `Remove ${plain(job.run)} from the queue` } }), command(job.command, `the command of ${plain(job.run)}`)))),
+      ...list("Before", earlier.map((job) => row(job, make("span", { className: `badge ${job.state}`, textContent: STATES[job.state] }),
+        button("Open", () => this.app.go("runs", job.run), { attributes: { "aria-label": `Open ${plain(job.run)}` } })))));
   }
 }

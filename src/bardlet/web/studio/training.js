@@ -32,6 +32,7 @@ export class Progress {
   constructor(name, actions = [], started = null) {
     Object.assign(this, { name, started });
     this.chart = new LineChart(`Losses of ${plain(name)}`, { unit: "nats" });
+    this.chart.element.hidden = true; // until there is a point
     this.facts = make("p", { className: "facts" });
     this.words = make("p", { className: "reads" });
     this.meter = make("progress", { max: 1, value: 0, attributes: { "aria-label": "Share of the steps" } });
@@ -44,6 +45,7 @@ export class Progress {
   async update() {
     const news = await get("/studio/progress", { run: this.name, version: this.now?.version });
     this.now = { ...news, points: news.points ?? this.now?.points };
+    this.chart.element.hidden = !Object.values(this.now.points ?? {}).some((points) => points.length);
     if (news.points) this.chart.show(chartOf(this.now));
     this.describe();
     return this.now;

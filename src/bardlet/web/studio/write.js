@@ -27,22 +27,23 @@ class Voice {
 /** A text that a model writes. */
 class Draft {
   constructor(tab, voice, label) {
-    Object.assign(this, { tab, values: voice.values, tokens: [], prompt: "", abort: null });
-    this.list = new TokenList(label, (n) => tab.inspect(this, n));
+    Object.assign(this, { tab, values: voice.values, tokens: [], prompt: tab.prompt.value, request: null, abort: null });
+    this.list = new TokenList(label, (n) => tab.inspect(this, n), { holds: true });
     this.list.element.addEventListener("click", () => tab.inspect(this, this.list.selected));
     this.note = make("p", { className: "status", attributes: { role: "status" } });
     this.element = make("div", {}, make("h3", { textContent: `${plain(this.values.model)}, temperature ${this.values.temperature}` }),
+      this.prompt ? make("p", { className: "prompt", textContent: this.prompt, attributes: { dir: "auto" } }) : null,
       this.list.element, this.note);
   }
 
   /** Write on after the tokens that are there. */
-  async write(prompt, seed, most) {
+  async write(seed, most) {
     this.abort?.abort();
     const mine = this.abort = new AbortController(), began = performance.now(), before = this.tokens.length;
-    this.prompt = prompt;
     this.note.textContent = "Writing ...";
-    const body = { ...this.values, prompt: prompt + this.text, seed, max_tokens: Math.max(1, most - before),
-      logprobs: LIKELIEST, stream: true };
+    this.request = { ...this.values, prompt: this.prompt + this.text, seed, max_tokens: Math.max(1, most - before) };
+    this.tab.showCommands();
+    const body = { ...this.request, logprobs: LIKELIEST, stream: true };
     let reason = "";
     try {
       for await (const { choices } of stream("/v1/completions", body, mine.signal)) {
@@ -54,7 +55,6 @@ class Draft {
     } catch (error) {
       if (error.name !== "AbortError") {
         if (this.abort === mine) this.abort = null;
-        this.note.textContent = error.message;
         throw error;
       }
       reason = "stopped";
@@ -109,13 +109,15 @@ export class Tab {
     this.length = make("input", { type: "number", min: 1, max: 100000, step: 1, value: 200, required: true });
     this.seed = make("input", { type: "number", min: 0, step: 1, value: Math.floor(Math.random() * 1e6), required: true });
     this.stopButton = button("Stop", () => this.drafts.forEach(({ abort }) => abort?.abort()), { disabled: true });
+    const another = button("Another one", () => { this.seed.value = Math.floor(Math.random() * 1e6); form.requestSubmit(); },
+      { title: "The same with another seed" });
     const form = make("form", { className: "card", on: {
       submit: (event) => { event.preventDefault(); this.write(); },
       keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); } } },
     field("Beginning of a text", this.prompt), this.first.element,
     make("label", { className: "check" }, this.both, " Compare with a second writer"), this.second.element,
     make("div", { className: "settings" }, field("Length in tokens", this.length), field("Seed", this.seed)),
-    make("div", { className: "row" }, make("button", { type: "submit", textContent: "Write" }), this.stopButton));
+    make("div", { className: "row" }, make("button", { type: "submit", textContent: "Write" }), another, this.stopButton));
     this.output = make("div", { className: "drafts" });
     this.selected = make("p", { className: "selected", attributes: { "aria-live": "polite" } });
     this.likely = make("div");
@@ -143,21 +145,22 @@ export class Tab {
     this.output.dataset.both = String(voices.length > 1);
     this.output.replaceChildren(...this.drafts.map(({ element }) => element));
     this.hint();
-    this.showCommands();
     await this.run(this.drafts);
   }
 
   /** Let drafts write on. */
   async run(drafts) {
     this.stopButton.disabled = false;
-    await Promise.all(drafts.map((draft) => this.app.try(() => draft.write(this.prompt.value, Number(this.seed.value), Number(this.length.value)))));
+    await Promise.all(drafts.map((draft) => this.app.try(
+      () => draft.write(Number(this.seed.value), Number(this.length.value)), draft.note)));
     this.stopButton.disabled = this.drafts.every(({ abort }) => !abort);
   }
 
   hint() {
     this.selected.textContent = "";
     this.likely.replaceChildren(make("p", { className: "hint", textContent: "The stronger the color of a token, the less likely "
-      + "it was. Point at one, or choose it with the arrow keys, to see what else the model could have written." }));
+      + "it was. Point at one, or choose it with the arrow keys, to see what else the model could have written; "
+      + "a click holds it." }));
   }
 
   inspect(draft, n) {
@@ -168,21 +171,23 @@ export class Tab {
       make("ol", { className: "alternatives" }, ...token.likeliest.map((other) => make("li", {}, make("button", {
         type: "button", disabled: NO_TEXT.test(other.name), data: { chosen: other.name === token.name },
         attributes: { "aria-current": other.name === token.name },
-        on: { click: () => { draft.branch(n, other); this.run([draft]); } },
+        on: { click: () => { draft.branch(n, other); draft.list.select(n); this.inspect(draft, n); this.run([draft]); } },
       }, make("span", { className: "label", textContent: visible(other.name) }),
       make("meter", { value: other.p, max: 1, attributes: { "aria-hidden": "true" } }), make("span", { textContent: percent(other.p) }))))));
   }
 
-  /** Show commands that write the same text. */
+  /** Show commands that write the same texts: what was written last, after what stood before it. */
   showCommands() {
-    const { model, temperature, top_k: topK } = this.first.values, seed = Number(this.seed.value), tokens = Number(this.length.value);
-    const prompt = this.prompt.value, folder = `runs/${model}`;
-    const k = topK > 0 ? topK : "none";
-    const body = JSON.stringify({ model, prompt, max_tokens: tokens, temperature, seed, ...(topK > 0 ? { top_k: topK } : {}) });
-    this.commands.replaceChildren(this.commands.firstChild,
-      command(`bardlet sample ${quoted(folder)} --prompt ${quoted(prompt)} --tokens ${tokens} --temperature ${temperature} --top-k ${k} --seed ${seed}`, "the command of bardlet"),
-      command(`curl ${location.origin}/v1/completions -H "Authorization: Bearer $BARDLET_API_KEY" -H 'Content-Type: application/json' -d ${quoted(body)}`, "the command of curl"),
-      command(`bardlet.load(${JSON.stringify(folder)}).generate(${JSON.stringify(prompt)}, ${tokens}, temperature=${temperature}, top_k=${k === "none" ? "None" : k}, seed=${seed})`, "the Python code"));
+    this.commands.replaceChildren(this.commands.firstChild, ...this.drafts.filter(({ request }) => request).flatMap(({ request }) => {
+      const { model, temperature, top_k: topK, prompt, seed, max_tokens: tokens } = request, folder = `runs/${model}`;
+      const body = JSON.stringify({ model, prompt, max_tokens: tokens, temperature, seed, top_k: topK });
+      return [
+        command(`bardlet sample ${quoted(folder)} --prompt ${quoted(prompt)} --tokens ${tokens} --temperature ${temperature} `
+          + `--top-k ${topK > 0 ? topK : "none"} --seed ${seed}`, "the command of bardlet"),
+        command(`curl ${location.origin}/v1/completions -H "Authorization: Bearer $BARDLET_API_KEY" -H 'Content-Type: application/json' `
+          + `-d ${quoted(body)}`, "the command of curl"),
+        command(`bardlet.load(${JSON.stringify(folder)}).generate(${JSON.stringify(prompt)}, ${tokens}, temperature=${temperature}, `
+          + `top_k=${topK > 0 ? topK : "None"}, seed=${seed})`, "the Python code")];
+    }));
   }
 }
-
