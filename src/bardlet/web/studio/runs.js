@@ -154,7 +154,7 @@ export class Tab {
     const settings = all.map((each) => each.settings);
     const keys = [...new Set(settings.flatMap(Object.keys))].filter((key) => new Set(settings.map((each) => JSON.stringify(each[key]))).size > 1);
     card.append(make("h3", { textContent: keys.length ? "Settings that differ" : "The settings are the same" }));
-    if (keys.length) card.append(table("Settings that differ", ["", ...names.slice(0, 8)], keys.map((key) => [key, ...settings.map((each) => written(each[key]))])));
+    if (keys.length) card.append(table("Settings that differ", ["", ...names.slice(0, 8)], keys.map((key) => [key === "steps" ? "steps planned" : key, ...settings.map((each) => written(each[key]))])));
     card.append(make("h3", { textContent: "Results" }), table("Results", ["", ...names.slice(0, 8)], [
       ["result", ...parts.slice(0, 8).map(({ run }) => run.result)], ["reads like", ...parts.slice(0, 8).map((each) => each.reads_like)],
       ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],

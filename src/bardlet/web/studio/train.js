@@ -109,7 +109,7 @@ export class Tab {
   async usePasted() {
     const text = this.pasted.value;
     if (!text.trim()) throw new Failure("Paste a text first.");
-    const name = `${text.trim().slice(0, 30)}.txt`;
+    const name = `${text.trim().slice(0, 30).replace(/\s+\S*$/, "")}.txt`; // its first words
     const stored = await upload(name, new Blob([text]));
     this.pasted.value = "";
     this.add(stored.id, stored);

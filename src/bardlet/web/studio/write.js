@@ -109,6 +109,7 @@ export class Tab {
     this.length = make("input", { type: "number", min: 1, max: 100000, step: 1, value: 200, required: true });
     this.seed = make("input", { type: "number", min: 0, step: 1, value: Math.floor(Math.random() * 1e6), required: true });
     this.stopButton = button("Stop", () => this.drafts.forEach(({ abort }) => abort?.abort()), { disabled: true });
+    this.go = make("button", { type: "submit", textContent: "Write" });
     const another = button("Another one", () => { this.seed.value = Math.floor(Math.random() * 1e6); form.requestSubmit(); },
       { title: "The same with another seed" });
     const form = make("form", { className: "card", on: {
@@ -117,7 +118,7 @@ export class Tab {
     field("Beginning of a text", this.prompt), this.first.element,
     make("label", { className: "check" }, this.both, " Compare with a second writer"), this.second.element,
     make("div", { className: "settings" }, field("Length in tokens", this.length), field("Seed", this.seed)),
-    make("div", { className: "row" }, make("button", { type: "submit", textContent: "Write" }), another, this.stopButton));
+    make("div", { className: "row" }, this.go, another, this.stopButton));
     this.output = make("div", { className: "drafts" });
     this.selected = make("p", { className: "selected", attributes: { "aria-live": "polite" } });
     this.likely = make("div");
@@ -133,6 +134,7 @@ export class Tab {
     if (!models) return;
     for (const voice of [this.first, this.second]) fill(voice.model, models.map((model) => [model, plain(model)]));
     if (name && models.includes(name)) this.first.model.value = name;
+    this.go.disabled = !models.length;
     if (!models.length) this.likely.textContent = "There are no models yet: train one in the tab Train.";
   }
 
