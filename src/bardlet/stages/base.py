@@ -1,8 +1,6 @@
-"""Base classes of the training stages, from input files to a finished run.
+"""Base classes of the training stages; each other file in this folder is a stage.
 
-`Stage` is the interface that the runner calls: load the data, tokenize them, build an objective, describe the plan and
-finish the run. Each other file in this folder defines one stage. `FineTuning` is the base class of the stages that
-start from a pretrained model.
+`Stage` is what the runner calls, from input files to a finished run. `FineTuning` is for stages that start from a model.
 """
 
 from __future__ import annotations
@@ -143,7 +141,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     # ------------------------------------------------------------------------ with defaults
 
     def sample(self, trainer: Trainer, tokens: int) -> str:
-        """Return a text of at most `tokens` tokens from the current weights, always of the same seed; or nothing."""
+        """Return a text of at most `tokens` tokens from the current weights, always of one seed; or nothing."""
         return ""
 
     def changed_text(self, record: Mapping[str, Any]) -> str | None:
