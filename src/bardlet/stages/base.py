@@ -1,6 +1,6 @@
 """Base classes of the training stages; each other file in this folder is a stage.
 
-`Stage` is what the runner calls, from input files to a finished run. `FineTuning` is for stages that start from a model.
+`Stage` is what the runner calls, from input files to a finished run; `FineTuning` starts from a trained model.
 """
 
 from __future__ import annotations
