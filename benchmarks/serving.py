@@ -1,15 +1,16 @@
 """Throughput of `bardlet serve` beside other OpenAI-compatible servers, with the same model folder.
 
     python benchmarks/serving.py [--shape 11m --shape 135m] [--clients 1 --clients 4 --clients 16 --clients 64]
-                                 [--seconds 20] [--runs 3] [--transformers PATH] [--dtype fp32] [--save]
+                                 [--seconds 20] [--runs 3] [--transformers PATH] [--llama PATH] [--dtype fp32] [--save]
 
 --transformers is a folder with the packages of transformers[serving] that this environment lacks; with it,
-`transformers serve --continuous-batching` takes turns with bardlet. The models are qwen3 with random weights, and
-characters as tokens (11m: 10.65 M parameters, 135m: 30 layers of 576 channels). Each client sends one streamed
-completion after the other: a prompt of 50 to 100 tokens of its own, 100 new tokens at temperature 1. Figures are new
-tokens per second over all clients, medians of the runs, and the median and 90th percentile of the time to the first
-token. `load` is the CPU time of this program, the load generator, as a share of a core. --save appends a line per shape
-and number of clients to results/serving.jsonl.
+`transformers serve --continuous-batching` takes turns with bardlet. --llama is node_modules with node-llama-cpp; with
+it, llama.cpp writes as many sequences at once, from a GGUF file in f32 and without a server. The models are qwen3 with
+random weights, and characters as tokens (11m: 10.65 M parameters, 135m: 30 layers of 576 channels). Each client sends
+one streamed completion after the other: a prompt of 50 to 100 tokens of its own, 100 new tokens at temperature 1.
+Figures are new tokens per second over all clients, medians of the runs, and the median and 90th percentile of the time
+to the first token. `load` is the CPU time of this program, the load generator, as a share of a core. --save appends a
+line per shape and number of clients to results/serving.jsonl.
 
     python benchmarks/serving.py --overload MINUTES [--shape 11m] [--dtype fp32] [--save]
 
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20, help="duration of a run")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--transformers", type=Path, help="a folder with the packages of transformers[serving]")
+    parser.add_argument("--llama", type=Path, help="node_modules with node-llama-cpp")
     parser.add_argument("--overload", type=float, metavar="MINUTES", help="measure bardlet under overload instead")
     parser.add_argument("--impatient", type=float, default=0.5, metavar="SHARE",
                         help="share of the clients that come back at once after a 429, under overload")
@@ -221,6 +223,14 @@ async def load(port: int, folder: Path, side: str, clients: int, seconds: float)
             "load": (time.process_time() - busy) / (time.perf_counter() - started)}
 
 
+def llama(file: Path, clients: int, args: argparse.Namespace) -> dict[str, float]:
+    """Return the figures of one run of llama.cpp."""
+    asked = json.dumps({"clients": clients, "seconds": args.seconds, "tokens": TOKENS, "threads": os.cpu_count()})
+    done = subprocess.run(["node", Path(__file__).with_name("serving_llama.mjs"), args.llama.resolve(), file],
+                          input=asked, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]), load=0.0)
+
+
 # ---------------------------------------------------------------- overload
 
 
@@ -324,10 +334,19 @@ def rates(seen: Flood) -> list[float]:
 
 def measure(shape: str, folder: Path, args: argparse.Namespace) -> None:
     """Measure one model: the sides take turns, run by run."""
-    sides = ["bardlet", *(["transformers serve"] if args.transformers else [])]
+    sides = ["bardlet", *(["transformers serve"] if args.transformers else []), *(["llama.cpp"] if args.llama else [])]
+    if args.llama:
+        file = folder.with_suffix(".gguf")
+        subprocess.run([sys.executable, "-m", "bardlet", "export", folder, "--to", "gguf", "--dtype", "f32", "--out",
+                        file], check=True, capture_output=True)
     runs: dict[tuple[int, str], list[dict[str, float]]] = {}
     for _ in range(args.runs):
         for side in sides:
+            if side == "llama.cpp":
+                for clients in args.clients:
+                    runs.setdefault((clients, side), []).append(llama(file, clients, args))
+                    print(shape, clients, side, json.dumps(runs[clients, side][-1]), flush=True)
+                continue
             with server(side, folder, args) as running:
                 for clients in args.clients:
                     figures = asyncio.run(load(running.port, folder, side, clients, args.seconds))

@@ -34,11 +34,17 @@ sys.exit(code)
 """
 
 
+def heed_interrupts() -> None:
+    """Handle SIGINT, which a shell ignores for programs in the background, and for theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def server(folder: Path, *argv: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield a process of `bardlet serve --json` in a folder, and what it printed."""
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, "serve", "--port", "0", "--json", *argv], cwd=folder,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=heed_interrupts if sys.platform != "win32" else None)
     try:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())

@@ -113,7 +113,8 @@ class Jobs:
             self._end(name, 128 + signal.SIGINT)
         elif job.state == "running" and (process := self._process(name)) is not None:
             with suppress(ProcessLookupError, PermissionError):
-                os.kill(process, getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
+                # not SIGINT: a server that a script started in the background ignores it, and so do its children
+                os.kill(process, getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
         return self.get(name)
 
     # ---------------------------------------------------------------- the queue
