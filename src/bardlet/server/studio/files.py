@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -60,7 +61,7 @@ class Files:
             if not size:
                 raise Refusal(400, "The file is empty.", code="empty_file")
             refuse_documents(partial, name)
-            return self.describe(self._keep(partial, stored_name(name), digest.hexdigest()))
+            return self.describe(await asyncio.to_thread(self._keep, partial, stored_name(name), digest.hexdigest()))
         finally:
             with suppress(OSError):
                 partial.unlink()

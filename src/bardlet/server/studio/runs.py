@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from bardlet.api import runs as summaries
@@ -33,6 +34,8 @@ class Runs:
         """hidden: the folder for what was deleted."""
         self.root, self.trash = root, hidden / "trash"
         self._curves: dict[Path, Curve] = {}
+        self._reading = Lock()
+        """Held while a curve is read on: two requests may ask for one at a time."""
         self._summaries: dict[Path, tuple[Any, dict[str, Any]]] = {}
 
     # ---------------------------------------------------------------- the table
@@ -83,22 +86,23 @@ class Runs:
     def progress(self, name: str, version: int | None = None) -> dict[str, Any]:
         """Return the curve of a run with what it is compared with; no points if they are those of `version`."""
         folder = self.folder(name)
-        curve = self._curves.setdefault(folder, Curve(folder))
-        curve.read()
+        with self._reading:
+            curve = self._curves.setdefault(folder, Curve(folder))
+            curve.read()
+            facts: dict[str, Any] = {"version": curve.version, "step": curve.step, "last": curve.last}
+            if version != curve.version:
+                facts["points"] = curve.points(*FIGURES)
+            best = min(curve.lines["val_loss"].values) if "val_loss" in curve.lines else None
         row, record = self.row(folder), self._record(folder)
         characters = record.get("characters_per_token") if row["command"] == "train" else None
-        expected, drift = record.get("expected"), record.get("drift") or 0.0
-        facts = {
-            "run": row, "now": time.time(), "minutes": record.get("minutes"), "version": curve.version,
-            "step": curve.step, "last": curve.last,
+        expected, bigram = record.get("expected"), record.get("bigram")
+        return {
+            **facts, "run": row, "now": time.time(), "minutes": record.get("minutes"),
             "unit": "character" if characters else "token", "per_token": characters or 1.0,
-            "bigram": record.get("bigram"), "expected": expected,
-            "band": scaling_law.band(expected, drift) if expected else None,
+            "bigram": bigram, "expected": expected,
+            "band": scaling_law.band(expected, record.get("drift") or 0.0) if expected else None,
             "planned": self._planned(folder) or record.get("steps"), "samples": self.samples(folder),
-            "reads_like": self._reads_like(record, curve, characters)}
-        if version is None or version != curve.version:
-            facts["points"] = curve.points(*FIGURES)
-        return facts
+            "reads_like": scaling_law.reads_like(best / characters, bigram) if best and characters else ""}
 
     def details(self, name: str) -> dict[str, Any]:
         """Return the settings and the record of a run, without paths."""
@@ -128,14 +132,6 @@ class Runs:
             return None
         replans = settings.get("replans")
         return int(replans[-1][1]) if replans else settings.get("steps")
-
-    @staticmethod
-    def _reads_like(record: dict[str, Any], curve: Curve, characters: float | None) -> str:
-        """Return what texts of the model read like now."""
-        losses = curve.lines.get("val_loss")
-        if not characters or not losses or not losses.values:
-            return ""
-        return scaling_law.reads_like(min(losses.values) / characters, record.get("bigram"))
 
     # ---------------------------------------------------------------- deleting
 
