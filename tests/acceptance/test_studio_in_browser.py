@@ -19,7 +19,7 @@ from server.served import Server
 from studio_page import TEXT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="no Chromium on the path")
-TABS = ("train", "write", "chat", "translate", "runs")
+TABS = ("train", "write", "inside", "chat", "translate", "runs")
 VIEWS = [(1280, 1, "light"), (1280, 1, "dark"), (390, 1, "light"), (390, 1, "dark"), (640, 2, "light"),
          (640, 2, "dark")]
 """Widths, pixels of the screen for each, and color schemes. 640 with 2: a window of 1280 pixels at 200 % zoom."""
@@ -29,6 +29,9 @@ USES = {
         for (const details of t.element.querySelectorAll('details')) details.open = true;""",
     "write": """t.first.model.value = 'verses'; t.prompt.value = 'The'; t.length.value = 30; t.both.click();
         t.second.model.value = 'letters'; await t.write(); t.drafts[0].list.select(3); t.commands.open = true;""",
+    "inside": """t.model.value = 'verses'; t.text.value = 'The bards of a village'; t.length.value = 20; await t.look();
+        while (!t.element.querySelector('canvas') || !t.element.querySelector('.neighbors')) await wait();
+        t.commands.open = true;""",
     "chat": """t.messages = []; t.model.value = 'chat'; t.instructions.value = 'Count.'; t.length.value = 20;
         t.input.value = 'How many birds on day 7?'; t.send(); while (t.abort) await wait(); t.commands.open = true;""",
     "translate": """t.model.value = 'translator';
@@ -152,7 +155,7 @@ def test_arrow_keys_move_between_tabs(browser: Browser, server: Server) -> None:
     open_tab(browser, server, "train")
     focus(browser, "[role=tab]")
     seen = []
-    for key in ("Home", *["ArrowRight"] * 5, "ArrowLeft", "Home", "End"):
+    for key in ("Home", *["ArrowRight"] * len(TABS), "ArrowLeft", "Home", "End"):
         browser.press(key)
         wait(browser, "document.activeElement.getAttribute('aria-selected') === 'true'")
         name = browser.value("document.activeElement.id").removeprefix("tab-")
