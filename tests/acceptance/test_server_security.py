@@ -334,9 +334,11 @@ def test_a_browser_runs_nothing_of_a_text(server: Live, tmp_path: Path) -> None:
                 source="globalThis.alerts = 0; globalThis.alert = () => { globalThis.alerts += 1 }")
         url = f"http://127.0.0.1:{server.port}"
         browser.open(f"{url}/", 1280, "light")
+        while browser.value("document.getElementById('sign-in').hidden"):
+            time.sleep(0.02)
         browser.value(f"document.getElementById('key').value = {KEY!r}; "
                       "document.getElementById('sign-in').requestSubmit(); 1")
-        while not browser.value("!document.getElementById('links').hidden"):
+        while not browser.value("Boolean(globalThis.studio)"):
             time.sleep(0.02)
         browser.open(f"{url}/docs", 1280, "light")
         while not browser.value("document.querySelectorAll('details, section, article').length > 0"):
