@@ -137,9 +137,7 @@ export class Tab {
     const mine = this.abort = new AbortController();
     this.status.textContent = "Reading ...";
     const answer = await this.app.try(() => post("/studio/inside", { ...asked, off }, { signal: mine.signal }), this.status);
-    if (this.abort !== mine) return null;
-    if (!answer) this.status.textContent = "";
-    return answer;
+    return this.abort === mine ? answer : null;
   }
 
   /** Drop the question that the server has not answered yet. */
