@@ -10,9 +10,13 @@ from bardlet.runtime import atomic
 NAME = "samples.jsonl"
 
 
+def _line(step: int, text: str) -> str:
+    return json.dumps({"step": step, "text": text}, ensure_ascii=False) + "\n"
+
+
 def append(run: Path, step: int, text: str) -> None:
     """Append the sample after `step`."""
-    line = json.dumps({"step": step, "text": text}, ensure_ascii=False) + "\n"
+    line = _line(step, text)
     with atomic.explain_write_errors(run / NAME, len(line)), open(run / NAME, "a", encoding="utf-8") as f:
         f.write(line)
 
@@ -34,7 +38,5 @@ def read(run: Path, most: int | None = None) -> list[tuple[int, str]]:
 
 def cut(run: Path, step: int) -> None:
     """Remove the samples after `step`, which the run will write again."""
-    kept = [line for line in read(run) if line[0] <= step]
     if (run / NAME).is_file():
-        text = "".join(json.dumps({"step": step, "text": text}, ensure_ascii=False) + "\n" for step, text in kept)
-        atomic.write_text(run / NAME, text)
+        atomic.write_text(run / NAME, "".join(_line(*sample) for sample in read(run) if sample[0] <= step))

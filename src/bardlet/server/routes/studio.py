@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,7 +13,6 @@ from fastapi.responses import Response, StreamingResponse
 
 from bardlet.server.errors import Refusal
 from bardlet.server.studio.commands import CORPORA, Training
-from bardlet.server.studio.files import as_json
 from bardlet.server.studio.studio import Format, Studio
 from bardlet.server.validation import Route
 
@@ -39,13 +39,13 @@ def studio_of(request: Request) -> Studio:
 async def files(request: Request) -> dict[str, Any]:
     """List the stored files and the named texts."""
     stored = await asyncio.to_thread(studio_of(request).files.all)
-    return {"files": [as_json(file) for file in stored], "corpora": CORPORA}
+    return {"files": [asdict(file) for file in stored], "corpora": CORPORA}
 
 
 @router.post("/files", status_code=201)
 async def upload(request: Request, name: Name = "text.txt") -> dict[str, Any]:
     """Store the body of the request as a file."""
-    return as_json(await studio_of(request).files.receive(name, request.stream()))
+    return asdict(await studio_of(request).files.receive(name, request.stream()))
 
 
 @router.post("/plans")

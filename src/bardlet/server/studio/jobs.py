@@ -100,11 +100,7 @@ class Jobs:
 
     def log(self, name: str) -> str:
         """Return the end of what a job printed."""
-        self.get(name)
-        with suppress(OSError), open(self.folder / name / "log.txt", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            return file.read().decode("utf-8", "replace")
-        return ""
+        return _end_of(self.folder / self.get(name).id / "log.txt")
 
     def stop(self, name: str) -> Job:
         """Tell a running job to save and to end; take a waiting one out of the queue."""
@@ -174,7 +170,7 @@ class Jobs:
         if end:
             code = int(end.get("code", 1))
             state = "done" if code == 0 else "stopped" if code in STOPPED else "failed"
-            message = self._last_line(folder) if state == "failed" else ""
+            message = _last_error(folder / "log.txt") if state == "failed" else ""
             job = Job(**facts, state=state, code=code, ended=end.get("ended"), message=message)
             self._ended[name] = job
             return job
@@ -196,18 +192,19 @@ class Jobs:
     def _end(self, name: str, code: int) -> None:
         atomic.write_text(self.folder / name / "end.json", json.dumps({"code": code, "ended": time.time()}))
 
-    def _last_line(self, folder: Path) -> str:
-        with suppress(OSError):
-            lines = [line for line in self.log_lines(folder) if line.startswith("bardlet: ")]
-            return lines[-1].removeprefix("bardlet: ") if lines else ""
-        return ""
 
-    @staticmethod
-    def log_lines(folder: Path) -> list[str]:
-        """Return the last lines of a job's log."""
-        with open(folder / "log.txt", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            return file.read().decode("utf-8", "replace").splitlines()
+def _last_error(log: Path) -> str:
+    """Return the error that a command ended with, from its log; empty if there is none."""
+    errors = [line for line in _end_of(log).splitlines() if line.startswith("bardlet: ")]
+    return errors[-1].removeprefix("bardlet: ") if errors else ""
+
+
+def _end_of(log: Path) -> str:
+    """Return the end of a log; empty if there is no log yet."""
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+        return file.read().decode("utf-8", "replace")
+    return ""
 
 
 def environment() -> dict[str, str]:

@@ -10,7 +10,6 @@ const STATES = { waiting: "waiting", running: "training", done: "finished", fail
 /** Ended jobs that are listed below the newest. */
 const EARLIER = 5;
 const MINUTES = [1, 3, 10, 30, 60];
-const PASTED = 1e6;
 
 export class Tab {
   constructor(app) {
