@@ -2,7 +2,7 @@
 
 import { begin, session } from "../session.js";
 import { Failure, get } from "./api.js";
-import { button, make } from "./parts.js";
+import { button, fill, make, plain } from "./parts.js";
 
 /** Each tab is a module with a class `Tab`: `new Tab(app)` has an `element`, `show(name)` and `hide()`. */
 const TABS = { train: "Train", write: "Write", inside: "Inside", chat: "Chat", translate: "Translate", runs: "Runs" };
@@ -94,11 +94,15 @@ class App {
     setTimeout(leave, action ? 20_000 : 8_000);
   }
 
-  /** Return the names of the models on the server. */
-  async listModels() {
-    const { data } = await get("/v1/models");
-    this.models = data.map(({ id }) => id);
-    return this.models;
+  /** Put the models of the server into menus, and choose `name` in the first one. Return their names, if they came. */
+  chooseModel(menus, name) {
+    return this.try(async () => {
+      const { data } = await get("/v1/models"), names = data.map(({ id }) => id);
+      for (const each of menus) fill(each, names.map((model) => [model, plain(model)]));
+      if (name && names.includes(name)) menus[0].value = name;
+      this.models = names;
+      return names;
+    });
   }
 }
 

@@ -1,7 +1,7 @@
 // The tab Chat: a conversation with a model. It stays in this browser and is sent to the server with each message.
 
 import { stream } from "./api.js";
-import { button, command, field, fill, make, menu, plain, quoted } from "./parts.js";
+import { button, command, field, make, menu, quoted } from "./parts.js";
 
 const UNTAUGHT = "This model never learned to answer. In the tab Train, give it conversations: More settings, "
   + "\u201cconversations: answer like them\u201d, and start from this model. Or let it go on with a text in the tab Write.";
@@ -50,10 +50,8 @@ export class Tab {
   }
 
   async show(name) {
-    const models = await this.app.try(() => this.app.listModels());
+    const models = await this.app.chooseModel([this.model], name);
     if (!models) return;
-    fill(this.model, models.map((model) => [model, plain(model)]));
-    if (name && models.includes(name)) this.model.value = name;
     if (!models.length) this.status.textContent = "There are no models yet: train one, then teach it conversations in the tab Train.";
     this.showCommands();
   }

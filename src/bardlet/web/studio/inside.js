@@ -3,7 +3,7 @@
 
 import { attention, TokenList } from "../views.js";
 import { post } from "./api.js";
-import { button, command, field, fill, loss, make, menu, percent, plain, quoted, visible } from "./parts.js";
+import { button, command, field, loss, make, menu, percent, plain, quoted, visible } from "./parts.js";
 
 const RUNG = /(^|\/)seed-\d+(-\d+)?$/u; // the name of a rung's run, see ladder/run.py
 const PATIENCE = 250; // milliseconds that a token stays selected before its neighbors are asked for
@@ -97,10 +97,8 @@ export class Tab {
   }
 
   async show(name) {
-    const models = await this.app.try(() => this.app.listModels());
+    const models = await this.app.chooseModel([this.model], name);
     if (!models) return;
-    fill(this.model, models.map((model) => [model, plain(model)]));
-    if (name && models.includes(name)) this.model.value = name;
     if (!models.length) this.status.textContent = "There are no models yet: train one in the tab Train.";
   }
 

@@ -1,7 +1,7 @@
 // The tab Translate: lines beside their translations; a chosen line shows its cross-attention.
 
 import { post } from "./api.js";
-import { button, command, field, fill, make, menu, percent, plain, quoted, visible } from "./parts.js";
+import { button, command, field, fill, make, menu, percent, quoted, visible } from "./parts.js";
 
 /** Codes of refusals that the other lines get, too. */
 const FOR_ALL = ["model_not_supported", "model_not_found", "model_not_loadable", "model_too_large"];
@@ -97,10 +97,8 @@ export class Tab {
   }
 
   async show(name) {
-    const models = await this.app.try(() => this.app.listModels());
+    const models = await this.app.chooseModel([this.model], name);
     if (!models) return;
-    fill(this.model, models.map((model) => [model, plain(model)]));
-    if (name && models.includes(name)) this.model.value = name;
     if (!models.length) this.status.textContent = "There are no models yet: train one on sentence pairs in the tab Train.";
     this.showCommands();
   }

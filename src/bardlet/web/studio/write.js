@@ -2,7 +2,7 @@
 
 import { TokenList } from "../views.js";
 import { stream } from "./api.js";
-import { button, command, field, fill, make, menu, percent, plain, quoted, visible } from "./parts.js";
+import { button, command, field, make, menu, percent, plain, quoted, visible } from "./parts.js";
 
 const LIKELIEST = 10;
 /** The names of tokens that are no text of their own: a part of a character, or an id that the tokenizer lacks. */
@@ -130,10 +130,8 @@ export class Tab {
   }
 
   async show(name) {
-    const models = await this.app.try(() => this.app.listModels());
+    const models = await this.app.chooseModel([this.first.model, this.second.model], name);
     if (!models) return;
-    for (const voice of [this.first, this.second]) fill(voice.model, models.map((model) => [model, plain(model)]));
-    if (name && models.includes(name)) this.first.model.value = name;
     this.go.disabled = !models.length;
     if (!models.length) this.likely.textContent = "There are no models yet: train one in the tab Train.";
   }
