@@ -26,7 +26,8 @@ VIEWS = [(1280, 1, "light"), (1280, 1, "dark"), (390, 1, "light"), (390, 1, "dar
 
 USES = {
     "train": """t.files = []; t.pasted.value = 'the bards sang of rivers. '.repeat(40); await t.usePasted();
-        for (const details of t.element.querySelectorAll('details')) details.open = true;""",
+        for (const details of t.element.querySelectorAll('details')) details.open = true;
+        while (!t.element.querySelector('.preview')) await wait();""",
     "write": """t.first.model.value = 'verses'; t.prompt.value = 'The'; t.length.value = 30; t.both.click();
         t.second.model.value = 'letters'; await t.write(); t.drafts[0].list.select(3); t.commands.open = true;""",
     "inside": """t.model.value = 'verses'; t.text.value = 'The bards of a village'; t.length.value = 20; await t.look();
@@ -259,6 +260,83 @@ def test_runs_by_keyboard(browser: Browser, server: Server) -> None:
     assert len(set(shown)) > 1
     browser.press("Escape")
     assert text_of(browser, "#panel-runs .readout") == "" and not problems(browser)
+
+
+def test_comparing_runs_by_keyboard(browser: Browser, server: Server) -> None:
+    """Filter, sort, choose two, read the table of settings; then undo a deletion."""
+    open_tab(browser, server, "runs")
+    focus(browser, "#panel-runs input[type=search]")
+    keys(browser, "e")
+    rows = browser.value("[...document.querySelectorAll('#panel-runs tbody th')].map((each) => each.textContent)")
+    assert rows and all("e" in each for each in rows)
+    focus(browser, "#panel-runs th:nth-child(2) button")
+    browser.press("Enter")
+    assert browser.value("document.activeElement.closest('th').getAttribute('aria-sort')") == "ascending"
+    for row in (1, 2):
+        focus(browser, f"#panel-runs tbody tr:nth-child({row}) input")
+        browser.press(" ")
+    wait(browser, "document.querySelector('[role=region][aria-label=\"Settings that differ\"]')")
+    focus(browser, "[role=region][aria-label='Settings that differ']")
+    assert not problems(browser)
+
+
+def test_the_actions_on_a_run_by_keyboard(browser: Browser, server: Server) -> None:
+    """Settings, health, commands, a deletion and its undoing."""
+    open_tab(browser, server, "runs")
+    browser.value("(async () => { await studio.tabs.runs.show('letters'); return 1; })()")
+    wait(browser, "document.querySelector('#panel-runs article')")
+    for title, shown in (("Settings and results", "[aria-label=Settings] td"),
+                         ("Do the same in a terminal", ".command")):
+        browser.value("document.activeElement.blur(); 1")
+        browser.value(f"[...document.querySelectorAll('#panel-runs summary')].forEach((each) => "
+                      f"{{ each.dataset.wanted = each.textContent === {title!r}; }}); 1")
+        focus(browser, "summary[data-wanted=true]")
+        browser.press("Enter")
+        wait(browser, f"document.querySelector({'#panel-runs article details[open] ' + shown!r})")
+    browser.value("[...document.querySelectorAll('#panel-runs article button')].forEach((each) => "
+                  "{ each.dataset.text = each.textContent; }); document.activeElement.blur(); 1")
+    focus(browser, "button[data-text='Check its health']")
+    browser.press("Enter")
+    wait(browser, "document.querySelector('#panel-runs .findings li')")
+    browser.value("document.activeElement.blur(); 1")
+    focus(browser, "button[data-text=Delete]")
+    browser.press("Enter")
+    wait(browser, "!studio.tabs.runs.rows.some(({ name }) => name === 'letters')")
+    browser.value("[...document.querySelectorAll('#toasts button')].forEach((each) => "
+                  "{ each.dataset.text = each.textContent; }); 1")
+    focus(browser, "#toasts button[data-text=Undo]")
+    browser.press("Enter")
+    wait(browser, "studio.tabs.runs.rows.some(({ name }) => name === 'letters')")
+    assert not problems(browser)
+
+
+def test_looking_inside_by_keyboard(browser: Browser, server: Server) -> None:
+    """A sentence, a token of it, a head of its attention, and a head that is switched off."""
+    open_tab(browser, server, "inside")
+    focus(browser, "#panel-inside select")
+    keys(browser, "ve")
+    assert browser.value("document.activeElement.value") == "verses"
+    focus(browser, "#panel-inside textarea")
+    keys(browser, "The bards")
+    browser.press("Enter", modifiers=2)
+    wait(browser, "document.querySelector('#panel-inside .neighbors')")
+    focus(browser, "#panel-inside .tokens")
+    browser.press("Home")
+    first = text_of(browser, "#panel-inside .details h3")
+    browser.press("ArrowRight")
+    assert text_of(browser, "#panel-inside .details h3") != first
+    wait(browser, "document.querySelector('#panel-inside .neighbors')")
+    focus(browser, "#panel-inside .heads button")
+    browser.press("Enter")
+    assert browser.value("document.activeElement.getAttribute('aria-pressed')") == "true"
+    focus(browser, "#panel-inside .switches button")
+    browser.press("ArrowRight")
+    browser.press(" ")
+    assert browser.value("document.activeElement.getAttribute('aria-label')") == "Switch off head 2 of block 1"
+    wait(browser, "studio.tabs.inside.after")
+    wait(browser, "document.querySelectorAll('#panel-inside section tbody tr').length")
+    assert browser.value("studio.tabs.inside.after.loss.per_token !== studio.tabs.inside.before.loss.per_token")
+    assert not problems(browser)
 
 
 def test_training_by_keyboard(browser: Browser, server: Server) -> None:

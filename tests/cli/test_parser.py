@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from bardlet.cli import COMMANDS, main, sample, stage, train, training
-from bardlet.cli.parser import Usage, build, docs, parse, typed
+from bardlet.cli.parser import Usage, build, parse, typed
+from bardlet.config.docs import docs
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.config.stages import FINE_TUNING
 from bardlet.errors import BardletError

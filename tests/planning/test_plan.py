@@ -272,8 +272,8 @@ def test_an_unlike_end_raises_the_prediction_with_the_epochs(drift: float, epoch
 
 
 @pytest.mark.parametrize(("loss", "bigram", "text"), [
-    (0.8, 2.3, "sentences"), (1.2, 2.5, "phrases"), (1.6, 2.5, "words, no"), (2.0, 2.5, "made-up"),
-    (2.4, 2.5, "letters"), (5.2, 6.0, "")])
+    (0.3, 2.3, "the text itself"), (0.8, 2.3, "sentences"), (1.2, 2.5, "phrases"), (1.6, 2.5, "words, no"),
+    (2.0, 2.5, "made-up"), (2.4, 2.5, "letters"), (5.2, 6.0, "")])
 def test_a_loss_is_put_in_words(loss: float, bigram: float, text: str) -> None:
     """By its ratio to the bigram's of the same text; not for scripts of thousands of characters."""
     said = scaling_law.reads_like(loss, bigram)

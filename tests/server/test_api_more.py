@@ -32,6 +32,7 @@ def test_models_are_listed(client: TestClient) -> None:
     responses.ModelList.model_validate(models)
     assert [model["id"] for model in models["data"]] == ["bpe", "bytes", "chat", "letters", "translator"]
     assert models["data"][0]["max_model_len"] == 32 and models["data"][0]["created"] > 1e9
+    assert [model["id"] for model in models["data"] if model["has_chat_template"]] == ["chat"]
     assert client.get("/v1/models/bpe").json() == models["data"][0]
 
 

@@ -167,7 +167,23 @@ def test_a_file_is_uploaded_and_trained(app: Any, monkeypatch: pytest.MonkeyPatc
     assert ask(app, "GET", "/studio/runs").json() == {"runs": [], "deleted": []}
 
 
-ACTIONS = [("POST", "/studio/files?name=a.txt", {"content": b"x"}),
+def test_files_are_shown_as_a_training_reads_them(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    app.state.studio.directory = tmp_path
+    good = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+    content = f'{30 * good}{{"a": 1}}\n'.encode()
+    file = ask(app, "POST", "/studio/files?name=c.jsonl", FILE, content=content).json()
+    form = {"files": [file["id"]], "kind": file["kind"]}
+    shown = ask(app, "POST", "/studio/previews", json=form).json()
+    assert shown["command"] == "bardlet data show runs/.studio/files/c.jsonl --kind conversations"
+    assert (shown["count"], shown["left_out"], shown["first"][0]) == (30, 1, [["user", "Hi"], ["assistant", "Ho"]])
+    assert shown["notes"][0].startswith("c.jsonl: left out 1 of 31 records: line 31: ")
+    refused = ask(app, "POST", "/studio/previews", json={**form, "kind": "preferences"})
+    assert refused.status_code == 400 and "none of the 31 records can be used" in refused.json()["error"]["message"]
+
+
+ACTIONS = [("POST", "/studio/previews", {"json": {"files": ["names"]}}),
+           ("POST", "/studio/files?name=a.txt", {"content": b"x"}),
            ("POST", "/studio/plans", {"json": {"files": ["a"]}}),
            ("POST", "/studio/jobs", {"json": {"files": ["names"]}}), ("POST", "/studio/jobs/x/stop", {}),
            ("POST", "/studio/runs/delete?run=a", {}), ("POST", "/studio/runs/restore?deleted=a", {}),

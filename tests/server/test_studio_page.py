@@ -67,6 +67,17 @@ def test_what_the_page_shows_of_a_training(page: Page, run: Path) -> None:
     assert command.startswith("bardlet train runs/.studio/files/") and "--minutes 0.1" in command
 
 
+def test_the_loss_it_shows_is_what_eval_computes(page: Page, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The weights that the run kept: the loss in the table, and the lowest point of the curve."""
+    capsys.readouterr()
+    assert main(["eval", str(run), "--json"]) == 0
+    computed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shown = page.value("tab.train.view.facts.textContent")
+    assert f"held-out loss {computed['nats_per_char']:.4f} nats per character" in shown
+    lowest = page.value("Math.min(...tab.train.view.chart.data.lines[1].points.map(([, y]) => y))")
+    assert lowest == pytest.approx(computed["nats_per_char"], abs=1e-6)
+
+
 def test_what_it_writes_is_what_sample_writes(page: Page, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page.click("Write with it", "#panel-train")
     page.until("tab.write?.first.model.value === 'song'")

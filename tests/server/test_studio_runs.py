@@ -117,6 +117,7 @@ def test_the_table(runs: Runs) -> None:
     details = runs.details("one")
     assert details["settings"]["text"] == ["a.txt"] and details["record"]["finished"] is True
     assert str(runs.root) not in json.dumps(details["settings"])
+    assert details["meanings"]["n_layer"] == "Transformer blocks" and "Time budget" in details["meanings"]["minutes"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "one/..", "one/", "/one", "one\0", "no", ".studio", "ladder",

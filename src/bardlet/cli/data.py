@@ -1,10 +1,11 @@
-"""`bardlet data`: list the named corpora; `bardlet data get NAME`: download one."""
+"""`bardlet data`: list the named corpora, download one (`get NAME`), or show what a training reads (`show FILE`)."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from bardlet import console
 from bardlet.cli.parser import Group, Usage, parse
@@ -12,12 +13,14 @@ from bardlet.config.paths import shown
 from bardlet.errors import BardletError
 
 USAGE = Usage(
-    "data", "[get NAME] [--json]",
-    "List the named corpora and where each one is, or download one. bardlet looks in $BARDLET_DATA/NAME, "
-    "then in its cache ($BARDLET_CACHE, or your cache folder). `bardlet train NAME` trains on a named corpus.",
+    "data", "[get NAME | show FILE ...] [OPTIONS]",
+    "List the named corpora and where each one is, download one, or show what a training reads from files and what "
+    "it leaves out. bardlet looks in $BARDLET_DATA/NAME, then in its cache ($BARDLET_CACHE, or your cache folder). "
+    "`bardlet train NAME` trains on a named corpus.",
     (("bardlet data", "list the named corpora"),
-     ("bardlet data get tinyshakespeare", "download one, check its sha256 and keep it in the cache")),
-    (Group("output", ("json",)),), positionals={"words": "get NAME"})
+     ("bardlet data get tinyshakespeare", "download one, check its sha256 and keep it in the cache"),
+     ("bardlet data show my.jsonl --kind conversations", "check a file before `bardlet sft`")),
+    (Group("files", ("kind",)), Group("output", ("json",))), positionals={"words": "get NAME"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Command:
     """The command line."""
 
     words: tuple[str, ...] = ()
-    """Download a corpus (default: list all of them)."""
+    """Download a corpus, or show files (default: list all corpora)."""
+    kind: Literal["text", "pairs", "conversations", "preferences"] = "text"
+    """Content of the files of `show`; pairs are two files: the sentences, and the translation of each line."""
     json: bool = False
     """Print one JSON object on the last line."""
 
@@ -37,8 +42,10 @@ def main(argv: Sequence[str]) -> int:
         return _table(command.json)
     if command.words[0] == "get" and len(command.words) == 2:
         return _get(command.words[1], command.json)
-    raise BardletError(f"data {' '.join(command.words)}: use `bardlet data`, or `bardlet data get NAME` with a name "
-                       "from its list")
+    if command.words[0] == "show" and len(command.words) > 1:
+        return _show(command.kind, command.words[1:], command.json)
+    raise BardletError(f"data {' '.join(command.words)}: use `bardlet data`, `bardlet data get NAME` with a name from "
+                       "its list, or `bardlet data show FILE`")
 
 
 def _table(as_json: bool) -> int:
@@ -84,4 +91,22 @@ def _get(name: str, as_json: bool) -> int:
         console.say_json({"name": name, "found": where})
     else:
         console.say(f"{name}: {where}")
+    return 0
+
+
+def _show(kind: Literal["text", "pairs", "conversations", "preferences"], files: Sequence[str], as_json: bool) -> int:
+    from bardlet.data.preview import preview
+
+    console.show_notices()
+    found = preview(kind, files)
+    if as_json:
+        console.say_json(asdict(found))
+        return 0
+    letters = "" if found.alphabet is None else f", {found.alphabet:,} different ones"
+    left_out = f"; {found.left_out:,} left out" if found.left_out else ""
+    console.say(f"{console.count(found.count, found.unit)}, {found.characters:,} characters{letters}{left_out}")
+    for number, parts in enumerate(found.first, 1):
+        console.say(f"\n{found.unit} {number}")
+        for name, text in parts:
+            console.say(f"{name}: {text}" if name else text)
     return 0

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import shlex
 import shutil
 import sys
@@ -16,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
-from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from bardlet.config.docs import docs, first_sentence
 from bardlet.config.paths import given
 from bardlet.config.settings import flag
 from bardlet.errors import BardletError
@@ -143,7 +141,7 @@ def build(kinds: Sequence[type], usage: Usage, hidden: Sequence[str] = (),
         kind, _ = settings[name]
         several = get_origin(_hints(kind)[name]) is tuple
         parser.add_argument(name, nargs="*" if several else "?", metavar=metavar, type=str,
-                            help=(docs(kind)[name] if everything else _first_sentence(docs(kind)[name])).rstrip("."))
+                            help=(docs(kind)[name] if everything else first_sentence(docs(kind)[name])).rstrip("."))
     for group in (*usage.groups, _rest(settings, usage)):
         section = parser.add_argument_group(group.title)
         for name in (*group.names, *group.more):
@@ -166,7 +164,7 @@ def _rest(settings: Iterable[str], usage: Usage) -> Group:
 def _add(section: Any, name: str, kind: type, each: Any, usage: Usage, everything: bool, shown: bool) -> None:
     """Add the flag of one setting to a parser or argument group."""
     hint, flag = _hints(kind)[name], "--" + name.replace("_", "-")
-    text = docs(kind)[name] if everything else _first_sentence(docs(kind)[name])
+    text = docs(kind)[name] if everything else first_sentence(docs(kind)[name])
     choices, notes = _choices(hint), []
     if choices and len(choices) < 6 and not text.startswith(choices[0]):
         notes.append(", ".join(choices))
@@ -209,27 +207,6 @@ def _description(usage: Usage) -> str:
     width = max(len(line) for line, _ in usage.examples)
     examples = "\n".join(f"  {line:{width}}  {purpose}".rstrip() for line, purpose in usage.examples)
     return f"{textwrap.fill(usage.about, _width())}\n\nexamples:\n{examples}"
-
-
-@cache
-def docs(kind: type) -> dict[str, str]:
-    """Return the docstring of each field of a dataclass, those of its bases included, on one line each."""
-    docstrings: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if base.__module__.startswith("bardlet") and "__annotations__" in vars(base):
-            [body] = [node.body for node in ast.parse(textwrap.dedent(inspect.getsource(base))).body
-                      if isinstance(node, ast.ClassDef)]
-            for line, below in pairwise(body):
-                if (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-                        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
-                    docstrings[line.target.id] = " ".join(str(below.value.value).split())
-    return docstrings
-
-
-def _first_sentence(text: str) -> str:
-    """Return a help text up to its first full stop or semicolon."""
-    ends = [text.find(mark) for mark in (". ", "; ") if mark in text]
-    return text[: min(ends)] if ends else text.rstrip(".")
 
 
 # ---------------------------------------------------------------------------------- types

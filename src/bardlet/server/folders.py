@@ -63,6 +63,11 @@ def context(folder: Path) -> int | None:
     return next((size for size in sizes if type(size) is int), None)
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Return True if a model says how to write a conversation for it."""
+    return (folder / "chat_template.jinja").is_file() or "chat_template" in _object(folder / "tokenizer_config.json")
+
+
 def created(folder: Path) -> int:
     """Return the time of the last change of a model's weights, in seconds since 1970."""
     for name in ("model.safetensors", "config.json", "run.toml"):

@@ -166,7 +166,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise BardletError(f"--port {port}: another program uses it; try --port {free_port(host, port)}") from None
+            raise BardletError(f"--port {port}: another program uses it, perhaps a `bardlet serve` that still runs; "
+                               f"try --port {free_port(host, port)}") from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise BardletError(f"--port {port}: this user may not use it; try --port {free_port(host, 8000)}") from None
         raise BardletError(f"--host {host}: not an address of this machine; use 127.0.0.1 for programs here, or "

@@ -29,13 +29,14 @@ class Error(Closed):
 
 
 class ModelCard(Closed):
-    """A model. max_model_len: the tokens of its context window."""
+    """A model. max_model_len: the tokens of its context window. has_chat_template: /v1/chat/completions takes it."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int | None
+    has_chat_template: bool
 
 
 class ModelList(Closed):

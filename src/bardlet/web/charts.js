@@ -35,11 +35,11 @@ export function range(values) {
 
 /**
  * A chart. `show({lines, levels, band})`: lines [{name, points: [[x, y], ...], kind}], levels [{name, value}], band
- * [low, high] with a name. label: what it shows, for a screen reader; the values are also in a table.
+ * [low, high] with a name, unit: of the values, above the axis. label: what it shows, for a screen reader; the values are also in a table.
  */
 export class LineChart {
-  constructor(label, { height = 280, unit = "" } = {}) {
-    Object.assign(this, { label, height, unit, data: { lines: [], levels: [], band: null }, at: null, width: 0 });
+  constructor(label, { height = 300 } = {}) {
+    Object.assign(this, { label, height, data: { lines: [], levels: [], band: null }, at: null, width: 0 });
     this.svg = draw("svg", { role: "img", tabindex: 0, "aria-label": label });
     this.legend = make("ul", { className: "legend" });
     this.readout = make("p", { className: "readout", attributes: { "aria-live": "polite" } });
@@ -51,7 +51,7 @@ export class LineChart {
   }
 
   show(data) {
-    this.data = { levels: [], band: null, ...data };
+    this.data = { levels: [], band: null, unit: "", ...data };
     this.render();
   }
 
@@ -64,7 +64,7 @@ export class LineChart {
     this.width = this.element.clientWidth;
     if (!this.width) return;
     const { width, height } = this, { lines, levels, band } = this.data;
-    const left = 52, right = 12, top = 10, bottom = 28;
+    const left = 52, right = 12, top = 26, bottom = 44;
     const all = lines.flatMap(({ points }) => points);
     const last = Math.max(1, this.data.end ?? 0, ...all.map(([x]) => x));
     const [low, high] = range([...all.map(([, y]) => y), ...levels.map(({ value }) => value), ...(band?.values ?? [])]);
@@ -77,8 +77,10 @@ export class LineChart {
         draw("text", { class: "tick", x: left - 6, y: this.y(value) + 4, "text-anchor": "end" }, String(value)));
     }
     for (const step of ticks(0, last, Math.max(2, Math.floor(width / 110)))) {
-      parts.push(draw("text", { class: "tick", x: Math.min(this.x(step), width - right - 8), y: height - 8, "text-anchor": "middle" }, short(step)));
+      parts.push(draw("text", { class: "tick", x: Math.min(this.x(step), width - right - 8), y: height - 26, "text-anchor": "middle" }, short(step)));
     }
+    parts.push(draw("text", { class: "title", x: 4, y: 13 }, this.data.unit),
+      draw("text", { class: "title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "step"));
     if (band) {
       const [from, to] = band.values;
       parts.push(draw("rect", { class: "band", x: left, width: width - left - right, y: this.y(to), height: Math.max(1, this.y(from) - this.y(to)) }));
@@ -141,6 +143,6 @@ export class LineChart {
       const value = points.findLast(([x]) => x <= step);
       return value ? [`${name} ${value[1].toFixed(4)}`] : [];
     });
-    this.readout.textContent = `step ${step.toLocaleString("en")}: ${values.join(", ")}${this.unit ? ` ${this.unit}` : ""}`;
+    this.readout.textContent = `step ${step.toLocaleString("en")}: ${values.join(", ")}${this.data.unit ? ` ${this.data.unit}` : ""}`;
   }
 }

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from bardlet.server.errors import Refusal
-from bardlet.server.studio.commands import CORPORA, Training
+from bardlet.server.studio.commands import CORPORA, Selection, Training
 from bardlet.server.studio.studio import Format, Studio
 from bardlet.server.validation import Route
 
@@ -46,6 +46,12 @@ async def files(request: Request) -> dict[str, Any]:
 async def upload(request: Request, name: Name = "text.txt") -> dict[str, Any]:
     """Store the body of the request as a file."""
     return asdict(await studio_of(request).files.receive(name, request.stream()))
+
+
+@router.post("/previews")
+async def preview(form: Selection, request: Request) -> dict[str, Any]:
+    """Return what a training would read from files."""
+    return await studio_of(request).preview(form)
 
 
 @router.post("/plans")

@@ -23,13 +23,18 @@ SAMPLE_TOKENS = 200
 Finite = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 
 
-class Training(BaseModel):
-    """A form. files: ids of stored files, or names of corpora. base: the model to start from, for the later stages."""
+class Selection(BaseModel):
+    """Texts of one kind. files: ids of stored files, or names of corpora."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     kind: Literal["text", "pairs", "conversations", "preferences"] = "text"
     files: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=50)]
+
+
+class Training(Selection):
+    """A form. base: the model to start from, for the later stages."""
+
     minutes: Finite | None = None
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     base: Annotated[str, Field(max_length=500)] | None = None
@@ -40,13 +45,18 @@ class Training(BaseModel):
     name: Annotated[str, Field(max_length=80)] | None = None
 
 
+def file_names(form: Selection, path: Callable[[str], str]) -> list[str]:
+    """Return the files of a form as a command names them. path: returns the path of a stored file."""
+    return [name if name in CORPORA else path(name) for name in form.files]
+
+
 def arguments(form: Training, path: Callable[[str], str], model: Callable[[str], str]) -> list[str]:
     """Return the command line of a form, without `bardlet` and --out.
 
     Args:
         path: returns the path of a stored file. model: returns the folder of a model.
     """
-    names = [name if name in CORPORA else path(name) for name in form.files]
+    names = file_names(form, path)
     if form.kind == "text":
         words = ["train", *names, *(("--init", model(form.base)) if form.base else ())]
         words += [*_flag("tokenizer", form, "auto"), *_flag("model", form, "qwen3")] if not form.base else []

@@ -13,11 +13,13 @@ from threading import Lock
 from typing import Any
 
 from bardlet.api import runs as summaries
+from bardlet.config.docs import docs, first_sentence
+from bardlet.config.stages import config_class
 from bardlet.config.toml import record_in, settings_in
 from bardlet.errors import BardletError
 from bardlet.planning import scaling_law
 from bardlet.run import samples
-from bardlet.run.record import checked
+from bardlet.run.record import Record, checked
 from bardlet.server.errors import Refusal
 from bardlet.server.studio.curves import Curve
 
@@ -105,14 +107,18 @@ class Runs:
             "reads_like": scaling_law.reads_like(best / characters, bigram) if best and characters else ""}
 
     def details(self, name: str) -> dict[str, Any]:
-        """Return the settings and the record of a run, without paths."""
+        """Return the settings and the record of a run, without paths, and what they mean."""
         folder = self.folder(name)
         settings = {key: value for key, value in settings_in(folder / "run.toml").items() if key != "replans"}
+        kinds: tuple[type, ...] = (Record, config_class(settings))
+        meanings = {key: first_sentence(text).partition(" (default")[0]
+                    for kind in kinds for key, text in docs(kind).items()}
         for key in ("text", "init", "source", "target", "replay_text"):
             if value := settings.get(key):
                 settings[key] = os.path.basename(value) if isinstance(value, str) else [
                     os.path.basename(str(each)) for each in value]
-        return {"run": self.row(folder), "settings": settings, "record": self._record(folder)}
+        return {"run": self.row(folder), "settings": settings, "record": self._record(folder),
+                "meanings": meanings}
 
     def samples(self, folder: Path) -> list[dict[str, Any]]:
         """Return the samples that a run wrote at its evaluations, as [{step, text}]; the last 50."""

@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from bardlet.server.errors import Refusal
+from bardlet.server.errors import Refusal, public_message
 from bardlet.server.studio import processes
-from bardlet.server.studio.commands import Training, arguments, run_name, shown
+from bardlet.server.studio.commands import Selection, Training, arguments, file_names, run_name, shown
 from bardlet.server.studio.files import Files
 from bardlet.server.studio.jobs import Job, Jobs
 from bardlet.server.studio.runs import Runs
 
 Format = Literal["folder", "gguf", "html", "onnx"]
-PLAN_SECONDS, DOCTOR_SECONDS, EXPORT_SECONDS = 300, 120, 600
+PREVIEW_SECONDS, PLAN_SECONDS, DOCTOR_SECONDS, EXPORT_SECONDS = 120, 300, 120, 600
 LEFT_OUT = ("checkpoints", ".lock", ".holder")
 """Parts of a run folder that a download leaves out: checkpoints are most of it, and only `resume` needs them."""
 
@@ -37,6 +37,15 @@ class Studio:
         self._one_plan = asyncio.Lock()
 
     # ---------------------------------------------------------------- training
+
+    async def preview(self, form: Selection) -> dict[str, Any]:
+        """Return what a training would read from files, and the notices about what it leaves out."""
+        words = ["data", "show", *await asyncio.to_thread(file_names, form, self._file), "--kind", form.kind]
+        output = await processes.run(words, self.directory, PREVIEW_SECONDS, self._folders)
+        inside = self._shown(self.hidden / "files") + os.sep
+        notes = [public_message(ValueError(note.removeprefix("note: ").replace(inside, "")), self._folders)
+                 for note in output.notes]
+        return {"command": shown(words), "notes": notes, **output.value}
 
     async def plan(self, form: Training) -> dict[str, Any]:
         """Return the plan of a form: lines of text, reasons, forecast, and the command line."""
@@ -61,11 +70,14 @@ class Studio:
 
     def _named(self, form: Training) -> list[str]:
         """Return the command line of a form; it ends with the run folder."""
-        words = arguments(form, lambda name: self._shown(self.files.path(name)),
-                          lambda name: self._shown(self.runs.folder(name)))
+        words = arguments(form, self._file, lambda name: self._shown(self.runs.folder(name)))
         waiting = {job.run for job in self.jobs.all() if job.state in ("waiting", "running")}
         name = run_name(form, lambda name: self.runs.exists(name) or name in waiting)
         return [*words, "--out", self._shown(self.root / name)]
+
+    def _file(self, name: str) -> str:
+        """Return the path of a stored file, for a command line."""
+        return self._shown(self.files.path(name))
 
     @property
     def _folders(self) -> tuple[str, ...]:

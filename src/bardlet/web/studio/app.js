@@ -94,14 +94,18 @@ class App {
     setTimeout(leave, action ? 20_000 : 8_000);
   }
 
-  /** Put the models of the server into menus, and choose `name` in the first one. Return their names, if they came. */
-  chooseModel(menus, name) {
+  /**
+   * Put the models of the server into menus, and choose `name` in the first one. Return the models, if they came.
+   * suits: says which of them come first.
+   */
+  chooseModel(menus, name, suits = () => true) {
     return this.try(async () => {
-      const { data } = await get("/v1/models"), names = data.map(({ id }) => id);
+      const { data } = await get("/v1/models"), models = [...data.filter(suits), ...data.filter((model) => !suits(model))];
+      const names = models.map(({ id }) => id);
       for (const each of menus) fill(each, names.map((model) => [model, plain(model)]));
       if (name && names.includes(name)) menus[0].value = name;
       this.models = names;
-      return names;
+      return models;
     });
   }
 }

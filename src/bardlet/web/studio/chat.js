@@ -1,7 +1,7 @@
 // The tab Chat: a conversation with a model. It stays in this browser and is sent to the server with each message.
 
 import { stream } from "./api.js";
-import { button, command, field, make, menu, quoted } from "./parts.js";
+import { WRITING, button, command, field, hint, make, menu, quoted } from "./parts.js";
 
 const UNTAUGHT = "This model never learned to answer. In the tab Train, give it conversations: More settings, "
   + "\u201cconversations: answer like them\u201d, and start from this model. Or let it go on with a text in the tab Write.";
@@ -20,7 +20,7 @@ function stored() {
 
 export class Tab {
   constructor(app) {
-    Object.assign(this, { app, abort: null, ...stored() });
+    Object.assign(this, { app, abort: null, taught: new Set(), ...stored() });
     this.model = menu([], "");
     this.instructions = make("textarea", { rows: 2, value: this.system, attributes: { dir: "auto" },
       on: { input: () => { this.system = this.instructions.value; this.keep(); } } });
@@ -38,10 +38,11 @@ export class Tab {
         if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
       } } }, field("Message", this.input, "Enter sends, Shift+Enter begins a line."),
     make("div", { className: "row" }, make("button", { type: "submit", textContent: "Send" }), this.stopButton));
+    this.untaught = make("p", { className: "note", hidden: true, textContent: UNTAUGHT, attributes: { role: "status" } });
     this.commands = make("details", {}, make("summary", { textContent: "Do the same elsewhere" }));
     this.element = make("div", { className: "columns" },
-      make("div", { className: "card" }, field("Model", this.model), field("Instructions (system prompt)", this.instructions),
-        make("div", { className: "settings" }, field("Temperature", this.temperature), field("Length in tokens", this.length), field("Seed", this.seed)),
+      make("div", { className: "card" }, field("Model", this.model), this.untaught, field("Instructions (system prompt)", this.instructions),
+        make("div", { className: "settings" }, field("Temperature", this.temperature), field("Length in tokens", this.length), field("Seed", this.seed)), hint(WRITING),
         make("div", { className: "row" }, button("New conversation", () => this.clear())),
         make("p", { className: "hint", textContent: "The conversation stays in this browser." }), this.commands),
       make("div", { className: "card" }, this.talk, this.spoken, this.status, form));
@@ -50,8 +51,9 @@ export class Tab {
   }
 
   async show(name) {
-    const models = await this.app.chooseModel([this.model], name);
+    const models = await this.app.chooseModel([this.model], name, ({ has_chat_template: taught }) => taught);
     if (!models) return;
+    this.taught = new Set(models.filter(({ has_chat_template: taught }) => taught).map(({ id }) => id));
     if (!models.length) this.status.textContent = "There are no models yet: train one, then teach it conversations in the tab Train.";
     this.showCommands();
   }
@@ -149,6 +151,7 @@ export class Tab {
   }
 
   showCommands() {
+    this.untaught.hidden = !this.model.value || this.taught.has(this.model.value);
     const folder = `runs/${this.model.value}`;
     this.commands.replaceChildren(this.commands.firstChild, command(`bardlet chat ${quoted(folder)}`, "the command of bardlet"),
       command(`openai.OpenAI(base_url="${location.origin}/v1", api_key=os.environ["BARDLET_API_KEY"]).chat.completions.create(model=${JSON.stringify(this.model.value)}, messages=[{"role": "user", "content": "Hello"}])`, "the Python code"));

@@ -3,12 +3,11 @@
 
 import { attention, TokenList } from "../views.js";
 import { post } from "./api.js";
-import { button, command, field, loss, make, menu, percent, plain, quoted, visible } from "./parts.js";
+import { button, command, field, hint, loss, make, menu, percent, plain, quoted, visible } from "./parts.js";
 
 const RUNG = /(^|\/)seed-\d+(-\d+)?$/u; // the name of a rung's run, see ladder/run.py
 const PATIENCE = 250; // milliseconds that a token stays selected before its neighbors are asked for
 
-const hint = (textContent) => make("p", { className: "hint", textContent });
 const heading = (textContent) => make("h3", { textContent });
 
 /** A token's name, for a sentence. */

@@ -4,13 +4,20 @@ import { make } from "../views.js";
 
 export { make, percent, plain, visible } from "../views.js";
 
-/** A labelled control. hint: a sentence under it. */
-export function field(label, control, hint = "") {
+/** A labelled control. text: a sentence under it. */
+export function field(label, control, text = "") {
   control.id ||= `field-${field.count = (field.count ?? 0) + 1}`;
-  const note = hint && make("small", { id: `${control.id}-hint`, className: "hint", textContent: hint });
-  if (hint) control.setAttribute("aria-describedby", note.id);
+  const note = text && make("small", { id: `${control.id}-hint`, className: "hint", textContent: text });
+  if (text) control.setAttribute("aria-describedby", note.id);
   return make("div", { className: "field" }, make("label", { htmlFor: control.id, textContent: label }), control, note || null);
 }
+
+/** An explanation. */
+export const hint = (textContent) => make("p", { className: "hint", textContent });
+
+export const WRITING = "A token is the piece of text that a model reads and writes at a time: a character, or a part of a word. "
+  + "Temperature: 0 always takes the likeliest token, 1 takes each as often as the model expects it, more is bolder. The same seed "
+  + "gives the same text.";
 
 /** A button. */
 export const button = (textContent, click, options = {}) => make("button", { type: "button", textContent,

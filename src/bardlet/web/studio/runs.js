@@ -128,15 +128,17 @@ export class Tab {
       ...FORMATS.map(([format, textContent]) => make("a", { textContent, className: "button",
         href: `/studio/download?${new URLSearchParams({ run: name, format })}`, download: "",
         on: { click: () => app.say("Your browser saves the file as soon as it is made.") } }))),
-    command(`bardlet sample ${quoted(run.folder)}`), check, health, settings);
+    check, health, settings, commandsOf(run));
     this.below.replaceChildren(view.element);
     await app.try(() => view.update());
   }
 
   async showSettings(name, place) {
-    const { settings, record } = await get("/studio/details", { run: name });
-    const rows = [...Object.entries(settings), ...Object.entries(record).filter(([, value]) => typeof value !== "object")];
-    place.replaceChildren(place.firstChild, table("Settings and results", ["", ""], rows.map(([key, value]) => [key, written(value)])));
+    const { settings, record, meanings } = await get("/studio/details", { run: name });
+    const rows = (values) => Object.entries(values).filter(([, value]) => value === null || Array.isArray(value) || typeof value !== "object")
+      .map(([key, value]) => [key, written(value), meanings[key] ?? ""]);
+    place.replaceChildren(place.firstChild, table("Settings", ["setting", "value", "meaning"], rows(settings)),
+      table("Results", ["result", "value", "meaning"], rows(record)));
   }
 
   // ---------------------------------------------------------------- several
@@ -145,7 +147,7 @@ export class Tab {
     const [parts, all] = await Promise.all([
       Promise.all(names.map((run) => get("/studio/progress", { run }))),
       Promise.all(names.slice(0, 8).map((run) => get("/studio/details", { run })))]);
-    const chart = new LineChart("Held-out losses", { unit: "nats" });
+    const chart = new LineChart("Held-out losses");
     const card = make("section", { className: "card" }, make("h2", { textContent: "Held-out losses" }), chart.element);
     if (new Set(parts.map(({ unit }) => unit)).size > 1) card.append(make("p", { className: "note",
       textContent: "Some are in nats per character and some in nats per token: they are not comparable." }));
@@ -160,7 +162,7 @@ export class Tab {
       ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],
       ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]].filter(([, ...cells]) => cells.some(Boolean))));
     this.below.replaceChildren(card);
-    chart.show({ lines: parts.map((each) => ({ ...linesOf(each)[1], name: plain(each.run.name) })) });
+    chart.show({ unit: `nats per ${[...new Set(parts.map(({ unit }) => unit))].join(" or ")}`, lines: parts.map((each) => ({ ...linesOf(each)[1], name: plain(each.run.name) })) });
   }
 
   // ---------------------------------------------------------------- deleting
@@ -187,6 +189,15 @@ export class Tab {
       textContent: `Deleted in the last week: ${deleted.length}` }), make("ul", {}, ...deleted.map((kept) => make("li", { className: "row" },
       make("span", { textContent: plain(kept.split("~").slice(1).join("/")) }), button("Bring back", () => this.restore(kept))))))] : []));
   }
+}
+
+/** What can be done with a run, as command lines. */
+function commandsOf({ folder, state }) {
+  const name = quoted(folder), lines = { "write a text": `sample ${name}`, ...(state === "stopped" ? { "go on": `resume ${name}` } : {}),
+    "check its health": `doctor ${name}`, "make a GGUF file": `export ${name} --to gguf --out ${quoted(`${folder.split("/").at(-1)}.gguf`)}`,
+    "make an HTML page": `export ${name} --to html --out ${quoted(`${folder.split("/").at(-1)}.html`)}`, "delete it": `runs ${name} --delete` };
+  return make("details", {}, make("summary", { textContent: "Do the same in a terminal" }), ...Object.entries(lines).map(
+    ([purpose, line]) => command(`bardlet ${line}`, `the command: ${purpose}`)));
 }
 
 const written = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));

@@ -1,7 +1,7 @@
 // The tab Train: a text goes in, minutes are chosen, the plan is shown; then it trains before your eyes.
 
 import { Failure, get, post, upload } from "./api.js";
-import { button, bytes, command, every, field, fill, make, menu, plain } from "./parts.js";
+import { button, bytes, command, count, every, field, fill, hint, make, menu, plain } from "./parts.js";
 import { Progress, uses } from "./training.js";
 
 const KINDS = [["text", "a text: write like it"], ["pairs", "sentences and their translations"],
@@ -10,6 +10,11 @@ const STATES = { waiting: "waiting", running: "training", done: "finished", fail
 /** Ended jobs that are listed below the newest. */
 const EARLIER = 5;
 const MINUTES = [1, 3, 10, 30, 60];
+/** What to expect of a text with at most so many characters. */
+const LENGTHS = [[30_000, "A few pages: the model will get their sound and layout, with many invented words. One minute is enough."],
+  [300_000, "As long as a story: most words will be real. A few minutes are enough."],
+  [3_000_000, "As long as a book or two: real words and names, in sentences that mean little. Give it ten minutes."],
+  [Infinity, "A shelf of books: sentences, if you give it an hour or more."]];
 
 export class Tab {
   constructor(app) {
@@ -47,9 +52,10 @@ export class Tab {
     this.known = menu([["", "Choose ..."]], "", () => { if (this.known.value) this.add(this.known.value); this.known.value = ""; });
     this.chosen = make("ul", { className: "files", attributes: { "aria-label": "Chosen texts" } });
     this.progress = make("p", { className: "status", attributes: { role: "status" } });
+    this.reading = make("section", { attributes: { "aria-live": "polite", "aria-label": "What was read" } });
     this.minutes = make("input", { type: "number", min: 0.2, max: 100000, step: "any", value: 3 });
     const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; })));
-    this.kind = menu(KINDS, "text", () => this.adapt());
+    this.kind = menu(KINDS, "text", () => { this.adapt(); this.preview(); });
     this.base = menu([["", "a new model"]], "");
     this.baseField = field("Start from", this.base);
     this.name = make("input", { maxLength: 80, placeholder: "from the text", autocomplete: "off", spellcheck: false });
@@ -62,10 +68,12 @@ export class Tab {
       make("h2", { textContent: "What should it learn from?" }), drop,
       make("details", {}, make("summary", { textContent: "Paste a text, or take one that is there" }),
         field("Text", this.pasted), paste, field("Texts on this machine", this.known)),
-      this.progress, this.chosen,
+      this.progress, this.chosen, this.reading,
       make("h2", { textContent: "How long may it take?" }), field("Minutes", this.minutes), chips,
       make("details", {}, make("summary", { textContent: "More settings" }), field("This is", this.kind), this.baseField,
-        field("Name of the run", this.name), field("Tokens", this.tokenizer), field("Model", this.model), field("Seed", this.seed)),
+        field("Name of the run", this.name), field("Tokenizer", this.tokenizer, "The pieces of text that the model reads and writes at a time."),
+        field("Architecture", this.model, "qwen3 is today\u2019s design and learns more in the same time; gpt2 is the lecture\u2019s."),
+        field("Seed", this.seed, "The same seed gives the same model.")),
       make("div", { className: "row" }, make("button", { type: "submit", textContent: "Train" }), this.planButton), this.planCard);
     this.adapt();
   }
@@ -131,8 +139,31 @@ export class Tab {
     this.chosen.replaceChildren(...this.files.map(({ id, file }) => make("li", {}, make("div", { className: "row" },
       make("strong", { textContent: plain(id) }), make("span", { className: "hint", textContent: file ? bytes(file.bytes) : "a named text" }),
       button("Remove", () => { this.files = this.files.filter((each) => each.id !== id); this.showFiles(); this.chooser.focus(); },
-        { attributes: { "aria-label": `Remove ${plain(id)}` } })),
-    file && make("p", { className: "preview", textContent: file.preview.slice(0, 300), attributes: { dir: "auto" } }))));
+        { attributes: { "aria-label": `Remove ${plain(id)}` } })))));
+    this.preview();
+  }
+
+  /** Show what a training would read from the chosen texts, and what it leaves out. */
+  async preview() {
+    this.previewing?.abort();
+    const mine = this.previewing = new AbortController(), files = this.files.map(({ id }) => id), kind = this.kind.value;
+    if (!files.length) return this.reading.replaceChildren();
+    if (kind === "pairs" && files.length < 2) {
+      return this.reading.replaceChildren(hint("Now choose the second file: the translation of each line."));
+    }
+    const said = hint("Reading ...");
+    this.reading.replaceChildren(said);
+    const found = await this.app.try(() => post("/studio/previews", { kind, files }, { signal: mine.signal }), said);
+    if (!found || this.previewing !== mine) return;
+    const { unit, count: number, left_out: left, characters, alphabet, first, notes } = found;
+    this.reading.replaceChildren(make("p", { textContent: `${count(number)} ${unit}${number === 1 ? "" : "s"}, ${count(characters)} characters`
+      + `${alphabet ? `, ${count(alphabet)} different ones` : ""}${left ? `; ${count(left)} left out` : ""}.` }),
+    kind === "text" ? hint(LENGTHS.find(([most]) => characters <= most)[1]) : "",
+    ...notes.map((note) => make("p", { className: "note", textContent: note })),
+    make("div", { className: "preview", tabIndex: 0, attributes: { role: "region", "aria-label": "Beginning" } }, ...first.map((parts) =>
+      make("dl", {}, ...parts.flatMap(([name, text]) => [name ? make("dt", { textContent: name }) : "",
+        make("dd", { textContent: text, attributes: { dir: "auto" } })])))),
+    make("details", {}, make("summary", { textContent: "Do the same in a terminal" }), command(found.command)));
   }
 
   /** The form as the server wants it. */

@@ -15,7 +15,7 @@ export function linesOf(progress, prefix = "") {
 export function chartOf(progress) {
   const characters = progress.unit === "character";
   return {
-    lines: linesOf(progress), end: progress.planned,
+    lines: linesOf(progress), unit: `nats per ${progress.unit}`, end: progress.planned,
     levels: characters && progress.bigram ? [{ name: "counting letter pairs (bigram)", value: progress.bigram }] : [],
     band: characters && progress.band ? { name: "forecast", values: progress.band } : null,
   };
@@ -27,25 +27,36 @@ function secondsLeft({ last, planned, step, minutes, now }, started) {
   return last.seconds && last.step ? (planned - step) * last.seconds / last.step : NaN;
 }
 
+const MEANINGS = [
+  ["Loss", "How surprised the model is by the next character or token, on average. 0 would be a perfect guess; lower is better. "
+    + "It is measured in nats: a loss of 0.69 means that the model is as unsure as before a coin toss."],
+  ["Training, held-out", "The loss on the text it learns from, and on a tenth that it never sees. While both fall, it learns. When "
+    + "only the first one falls, it learns by heart."],
+  ["Counting letter pairs", "The loss of a table that knows only which letter follows which: the lecture\u2019s first model, the bigram."],
+  ["Forecast", "Where the held-out loss should end, from measurements of the text and of this machine."],
+  ["Step", "The model reads a batch of the text, and is corrected once."]];
+
 export class Progress {
   /** name: of the run. actions: elements beside its name. started: when its job started, if it is known. */
   constructor(name, actions = [], started = null) {
     Object.assign(this, { name, started });
-    this.chart = new LineChart(`Losses of ${plain(name)}`, { unit: "nats" });
+    this.chart = new LineChart(`Losses of ${plain(name)}`);
     this.chart.element.hidden = true; // until there is a point
     this.facts = make("p", { className: "facts" });
     this.words = make("p", { className: "reads" });
     this.meter = make("progress", { max: 1, value: 0, attributes: { "aria-label": "Share of the steps" } });
     this.samples = make("div", { className: "samples" });
+    this.glossary = make("details", { hidden: true }, make("summary", { textContent: "What do these figures mean?" }),
+      make("dl", {}, ...MEANINGS.flatMap(([word, meaning]) => [make("dt", { textContent: word }), make("dd", { textContent: meaning })])));
     this.element = make("article", { className: "card" }, make("div", { className: "row" },
-      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.facts, this.words, this.chart.element, this.samples);
+      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.facts, this.words, this.chart.element, this.glossary, this.samples);
   }
 
   /** Fetch what is new, and show it. Return the progress. */
   async update() {
     const news = await get("/studio/progress", { run: this.name, version: this.now?.version });
     this.now = { ...news, points: news.points ?? this.now?.points };
-    this.chart.element.hidden = !Object.values(this.now.points ?? {}).some((points) => points.length);
+    this.glossary.hidden = this.chart.element.hidden = !Object.values(this.now.points ?? {}).some((points) => points.length);
     if (news.points) this.chart.show(chartOf(this.now));
     this.describe();
     return this.now;

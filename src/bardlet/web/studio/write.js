@@ -2,9 +2,10 @@
 
 import { TokenList } from "../views.js";
 import { stream } from "./api.js";
-import { button, command, field, make, menu, percent, plain, quoted, visible } from "./parts.js";
+import { WRITING, button, command, field, hint, make, menu, percent, plain, quoted, visible } from "./parts.js";
 
 const LIKELIEST = 10;
+const CHOOSING = "Top-k: the model chooses among so many of the likeliest tokens. The color of a written token says how unlikely it was.";
 /** The names of tokens that are no text of their own: a part of a character, or an id that the tokenizer lacks. */
 const NO_TEXT = /^(bytes:\\x|token_id:)/;
 
@@ -118,6 +119,7 @@ export class Tab {
     field("Beginning of a text", this.prompt), this.first.element,
     make("label", { className: "check" }, this.both, " Compare with a second writer"), this.second.element,
     make("div", { className: "settings" }, field("Length in tokens", this.length), field("Seed", this.seed)),
+    make("details", {}, make("summary", { textContent: "What do these settings do?" }), hint(WRITING), hint(CHOOSING)),
     make("div", { className: "row" }, this.go, another, this.stopButton));
     this.output = make("div", { className: "drafts" });
     this.selected = make("p", { className: "selected", attributes: { "aria-live": "polite" } });
