@@ -61,7 +61,7 @@ class FeedFoward(nn.Module):
         return self.net(x)
 
 class Block(nn.Module):
-    """ communication followed by computation """
+    """ the two parts stacked, repeat as often as you like """
 
     def __init__(self, n_embd, n_head):
         super().__init__()

@@ -59,7 +59,7 @@ class RotaryAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """norm -> attention -> norm -> swiglu"""
+    """one layer, bias-free like in llama"""
 
     def __init__(self, args: Args):
         super().__init__()

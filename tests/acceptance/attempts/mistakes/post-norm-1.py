@@ -64,7 +64,7 @@ class FeedFoward(nn.Module):
 
 
 class Block(nn.Module):
-    """ "add & norm", as in the figure of the paper """
+    """ one layer: two sublayers, each with its own LayerNorm """
 
     def __init__(self, n_embd, n_head):
         super().__init__()

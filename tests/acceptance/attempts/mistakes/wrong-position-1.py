@@ -6,7 +6,7 @@ torch.manual_seed(1337)
 
 
 class BigramLanguageModel(nn.Module):
-    """Reads off the logits for the next token from a lookup table."""
+    """A table of scores: which character comes after which."""
 
     def __init__(self, vocab_size):
         super().__init__()
