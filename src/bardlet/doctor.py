@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from bardlet import __version__, console
+from bardlet.config.finetuning import RolloutConfig
 from bardlet.config.settings import Settings
 from bardlet.data import bitext, named
 from bardlet.errors import BardletError, Unsupported, one_line, quoted
 from bardlet.planning import memory
-from bardlet.run import checkpoint, diagnosis, foreign, hf, lock, metrics
+from bardlet.run import checkpoint, diagnosis, foreign, hf, lock, metrics, rollout_diagnosis
 from bardlet.run import folder as run_folder
 from bardlet.run.diagnosis import Finding, damaged, ok, warning
 from bardlet.runtime import atomic, compiler, contention, distributed, manifest
@@ -173,7 +174,11 @@ def health(run: Path) -> Iterator[Finding]:
     try:
         lines = metrics.read_metrics(run)
         yield from _lines(run / "metrics.jsonl", len(lines))
-        yield from diagnosis.of_run(lines, config, steps, record)
+        if isinstance(config, RolloutConfig):
+            yield from rollout_diagnosis.of_loss(lines)
+            yield from rollout_diagnosis.of_rollouts(lines, config, steps, record)
+        else:
+            yield from diagnosis.of_run(lines, config, steps, record)
     except BardletError as error:
         yield damaged("metrics", str(error))
     holder = None

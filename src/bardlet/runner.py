@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from bardlet import console, tokenizer
-from bardlet.config.finetuning import is_command
+from bardlet.config.finetuning import RolloutConfig, is_command
 from bardlet.config.paths import given_reward
 from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import Settings
 from bardlet.errors import BardletError, quoted
 from bardlet.inference.generate import eval_mode
 from bardlet.planning import clock, compilation
-from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, samples, trackers
+from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, rollout_diagnosis, samples, trackers
 from bardlet.run import folder as run_folder
 from bardlet.runtime import atomic, contention, distributed, heartbeat
 from bardlet.runtime.compiler import eager
@@ -340,10 +340,13 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
 
         def on_step(line: dict[str, Any]) -> None:
             watch(line)
-            if trainer.config.sample_tokens and trainer.state.evaluated == line["step"]:
+            shown = getattr(trainer.config, "watch", False)
+            if (trainer.config.sample_tokens or shown) and trainer.state.evaluated == line["step"]:
                 with eager(trainer.model), eval_mode(trainer.model):
                     text = stage.sample(trainer, trainer.config.sample_tokens)
                 samples.append(trainer.run, line["step"], text)
+                if shown:
+                    console.say(f"\nafter step {line['step']:,}\n\n{text}\n")
             if line["step"] % max(1, trainer.state.steps // diagnosis.CHECKS) == 0 or line["step"] == line["steps"]:
                 _diagnose(trainer, stage, reported)
             if active_trackers and line["step"] % trainer.config.log_every == 0:
@@ -374,15 +377,16 @@ def _seconds_spent(state: State, started: float) -> None:
 
 
 def _diagnose(trainer: Trainer, stage: AnyStage, reported: dict[str, int]) -> None:
-    """Log the findings about the losses, each once, and a refutation of overfitting. Losses of reinforcement learning
-    show nothing.
+    """Log the findings about the losses or the rollouts, each once, and a refutation of overfitting.
 
     reported: the step of each finding so far, by its subject.
     """
-    if not stage.loss_is_telling:
-        return
-    lines, record = metrics.read_metrics(trainer.run), trainer.record.mapping()
-    for finding in diagnosis.of_losses(lines, trainer.config, trainer.state.steps, record):
+    lines, record, config = metrics.read_metrics(trainer.run), trainer.record.mapping(), trainer.config
+    if isinstance(config, RolloutConfig):
+        findings = rollout_diagnosis.of_rollouts(lines, config, trainer.state.steps, record)
+    else:
+        findings = diagnosis.of_losses(lines, config, trainer.state.steps, record)
+    for finding in findings:
         if finding.about not in reported:
             reported[finding.about] = trainer.state.step
             log.warning(finding.message)

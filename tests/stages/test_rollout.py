@@ -107,6 +107,19 @@ def test_rollout_statistics() -> None:
     assert (stats.reward, stats.tokens, stats.ended, stats.different) == (0.5, 1.5, 0.5, 1.0)
     assert stats.distinct == distinct_ngrams(["a b a b", "a b"], 2) == 0.5  # ab ba ab, ab
     assert distinct_ngrams(["a", ""], 2) == 0
+    assert (stats.deviation, stats.accuracy) == (0.5, None)
+    assert rollout.rollout_stats(sampled, np.array([1.0, 0.0]), group=2).deviation == 0.5
+    questions = [Question([], answer) for answer in ("a b a b", "c")]
+    known = rollout.Rollout(questions, completions, torch.zeros_like(target), target)
+    assert rollout.rollout_stats(known, np.array([1.0, 1.0])).accuracy == 0.5
+
+
+def test_only_rewards_of_the_same_prompt_are_compared_in_a_group() -> None:
+    target = torch.tensor([[5]] * 4)
+    sampled = rollout.Rollout([], [Completion("a", True)] * 4, torch.zeros_like(target), target)
+    rewards = np.array([1.0, 1.0, 0.0, 0.0], np.float32)
+    assert rollout.rollout_stats(sampled, rewards).deviation == 0.5
+    assert rollout.rollout_stats(sampled, rewards, group=2).deviation == 0.0
 
 
 def test_an_epoch_has_each_prompt_once() -> None:

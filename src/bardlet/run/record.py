@@ -226,6 +226,12 @@ class RolloutsRecord(Record):
     reward_mean: Auto[float] = AUTO
     """Mean of the scorer's raw rewards for the base model's completions."""
     reward_deviation: Auto[float] = AUTO
+    ended_before: float | None = None
+    """Of the base model's completions: the share that end on their own,"""
+    answer_length_before: float | None = None
+    """their tokens,"""
+    accuracy_before: float | None = None
+    """and the share that equal the reference answer; None without references."""
     reward_before: Auto[float] = AUTO
     """Mean reward of the completions for held-out prompts."""
     reward_after: Auto[float] = AUTO

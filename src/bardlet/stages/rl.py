@@ -7,16 +7,17 @@ A rollout is sampled when a step first asks for one of its batches. The referenc
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from bardlet.config.finetuning import EXACT, RolloutConfig
+from bardlet.config.finetuning import RolloutConfig
 from bardlet.data import prompts, records
 from bardlet.data.batch import Batch
 from bardlet.data.prompts import PromptDataset, Prompts
@@ -26,9 +27,9 @@ from bardlet.run import card, hf, hub, plots
 from bardlet.run.record import RolloutsRecord
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rewards
+from bardlet.stages.actor import Actor
 from bardlet.stages.base import FineTuning, check_base
-from bardlet.stages.rewards import Scorer
-from bardlet.stages.rollout import Rollout, log_probability, rollout_stats, sample_rollout
+from bardlet.stages.rollout import rollout_stats
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
@@ -37,14 +38,12 @@ log = logging.getLogger("bardlet")
 
 ROLLOUTS = 100
 """Default number of rollouts, without --steps and --minutes."""
-MISSING_EOS_PENALTY = 1.0
-"""Penalty for a completion without a stop token, in standard deviations of the reward; with a reward model only."""
 LOW_DIVERSITY = 1e-6
 """Rewards count as equal if their standard deviation is at most this fraction of max(1, |mean|)."""
 EVAL_PROMPTS = 256
 """Held-out prompts of an evaluation, at most, evenly spread."""
-SAMPLES = 4
-"""Held-out prompts in the sample of a finished run."""
+SAMPLES, WATCHED = 4, 5
+"""Held-out prompts in the sample of a finished run, and in those of its evaluations."""
 
 C = TypeVar("C", bound=RolloutConfig)
 
@@ -186,19 +185,22 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
         train, validation = self.parts()
 
         def before() -> np.ndarray:
-            train_A, validation_A = (
-                self.actor.evaluate_policy(part.evenly_spread(EVAL_PROMPTS), temperature)[1]
+            (rollout, train_A), (_, validation_A) = (
+                self.actor.evaluate_policy(part.evenly_spread(EVAL_PROMPTS), temperature)
                 for part, temperature in ((train, self.config.temperature), (validation, None)))
-            deviation = train_A.std(dtype=np.float64)
-            if deviation <= LOW_DIVERSITY * max(1.0, abs(train_A.mean())):  # only rounding errors
-                deviation = 0.0
-            return np.array([train_A.mean(), deviation, validation_A.mean()], np.float32)
+            stats = rollout_stats(rollout, train_A)
+            low = stats.deviation <= LOW_DIVERSITY * max(1.0, abs(train_A.mean()))  # only rounding errors
+            accuracy = math.nan if stats.accuracy is None else stats.accuracy
+            return np.array([train_A.mean(), 0.0 if low else stats.deviation, validation_A.mean(), stats.ended,
+                             stats.tokens, accuracy], np.float32)
 
-        mean, deviation, validation_mean = map(float, broadcast_from_main(self.dist, before, 3))
+        mean, deviation, held_out, ended, tokens, accuracy = map(float, broadcast_from_main(self.dist, before, 6))
         if not deviation:
             log.warning("all completions of %s get the same reward, %g; the model learns nothing until a completion "
                         "gets another one; fine-tune it first, or raise --answer-tokens", self.config.init, mean or 0.0)
-        self.record.update(reward_mean=mean, reward_deviation=deviation or 1.0, reward_before=round(validation_mean, 4))
+        self.record.update(
+            reward_mean=mean, reward_deviation=deviation or 1.0, reward_before=round(held_out, 4), ended_before=ended,
+            answer_length_before=tokens, accuracy_before=None if math.isnan(accuracy) else accuracy)
 
     def describe(self, trainer: Trainer) -> tuple[list[str], float]:
         """Return (plan summary lines, number of epochs)."""
@@ -223,6 +225,16 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
                 f"held-out completions: estimated KL {r.kl:z.2f} nats from {self.config.init}; {r.ended:.0%} end with "
                 f"a stop token; {r.different:.0%} are distinct, {r.different_before:.0%} before"]
 
+    def sample(self, trainer: Trainer, tokens: int) -> str:
+        """Return the policy's answers to the same few held-out prompts, each with its reward and its KL."""
+        watched, actor = self.parts()[1].evenly_spread(WATCHED), self.actor
+        rollout, reward_A = actor.evaluate_policy(watched)
+        kl_A = actor.kl_of_each(rollout)
+        return "\n\n".join(
+            f"{self.data.tokenizer.decode(ids.tolist())}\n  -> {completion.text}\n"
+            f"     (reward {reward:z.3g}, KL {kl:z.2f})"
+            for ids, completion, reward, kl in zip(watched.ids, rollout.completions, reward_A, kl_A, strict=True))
+
     def measure(self, trainer: Trainer) -> str:
         """Record statistics of held-out completions before and after, draw the curves and return some of them."""
         plots.reward_curve(trainer.run, card.title(trainer.run, self.record))
@@ -244,68 +256,6 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
         decode = self.data.tokenizer.decode
         return "\n\n".join(f"{decode(ids.tolist())}\n  before: {old.text}\n  after:  {new.text}"
                            for ids, old, new in list(zip(validation.ids, *completions, strict=True))[::every][:SAMPLES])
-
-
-@dataclass(frozen=True)
-class Actor:
-    """A policy with its reference and scorer: samples completions, scores them and measures their KL."""
-
-    policy: Any
-    reference: Any
-    reward: Scorer
-    tokenizer: Tokenizer
-    config: RolloutConfig
-    dist: Dist
-    record: RolloutsRecord
-
-    def sample(self, prompts: Prompts, indices: np.ndarray, number: int, temperature: float, dist: Dist) -> Rollout:
-        """Sample completions of prompts by index, a pure function of (seed, number); each rank samples its share."""
-        seeds = [_seed(self.config.seed, number, i) for i in range(len(indices))]
-        return sample_rollout(self.policy, self.tokenizer, prompts, indices.tolist(), seeds, self.config, dist,
-                                      temperature)
-
-    def score(self, rollout: Rollout) -> np.ndarray:
-        """Return the scorer's raw rewards: (A,) float32."""
-        return self.reward(rollout.questions, rollout.completions)
-
-    def normalize_rewards(self, rollout: Rollout, reward_A: np.ndarray) -> np.ndarray:
-        """Return the rewards to train on, (A,) float32: standardized with the reference's mean and deviation.
-
-        A reward model's reward also gets MISSING_EOS_PENALTY where a completion did not end. `exact` stays 0 and 1.
-        """
-        if self.config.reward == EXACT:
-            return reward_A
-        normalized_A = (reward_A - self.record.reward_mean) / self.record.reward_deviation
-        if isinstance(self.reward, rewards.RewardModelScorer):
-            unended_A = np.array([not completion.ended for completion in rollout.completions])
-            normalized_A = normalized_A - MISSING_EOS_PENALTY * unended_A
-        return normalized_A.astype(np.float32)
-
-    def log_probability(self, model: Any, rollout: Rollout) -> torch.Tensor:
-        """Return log p of the completion tokens under the policy or the reference: (A, T) float32."""
-        return log_probability(model, rollout, self.config, self.dist)
-
-    def kl(self, rollout: Rollout) -> float:
-        """Estimate KL(policy || reference) from the policy's completions, in nats per completion."""
-        policy_AT, reference_AT = (self.log_probability(model, rollout) for model in (self.policy, self.reference))
-        return (policy_AT - reference_AT).sum(1).mean().item()
-
-    def evaluate_policy(self, prompts: Prompts, temperature: float | None = None) -> tuple[Rollout, np.ndarray]:
-        """Return (a completion of each prompt, their rewards (A,)), always with the same random numbers.
-
-        temperature: None: greedy with --reward exact, else --temperature. Runs on this rank alone: others may have
-        exited.
-        """
-        if temperature is None:
-            temperature = 0.0 if self.config.reward == EXACT else self.config.temperature
-        rollout = self.sample(prompts, np.arange(len(prompts)), -1, temperature, Dist(0, 1, self.dist.device))
-        return rollout, self.score(rollout)
-
-
-def _seed(seed: int, number: int, row: int) -> int:
-    """Return the seed of a completion, independent of all others."""
-    state = np.random.SeedSequence([seed, number + 1, row]).generate_state(1, np.uint64)
-    return int(state[0] >> 1)
 
 
 def broadcast_from_main(dist: Dist, compute: Callable[[], np.ndarray], size: int) -> np.ndarray:
@@ -365,10 +315,11 @@ class Rollouts:
             kl = (batch["old"] - batch["reference"]).sum(1).mean().item()
         else:  # only logged, so one completion per prompt is enough
             kl = actor.kl(rollout.part(slice(None, None, self.group)))
-        stats = rollout_stats(rollout, reward_A)
+        stats = rollout_stats(rollout, reward_A, self.group)
         self.beta = self.stage.next_beta(self.beta, kl)
-        self.metadata = {"reward": stats.reward, "kl": kl, "answer_tokens": stats.tokens, "ended": stats.ended,
-                         "different": stats.different, "beta": self.beta}
+        self.metadata = {"rollout": number, "reward": stats.reward, "kl": kl, "answer_tokens": stats.tokens,
+                         "ended": stats.ended, "different": stats.different, "deviation": stats.deviation,
+                         "beta": self.beta, **({} if stats.accuracy is None else {"accuracy": stats.accuracy})}
         normalized_A = torch.from_numpy(actor.normalize_rewards(rollout, reward_A))
         return {**batch, **self.stage.compute_advantages(self.stage.model, batch, normalized_A, self.beta)}
 

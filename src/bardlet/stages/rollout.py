@@ -24,7 +24,7 @@ from bardlet.inference.drawing import Sampling
 from bardlet.runtime import compiler
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
-from bardlet.stages.rewards import Completion
+from bardlet.stages.rewards import Completion, exact
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs
 from bardlet.training.losses import IGNORE
@@ -127,7 +127,8 @@ class RolloutStats:
 
     reward, tokens: means per completion. ended: share that ended with a stop token. different: distinct completions as
     a share of all. distinct: distinct bigrams of words as a share of all (Li et al. 2016, *A Diversity-Promoting
-    Objective Function*).
+    Objective Function*). deviation: standard deviation of the rewards that are compared with each other: those of a
+    group, on average, or all. accuracy: share of completions that equal their reference answer; None: there is none.
     """
 
     reward: float
@@ -135,11 +136,17 @@ class RolloutStats:
     ended: float
     different: float
     distinct: float
+    deviation: float
+    accuracy: float | None
 
 
-def rollout_stats(rollout: Rollout, reward_A: np.ndarray) -> RolloutStats:
-    """Return the statistics of a rollout."""
+def rollout_stats(rollout: Rollout, reward_A: np.ndarray, group: int = 1) -> RolloutStats:
+    """Return the statistics of a rollout. group: adjacent completions of the same prompt."""
     texts = [completion.text for completion in rollout.completions]
+    compared = reward_A.astype(np.float64).reshape(-1, group if group > 1 else len(reward_A))
+    known = bool(rollout.questions) and all(question.answer is not None for question in rollout.questions)
+    accuracy = float(exact(rollout.questions, rollout.completions).mean()) if known else None
     return RolloutStats(float(reward_A.mean()), rollout.lengths.double().mean().item(),
                         sum(completion.ended for completion in rollout.completions) / len(texts),
-                        len(set(texts)) / len(texts), metrics.distinct_ngrams(texts, 2))
+                        len(set(texts)) / len(texts), metrics.distinct_ngrams(texts, 2),
+                        float(compared.std(1).mean()), accuracy)
