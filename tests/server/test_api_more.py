@@ -33,6 +33,7 @@ def test_models_are_listed(client: TestClient) -> None:
     assert [model["id"] for model in models["data"]] == ["bpe", "bytes", "chat", "letters", "translator"]
     assert models["data"][0]["max_model_len"] == 32 and models["data"][0]["created"] > 1e9
     assert [model["id"] for model in models["data"] if model["has_chat_template"]] == ["chat"]
+    assert [model["id"] for model in models["data"] if model["translates"]] == ["translator"]
     assert client.get("/v1/models/bpe").json() == models["data"][0]
 
 

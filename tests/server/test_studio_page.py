@@ -14,6 +14,7 @@ from browser import CHROMIUM, Browser
 from studio_page import TEXT, Page
 
 from bardlet.cli import main
+from bardlet.config.toml import settings_in
 from bardlet.run.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or sys.platform == "win32", reason="needs Chromium")
@@ -46,6 +47,7 @@ def run(page: Page, folder: Path) -> Path:
     page.do("document.querySelectorAll('#panel-train details').forEach((each) => { each.open = true; })")
     page.click("Use this text", "#panel-train")
     page.until("tab.train.files.length === 1")
+    page.until("document.querySelector('.preview')")
     assert TEXT[:100] in page.value("document.querySelector('.preview').textContent")
     page.do("const { minutes, name } = studio.tabs.train; minutes.min = 0.1; minutes.value = 0.1; name.value = 'song'")
     page.do("studio.tabs.train.form.requestSubmit()")
@@ -63,14 +65,18 @@ def test_what_the_page_shows_of_a_training(page: Page, run: Path) -> None:
     samples = [json.loads(line)["text"] for line in (run / "samples.jsonl").read_text().splitlines()]
     assert page.value("document.querySelector('#panel-train .sample').textContent") == samples[-1]
     assert page.value("document.querySelectorAll('#panel-train .chart path').length") == 2
-    command = page.value("document.querySelector('#panel-train .card .command code').textContent")
+    command = page.value("document.querySelector('#panel-train article .command code').textContent")
     assert command.startswith("bardlet train runs/.studio/files/") and "--minutes 0.1" in command
 
 
-def test_the_loss_it_shows_is_what_eval_computes(page: Page, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The weights that the run kept: the loss in the table, and the lowest point of the curve."""
+def test_the_loss_it_shows_is_what_eval_computes(page: Page, folder: Path, run: Path,
+                                                 monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """The weights that the run kept: the loss in its card, and the lowest point of the curve."""
+    monkeypatch.chdir(folder)
     capsys.readouterr()
-    assert main(["eval", str(run), "--json"]) == 0
+    dtype = settings_in(run / "run.toml")["dtype"]  # bf16 where the processor has it; `eval` would take fp32
+    assert main(["eval", str(run), "--dtype", dtype, "--json"]) == 0
     computed = json.loads(capsys.readouterr().out.splitlines()[-1])
     shown = page.value("tab.train.view.facts.textContent")
     assert f"held-out loss {computed['nats_per_char']:.4f} nats per character" in shown

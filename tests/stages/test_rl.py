@@ -27,7 +27,7 @@ from bardlet.ops.cross_entropy import token_losses
 from bardlet.run import folder as run_folder
 from bardlet.run import hf, metrics
 from bardlet.runtime.distributed import Dist
-from bardlet.stages import ppo, rl, stage_of
+from bardlet.stages import actor, ppo, rl, stage_of
 from bardlet.stages.grpo import GRPO
 from bardlet.stages.ppo import PPO
 from bardlet.training import logprobs, losses
@@ -161,9 +161,9 @@ def test_the_last_token_gets_the_reward_and_every_token_the_kl_penalty() -> None
 
 def test_kl_is_in_nats_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, reference = torch.tensor([[-1.0, -1, 0], [-1, 0, 0]]), torch.tensor([[-2.0, -3, 0], [-1.5, 0, 0]])
-    monkeypatch.setattr(rl, "log_probability", lambda model, *_: model)
+    monkeypatch.setattr(actor, "log_probability", lambda model, *_: model)
     unused: Any = None
-    assert rl.Actor(policy, reference, unused, unused, unused, DIST, {}).kl(unused) == 1.75
+    assert actor.Actor(policy, reference, unused, unused, unused, DIST, {}).kl(unused) == 1.75
 
 
 def test_beta_adapts_to_the_target_kl() -> None:

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bardlet.errors import neutral
+from bardlet.config.pretraining import TranslationConfig
+from bardlet.config.stages import config_class
+from bardlet.config.toml import settings_in
+from bardlet.errors import BardletError, neutral
 
 DEPTH = 3
 """Levels below a folder like runs/ at which a model is found, as in `bardlet runs`."""
@@ -66,6 +69,16 @@ def context(folder: Path) -> int | None:
 def has_chat_template(folder: Path) -> bool:
     """Return True if a model says how to write a conversation for it."""
     return (folder / "chat_template.jinja").is_file() or "chat_template" in _object(folder / "tokenizer_config.json")
+
+
+def translates(folder: Path) -> bool:
+    """Return True for an encoder-decoder, and for a run that trained on sentence pairs."""
+    if facts(folder).get("is_encoder_decoder"):
+        return True
+    try:
+        return config_class(settings_in(folder / "run.toml")) is TranslationConfig
+    except BardletError:
+        return False
 
 
 def created(folder: Path) -> int:

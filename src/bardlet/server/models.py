@@ -84,7 +84,8 @@ class Models:
         """Return a model as /v1/models describes it. Refuse an unknown name."""
         folder = self._known(name) or self._listed(name, self.names())
         return {"id": name, "object": "model", "created": folders.created(folder), "owned_by": "bardlet",
-                "max_model_len": folders.context(folder), "has_chat_template": folders.has_chat_template(folder)}
+                "max_model_len": folders.context(folder), "has_chat_template": folders.has_chat_template(folder),
+                "translates": folders.translates(folder)}
 
     def cards(self) -> list[dict[str, Any]]:
         """Return the cards of all models."""

@@ -29,7 +29,9 @@ class Error(Closed):
 
 
 class ModelCard(Closed):
-    """A model. max_model_len: the tokens of its context window. has_chat_template: /v1/chat/completions takes it."""
+    """A model. max_model_len: the tokens of its context window. has_chat_template: /v1/chat/completions takes it.
+    translates: /translate takes it.
+    """
 
     id: str
     object: Literal["model"]
@@ -37,6 +39,7 @@ class ModelCard(Closed):
     owned_by: str
     max_model_len: int | None
     has_chat_template: bool
+    translates: bool
 
 
 class ModelList(Closed):

@@ -83,7 +83,8 @@ export class LineChart {
       draw("text", { class: "title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "step"));
     if (band) {
       const [from, to] = band.values;
-      parts.push(draw("rect", { class: "band", x: left, width: width - left - right, y: this.y(to), height: Math.max(1, this.y(from) - this.y(to)) }));
+      const start = left + 0.85 * (width - left - right); // it is for the end
+      parts.push(draw("rect", { class: "band", x: start, width: width - right - start, y: this.y(to), height: Math.max(1, this.y(from) - this.y(to)) }));
     }
     for (const { value } of levels) {
       parts.push(draw("line", { class: "level", x1: left, x2: width - right, y1: this.y(value), y2: this.y(value) }));

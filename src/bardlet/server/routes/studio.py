@@ -11,8 +11,9 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from bardlet.data.named import EMBEDDED, NAMED, locate
 from bardlet.server.errors import Refusal
-from bardlet.server.studio.commands import CORPORA, Selection, Training
+from bardlet.server.studio.commands import Selection, Training
 from bardlet.server.studio.studio import Format, Studio
 from bardlet.server.validation import Route
 
@@ -39,7 +40,13 @@ def studio_of(request: Request) -> Studio:
 async def files(request: Request) -> dict[str, Any]:
     """List the stored files and the named texts."""
     stored = await asyncio.to_thread(studio_of(request).files.all)
-    return {"files": [asdict(file) for file in stored], "corpora": CORPORA}
+    return {"files": [asdict(file) for file in stored], "corpora": await asyncio.to_thread(corpora)}
+
+
+def corpora() -> dict[str, str]:
+    """Return the named texts that are here or can be downloaded, with their descriptions."""
+    return {name: each.description for name, each in NAMED.items()
+            if each.url or name == EMBEDDED or locate(name)}
 
 
 @router.post("/files", status_code=201)

@@ -10,11 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bardlet.data.named import NAMED
 from bardlet.server.errors import Refusal
 
-CORPORA = ("tinyshakespeare", "names", "tinystories-lower", "wikitext-2", "eltec-eng", "eltec-fra", "chinese-poetry",
-           "factbook")
-"""Named texts that a form may ask for."""
 RUN_NAME = re.compile(r"[\w][\w.\-]{0,79}", re.UNICODE)
 
 SAMPLE_TOKENS = 200
@@ -47,7 +45,7 @@ class Training(Selection):
 
 def file_names(form: Selection, path: Callable[[str], str]) -> list[str]:
     """Return the files of a form as a command names them. path: returns the path of a stored file."""
-    return [name if name in CORPORA else path(name) for name in form.files]
+    return [name if name in NAMED else path(name) for name in form.files]
 
 
 def arguments(form: Training, path: Callable[[str], str], model: Callable[[str], str]) -> list[str]:

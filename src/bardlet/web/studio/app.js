@@ -138,11 +138,14 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   part("content").focus();
 });
 
-part("sign-out").addEventListener("click", async () => {
+part("sign-out").addEventListener("click", () => globalThis.studio.say("To come back you need the key, or a new link: `bardlet serve` "
+  + "prints both where it was started.", false, ["Sign out", signOut]));
+
+async function signOut() {
   const reason = await session("DELETE");
   if (reason) globalThis.studio.say(reason, true);
   else location.reload();
-});
+}
 
 function open() {
   part("status").textContent = "";

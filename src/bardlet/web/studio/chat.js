@@ -37,7 +37,7 @@ export class Tab {
       keydown: (event) => {
         if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
       } } }, field("Message", this.input, "Enter sends, Shift+Enter begins a line."),
-    make("div", { className: "row" }, make("button", { type: "submit", textContent: "Send" }), this.stopButton));
+    make("div", { className: "row" }, this.sendButton = make("button", { type: "submit", textContent: "Send" }), this.stopButton));
     this.untaught = make("p", { className: "note", hidden: true, textContent: UNTAUGHT, attributes: { role: "status" } });
     this.commands = make("details", {}, make("summary", { textContent: "Do the same elsewhere" }));
     this.element = make("div", { className: "columns" },
@@ -152,6 +152,7 @@ export class Tab {
 
   showCommands() {
     this.untaught.hidden = !this.model.value || this.taught.has(this.model.value);
+    this.sendButton.disabled = !this.untaught.hidden;
     const folder = `runs/${this.model.value}`;
     this.commands.replaceChildren(this.commands.firstChild, command(`bardlet chat ${quoted(folder)}`, "the command of bardlet"),
       command(`openai.OpenAI(base_url="${location.origin}/v1", api_key=os.environ["BARDLET_API_KEY"]).chat.completions.create(model=${JSON.stringify(this.model.value)}, messages=[{"role": "user", "content": "Hello"}])`, "the Python code"));

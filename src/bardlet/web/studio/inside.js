@@ -176,7 +176,10 @@ export class Tab {
     const looks = attention(maps.map((heads) => heads.map((rows) => rows[n])), tokens.slice(0, n + 1), label, "Where it looked back", this.chosen);
     looks.firstChild.after(hint("To choose the next token, each head looks back at the text and picks what it needs. Engineers call this "
       + "attention: the weights of a head sum to 100\u00a0%."));
-    this.details.replaceChildren(heading(`${inQuotes(token)}: ${p}`), this.lens(n), looks, this.neighbors);
+    for (const each of looks.querySelectorAll(".heads button")) {
+      each.dataset.off = String(Boolean(this.after) && this.switches.off.some(([layer, head]) => `${layer}` === each.dataset.layer && `${head}` === each.dataset.head));
+    }
+    this.details.replaceChildren(heading(`How expected was ${inQuotes(token)}?`), make("p", { textContent: p }), this.lens(n), looks, this.neighbors);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.showNeighbors(token), this.known.has(this.key(token)) ? 0 : PATIENCE);
   }
@@ -185,9 +188,9 @@ export class Tab {
   lens(n) {
     const { lens, tokens } = this.shown, next = tokens[n + 1];
     const titles = ["after", "would write", "with", ...(next ? [`next token ${inQuotes(next)}`] : [])];
-    return make("section", {}, heading("When it made up its mind"),
+    return make("section", {}, heading(`What did it expect after ${inQuotes(tokens[n])}?`),
       hint("A model builds its prediction block by block. Each row stops it early, and asks what it would write next. Engineers call "
-        + "this the logit lens: the final norm and the head, applied after each block."),
+        + "this the logit lens: the final norm and the head, applied after each block. Where a row is marked, it would have been right."),
       make("table", { className: "lens" }, make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent })))),
         make("tbody", {}, ...lens.map(({ after, guesses }) => {
           const guess = guesses[n];

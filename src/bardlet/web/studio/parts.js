@@ -37,13 +37,16 @@ export function fill(select, options, value = select.value) {
 }
 
 /** A command line with a button that copies it. */
-export function command(text, label = "the command line") {
+export const command = (text, label = "the command line") => make("div", { className: "command" }, make("code", { textContent: text }),
+  copier("Copy", () => text, { attributes: { "aria-label": `Copy ${label}` } }));
+
+/** A button that copies what `text()` returns, and says so. */
+export function copier(name, text, options = {}) {
   const said = make("span", { className: "hint", attributes: { role: "status" } });
-  return make("div", { className: "command" }, make("code", { textContent: text }),
-    button("Copy", async () => {
-      said.textContent = await copy(text) ? "Copied." : "Select the text to copy it.";
-      setTimeout(() => { said.textContent = ""; }, 2000);
-    }, { attributes: { "aria-label": `Copy ${label}` } }), said);
+  return make("span", {}, button(name, async () => {
+    said.textContent = await copy(text()) ? "Copied." : "Select the text to copy it.";
+    setTimeout(() => { said.textContent = ""; }, 2000);
+  }, options), said);
 }
 
 async function copy(text) {

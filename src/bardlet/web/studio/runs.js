@@ -2,7 +2,7 @@
 
 import { LineChart } from "../charts.js";
 import { get, post } from "./api.js";
-import { button, command, count, every, loss, make, plain, quoted } from "./parts.js";
+import { button, command, count, every, hint, loss, make, plain, quoted } from "./parts.js";
 import { Progress, linesOf, uses } from "./training.js";
 
 const COLUMNS = [["name", "Run"], ["text", "Text"], ["model", "Model"], ["parameters", "Weights"], ["steps", "Steps"],
@@ -50,6 +50,8 @@ export class Tab {
       this.rows = news.runs;
       this.draw();
       this.showDeleted(news.deleted);
+      const shown = this.view && this.rows.find(({ name }) => name === this.view.name);
+      if (shown && shown.state !== this.shownState) await this.open();
     }
     if (this.view && this.view.now?.run.state === "running") await this.app.try(() => this.view.update());
   }
@@ -107,6 +109,7 @@ export class Tab {
 
   async openOne(name) {
     const run = this.rows.find((each) => each.name === name), { app } = this;
+    this.shownState = run.state;
     const actions = [make("span", { className: `badge ${run.state}`, textContent: run.state })];
     if (run.state !== "damaged") actions.push(...uses(app, name, run.model === "encdec" ? "translate" : run.command));
     if (run.state === "stopped") actions.push(button("Go on", () => app.try(async () => {
@@ -116,7 +119,7 @@ export class Tab {
     if (run.state !== "running") actions.push(button("Delete", () => this.remove(name), { className: "danger" }));
     const view = this.view = new Progress(name, actions);
     const health = make("div", { attributes: { "aria-live": "polite" } });
-    const check = button("Check its health", () => app.try(async () => {
+    const check = button("Check its files and losses", () => app.try(async () => {
       health.replaceChildren(make("p", { className: "hint", textContent: "Reading its files ..." }));
       const found = await get("/studio/health", { run: name }).finally(() => health.replaceChildren());
       health.append(make("ul", { className: "findings" }, ...found.findings.map(({ about, verdict, said }) =>
@@ -127,7 +130,9 @@ export class Tab {
     view.element.append(make("div", { className: "row" }, make("span", { textContent: "Download: " }),
       ...FORMATS.map(([format, textContent]) => make("a", { textContent, className: "button",
         href: `/studio/download?${new URLSearchParams({ run: name, format })}`, download: "",
-        on: { click: () => app.say("Your browser saves the file as soon as it is made.") } }))),
+        on: { click: () => app.say(`Your browser saves the ${textContent} as soon as it is made.`) } }))),
+    hint("Folder: every file, for bardlet and Hugging Face. GGUF: for llama.cpp and Ollama. One HTML page: the model in a page that writes "
+      + "in any browser, without a network."),
     check, health, settings, commandsOf(run));
     this.below.replaceChildren(view.element);
     await app.try(() => view.update());
@@ -159,6 +164,7 @@ export class Tab {
     if (keys.length) card.append(table("Settings that differ", ["", ...names.slice(0, 8)], keys.map((key) => [key === "steps" ? "steps planned" : key, ...settings.map((each) => written(each[key]))])));
     card.append(make("h3", { textContent: "Results" }), table("Results", ["", ...names.slice(0, 8)], [
       ["result", ...parts.slice(0, 8).map(({ run }) => run.result)], ["reads like", ...parts.slice(0, 8).map((each) => each.reads_like)],
+      ["minutes", ...parts.slice(0, 8).map(({ run }) => run.minutes?.toFixed(1) ?? "")],
       ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],
       ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]].filter(([, ...cells]) => cells.some(Boolean))));
     this.below.replaceChildren(card);
@@ -200,7 +206,9 @@ function commandsOf({ folder, state }) {
     ([purpose, line]) => command(`bardlet ${line}`, `the command: ${purpose}`)));
 }
 
-const written = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));
+const written = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value
+  : Array.isArray(value) ? value.map(written).join(", ") : typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(5)))
+    : JSON.stringify(value));
 
 /** A table that can be scrolled. */
 function table(label, titles, rows) {

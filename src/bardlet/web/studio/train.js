@@ -11,10 +11,10 @@ const STATES = { waiting: "waiting", running: "training", done: "finished", fail
 const EARLIER = 5;
 const MINUTES = [1, 3, 10, 30, 60];
 /** What to expect of a text with at most so many characters. */
-const LENGTHS = [[30_000, "A few pages: the model will get their sound and layout, with many invented words. One minute is enough."],
-  [300_000, "As long as a story: most words will be real. A few minutes are enough."],
-  [3_000_000, "As long as a book or two: real words and names, in sentences that mean little. Give it ten minutes."],
-  [Infinity, "A shelf of books: sentences, if you give it an hour or more."]];
+const LENGTHS = [[30_000, "A few pages: one minute gives their sound and layout, with many invented words."],
+  [300_000, "As long as a story: in a few minutes, many of the words will be real."],
+  [3_000_000, "As long as a book or two: ten minutes give real words and names, in sentences that mean little."],
+  [Infinity, "A shelf of books: an hour or more gives sentences."]];
 
 export class Tab {
   constructor(app) {
@@ -54,7 +54,11 @@ export class Tab {
     this.progress = make("p", { className: "status", attributes: { role: "status" } });
     this.reading = make("section", { attributes: { "aria-live": "polite", "aria-label": "What was read" } });
     this.minutes = make("input", { type: "number", min: 0.2, max: 100000, step: "any", value: 3 });
-    const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; })));
+    const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; mark(); },
+      { data: { minutes: n } })));
+    const mark = () => [...chips.children].forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.minutes === this.minutes.value)));
+    this.minutes.addEventListener("input", mark);
+    mark();
     this.kind = menu(KINDS, "text", () => { this.adapt(); this.preview(); });
     this.base = menu([["", "a new model"]], "");
     this.baseField = field("Start from", this.base);
@@ -66,11 +70,11 @@ export class Tab {
     this.planButton = button("Show the plan", () => this.plan());
     this.form = make("form", { className: "card", on: { submit: (event) => { event.preventDefault(); this.start(); } } },
       make("h2", { textContent: "What should it learn from?" }), drop,
-      make("details", {}, make("summary", { textContent: "Paste a text, or take one that is there" }),
-        field("Text", this.pasted), paste, field("Texts on this machine", this.known)),
+      this.pasting = make("details", {}, make("summary", { textContent: "Paste a text, or choose an example" }),
+        field("Text", this.pasted), paste, field("Your earlier texts, and examples", this.known)),
       this.progress, this.chosen, this.reading,
       make("h2", { textContent: "How long may it take?" }), field("Minutes", this.minutes), chips,
-      make("details", {}, make("summary", { textContent: "More settings" }), field("This is", this.kind), this.baseField,
+      this.more = make("details", {}, make("summary", { textContent: "More settings" }), field("This is", this.kind), this.baseField,
         field("Name of the run", this.name), field("Tokenizer", this.tokenizer, "The pieces of text that the model reads and writes at a time."),
         field("Architecture", this.model, "qwen3 is today\u2019s design and learns more in the same time; gpt2 is the lecture\u2019s."),
         field("Seed", this.seed, "The same seed gives the same model.")),
@@ -94,7 +98,7 @@ export class Tab {
   async refresh() {
     const [{ files, corpora }, { runs }] = await Promise.all([get("/studio/files"), get("/studio/runs")]);
     this.stored = new Map(files.map((file) => [file.id, file]));
-    fill(this.known, [["", "Choose ..."], ...files.map(({ id }) => [id, plain(id)]), ...corpora.map((id) => [id, id])], "");
+    fill(this.known, [["", "Choose ..."], ...files.map(({ id }) => [id, plain(id)]), ...Object.entries(corpora).map(([id, about]) => [id, `${id}: ${about}`])], "");
     fill(this.base, [["", "a new model"], ...runs.filter(({ parameters }) => parameters).map(({ name }) => [name, plain(name)])]);
   }
 
@@ -119,6 +123,8 @@ export class Tab {
     const name = `${text.trim().slice(0, 30).replace(/\s+\S*$/, "")}.txt`; // its first words
     const stored = await upload(name, new Blob([text]));
     this.pasted.value = "";
+    this.pasting.open = false;
+    this.minutes.focus();
     this.add(stored.id, stored);
   }
 
@@ -128,7 +134,7 @@ export class Tab {
     this.files.push({ id, file });
     if (file && file.kind !== "text") {
       this.kind.value = file.kind;
-      this.kind.closest("details").open = true;
+      this.more.open = true;
       this.adapt();
     }
     this.planCard.replaceChildren();
@@ -174,7 +180,7 @@ export class Tab {
     if (Number(this.minutes.value) > 0) values.minutes = Number(this.minutes.value);
     if (this.base.value && kind !== "pairs") values.base = this.base.value;
     if (text) Object.assign(values, { tokenizer: this.tokenizer.value, model: this.model.value });
-    if (this.name.value.trim()) values.name = this.name.value.trim();
+    if (this.name.value.trim()) values.name = this.name.value.trim().replace(/\s+/g, "-");
     if (this.seed.value !== "") values.seed = Number(this.seed.value);
     return values;
   }
@@ -197,6 +203,17 @@ export class Tab {
     this.planCard.append(make("h3", { textContent: "The plan" }),
       make("ul", { className: "plan" }, ...lines.map((line) => make("li", { textContent: line.trim(), className: line.startsWith(" ") ? "reason" : "" }))),
       ...made.notes.map((note) => make("p", { className: "note", textContent: note })), command(made.command));
+    this.planCard.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Prepare the form to train a model further. */
+  further(run) {
+    if (![...this.base.options].some(({ value }) => value === run)) this.base.append(make("option", { value: run, textContent: plain(run) }));
+    this.base.value = run;
+    this.more.open = true;
+    this.minutes.focus();
+    this.app.say(this.files.length ? `Choose the minutes, and train ${plain(run)} on the same text.`
+      : `Choose a text and the minutes, and train ${plain(run)} on it.`);
   }
 
   async start() {
@@ -205,8 +222,6 @@ export class Tab {
     if (!job) return this.planCard.replaceChildren(said);
     this.app.say(`${plain(job.run)} is in the queue.`);
     this.name.value = "";
-    this.files = [];
-    this.showFiles();
     this.planCard.replaceChildren();
     await this.watch();
     this.current.scrollIntoView({ block: "nearest" });
@@ -234,7 +249,8 @@ export class Tab {
     }
     await this.app.try(async () => {
       const { run } = await this.view.update();
-      this.preparing.hidden = !now.message;
+      if (now.state === "running" && run.state !== "running") this.preparing.textContent = "Starting ...";
+      this.preparing.hidden = !now.message && !(now.state === "running" && run.state !== "running");
       this.finished = now.state !== "running" && run.state !== "running";
     });
   }
@@ -247,11 +263,13 @@ export class Tab {
     if (job.has_run && (job.state === "stopped" || job.state === "interrupted")) {
       actions.push(button("Go on", () => this.app.try(async () => { await post("/studio/runs/resume", {}, { values: { run: job.run } }); await this.watch(); })));
     }
+    const use = /--(source|pair) /.test(job.command) ? "translate" : job.command.split(" ")[1];
     if (job.state !== "running" && !job.has_run) this.finished = true; // it was deleted, or never began
-    else if (job.state === "done") actions.push(...uses(this.app, job.run, / --(source|pair) /.test(job.command) ? "translate" : job.command.split(" ")[1]));
+    else if (!running) actions.push(...uses(this.app, job.run, use));
+    if (job.has_run && job.state === "done" && use === "train") actions.push(button("Train it further", () => this.further(job.run)));
     const before = this.view;
     this.view = new Progress(job.run, actions, job.kind === "resume" ? null : job.started);
-    if (before?.now) this.view.now = { ...before.now, version: undefined };
+    if (before?.now) this.view.keep(before);
     this.preparing = make("p", { className: "hint", attributes: { role: "status" }, textContent: job.message
       || (job.state === "done" && !job.has_run ? "This run is no longer there." : "") });
     const log = make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Messages" } });
@@ -265,7 +283,8 @@ export class Tab {
   /** Show the jobs that wait, and those that ended before the one above. */
   showQueue(jobs) {
     const waiting = jobs.filter(({ state }) => state === "waiting").reverse();
-    const earlier = jobs.filter(({ id, state, has_run: there }) => there && id !== this.job?.id && !["waiting", "running"].includes(state)).slice(0, EARLIER);
+    const ended = jobs.filter(({ run, state, has_run: there }) => there && run !== this.job?.run && !["waiting", "running"].includes(state));
+    const earlier = ended.filter(({ run }, i) => ended.findIndex((each) => each.run === run) === i).slice(0, EARLIER);
     const key = JSON.stringify([waiting, earlier].map((list) => list.map(({ id }) => id)));
     if (key === this.queued) return;
     this.queued = key;

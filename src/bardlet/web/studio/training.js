@@ -49,7 +49,13 @@ export class Progress {
     this.glossary = make("details", { hidden: true }, make("summary", { textContent: "What do these figures mean?" }),
       make("dl", {}, ...MEANINGS.flatMap(([word, meaning]) => [make("dt", { textContent: word }), make("dd", { textContent: meaning })])));
     this.element = make("article", { className: "card" }, make("div", { className: "row" },
-      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.facts, this.words, this.chart.element, this.glossary, this.samples);
+      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.words, this.facts, this.chart.element, this.glossary, this.samples);
+  }
+
+  /** Keep what a reader opened in a view before. */
+  keep(before) {
+    this.now = { ...before.now, version: undefined };
+    this.glossary.open = before.glossary.open;
   }
 
   /** Fetch what is new, and show it. Return the progress. */

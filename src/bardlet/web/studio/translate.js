@@ -73,9 +73,13 @@ class AttentionMap {
   }
 }
 
+const UNTAUGHT = "This model never learned to translate. In the tab Train, give it two files, line by line: the sentences and their "
+  + "translations.";
+
 export class Tab {
   constructor(app) {
-    Object.assign(this, { app, abort: null });
+    Object.assign(this, { app, abort: null, translators: new Set() });
+    this.untaught = make("p", { className: "note", hidden: true, textContent: UNTAUGHT, attributes: { role: "status" } });
     this.model = menu([], "", () => this.showCommands());
     this.text = make("textarea", { rows: 6, required: true, attributes: { dir: "auto" }, placeholder: "A sentence a line" });
     this.beam = make("input", { type: "number", min: 1, max: 16, step: 1, value: 1, required: true });
@@ -83,7 +87,7 @@ export class Tab {
     const form = this.form = make("form", { className: "card", on: {
       submit: (event) => { event.preventDefault(); this.translate(); },
       keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); } } },
-    field("Model", this.model), field("Text", this.text, "One sentence a line. Ctrl+Enter translates."),
+    field("Model", this.model), this.untaught, field("Text", this.text, "One sentence a line. Ctrl+Enter translates."),
     field("Beam width", this.beam, "1 takes the likeliest token each time; 4 or 5 keeps several translations open."),
     make("div", { className: "row" }, make("button", { type: "submit", textContent: "Translate" }), this.stopButton));
     this.status = make("p", { className: "status", attributes: { role: "status" },
@@ -97,8 +101,9 @@ export class Tab {
   }
 
   async show(name) {
-    const models = await this.app.chooseModel([this.model], name);
+    const models = await this.app.chooseModel([this.model], name, ({ translates }) => translates);
     if (!models) return;
+    this.translators = new Set(models.filter(({ translates }) => translates).map(({ id }) => id));
     if (!models.length) this.status.textContent = "There are no models yet: train one on sentence pairs in the tab Train.";
     this.showCommands();
   }
@@ -165,6 +170,7 @@ export class Tab {
 
   /** Show commands that translate the same text. */
   showCommands() {
+    this.untaught.hidden = !this.model.value || this.translators.has(this.model.value);
     const model = this.model.value, beam = Number(this.beam.value), { sentences } = this, folder = `runs/${model}`;
     const lines = sentences.length ? sentences : ["Guten Morgen"], more = beam > 1 ? ` --beam ${beam}` : "";
     const body = JSON.stringify({ model, text: lines, ...(beam > 1 ? { beam } : {}) });

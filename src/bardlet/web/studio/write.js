@@ -2,7 +2,7 @@
 
 import { TokenList } from "../views.js";
 import { stream } from "./api.js";
-import { WRITING, button, command, field, hint, make, menu, percent, plain, quoted, visible } from "./parts.js";
+import { WRITING, button, command, copier, field, hint, make, menu, percent, plain, quoted, visible } from "./parts.js";
 
 const LIKELIEST = 10;
 const CHOOSING = "Top-k: the model chooses among so many of the likeliest tokens. The color of a written token says how unlikely it was.";
@@ -32,9 +32,10 @@ class Draft {
     this.list = new TokenList(label, (n) => tab.inspect(this, n), { holds: true });
     this.list.element.addEventListener("click", () => tab.inspect(this, this.list.selected));
     this.note = make("p", { className: "status", attributes: { role: "status" } });
+    this.copy = copier("Copy the text", () => this.prompt + this.text);
     this.element = make("div", {}, make("h3", { textContent: `${plain(this.values.model)}, temperature ${this.values.temperature}` }),
       this.prompt ? make("p", { className: "prompt", textContent: this.prompt, attributes: { dir: "auto" } }) : null,
-      this.list.element, this.note);
+      this.list.element, this.note, this.copy);
   }
 
   /** Write on after the tokens that are there. */
@@ -116,7 +117,7 @@ export class Tab {
     const form = make("form", { className: "card", on: {
       submit: (event) => { event.preventDefault(); this.write(); },
       keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); } } },
-    field("Beginning of a text", this.prompt), this.first.element,
+    field("Beginning of a text", this.prompt, "Enter begins a new line; Ctrl+Enter writes."), this.first.element,
     make("label", { className: "check" }, this.both, " Compare with a second writer"), this.second.element,
     make("div", { className: "settings" }, field("Length in tokens", this.length), field("Seed", this.seed)),
     make("details", {}, make("summary", { textContent: "What do these settings do?" }), hint(WRITING), hint(CHOOSING)),
@@ -136,6 +137,7 @@ export class Tab {
     if (!models) return;
     this.go.disabled = !models.length;
     if (!models.length) this.likely.textContent = "There are no models yet: train one in the tab Train.";
+    else if (name && name === this.first.model.value) await this.write(); // "Write with it"
   }
 
   hide() { /* it goes on writing */ }
@@ -169,7 +171,7 @@ export class Tab {
     const token = draft.tokens[n];
     if (!token) return;
     this.selected.textContent = `${visible(token.text)}: ${percent(token.p)}`;
-    this.likely.replaceChildren(make("p", { className: "hint", textContent: "The likeliest tokens here. Choose one to write on from it." }),
+    this.likely.replaceChildren(make("p", { className: "hint", textContent: "The likeliest tokens here, with the model\u2019s own percentages (temperature 1). Choose one to write on from it." }),
       make("ol", { className: "alternatives" }, ...token.likeliest.map((other) => make("li", {}, make("button", {
         type: "button", disabled: NO_TEXT.test(other.name), data: { chosen: other.name === token.name },
         attributes: { "aria-current": other.name === token.name },
