@@ -238,7 +238,7 @@ def test_hostile_names_texts_and_outputs(browser: Browser, trained: Path, tmp_pa
         page.until("tab.runs.rows.length === 4")
         page.click(name, "#panel-runs tbody")
         page.until("document.querySelector('#panel-runs .sample')")
-        page.click("Check its health", "#panel-runs")
+        page.click("Check its files and losses", "#panel-runs")
         page.until("document.querySelector('#panel-runs .findings')")
         assert page.value("document.querySelector('#panel-runs .sample').textContent").startswith(EVIL)
         assert page.value("document.documentElement.scrollWidth <= innerWidth")

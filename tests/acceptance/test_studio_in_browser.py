@@ -295,7 +295,7 @@ def test_the_actions_on_a_run_by_keyboard(browser: Browser, server: Server) -> N
         wait(browser, f"document.querySelector({'#panel-runs article details[open] ' + shown!r})")
     browser.value("[...document.querySelectorAll('#panel-runs article button')].forEach((each) => "
                   "{ each.dataset.text = each.textContent; }); document.activeElement.blur(); 1")
-    focus(browser, "button[data-text='Check its health']")
+    focus(browser, "button[data-text='Check its files and losses']")
     browser.press("Enter")
     wait(browser, "document.querySelector('#panel-runs .findings li')")
     browser.value("document.activeElement.blur(); 1")

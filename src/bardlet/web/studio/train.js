@@ -167,8 +167,9 @@ export class Tab {
     kind === "text" ? hint(LENGTHS.find(([most]) => characters <= most)[1]) : "",
     ...notes.map((note) => make("p", { className: "note", textContent: note })),
     make("div", { className: "preview", tabIndex: 0, attributes: { role: "region", "aria-label": "Beginning" } }, ...first.map((parts) =>
-      make("dl", {}, ...parts.flatMap(([name, text]) => [name ? make("dt", { textContent: name }) : "",
-        make("dd", { textContent: text, attributes: { dir: "auto" } })])))),
+      (parts[0][0] ? make("dl", {}, ...parts.flatMap(([name, text]) => [make("dt", { textContent: name }),
+        make("dd", { textContent: text, attributes: { dir: "auto" } })]))
+        : make("p", { textContent: parts[0][1].trim(), attributes: { dir: "auto" } })))),
     make("details", {}, make("summary", { textContent: "Do the same in a terminal" }), command(found.command)));
   }
 
