@@ -42,7 +42,7 @@ export class Tab {
     this.commands = make("details", {}, make("summary", { textContent: "Do the same elsewhere" }));
     this.element = make("div", { className: "columns" },
       make("div", { className: "card" }, field("Model", this.model), this.untaught, field("Instructions (system prompt)", this.instructions),
-        make("div", { className: "settings" }, field("Temperature", this.temperature), field("Length in tokens", this.length), field("Seed", this.seed)), hint(WRITING),
+        make("div", { className: "settings" }, field("Temperature", this.temperature), field("Tokens", this.length), field("Seed", this.seed)), hint(WRITING),
         make("div", { className: "row" }, button("New conversation", () => this.clear())),
         make("p", { className: "hint", textContent: "The conversation stays in this browser." }), this.commands),
       make("div", { className: "card" }, this.talk, this.spoken, this.status, form));

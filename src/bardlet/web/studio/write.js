@@ -119,7 +119,7 @@ export class Tab {
       keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(); } } },
     field("Beginning of a text", this.prompt, "Enter begins a new line; Ctrl+Enter writes."), this.first.element,
     make("label", { className: "check" }, this.both, " Compare with a second writer"), this.second.element,
-    make("div", { className: "settings" }, field("Length in tokens", this.length), field("Seed", this.seed)),
+    make("div", { className: "settings" }, field("Tokens", this.length), field("Seed", this.seed)),
     make("details", {}, make("summary", { textContent: "What do these settings do?" }), hint(WRITING), hint(CHOOSING)),
     make("div", { className: "row" }, this.go, another, this.stopButton));
     this.output = make("div", { className: "drafts" });
