@@ -67,7 +67,7 @@ def test_each_problem_of_a_machine_has_a_remedy(monkeypatch: pytest.MonkeyPatch,
 def test_a_healthy_run(run: Path) -> None:
     found = verdicts(run)
     assert found["damaged"] == []
-    assert [line.split(":")[0] for line in found["warning"]] == ["loss"], "the loss is high after four steps"
+    assert [line.split(":")[0] for line in found["warning"]] == ["loss", "quality"], "it is high after four steps"
     assert any("step-00000002, step-00000004: intact" in line for line in found["ok"])
     assert any("the same as at the start of the run" in line for line in found["ok"])
     assert any("finished after 4 steps" in line for line in found["ok"])

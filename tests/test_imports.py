@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "bardlet"
 
-ROOMS = ("cli", "server", "api", "export", "runner", "ladder", "doctor", "stages", "planning", "evaluation", "training",
+ROOMS = ("cli", "server", "api", "export", "runner", "doctor", "ladder", "stages", "planning", "evaluation", "training",
          "run", "inference", "data", "tokenizer", "runtime", "models", "ops", "config", "console", "errors")
 """From top to bottom: a room imports only from itself and the rooms below it, without cycles."""
 ENTRANCES = ("__init__", "__main__", "harness")

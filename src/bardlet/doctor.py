@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from bardlet.config.finetuning import RolloutConfig
 from bardlet.config.settings import Settings
 from bardlet.data import bitext, named
 from bardlet.errors import BardletError, Unsupported, one_line, quoted
+from bardlet.ladder import rungs
 from bardlet.planning import memory
 from bardlet.run import checkpoint, diagnosis, foreign, hf, lock, metrics, rollout_diagnosis
 from bardlet.run import folder as run_folder
 from bardlet.run.diagnosis import Finding, damaged, ok, warning
+from bardlet.run.record import TextRecord
 from bardlet.runtime import atomic, compiler, contention, distributed, manifest
 from bardlet.runtime import device as runtime_device
-from bardlet.stages import stage_of
+from bardlet.stages import prediction, stage_of
 from bardlet.training import device_check
 
 LOW_SPACE = 2**30
@@ -179,6 +181,7 @@ def health(run: Path) -> Iterator[Finding]:
             yield from rollout_diagnosis.of_rollouts(lines, config, steps, record)
         else:
             yield from diagnosis.of_run(lines, config, steps, record)
+            yield from _quality(lines, record)
     except BardletError as error:
         yield damaged("metrics", str(error))
     holder = None
@@ -228,6 +231,26 @@ def _checkpoints(run: Path, intact: list[Path], damages: list[str]) -> Iterator[
     if partial := run_folder.partial_files(run):
         yield warning("left over", f"{', '.join(path.name for path in partial)}: from a process that was killed, or "
                       "that is writing now; the next start removes it")
+
+
+def _quality(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Iterator[Finding]:
+    """Compare the loss of a run on a text with the forecast, with n-gram models, and with other seeds of its rung."""
+    known = TextRecord.of(record)
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    if not losses or not isinstance(known.characters_per_token, float | int):
+        return
+    finished = bool(known.finished)
+    loss = known.nats_per_char if finished else min(losses) / known.characters_per_token
+    if finding := prediction.judge(known, float(loss), finished):
+        yield finding
+    if finished and known.rung and known.text == "tinyshakespeare" and (band := rungs.bands().get(known.rung)):
+        said = f"{loss:.3f}; other seeds of the rung {known.rung} get {band['low']:.3f} to {band['high']:.3f}"
+        if loss > band["high"]:
+            yield warning("rung", f"{said}; yours is higher: compare your settings with the rung's in its run.toml")
+        elif loss < band["low"]:
+            yield warning("rung", f"{said}; yours is lower: does a position see the future, or the validation text?")
+        else:
+            yield ok("rung", said)
 
 
 def _lines(path: Path, valid: int) -> Iterator[Finding]:
