@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
+from conftest import TINY
 from studio_page import TEXT, Page
 
 from bardlet.cli import main
-from bardlet.config.toml import settings_in
 from bardlet.run.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or sys.platform == "win32", reason="needs Chromium")
@@ -70,18 +71,24 @@ def test_what_the_page_shows_of_a_training(page: Page, run: Path) -> None:
 
 
 def test_the_loss_it_shows_is_what_eval_computes(page: Page, folder: Path, run: Path,
-                                                 monkeypatch: pytest.MonkeyPatch,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
-    """The weights that the run kept: the loss in its card, and the lowest point of the curve."""
-    monkeypatch.chdir(folder)
+    """A run whose evaluations read the whole held-out text: the loss in its card, and the lowest point of the curve."""
+    (folder / "song.txt").write_text(TEXT)
+    counted = folder / "runs" / "counted"
+    assert main(["train", str(folder / "song.txt"), "--out", str(counted), *TINY, "--steps", "12", "--eval-every",
+                 "4"]) == 0
     capsys.readouterr()
-    dtype = settings_in(run / "run.toml")["dtype"]  # bf16 where the processor has it; `eval` would take fp32
-    assert main(["eval", str(run), "--dtype", dtype, "--json"]) == 0
-    computed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    shown = page.value("tab.train.view.facts.textContent")
-    assert f"held-out loss {computed['nats_per_char']:.4f} nats per character" in shown
-    lowest = page.value("Math.min(...tab.train.view.chart.data.lines[1].points.map(([, y]) => y))")
-    assert lowest == pytest.approx(computed["nats_per_char"], abs=1e-6)
+    assert main(["eval", str(counted), "--json"]) == 0
+    computed = json.loads(capsys.readouterr().out.splitlines()[-1])["nats_per_char"]
+    page.go("runs")
+    page.click("counted", "#panel-runs tbody")
+    page.until("tab.runs.view?.now?.points")
+    assert f"held-out loss {computed:.4f} nats per character" in page.value("tab.runs.view.facts.textContent")
+    lowest = page.value("Math.min(...tab.runs.view.chart.data.lines[1].points.map(([, y]) => y))")
+    assert lowest == pytest.approx(computed, abs=1e-6)
+    shutil.rmtree(counted)
+    page.until("tab.runs.rows.length === 1")
+    page.go("train")
 
 
 def test_what_it_writes_is_what_sample_writes(page: Page, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,6 +144,20 @@ def test_deleting_and_undo(runs: Runs) -> None:
         runs.restore(kept)
 
 
+def test_a_deleted_run_comes_back_under_its_own_name(runs: Runs) -> None:
+    for name in ("a~b", "a%2Fb", "ladder/a b"):
+        shutil.copytree(runs.root / "one", runs.root / name)
+        assert runs.restore(runs.delete(name)) == name and runs.has(name)
+
+
+def test_figures_that_are_no_numbers_are_no_points(tmp_path: Path) -> None:
+    for step, value in ((1, 2.0), (2, float("nan")), (3, float("inf"))):
+        append_metrics(tmp_path, {"step": step, "train_loss": value})
+    curve = Curve(tmp_path)
+    curve.read()
+    assert curve.points("train_loss") == {"train_loss": [(1, 2.0)]}
+
+
 def test_a_run_in_use_is_not_deleted(runs: Runs) -> None:
     with lock.locked(runs.folder("one")), pytest.raises(Exception, match="in use"):
         runs.delete("one")

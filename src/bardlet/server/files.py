@@ -13,7 +13,7 @@ TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf
 STATIC = {f"/static/{name}": name for name in (
     "home.js", "session.js", "docs.js", "docs.css", "page.css", "studio.css", "charts.js", "views.js", "forward.js",
     *(f"studio/{part}.js" for part in ("app", "api", "parts", "train", "training", "runs", "write", "inside", "chat",
-                                       "translate")))}
+                                       "translate", "learn")))}
 """Files that need no key, by path. They hold no data. A path that is not here does not exist."""
 
 

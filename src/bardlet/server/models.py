@@ -80,6 +80,10 @@ class Models:
         self._folders = folders.find(self.roots)
         return sorted(name for name, folder in self._folders.items() if not folders.is_reward_model(folder))
 
+    def folders(self) -> dict[str, Path]:
+        """Return the folder of each model, by name."""
+        return {name: self._folders[name] for name in self.names()}
+
     def card(self, name: str) -> dict[str, Any]:
         """Return a model as /v1/models describes it. Refuse an unknown name."""
         folder = self._known(name) or self._listed(name, self.names())

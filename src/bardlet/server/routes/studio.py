@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -12,8 +13,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from bardlet.data.named import EMBEDDED, NAMED, locate
+from bardlet.server import lessons
 from bardlet.server.errors import Refusal
-from bardlet.server.studio.commands import Selection, Training
+from bardlet.server.reply import Answer, Context, Reply
+from bardlet.server.studio.commands import Climb, Selection, Training
 from bardlet.server.studio.studio import Format, Studio
 from bardlet.server.validation import Route
 
@@ -31,6 +34,16 @@ def studio_of(request: Request) -> Studio:
         raise Refusal(404, "This server only serves models. To train in the browser, start `bardlet serve` without a "
                       "folder, or with a folder of runs.", code="no_studio")
     return studio
+
+
+def _answer(request: Request, work: Callable[[Studio], Awaitable[dict[str, Any]]]) -> Answer:
+    """Return the response of work that takes time, and ends if the client leaves."""
+    studio, state = studio_of(request), request.app.state
+
+    async def send(reply: Reply) -> None:
+        await reply.json(await work(studio))
+
+    return Answer(send, Context(float(state.settings.timeout), state.metrics))
 
 
 # ---------------------------------------------------------------- training
@@ -56,15 +69,15 @@ async def upload(request: Request, name: Name = "text.txt") -> dict[str, Any]:
 
 
 @router.post("/previews")
-async def preview(form: Selection, request: Request) -> dict[str, Any]:
+async def preview(form: Selection, request: Request) -> Any:
     """Return what a training would read from files."""
-    return await studio_of(request).preview(form)
+    return _answer(request, lambda studio: studio.preview(form))
 
 
 @router.post("/plans")
-async def plan(form: Training, request: Request) -> dict[str, Any]:
+async def plan(form: Training, request: Request) -> Any:
     """Return the plan of a training."""
-    return await studio_of(request).plan(form)
+    return _answer(request, lambda studio: studio.plan(form))
 
 
 @router.get("/jobs")
@@ -93,7 +106,37 @@ async def stop(job: str, request: Request) -> dict[str, Any]:
     return (await asyncio.to_thread(studio_of(request).jobs.stop, job)).as_json()
 
 
+# ---------------------------------------------------------------- lessons
+
+
+@router.get("/lessons")
+async def overview(request: Request) -> dict[str, Any]:
+    """List the rungs of the ladder, with the newest run of each."""
+    table = await asyncio.to_thread(studio_of(request).runs.table)
+    return {"rungs": await asyncio.to_thread(lessons.overview, table)}
+
+
+@router.get("/lessons/{number}")
+async def lesson(number: int, request: Request) -> dict[str, Any]:
+    """Return the lesson of a rung."""
+    studio_of(request)
+    return await asyncio.to_thread(lessons.lesson, number)
+
+
+@router.post("/ladder", status_code=201)
+async def climb(form: Climb, request: Request) -> dict[str, Any]:
+    """Queue a ladder."""
+    return (await asyncio.to_thread(studio_of(request).climb, form)).as_json()
+
+
 # ---------------------------------------------------------------- runs
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    """List the served models with their folders and the names of their runs: both may have several parts."""
+    studio, served = studio_of(request), request.app.state.models
+    return {"models": await asyncio.to_thread(lambda: studio.name_models(served.folders()))}
 
 
 @router.get("/runs")
@@ -117,16 +160,21 @@ async def details(run: Name, request: Request) -> dict[str, Any]:
 
 
 @router.get("/health")
-async def health(run: Name, request: Request) -> dict[str, Any]:
+async def health(run: Name, request: Request) -> Any:
     """Return the doctor's findings."""
-    return await studio_of(request).health(run)
+    return _answer(request, lambda studio: studio.health(run))
 
 
-@router.get("/download")
-async def download(run: Name, request: Request, format: Format = "folder") -> Response:
-    """Return a run as a file."""
-    made = studio_of(request).download(run, format)
-    path = await made.__aenter__()
+@router.post("/downloads", status_code=201)
+async def pack(run: Name, request: Request, format: Format = "folder") -> Any:
+    """Make a file of a run."""
+    return _answer(request, lambda studio: studio.pack(run, format))
+
+
+@router.get("/downloads/{id}")
+async def download(id: str, request: Request) -> Response:
+    """Return a file that was made, once."""
+    path = await asyncio.to_thread(studio_of(request).packed, id)
 
     async def parts() -> AsyncIterator[bytes]:
         try:
@@ -134,7 +182,7 @@ async def download(run: Name, request: Request, format: Format = "folder") -> Re
                 while part := await asyncio.to_thread(file.read, CHUNK):
                     yield part
         finally:
-            await made.__aexit__(None, None, None)
+            shutil.rmtree(path.parent, ignore_errors=True)  # not awaited: a client that leaves cancels this
 
     return StreamingResponse(parts(), headers={
         "content-disposition": f"attachment; filename*=UTF-8''{quote(path.name)}",

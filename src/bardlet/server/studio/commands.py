@@ -43,6 +43,14 @@ class Training(Selection):
     name: Annotated[str, Field(max_length=80)] | None = None
 
 
+class Climb(BaseModel):
+    """A form for a ladder. rungs: as `bardlet ladder --rungs` takes them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rungs: Annotated[str, Field(pattern=r"^[0-9]{1,2}(-[0-9]{1,2})?$")] = "1-7"
+
+
 def file_names(form: Selection, path: Callable[[str], str]) -> list[str]:
     """Return the files of a form as a command names them. path: returns the path of a stored file."""
     return [name if name in NAMED else path(name) for name in form.files]
@@ -85,8 +93,8 @@ def run_name(form: Training, taken: Callable[[str], bool]) -> str:
     """Return a name for the run: the form's, or one made from its first file. A number tells it from others."""
     if form.name is not None:
         if not RUN_NAME.fullmatch(form.name):
-            raise Refusal(400, "A name has letters, digits, dots, hyphens and underscores, and begins with a letter or "
-                          "a digit.", param="name", code="invalid_value")
+            raise Refusal(400, "A name has letters, digits, dots, hyphens and underscores, and begins with a letter, "
+                          "a digit or an underscore.", param="name", code="invalid_value")
         if taken(form.name):
             raise Refusal(409, "There is a run of this name; choose another one.", param="name", code="name_taken")
         return form.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ class Curve:
         if line.get("train_loss") is not None:
             self.last = {"step": step, **line}
         for name, value in line.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 self.lines.setdefault(name, Line()).add(step, float(value))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -16,8 +17,8 @@ from typing import Any
 
 from bardlet.server.errors import Refusal
 
-PREVIEW = 4096
-"""Bytes at the beginning of a file of which a preview shows the characters."""
+HEAD = 4096
+"""Bytes at the beginning of a file that tell what it holds."""
 NAME = 80
 """Characters of a stored name."""
 CONVERSATION, PREFERENCE, LABEL = {"messages", "conversations", "conversation"}, {"chosen", "rejected"}, {"label"}
@@ -26,12 +27,11 @@ CONVERSATION, PREFERENCE, LABEL = {"messages", "conversations", "conversation"},
 
 @dataclass(frozen=True)
 class File:
-    """A stored file. kind: "text", "conversations" or "preferences". preview: its first characters."""
+    """A stored file. kind: "text", "conversations" or "preferences"."""
 
     id: str
     bytes: int
     kind: str
-    preview: str
 
 
 class Files:
@@ -84,9 +84,10 @@ class Files:
 
     def describe(self, path: Path) -> File:
         """Return what a file is, judged by its beginning."""
-        with open(path, "rb") as file:
-            text = decoded(file.read(PREVIEW))
-        return File(path.name, path.stat().st_size, kind_of(path, text), text[:600])
+        head = b""
+        with suppress(OSError, EOFError), gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+            head = file.read(HEAD)
+        return File(path.name, path.stat().st_size, kind_of(path, decoded(head)))
 
     def _keep(self, partial: Path, name: str, digest: str) -> Path:
         """Move a received file to its name; a number keeps it apart from another one of that name."""
@@ -130,7 +131,7 @@ def refuse_documents(path: Path, name: str) -> None:
     for start, endings in DOCUMENTS.items():
         if head.startswith(start) and name.lower().endswith(endings):
             raise Refusal(400, "This is a document, not a plain text. Open it in its own program, save it as plain "
-                          "text (.txt), and take that file.", code="not_a_text")
+                          "text (.txt), and choose that file.", code="not_a_text")
 
 
 def decoded(head: bytes) -> str:

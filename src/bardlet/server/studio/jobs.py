@@ -31,8 +31,10 @@ log = logging.getLogger("bardlet")
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
 POLL_SECONDS = 0.5
-STARTED = "started"
-"""An empty file: the job's process was started."""
+STARTED, STOPPING = "started", "stopping"
+"""Empty files: the job's process was started, and was told to stop. A second signal would end it without saving."""
+ISOLATED = ("-P",)
+"""Options of Python for a process of ours: it imports no module from the working directory, which is the user's."""
 TAIL = 16_384
 """Bytes at the end of a log that are shown."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -53,6 +55,8 @@ class Job:
     started: float | None = None
     code: int | None = None
     ended: float | None = None
+    stopping: bool = False
+    """It was told to stop, and is saving."""
     message: str = ""
     """The last line of the log if it failed."""
 
@@ -107,7 +111,8 @@ class Jobs:
         job = self.get(name)
         if job.state == "waiting":
             self._end(name, 128 + signal.SIGINT)
-        elif job.state == "running" and (process := self._process(name)) is not None:
+        elif job.state == "running" and not job.stopping and (process := self._process(name)) is not None:
+            (self.folder / name / STOPPING).touch()
             with suppress(ProcessLookupError, PermissionError):
                 # not SIGINT: a server that a script started in the background ignores it, and so do its children
                 os.kill(process, getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
@@ -144,7 +149,7 @@ class Jobs:
         with open(folder / "log.txt", "ab") as output:
             (folder / STARTED).touch()
             self._processes[job.id] = subprocess.Popen(
-                [sys.executable, "-m", "bardlet.cli.job", str(folder.resolve())], cwd=self.directory,
+                [sys.executable, *ISOLATED, "-m", "bardlet.cli.job", str(folder.resolve())], cwd=self.directory,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment(), **detached)
 
     # ---------------------------------------------------------------- one job
@@ -174,7 +179,7 @@ class Jobs:
             job = Job(**facts, state=state, code=code, ended=end.get("ended"), message=message)
             self._ended[name] = job
             return job
-        return Job(**facts, state=state)
+        return Job(**facts, state=state, stopping=(folder / STOPPING).exists())
 
     def _is_running(self, name: str) -> bool:
         process = self._processes.get(name)

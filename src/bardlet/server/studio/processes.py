@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.server.errors import Refusal, public_message
-from bardlet.server.studio.jobs import environment
+from bardlet.server.studio.jobs import ISOLATED, environment
 
 MOST_OUTPUT = 1 << 20
 """Bytes of output that are kept."""
@@ -28,13 +28,13 @@ class Output:
 
 
 async def run(words: Sequence[str], directory: Path, seconds: float, folders: Iterable[str] = ()) -> Output:
-    """Run `bardlet WORDS --json` and return its output. The process ends when the request does.
+    """Run `bardlet WORDS --json` and return its output. The process ends if this call is cancelled.
 
     Raises:
         Refusal: the command failed, with its message (400); it took too long (503).
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bardlet", *words, "--json", cwd=directory, stdin=asyncio.subprocess.DEVNULL,
+        sys.executable, *ISOLATED, "-m", "bardlet", *words, "--json", cwd=directory, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment())
     try:
         async with asyncio.timeout(seconds):

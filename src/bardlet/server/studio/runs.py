@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import quote, unquote
 
 from bardlet.api import runs as summaries
 from bardlet.config.docs import docs, first_sentence
@@ -98,10 +99,11 @@ class Runs:
         row, record = self.row(folder), self._record(folder)
         characters = record.get("characters_per_token") if row["command"] == "train" else None
         expected, bigram = record.get("expected"), record.get("bigram")
+        measured, whole = record.get("val_tokens"), record.get("val_tokens_of")
         return {
             **facts, "run": row, "now": time.time(), "minutes": record.get("minutes"),
             "unit": "character" if characters else "token", "per_token": characters or 1.0,
-            "bigram": bigram, "expected": expected,
+            "bigram": bigram, "evaluated": [measured, whole] if measured and whole and measured < whole else None,
             "band": scaling_law.band(expected, record.get("drift") or 0.0) if expected else None,
             "planned": self._planned(folder) or record.get("steps"), "samples": self.samples(folder),
             "reads_like": scaling_law.reads_like(best / characters, bigram) if best and characters else ""}
@@ -144,7 +146,7 @@ class Runs:
     def delete(self, name: str) -> str:
         """Move a run to the trash; return its name there, for `restore`. Refuse one that is in use."""
         folder = summaries.check_deletable(self.folder(name))
-        kept = f"{int(time.time())}~{name.replace('/', '~')}"
+        kept = f"{int(time.time())}~{quote(name, safe='')}"
         self.trash.mkdir(parents=True, exist_ok=True)
         os.replace(folder, self.trash / kept)
         self._summaries.pop(folder, None)
@@ -155,7 +157,7 @@ class Runs:
         """Bring a deleted run back, and return its name."""
         if kept not in self.deleted():
             raise Refusal(404, "There is no such deleted run.", code="run_not_found")
-        name = kept.partition("~")[2].replace("~", "/")
+        name = unquote(kept.partition("~")[2])
         target = self.root / name
         if os.path.lexists(target):
             raise Refusal(409, f"There is a new run of the name {name}; delete that one first.", code="name_taken")

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
+import time
 import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from bardlet.server.errors import Refusal, public_message
 from bardlet.server.studio import processes
-from bardlet.server.studio.commands import Selection, Training, arguments, file_names, run_name, shown
+from bardlet.server.studio.commands import Climb, Selection, Training, arguments, file_names, run_name, shown
 from bardlet.server.studio.files import Files
 from bardlet.server.studio.jobs import Job, Jobs
 from bardlet.server.studio.runs import Runs
 
-Format = Literal["folder", "gguf", "html", "onnx"]
+Format = Literal["folder", "gguf", "html"]
+LADDER = "ladder"
+"""The folder of the tab Learn's ladder."""
 PREVIEW_SECONDS, PLAN_SECONDS, DOCTOR_SECONDS, EXPORT_SECONDS = 120, 300, 120, 600
+DOWNLOAD, DOWNLOAD_SECONDS = re.compile(r"[0-9a-f]{16}"), 3600
+"""The id of a packed file, and the time after which it is deleted if nobody fetched it."""
 LEFT_OUT = ("checkpoints", ".lock", ".holder")
 """Parts of a run folder that a download leaves out: checkpoints are most of it, and only `resume` needs them."""
 
@@ -32,9 +39,10 @@ class Studio:
         """most_bytes: of an uploaded file."""
         hidden = root / ".studio"
         self.root, self.hidden, self.directory = root, hidden, Path.cwd()
+        self.downloads = hidden / "downloads"
         self.files = Files(hidden / "files", most_bytes)
         self.jobs, self.runs = Jobs(hidden / "jobs", self.directory), Runs(root, hidden)
-        self._one_plan = asyncio.Lock()
+        self._one_plan, self._naming = asyncio.Lock(), Lock()
 
     # ---------------------------------------------------------------- training
 
@@ -56,8 +64,17 @@ class Studio:
 
     def start(self, form: Training) -> Job:
         """Queue a training."""
-        words = self._named(form)
-        return self.jobs.add(words, Path(words[-1]).name, form.kind)
+        with self._naming:  # two that come at once get two names
+            words = self._named(form)
+            return self.jobs.add(words, Path(words[-1]).name, form.kind)
+
+    def climb(self, form: Climb) -> Job:
+        """Queue a ladder. It continues the one that is there."""
+        waiting = (job for job in self.jobs.all() if job.kind == "ladder" and job.state in ("waiting", "running"))
+        if any(waiting):
+            raise Refusal(409, "A ladder is in the queue already.", code="in_use")
+        words = ["ladder", "--rungs", form.rungs, "--out", self._shown(self.root / LADDER)]
+        return self.jobs.add(words, LADDER, "ladder")
 
     def resume(self, name: str) -> Job:
         """Queue that a stopped run goes on."""
@@ -84,10 +101,21 @@ class Studio:
         return (str(self.root), str(self.hidden / "files"))
 
     def _shown(self, path: Path) -> str:
-        """Return a path as the working directory of the commands sees it."""
-        return os.path.relpath(path, self.directory)
+        """Return a path as the working directory of the commands sees it, and never as an option of a command."""
+        relative = os.path.relpath(path, self.directory)
+        return f"./{relative}" if relative.startswith("-") else relative
 
     # ---------------------------------------------------------------- runs
+
+    def name_models(self, served: Mapping[str, Path]) -> list[dict[str, Any]]:
+        """Return for each served model its name, its folder for commands, and the name of its run, if it is one.
+
+        served: the folder of each model, by name.
+        """
+        root = self.root.resolve()
+        return [{"id": name, "folder": self._shown(folder),
+                 "run": folder.relative_to(root).as_posix() if folder.is_relative_to(root) else None}
+                for name, folder in served.items()]
 
     async def health(self, name: str) -> dict[str, Any]:
         """Return the findings of the doctor."""
@@ -95,34 +123,46 @@ class Studio:
         output = await processes.run(words, self.directory, DOCTOR_SECONDS, self._folders)
         return {"command": shown(words), **output.value}
 
-    @asynccontextmanager
-    async def download(self, name: str, format: Format) -> AsyncIterator[Path]:
-        """Yield a file with a run: a zip archive of its folder, or an export. It is deleted afterwards."""
+    async def pack(self, name: str, format: Format) -> dict[str, Any]:
+        """Make a file of a run: a zip archive of its folder, or an export. Return its id and name, for `packed`."""
         folder = await asyncio.to_thread(self.runs.folder, name)
-        target = self.hidden / "downloads" / secrets.token_hex(8)
+        await asyncio.to_thread(self._forget_downloads)
+        target = self.downloads / secrets.token_hex(8)
         target.mkdir(parents=True)
         try:
             if format == "folder":
                 path = target / f"{folder.name}.zip"
                 await asyncio.to_thread(_pack, folder, path)
             else:
-                path = target / (folder.name + ("" if format == "onnx" else f".{format}"))
+                path = target / f"{folder.name}.{format}"
                 words = ["export", self._shown(folder), "--to", format, "--out", self._shown(path)]
                 await processes.run(words, self.directory, EXPORT_SECONDS, self._folders)
-                if format == "onnx":
-                    packed = target / f"{folder.name}-onnx.zip"
-                    await asyncio.to_thread(_pack, path, packed)
-                    path = packed
-            yield path
-        finally:
-            await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        return {"id": target.name, "name": path.name, "bytes": path.stat().st_size}
+
+    def packed(self, id: str) -> Path:
+        """Return the file that `pack` made. Refuse an id that none has."""
+        folder = self.downloads / id
+        files = list(folder.iterdir()) if DOWNLOAD.fullmatch(id) and folder.is_dir() else []
+        if len(files) != 1:
+            raise Refusal(404, "This file is gone; ask for it again.", code="file_not_found")
+        return files[0]
+
+    def _forget_downloads(self, seconds: float = DOWNLOAD_SECONDS) -> None:
+        """Delete the files that nobody fetched."""
+        for folder in self.downloads.glob("*"):
+            with suppress(OSError):
+                if folder.stat().st_mtime <= time.time() - seconds:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     # ---------------------------------------------------------------- life
 
     async def live(self) -> None:
         """Run the queue, as long as the server runs."""
         await asyncio.to_thread(self.runs.empty_trash)
-        await asyncio.to_thread(shutil.rmtree, self.hidden / "downloads", ignore_errors=True)
+        await asyncio.to_thread(self._forget_downloads, 0)
         await self.jobs.run()
 
 

@@ -5,16 +5,24 @@ import { Failure, get } from "./api.js";
 import { button, fill, make, plain } from "./parts.js";
 
 /** Each tab is a module with a class `Tab`: `new Tab(app)` has an `element`, `show(name)` and `hide()`. */
-const TABS = { train: "Train", write: "Write", inside: "Inside", chat: "Chat", translate: "Translate", runs: "Runs" };
+const TABS = { train: "Train", write: "Write", inside: "Inside", chat: "Chat", translate: "Translate", runs: "Runs", learn: "Learn" };
 
 const part = (id) => document.getElementById(id);
 
+/** Tabs of a server that only serves models. */
+const WITHOUT_STUDIO = ["write", "chat", "translate"];
+
 class App {
-  constructor() {
+  /** studio: the server trains, too. */
+  constructor(studio) {
+    this.names = Object.keys(TABS).filter((name) => studio || WITHOUT_STUDIO.includes(name));
+    this.studio = studio;
     this.tabs = {};
     this.models = [];
+    this.places = new Map(); // the folder of each model, for commands
     this.current = null;
-    for (const [name, textContent] of Object.entries(TABS)) {
+    for (const name of this.names) {
+      const textContent = TABS[name];
       part("tabs").append(make("button", { id: `tab-${name}`, type: "button", textContent, tabIndex: -1,
         attributes: { role: "tab", "aria-selected": "false", "aria-controls": `panel-${name}` },
         on: { click: () => this.go(name), keydown: (event) => this.move(event, name) } }));
@@ -35,9 +43,9 @@ class App {
 
   async route() {
     const [wanted, about = ""] = location.hash.slice(1).split("/", 2);
-    const name = TABS[wanted] ? wanted : "train";
+    const name = this.names.includes(wanted) ? wanted : this.names[0];
     const left = document.activeElement?.closest("[role=tabpanel]");
-    for (const each of Object.keys(TABS)) {
+    for (const each of this.names) {
       part(`tab-${each}`).setAttribute("aria-selected", String(each === name));
       part(`tab-${each}`).tabIndex = each === name ? 0 : -1;
       if (each === name) part(`tab-${each}`).scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -58,13 +66,18 @@ class App {
   }
 
   move(event, name) {
-    const names = Object.keys(TABS), now = names.indexOf(name);
+    const { names } = this, now = names.indexOf(name);
     const to = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: names.length - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     const next = names[(to + names.length) % names.length];
     this.go(next);
     part(`tab-${next}`).focus();
+  }
+
+  /** The folder of a model, for a command. */
+  folderOf(model) {
+    return this.places.get(model) ?? model;
   }
 
   /** Do something; show its failure, in the element `place` if there is one. Return what it returned, or undefined. */
@@ -95,15 +108,19 @@ class App {
   }
 
   /**
-   * Put the models of the server into menus, and choose `name` in the first one. Return the models, if they came.
-   * suits: says which of them come first.
+   * Put the models of the server into menus, and choose `name`, of a model or a run, in the first one. Return the models,
+   * if they came. suits: says which of them come first.
    */
   chooseModel(menus, name, suits = () => true) {
     return this.try(async () => {
-      const { data } = await get("/v1/models"), models = [...data.filter(suits), ...data.filter((model) => !suits(model))];
+      const [{ data }, { models: served }] = await Promise.all([get("/v1/models"), this.studio ? get("/studio/models") : { models: [] }]);
+      this.places = new Map(served.map(({ id, folder }) => [id, folder]));
+      const models = [...data.filter(suits), ...data.filter((model) => !suits(model))];
       const names = models.map(({ id }) => id);
       for (const each of menus) fill(each, names.map((model) => [model, plain(model)]));
-      if (name && names.includes(name)) menus[0].value = name;
+      const wanted = served.find(({ run }) => run === name)?.id ?? name;
+      if (names.includes(wanted)) menus[0].value = wanted;
+      else if (name) this.say(`${plain(name)} has no weights yet; another model is chosen.`);
       this.models = names;
       return models;
     });
@@ -150,7 +167,7 @@ async function signOut() {
 function open() {
   part("status").textContent = "";
   part("sign-in").hidden = true;
-  globalThis.studio = new App();
+  get("/session").then(({ studio }) => { globalThis.studio = new App(studio); }, ({ message }) => ask(message));
 }
 
 const [signedIn, message] = await begin();

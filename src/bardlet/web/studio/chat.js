@@ -46,7 +46,9 @@ export class Tab {
         make("div", { className: "row" }, button("New conversation", () => this.clear())),
         make("p", { className: "hint", textContent: "The conversation stays in this browser." }), this.commands),
       make("div", { className: "card" }, this.talk, this.spoken, this.status, form));
-    this.model.addEventListener("change", () => this.showCommands());
+    for (const each of [this.model, this.instructions, this.temperature, this.length, this.seed]) {
+      each.addEventListener("change", () => this.showCommands());
+    }
     this.draw();
   }
 
@@ -69,6 +71,8 @@ export class Tab {
   clear() {
     const before = this.messages;
     this.abort?.abort();
+    this.abort = null;
+    this.stopButton.disabled = true;
     this.messages = [];
     this.status.textContent = "";
     this.keep();
@@ -77,6 +81,7 @@ export class Tab {
   }
 
   draw() {
+    if (this.model.value) this.showCommands();
     this.talk.replaceChildren(...this.messages.map((message, n) => this.bubble(message, n)));
   }
 
@@ -90,7 +95,7 @@ export class Tab {
 
   send() {
     const content = this.input.value.trim();
-    if (!content) return;
+    if (!content || this.sendButton.disabled) return;
     this.abort?.abort();
     this.messages = [...this.messages, { role: "user", content }];
     this.input.value = "";
@@ -99,9 +104,11 @@ export class Tab {
 
   /** Put a message back into the field; it and what follows leave the conversation. */
   edit(n) {
+    const before = this.messages;
     this.abort?.abort();
-    this.input.value = this.messages[n].content;
-    this.messages = this.messages.slice(0, n);
+    this.input.value = before[n].content;
+    this.messages = before.slice(0, n);
+    if (before.length > n + 2) this.app.say("The messages after it are gone.", false, ["Undo", () => { this.messages = before; this.keep(); this.draw(); }]);
     this.keep();
     this.draw();
     this.input.focus();
@@ -117,15 +124,15 @@ export class Tab {
 
   async answer() {
     const mine = this.abort = new AbortController();
-    const messages = [...(this.system.trim() ? [{ role: "system", content: this.system.trim() }] : []), ...this.messages];
+    this.messages = this.messages.filter(({ content }) => content); // not an answer that was stopped before its first word
+    const { system: _, ...request } = this.request;
     const answer = { role: "assistant", content: "" };
     this.messages = [...this.messages, answer];
     this.keep();
     this.draw();
     this.stopButton.disabled = false;
     this.status.textContent = "Writing ...";
-    const body = { model: this.model.value, messages, temperature: Number(this.temperature.value),
-      max_completion_tokens: Number(this.length.value) || 300, stream: true, ...(this.seed.value === "" ? {} : { seed: Number(this.seed.value) }) };
+    const body = { ...request, stream: true };
     let reason = "stopped";
     try {
       for await (const { choices } of stream("/v1/chat/completions", body, mine.signal)) {
@@ -153,8 +160,22 @@ export class Tab {
   showCommands() {
     this.untaught.hidden = !this.model.value || this.taught.has(this.model.value);
     this.sendButton.disabled = !this.untaught.hidden;
-    const folder = `runs/${this.model.value}`;
-    this.commands.replaceChildren(this.commands.firstChild, command(`bardlet chat ${quoted(folder)}`, "the command of bardlet"),
-      command(`openai.OpenAI(base_url="${location.origin}/v1", api_key=os.environ["BARDLET_API_KEY"]).chat.completions.create(model=${JSON.stringify(this.model.value)}, messages=[{"role": "user", "content": "Hello"}])`, "the Python code"));
+    const { model, system, messages, temperature, max_completion_tokens: tokens, seed } = this.request;
+    const spoken = JSON.stringify(messages.length ? messages : [{ role: "user", content: "Hello" }]);
+    const options = [system && `--system=${quoted(system)}`, `--temperature ${temperature}`, `--tokens ${tokens}`,
+      seed === undefined ? "" : `--seed ${seed}`].filter(Boolean).join(" ");
+    const python = `model=${JSON.stringify(model)}, messages=${spoken}, temperature=${temperature}, max_completion_tokens=${tokens}`
+      + (seed === undefined ? "" : `, seed=${seed}`);
+    this.commands.replaceChildren(this.commands.firstChild,
+      command(`bardlet chat ${quoted(this.app.folderOf(model))} ${options}`, "the command of bardlet"),
+      command(`openai.OpenAI(base_url="${location.origin}/v1", api_key=os.environ["BARDLET_API_KEY"]).chat.completions.create(${python})`, "the Python code"));
+  }
+
+  /** The settings and the conversation, as the server wants them. */
+  get request() {
+    const system = this.system.trim(), said = this.messages.filter(({ content }) => content);
+    return { model: this.model.value, system, messages: [...(system ? [{ role: "system", content: system }] : []), ...said],
+      temperature: Number(this.temperature.value), max_completion_tokens: Number(this.length.value) || 300,
+      ...(this.seed.value === "" ? {} : { seed: Number(this.seed.value) }) };
   }
 }

@@ -272,11 +272,11 @@ export class Tab {
   // ------------------------------------------------------------------------ commands
 
   showCommands() {
-    const { model, text, tokens } = this.asked, folder = `runs/${model}`, off = this.after ? this.switches.off : [];
+    const { model, text, tokens } = this.asked, folder = this.app.folderOf(model), off = this.after ? this.switches.off : [];
     const heads = off.length ? `, [${off.map(([layer, head]) => `(${layer}, ${head})`).join(", ")}]` : "";
     this.commands.hidden = false;
     this.commands.replaceChildren(this.commands.firstChild,
-      command(`bardlet sample ${quoted(folder)} --prompt ${quoted(text)} --tokens ${tokens} --temperature 0`, "the command of bardlet"),
+      command(`bardlet sample ${quoted(folder)} --prompt=${quoted(text)} --tokens ${tokens} --temperature 0`, "the command of bardlet"),
       command(`curl ${location.origin}/studio/inside -H "Authorization: Bearer $BARDLET_API_KEY" -H 'Content-Type: application/json' -d `
         + quoted(JSON.stringify({ ...this.asked, off })), "the command of curl"),
       command(`import bardlet\nfrom bardlet.inference import inside\nmodel = bardlet.load(${JSON.stringify(folder)})\n`

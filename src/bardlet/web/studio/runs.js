@@ -2,7 +2,7 @@
 
 import { LineChart } from "../charts.js";
 import { get, post } from "./api.js";
-import { button, command, count, every, hint, loss, make, plain, quoted } from "./parts.js";
+import { button, bytes, command, count, every, hint, loss, make, plain, quoted } from "./parts.js";
 import { Progress, linesOf, uses } from "./training.js";
 
 const COLUMNS = [["name", "Run"], ["text", "Text"], ["model", "Model"], ["parameters", "Weights"], ["steps", "Steps"],
@@ -49,7 +49,8 @@ export class Tab {
       this.key = key;
       this.rows = news.runs;
       this.draw();
-      this.showDeleted(news.deleted);
+      if (JSON.stringify(news.deleted) !== this.deleted) this.showDeleted(news.deleted);
+      this.deleted = JSON.stringify(news.deleted);
       const shown = this.view && this.rows.find(({ name }) => name === this.view.name);
       if (shown && shown.state !== this.shownState) await this.open();
     }
@@ -99,10 +100,11 @@ export class Tab {
   /** Show the chosen runs below the table. */
   async open() {
     this.view = null;
+    const mine = this.opening = {};
     const names = [...this.chosen].filter((name) => this.rows.some((run) => run.name === name));
     this.below.replaceChildren();
     if (names.length === 1) await this.openOne(names[0]);
-    else if (names.length > 1) await this.app.try(() => this.compare(names));
+    else if (names.length > 1) await this.app.try(() => this.compare(names, mine));
   }
 
   // ---------------------------------------------------------------- one run
@@ -118,6 +120,7 @@ export class Tab {
     })));
     if (run.state !== "running") actions.push(button("Delete", () => this.remove(name), { className: "danger" }));
     const view = this.view = new Progress(name, actions);
+    this.packing = make("span", { className: "hint", attributes: { role: "status" } });
     const health = make("div", { attributes: { "aria-live": "polite" } });
     const check = button("Check its files and losses", () => app.try(async () => {
       health.replaceChildren(make("p", { className: "hint", textContent: "Reading its files ..." }));
@@ -128,14 +131,22 @@ export class Tab {
     const settings = make("details", { on: { toggle: () => { if (settings.open) app.try(() => this.showSettings(name, settings)); } } },
       make("summary", { textContent: "Settings and results" }));
     view.element.append(make("div", { className: "row" }, make("span", { textContent: "Download: " }),
-      ...FORMATS.map(([format, textContent]) => make("a", { textContent, className: "button",
-        href: `/studio/download?${new URLSearchParams({ run: name, format })}`, download: "",
-        on: { click: () => app.say(`Your browser saves the ${textContent} as soon as it is made.`) } }))),
+      ...FORMATS.map(([format, textContent]) => button(textContent, () => this.download(name, format))), this.packing),
     hint("Folder: every file, for bardlet and Hugging Face. GGUF: for llama.cpp and Ollama. One HTML page: the model in a page that writes "
       + "in any browser, without a network."),
     check, health, settings, commandsOf(run));
     this.below.replaceChildren(view.element);
     await app.try(() => view.update());
+  }
+
+  /** Let the server make a file, and the browser save it. */
+  async download(run, format) {
+    const said = this.packing;
+    said.textContent = "Making the file ...";
+    const made = await this.app.try(() => post("/studio/downloads", {}, { values: { run, format } }), said);
+    if (!made) return;
+    said.textContent = `${made.name}, ${bytes(made.bytes)}: your browser saves it.`;
+    make("a", { href: `/studio/downloads/${made.id}`, download: made.name }).click();
   }
 
   async showSettings(name, place) {
@@ -148,10 +159,12 @@ export class Tab {
 
   // ---------------------------------------------------------------- several
 
-  async compare(names) {
+  /** opening: what `open` began; another choice begins another. */
+  async compare(names, opening) {
     const [parts, all] = await Promise.all([
       Promise.all(names.map((run) => get("/studio/progress", { run }))),
       Promise.all(names.slice(0, 8).map((run) => get("/studio/details", { run })))]);
+    if (this.opening !== opening) return;
     const chart = new LineChart("Held-out losses");
     const card = make("section", { className: "card" }, make("h2", { textContent: "Held-out losses" }), chart.element);
     if (new Set(parts.map(({ unit }) => unit)).size > 1) card.append(make("p", { className: "note",
@@ -165,7 +178,7 @@ export class Tab {
     card.append(make("h3", { textContent: "Results" }), table("Results", ["", ...names.slice(0, 8)], [
       ["result", ...parts.slice(0, 8).map(({ run }) => run.result)], ["reads like", ...parts.slice(0, 8).map((each) => each.reads_like)],
       ["minutes", ...parts.slice(0, 8).map(({ run }) => run.minutes?.toFixed(1) ?? "")],
-      ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => loss(Math.min(...(points.val_loss ?? []).map(([, y]) => y)) / scale))],
+      ["best held-out loss", ...parts.slice(0, 8).map(({ points, per_token: scale }) => points.val_loss?.length ? loss(Math.min(...points.val_loss.map(([, y]) => y)) / scale) : "")],
       ["sample", ...parts.slice(0, 8).map(({ samples }) => samples.at(-1)?.text ?? "")]].filter(([, ...cells]) => cells.some(Boolean))));
     this.below.replaceChildren(card);
     chart.show({ unit: `nats per ${[...new Set(parts.map(({ unit }) => unit))].join(" or ")}`, lines: parts.map((each) => ({ ...linesOf(each)[1], name: plain(each.run.name) })) });
@@ -193,7 +206,7 @@ export class Tab {
   showDeleted(deleted) {
     this.undo.replaceChildren(...(deleted.length ? [make("details", {}, make("summary", {
       textContent: `Deleted in the last week: ${deleted.length}` }), make("ul", {}, ...deleted.map((kept) => make("li", { className: "row" },
-      make("span", { textContent: plain(kept.split("~").slice(1).join("/")) }), button("Bring back", () => this.restore(kept))))))] : []));
+      make("span", { textContent: plain(decodeURIComponent(kept.slice(kept.indexOf("~") + 1))) }), button("Bring back", () => this.restore(kept))))))] : []));
   }
 }
 

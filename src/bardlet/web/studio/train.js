@@ -54,7 +54,7 @@ export class Tab {
     this.progress = make("p", { className: "status", attributes: { role: "status" } });
     this.reading = make("section", { attributes: { "aria-live": "polite", "aria-label": "What was read" } });
     this.minutes = make("input", { type: "number", min: 0.2, max: 100000, step: "any", value: 3 });
-    const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; mark(); },
+    const chips = make("div", { className: "chips" }, ...MINUTES.map((n) => button(`${n} min`, () => { this.minutes.value = n; mark(); stale(); },
       { data: { minutes: n } })));
     const mark = () => [...chips.children].forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.minutes === this.minutes.value)));
     this.minutes.addEventListener("input", mark);
@@ -68,17 +68,18 @@ export class Tab {
     this.model = menu([["qwen3", "qwen3"], ["gpt2", "gpt2"]], "qwen3");
     this.planCard = make("div", { attributes: { "aria-live": "polite" } });
     this.planButton = button("Show the plan", () => this.plan());
-    this.form = make("form", { className: "card", on: { submit: (event) => { event.preventDefault(); this.start(); } } },
+    const stale = () => { this.planning?.abort(); this.planCard.replaceChildren(); }; // the plan is one of another form
+    this.form = make("form", { className: "card", on: { input: stale, change: stale, submit: (event) => { event.preventDefault(); this.start(); } } },
       make("h2", { textContent: "What should it learn from?" }), drop,
       this.pasting = make("details", {}, make("summary", { textContent: "Paste a text, or choose an example" }),
         field("Text", this.pasted), paste, field("Your earlier texts, and examples", this.known)),
       this.progress, this.chosen, this.reading,
       make("h2", { textContent: "How long may it take?" }), field("Minutes", this.minutes), chips,
-      this.more = make("details", {}, make("summary", { textContent: "More settings" }), field("This is", this.kind), this.baseField,
+      this.more = make("details", {}, make("summary", { textContent: "More settings" }), field("What kind of text is it?", this.kind), this.baseField,
         field("Name of the run", this.name), field("Tokenizer", this.tokenizer, "The pieces of text that the model reads and writes at a time."),
         field("Architecture", this.model, "qwen3 is today\u2019s design and learns more in the same time; gpt2 is the lecture\u2019s."),
-        field("Seed", this.seed, "The same seed gives the same model.")),
-      make("div", { className: "row" }, make("button", { type: "submit", textContent: "Train" }), this.planButton), this.planCard);
+        field("Seed", this.seed, "The same seed, settings and number of steps give the same model.")),
+      make("div", { className: "row" }, this.trainButton = make("button", { type: "submit", textContent: "Train" }), this.planButton), this.planCard);
     this.adapt();
   }
 
@@ -193,12 +194,18 @@ export class Tab {
   }
 
   async plan() {
+    this.planning?.abort();
+    const mine = this.planning = new AbortController();
     this.planButton.disabled = true;
     const said = make("p", { className: "hint", textContent: "Reading the text and timing this machine ..." });
-    this.planCard.replaceChildren(said);
-    const made = await this.app.try(async () => post("/studio/plans", await this.read()), said);
+    const made = await this.app.try(async () => {
+      const form = await this.read();
+      this.planCard.replaceChildren(said);
+      return post("/studio/plans", form, { signal: mine.signal });
+    }, said);
     this.planButton.disabled = false;
-    if (!made) return;
+    if (!made && !mine.signal.aborted) this.planCard.replaceChildren(said);
+    if (!made || mine.signal.aborted) return;
     this.planCard.replaceChildren();
     const lines = made.lines.filter((line) => !/^(reading|measuring|tokenizing)/.test(line));
     this.planCard.append(make("h3", { textContent: "The plan" }),
@@ -218,8 +225,11 @@ export class Tab {
   }
 
   async start() {
+    if (this.trainButton.disabled) return;
     const said = make("p", { className: "hint" });
+    this.trainButton.disabled = true;
     const job = await this.app.try(async () => post("/studio/jobs", await this.read()), said);
+    this.trainButton.disabled = false;
     if (!job) return this.planCard.replaceChildren(said);
     this.app.say(`${plain(job.run)} is in the queue.`);
     this.name.value = "";
@@ -243,7 +253,7 @@ export class Tab {
     if (this.job?.id !== now.id || this.job.state !== now.state || this.job.has_run && !now.has_run) this.showJob(now);
     this.job = now;
     this.showQueue(jobs);
-    if (!this.view || this.finished) return;
+    if (!this.view || this.finished || now.kind === "ladder") return;
     if (!now.has_run) {
       if (now.state === "running") this.preparing.textContent = "Reading the text, and timing this machine ...";
       return;
@@ -258,9 +268,10 @@ export class Tab {
 
   showJob(job) {
     const running = job.state === "running";
+    if (job.kind === "ladder") return this.showLadder(job, running);
     this.finished = false;
     const actions = [make("span", { className: `badge ${job.state}`, textContent: STATES[job.state] })];
-    if (running) actions.push(button("Stop", () => this.app.try(() => post(`/studio/jobs/${job.id}/stop`))));
+    if (running) actions.push(this.stopper(job));
     if (job.has_run && (job.state === "stopped" || job.state === "interrupted")) {
       actions.push(button("Go on", () => this.app.try(async () => { await post("/studio/runs/resume", {}, { values: { run: job.run } }); await this.watch(); })));
     }
@@ -281,10 +292,29 @@ export class Tab {
     this.current.replaceChildren(this.view.element);
   }
 
+  /** A button that stops a job, once: it then saves, which takes a moment. */
+  stopper(job) {
+    const stop = button(job.stopping ? "Stopping ..." : "Stop", async () => {
+      Object.assign(stop, { disabled: true, textContent: "Stopping ..." });
+      await this.app.try(() => post(`/studio/jobs/${job.id}/stop`));
+    }, { disabled: job.stopping });
+    return stop;
+  }
+
+  /** Show the job of a ladder, whose runs the tab Learn shows. */
+  showLadder(job, running) {
+    this.view = null;
+    this.current.replaceChildren(make("article", { className: "card" }, make("div", { className: "row" }, make("h2", { textContent: "The ladder" }),
+      make("span", { className: `badge ${job.state}`, textContent: STATES[job.state] }),
+      ...(running ? [this.stopper(job)] : []), button("See it in Learn", () => this.app.go("learn"))), job.message ? make("p", { className: "note", textContent: job.message }) : null,
+    command(job.command)));
+  }
+
   /** Show the jobs that wait, and those that ended before the one above. */
   showQueue(jobs) {
     const waiting = jobs.filter(({ state }) => state === "waiting").reverse();
-    const ended = jobs.filter(({ run, state, has_run: there }) => there && run !== this.job?.run && !["waiting", "running"].includes(state));
+    const ended = jobs.filter(({ id, run, state, has_run: there }) => (there || state === "failed") && id !== this.job?.id && run !== this.job?.run
+      && !["waiting", "running"].includes(state));
     const earlier = ended.filter(({ run }, i) => ended.findIndex((each) => each.run === run) === i).slice(0, EARLIER);
     const key = JSON.stringify([waiting, earlier].map((list) => list.map(({ id }) => id)));
     if (key === this.queued) return;
@@ -297,6 +327,7 @@ export class Tab {
         button("Remove", () => this.app.try(async () => { await post(`/studio/jobs/${job.id}/stop`); await this.watch(); }),
           { attributes: { "aria-label": `Remove ${plain(job.run)} from the queue` } }), command(job.command, `the command of ${plain(job.run)}`)))),
       ...list("Before", earlier.map((job) => row(job, make("span", { className: `badge ${job.state}`, textContent: STATES[job.state] }),
-        button("Open", () => this.app.go("runs", job.run), { attributes: { "aria-label": `Open ${plain(job.run)}` } })))));
+        job.has_run ? button("Open", () => this.app.go("runs", job.run), { attributes: { "aria-label": `Open ${plain(job.run)}` } })
+          : make("span", { className: "hint", textContent: job.message })))));
   }
 }

@@ -21,12 +21,14 @@ export function chartOf(progress) {
   };
 }
 
-/** The seconds until a run ends: by its budget of minutes, if it has one, else by the time of its steps so far. */
+/** The seconds until a run ends: by the time of its steps so far, or by its budget of minutes, which may end it sooner. */
 function secondsLeft({ last, planned, step, minutes, now }, started) {
-  if (minutes && started) return Math.max(0, started + 60 * minutes - now);
-  return last.seconds && last.step ? (planned - step) * last.seconds / last.step : NaN;
+  const bySteps = last.seconds && last.step ? (planned - step) * last.seconds / last.step : Infinity;
+  return Math.min(bySteps, minutes && started ? Math.max(0, started + 60 * minutes - now) : Infinity);
 }
 
+/** Figures of later stages, with the titles of their charts. */
+const OTHERS = { reward: "mean reward of an answer", accuracy: "share of right or preferred answers", kl: "KL from the model before, in nats an answer" };
 const MEANINGS = [
   ["Loss", "How surprised the model is by the next character or token, on average. 0 would be a perfect guess; lower is better. "
     + "It is measured in nats: a loss of 0.69 means that the model is as unsure as before a coin toss."],
@@ -42,6 +44,8 @@ export class Progress {
     Object.assign(this, { name, started });
     this.chart = new LineChart(`Losses of ${plain(name)}`);
     this.chart.element.hidden = true; // until there is a point
+    this.others = Object.entries(OTHERS).map(([figure, title]) => [figure, new LineChart(title, { height: 180 })]);
+    for (const [, { element }] of this.others) element.hidden = true;
     this.facts = make("p", { className: "facts" });
     this.words = make("p", { className: "reads" });
     this.meter = make("progress", { max: 1, value: 0, attributes: { "aria-label": "Share of the steps" } });
@@ -49,7 +53,7 @@ export class Progress {
     this.glossary = make("details", { hidden: true }, make("summary", { textContent: "What do these figures mean?" }),
       make("dl", {}, ...MEANINGS.flatMap(([word, meaning]) => [make("dt", { textContent: word }), make("dd", { textContent: meaning })])));
     this.element = make("article", { className: "card" }, make("div", { className: "row" },
-      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.words, this.facts, this.chart.element, this.glossary, this.samples);
+      make("h2", { textContent: plain(name) }), ...actions), this.meter, this.words, this.facts, this.chart.element, ...this.others.map(([, { element }]) => element), this.glossary, this.samples);
   }
 
   /** Keep what a reader opened in a view before. */
@@ -63,21 +67,29 @@ export class Progress {
     const news = await get("/studio/progress", { run: this.name, version: this.now?.version });
     this.now = { ...news, points: news.points ?? this.now?.points };
     this.glossary.hidden = this.chart.element.hidden = !Object.values(this.now.points ?? {}).some((points) => points.length);
-    if (news.points) this.chart.show(chartOf(this.now));
+    if (news.points) {
+      this.chart.show(chartOf(this.now));
+      for (const [figure, chart] of this.others) {
+        const points = this.now.points[figure] ?? [];
+        chart.element.hidden = !points.length;
+        if (points.length) chart.show({ lines: [{ name: figure, points }], unit: chart.label, end: this.now.planned });
+      }
+    }
     this.describe();
     return this.now;
   }
 
   describe() {
-    const { run, step, planned, last, unit, per_token: scale, reads_like: reads, samples } = this.now;
-    const running = run.state === "running", val = run.val_loss;
+    const { run, step, planned, last, unit, per_token: scale, reads_like: reads, samples, evaluated: part } = this.now;
+    const running = run.state === "running", val = run.val_loss, left = secondsLeft(this.now, this.started);
     this.meter.value = planned ? Math.min(1, step / planned) : 0;
     this.meter.hidden = !running;
     this.facts.textContent = [
       { running: "training", finished: "finished", stopped: "stopped", damaged: "damaged" }[run.state],
       planned ? `step ${count(step)} of ${running ? "about " : ""}${count(planned)}` : "",
-      running ? `about ${duration(secondsLeft(this.now, this.started))} left` : "",
-      val === null ? "" : `held-out loss ${loss(val / scale)} nats per ${unit}`,
+      running && Number.isFinite(left) ? `about ${duration(left)} left` : "",
+      val === null ? "" : `held-out loss ${loss(val / scale)} nats per ${unit}`
+        + (part ? ` (on ${count(part[0])} of ${count(part[1])} tokens)` : ""),
       last.tokens_per_second ? `${count(Math.round(last.tokens_per_second))} tokens a second` : ""].filter(Boolean).join(" \u00b7 ");
     this.words.textContent = reads ? `Reads like: ${reads}.` : "";
     this.showSamples(samples);
@@ -113,6 +125,6 @@ export class Progress {
 /** Links that go on with a finished or running model. */
 export const uses = (app, name, command) => {
   const tab = command === "sft" || command === "dpo" ? "chat" : command === "translate" ? "translate" : "write";
-  const use = button({ chat: "Chat with it", translate: "Translate with it", write: "Write with it" }[tab], () => app.go(tab, name));
+  const use = button({ chat: "Chat with it", translate: "Translate with it", write: "Write with it" }[tab], () => { app.asked = true; app.go(tab, name); });
   return tab === "translate" ? [use] : [use, button("Look inside", () => app.go("inside", name))];
 };

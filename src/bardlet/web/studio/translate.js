@@ -171,7 +171,7 @@ export class Tab {
   /** Show commands that translate the same text. */
   showCommands() {
     this.untaught.hidden = !this.model.value || this.translators.has(this.model.value);
-    const model = this.model.value, beam = Number(this.beam.value), { sentences } = this, folder = `runs/${model}`;
+    const model = this.model.value, beam = Number(this.beam.value), { sentences } = this, folder = this.app.folderOf(model);
     const lines = sentences.length ? sentences : ["Guten Morgen"], more = beam > 1 ? ` --beam ${beam}` : "";
     const body = JSON.stringify({ model, text: lines, ...(beam > 1 ? { beam } : {}) });
     this.commands.replaceChildren(this.commands.firstChild,

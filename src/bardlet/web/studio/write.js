@@ -137,7 +137,8 @@ export class Tab {
     if (!models) return;
     this.go.disabled = !models.length;
     if (!models.length) this.likely.textContent = "There are no models yet: train one in the tab Train.";
-    else if (name && name === this.first.model.value) await this.write(); // "Write with it"
+    else if (this.app.asked) await this.write(); // "Write with it"
+    this.app.asked = false;
   }
 
   hide() { /* it goes on writing */ }
@@ -183,10 +184,10 @@ export class Tab {
   /** Show commands that write the same texts: what was written last, after what stood before it. */
   showCommands() {
     this.commands.replaceChildren(this.commands.firstChild, ...this.drafts.filter(({ request }) => request).flatMap(({ request }) => {
-      const { model, temperature, top_k: topK, prompt, seed, max_tokens: tokens } = request, folder = `runs/${model}`;
+      const { model, temperature, top_k: topK, prompt, seed, max_tokens: tokens } = request, folder = this.app.folderOf(model);
       const body = JSON.stringify({ model, prompt, max_tokens: tokens, temperature, seed, top_k: topK });
       return [
-        command(`bardlet sample ${quoted(folder)} --prompt ${quoted(prompt)} --tokens ${tokens} --temperature ${temperature} `
+        command(`bardlet sample ${quoted(folder)} --prompt=${quoted(prompt)} --tokens ${tokens} --temperature ${temperature} `
           + `--top-k ${topK > 0 ? topK : "none"} --seed ${seed}`, "the command of bardlet"),
         command(`curl ${location.origin}/v1/completions -H "Authorization: Bearer $BARDLET_API_KEY" -H 'Content-Type: application/json' `
           + `-d ${quoted(body)}`, "the command of curl"),
