@@ -19,7 +19,7 @@ from server.served import Server
 from studio_page import TEXT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="no Chromium on the path")
-TABS = ("train", "write", "inside", "chat", "translate", "runs")
+TABS = ("train", "write", "inside", "chat", "translate", "runs", "learn")
 VIEWS = [(1280, 1, "light"), (1280, 1, "dark"), (390, 1, "light"), (390, 1, "dark"), (640, 2, "light"),
          (640, 2, "dark")]
 """Widths, pixels of the screen for each, and color schemes. 640 with 2: a window of 1280 pixels at 200 % zoom."""
@@ -42,6 +42,10 @@ USES = {
     "runs": """await t.show('verses'); while (!t.element.querySelector('.line')) await wait();
         for (const details of t.element.querySelectorAll('details')) details.open = true;
         while (!t.element.querySelector('details table')) await wait();""",
+    "learn": """await t.show('3'); for (const details of t.element.querySelectorAll('details')) details.open = true;
+        while (!t.element.querySelector('.heads') || !t.element.querySelector('.sample')) await wait();
+        [...t.element.querySelectorAll('button')].find((each) => each.textContent === 'Every rung reads it').click();
+        while (!t.element.querySelector('.ladder tbody')) await wait();""",
     "compare": """t.chosen = new Set(['verses', 'letters', 'chat']); t.draw(); await t.open();
         while (!t.element.querySelector('svg')) await wait();"""}
 """Scripts that use a tab `t`."""
@@ -56,6 +60,7 @@ AXE = """axe.run(document, {resultTypes: ['violations']}).then((r) =>
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("studio")
     served.train(folder)
+    served.run("ladder", folder / "verses.txt", "--rungs", "1-3", "--out", folder / "runs" / "ladder")
     with served.serving(Path("runs"), folder / "log", cwd=folder) as server:
         yield server
         assert "internal error" not in server.log.read_text()
@@ -86,8 +91,8 @@ def open_tab(browser: Browser, server: Server, tab: str, view: tuple[int, float,
     browser.open("about:blank", width, scheme)  # another part of the same page would load nothing
     browser.open(f"{server.url}/#{tab}", width, scheme, scale)
     wait(browser, f"globalThis.studio?.tabs.{tab}?.element.isConnected")
-    ready = {"runs": "tabs.runs.rows.length", "train": "tabs.train.stored"}.get(tab, "models.length")
-    wait(browser, f"studio.{ready}")
+    ready = {"runs": "tabs.runs.rows.length", "train": "tabs.train.stored", "learn": "tabs.learn.rungs.length"}
+    wait(browser, f"studio.{ready.get(tab, 'models.length')}")
 
 
 def problems(browser: Browser) -> list[Any]:
@@ -163,7 +168,7 @@ def test_arrow_keys_move_between_tabs(browser: Browser, server: Server) -> None:
         wait(browser, f"studio.current === {name!r} && !document.getElementById('panel-{name}').hidden")
         assert browser.value("document.querySelectorAll('[role=tabpanel]:not([hidden])').length") == 1
         seen.append(name)
-    assert seen == [*TABS, "train", "runs", "train", "runs"]
+    assert seen == [*TABS, "train", "learn", "train", "learn"]
     browser.press("Tab")
     assert not browser.value("document.activeElement.matches('[role=tab]')")  # one stop for all tabs
 
@@ -336,6 +341,30 @@ def test_looking_inside_by_keyboard(browser: Browser, server: Server) -> None:
     wait(browser, "studio.tabs.inside.after")
     wait(browser, "document.querySelectorAll('#panel-inside section tbody tr').length")
     assert browser.value("studio.tabs.inside.after.loss.per_token !== studio.tabs.inside.before.loss.per_token")
+    assert not problems(browser)
+
+
+def test_learning_by_keyboard(browser: Browser, server: Server) -> None:
+    """Choose a rung, read, and play with its model."""
+    open_tab(browser, server, "learn")
+    focus(browser, "#panel-learn .rungs li:nth-child(3) button")
+    browser.press("Enter")
+    wait(browser, "studio.tabs.learn.shown === 3 && document.querySelector('#panel-learn .heads')")
+    assert browser.value("document.activeElement.dataset.number") == "3"
+    wait(browser, "document.querySelector('#panel-learn .sample')")
+    focus(browser, "#panel-learn input:not([type])")
+    browser.press("a", modifiers=2)
+    keys(browser, "The bards of a ")
+    browser.press("Enter")
+    wait(browser, "document.querySelector('#panel-learn .sample strong').textContent === 'The bards of a '")
+    wait(browser, "!document.querySelector('#panel-learn .status').textContent")
+    focus(browser, "#panel-learn input[type=range]")
+    before = text_of(browser, "#panel-learn section h3")
+    browser.press("ArrowLeft")
+    assert text_of(browser, "#panel-learn section h3") != before or "looked back" in before
+    focus(browser, "#panel-learn .heads button")
+    browser.press("Enter")
+    assert browser.value("document.activeElement.getAttribute('aria-pressed')") == "true"
     assert not problems(browser)
 
 

@@ -23,8 +23,8 @@ from bardlet.server.studio.jobs import Job, Jobs
 from bardlet.server.studio.runs import Runs
 
 Format = Literal["folder", "gguf", "html"]
-LADDER = "ladder"
-"""The folder of the tab Learn's ladder."""
+LADDER = "ladder-tinyshakespeare"
+"""The folder of the tab Learn's ladder, as `bardlet ladder` names it."""
 PREVIEW_SECONDS, PLAN_SECONDS, DOCTOR_SECONDS, EXPORT_SECONDS = 120, 300, 120, 600
 DOWNLOAD, DOWNLOAD_SECONDS = re.compile(r"[0-9a-f]{16}"), 3600
 """The id of a packed file, and the time after which it is deleted if nobody fetched it."""

@@ -155,8 +155,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   part("content").focus();
 });
 
-part("sign-out").addEventListener("click", () => globalThis.studio.say("To come back you need the key, or a new link: `bardlet serve` "
-  + "prints both where it was started.", false, ["Sign out", signOut]));
+part("sign-out").addEventListener("click", () => globalThis.studio.say("To come back you need the key, or a new link. The terminal "
+  + "where bardlet serve was started shows both.", false, ["Sign out", signOut]));
 
 async function signOut() {
   const reason = await session("DELETE");

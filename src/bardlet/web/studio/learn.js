@@ -6,6 +6,8 @@ import { button, command, copier, every, field, hint, loss, make, percent, plain
 
 /** The likeliest next tokens that the server gives. */
 const LIKELIEST = 20;
+/** Tokens that it writes, and the seed. */
+const LENGTH = 120, SEED = 1;
 const SENTENCE = "To be, or not to be, that is the question";
 const heading = (textContent) => make("h3", { textContent });
 
@@ -85,7 +87,19 @@ class Playground {
     this.next.element.hidden = true;
   }
 
+  /** Take another sentence if the text of this model lacks a character of ours: one that it writes itself. */
+  async choose() {
+    try {
+      await post("/tokenize", { model: this.model, text: SENTENCE });
+    } catch (error) {
+      if (error.status !== 400) throw error;
+      const { choices } = await post("/v1/completions", { model: this.model, prompt: "", max_tokens: SENTENCE.length, seed: SEED, temperature: 0.5 });
+      this.text.value = choices[0].text.trim().replace(/\s+/g, " ") || this.text.value;
+    }
+  }
+
   async play() {
+    if (this.text.value === SENTENCE) await this.app.try(() => this.choose());
     const text = this.text.value;
     this.status.textContent = "Reading ...";
     const done = await this.app.try(async () => {
@@ -115,12 +129,12 @@ class Playground {
   async write(prompt) {
     const temperature = Number(this.next.slider.value);
     let text = "", first = null;
-    for await (const { choices } of stream("/v1/completions", { model: this.model, prompt, max_tokens: 120, temperature, seed: 1,
+    for await (const { choices } of stream("/v1/completions", { model: this.model, prompt, max_tokens: LENGTH, temperature, seed: SEED,
       top_k: -1, logprobs: LIKELIEST, stream: true })) {
       for (const choice of choices) {
         text += choice.text;
         first ??= choice.logprobs?.top_logprobs?.[0] ?? null;
-        this.showText(prompt, text);
+        this.showText(prompt, text, temperature);
       }
     }
     if (first) {
@@ -129,10 +143,11 @@ class Playground {
     }
   }
 
-  showText(prompt, text) {
+  showText(prompt, text, temperature) {
     this.written.replaceChildren(heading("It writes"), make("p", { className: "sample", attributes: { dir: "auto" } },
       make("strong", { textContent: prompt }), text),
-    command(`bardlet sample ${quoted(this.app.folderOf(this.model))} --prompt=${quoted(prompt)} --tokens 120`, "the command of bardlet"));
+    command(`bardlet sample ${quoted(this.app.folderOf(this.model))} --prompt=${quoted(prompt)} --tokens ${LENGTH} --temperature ${temperature} --top-k none --seed ${SEED}`,
+      "the command of bardlet"));
   }
 
   async climb() {
@@ -174,6 +189,7 @@ export class Tab {
   async refresh() {
     await this.app.try(async () => {
       const [{ rungs }, { jobs }, { models }] = await Promise.all([get("/studio/lessons"), get("/studio/jobs"), get("/studio/models")]);
+      this.app.places = new Map(models.map(({ id, folder }) => [id, folder]));
       for (const rung of rungs) Object.assign(rung, { model: models.find(({ run }) => run && run === rung.run)?.id ?? null });
       const job = jobs.find(({ kind }) => kind === "ladder"), key = JSON.stringify([rungs, job?.id, job?.state]);
       if (key === this.key) return;
@@ -224,7 +240,7 @@ export class Tab {
       make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Code" }, textContent: lesson.code }), copier("Copy", () => lesson.code)),
     make("details", {}, make("summary", { textContent: "Its settings" }), make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Settings" }, textContent: lesson.settings })),
     ...(lesson.exercise ? [make("h3", { textContent: "Exercise" }), ...markdown(lesson.exercise),
-      hint("The answer is in the course: `make docs`, then open site/index.html.")] : []),
+      hint("The answer is on the page of this rung in the course, which make docs builds.")] : []),
     make("div", { className: "row" }, ...[[number - 1, "Previous rung"], [number + 1, "Next rung"]].filter(([to]) => this.rungs.some((each) => each.number === to))
       .map(([to, textContent]) => button(textContent, () => this.app.go("learn", String(to)))))));
     if (play) await play.play();
