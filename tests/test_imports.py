@@ -103,14 +103,19 @@ def test_no_docstring_begins_with_a_question(path: Path) -> None:
             assert first not in (["What"], ["Who"], ["Where"], ["How"], ["Why"]), f"{path.name}:{node.lineno}"
 
 
+RUNS_CODE = {"ladder.check.load": {"exec"}}
+"""`bardlet check` runs a learner's file, in a process of its own; no other file runs code that it reads."""
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_code_from_files_is_executed(path: Path) -> None:
     """No pickle, no torch.load, no eval or exec, no remote code."""
+    allowed = RUNS_CODE.get(name_of(path), set())
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             assert not {"pickle", "shelve", "marshal", "dill", "joblib"} & set(names)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "torch.load", "__import__"), f"{path.name}: {called}"
+            assert called not in {"eval", "exec", "torch.load", "__import__"} - allowed, f"{path.name}: {called}"
             assert not any(k.arg in ("trust_remote_code", "allow_pickle") for k in node.keywords)

@@ -31,6 +31,7 @@ COMMANDS = {
     "export": "one HTML page, a GGUF file, ONNX, or a clean Hugging Face folder",
     **{kind.command: kind.summary for kind in FINE_TUNING},
     "ladder": "train every rung of the lecture and write a report",
+    "check": "test your own code of the lecture",
     "runs": "list, compare and delete runs",
     "doctor": "check this machine, or a run",
     "serve": "train and use models in the browser, and serve them by the API of OpenAI",
@@ -39,7 +40,7 @@ COMMANDS = {
 
 SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample", "write": "sample", "infer": "sample",
             "evaluate": "eval", "test": "eval", "benchmark": "eval", "finetune": "sft", "fine-tune": "sft",
-            "pretrain": "train", "rlhf": "ppo", "rm": "reward", "continue": "resume", "check": "doctor",
+            "pretrain": "train", "rlhf": "ppo", "rm": "reward", "continue": "resume",
             "status": "doctor", "convert": "export", "save": "export",
             "publish": "export", "server": "serve", "api": "serve", "host": "serve",
             "corpora": "data", "download": "data", "lecture": "ladder", "talk": "chat",
@@ -49,8 +50,8 @@ SYNONYMS = {"list": "runs", "ls": "runs", "compare": "runs", "generate": "sample
 SPINS = {"serve": (20_000,)}
 """Arguments of `choose_waiting`: a server's threads wait shortly and often (LOG.md)."""
 
-WITHOUT_TORCH = ("runs", "data")
-"""Commands that compute nothing."""
+WITHOUT_TORCH = ("runs", "data", "check")
+"""Commands that compute nothing, or in another process."""
 
 FLAGS = ("--help", "--version", "--print-completion", "--debug")
 
