@@ -82,7 +82,14 @@ def _arguments(loaded: Loaded, cls: type, own_settings: bool) -> dict[str, Any]:
 def _is_settings(parameter: inspect.Parameter, loaded: Loaded) -> bool:
     if size_of(parameter.name):
         return False
-    return bool(CONFIG.search(parameter.name)) or parameter.name in ("hp", "h_params", "c_")
+    own = loaded.names.get(_hint(parameter))  # a class of the file, under whatever name
+    return (bool(CONFIG.search(parameter.name)) or parameter.name in ("hp", "h_params", "c_")
+            or (dataclasses.is_dataclass(own) and inspect.isclass(own)))
+
+
+def _hint(parameter: inspect.Parameter) -> str:
+    """Return the name of a parameter's annotation."""
+    return str(getattr(parameter.annotation, "__name__", parameter.annotation)).strip("'\"")
 
 
 def _value(parameter: inspect.Parameter, names: set[str], cls: str) -> Any:
@@ -115,9 +122,10 @@ def _settings(loaded: Loaded, parameter: inspect.Parameter, own: bool) -> Any:
         named = loaded.names.get(parameter.name)
         if named is not None and not inspect.isclass(named) and not callable(named):
             return _with_sizes(named)
-        classes = [value for value in loaded.names.values() if inspect.isclass(value) and CONFIG.search(value.__name__)
+        hint = _hint(parameter)
+        classes = [value for value in loaded.names.values() if inspect.isclass(value)
+                   and (CONFIG.search(value.__name__) or value.__name__ == hint)
                    and not issubclass(value, nn.Module) and value.__module__ not in ("typing", "dataclasses")]
-        hint = getattr(parameter.annotation, "__name__", str(parameter.annotation)).strip("'\"")
         classes.sort(key=lambda cls: cls.__name__ != hint)
         for cls in classes:
             try:

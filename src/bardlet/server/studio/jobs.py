@@ -33,6 +33,8 @@ State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"
 POLL_SECONDS = 0.5
 STARTED, STOPPING = "started", "stopping"
 """Empty files: the job's process was started, and was told to stop. A second signal would end it without saving."""
+STARTING_SECONDS = 30
+"""Time that a process gets to import bardlet and to lock its folder."""
 ISOLATED = ("-P",)
 """Options of Python for a process of ours: it imports no module from the working directory, which is the user's."""
 TAIL = 16_384
@@ -170,7 +172,8 @@ class Jobs:
         if not end:
             state: State = "waiting"
             if facts["started"] is not None:
-                state = "running" if self._is_running(name) else "interrupted"
+                young = time.time() - facts["started"] < STARTING_SECONDS  # its process may not have the lock yet
+                state = "running" if young or self._is_running(name) else "interrupted"
                 end = _object(folder / "end.json") if state == "interrupted" else {}  # it may have ended just now
         if end:
             code = int(end.get("code", 1))
