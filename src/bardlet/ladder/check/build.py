@@ -69,7 +69,7 @@ def _arguments(loaded: Loaded, cls: type, own_settings: bool) -> dict[str, Any]:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             continue
         has_default = each.default is not each.empty
-        if _is_settings(each, loaded):
+        if _is_settings(each, loaded, len(parameters) == 1):
             if not has_default or each.default is None:
                 values[each.name] = _settings(loaded, each, own_settings)
         elif each.default is False and each.name in CAUSAL:
@@ -79,12 +79,21 @@ def _arguments(loaded: Loaded, cls: type, own_settings: bool) -> dict[str, Any]:
     return values
 
 
-def _is_settings(parameter: inspect.Parameter, loaded: Loaded) -> bool:
-    if size_of(parameter.name):
-        return False
+def _is_settings(parameter: inspect.Parameter, loaded: Loaded, alone: bool) -> bool:
+    """Return True if a parameter takes the configuration. alone: it is the only one."""
     own = loaded.names.get(_hint(parameter))  # a class of the file, under whatever name
-    return (bool(CONFIG.search(parameter.name)) or parameter.name in ("hp", "h_params", "c_")
-            or (dataclasses.is_dataclass(own) and inspect.isclass(own)))
+    if dataclasses.is_dataclass(own) and inspect.isclass(own):
+        return True
+    if len(parameter.name) == 1 and alone and parameter.annotation is parameter.empty:
+        return any(_is_own_settings(value) for value in loaded.names.values())
+    return not size_of(parameter.name) and (
+        bool(CONFIG.search(parameter.name)) or parameter.name in ("hp", "h_params", "c_"))
+
+
+def _is_own_settings(value: Any) -> bool:
+    """Return True for a dataclass with sizes."""
+    return inspect.isclass(value) and dataclasses.is_dataclass(value) and sum(
+        bool(size_of(each.name)) for each in dataclasses.fields(value)) > 1
 
 
 def _hint(parameter: inspect.Parameter) -> str:
@@ -124,7 +133,7 @@ def _settings(loaded: Loaded, parameter: inspect.Parameter, own: bool) -> Any:
             return _with_sizes(named)
         hint = _hint(parameter)
         classes = [value for value in loaded.names.values() if inspect.isclass(value)
-                   and (CONFIG.search(value.__name__) or value.__name__ == hint)
+                   and (CONFIG.search(value.__name__) or value.__name__ == hint or _is_own_settings(value))
                    and not issubclass(value, nn.Module) and value.__module__ not in ("typing", "dataclasses")]
         classes.sort(key=lambda cls: cls.__name__ != hint)
         for cls in classes:

@@ -177,7 +177,8 @@ class Examination:
         idx, y = (model.random_ids(2, learner.short, seed) for seed in (3, 4))
         with torch.no_grad():
             logits = learner.logits(idx)
-        found = script.loss_findings(self.loaded, learner.module, idx, y, logits)
+        found = model.own_loss_findings(name, learner)
+        found += script.loss_findings(self.loaded, learner.module, idx, y, logits)
         self.report.add(found or script.softmax_findings(self.loaded.source.tree))
 
     def structure(self, name: str, learner: Model) -> None:

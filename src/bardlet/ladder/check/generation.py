@@ -158,10 +158,11 @@ def _takes_all(record: Trace, length: int) -> bool:
 
 def _position(name: str, calls: Calls, record: Trace) -> list[Finding]:
     """Compare what was sampled from with the logits of every position of the call before."""
-    for output, start in zip(calls.outputs[:1], calls.operations[:1], strict=True):
+    ends = [*calls.operations[1:], len(record.nodes)]
+    for output, start, end in zip(calls.outputs, calls.operations, ends, strict=True):
         if output.dim() != 3 or output.shape[1] < 2:
             return []
-        for node in record.nodes[start:]:
+        for node in record.nodes[start:end]:
             if node.name not in CHOICES or not node.parents:
                 continue
             chosen = node.parents[0].value.float()
@@ -171,7 +172,7 @@ def _position(name: str, calls: Calls, record: Trace) -> list[Finding]:
             best = max(range(len(fits)), key=lambda i: fits[i])
             if fits[best] > 0.9999 and best != len(fits) - 1 and fits[-1] < 0.999:
                 return [Finding("wrong-position", name, f"{best} of {len(fits)} instead of the last")]
-            return []
+            break
     return []
 
 

@@ -50,7 +50,7 @@ MISTAKES = {
                          "optimizer.zero_grad(set_to_none=True).", "0:34:53", BIGRAM),
     "no-residual": Mistake("A block does not add to its input: {detail}; write x = x + self.sa(self.ln1(x)).",
                            "1:26:48", RESIDUAL),
-    "post-norm": Mistake("A norm lies on the residual path; the lecture puts it before each part: "
+    "post-norm": Mistake("A norm comes after a part of the block; the lecture puts it before each part: "
                          "x = x + self.sa(self.ln1(x)).", "1:32:51", NORM),
     "no-crop": Mistake("Generation does not crop its context: {detail}; pass idx[:, -block_size:] to the model.",
                        "1:19:11", HEAD),

@@ -131,6 +131,18 @@ def loss_findings(name: str, model: Model) -> list[Finding]:
     return [Finding(mistake[0], name, mistake[1])] if mistake else []
 
 
+def own_loss_findings(name: str, model: Model) -> list[Finding]:
+    """Name the mistake of a model that makes its targets from its inputs: each token as its own target."""
+    idx = random_ids(B, model.short, seed=3)
+    with torch.no_grad():
+        answer = model(idx)
+    if answer.loss is None or answer.logits is None or answer.logits.shape[:2] != idx.shape:
+        return []
+    if abs(float(answer.loss) - float(_entropy(answer.logits, idx))) < 1e-4:
+        return [Finding("targets-not-shifted", name, "the loss compares with the inputs")]
+    return []
+
+
 def compare(loss: float, logits: Tensor, idx: Tensor, y: Tensor) -> tuple[tuple[str, str] | None, bool]:
     """Return the mistake in a loss and its detail, None if right or unknown; and whether it shifts the targets."""
     if loss != loss:

@@ -158,7 +158,8 @@ def blocks(trace: Trace) -> list[Visit]:
 def block_findings(visits: list[Visit], own: set[type], norm: bool = True) -> list[Finding]:
     """Return the mistakes of the residual path, one for each class. norm: False if norms come later in the lecture.
 
-    With every layer set to zero, a block returns its input: x + 0. A norm on the path returns the normed input.
+    With every layer set to zero, a block returns its input: x + 0. A norm on the path returns the normed input. A norm
+    of a layer's output does not, but then no norm reads the block's input.
     """
     findings: dict[str, Finding] = {}
     for visit in visits:
@@ -173,12 +174,28 @@ def block_findings(visits: list[Visit], own: set[type], norm: bool = True) -> li
             continue
         encoder = encoder or (len(visit.inputs) > 1 and visit.inputs[1].value.dim() == 3)
         if (out - x).abs().max() < NEAR:
+            if norm and not encoder and not _norms_first(visit.module, visit.args[1:], x):
+                findings[name] = Finding("post-norm", name)
             continue
         if (out - other).abs().max() < NEAR:
             findings[name] = Finding("no-residual", name, "with all its layers at zero, the input is lost")
         elif norm and not encoder and (_normed(out) - _normed(x)).abs().max() < 0.05:
             findings[name] = Finding("post-norm", name)
     return list(findings.values())
+
+
+def _norms_first(block: nn.Module, others: tuple[Any, ...], x: Tensor) -> bool:
+    """Return True if a norm of the block reads the block's input, or if the block has none."""
+    read: list[Tensor] = []
+    norms = [module for module in block.modules() if _is_norm(module)]
+    hooks = [module.register_forward_hook(lambda module, args, out: read.append(args[0])) for module in norms]
+    try:
+        with torch.no_grad():
+            block(x.clone(), *others)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return not read or any(each.shape == x.shape and torch.equal(each, x) for each in read)
 
 
 def _silenced(block: nn.Module, others: tuple[Any, ...], *inputs: Tensor) -> list[Tensor]:
