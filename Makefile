@@ -20,7 +20,7 @@ WITH_ENGINES := BARDLET_NODE_MODULES=$(ENGINES)/node_modules BARDLET_AXE=$(ENGIN
 
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-avx2 accept engines engines-installed lint install lock docs clean
+.PHONY: demo test test-avx2 accept engines engines-installed lint install lock docs notebooks clean
 
 demo: $(VENV)/ready          ## train a GPT on Shakespeare for about two minutes, and print a sample
 	$(BIN)/bardlet train --config configs/demo.toml
@@ -61,6 +61,9 @@ lint: $(VENV)/ready-test     ## ruff and mypy
 # NO_MKDOCS_2_WARNING silences a notice of Material for MkDocs, which appears at every build.
 docs: $(VENV)/ready-docs     ## build the course: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: $(VENV)/ready     ## write notebooks/*.ipynb from their sources and the course's pages
+	$(BIN)/python docs/notebooks.py
 
 install: $(VENV)/ready-test  ## install bardlet and the tools for the tests
 	@echo 'bardlet is installed in $(VENV); run: source $(BIN)/activate'

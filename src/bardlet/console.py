@@ -59,8 +59,12 @@ def main_rank() -> bool:
 
 def live() -> bool:
     """Return True if standard output can show a progress bar: a terminal, or a notebook that has ipywidgets."""
-    notebook = type(sys.stdout).__module__.startswith("ipykernel")
-    return sys.stdout.isatty() or (notebook and find_spec("ipywidgets") is not None)
+    return sys.stdout.isatty() or (in_notebook() and find_spec("ipywidgets") is not None)
+
+
+def in_notebook() -> bool:
+    """Return True if standard output is a notebook's."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
 
 
 def count(number: int, noun: str) -> str:
@@ -129,10 +133,15 @@ def preparation_progress(main: bool = True) -> Iterator[Callable[[str, int, int 
 def training_progress(unit: str = "tokens", budget: float | None = None) -> Iterator[Watch]:
     """Yield a `watch` for `fit`: a live bar with losses, speed and ETA, or in a pipe a line every 10 seconds.
 
+    In a notebook, the curve grows below the bar.
+
     Args:
         unit: the unit of the speed.
         budget: seconds of a timed run, which may change its number of steps.
     """
+    if in_notebook():
+        yield _inline(unit, budget)
+        return
     if not live():
         yield _lines(unit, budget)
         return
@@ -235,6 +244,67 @@ def _lines(unit: str, budget: float | None = None) -> Watch:
             say(step)
 
     return watch
+
+
+PAINT = {"train": "#9db4c8", "reward": "#9db4c8", "val": "#c0392b"}
+"""The colors of the curves in a notebook."""
+
+
+def _inline(unit: str, budget: float | None = None) -> Watch:
+    """Return a `watch` for a notebook: a bar, the text of the step and the curve so far, drawn twice a second."""
+    from IPython.display import display
+
+    text, drawn, val, handle = StepText(unit, budget), 0.0, None, None
+    points: dict[str, list[tuple[int, float]]] = {}
+
+    def watch(line: dict[str, Any]) -> None:
+        nonlocal drawn, val, handle
+        shown, now, rewarded = text(line), time.monotonic(), "reward" in line
+        evaluated = line["val_loss"] is not None and line["val_loss"] != val
+        found = {"reward": line["reward"]} if rewarded else {"train": line["train_loss"]}
+        if evaluated:
+            val = line["val_loss"]
+            found["val"] = -val if rewarded else val
+        for name, value in found.items():
+            if math.isfinite(value):
+                points.setdefault(name, []).append((line["step"], value))
+        if line["step"] != line["steps"] and not evaluated and now - drawn < 0.5:
+            return
+        drawn = now
+        bar = f'<progress value="{line["step"]}" max="{line["steps"]}" style="width: 420px"></progress>'
+        html = f'{bar}<pre>{shown}</pre>{curve(points, line["steps"])}'
+        bundle = {"text/plain": shown, "text/html": html}
+        if handle is None:
+            handle = display(bundle, raw=True, display_id=True)
+        else:
+            handle.update(bundle, raw=True)
+
+    return watch
+
+
+def curve(points: dict[str, list[tuple[int, float]]], steps: int, width: int = 420, height: int = 140) -> str:
+    """Return curves as SVG: lists of (step, value) by name, each thinned out to at most 200 points.
+
+    The lowest and the highest value are beside the axis.
+    """
+    thin = {name: [*row[:: max(1, len(row) // 200)], row[-1]] for name, row in points.items()}
+    values = [value for row in thin.values() for _, value in row]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    scale = (height - 20) / ((high - low) or 1.0)
+    lines = "".join(
+        f'<polyline fill="none" stroke="{PAINT[name]}" stroke-width="{1 if name == "train" else 2}" points="'
+        + " ".join(f"{50 + (width - 60) * step / steps:.1f},{10 + (high - value) * scale:.1f}" for step, value in row)
+        + '"/>' for name, row in thin.items())
+    marks = "".join(f'<text x="44" y="{y}" font-size="11" text-anchor="end" fill="#888">{value:.3g}</text>'
+                    for y, value in ((14, high), (height - 6, low)))
+    names, legend = ", ".join(points), "".join(
+        f'<text x="{width - 12}" y="{16 + 14 * k}" font-size="11" text-anchor="end" fill="{PAINT[name]}">{name}</text>'
+        for k, name in enumerate(points))
+    return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+            f'aria-label="curves: {names}"><path d="M50 6V{height - 6}H{width - 8}" fill="none" stroke="#888"/>'
+            f"{marks}{lines}{legend}</svg>")
 
 
 @contextmanager

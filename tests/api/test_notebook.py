@@ -33,6 +33,8 @@ class Notebook:
             content = message["content"]
             if message["msg_type"] == "stream":
                 text += content["text"]
+            elif message["msg_type"] in ("display_data", "update_display_data"):
+                text += content["data"]["text/plain"] + "\n"
             elif message["msg_type"] == "error":
                 text += f"{content['ename']}: {content['evalue']}\n"
             if (until and until in text) or (message["msg_type"] == "status" and content["execution_state"] == "idle"):
@@ -76,3 +78,26 @@ def test_an_interrupted_run_is_saved_and_continues(notebook: Notebook) -> None:
     output = notebook.run(f"run = bardlet.resume('long', steps={int(step[1]) + 2}, allow_change=True)\n"
                           "print('DONE', run.record.steps)")
     assert f"DONE {int(step[1]) + 2}" in output, output
+
+
+def test_the_progress_is_one_bar_that_changes(notebook: Notebook) -> None:
+    """And figures of the reader's own still appear: training leaves pyplot alone."""
+    notebook.run("import bardlet")
+    cell, kinds = notebook.start(f"bardlet.train('my.txt', steps=20, out='bar', eval_every=2, {SETTINGS})\n"
+                                 "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"), []
+    while True:
+        message: dict[str, Any] = notebook.client.get_iopub_msg(timeout=300)
+        if message["parent_header"].get("msg_id") == cell:
+            kinds += [message["msg_type"], *message["content"].get("data", {})]
+            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                break
+    assert kinds.count("update_display_data") >= 9 and "image/png" in kinds
+    assert kinds.count("display_data") == 2, "the bar and the figure"
+
+
+def test_a_run_shows_itself(notebook: Notebook) -> None:
+    output = notebook.run(f"import bardlet\nrun = bardlet.train('my.txt', steps=5, out='a<b', {SETTINGS})\n"
+                          "html = run._repr_html_()\n"
+                          "print('SHOWN', 'a&lt;b' in html, '<b>a<b' in html, 'data:image/png;base64,' in html)\n"
+                          "print('METRICS', [line['step'] for line in run.metrics if 'train_loss' in line][-1])")
+    assert "SHOWN True False True" in output and "METRICS 5" in output, output

@@ -468,6 +468,17 @@ def test_the_progress_bar_of_a_narrow_terminal_shows_the_eta(rewards: dict[str, 
     assert any(re.search(r"step  1300/13000 .* ETA \d+:\d\d", line) for line in last), last
 
 
+def test_the_curve_of_a_notebook_spans_its_values() -> None:
+    """The lowest value is at the bottom, the highest at the top; many points become at most 201 a curve."""
+    svg = console.curve({"train": [(step, 5.0 - step / 1000) for step in range(1, 2001)], "val": [(2000, 2.5)]}, 2000)
+    curves = [[tuple(map(float, point.split(","))) for point in points.split()]
+              for points in re.findall(r'points="([^"]*)"', svg)]
+    assert [len(curve) for curve in curves] == [201, 2] and set(curves[1]) == {(410.0, 130.0)}
+    assert curves[0][0] == (50.2, 10.0) and curves[0][-1][0] == 410.0 and 10 < curves[0][-1][1] < 130
+    assert ">5<" in svg and ">2.5<" in svg
+    assert console.curve({}, 10) == "" and "polyline" in console.curve({"reward": [(1, 0.0)]}, 10)
+
+
 def test_sampling_after_a_single_document_starts_with_a_newline(text: Path, tmp_path: Path,
                                                                 bardlet: Callable[..., dict[str, Any]]) -> None:
     """A BPE tokenizer has <|endoftext|>, but a model of one document has never seen it."""

@@ -8,6 +8,8 @@ Keywords are the settings of the command of the same name, with _ for -.
 
 from __future__ import annotations
 
+import base64
+import html
 import os
 import textwrap
 import time
@@ -18,13 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bardlet.api import arguments
+from bardlet.api.runs import summarize
 from bardlet.config import combine, toml
 from bardlet.config.finetuning import FineTuneConfig, RolloutConfig
 from bardlet.config.settings import Settings
 from bardlet.config.stages import classes_with, config_class
 from bardlet.errors import BardletError
 from bardlet.run import folder as run_folder
+from bardlet.run.metrics import read_metrics
 from bardlet.run.record import Record
+from bardlet.runtime import manifest
 
 if TYPE_CHECKING:
     from bardlet.api.models import Model
@@ -50,6 +55,11 @@ class Run:
 
         return stage_of(self.config).record_class.of(self._values)
 
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Losses and other figures by step: dictionaries with `step`, `train_loss`, `val_loss` and others."""
+        return read_metrics(self.folder)
+
     @cached_property
     def model(self) -> Model:
         """The trained model, loaded on first use."""
@@ -62,6 +72,19 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return the run as a notebook shows it: name, result and curve."""
+        run = summarize(self.folder)
+        facts = (run.command, run.text, run.model, run.parameters and f"{run.parameters:,} parameters",
+                 None if run.steps is None else f"{run.steps:,} steps",
+                 None if run.minutes is None else f"{run.minutes:.1f} minutes", run.state)
+        line = html.escape(", ".join(str(fact) for fact in facts if fact))
+        text = f"<p><b>{html.escape(str(self.folder))}</b>: {html.escape(run.result)}<br>{line}</p>"
+        if not os.path.lexists(self.folder / "loss.png"):
+            return text
+        picture = base64.b64encode(manifest.inside(self.folder, "loss.png").read_bytes()).decode()
+        return f'{text}<img src="data:image/png;base64,{picture}" alt="curve of the run" width="560">'
 
 
 def train(*text: PathLike | Sequence[PathLike], out: PathLike | None = None, config: PathLike | None = None,

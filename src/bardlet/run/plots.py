@@ -13,6 +13,8 @@ from bardlet.runtime import atomic
 
 TRAINING, VALIDATION, OLD = "#9db4c8", "#c0392b", "#2e7d5b"
 """The colors of curves and points."""
+DOTS, MAX_PIXELS = 110, 100_000_000
+"""Dots per inch of a figure, and pixels of the largest attention map: each takes four bytes of memory."""
 
 
 def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigram: float | None = None) -> None:
@@ -24,10 +26,10 @@ def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigr
         label: the name of the loss, with its unit.
         bigram: the loss of a bigram in the same unit, drawn as a dashed line; None: no line.
     """
-    plt = _pyplot()
     lines = metrics.read_metrics(run)
     train, val, old = (_points(lines, name) for name in ("train_loss", "val_loss", "old_val_loss"))
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="constrained")
+    figure = _figure(7, 4)
+    axes = figure.subplots()
     if train:
         _plot_training(axes, train, "training")
     if val:
@@ -41,7 +43,6 @@ def loss_curve(run: Path, title: str, label: str = "loss (nats per token)", bigr
         axes.axhline(bigram, color="#999999", linewidth=1, linestyle="--", label="bigram")
     _finish(axes, xlabel="step", ylabel=label, title=title)
     figure.savefig(run / "loss.png")
-    plt.close(figure)
 
 
 def margins(run: Path, title: str, margins: Any, confidence: Any, accuracy: Any, counts: Any) -> None:
@@ -54,8 +55,8 @@ def margins(run: Path, title: str, margins: Any, confidence: Any, accuracy: Any,
         confidence, accuracy, counts: mean probability of the preferred completion, share of pairs ranked correctly, and
             number of pairs, for each bin: (K,).
     """
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), dpi=110, layout="constrained")
+    figure = _figure(9, 4)
+    left, right = figure.subplots(1, 2)
     left.hist(margins, bins=40, color=TRAINING)
     left.axvline(0, color=VALIDATION, linewidth=1)
     right.plot((0.5, 1), (0.5, 1), color="#999999", linewidth=1, linestyle="--", label="perfectly calibrated")
@@ -63,7 +64,6 @@ def margins(run: Path, title: str, margins: Any, confidence: Any, accuracy: Any,
     _finish(left, xlabel="reward of the chosen - of the rejected completion", ylabel="held-out pairs", title=title)
     _finish(right, xlabel="confidence (area: number of pairs)", ylabel="accuracy", xlim=(0.48, 1.02))
     figure.savefig(run / "margins.png")
-    plt.close(figure)
 
 
 def reward_curve(run: Path, title: str) -> None:
@@ -71,12 +71,12 @@ def reward_curve(run: Path, title: str) -> None:
 
     Without rollouts in metrics.jsonl there is no KL, and only the panel of the rewards.
     """
-    plt = _pyplot()
     lines = metrics.read_metrics(run)
     reward, kl = _points(lines, "reward"), _points(lines, "kl")
     val = [(step, -loss) for step, loss in _points(lines, "val_loss")]
     panels = 2 if kl else 1
-    figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), dpi=110, layout="constrained", squeeze=False)
+    figure = _figure(5 * panels, 4)
+    axes = figure.subplots(1, panels, squeeze=False)
     if reward:
         _plot_training(axes[0, 0], reward, "rollouts")
     if val:
@@ -86,11 +86,6 @@ def reward_curve(run: Path, title: str) -> None:
         _plot_training(axes[0, 1], kl)
         _finish(axes[0, 1], xlabel="step", ylabel="KL to the reference (nats per completion)")
     figure.savefig(run / "loss.png")
-    plt.close(figure)
-
-
-DOTS, MAX_PIXELS = 110, 100_000_000
-"""Dots per inch of attention maps, and pixels of the largest figure: each takes four bytes of memory."""
 
 
 def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) -> None:
@@ -104,7 +99,6 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
     Raises:
         BardletError: the figure would be too large.
     """
-    plt = _pyplot()
     layers, heads, T, S = maps.shape
     size = (heads * (0.6 + 0.16 * S) + 1, layers * (0.7 + 0.16 * T) + 1)
     width, height = (DOTS * inches for inches in size)
@@ -113,7 +107,8 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
                            f"need a picture of {width:,.0f} by {height:,.0f} pixels; shorten the first line")
     labels, families = fonts.drawable([printable_token(t) for t in (*source, *target)])
     columns, rows = labels[:S], labels[S:]
-    figure, grid = plt.subplots(layers, heads, figsize=size, dpi=DOTS, layout="constrained", squeeze=False)
+    figure = _figure(*size)
+    grid = figure.subplots(layers, heads, squeeze=False)
     for layer in range(layers):
         for head in range(heads):
             axes = grid[layer][head]
@@ -125,7 +120,6 @@ def attention_maps(path: Path, maps: Any, source: list[str], target: list[str]) 
     figure.supylabel("target token (generated)", fontsize=9)
     with atomic.explain_write_errors(path):
         figure.savefig(path)
-    plt.close(figure)
 
 
 def printable_token(text: str) -> str:
@@ -133,14 +127,14 @@ def printable_token(text: str) -> str:
     return (text.strip("\n").replace(" ", "\u00b7") or "\u00b7")[:16]
 
 
-def _pyplot() -> Any:
-    """Return matplotlib.pyplot with the backend for files: the machine may have no display."""
-    import matplotlib
+def _figure(width: float, height: float) -> Any:
+    """Return an empty figure, its size in inches.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    It is made without pyplot: the machine may have no display, and a notebook's own figures use pyplot.
+    """
+    from matplotlib.figure import Figure
 
-    return plt
+    return Figure(figsize=(width, height), dpi=DOTS, layout="constrained")
 
 
 def _points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
