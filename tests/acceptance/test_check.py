@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ladder.check import hostile
@@ -11,6 +12,7 @@ from ladder.check.mistakes import CHANGES, RIGHT, changed
 
 from bardlet.cli import main
 
+ATTEMPTS = Path(__file__).parent / "attempts"
 CASES = [pytest.param(file, name, pairs, id=f"{file.removesuffix('.py')}-{name}-{number}")
          for number, (file, name, *pairs) in enumerate(CHANGES)]
 
@@ -35,6 +37,18 @@ def test_mistake(file: str, name: str, pairs: list[str], tmp_path: Path, capsys:
     """Its name, and no other."""
     (tmp_path / "attempt.py").write_text(changed(file, *pairs), encoding="utf-8")
     assert names(tmp_path / "attempt.py", capsys) == {name}
+
+
+@pytest.mark.parametrize("attempt", json.loads((ATTEMPTS / "index.json").read_text()), ids=lambda each: each["file"])
+def test_an_attempt_of_somebody_who_had_not_seen_check(attempt: dict[str, Any],
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """No finding for a right one; a mistake is named. The attempts are older than check."""
+    rung = ["--rung", str(attempt["rung"])] if isinstance(attempt["rung"], int) else []
+    code = main(["check", str(ATTEMPTS / attempt["file"]), "--seconds", "300", "--json", *rung])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = {finding["name"] for finding in report["findings"]}
+    assert not report["ended"] and report["passed"] and code == bool(found)
+    assert attempt["mistake"] in found if attempt["mistake"] else not found
 
 
 @pytest.mark.parametrize("name", hostile.FILES)
