@@ -211,7 +211,7 @@ def test_jobs_run_in_turn_and_say_how_they_ended(jobs: Jobs, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-def test_a_job_outlives_the_server(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_job_outlives_the_server(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another server finds its process, stops it, and notices that it was killed. A second one waits meanwhile."""
     endless = ["serve", "--port", "0"]
     stopped, killed = (jobs.add(endless, "x", "text") for _ in range(2))
@@ -219,7 +219,13 @@ def test_a_job_outlives_the_server(jobs: Jobs, tmp_path: Path) -> None:
     other = Jobs(jobs.folder, tmp_path)
     other.start_next()
     assert [job.state for job in other.all()] == ["waiting", "running"]
+    signals: list[int] = []
+    real = os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, sent: (signals.append(sent), real(pid, sent)))
     other.stop(stopped.id)
+    other.stop(stopped.id)
+    assert [sent for sent in signals if sent] == [signal.SIGTERM], "a second signal would end it without saving"
+    monkeypatch.setattr(os, "kill", real)
     assert until(jobs, stopped, ended).state == "stopped"
     until(jobs, killed, lambda job: "serving" in jobs.log(job.id))
     other = Jobs(jobs.folder, tmp_path)

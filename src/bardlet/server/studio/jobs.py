@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bardlet.run import lock
-from bardlet.runtime import atomic
+from bardlet.runtime import atomic, heartbeat
 from bardlet.server.errors import Refusal
 from bardlet.server.studio.commands import shown
 
@@ -32,7 +32,8 @@ log = logging.getLogger("bardlet")
 State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
 POLL_SECONDS = 0.5
 STARTED, STOPPING = "started", "stopping"
-"""Empty files: the job's process was started, and was told to stop. A second signal would end it without saving."""
+"""Files: the job's process was started, with its id, and was told to stop. A second signal would end it without saving.
+"""
 STARTING_SECONDS = 30
 """Time that a process gets to import bardlet and to lock its folder."""
 ISOLATED = ("-P",)
@@ -150,9 +151,10 @@ class Jobs:
             detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
         with open(folder / "log.txt", "ab") as output:
             (folder / STARTED).touch()
-            self._processes[job.id] = subprocess.Popen(
+            process = self._processes[job.id] = subprocess.Popen(
                 [sys.executable, *ISOLATED, "-m", "bardlet.cli.job", str(folder.resolve())], cwd=self.directory,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment(), **detached)
+        (folder / STARTED).write_text(str(process.pid))
 
     # ---------------------------------------------------------------- one job
 
@@ -172,8 +174,7 @@ class Jobs:
         if not end:
             state: State = "waiting"
             if facts["started"] is not None:
-                young = time.time() - facts["started"] < STARTING_SECONDS  # its process may not have the lock yet
-                state = "running" if young or self._is_running(name) else "interrupted"
+                state = "running" if self._is_running(name) else "interrupted"
                 end = _object(folder / "end.json") if state == "interrupted" else {}  # it may have ended just now
         if end:
             code = int(end.get("code", 1))
@@ -188,7 +189,15 @@ class Jobs:
         process = self._processes.get(name)
         if process is not None:
             return process.poll() is None
-        return lock.holder(self.folder / name) is not None
+        return lock.holder(self.folder / name) is not None or self._is_starting(name)
+
+    def _is_starting(self, name: str) -> bool:
+        """Return True for a process of another server that is so young that it may not hold the lock yet."""
+        path = self.folder / name / STARTED
+        with suppress(OSError, ValueError):
+            if time.time() - path.stat().st_mtime < STARTING_SECONDS:
+                return heartbeat.alive(int(path.read_text()))
+        return False
 
     def _process(self, name: str) -> int | None:
         """Return the id of a job's process."""
