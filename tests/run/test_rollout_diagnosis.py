@@ -9,7 +9,7 @@ import pytest
 from bardlet.config.finetuning import GRPOConfig, RolloutConfig
 from bardlet.run import rollout_diagnosis
 
-CONFIG = GRPOConfig(reward="exact", steps=400)
+CONFIG, EXACT = (GRPOConfig(reward=reward, steps=400) for reward in ("a-command", "exact"))
 START: dict[str, Any] = {"reward": 0.2, "kl": 0.0, "answer_tokens": 20.0, "ended": 0.9, "different": 0.8,
                          "deviation": 0.4}
 
@@ -42,7 +42,7 @@ def test_a_reward_that_rises_has_no_finding() -> None:
 def test_equal_rewards(reward: float, text: str) -> None:
     rows = [{**START, "step": 10 * n, "rollout": n, "reward": reward, "deviation": 0.0, "kl": n / 100}
             for n in range(1, 5)]
-    assert found(rows).startswith(text)
+    assert found(rows, EXACT).startswith(text)
     rows[-1]["deviation"] = 0.1
     assert "no signal" not in found(rows)
 
@@ -75,6 +75,19 @@ def test_gaming() -> None:
     assert found(lines(reward=2.0, kl=5.0, answer_tokens=200.0)).startswith("warning: the reward may be gamed")
     assert "may be gamed" in found(lines(reward=2.0, kl=5.0, different=0.1))
     assert found(lines(reward=2.0, kl=5.0, answer_tokens=200.0, accuracy=0.9)) == "", "longer and right"
+
+
+def test_an_exact_reward_is_not_gamed() -> None:
+    assert found(lines(reward=1.5, kl=5.0, answer_tokens=200.0), EXACT) == ""
+
+
+def test_answers_learned_by_heart() -> None:
+    """The reward rises on the training prompts, and not on the held-out ones."""
+    evaluations = [{"step": 40 * n, "val_loss": -0.2} for n in range(1, 4)]
+    assert "on the training prompts only" in found([*lines(reward=0.9, kl=3.0), *evaluations])
+    evaluations[-1]["val_loss"] = -0.4
+    assert found([*lines(reward=0.9, kl=3.0), *evaluations]) == ""
+    assert found([*lines(reward=0.3, kl=3.0), *evaluations], steps=4000) == ""
 
 
 def test_a_reward_that_stays() -> None:

@@ -79,7 +79,9 @@ def of_rollouts(lines: Sequence[Mapping[str, Any]], config: RolloutConfig, steps
     if all(point.deviation <= EQUAL * max(1.0, abs(point.reward)) for point in points[-LAST:]):
         yield _collapsed(first, now, gain) or _without_signal(now, points, config)
         return
-    problem = _gamed(first, now, gain) or _collapsed(first, now, gain)
+    exact = config.reward == EXACT  # a right answer is all that it pays for
+    problem = ((None if exact else _gamed(first, now, gain)) or _collapsed(first, now, gain)
+               or _by_heart(lines, now, gain, unit))
     if problem is None and now.step >= PATIENCE * steps and gain < DRIFT:
         problem = _unchanged(first, now, gain)
     if problem:
@@ -144,6 +146,15 @@ def _collapsed(first: Point, now: Point, gain: float) -> Finding | None:
     said = ", ".join(signs) or "its answers are no better"
     return warning("reward", f"the policy collapsed: {said}, at a KL of {now.kl:.3g} nats per answer from the model "
                    "before; start again with a lower --lr and --muon-lr, or a larger --beta")
+
+
+def _by_heart(lines: Sequence[Mapping[str, Any]], now: Point, gain: float, unit: float) -> Finding | None:
+    """Return a finding if the reward rose on the training prompts only."""
+    held_out = [-line["val_loss"] for line in lines if line.get("val_loss") is not None]
+    if gain < GAIN or len(held_out) < LAST or max(held_out[-LAST:]) >= held_out[0] + DRIFT * unit:
+        return None
+    return warning("reward", f"the reward rises on the training prompts only, to {now.reward:z.3g}; on held-out ones "
+                   f"it stays at {held_out[-1]:z.3g}: the model learns these answers by heart; use more prompts")
 
 
 def _unchanged(first: Point, now: Point, gain: float) -> Finding:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from bardlet.config.finetuning import RolloutConfig
+from bardlet.config.finetuning import EXACT, RolloutConfig
 from bardlet.data import prompts, records
 from bardlet.data.batch import Batch
 from bardlet.data.prompts import PromptDataset, Prompts
@@ -319,7 +319,9 @@ class Rollouts:
         self.beta = self.stage.next_beta(self.beta, kl)
         self.metadata = {"rollout": number, "reward": stats.reward, "kl": kl, "answer_tokens": stats.tokens,
                          "ended": stats.ended, "different": stats.different, "deviation": stats.deviation,
-                         "beta": self.beta, **({} if stats.accuracy is None else {"accuracy": stats.accuracy})}
+                         "beta": self.beta}
+        if stats.accuracy is not None and config.reward != EXACT:
+            self.metadata["accuracy"] = stats.accuracy
         normalized_A = torch.from_numpy(actor.normalize_rewards(rollout, reward_A))
         return {**batch, **self.stage.compute_advantages(self.stage.model, batch, normalized_A, self.beta)}
 

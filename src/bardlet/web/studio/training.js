@@ -7,15 +7,16 @@ import { button, count, duration, loss, make, plain } from "./parts.js";
 /** The lines of a run for a chart, in nats per character where the server knows how. */
 export function linesOf(progress, prefix = "") {
   const scale = (points) => points.map(([x, y]) => [x, y / progress.per_token]);
-  const { train_loss: train = [], val_loss: val = [] } = progress.points ?? {};
-  return [{ name: `${prefix}training`, points: scale(train), kind: "thin" }, { name: `${prefix}held-out`, points: scale(val) }];
+  const { train_loss: train = [], val_loss: val = [], reward } = progress.points ?? {};
+  const held = reward ? val.map(([x, y]) => [x, -y]) : scale(val); // reinforcement learning evaluates a reward
+  return [{ name: `${prefix}training`, points: reward ?? scale(train), kind: "thin" }, { name: `${prefix}held-out`, points: held }];
 }
 
 /** Everything that a chart of a run shows. */
 export function chartOf(progress) {
   const characters = progress.unit === "character";
   return {
-    lines: linesOf(progress), unit: `nats per ${progress.unit}`, end: progress.planned,
+    lines: linesOf(progress), unit: progress.points?.reward ? "mean reward of an answer" : `nats per ${progress.unit}`, end: progress.planned,
     levels: characters && progress.bigram ? [{ name: "counting letter pairs (bigram)", value: progress.bigram }] : [],
     band: characters && progress.band ? { name: "forecast", values: progress.band } : null,
   };
@@ -28,7 +29,7 @@ function secondsLeft({ last, planned, step, minutes, now }, started) {
 }
 
 /** Figures of later stages, with the titles of their charts. */
-const OTHERS = { reward: "mean reward of an answer", accuracy: "share of right or preferred answers", kl: "KL from the model before, in nats an answer" };
+const OTHERS = { accuracy: "share of right or preferred answers", kl: "KL from the model before, in nats an answer" };
 const MEANINGS = [
   ["Loss", "How surprised the model is by the next character or token, on average. 0 would be a perfect guess; lower is better. "
     + "It is measured in nats: a loss of 0.69 means that the model is as unsure as before a coin toss."],
@@ -124,7 +125,7 @@ export class Progress {
 
 /** Links that go on with a finished or running model. */
 export const uses = (app, name, command) => {
-  const tab = command === "sft" || command === "dpo" ? "chat" : command === "translate" ? "translate" : "write";
+  const tab = ["sft", "dpo", "kto", "ppo", "grpo"].includes(command) ? "chat" : command === "translate" ? "translate" : "write";
   const use = button({ chat: "Chat with it", translate: "Translate with it", write: "Write with it" }[tab], () => { app.asked = true; app.go(tab, name); });
   return tab === "translate" ? [use] : [use, button("Look inside", () => app.go("inside", name))];
 };
