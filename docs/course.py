@@ -132,20 +132,31 @@ def source(course: Course, argument: str, page: str) -> str:
 
 
 def code(course: Course, argument: str, page: str) -> str:
-    """Show the parts that a rung adds to the rung before, in full."""
+    """Show the parts that a rung adds to the rung before, in full. `rung 3 | Head` folds all parts but Head."""
+    argument, _, chosen = (part.strip() for part in argument.partition("|"))
     rung = one_rung(argument)
     before = rungs.predecessor(rung)
-    new = [part for part in rung.parts if before is None or part not in before.parts]
-    return "\n\n".join(fence("python", part.code, f"src/bardlet/{part.file}, line {part.line}")
-                       for part in map(sources.part, new))
+    new = [sources.part(part) for part in rung.parts if before is None or part not in before.parts]
+    return _some({part.name: fence("python", part.code, f"src/bardlet/{part.file}, line {part.line}") for part in new},
+                 chosen, "The rest of the new code")
+
+
+def _some(listings: dict[str, str], chosen: str, title: str) -> str:
+    """Return listings by name, one below the other; if some are chosen, the others are folded below them."""
+    names = chosen.split() or list(listings)
+    if wrong := [name for name in names if name not in listings]:
+        raise BardletError(f"no listing '{wrong[0]}'; choose from {', '.join(listings)}")
+    others = [text for name, text in listings.items() if name not in names]
+    return "\n\n".join([*(listings[name] for name in names), *([folded(title, "\n\n".join(others))] if others else [])])
 
 
 def changes(course: Course, argument: str, page: str) -> str:
     """Show a rung as a diff against the rung before: of the code or, if the model is the same, of the settings.
 
     A class is compared with the class of the same kind in the rung before, attention with attention: their names end in
-    the same word. A class without a counterpart is new, and not shown.
+    the same word. A class without a counterpart is new, and not shown. `rung 6 | ResidualModel` folds the others.
     """
+    argument, _, chosen = (part.strip() for part in argument.partition("|"))
     rung = one_rung(argument)
     before = rungs.predecessor(rung)
     if before is None:
@@ -158,7 +169,8 @@ def changes(course: Course, argument: str, page: str) -> str:
     pairs = [(a, b) for b in new for a in old if _kind(a) == _kind(b)]
     if not pairs:
         raise BardletError(f"no class of rung {rung.number} has a counterpart in rung {before.number}")
-    return "\n\n".join(_diff(f"{b}, compared with {a} of rung {before.number}", old[a], new[b]) for a, b in pairs)
+    diffs = {b: _diff(f"{b}, compared with {a} of rung {before.number}", old[a], new[b]) for a, b in pairs}
+    return _some(diffs, chosen, "The other changes")
 
 
 def translated(course: Course, name: str, page: str) -> str:

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import course
+import diagrams
 import engine_table
+import live
 import losses
 from course import PENDING, Course, Missing
 
 from bardlet.errors import BardletError
 
 DIRECTIVE = re.compile(r"\{\{ ([a-z]+)(?:: (.+?))? \}\}")
+CODE = re.compile(r"(<pre>(?:<span></span>)?<code>)(.*?)(</code></pre>)", re.S)
+TABLE = re.compile(r"<table>(.*?</table>)", re.S)
 
 DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "code": course.code,  # rung 3: its new parts
@@ -42,6 +46,8 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "settings": losses.settings,  # no argument: the settings of the rungs
     "seen": losses.seen,  # rung 8: its epochs
     "experiment": course.experiment,  # NAME
+    "live": live.live,  # rung 3 | attention: a model to play with; see live.py
+    "diagram": diagrams.diagram,  # NAME | alternative text
     "engines": engine_table.engines,  # no argument: which engines write the same tokens
     "help": course.command_help,  # NAME of a command: all of its settings
 }
@@ -102,6 +108,8 @@ def on_files(files: Any, config: Any) -> Any:
                 _run_experiment(_course, name, argument, file.src_uri)
     for path in sorted(folder.glob("*.png")):
         files.append(File.generated(config, f"experiments/{path.name}", abs_src_path=str(path)))
+    for address, content in live.site_files():
+        files.append(File.generated(config, address, content=content))
     return files
 
 
@@ -122,6 +130,20 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
         return expand(markdown, page.file.src_uri, _course)
     except BardletError as error:
         raise PluginError(str(error)) from None
+
+
+def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
+    """Add the scripts of a page's live parts, and let the keyboard reach what may be too wide for a phone."""
+    return live.with_scripts(reachable(html), page.file.src_uri)
+
+
+def reachable(html: str) -> str:
+    """Return a page whose code, and whose tables without links, can get the focus, so that the keyboard scrolls them.
+
+    Material does so for code only where there is a mouse.
+    """
+    html = CODE.sub(r'\1<span tabindex="0">\2</span>\3', html)
+    return TABLE.sub(lambda match: match[0] if "<a " in match[0] else f'<table tabindex="0">{match[1]}', html)
 
 
 def on_post_build(*, config: Any) -> None:

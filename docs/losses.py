@@ -20,6 +20,8 @@ MIN_SEEDS = 5
 """Seeds that a band of normal losses needs."""
 TRAIN_CHARACTERS = 1_003_854
 """Characters in the training part of Tiny Shakespeare."""
+LECTURE_PARAMETERS = 10_800_000
+"""Parameters of the lecture's large model, whose loss it quotes for rung 8."""
 
 
 def _plus_minus(figures: dict[str, float] | float | None) -> str:
@@ -47,18 +49,22 @@ def losses(course: Course, argument: str, page: str) -> str:
     measured = course.of(rung)
     val_loss, seeds = measured["val_loss"], len(measured["seeds"])
     low, high = val_loss.get("low"), val_loss.get("high")
-    rows = [["the lecture" + (" (10.8 M parameters, on a GPU)" if rung.scaled else ""), _lecture_loss(rung, measured)],
-            ["validation, measured as in the lecture", _plus_minus(measured["val_loss_lecture"])],
-            ["validation, every character once", _plus_minus(val_loss)]]
+    name, ours = "the lecture", ""
+    if rung.scaled:
+        name = f"the lecture's large model ({_millions(LECTURE_PARAMETERS)} M parameters)"
+        ours = f"our model ({_millions(measured['parameters'])} M parameters): "
+    rows = [[name, _lecture_loss(rung, measured)],
+            [f"{ours}validation, measured as in the lecture", _plus_minus(measured["val_loss_lecture"])],
+            [f"{ours}validation, every character once", _plus_minus(val_loss)]]
     if rows[0][1] == "-":
         del rows[0]
     if low is not None and high is not None and seeds >= MIN_SEEDS and not rung.scaled:
         # scaled rungs have no band: their losses depend on the machine
         normal = f"[**normal**]({link(page, 'index.md')}#how-to-read-a-loss) for a single seed"
         rows.append([f"... {normal}", f"**{low:.3f} to {high:.3f}**"])
-    rows += [["training, measured as in the lecture", _plus_minus(measured["train_loss"])],
+    rows += [[f"{ours}training, measured as in the lecture", _plus_minus(measured["train_loss"])],
              ["uniform guessing, ln 65", f"{math.log(65):.3f}"]]
-    text = (table_of(["loss, nats per character", f"mean ± deviation of {seeds} seeds"], rows)
+    text = (table_of(["loss, nats per character", f"mean ± deviation of {seeds} seeds"], rows) + _larger(rung, measured)
             + f"\n\n{measured['parameters']:,} parameters, {measured['steps']:,} steps, {measured['seconds']:.0f} "
               f"seconds of training (the fastest seed) on {machine([measured])}; {recorded([measured])}.")
     if rung.lecture is not None and not rung.scaled:
@@ -68,6 +74,19 @@ def losses(course: Course, argument: str, page: str) -> str:
         agrees = "agrees with" if not above else f"is {abs(above):.{digits}f} {'above' if above > 0 else 'below'}"
         text += f" Measured and rounded as in the lecture, our {ours:.{digits}f} {agrees} its number."
     return text
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f}"
+
+
+def _larger(rung: Rung, measured: dict[str, Any]) -> str:
+    """Say, right below a table, that the lecture's loss of a scaled rung belongs to a much larger model."""
+    times = LECTURE_PARAMETERS / measured["parameters"]
+    if not rung.scaled or rung.lecture is None or times < 1.5:
+        return ""
+    return (f"\n\n**Two sizes in one table**: the lecture's number for rung {rung.number} belongs to a model with "
+            f"{times:.0f} times the parameters, trained on a GPU. It is no target for the small model measured here.")
 
 
 def machine(measured: Iterable[dict[str, Any]]) -> str:
@@ -201,7 +220,10 @@ def table(course: Course, argument: str, page: str) -> str:
     for rung in selected:
         measured = course.of(rung)
         address = link(page, f"rungs/{rung.number:02}-{rung.name}.md")
-        rows.append([f"[{rung.number}. {rung.title}]({address})", _lecture_loss(rung, measured),
+        lecture = _lecture_loss(rung, measured)
+        if _larger(rung, measured):
+            lecture += f" with {_millions(LECTURE_PARAMETERS)} M parameters"
+        rows.append([f"[{rung.number}. {rung.title}]({address})", lecture,
                      _plus_minus(measured["val_loss"]), _plus_minus(measured["val_loss_lecture"]),
                      f"{measured['parameters']:,}", f"{measured['steps']:,}", f"{measured['seconds']:,.0f} s"])
     everything = [course.of(rung) for rung in selected]
@@ -209,8 +231,9 @@ def table(course: Course, argument: str, page: str) -> str:
     head = ["rung", "loss in the lecture, nats", "our loss, nats", "our loss, lecture's way", "parameters", "steps",
             "training time"]
     explained = f"[how to read a loss]({link(page, 'index.md')}#how-to-read-a-loss)"
-    return (f"{table_of(head, rows)}\n\nLosses are validation losses in nats per character, mean ± deviation of "
-            f"{' or '.join(map(str, seeds))} seeds: see {explained}. *Our loss* covers every character of the "
+    larger = "".join(_larger(rung, measured) for rung, measured in zip(selected, everything, strict=True))
+    return (f"{table_of(head, rows)}{larger}\n\nLosses are validation losses in nats per character, mean ± deviation "
+            f"of {' or '.join(map(str, seeds))} seeds: see {explained}. *Our loss* covers every character of the "
             "validation split once; the *lecture's way* is an estimate from 200 random batches. The time is that of "
             f"the fastest seed, on {machine(everything)}; {recorded(everything)}.")
 

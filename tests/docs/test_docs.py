@@ -26,7 +26,7 @@ from bardlet.ladder.rungs import CPU, LADDER, SMALL
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.name != "where.md")
-HEADINGS = ["What", "Why", "The code", "The figure", "Is my loss normal?", "Exercise"]
+HEADINGS = ["What", "Why", "The figure", "The code", "Is my loss normal?", "Exercise"]
 
 
 def load(path: Path, name: str) -> Any:
@@ -381,6 +381,35 @@ def test_answers_restore_the_rungs_they_patch(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(KeyboardInterrupt):
             answers.ANSWERS[name][0](artificial_text(), 1337)
         assert (answers.lecture.average_by_softmax, answers.lecture.ResidualBlock.forward) == (average, forward)
+
+
+def test_the_keyboard_reaches_code_and_tables() -> None:
+    code, linked = "<pre><span></span><code>a\nb</code></pre>", '<table><td><a href="b.html">b</a></td></table>'
+    got = site.reachable(f"{code}<table><td>1</td></table>{linked}<p><code>c</code></p>")
+    assert got == ('<pre><span></span><code><span tabindex="0">a\nb</span></code></pre>'
+                   f'<table tabindex="0"><td>1</td></table>{linked}<p><code>c</code></p>')
+
+
+def test_long_listings_are_folded(course: Any) -> None:
+    """The listing that is named stays open; the others follow, folded."""
+    opened, folded = site.expand("{{ code: rung 3 | Head }}", "a.md", course).split("??? note")
+    assert "class Head(" in opened and "class OneHeadModel(" in folded and "class OneHeadModel(" not in opened
+    opened, folded = site.expand("{{ changes: rung 9 | RotaryBlock }}", "a.md", course).split("??? note")
+    assert 'title="RotaryBlock, compared' in opened and folded.count("compared with") == 3
+    with pytest.raises(BardletError, match="no listing 'Nothing'; choose from Head, OneHeadModel"):
+        site.expand("{{ code: rung 3 | Nothing }}", "a.md", course)
+
+
+def test_a_table_with_two_sizes_says_so(course: Any) -> None:
+    """Rung 8's small model beside the lecture's large one."""
+    course.measured["rungs"]["dropout"]["parameters"] = 816_640
+    for directive in ("{{ losses: rung 8 }}", "{{ table: 8-13 }}"):
+        text = site.expand(directive, "a.md", course)
+        assert "**Two sizes in one table**" in text and "13 times the parameters" in text
+    assert "| the lecture's large model (10.8 M parameters) | 1.48 |" in site.expand(
+        "{{ losses: rung 8 }}", "a.md", course)
+    for directive in ("{{ losses: rung 7 }}", "{{ table: 1-7 }}", "{{ losses: rung 9 }}"):
+        assert "Two sizes" not in site.expand(directive, "a.md", course)
 
 
 def test_squared_relu_is_a_causal_model() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -116,14 +116,23 @@ def page(spec: Mapping[str, Any], entries: list[dict[str, Any]], data: bytes) ->
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], read("page.html"))
 
 
+def in_parts(model: Any, tokenizer: Tokenizer, about: Mapping[str, Any], dtype: str = "int8") -> dict[str, Any]:
+    """Return what `web/lesson.js` opens: spec, entries, weights (in base64) and about. Raises BardletError."""
+    named = check(model, tokenizer, dtype)
+    entries, data = pack(named, dtype)
+    spec = {**canonical.describe(model, named), "tokenizer": describe_tokenizer(tokenizer),
+            "stop": hf.stop_ids(tokenizer)}
+    return {"spec": spec, "entries": entries, "weights": base64.b64encode(data).decode(), "about": dict(about)}
+
+
 def in_script(value: Any) -> str:
     """Return JSON that can stand in a <script> element: no `<` begins a tag there, whatever the value says."""
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def scripts() -> str:
-    """Return the modules of the page as one script: without imports and exports, as all are in one scope."""
-    modules = (read(name) for name in SCRIPTS)
+def scripts(names: Sequence[str] = SCRIPTS) -> str:
+    """Return modules of web/ as one script: without imports and exports, as all are in one scope."""
+    modules = (read(name) for name in names)
     return "\n".join(re.sub(r"(?m)^import .*\n|^export ", "", module) for module in modules)
 
 

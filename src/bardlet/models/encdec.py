@@ -72,8 +72,8 @@ class Attention(nn.Module):
         return x_BTC.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
 
 
-class Block(nn.Module):
-    """Encoder block: attention to the whole source, then computation. The decoder block adds cross-attention."""
+class Sublayers(nn.Module):
+    """The layers that both kinds of block have: self-attention and the feed-forward layer, each with its norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,17 +86,21 @@ class Block(nn.Module):
         self.act = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BSC: Tensor, seen: Tensor) -> Tensor:
-        h_BSC = self.self_attn_layer_norm(x_BSC)
-        x_BSC = x_BSC + self.dropout(self.self_attn(h_BSC, self.self_attn.keys_and_values(h_BSC), seen))
-        return x_BSC + self.dropout(self.mlp(self.final_layer_norm(x_BSC)))
-
     def mlp(self, x_BTC: Tensor) -> Tensor:
         """Apply the feed-forward layer to each position separately."""
         return self.fc2(self.act(self.fc1(x_BTC)))
 
 
-class CrossBlock(Block):
+class Block(Sublayers):
+    """Encoder block: attention to the whole source, then computation. The decoder block adds cross-attention."""
+
+    def forward(self, x_BSC: Tensor, seen: Tensor) -> Tensor:
+        h_BSC = self.self_attn_layer_norm(x_BSC)
+        x_BSC = x_BSC + self.dropout(self.self_attn(h_BSC, self.self_attn.keys_and_values(h_BSC), seen))
+        return x_BSC + self.dropout(self.mlp(self.final_layer_norm(x_BSC)))
+
+
+class CrossBlock(Sublayers):
     """Decoder block: attention to the target so far, attention to the source, then computation."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -104,10 +108,8 @@ class CrossBlock(Block):
         self.encoder_attn_layer_norm = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.encoder_attn = Attention(config)
 
-    def forward(  # type: ignore[override]
-        self, x_BTC: Tensor, source: KeysAndValues, seen: Tensor, mask: Tensor | None = None,
-        cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, source: KeysAndValues, seen: Tensor, mask: Tensor | None = None,
+                cache: LayerCache | None = None) -> Tensor:
         h_BTC = self.self_attn_layer_norm(x_BTC)
         keys = self.self_attn.keys_and_values(h_BTC)
         if cache is not None:
@@ -123,7 +125,7 @@ class CrossBlock(Block):
 class Stack(nn.Module):
     """Blocks and a final norm; the checkpoint names are `encoder` and `decoder`."""
 
-    def __init__(self, config: ModelConfig, block: type[Block], n_layer: int) -> None:
+    def __init__(self, config: ModelConfig, block: type[Sublayers], n_layer: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(block(config) for _ in range(n_layer))
         self.layer_norm = nn.LayerNorm(config.n_embd, config.norm_eps)

@@ -89,15 +89,13 @@ class AveragingModel(LectureModel):
 class Head(nn.Module):
     """Causal self-attention: a query is what a position seeks, a key what it contains, a value what it passes on."""
 
-    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
-
     def __init__(self, config: ModelConfig, head_size: int) -> None:
         super().__init__()
         T, C = config.block_size, config.n_embd
         self.key = nn.Linear(C, head_size, bias=False)
         self.query = nn.Linear(C, head_size, bias=False)
         self.value = nn.Linear(C, head_size, bias=False)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
+        self.tril = nn.Buffer(torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the attention weights of each position: (B, T, T), rows sum to 1, the future gets 0."""
@@ -305,8 +303,6 @@ class LayerNormModel(LectureModel):
 class DropoutAttention(nn.Module):
     """ProjectedAttention with all heads in one tensor, and dropout on the weights and on the output."""
 
-    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         T, C = config.block_size, config.n_embd
@@ -316,7 +312,7 @@ class DropoutAttention(nn.Module):
         self.value = nn.Linear(C, C, bias=False)
         self.proj = nn.Linear(C, C)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
+        self.tril = nn.Buffer(torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def heads(self, x: Tensor) -> Tensor:
         """Split the channels of x into heads: (B, T, C) -> (B, H, T, D)."""
@@ -404,8 +400,6 @@ class DropoutModel(LectureModel):
 class RotaryAttention(nn.Module):
     """A token's position rotates its query and key, so a score depends on the distance between two tokens."""
 
-    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         T, C = config.block_size, config.n_embd
@@ -415,7 +409,7 @@ class RotaryAttention(nn.Module):
         self.value = nn.Linear(C, C, bias=False)
         self.proj = nn.Linear(C, C, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
+        self.tril = nn.Buffer(torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def heads(self, x: Tensor) -> Tensor:
         """Split the channels of x into heads: (B, T, C) -> (B, T, H, D)."""
@@ -553,8 +547,6 @@ class SwiGLUModel(LectureModel):
 class QKNormAttention(nn.Module):
     """A norm on queries and keys (Dehghani et al. 2023, section 2): scores stay bounded as the matrices grow."""
 
-    tril: Tensor  # (T, T), ones where a position may attend; declared for the type checker
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         T, C = config.block_size, config.n_embd
@@ -566,7 +558,7 @@ class QKNormAttention(nn.Module):
         self.key_norm = RMSNorm(C // config.n_head, config.norm_eps)
         self.query_norm = RMSNorm(C // config.n_head, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("tril", torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
+        self.tril = nn.Buffer(torch.tril(torch.ones(T, T)), persistent=False)  # not a parameter, not saved
 
     def heads(self, x: Tensor) -> Tensor:
         """Split the channels of x into heads: (B, T, C) -> (B, T, H, D)."""

@@ -164,8 +164,9 @@ function drawWeights(weights) {
  * The logit lens (nostalgebraist, 2020): the token that each block would have written, if it had been the last.
  *
  * Returns the section, without rows, and a generator that adds one at a time: each computes the whole vocabulary.
+ * chosen: the title of the column with the probability of the step's token.
  */
-export function lens(step, stream, model, tokenizer) {
+export function lens(step, stream, model, tokenizer, { title = "What each block knew", chosen = "chosen token" } = {}) {
   if (!model.head || stream.length < 2) return [null, []];
   const body = make("tbody");
   const fill = function* () {
@@ -177,8 +178,8 @@ export function lens(step, stream, model, tokenizer) {
       yield n;
     }
   };
-  const titles = ["after", "would write", "with", "chosen token"];
-  return [make("section", {}, make("h3", { textContent: "What each block knew" }), make("table", {},
+  const titles = ["after", "would write", "with", chosen];
+  return [make("section", {}, make("h3", { textContent: title }), make("table", {},
     make("thead", {}, make("tr", {}, ...titles.map((textContent) => make("th", { scope: "col", textContent })))), body)),
   fill()];
 }
