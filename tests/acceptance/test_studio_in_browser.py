@@ -7,6 +7,7 @@ screenshots.
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,6 +345,81 @@ def test_looking_inside_by_keyboard(browser: Browser, server: Server) -> None:
     assert not problems(browser)
 
 
+def test_two_writers_by_keyboard(browser: Browser, server: Server) -> None:
+    """A second model beside the first, and a copy of a text."""
+    open_tab(browser, server, "write")
+    focus(browser, "#panel-write input[type=checkbox]")
+    browser.press(" ")
+    focus(browser, "#panel-write fieldset:nth-of-type(2) select")
+    keys(browser, "le")
+    assert browser.value("studio.tabs.write.second.model.value") == "letters"
+    focus(browser, "#panel-write button[type=submit]")
+    browser.press("Enter")
+    wait(browser, "studio.tabs.write.drafts.length === 2 && studio.tabs.write.drafts.every(({ abort }) => !abort)")
+    assert browser.value("studio.tabs.write.drafts.map(({ values }) => values.model)")[1] == "letters"
+    focus(browser, "#panel-write .drafts span button")
+    browser.press("Enter")
+    wait(browser, "document.querySelector('#panel-write .drafts span .hint').textContent")
+    assert not problems(browser)
+
+
+def test_editing_a_message_by_keyboard(browser: Browser, server: Server) -> None:
+    open_tab(browser, server, "chat")
+    browser.value("studio.tabs.chat.messages = [{ role: 'user', content: 'How many birds on day 9?' }, "
+                  "{ role: 'assistant', content: '9 birds.' }]; studio.tabs.chat.draw(); 1")
+    focus(browser, ".talk .user button")
+    browser.press("Enter")
+    assert browser.value("document.activeElement.value") == "How many birds on day 9?"
+    assert browser.value("studio.tabs.chat.messages.length") == 0
+    browser.press("Enter")
+    wait(browser, "studio.tabs.chat.messages.length === 2 && !studio.tabs.chat.abort")
+    assert not problems(browser)
+
+
+def test_downloading_by_keyboard(browser: Browser, server: Server) -> None:
+    open_tab(browser, server, "runs")
+    browser.value("(async () => { await studio.tabs.runs.show('verses'); return 1; })()")
+    wait(browser, "document.querySelector('#panel-runs article')")
+    browser.value("[...document.querySelectorAll('#panel-runs article button')].forEach((each) => "
+                  "{ each.dataset.text = each.textContent; }); 1")
+    focus(browser, "button[data-text=GGUF]")
+    browser.press("Enter")
+    wait(browser, "studio.tabs.runs.packing.textContent.startsWith('verses.gguf, ')")
+    assert not problems(browser)
+
+
+def test_stopping_queueing_and_going_on_by_keyboard(browser: Browser, server: Server) -> None:
+    """A long training is stopped and goes on; one that waits is taken out of the queue."""
+    rng = random.Random(1)
+    open_tab(browser, server, "train")
+    focus(browser, "#panel-train summary")
+    browser.press("Enter")
+    focus(browser, "#panel-train textarea")
+    browser("Input.insertText", text=" ".join(rng.choices(TEXT.split(), k=30_000)))
+    focus(browser, "#panel-train .field + button")
+    browser.press("Enter")
+    wait(browser, "studio.tabs.train.files.length === 1")
+    focus(browser, "#panel-train input[type=number]")
+    browser.press("a", modifiers=2)
+    keys(browser, "5")
+    for number in (1, 2):
+        focus(browser, "#panel-train button[type=submit]")
+        browser.press("Enter")
+        wait(browser, f"studio.tabs.train.queue.querySelectorAll('[aria-label$=queue]').length === {number - 1} "
+                      "&& !studio.tabs.train.trainButton.disabled && studio.tabs.train.job?.state === 'running'", 300)
+    focus(browser, "#panel-train [aria-label$=queue]")
+    browser.press("Enter")
+    wait(browser, "!studio.tabs.train.queue.querySelector('[aria-label$=queue]')")
+    wait(browser, "studio.tabs.train.view?.now?.step >= 10", 300)
+    for text, state in (("Stop", "stopped"), ("Go on", "running"), ("Stop", "stopped")):
+        browser.value("[...document.querySelectorAll('#panel-train article button')].forEach((each) => "
+                      "{ each.dataset.text = each.textContent; }); 1")
+        focus(browser, f"#panel-train article button[data-text='{text}']")
+        browser.press("Enter")
+        wait(browser, f"studio.tabs.train.job.state === {state!r}", 300)
+    assert not problems(browser)
+
+
 def test_learning_by_keyboard(browser: Browser, server: Server) -> None:
     """Choose a rung, read, and play with its model."""
     open_tab(browser, server, "learn")
@@ -359,9 +435,10 @@ def test_learning_by_keyboard(browser: Browser, server: Server) -> None:
     wait(browser, "document.querySelector('#panel-learn .sample strong').textContent === 'The bards of a '")
     wait(browser, "!document.querySelector('#panel-learn .status').textContent")
     focus(browser, "#panel-learn input[type=range]")
-    before = text_of(browser, "#panel-learn section h3")
+    looked = "#panel-learn section section h3"  # where it looked back from
+    before = text_of(browser, looked)
     browser.press("ArrowLeft")
-    assert text_of(browser, "#panel-learn section h3") != before or "looked back" in before
+    assert before.startswith("Where it looked back from") and text_of(browser, looked) != before
     focus(browser, "#panel-learn .heads button")
     browser.press("Enter")
     assert browser.value("document.activeElement.getAttribute('aria-pressed')") == "true"

@@ -244,7 +244,8 @@ export class Tab {
   async watch() {
     const answer = await this.app.try(() => get("/studio/jobs"));
     if (!answer) return;
-    const { jobs } = answer, now = jobs.find(({ state }) => state === "running") ?? jobs.find(({ state }) => state !== "waiting");
+    const { jobs } = answer, shown = ({ state, has_run: there, kind }) => state !== "waiting" && (there || state === "failed" || kind === "ladder");
+    const now = jobs.find(({ state }) => state === "running") ?? jobs.find(shown); // not one that was taken out of the queue
     if (!now) return this.showQueue(jobs);
     if (this.job?.id !== now.id) {
       this.view = null;
