@@ -248,9 +248,12 @@ def gradient_findings(name: str, model: Model) -> list[Finding]:
 
 
 def dead_parameters(name: str, module: nn.Module) -> list[Finding]:
-    """Return the matrices without a gradient after a backward pass. (That of a key's bias is 0 by its nature.)"""
-    dead = [key for key, parameter in module.named_parameters() if parameter.requires_grad and parameter.dim() >= 2
-            and (parameter.grad is None or not parameter.grad.abs().max() > 0)]
+    """Return the weights that a backward pass does not reach, and matrices whose gradient is 0 everywhere.
+
+    (The gradient of a key's bias is 0 by its nature.)
+    """
+    dead = [key for key, parameter in module.named_parameters() if parameter.requires_grad
+            and (parameter.grad is None or (parameter.dim() >= 2 and not parameter.grad.abs().max() > 0))]
     if not dead:
         return []
     more = f" and {len(dead) - 2} more" if len(dead) > 2 else ""

@@ -78,29 +78,31 @@ def _reached(loop: ast.AST, functions: dict[str, ast.FunctionDef]) -> list[ast.A
 
 
 def _clears(node: ast.AST) -> bool:
-    for each in ast.walk(node):
-        if isinstance(each, ast.Call) and (_method(each) == "zero_grad" or (
-                _method(each) in ("zero_", "fill_") and "grad" in ast.unparse(each.func))):
-            return True
-        if isinstance(each, ast.Assign) and any(isinstance(target, ast.Attribute) and target.attr == "grad"
-                                                for target in each.targets):
-            return True
-    return False
+    return any(_word(each) == "clear" for each in ast.walk(node) if isinstance(each, ast.Call | ast.Assign))
 
 
 def _order(loop: Loop, reached: list[ast.AST]) -> list[str]:
-    """Return backward, clear and step in the order of the statements of the loop or function that has backward."""
+    """Return backward, clear and step as they follow in the text of the loop or function that has backward."""
     for node in reached:
-        body = getattr(node, "body", [])
-        words = []
-        for statement in body:
-            methods = [_method(call) for call in _calls(statement)]
-            words += ["backward"] * ("backward" in methods) + ["clear"] * _clears(statement)
-            words += ["step"] * any(_method(call) == "step" and "sched" not in ast.unparse(call.func)
-                                    for call in _calls(statement))
+        parts = [each for each in ast.walk(node) if isinstance(each, ast.Call | ast.Assign)]
+        parts.sort(key=lambda each: (each.lineno, each.col_offset))
+        words = [word for each in parts if (word := _word(each))]
         if "backward" in words:
             return words
     return []
+
+
+def _word(part: ast.Call | ast.Assign) -> str:
+    """Return backward, clear or step; empty for another part of a loop."""
+    if isinstance(part, ast.Assign):
+        cleared = any(isinstance(target, ast.Attribute) and target.attr == "grad" for target in part.targets)
+        return "clear" if cleared else ""
+    method = _method(part)
+    if method == "zero_grad" or (method in ("zero_", "fill_") and "grad" in ast.unparse(part.func)):
+        return "clear"
+    if method == "step":
+        return "" if "sched" in ast.unparse(part.func) else "step"
+    return "backward" if method == "backward" else ""
 
 
 # ---------------------------------------------------------------------------------- evaluation
@@ -111,8 +113,10 @@ def _no_eval(tree: ast.Module) -> list[Finding]:
     if not any(_method(call) == "backward" for call in _calls(tree)) or _dropout_is_zero(tree):
         return []
     methods = {id(node) for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef) for node in ast.walk(cls)}
+    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and id(node) not in methods and _measures(node) and not _switches(node):
+        if isinstance(node, ast.FunctionDef) and id(node) not in methods and _measures(node) and not any(
+                _switches(each) for each in _reached(node, functions)):
             callers = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | Loop | ast.If)
                        and any(_function(call) == node.name for call in _calls(each))]
             if not any(_switches(each) for each in (*callers, *_top_level(tree, callers))):
@@ -249,7 +253,7 @@ def _item(cls: Any, loaded: Loaded) -> tuple[Tensor, Tensor] | None:
 
 def _shifts(loaded: Loaded) -> bool:
     """Return True if the file shifts logits or targets somewhere: logits[:, :-1], targets[:, 1:]."""
-    text = ast.unparse(loaded.source.tree)
+    text = re.sub(r"\b(shape|size\(\))\[:-1\]", "", ast.unparse(loaded.source.tree))
     return "[:, :-1" in text or "[..., :-1" in text or "[:-1]" in text
 
 

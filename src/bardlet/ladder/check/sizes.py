@@ -17,7 +17,8 @@ NAMES = {
                  "hdim head_dims h_dim h_size d_h d_attn d_out out_dim output_dim out_features value_dim query_dim "
                  "k_dim head_width dim_k n_dim_head",
     "n_head": "n_head n_heads num_heads nheads heads h nhead num_attention_heads n_attn_heads number_of_heads "
-              "head_count num_head head_num nh no_heads attention_heads",
+              "head_count num_head head_num nh no_heads attention_heads n_kv_heads n_kv_head num_kv_heads "
+              "kv_heads num_key_value_heads",
     "n_layer": "n_layer n_layers num_layers nlayers depth n_blocks num_blocks layers l n_block num_hidden_layers "
                "blocks nlayer no_layers number_of_layers num_layer layer_count block_count num_transformer_blocks",
     "block_size": "block_size context_length context_len ctx_len context_size context_window seq_len sequence_length "
@@ -28,7 +29,8 @@ NAMES = {
                   "window_len",
     "batch_size": "batch_size bs b batch batchsize",
     "vocab_size": "vocab_size n_vocab vocab v num_tokens n_tokens vocabulary_size num_embeddings vocab_len vocabsize "
-                  "ntokens n_token vocab_sz voc_size num_vocab size_vocab dict_size n_vocabs token_count",
+                  "ntokens n_token vocab_sz voc_size num_vocab size_vocab dict_size n_vocabs token_count src_vocab tgt_vocab "
+                  "src_vocab_size tgt_vocab_size source_vocab target_vocab vocab_src vocab_tgt",
     "n_inner": "d_ff ff_dim n_inner ffn_dim dim_feedforward mlp_dim ff_size d_hidden n_hidden intermediate_size "
                "inner_dim hidden_dim hidden ff_hidden ffn_hidden feedforward_dim feed_forward_dim d_inner "
                "hidden_features dff ff_hidden_dim d_mlp ffwd_dim ff_inner hidden_layer_size fc_dim ffn_size d_ffn "
