@@ -19,6 +19,7 @@ import diagrams
 import engine_table
 import live
 import losses
+import starters
 from course import PENDING, Course, Missing
 
 from bardlet.errors import BardletError
@@ -45,6 +46,8 @@ DIRECTIVES: dict[str, Callable[[Course, str, str], str]] = {
     "setting": course.setting,  # scaled n_embd: a size of the larger rungs on a CPU, or: small n_embd
     "settings": losses.settings,  # no argument: the settings of the rungs
     "seen": losses.seen,  # rung 8: its epochs
+    "starter": starters.shown,  # NAME of an exercise: its starter file, how to check it, and its answer
+    "exercises": starters.listed,  # no argument: all exercises
     "experiment": course.experiment,  # NAME
     "live": live.live,  # rung 3 | attention: a model to play with; see live.py
     "diagram": diagrams.diagram,  # NAME | alternative text

@@ -1,4 +1,4 @@
-"""`bardlet check` on every attempt of tests/ladder/check, in its process, and on hostile files."""
+"""`bardlet check` on every attempt of tests/ladder/check, in its process, on every exercise, and on hostile files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from ladder.check import hostile
 from ladder.check.mistakes import CHANGES, RIGHT, changed
+from ladder.check.test_exercises import answer, each
 
 from bardlet.cli import main
+from bardlet.ladder.exercises import progress, starters
+from bardlet.ladder.exercises.table import BY_NAME, EXERCISES, Exercise
 
 ATTEMPTS = Path(__file__).parent / "attempts"
 CASES = [pytest.param(file, name, pairs, id=f"{file.removesuffix('.py')}-{name}-{number}")
@@ -59,3 +62,46 @@ def test_hostile(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["check", str(tmp_path / "attempt.py"), "--seconds", seconds]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and hostile.FILES[name][2] in error
+
+
+# ---------------------------------------------------------------------------------- exercises
+
+
+@each
+def test_the_answer_of_an_exercise(exercise: Exercise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Done, with its date, and the next one is named."""
+    starters.copy(tmp_path)
+    file = tmp_path / exercise.file
+    file.write_text(answer(exercise), encoding="utf-8")
+    assert main(["check", str(file), "--seconds", "300", "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last)["done"] and f"done: {exercise.title}" in lines
+    upcoming = EXERCISES[(EXERCISES.index(exercise) + 1) % len(EXERCISES)]
+    assert lines[-1].startswith(f"next: {upcoming.title};")
+    assert list(progress.load(tmp_path).done) == [exercise.name]
+
+
+@pytest.mark.parametrize(("line", "seconds", "message"), [
+    ("while True: pass", "10", "it did not finish within 10 s (testing orthogonalize)"),
+    ("raise SystemExit(3)", "300", "it calls exit; nothing could be tested"),
+    ("import os; os._exit(5)", "300", "it ended the process with exit code 5 (testing orthogonalize)"),
+    ("return torch.zeros(10 ** 11)", "300", "it needs more than 2 GB of memory; nothing")])
+def test_a_hostile_answer(line: str, seconds: str, message: str, tmp_path: Path,
+                          capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and exit code 2; nothing is done."""
+    file = tmp_path / "12_muon.py"
+    code = answer(BY_NAME["muon"]).replace("    x = gradient / gradient.norm()", f"    {line}")
+    file.write_text(code, encoding="utf-8")
+    assert main(["check", str(file), "--seconds", seconds]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert not progress.load(tmp_path).done
+
+
+def test_a_flood_of_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Goes nowhere; the answer still counts."""
+    file = tmp_path / "12_muon.py"
+    code = answer(BY_NAME["muon"]).replace("    x = gradient /", "    print('x' * 10 ** 7)\n    x = gradient /")
+    file.write_text(code, encoding="utf-8")
+    assert main(["check", str(file), "--seconds", "300"]) == 0
+    assert len(capsys.readouterr().out) < 1000

@@ -48,6 +48,7 @@ def test_the_wheel_holds_the_package_and_its_data(folder: Path) -> None:
               if path.is_file() and "__pycache__" not in path.parts}
     assert source <= names, sorted(source - names)
     assert {name for name in source if name.endswith((".jinja", ".html"))}
+    assert len([name for name in names if name.startswith("bardlet/ladder/starters/") and name.endswith(".py")]) == 17
     assert not [name for name in names if name.startswith("tests")]
     assert len(list((folder / "dist").glob("*.tar.gz"))) == 1
 
@@ -58,6 +59,8 @@ def test_it_works_without_the_repository(folder: Path) -> None:
     run([bardlet, "train", "my.txt", *SMALL, "--out", "run"], folder)
     assert (folder / "run" / "README.md").exists()
     run([bardlet, "sample", "run", "--tokens", "5"], folder)
+    assert "17 starter files copied" in run([bardlet, "check", "--start", "exercises"], folder)
+    assert "hint 1 of 3" in run([bardlet, "check", "exercises/03_one_head.py", "--hint"], folder)
     assert "ok" in run([bardlet, "doctor", "run"], folder)
     assert "run" in run([bardlet, "runs", "--root", "."], folder)
     run([bardlet, "export", "run", "--to", "html", "--out", "page.html"], folder)

@@ -43,7 +43,7 @@ def load(path: Path, name: str) -> Any:
 
 
 site = load(DOCS / "directives.py", "bardlet_docs_directives")
-losses, engine_table = sys.modules["losses"], sys.modules["engine_table"]
+losses, engine_table, starters = (sys.modules[name] for name in ("losses", "engine_table", "starters"))
 answers = load(DOCS / "answers.py", "bardlet_docs_answers")
 
 
@@ -99,6 +99,17 @@ def test_every_rung_has_a_page(rung: Any) -> None:
     assert '??? success "Answer"' in text and f"{{{{ losses: rung {rung.number} }}}}" in text
 
 
+@pytest.mark.parametrize("exercise", starters.EXERCISES, ids=lambda exercise: exercise.name)
+def test_a_starter_file_is_its_answer_without_the_parts(exercise: Any, course: Any) -> None:
+    """As docs/starters.py writes it; its page shows it."""
+    stored = (ROOT / "exercises" / exercise.file).read_text(encoding="utf-8")
+    assert stored == starters.starter(exercise), "call: python docs/starters.py"
+    page = (DOCS / exercise.page).read_text(encoding="utf-8")
+    assert f"{{{{ starter: {exercise.name} }}}}" in page
+    shown = site.expand(page, exercise.page, course)
+    assert f"bardlet check exercises/{exercise.file}\n" in shown and '??? success "Code that passes"' in shown
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_work(page: str) -> None:
     """Every link goes to an existing page and heading; the last line of a course page links to the next page."""
@@ -143,6 +154,7 @@ def four_lines(text: str) -> list[tuple[str, ...]]:
     ("{{ source: docs/nothing.py }}", "there is no file docs/nothing.py"),
     ("{{ source: bardlet.training.losses.dpo_loss | zebra }}", "has no line with 'zebra'"),
     ("{{ experiment: nothing }}", "unknown experiment"),
+    ("{{ starter: nothing }}", "there is no exercise 'nothing'; choose from bigram"),
     ("{{ figure: nothing }}", "docs/figures/nothing.png is missing"),
     ("{{ setting: scaled nothing }}", "name a size, as in: scaled n_embd"),
     ("{{ measured: nothing }}", "docs/measured.json has no 'nothing'"),

@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_read(name: str, content: bytes | None, message: s
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [["check"], ["check", "a.py", "--rung", "14"], ["check", "a.py", "--seconds", "0"]])
+@pytest.mark.parametrize("argv", [["check", "a.py", "--rung", "14"], ["check", "a.py", "--seconds", "0"]])
 def test_a_wrong_command_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, too: 1 means findings."""
     assert main(argv) == 2

@@ -4,5 +4,6 @@
 `sizes.py` knows the usual names of sizes, and `build.py` builds and calls the classes. `trace.py` records the tensor
 operations of a forward pass; `attention.py`, `modules.py`, `model.py`, `generation.py`, `weights.py` and `learning.py`
 test one part each. `script.py` reads the training loop from the syntax tree. `examine.py` runs all tests, class by
-class, and `mistakes.py` says each mistake in a sentence.
+class, and `mistakes.py` says each mistake in a sentence. A file with an exercise of the course goes to `judge.py`,
+which compares the learner's functions with the results of `known.py`.
 """

@@ -74,6 +74,7 @@ MISTAKES = {
     "ignores-source": Mistake("Cross-attention takes no keys and values from the other text.", "1:42:39", ENCODER),
     "does-not-learn": Mistake("The model does not learn: {detail}.", "0:34:53", BIGRAM),
     "same-output": Mistake("The model ignores its input: {detail}.", "0:22:11", BIGRAM),
+    "exercise": Mistake("{detail}.", "", ""),  # of an exercise, whose minute and page follow it
 }
 """The minutes are the chapters of the lecture's video, and its correction at 1:20:05."""
 
@@ -103,5 +104,7 @@ class Finding:
         """Return the finding as a sentence, with the minute and the page."""
         mistake = MISTAKES[self.name]
         text = mistake.text.replace("{detail}", self.detail)
+        if not mistake.page:
+            return f"{self.where}: {text[0].upper()}{text[1:]}"
         page = mistake.page if not mistake.page[0].isdigit() else f"page {mistake.page}"
         return f"{self.where}: {text} Lecture {mistake.minute}; course: {page}."

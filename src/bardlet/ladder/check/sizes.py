@@ -29,8 +29,8 @@ NAMES = {
                   "window_len",
     "batch_size": "batch_size bs b batch batchsize",
     "vocab_size": "vocab_size n_vocab vocab v num_tokens n_tokens vocabulary_size num_embeddings vocab_len vocabsize "
-                  "ntokens n_token vocab_sz voc_size num_vocab size_vocab dict_size n_vocabs token_count src_vocab tgt_vocab "
-                  "src_vocab_size tgt_vocab_size source_vocab target_vocab vocab_src vocab_tgt",
+                  "ntokens n_token vocab_sz voc_size num_vocab size_vocab dict_size n_vocabs token_count "
+                  "src_vocab tgt_vocab src_vocab_size tgt_vocab_size source_vocab target_vocab vocab_src vocab_tgt",
     "n_inner": "d_ff ff_dim n_inner ffn_dim dim_feedforward mlp_dim ff_size d_hidden n_hidden intermediate_size "
                "inner_dim hidden_dim hidden ff_hidden ffn_hidden feedforward_dim feed_forward_dim d_inner "
                "hidden_features dff ff_hidden_dim d_mlp ffwd_dim ff_inner hidden_layer_size fc_dim ffn_size d_ffn "

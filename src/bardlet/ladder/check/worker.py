@@ -31,6 +31,7 @@ def main() -> int:
     text = (folder / "text.txt").read_text(encoding="utf-8")
     report = folder / "report.json"
     from bardlet.ladder.check import examine, learning  # noqa: F401  before the limit of memory
+    from bardlet.ladder.check.judge import judge
     from bardlet.ladder.check.load import load
     from bardlet.ladder.check.source import read
 
@@ -51,7 +52,10 @@ def main() -> int:
     write({"doing": "loading the file"})
     try:
         loaded = load(read(Path(request["file"])), text)
-        note(examine.examine(loaded, request["rung"], request["name"], note, until))
+        if request["exercise"]:
+            note(judge(loaded, request["exercise"], request["rung"], note))
+        else:
+            note(examine.examine(loaded, request["rung"], request["name"], note, until))
     except BardletError as error:
         write({**last, "error": str(error)})
     except BaseException as error:

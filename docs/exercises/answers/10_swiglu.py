@@ -1,0 +1,19 @@
+"""The answer of an exercise; docs/starters.py makes exercises/10_swiglu.py from it."""
+# exercise: swiglu
+
+import torch.nn as nn
+from torch.nn import functional as F
+
+n_embd, n_inner = 128, 352  # C channels; inside, 8/3 times as many, rounded up to a multiple of 32
+
+
+class SwiGLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(n_embd, n_inner, bias=False)
+        self.up = nn.Linear(n_embd, n_inner, bias=False)
+        self.down = nn.Linear(n_inner, n_embd, bias=False)
+
+    def forward(self, x):
+        """Let one half gate the other: (B, T, C) -> (B, T, n_inner), twice -> (B, T, C)."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
