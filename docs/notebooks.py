@@ -107,11 +107,11 @@ def plain(text: str) -> str:
 
 
 def rung_code(argument: str) -> str:
-    """Return the parts that a rung adds, without declarations for the type checker."""
+    """Return the parts that a rung adds."""
     rung = course.one_rung(f"rung {argument}")
     before = rungs.predecessor(rung)
-    code = "\n\n\n".join(sources.part(name).code for name in rung.parts if before is None or name not in before.parts)
-    return re.sub(r"^.*declared for the type checker\n\n?", "", code, flags=re.M)
+    new = (name for name in rung.parts if before is None or name not in before.parts)
+    return "\n\n\n".join(sources.part(name).code for name in new)
 
 
 def listing(argument: str) -> str:

@@ -17,6 +17,7 @@ import torch
 
 from bardlet import __version__, console
 from bardlet.config.finetuning import RolloutConfig
+from bardlet.config.pretraining import TrainConfig
 from bardlet.config.settings import Settings
 from bardlet.data import bitext, named
 from bardlet.errors import BardletError, Unsupported, one_line, quoted
@@ -181,7 +182,8 @@ def health(run: Path) -> Iterator[Finding]:
             yield from rollout_diagnosis.of_rollouts(lines, config, steps, record)
         else:
             yield from diagnosis.of_run(lines, config, steps, record)
-            yield from _quality(lines, record)
+            if isinstance(config, TrainConfig):
+                yield from _quality(lines, record)
     except BardletError as error:
         yield damaged("metrics", str(error))
     holder = None
@@ -241,8 +243,7 @@ def _quality(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> I
         return
     finished = bool(known.finished)
     loss = known.nats_per_char if finished else min(losses) / known.characters_per_token
-    if finding := prediction.judge(known, float(loss), finished):
-        yield finding
+    yield prediction.judge(known, float(loss), finished)
     if finished and known.rung and known.text == "tinyshakespeare" and (band := rungs.bands().get(known.rung)):
         said = f"{loss:.3f}; other seeds of the rung {known.rung} get {band['low']:.3f} to {band['high']:.3f}"
         if loss > band["high"]:

@@ -334,19 +334,16 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
         for name in ("metrics.jsonl", samples.NAME, "model.safetensors"):  # of a process that saved no checkpoint
             (trainer.run / name).unlink(missing_ok=True)
         hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
+    watched = getattr(trainer.config, "watch", False)
+    if watched and trainer.state.step == 0:
+        _sample(trainer, stage, 0)
     active_trackers = trackers.trackers(trainer.config, trainer.run)
     reported: dict[str, int] = {}
     with console.training_progress(stage.unit, 60 * minutes if minutes else None) as watch:
-
         def on_step(line: dict[str, Any]) -> None:
             watch(line)
-            shown = getattr(trainer.config, "watch", False)
-            if (trainer.config.sample_tokens or shown) and trainer.state.evaluated == line["step"]:
-                with eager(trainer.model), eval_mode(trainer.model):
-                    text = stage.sample(trainer, trainer.config.sample_tokens)
-                samples.append(trainer.run, line["step"], text)
-                if shown:
-                    console.say(f"\nafter step {line['step']:,}\n\n{text}\n")
+            if trainer.state.evaluated == line["step"] and (trainer.config.sample_tokens or watched):
+                _sample(trainer, stage, line["step"])
             if line["step"] % max(1, trainer.state.steps // diagnosis.CHECKS) == 0 or line["step"] == line["steps"]:
                 _diagnose(trainer, stage, reported)
             if active_trackers and line["step"] % trainer.config.log_every == 0:
@@ -360,6 +357,15 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
         except BardletError:  # the diagnosis may give the reason
             _diagnose(trainer, stage, reported)
             raise
+
+
+def _sample(trainer: Trainer, stage: AnyStage, step: int) -> None:
+    """Append a sample of the current weights to samples.jsonl; with --watch, print it."""
+    with eager(trainer.model), eval_mode(trainer.model):
+        text = stage.sample(trainer, trainer.config.sample_tokens)
+    samples.append(trainer.run, step, text)
+    if getattr(trainer.config, "watch", False):
+        console.say(f"\n{f'after step {step:,}' if step else 'before training'}\n\n{text}\n")
 
 
 def _predict_again(trainer: Trainer, stage: AnyStage) -> str:
@@ -382,10 +388,9 @@ def _diagnose(trainer: Trainer, stage: AnyStage, reported: dict[str, int]) -> No
     reported: the step of each finding so far, by its subject.
     """
     lines, record, config = metrics.read_metrics(trainer.run), trainer.record.mapping(), trainer.config
-    if isinstance(config, RolloutConfig):
-        findings = rollout_diagnosis.of_rollouts(lines, config, trainer.state.steps, record)
-    else:
-        findings = diagnosis.of_losses(lines, config, trainer.state.steps, record)
+    findings = (rollout_diagnosis.of_rollouts(lines, config, trainer.state.steps, record)
+                if isinstance(config, RolloutConfig) else
+                diagnosis.of_losses(lines, config, trainer.state.steps, record))
     for finding in findings:
         if finding.about not in reported:
             reported[finding.about] = trainer.state.step

@@ -85,9 +85,10 @@ def test_answers_are_watched(sums: Path, tmp_path: Path, capsys: pytest.CaptureF
     train("grpo", sums, tmp_path / "run", "exact", "--watch", "--eval-every", "50")
     printed = capsys.readouterr().out
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert [sample["step"] for sample in samples] == [50, 100, 150, 200]
+    assert [sample["step"] for sample in samples] == [0, 50, 100, 150, 200]
     for sample in samples:
-        assert f"after step {sample['step']}\n\n{sample['text']}\n" in printed
+        title = f"after step {sample['step']}" if sample["step"] else "before training"
+        assert f"{title}\n\n{sample['text']}\n" in printed
         assert len(re.findall(r"\(reward [01], KL -?[\d.]+\)", sample["text"])) == 5
     asked = [re.findall(r"\d\+\d=", sample["text"]) for sample in samples]
     assert asked[0] == asked[-1] and len(set(asked[0])) > 1

@@ -14,8 +14,8 @@ USAGE = Usage(
     "check", "[FILE[:NAME]] [OPTIONS]",
     "Test your own code of the lecture: a Head, a Block, a whole model, or an exercise of the course. check runs the "
     "classes of the file in a process of its own with limits, but with your rights: check only files that you would "
-    "run. It never runs the training loop. The exit code is 0 without findings, 1 with findings, and 2 if nothing "
-    "could be tested. Without a file, check lists the exercises.",
+    "run. It never runs the training loop. The exit code is 0 without findings, 1 with findings, and 2 if not "
+    "everything could be tested. Without a file, check lists the exercises.",
     (("bardlet check my_gpt.py", "test every class of the file"),
      ("bardlet check my_gpt.py:Head --rung 3", "test one class, as of the lecture's rung 3"),
      ("bardlet check lecture.ipynb --json", "a notebook; the findings as JSON"),
@@ -82,4 +82,4 @@ def main(argv: Sequence[str]) -> int:
     findings.show(verdict)
     if command.json:
         console.say_json(findings.as_json(verdict))
-    return 1 if verdict.findings else 0
+    return findings.exit_code(verdict)

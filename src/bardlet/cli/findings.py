@@ -31,5 +31,23 @@ def show(verdict: Verdict) -> None:
         console.say(f"note     {note}")
     if verdict.ended:
         console.say(f"ended    {verdict.ended}")
-    count = console.count(len(verdict.findings), "finding")
-    console.say(count if verdict.findings else "no findings")
+    console.say(summary(verdict))
+
+
+def summary(verdict: Verdict) -> str:
+    """Return the number of findings, and how much could not be tested."""
+    if verdict.findings:
+        return console.count(len(verdict.findings), "finding")
+    if not is_partial(verdict):
+        return "no findings"
+    return "no findings in what could be tested" + f"; {len(verdict.untested)} untested" * bool(verdict.untested)
+
+
+def is_partial(verdict: Verdict) -> bool:
+    """Return True if the check ended early, or could not test a class."""
+    return bool(verdict.ended or verdict.untested)
+
+
+def exit_code(verdict: Verdict) -> int:
+    """Return 1 with findings, 2 without if not everything could be tested, else 0."""
+    return 1 if verdict.findings else 2 if is_partial(verdict) else 0

@@ -188,7 +188,8 @@ class RolloutConfig(FineTuneConfig):
     compile: Literal["auto", "on", "off"] = "off"
     """Use torch.compile for training. Sampling and evaluation are never compiled."""
     watch: bool = False
-    """At each evaluation, print the answers to the same five held-out prompts, and append them to samples.jsonl."""
+    """Print the answers to the same five held-out prompts before training and at each evaluation; append them to
+    samples.jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

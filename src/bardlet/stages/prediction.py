@@ -10,6 +10,8 @@ from bardlet.run.record import TextRecord
 
 LONGER = (1, 3, 5, 10, 30, 60)
 """Minutes that the end of a run suggests."""
+HARDLY = 0.85
+"""Ratio of a loss to the bigram's, above which a model of a script without an alphabet has learned little more."""
 POOR = tuple(text for maximum, text in scaling_law.READS_LIKE if maximum > 0.55)
 """Descriptions of generated text that is no language yet."""
 
@@ -78,8 +80,8 @@ def _more(minutes: float) -> float:
     return next((m for m in LONGER if m >= 3 * minutes), 3 * minutes)
 
 
-def judge(record: TextRecord, loss: float, finished: bool) -> Finding | None:
-    """Return a finding on a loss: is it normal, and what would lower it first; None without statistics of the text.
+def judge(record: TextRecord, loss: float, finished: bool) -> Finding:
+    """Return a finding on a loss: is it normal, and what would lower it first.
 
     Args:
         loss: the lowest validation loss of the run so far, in nats per character.
@@ -87,7 +89,8 @@ def judge(record: TextRecord, loss: float, finished: bool) -> Finding | None:
     """
     bigram, best = record.bigram, record.counting and record.counting[0]
     if not bigram:
-        return None
+        return warning("quality", f"{loss:.2f} nats per character; without statistics of the text, bardlet cannot say "
+                       "if that is normal; read a sample: `bardlet sample RUN`")
     reads = scaling_law.reads_like(loss, bigram)
     beaten = [f"{'below' if loss < other else 'above'} the {other:.2f} of counting {counted}"
               for other, counted in ((bigram, "character pairs"), (best, "longer pieces")) if other]
@@ -98,7 +101,8 @@ def judge(record: TextRecord, loss: float, finished: bool) -> Finding | None:
         said += f"; {place} predicted ({low:.2f} to {high:.2f})"
     if reads == scaling_law.READS_LIKE[0][1]:
         return warning("quality", f"{said}; a low loss on such a text says little: remove what repeats")
-    poor = loss > (best or bigram) or (high and loss > high) or reads in POOR
+    hardly = not reads and loss > HARDLY * bigram
+    poor = loss > (best or bigram) or (high and loss > high) or reads in POOR or hardly
     if not poor:
         return ok("quality", said)
     if not finished:

@@ -23,6 +23,8 @@ FILES = {
     "exit-code": (CLASS, "import os; os._exit(7)", "it ended the process with exit code 7"),
     "crash": (CLASS, "import ctypes; ctypes.string_at(0)", "it was ended by signal 11"),
     "recursion": (HEAD, "self.__init__(n_embd, head_size)", "RecursionError"),
+    "pipe-as-report": (CLASS, 'import os; os.remove("../report.json"); os.mkfifo("../report.json"); os._exit(0)',
+                       "it ended the process"),
     "huge-report": (CLASS, 'open("../report.json", "w").write("[" * 30_000_000); import os; os._exit(0)',
                     "it ended the process"),
 }

@@ -164,7 +164,7 @@ class _Neighbors(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             file = root.joinpath(*name.split("."))
             if file.with_suffix(".py").is_file():
                 return importlib.machinery.ModuleSpec(name, self, origin=str(file.with_suffix(".py")))
-            if file.is_dir() and any(file.rglob("*.py")):
+            if file.is_dir() and any(file.glob("*.py")):
                 return importlib.machinery.ModuleSpec(name, self, origin=str(file / "__init__.py"), is_package=True)
         return None
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
+import site
+import stat
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ MOST_REPORT = 1 << 20
 """Bytes of a report; a longer one was not written by check."""
 MOST_TEXT = 300_000
 """Characters of the text on which models train."""
+MARK, SWEEPS = "BARDLET_CHECK", 20
+"""The variable that marks the process and what it starts, and how often they are looked for at the end."""
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "SYSTEMDRIVE", "VIRTUAL_ENV", "LANG", "LC_ALL", "TEMP",
         "TMP", "TMPDIR", "PYTHONUTF8", "CONDA_PREFIX")
 """Environment variables that the process gets: no keys, no tokens."""
@@ -43,8 +48,6 @@ class Verdict:
     notes: tuple[str, ...]
     untested: dict[str, str]
     ended: str = ""
-    seconds: float = 0.0
-    tested: bool = field(default=True)
 
 
 class NotChecked(BardletError):
@@ -100,7 +103,11 @@ def check(path: Path, name: str | None = None, rung: int | None = None, seconds:
 def _run(folder: Path, seconds: float) -> str:
     """Run the worker; return why it did not finish, or an empty string."""
     environment = {name: value for name in KEPT if (value := os.environ.get(name))} | SET
-    environment |= {"HOME": str(folder / "cwd"), "USERPROFILE": str(folder / "cwd")}
+    mark = secrets.token_hex(16)
+    environment |= {"HOME": str(folder / "cwd"), "USERPROFILE": str(folder / "cwd"), MARK: mark,
+                    "PYTHONUSERBASE": site.getuserbase()}  # packages that pip installed for this user
+    if path := environment.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
     command = [sys.executable, "-P", "-m", "bardlet.ladder.check.worker", str(folder)]
     process = subprocess.Popen(command, cwd=folder / "cwd", env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -109,20 +116,36 @@ def _run(folder: Path, seconds: float) -> str:
     except subprocess.TimeoutExpired:
         return f"it did not finish within {seconds:g} s"
     finally:
-        _end(process)
+        _end(process, mark)
     if code < 0:
         return f"it was ended by signal {-code}"
     return "" if code == 0 else f"it ended the process with exit code {code}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started."""
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """End the process, its group and, on Linux, what else has its mark in the environment."""
     with suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
     with suppress(OSError):
         process.kill()
     process.wait()
+    for _ in range(SWEEPS):  # one that is ended may just have started another
+        if not (left := _marked(mark)):
+            break
+        for number in left:
+            with suppress(OSError):
+                os.kill(number, signal.SIGKILL)
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes of this user with the mark; none where there is no /proc."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 # ---------------------------------------------------------------------------------- a report is data
@@ -130,10 +153,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return what the process wrote; empty if it is no report."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # it may be a pipe, or a link
     try:
-        if path.is_symlink() or path.stat().st_size > MOST_REPORT:
-            return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return {}
+            data = file.read(MOST_REPORT + 1)
+        value = json.loads(data) if len(data) <= MOST_REPORT else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
