@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -71,6 +72,14 @@ def test_a_script_is_short_and_stands_alone(name: str) -> None:
     imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {module.split(".")[0] for module in imported} - set(sys.stdlib_module_names) == {"torch"}
     assert 'device = "cuda" if torch.cuda.is_available() else "cpu"' in source
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_pages_give_their_lengths(page: str) -> None:
+    text = (EXAMPLES.parent / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[?`(\w+\.py)`\S* \| (\d+) \|", text, re.MULTILINE)
+    lengths = {f"{name}.py": len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in LINES}
+    assert {name: int(number) for name, number in rows} == lengths
 
 
 def test_all_scripts_are_tested() -> None:

@@ -23,6 +23,7 @@ def test_each_rung_has_a_lesson(rung: Any) -> None:
         assert len(lesson[section]) > 50, section
         assert not any(mark in lesson[section] for mark in ("{{", "???", "](")) or section == "code"
     assert "steps" in lesson["settings"] or rung.scaled
+    assert lesson["commands"][1] == f"bardlet check exercises/{rung.number:02}_{rung.name.replace('-', '_')}.py"
 
 
 def test_a_number_without_a_rung() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bardlet.ladder import rungs, sources
+from bardlet.ladder.exercises.table import EXERCISES
 from bardlet.ladder.rungs import LADDER, Rung
 from bardlet.server.errors import Refusal
 
@@ -20,6 +21,8 @@ RUN = re.compile(r"(?:.*/)?(\d\d)-([a-z][a-z-]*)/seed-\d+")
 """The name of a run of a ladder, see `ladder/run.py`."""
 TEXT = "tinyshakespeare"
 """The text on which the lecture's losses and the normal bands were measured."""
+FOLDER = "exercises"
+"""The folder to which the lesson's commands copy the starter files."""
 SECTIONS = ("What", "Why", "Exercise")
 
 
@@ -54,7 +57,9 @@ def lesson(number: int) -> dict[str, Any]:
     rung = next((rung for rung in LADDER if rung.number == number), None)
     if rung is None:
         raise Refusal(404, f"There is no rung {number}; there are {len(LADDER)}.", code="rung_not_found")
-    return {"number": rung.number, "title": rung.title, "code": sources.source(rung),
+    file = f"{FOLDER}/{next(each.file for each in EXERCISES if each.rung == number and each.name == rung.name)}"
+    return {"number": rung.number, "title": rung.title,
+            "commands": [f"bardlet check --start {FOLDER}", f"bardlet check {file}"], "code": sources.source(rung),
             "settings": "\n".join(sources.as_assignments(sources.settings(rung))), **_sections(rung)}
 
 

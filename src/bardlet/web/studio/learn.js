@@ -239,6 +239,8 @@ export class Tab {
     make("section", { className: "card" }, make("details", {}, make("summary", { textContent: "The code of this rung" }),
       make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Code" }, textContent: lesson.code }), copier("Copy", () => lesson.code)),
     make("details", {}, make("summary", { textContent: "Its settings" }), make("pre", { tabIndex: 0, attributes: { role: "region", "aria-label": "Settings" }, textContent: lesson.settings })),
+    make("h3", { textContent: "Write it yourself" }), hint("The first command copies a starter file for each rung, which never replaces yours. "
+      + "Complete the one of this rung. The second command tests it."), ...lesson.commands.map((line) => command(line)),
     ...(lesson.exercise ? [make("h3", { textContent: "Exercise" }), ...markdown(lesson.exercise),
       hint("The answer is on the page of this rung in the course, which make docs builds.")] : []),
     make("div", { className: "row" }, ...[[number - 1, "Previous rung"], [number + 1, "Next rung"]].filter(([to]) => this.rungs.some((each) => each.number === to))
