@@ -28,8 +28,9 @@ def starter(exercise: Exercise) -> str:
     found = functions(tree)
     for part in sorted(exercise.parts, key=lambda part: found[part].lineno, reverse=True):
         body = found[part].body
-        has_docstring = ast.get_docstring(found[part]) is not None
-        first, last = body[has_docstring].lineno, body[-1].end_lineno
+        kept = int(ast.get_docstring(found[part]) is not None)
+        kept += ast.unparse(body[kept]) == "super().__init__()"  # a line that is easy to forget, and not the point
+        first, last = body[kept].lineno, body[-1].end_lineno
         lines[first - 1 : last] = [f'{" " * body[-1].col_offset}raise NotImplementedError("write {part}")']
     return "\n".join([header(exercise), *lines[tree.body[0].end_lineno :]]) + "\n"
 
@@ -70,7 +71,7 @@ def listed(course: Course, argument: str, page: str) -> str:
         link = posixpath.relpath(exercise.page, posixpath.dirname(page))
         number = exercise.file.split("_")[0].lstrip("0")
         parts = ", ".join(f"`{part}`" for part in exercise.parts)
-        source = exercise.minute or ("its exercises" if number.isalpha() else "")
+        source = exercise.minute or ("the lecture's exercises" if number.isalpha() else "")
         rows.append([f"{number}. [{exercise.title}]({link})", f"`{exercise.file}`", parts, source])
     return table_of(["exercise and page", "file", "to write", "lecture"], rows)
 

@@ -34,6 +34,7 @@ class Head(nn.Module):
 class MultiHeadAttention(nn.Module):
     def __init__(self, num_heads, head_size):
         """Make the heads."""
+        super().__init__()
         raise NotImplementedError("write MultiHeadAttention.__init__")
 
     def forward(self, x):

@@ -10,7 +10,6 @@ Explained in the lecture at 1:26:48, and in docs/rungs/06-residual.md.
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 
 n_embd, n_head, block_size = 32, 4, 8  # C channels, H heads, T positions at most
 
@@ -28,7 +27,7 @@ class Head(nn.Module):
         q, k = self.query(x), self.key(x)  # (B, T, C) -> (B, T, D)
         score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
         score = score.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
-        return F.softmax(score, dim=-1) @ self.value(x)  # (B, T, T) @ (B, T, D) -> (B, T, D)
+        return score.softmax(dim=-1) @ self.value(x)  # (B, T, T) @ (B, T, D) -> (B, T, D)
 
 
 class MultiHeadAttention(nn.Module):
@@ -44,6 +43,7 @@ class MultiHeadAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self):
         """Make the layers: C -> 4C, a ReLU, 4C -> C."""
+        super().__init__()
         raise NotImplementedError("write FeedForward.__init__")
 
     def forward(self, x):

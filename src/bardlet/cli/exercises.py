@@ -107,7 +107,8 @@ def check(path: Path, exercise: Exercise, seconds: float, json: bool) -> int:
         if missing:
             console.say(f"not written yet: {', '.join(missing)}")
         console.say(f"explained in {exercise.where}, and on the course's page docs/{exercise.page}")
-        console.say(f"a hint: bardlet check {quoted(path)} --hint")
+        if own.hints.get(exercise.name, 0) < len(exercise.hints):
+            console.say(f"a hint: bardlet check {quoted(path)} --hint")
     if json:
         found: dict[str, Any] = findings.as_json(verdict) if verdict else {"findings": []}
         console.say_json({**found, "exercise": exercise.name, "missing": missing, "done": done})

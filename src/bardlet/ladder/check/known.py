@@ -95,9 +95,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def one_head(attempt: Attempt) -> None:
     """The weighted sum of values, for two lengths."""
-    head = attempt.module("Head", D)
-    for length in (LONG, T):
-        x = torch.randn(B, length, C)
+    for size, length in ((D, LONG), (12, T)):  # a size written out fits one of them
+        head, x = attempt.module("Head", size), torch.randn(B, length, C)
         q, k, v = (layer(head, name)(x) for name in ("query", "key", "value"))
         same(head(x), attention(q, k, v), "softmax of q k / sqrt(head size), of the past alone, times v")
 
@@ -167,7 +166,16 @@ def residual(attempt: Attempt) -> None:
     """Each part adds to x."""
     block, x = attempt.module("Block"), torch.randn(B, T, C)
     y = x + layer(block, "sa")(x)
-    same(block(x), y + layer(block, "ffwd")(y), "x + sa(x) is the new x, and x + ffwd(x) the result")
+    same(block(x.clone()), y + layer(block, "ffwd")(y), "x + sa(x) is the new x, and x + ffwd(x) the result")
+    stays(block, x)
+
+
+def stays(module: nn.Module, x: Tensor) -> None:
+    """Complain if a module changes its input: `x += ...` breaks the backward pass."""
+    given = x.clone()
+    module(x)
+    if not torch.equal(x, given):
+        raise Wrong("it changes its input in place, which breaks the backward pass; write x = x + ...")
 
 
 def layer_norm(attempt: Attempt) -> None:
@@ -185,7 +193,9 @@ def pre_norm(attempt: Attempt) -> None:
         layer(block, name)
         setattr(block, name, Scale(size))
     y = x + layer(block, "sa")(1.5 * x)
-    same(block(x), y + layer(block, "ffwd")(0.5 * y), "x + sa(ln1(x)) is the new x, and x + ffwd(ln2(x)) the result")
+    expected = y + layer(block, "ffwd")(0.5 * y)
+    same(block(x.clone()), expected, "x + sa(ln1(x)) is the new x, and x + ffwd(ln2(x)) the result")
+    stays(block, x)
 
 
 class Scale(nn.Module):
@@ -256,7 +266,10 @@ def muon(attempt: Attempt) -> None:
     for rows, columns in ((16, 32), (32, 16), (24, 24)):
         x = torch.randn(rows, columns) @ torch.diag(torch.logspace(0, -1, columns))
         expected = orthogonalize(x[None], torch.float32)[0]
-        same(attempt.named("orthogonalize")(x.clone()), expected, f"five steps for a matrix {rows} x {columns}", 1e-3)
+        given = x.clone()
+        same(attempt.named("orthogonalize")(x), expected, f"five steps for a matrix {rows} x {columns}", 1e-3)
+        if not torch.equal(x, given):
+            raise Wrong("it changes the gradient that it gets; write to a new tensor")
 
 
 def average(attempt: Attempt) -> None:

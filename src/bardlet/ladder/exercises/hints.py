@@ -17,8 +17,8 @@ HINTS: dict[str, tuple[str, str, str]] = {
         "Each position asks a question and offers a key. How do you compare all questions with all keys at once?",
         "The scores are queries times transposed keys, divided by the square root of the head size. Hide the future "
         "with -inf, then apply softmax over the last axis, then weigh the values.",
-        "score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5; score.masked_fill(self.tril[:T, :T] == 0, "
-        "float('-inf')); F.softmax(score, dim=-1) @ self.value(x)"),
+        "score = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5; score = score.masked_fill(self.tril[:T, :T] == 0, "
+        "float('-inf')); return F.softmax(score, dim=-1) @ self.value(x), where B, T, C = x.shape"),
     "multi-head": (
         "How does PyTorch find the parameters of layers that are in a list?",
         "Keep the heads in an nn.ModuleList, each one made separately, and concatenate their outputs along the "
@@ -33,14 +33,14 @@ HINTS: dict[str, tuple[str, str, str]] = {
         "What should a block return if its parts contribute nothing?",
         "Each part's output is added to its input, and the second part reads the new x. Inside, the feed-forward layer "
         "has 4 * n_embd channels.",
-        "x = x + self.sa(x); return x + self.ffwd(x); nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, "
-        "n_embd)"),
+        "self.net = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd)); "
+        "x = x + self.sa(x); return x + self.ffwd(x)"),
     "layer-norm": (
         "Over which dimension are mean and variance taken, if no text may depend on another one of its batch?",
         "Over the channels, the last dimension. The variance is the plain mean of squares (unbiased=False), and eps is "
         "added to it before the root. A norm goes before each part, off the residual path.",
         "(x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + self.eps).sqrt() * self.weight + "
-        "self.bias; x = x + self.sa(self.ln1(x))"),
+        "self.bias; x = x + self.sa(self.ln1(x)); return x + self.ffwd(self.ln2(x))"),
     "dropout": (
         "If a quarter of the values becomes 0, how do you keep the mean?",
         "Draw a random number for each value; keep the value if it is at least p; divide by 1 - p. "
@@ -66,7 +66,8 @@ HINTS: dict[str, tuple[str, str, str]] = {
         "What do matrix products alone do to the singular values of X in X X.T X?",
         "They cube them, and keep the rotations. First divide by the Frobenius norm, so that none is above 1; then "
         "apply the polynomial five times.",
-        "a = x @ x.T; x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x"),
+        "x = gradient / gradient.norm(); then five times: a = x @ x.T; x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) "
+        "@ x"),
     "average": (
         "The mean of n - 1 numbers and one more number: how far does the mean move?",
         "It moves by 1 / n of the distance to the new one. Change the tensors in place, by name.",
