@@ -329,8 +329,8 @@ def test_the_table_lists_every_corpus(capsys, monkeypatch):
 def test_wrong_arguments_are_errors(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
-    assert "bardlet data [get NAME]" in capsys.readouterr().out
-    with pytest.raises(BardletError, match="data gte names: use `bardlet data`, or `bardlet data get NAME`"):
+    assert "bardlet data [get NAME | show FILE ...]" in capsys.readouterr().out
+    with pytest.raises(BardletError, match="data gte names: use `bardlet data`, `bardlet data get NAME`"):
         cli.main(["gte", "names"])
     assert cli.main(["get", "python-docs"]) == 0
     with pytest.raises(BardletError, match=r'no corpus called "name".*did you mean "names"'):

@@ -83,7 +83,8 @@ def test_a_port_in_use_is_named_with_another_one(capsys: pytest.CaptureFixture[s
         port = taken.getsockname()[1]
         assert main(["serve", str(tmp_path), "--port", str(port)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"bardlet: --port {port}: another program uses it; try --port ")
+    assert error.startswith(f"bardlet: --port {port}: another program uses it, perhaps a `bardlet serve` that still "
+                            "runs; try --port ")
     assert error.split()[-1] != str(port)
 
 
