@@ -43,7 +43,7 @@ USES = {
     "runs": """await t.show('verses'); while (!t.element.querySelector('.line')) await wait();
         for (const details of t.element.querySelectorAll('details')) details.open = true;
         while (!t.element.querySelector('details table')) await wait();""",
-    "learn": """await t.show('3'); for (const details of t.element.querySelectorAll('details')) details.open = true;
+    "learn": """await t.show('3');
         while (!t.element.querySelector('.heads') || !t.element.querySelector('.sample')) await wait();
         [...t.element.querySelectorAll('button')].find((each) => each.textContent === 'Every rung reads it').click();
         while (!t.element.querySelector('.ladder tbody')) await wait();""",
