@@ -246,12 +246,13 @@ def _quality(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> I
     yield prediction.judge(known, float(loss), finished)
     if finished and known.rung and known.text == "tinyshakespeare" and (band := rungs.bands().get(known.rung)):
         said = f"{loss:.3f}; other seeds of the rung {known.rung} get {band['low']:.3f} to {band['high']:.3f}"
-        if loss > band["high"]:
-            yield warning("rung", f"{said}; yours is higher: compare your settings with the rung's in its run.toml")
-        elif loss < band["low"]:
-            yield warning("rung", f"{said}; yours is lower: does a position see the future, or the validation text?")
-        else:
+        place = rungs.place(loss, band)
+        if place == "normal":
             yield ok("rung", said)
+        else:
+            advice = ("compare your settings with the rung's in its run.toml" if place.startswith("higher") else
+                      "does a position see the future, or the validation text?")
+            yield warning("rung", f"{said}; yours is {place.split()[0]}: {advice}")
 
 
 def _lines(path: Path, valid: int) -> Iterator[Finding]:

@@ -165,7 +165,7 @@ def rung_row(number: int, outcomes: Sequence[Outcome], comparable: bool) -> Rung
     loss = statistics.fmean(o.val_loss for o in seeds)
     band = rungs.bands().get(rung.name) if comparable else None
     low, high = (float(band["low"]), float(band["high"])) if band else (0.0, 0.0)
-    verdict = ("lower than normal" if loss < low else "higher than normal" if loss > high else "normal") if band else ""
+    verdict = rungs.place(loss, band) if band else ""
     return RungRow(
         rung, len(seeds), f"{seeds[0].parameters:,}", f"{statistics.fmean(o.steps for o in seeds):,.0f}",
         f"{min(o.seconds for o in seeds):,.0f}", mean([o.val_loss for o in seeds]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -137,6 +138,11 @@ def _selection_error(word: str) -> str:
     near = get_close_matches(word, names, 1)
     return f"'{word}' is not a rung; " + (f"did you mean {near[0]}?" if near else (
         f"use numbers from 1 to {count}, such as 1-7 or 3,5, or names ({', '.join(names)})"))
+
+
+def place(loss: float, band: Mapping[str, float]) -> str:
+    """Return where a loss is beside a normal band of `bands`: normal, lower than normal or higher than normal."""
+    return "lower than normal" if loss < band["low"] else "higher than normal" if loss > band["high"] else "normal"
 
 
 def bands() -> dict[str, dict[str, float]]:

@@ -47,6 +47,11 @@ class Point:
     deviation: float
     accuracy: float | None
 
+    @property
+    def is_equal(self) -> bool:
+        """True if the rewards that are compared differ by rounding errors at most."""
+        return self.deviation <= EQUAL * max(1.0, abs(self.reward))
+
 
 def points_of(lines: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Return a point for each rollout in the lines of metrics.jsonl; a rollout may have several lines."""
@@ -76,7 +81,7 @@ def of_rollouts(lines: Sequence[Mapping[str, Any]], config: RolloutConfig, steps
     first, now = _before(record, points[0]), _mean(points[-LAST:])
     unit = max(first.deviation, EQUAL * max(1.0, abs(first.reward)))
     gain = (now.reward - first.reward) / unit
-    if all(point.deviation <= EQUAL * max(1.0, abs(point.reward)) for point in points[-LAST:]):
+    if all(point.is_equal for point in points[-LAST:]):
         yield _collapsed(first, now, gain) or _without_signal(now, points, config)
         return
     exact = config.reward == EXACT  # a right answer is all that it pays for
@@ -97,8 +102,7 @@ def of_loss(lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _without_signal(now: Point, points: Sequence[Point], config: RolloutConfig) -> Finding:
-    since = next(point.step for i, point in enumerate(points)
-                 if all(each.deviation <= EQUAL * max(1.0, abs(each.reward)) for each in points[i:]))
+    since = next(point.step for i, point in enumerate(points) if all(each.is_equal for each in points[i:]))
     if config.reward == EXACT and now.reward > 0.99:
         return ok("reward", f"every completion since step {since:,} is right: these prompts have nothing left to teach")
     return warning("reward", f"no signal: since step {since:,} all completions that are compared get the same reward, "

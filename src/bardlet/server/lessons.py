@@ -43,10 +43,7 @@ def _row(rung: Rung, run: dict[str, Any] | None) -> dict[str, Any]:
     comparable = run is None or run["text"] == TEXT
     band = rungs.bands().get(rung.name) if comparable and not rung.scaled else None
     loss = None if run is None else run["val_loss"]
-    verdict = ""
-    if band and loss is not None:
-        verdict = "higher than normal" if loss > band["high"] else "normal"
-        verdict = "lower than normal" if loss < band["low"] else verdict
+    verdict = rungs.place(loss, band) if band and loss is not None else ""
     return {"number": rung.number, "name": rung.name, "title": rung.title, "adds": rung.adds, "lecture": rung.lecture,
             "band": [band["low"], band["high"]] if band else None, "attends": rung.attends,
             "run": None if run is None else run["name"], "loss": loss, "verdict": verdict}
