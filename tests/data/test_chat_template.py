@@ -15,7 +15,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.inference import answers
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 
 TOKENIZER = tk.train_bpe(["who says what, as tokens: the user asks and the assistant answers | < > end " * 20], 330)
 PIECES = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>", "<|pad|>", "<|", "|>", "<", "|", ">",
@@ -91,7 +91,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(monkeypatch: pytest.
     torch.manual_seed(0)
     config = ModelConfig(model="qwen3", vocab_size=TOKENIZER.vocab_size, block_size=24, n_layer=1, n_head=2,
                          n_kv_head=1, n_embd=16, head_dim=8, n_inner=24, activation="silu")  # fmt: skip
-    model = Qwen3(config).eval()
+    model = Llama(config).eval()
     prompts = [chat_template.encode(TOKENIZER, [{"role": "user", "content": "who " * n}], add_generation_prompt=True)[0]
                for n in (9, 1, 5, 2, 3)]
     alone = [answers.generate_answers(model, TOKENIZER, [ids], temperature=1.0, seed=i)[0]

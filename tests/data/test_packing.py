@@ -14,7 +14,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.data import batch as data_batch
 from bardlet.data.packing import ChatBatches, FittedRows, TokenizedChats, fit_to_window, pack
 from bardlet.models.gpt2 import GPT2
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 from bardlet.training import losses
 
 PAD = 1
@@ -50,7 +50,7 @@ def test_rows_have_each_item_once_without_overlap(lengths: list[int]) -> None:
 def test_1000_random_mixtures_lose_nothing_and_give_finite_losses() -> None:
     """Each epoch has every conversation with an answer that fits once, and the counts add up."""
     torch.manual_seed(0)
-    model = Qwen3(CONFIG)
+    model = Llama(CONFIG)
     for seed in range(1000):
         random = np.random.default_rng(seed)
         chats = random_chats(random, int(random.integers(1, 30)), 40)  # some exceed the context of 24
@@ -103,12 +103,12 @@ def inputs_of(batches: list[data_batch.Batch], packed: bool) -> list[tuple[int, 
     return inputs
 
 
-@pytest.mark.parametrize("kind", [Qwen3, GPT2])
+@pytest.mark.parametrize("kind", [Llama, GPT2])
 def test_packed_equals_unpacked(kind: type) -> None:
     """Loss and gradients agree within 1e-5."""
     torch.manual_seed(1)
     gpt2 = replace(CONFIG, model="gpt2", n_kv_head=2, activation="gelu_new", norm_eps=1e-5)
-    model = kind(CONFIG if kind is Qwen3 else gpt2).double()
+    model = kind(CONFIG if kind is Llama else gpt2).double()
     chats = random_chats(np.random.default_rng(5), 40, 30)
     results = []
     for packed in (True, False):

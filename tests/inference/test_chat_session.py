@@ -18,7 +18,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.inference.chat_session import ChatSession
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 from bardlet.run import hf
 
 TOKENIZER = tk.train_bpe(["the user asks and the assistant answers, as it may be " * 20], 330)
@@ -30,7 +30,7 @@ def new_session(chat: bool = True, **options: Any) -> ChatSession:
     torch.manual_seed(0)
     tokenizer = tk.Tokenizer(TOKENIZER.json)
     tokenizer.chat_template = chat_template.TEMPLATE if chat else None
-    return ChatSession(Qwen3(CONFIG).eval(), tokenizer, tokens=12, **options)
+    return ChatSession(Llama(CONFIG).eval(), tokenizer, tokens=12, **options)
 
 
 def prompt_of(messages: list[dict[str, str]]) -> list[int]:

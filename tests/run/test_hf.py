@@ -148,7 +148,7 @@ def test_init_refuses_another_shape(runs: dict[str, Path], text: Path, tmp_path:
 
 
 @pytest.mark.parametrize("change, fragments", [
-    ({"model_type": "llama"}, ["'llama'", "gpt2", "qwen3"]),
+    ({"model_type": "gemma"}, ["'gemma'", "gpt2", "qwen3"]),
     ({"n_embd": 10**12}, ["config.json"]),
     ({"n_head": "two"}, ["n_head"]),
 ])

@@ -30,7 +30,7 @@ from bardlet.evaluation.metrics import translation_score
 from bardlet.inference import decoders, generate, translate
 from bardlet.inference.translate import TranslateOptions
 from bardlet.models.gpt2 import GPT2
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 from bardlet.planning import calibrate, memory
 from bardlet.planning.plan import Machine, PairStatistics, plan_pairs
 from bardlet.run import hf, plots
@@ -232,7 +232,7 @@ def test_the_loss_covers_the_targets_alone() -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("family", [GPT2, Qwen3])
+@pytest.mark.parametrize("family", [GPT2, Llama])
 @pytest.mark.parametrize("prefix_lm", [False, True])
 @torch.no_grad()
 def test_the_prefix_reader_matches_the_model(family: Any, prefix_lm: bool) -> None:

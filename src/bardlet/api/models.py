@@ -178,7 +178,7 @@ def _strings(values: Sequence[str], where: str) -> list[str]:
 
 
 def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType = "fp32") -> Model:
-    """Load a run folder, or a gpt2, qwen3 or pegasus model of Hugging Face.
+    """Load a run folder, or a gpt2, Llama-like or pegasus model of Hugging Face.
 
     Args:
         folder: the folder, a `Run`, or OWNER/NAME on the Hugging Face Hub.

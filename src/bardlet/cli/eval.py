@@ -37,7 +37,7 @@ class Command(EvaluationOptions):
     """The command line."""
 
     run: str
-    """A run folder, or a gpt2, qwen3 or pegasus model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
+    """A run folder, or a gpt2, Llama-like or pegasus model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
     text: tuple[str, ...] = ()
     """Files, folders, globs or named corpora, read whole (default: the validation split of the run's text)."""
     json: bool = False

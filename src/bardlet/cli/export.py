@@ -33,7 +33,7 @@ class Command:
     """The command line."""
 
     run: str
-    """A run folder, or a gpt2, qwen3 or pegasus model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
+    """A run folder, or a gpt2, Llama-like or pegasus model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
     to: Literal["html", "gguf", "onnx", "hf"]
     """html, gguf, onnx or hf."""
     out: str | None = None

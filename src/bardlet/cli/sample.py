@@ -32,7 +32,7 @@ class Command(SamplingOptions):
     """The command line."""
 
     run: str
-    """A run folder, or a gpt2 or qwen3 model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
+    """A run folder, or a gpt2 or Llama-like model of Hugging Face: its folder, or OWNER/NAME on the Hub."""
     prompt: str = ""
     """Text to continue; - reads it from standard input (default: start a new text)."""
     num: int = 1

@@ -14,6 +14,9 @@ ROTARY = ("rotary", "swiglu", "qk-norm")
 RUNGS = (*WITHOUT_BLOCKS, "residual", "layer-norm", "dropout", *ROTARY)
 """The models of the ladder, in its order."""
 
+LLAMA = ("qwen3", "llama", "mistral", "qwen2", "smollm3")
+"""Families of `models/llama.py`; Hugging Face gives each of them a model type of its own."""
+
 WITHOUT_HEADS = ("bigram", "averaging", "one-head")
 """Rungs of the ladder whose channels are not split into heads."""
 
@@ -24,11 +27,25 @@ Activation = Literal["gelu_new", "gelu", "relu"]
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies of Llama 3.1, for a context longer than that of pretraining (`layers.rope_cos_sin`)."""
+
+    factor: float
+    """Slow channel pairs turn slower by this factor."""
+    low: float
+    """A pair with fewer turns than this within `context` is slow."""
+    high: float
+    """A pair with more turns than this keeps its frequency; those between are interpolated."""
+    context: int
+    """The context of pretraining, in tokens."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model: with its weights, enough to compute logits."""
 
     model: str
-    """gpt2, qwen3, encdec or a rung of the ladder."""
+    """gpt2, encdec, one of LLAMA or a rung of the ladder."""
     vocab_size: int
     block_size: int = 256
     """The context window, in tokens."""
@@ -37,10 +54,10 @@ class ModelConfig:
     """Encoder blocks (encdec only, where n_layer counts decoder blocks)."""
     n_head: int = 6
     n_kv_head: int = 6
-    """Key and value heads; fewer than n_head is grouped-query attention (qwen3 only)."""
+    """Key and value heads; fewer than n_head is grouped-query attention (LLAMA only)."""
     n_embd: int = 384
     head_dim: int = 64
-    """Channels per head: n_embd // n_head unless a Hugging Face folder says otherwise (qwen3 only)."""
+    """Channels per head: n_embd // n_head unless a Hugging Face folder says otherwise (LLAMA only)."""
     n_inner: int = 1536
     """Width of the feed-forward layer."""
     dropout: float = 0.0
@@ -49,8 +66,13 @@ class ModelConfig:
     activation: str = "gelu_new"
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
-    """Base of the rotary frequencies (qwen3, and the rungs from `rotary` on)."""
+    """Base of the rotary frequencies (LLAMA, and the rungs from `rotary` on)."""
+    rope_scaling: RopeScaling | None = None
+    layers_without_positions: tuple[int, ...] = ()
+    """Layers that do not rotate queries and keys (smollm3 only)."""
+    attention_bias: bool = False
+    """Biases on the four matrices of attention (LLAMA only; qwen2 always has three of them)."""
     scale_embedding: bool = True
     """Multiply the token embeddings by sqrt(n_embd), as in the paper (encdec only; foreign folders may not)."""
     scores: bool = False
-    """A scalar head instead of the head over the vocabulary: a reward model (gpt2, qwen3)."""
+    """A scalar head instead of the head over the vocabulary: a reward model (gpt2, LLAMA)."""

@@ -6,12 +6,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
-from bardlet.config.model import MAX_SINUSOIDS, ROTARY, RUNGS, WITHOUT_BLOCKS, WITHOUT_HEADS, Activation, ModelConfig
+from bardlet.config.model import (
+    LLAMA,
+    MAX_SINUSOIDS,
+    ROTARY,
+    RUNGS,
+    WITHOUT_BLOCKS,
+    WITHOUT_HEADS,
+    Activation,
+    ModelConfig,
+)
 from bardlet.config.settings import AUTO, Auto, Rows, Settings, as_typed, flag
 from bardlet.errors import BardletError
 
-Model = Literal["qwen3", "gpt2", "encdec", "bigram", "averaging", "one-head", "multi-head", "feed-forward", "residual",
-                "layer-norm", "dropout", "rotary", "swiglu", "qk-norm"]
+Model = Literal["qwen3", "gpt2", "llama", "mistral", "qwen2", "smollm3", "encdec", "bigram", "averaging",
+                "one-head", "multi-head", "feed-forward", "residual", "layer-norm", "dropout", "rotary", "swiglu",
+                "qk-norm"]
 
 ABSENT_IN = {"n_layer": WITHOUT_BLOCKS, "n_head": WITHOUT_HEADS, "n_embd": ("bigram",), "n_inner": WITHOUT_BLOCKS,
              "dropout": (*WITHOUT_BLOCKS, "residual", "layer-norm"), "tie_embeddings": RUNGS,
@@ -28,9 +38,9 @@ class ModelSettings:
     vocab_size: int | None = None
     """BPE vocabulary size (default: depends on the size of the text)."""
     model: Model = "qwen3"
-    """Architecture: qwen3, gpt2, encdec or a rung. The rungs of the ladder are bigram, averaging,
-    one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and qk-norm. For sentence pairs:
-    encdec."""
+    """Architecture: qwen3 or a relative (llama, mistral, qwen2, smollm3), gpt2, encdec or a rung. The rungs of the
+    ladder are bigram, averaging, one-head, multi-head, feed-forward, residual, layer-norm, dropout, rotary, swiglu and
+    qk-norm. For sentence pairs: encdec."""
     n_layer: Auto[int] = AUTO
     """Transformer blocks (default: chosen for --minutes). With --steps, or a rung of the ladder: 4."""
     n_encoder_layer: int | None = None
@@ -38,16 +48,16 @@ class ModelSettings:
     n_head: Auto[int] = AUTO
     """Attention heads (default: chosen for --minutes). With --steps, or a rung of the ladder: 4."""
     n_kv_head: int | None = None
-    """Key and value heads of qwen3 (default: n_head). Fewer is grouped-query attention."""
+    """Key and value heads of qwen3 and its relatives (default: n_head). Fewer is grouped-query attention."""
     n_embd: Auto[int] = AUTO
     """Embedding dimension (default: chosen for --minutes). With --steps, or a rung of the ladder: 192."""
     n_inner: int | None = None
-    """Width of the feed-forward layer (default: 4 n_embd; 8/3 n_embd in qwen3). Both cost the same, since qwen3 has
-    three matrices."""
+    """Width of the feed-forward layer (default: 4 n_embd; 8/3 n_embd in qwen3 and its relatives). Both cost the
+    same, since these have three matrices."""
     tie_embeddings: bool = True
     """Share one matrix between the token embedding and the output head."""
     activation: Activation | None = None
-    """Activation of the feed-forward layer (default: gelu_new in gpt2, relu in encdec). qwen3 always uses silu."""
+    """Activation of the feed-forward layer (default: gelu_new in gpt2, relu in encdec). The others always use silu."""
 
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
@@ -111,7 +121,7 @@ class FromScratch(ModelSettings, Settings):
             near = next(h for d in range(n_head) for h in (n_head - d, n_head + d) if n_embd % h == 0)
             raise BardletError(f"--n-embd {n_embd} does not divide among --n-head {n_head} heads; "
                                f"use --n-head {near} or --n-embd {-(-n_embd // n_head) * n_head}")
-        if self.model in ("qwen3", *ROTARY) and (n_embd // n_head) % 2:
+        if self.model in (*LLAMA, *ROTARY) and (n_embd // n_head) % 2:
             raise BardletError(f"--n-embd {n_embd} with --n-head {n_head} gives heads of {n_embd // n_head} channels; "
                                "rotary positions need an even number; change one of them")
         if self.n_kv_head and n_head % self.n_kv_head:
@@ -160,16 +170,17 @@ class FromScratch(ModelSettings, Settings):
         c = self.resolved()
         if c.model in RUNGS:
             return c._rung(vocab_size)
-        qwen3 = c.model == "qwen3"
+        gated = c.model in LLAMA
         return ModelConfig(
             model=c.model, vocab_size=vocab_size, block_size=c.block_size, n_layer=c.n_layer,
             n_encoder_layer=(c.n_encoder_layer or c.n_layer) if c.model == "encdec" else 0,
             n_head=c.n_head, n_kv_head=c.n_kv_head or c.n_head, n_embd=c.n_embd,
             head_dim=c.n_embd // c.n_head,
-            n_inner=c.n_inner or (c._gated_width() if qwen3 else 4 * c.n_embd),
+            n_inner=c.n_inner or (c._gated_width() if gated else 4 * c.n_embd),
             dropout=c.dropout, tie_embeddings=c.tie_embeddings,
-            activation="silu" if qwen3 else c.activation or ("gelu_new" if c.model == "gpt2" else "relu"),
-            norm_eps=1e-6 if qwen3 else 1e-5,
+            activation="silu" if gated else c.activation or ("gelu_new" if c.model == "gpt2" else "relu"),
+            norm_eps=1e-6 if gated else 1e-5,
+            layers_without_positions=tuple(range(3, c.n_layer, 4)) if c.model == "smollm3" else (),
         )
 
     def _gated_width(self) -> int:

@@ -42,7 +42,7 @@ TOKENS = 256
 
 @register_model("bardlet")
 class Bardlet(LM):
-    """A run folder, or a Hugging Face folder with a gpt2 or qwen3 model, as a model of the harness.
+    """A run folder, or a Hugging Face folder with a gpt2 or Llama-like model, as a model of the harness.
 
     The harness asks in plain text. `--apply_chat_template` is not supported, since bardlet never parses special tokens
     from text. Characters that the tokenizer does not know are dropped from contexts, with a warning; a continuation

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bardlet.config.model import ROTARY, RUNGS, WITHOUT_BLOCKS
+from bardlet.config.model import LLAMA, ROTARY, RUNGS, WITHOUT_BLOCKS
 from bardlet.errors import BardletError
+from bardlet.models.layers import rope_angles
 
 PARTS = {
     "gpt2": {"ln_1": "norm1", "attn.c_proj": "o", "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down"},
-    "qwen3": {"input_layernorm": "norm1", "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v",
+    "llama": {"input_layernorm": "norm1", "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v",
               "self_attn.q_norm": "qNorm", "self_attn.k_norm": "kNorm", "self_attn.o_proj": "o",
               "post_attention_layernorm": "norm2", "mlp.gate_proj": "gate", "mlp.up_proj": "up",
               "mlp.down_proj": "down"},
@@ -45,7 +46,8 @@ OUTSIDE = {
 
 def weights(model: Any) -> dict[str, Tensor]:
     """Return the weights of a model by their canonical names, on the CPU, in float32."""
-    family = model.config.model if model.config.model not in RUNGS else "rung"
+    name = model.config.model
+    family = "rung" if name in RUNGS else "llama" if name in LLAMA else name
     named: dict[str, Tensor] = {}
     heads: dict[str, list[Tensor]] = {}
     for name, tensor in model.state_dict().items():
@@ -88,7 +90,8 @@ def describe(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return what `web/forward.js` must know besides the weights. named: `weights(model)`."""
     c = model.config
     rung = c.model in RUNGS
-    rotary = c.model == "qwen3" or c.model in ROTARY
+    rotary = c.model in LLAMA or c.model in ROTARY
+    angles = rope_angles(torch.ones(1, 1), c.head_dim, c.rope_theta, c.rope_scaling) if rotary else torch.empty(0)
     return {
         "family": c.model, "vocab": c.vocab_size, "channels": named["embed.weight"].shape[1], "context": c.block_size,
         "layers": 1 if c.model in WITHOUT_BLOCKS[1:] else 0 if c.model == "bigram" else c.n_layer,
@@ -98,8 +101,8 @@ def describe(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
         "attention": {"bigram": None, "averaging": "average"}.get(c.model, "softmax"),
         "positions": "rotary" if rotary else "sinusoids" if c.model == "encdec" else
                      "learned" if "positions.weight" in named else None,
-        "theta": c.rope_theta, "activation": "silu" if "blocks.0.gate.weight" in named else
-                 "relu" if rung else c.activation,
+        "frequencies": angles.flatten().tolist(), "withoutPositions": list(c.layers_without_positions),
+        "activation": "silu" if "blocks.0.gate.weight" in named else "relu" if rung else c.activation,
         "residual": c.model not in WITHOUT_BLOCKS, "slides": rung,
         "eps": c.norm_eps if rotary or not rung else 1e-5,  # the lecture's LayerNorm has PyTorch's default
         "centered": any(name.endswith("norm1.bias") for name in named),  # a LayerNorm; an RMSNorm has no bias

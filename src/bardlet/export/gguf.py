@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from bardlet.config.model import LLAMA
 from bardlet.data import chat_template
 from bardlet.errors import BardletError, printable
+from bardlet.models.layers import rope_angles
 from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, SEPARATOR, Tokenizer
@@ -31,13 +33,17 @@ CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 GPT2 = {"wte": "token_embd", "wpe": "position_embd", "ln_1": "attn_norm", "attn.c_attn": "attn_qkv",
         "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
         "ln_f": "output_norm", "lm_head": "output"}
-QWEN3 = {"embed_tokens": "token_embd", "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q",
-         "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-         "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
-         "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "norm": "output_norm",
-         "lm_head": "output"}
-NAMES = {"gpt2": GPT2, "qwen3": QWEN3}
+LLAMA_NAMES = {"embed_tokens": "token_embd", "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q",
+               "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+               "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+               "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+               "mlp.down_proj": "ffn_down", "norm": "output_norm", "lm_head": "output"}
+NAMES = {"gpt2": GPT2, **dict.fromkeys(LLAMA, LLAMA_NAMES)}
 """llama.cpp's names of the modules of each model."""
+ARCHITECTURES = {"mistral": "llama"}
+"""llama.cpp's name of an architecture, where it is not bardlet's."""
+NEIGHBORS = ("llama", "mistral", "smollm3")
+"""Families of which llama.cpp rotates neighboring channels in pairs, instead of channels i and i + D/2."""
 
 
 def write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str = "f32",
@@ -70,7 +76,7 @@ def library() -> Any:
 
 def _write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str, starts_documents: bool) -> None:
     gguf, config = library(), model.config
-    writer = gguf.GGUFWriter(path, config.model)
+    writer = gguf.GGUFWriter(path, ARCHITECTURES.get(config.model, config.model))
     writer.add_name(name)
     _add_shape(writer, config)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
@@ -92,6 +98,9 @@ def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
         kind = "reward models" if config.scores else f"models of the family {config.model}"
         raise BardletError(f"--to gguf: llama.cpp does not run bardlet's {kind}; use --to hf"
                            f"{' or --to html' * (not config.scores)}")
+    if config.model == "smollm3" and config.layers_without_positions != tuple(range(3, config.n_layer, 4)):
+        raise BardletError("--to gguf: llama.cpp runs a smollm3 only if every fourth layer has no positions; use --to "
+                           "hf")
     if config.model == "gpt2" and config.activation != "gelu_new":
         raise BardletError(f"--to gguf: llama.cpp computes gpt2 with gelu_new, not {config.activation}; use --to hf")
     if tokenizer.kind == "other":
@@ -112,12 +121,21 @@ def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
 def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield llama.cpp's name and the weights of each parameter; matrices are (outputs, inputs)."""
     names = NAMES[model.config.model]
+    config = model.config
     for name, tensor in model.state_dict().items():
         module, _, kind = name.removeprefix("transformer.").removeprefix("model.").rpartition(".")
         layer = module.split(".")[:2] if module.startswith(("h.", "layers.")) else []
         inner = ".".join(module.split(".")[len(layer):])
         prefix = f"blk.{layer[1]}." if layer else ""
-        yield f"{prefix}{names[inner]}.{kind}", tensor.detach().cpu()
+        tensor = tensor.detach().cpu()
+        if config.model in NEIGHBORS and inner in ("self_attn.q_proj", "self_attn.k_proj"):
+            tensor = tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+        yield f"{prefix}{names[inner]}.{kind}", tensor
+    if config.rope_scaling is not None:
+        position = torch.ones(1, 1)
+        plain, scaled = (rope_angles(position, config.head_dim, config.rope_theta, scaling)
+                         for scaling in (None, config.rope_scaling))  # fmt: skip
+        yield "rope_freqs.weight", (plain / scaled).flatten()
 
 
 def _add_shape(writer: Any, config: Any) -> None:

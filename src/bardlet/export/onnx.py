@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bardlet.config.model import LLAMA
 from bardlet.errors import BardletError
 from bardlet.export import canonical
 from bardlet.runtime import atomic, manifest
@@ -28,7 +29,7 @@ from bardlet.tokenizer import Tokenizer
 
 OPSET = 18
 """Version of ONNX's operators (2022): onnxruntime 1.14 and everything since has them."""
-FAMILIES = ("gpt2", "qwen3")
+FAMILIES = ("gpt2", *LLAMA)
 """Models that have a graph here."""
 MAX_BYTES = 2_000_000_000
 """Size of the largest file in ONNX's format (protobuf)."""
@@ -50,7 +51,7 @@ def check(model: Any) -> None:
     config = model.config
     if config.model not in FAMILIES or config.scores:
         kind = "a reward model" if config.scores else config.model
-        raise BardletError(f"--to onnx is for language models of {' and '.join(FAMILIES)}, not for {kind}; "
+        raise BardletError(f"--to onnx is for gpt2 and Llama-like language models, not for {kind}; "
                            f"use --to hf{' or --to html' * (not config.scores)}")
     library()
     if (size := 4 * sum(p.numel() for p in model.parameters())) >= MAX_BYTES:
@@ -172,7 +173,7 @@ class Graph:
                    (("q", H), ("k", K), ("v", K)))
         if f"{block}.qNorm.weight" in self.weights:
             q, k = self.norm(f"{block}.qNorm", q), self.norm(f"{block}.kNorm", k)
-        if angles:
+        if angles and n not in self.spec["withoutPositions"]:
             q, k = self.rotate(q, *angles), self.rotate(k, *angles)
         k, v = (self.op("Concat", f"past_key_values.{n}.{name}", new, axis=2, name=f"present.{n}.{name}")
                 for name, new in (("key", k), ("value", v)))
@@ -229,8 +230,7 @@ class Graph:
 
     def angles(self) -> tuple[str, str]:
         """Cosine and sine of the rotary angles of each position: two (B, 1, T, D)."""
-        D = self.spec["headSize"]
-        frequency = (1.0 / np.float32(self.spec["theta"]) ** (np.arange(0, D, 2, dtype=np.float32) / D))
+        frequency = np.array(self.spec["frequencies"], dtype=np.float32)
         position = self.op("Cast", "position_ids", to=self.onnx.TensorProto.FLOAT)
         angle = self.op("Mul", self.op("Unsqueeze", position, self.whole(1, 3)), self.constant(frequency))
         both = self.op("Concat", angle, angle, axis=-1)

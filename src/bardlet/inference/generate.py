@@ -263,7 +263,7 @@ def as_dtype(model: Any, dtype: torch.dtype | None) -> Any:
 def check_dtype(model: Any, dtype: torch.dtype | None) -> None:
     """Raise BardletError if the model cannot be used with weights of this dtype."""
     if dtype == torch.int8 and not hasattr(model, "new_cache"):
-        raise BardletError("int8 is for gpt2 and qwen3 models, which have a KV cache; use fp32 or bf16")
+        raise BardletError("int8 is for gpt2 and Llama-like models, which have a KV cache; use fp32 or bf16")
 
 
 def check(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.config.model import RUNGS, WITHOUT_HEADS
+from bardlet.config.model import LLAMA, RUNGS, WITHOUT_HEADS
 from bardlet.errors import BardletError, Unsupported
 from bardlet.inference.generate import check_finite, eval_mode, not_finite
 
@@ -89,14 +89,14 @@ class Neighbor:
 
 
 def anatomy(model: Any) -> Anatomy:
-    """Return the parts of a gpt2, a qwen3 or a rung with attention. Raises Unsupported for other models."""
+    """Return the parts of a gpt2, one of LLAMA or a rung with attention. Raises Unsupported for other models."""
     config = model.config
     kind, n_head = config.model, 1 if config.model in WITHOUT_HEADS else config.n_head
     if config.scores:
         raise Unsupported("a reward model scores texts and predicts no tokens; choose a language model")
-    if kind == "qwen3":
+    if kind in LLAMA:
         body, blocks = model.model, list(model.model.layers)
-        layers = [Layer(b.self_attn, partial(_weights_of_qwen3, b.self_attn), b.self_attn.o_proj) for b in blocks]
+        layers = [Layer(b.self_attn, partial(_weights_of_llama, b.self_attn), b.self_attn.o_proj) for b in blocks]
         return Anatomy(_numbered(blocks), layers, body.norm, model.logits, n_head)
     if kind == "gpt2":
         body, blocks = model.transformer, list(model.transformer.h)
@@ -105,7 +105,8 @@ def anatomy(model: Any) -> Anatomy:
     if kind in ("bigram", "averaging"):
         raise Unsupported(f"the rung {kind} has no attention heads; choose a later rung")
     if kind not in RUNGS:
-        raise Unsupported(f"{kind}: only gpt2, qwen3 and the rungs of the ladder can be looked at; choose one of these")
+        raise Unsupported(f"{kind}: only gpt2, Llama-like models and the rungs of the ladder can be looked at; "
+                          "choose one of these")
     blocks = list(getattr(model, "blocks", []))
     if blocks:
         steps, attentions = _numbered(blocks), [block.sa for block in blocks]
@@ -137,7 +138,7 @@ def attention_weights(q_BTHD: Tensor, k_BTKD: Tensor) -> Tensor:
     return F.softmax(score_BHTT + hide_TT, dim=-1)
 
 
-def _weights_of_qwen3(attention: Any, x_BTC: Tensor, cos: Tensor, sin: Tensor, *unused: Any) -> Tensor:
+def _weights_of_llama(attention: Any, x_BTC: Tensor, cos: Tensor, sin: Tensor, *unused: Any) -> Tensor:
     q_BTHD, k_BTKD, _ = attention.project(x_BTC, cos, sin)
     return attention_weights(q_BTHD, k_BTKD)[0]
 
@@ -283,12 +284,13 @@ def neighbors(model: Any, token: int, count: int = 10, vocab_size: int | None = 
 
 def _embedding(model: Any) -> Any:
     kind = model.config.model
-    if kind == "qwen3":
+    if kind in LLAMA:
         return model.model.embed_tokens
     if kind == "gpt2":
         return model.transformer.wte
     if kind not in RUNGS:
-        raise Unsupported(f"{kind}: only gpt2, qwen3 and the rungs of the ladder can be looked at; choose one of these")
+        raise Unsupported(f"{kind}: only gpt2, Llama-like models and the rungs of the ladder can be looked at; "
+                          "choose one of these")
     return model.token_embedding_table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bardlet.config.model import LLAMA
 from bardlet.errors import BardletError
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ FAMILIES = {
     "swiglu": "bardlet.models.lecture:SwiGLUModel",
     "qk-norm": "bardlet.models.lecture:QKNormModel",
     "gpt2": "bardlet.models.gpt2:GPT2",
-    "qwen3": "bardlet.models.qwen3:Qwen3",
+    **dict.fromkeys(LLAMA, "bardlet.models.llama:Llama"),
     "encdec": "bardlet.models.encdec:EncDec",
 }
-SCALAR = {"gpt2": "bardlet.models.reward:ScalarGPT2", "qwen3": "bardlet.models.reward:ScalarQwen3"}
+SCALAR = {"gpt2": "bardlet.models.reward:ScalarGPT2", **dict.fromkeys(LLAMA, "bardlet.models.reward:ScalarLlama")}
 """Classes with a scalar head, by family."""
 MODEL_TYPES = {"pegasus": "encdec"}
 """Hugging Face model types whose family has another name here."""

@@ -1,8 +1,8 @@
-"""Scalar heads for reward and value models: gpt2 and qwen3 with a number per token instead of logits.
+"""Scalar heads for reward and value models: GPT-2 or Llama with a number per token instead of logits.
 
 The body is the language model's; a linear layer, `score`, maps the hidden state of a token to a number. The layout is
-that of Hugging Face's GPT2ForSequenceClassification and Qwen3ForSequenceClassification with one label, which read the
-last token before the padding on the right.
+that of Hugging Face's classes that end in ForSequenceClassification, with one label: they read the last token before
+the padding on the right.
 
     B rows   T positions   C channels
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bardlet import models
 from bardlet.config.model import ModelConfig
 from bardlet.models.gpt2 import GPT2
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 from bardlet.ops.cross_entropy import IGNORE
 
 
@@ -65,20 +65,22 @@ class ScalarGPT2(ScalarModel, GPT2):  # type: ignore[misc]  # GPT2's body, but n
         return {**GPT2.to_hf(config), "architectures": ["GPT2ForSequenceClassification"], **ONE_LABEL}
 
 
-class ScalarQwen3(ScalarModel, Qwen3):  # type: ignore[misc]
-    """Qwen3 with a scalar head."""
+class ScalarLlama(ScalarModel, Llama):  # type: ignore[misc]
+    """Llama, or a relative, with a scalar head."""
 
     @staticmethod
     def to_hf(config: ModelConfig) -> dict[str, Any]:
         """Return the model's part of config.json."""
-        return {**Qwen3.to_hf(config), "architectures": ["Qwen3ForSequenceClassification"], **ONE_LABEL}
+        language_model = Llama.to_hf(config)
+        kind = language_model["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")
+        return {**language_model, "architectures": [kind], **ONE_LABEL}
 
 
 ONE_LABEL: Mapping[str, Any] = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
 
 
 def with_scalar_head(model: Any) -> Any:
-    """Return a copy of the body of a gpt2 or qwen3 `model` with a new scalar head, from torch's global generator."""
+    """Return a copy of the body of `model` (gpt2 or one of LLAMA) with a new scalar head, from torch's generator."""
     scorer = models.build(replace(model.config, scores=True))
     body = {name: x for name, x in model.hf_state_dict().items() if not name.startswith(("lm_head.", "score."))}
     scorer.load_hf_state_dict({**body, "score.weight": scorer.score.weight.detach()})

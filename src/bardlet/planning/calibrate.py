@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bardlet import __version__, models
+from bardlet.config.model import LLAMA
 from bardlet.config.pretraining import FromScratch, TrainConfig
 from bardlet.data.batch import Batch
 from bardlet.errors import BardletError
@@ -77,7 +78,7 @@ def flops_per_token(config: FromScratch, vocab_size: int) -> float:
 def block_weights(config: FromScratch) -> int:
     """Return the number of weights in the blocks' matrices, usually 12 n_embd^2 per block; no embeddings or head."""
     c = config.model_config(1)
-    attention, inner = 2 * c.head_dim * (c.n_head + c.n_kv_head), (3 if c.model == "qwen3" else 2) * c.n_inner
+    attention, inner = 2 * c.head_dim * (c.n_head + c.n_kv_head), (3 if c.model in LLAMA else 2) * c.n_inner
     cross_attention = attention if c.model == "encdec" else 0
     return c.n_embd * (c.n_layer * (attention + cross_attention + inner) + c.n_encoder_layer * (attention + inner))
 

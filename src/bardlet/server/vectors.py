@@ -29,7 +29,7 @@ async def embed(models: Models, loaded: Loaded, body: EmbeddingRequest, reply: R
     refuse_translator(loaded)
     module = loaded.model.module
     if not hasattr(module, "hidden"):
-        raise Refusal(400, f"{loaded.name}: a model of the lecture, which has no embeddings; name a gpt2 or qwen3",
+        raise Refusal(400, f"{loaded.name}: a model of the lecture, which has no embeddings; name another model",
                       param="model", code="model_not_supported")
     size = int(module.config.n_embd)
     if body.dimensions not in (None, size):

@@ -370,11 +370,11 @@ class FineTuning(Stage[F, Source, Data, R]):
             run_folder.new_folder(Path(out), "")  # fail before the slow part
         if config.init is None:
             raise BardletError(f"bardlet {config.stage}: name the model to train: a run folder, or a Hugging Face "
-                               "folder with a gpt2 or qwen3 model")
+                               "folder with a gpt2 or Llama-like model")
         model, tokenizer = hf.read_folder(hub.folder(config.init), config.dropout)
         if not isinstance(model, LanguageModel):
             raise BardletError(f"{config.init}: a {model.config.model} model cannot be fine-tuned on conversations; "
-                               "start from a gpt2 or qwen3 model")
+                               "start from a gpt2 or Llama-like model")
         if chat_template.is_foreign(tokenizer):
             if reason := chat_template.reason_against(tokenizer):
                 log.warning("%s: %s; this run replaces it with bardlet's", config.init, reason)

@@ -61,7 +61,7 @@ def sample_rollout(policy: Any, tokenizer: Tokenizer, prompts: Prompts, indices:
     """Sample a completion of up to --answer-tokens for each of the prompts `indices`; each rank samples its share.
 
     Args:
-        policy: gpt2 or qwen3.
+        policy: gpt2 or one of LLAMA.
         seeds: a seed per completion, which makes it independent of the rest of its batch.
     """
     rows = [prompts.ids[i] for i in indices]

@@ -1,6 +1,6 @@
 """Translation: learn sentence pairs.
 
-An encoder-decoder gets source and target separately. A decoder-only model, gpt2 or qwen3, gets both in one row: source,
+An encoder-decoder gets source and target separately. A decoder-only model gets both in one row: source,
 separator, target. The loss covers the target alone. With --prefix-lm, attention over the source is bidirectional.
 """
 

@@ -91,11 +91,10 @@ export function softmax(x, start = 0, end = x.length) {
 }
 
 /** Rotate the pairs (i, i + D/2) of each head of D channels by the angle of its position, in place (RoFormer). */
-function rotate(x, T, heads, D, first, theta) {
+function rotate(x, T, heads, D, first, frequencies) {
   for (let t = 0; t < T; t++) {
     for (let i = 0; i < D / 2; i++) {
-      const frequency = Math.fround(1 / Math.fround(theta ** Math.fround(2 * i / D)));
-      const angle = Math.fround((first + t) * frequency); // in single precision, as in training
+      const angle = Math.fround((first + t) * frequencies[i]); // in single precision, as in training
       const cos = Math.cos(angle), sin = Math.sin(angle);
       for (let h = 0; h < heads; h++) {
         const left = (t * heads + h) * D + i, right = left + D / 2;
@@ -185,7 +184,7 @@ export class Model {
 
   stack(name, layers) {
     return Array.from({ length: layers }, (_, n) => {
-      const block = {};
+      const block = { rotates: this.positions === "rotary" && !this.withoutPositions.includes(n) };
       for (const part of ["q", "k", "v", "o", "crossQ", "crossK", "crossV", "crossO", "up", "gate", "down"]) {
         block[part] = this.linearOf(`${name}.${n}.${part}`);
       }
@@ -255,9 +254,9 @@ export class Model {
       q = norm(block.qNorm, q, headSize);
       k = norm(block.kNorm, k, headSize);
     }
-    if (this.positions === "rotary") {
-      rotate(q, T, heads, headSize, first, this.theta);
-      rotate(k, T, kvHeads, headSize, first, this.theta);
+    if (block.rotates) {
+      rotate(q, T, heads, headSize, first, this.frequencies);
+      rotate(k, T, kvHeads, headSize, first, this.frequencies);
     }
     kept.k.set(k, (first ?? 0) * kvHeads * headSize);
     kept.v.set(linear(block.v, h, T), (first ?? 0) * kvHeads * headSize);

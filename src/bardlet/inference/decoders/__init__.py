@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from bardlet.inference.decoders import encdec, gpt2, qwen3
+from bardlet.config.model import LLAMA
+from bardlet.inference.decoders import encdec, gpt2, llama
 
-DECODERS: dict[str, Any] = {"gpt2": gpt2.Decoder, "qwen3": qwen3.Decoder, "encdec": encdec.Decoder}
+DECODERS: dict[str, Any] = {"gpt2": gpt2.Decoder, **dict.fromkeys(LLAMA, llama.Decoder), "encdec": encdec.Decoder}
 """Decoder classes by model family."""
 
 
@@ -21,6 +22,6 @@ def decoder(model: Any, dtype: torch.dtype | None = None) -> Any:
 
     Args:
         model: a model of a family in DECODERS, with a KV cache (`new_cache`).
-        dtype: dtype of the decoder's weights; torch.int8 quantizes them (gpt2, qwen3); None: the model's own.
+        dtype: dtype of the decoder's weights; torch.int8 quantizes them (not for encdec); None: the model's own.
     """
     return DECODERS[model.config.model](model, dtype)

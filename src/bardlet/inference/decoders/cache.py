@@ -1,4 +1,4 @@
-"""One step of the gpt2 and qwen3 decoders on a model's own cache; `pages.py` has the step on shared pages.
+"""One step of the decoders of gpt2 and Llama on a model's own cache; `pages.py` has the step on shared pages.
 
 Inference only. Shape suffixes: `models/layers.py`.
 """

@@ -10,26 +10,39 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bardlet.config.model import ModelConfig
+from bardlet.config.model import ModelConfig, RopeScaling
 from bardlet.errors import BardletError
 from bardlet.inference.generate import generate
 from bardlet.models.layers import rope_cos_sin
-from bardlet.models.qwen3 import Block, Qwen3
+from bardlet.models.llama import Block, Llama
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 CONFIG = ModelConfig("qwen3", vocab_size=29, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=6,
                      n_inner=48, activation="silu", norm_eps=1e-6)  # fmt: skip
+LLAMA_3 = RopeScaling(factor=8.0, low=1.0, high=4.0, context=40)
 VARIANTS = {
-    "grouped, narrow heads": CONFIG,
-    "untied, wide heads": replace(CONFIG, tie_embeddings=False, n_kv_head=4, head_dim=10),
-    "theta, eps": replace(CONFIG, rope_theta=300.0, norm_eps=1e-3, n_kv_head=1),
+    "qwen3, grouped, narrow heads": CONFIG,
+    "qwen3, untied, wide heads": replace(CONFIG, tie_embeddings=False, n_kv_head=4, head_dim=10),
+    "qwen3, theta, eps": replace(CONFIG, rope_theta=300.0, norm_eps=1e-3, n_kv_head=1),
+    "qwen3, biases": replace(CONFIG, attention_bias=True),
+    "llama, untied": replace(CONFIG, model="llama", n_kv_head=4, head_dim=8, tie_embeddings=False, norm_eps=1e-5),
+    "llama, tied, grouped": replace(CONFIG, model="llama", head_dim=8, rope_theta=100_000.0),
+    "llama, biases, narrow heads": replace(CONFIG, model="llama", attention_bias=True),
+    "llama, scaled positions": replace(CONFIG, model="llama", head_dim=16, rope_theta=500.0, rope_scaling=LLAMA_3),
+    "mistral, wide heads": replace(CONFIG, model="mistral", head_dim=10, tie_embeddings=False),
+    "qwen2, tied": replace(CONFIG, model="qwen2", head_dim=8),
+    "qwen2, untied, one key head": replace(CONFIG, model="qwen2", head_dim=8, n_kv_head=1, tie_embeddings=False),
+    "smollm3, every second layer without positions": replace(
+        CONFIG, model="smollm3", head_dim=8, n_layer=3, layers_without_positions=(1,)),
+    "smollm3, biases, no positions at all": replace(
+        CONFIG, model="smollm3", head_dim=8, layers_without_positions=(0, 1), attention_bias=True),
 }
 
 
-def random_model(config: ModelConfig) -> Qwen3:
+def random_model(config: ModelConfig) -> Llama:
     torch.manual_seed(0)
-    model = Qwen3(config).eval()
+    model = Llama(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -57,18 +70,19 @@ def test_parity_with_transformers_in_both_directions(variant: str, tmp_path: Pat
     for parameter in theirs.parameters():  # change the weights, so that the way back has to carry them
         parameter.mul_(1.5)
     theirs.save_pretrained(tmp_path / "theirs")
-    restored = Qwen3.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
+    restored = Llama.from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8")))
     assert restored == config
-    loaded = Qwen3(restored).eval()
+    loaded = Llama(restored).eval()
     loaded.load_hf_state_dict(load_file(tmp_path / "theirs" / "model.safetensors"))
     torch.testing.assert_close(loaded(idx), theirs(idx).logits, **CLOSE)
     assert not torch.allclose(loaded(idx), ours(idx))
 
 
-def test_100_greedy_tokens_match_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_100_greedy_tokens_match_transformers(variant: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    ours = random_model(CONFIG)
+    ours = random_model(VARIANTS[variant])
     write_folder(ours, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     prompt = torch.tensor([[3, 1, 4, 1, 5]])
@@ -91,7 +105,7 @@ def test_state_dict_is_the_checkpoint(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_checkpoint_with_the_tied_head_loads() -> None:
-    ours, other = random_model(CONFIG), Qwen3(CONFIG).eval()
+    ours, other = random_model(CONFIG), Llama(CONFIG).eval()
     idx = torch.randint(CONFIG.vocab_size, (1, 9))
     tensors = ours.hf_state_dict()
     other.load_hf_state_dict(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
@@ -99,7 +113,7 @@ def test_checkpoint_with_the_tied_head_loads() -> None:
 
 
 def test_mismatched_weights_are_named() -> None:
-    model = Qwen3(CONFIG)
+    model = Llama(CONFIG)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors = {name: tensor + 1 for name, tensor in model.hf_state_dict().items()}
     missing = {name: tensor for name, tensor in tensors.items() if name != "model.layers.1.input_layernorm.weight"}
@@ -116,11 +130,17 @@ def test_mismatched_weights_are_named() -> None:
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "'model_type' is 'gpt2'"),
-        ({"attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'rope_scaling': 'rope_type' is 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'rope_type' is 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'rope_type' is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is 0.5"),
+        ({"model_type": "mistral", "sliding_window": 64}, "a sliding window of 64 tokens"),
+        ({"model_type": "qwen2", "attention_bias": True}, "'attention_bias' is True"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "'no_rope_layers' is"),
         ({"rope_parameters": 3}, "'rope_parameters' is 3"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"num_key_value_heads": 3}, "4 query heads cannot share 3"),
@@ -130,26 +150,30 @@ def test_mismatched_weights_are_named() -> None:
     ],
 )
 def test_unsupported_config_is_refused(change: dict[str, Any], message: str) -> None:
-    assert Qwen3.from_hf(Qwen3.to_hf(CONFIG)) == CONFIG
+    assert Llama.from_hf(Llama.to_hf(CONFIG)) == CONFIG
     with pytest.raises(BardletError, match=message):
-        Qwen3.from_hf(Qwen3.to_hf(CONFIG) | change)
+        Llama.from_hf(Llama.to_hf(CONFIG) | change)
 
 
 def test_missing_config_entries_get_hugging_face_defaults() -> None:
-    from transformers import Qwen3Config
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 
     small: dict[str, Any] = {"vocab_size": 29, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    assert Qwen3.from_hf(small | {"model_type": "qwen3"}) == Qwen3.from_hf(Qwen3Config(**small).to_dict())
-    hf_4 = {key: value for key, value in Qwen3.to_hf(CONFIG).items() if key != "rope_parameters"}
-    hf_5 = {key: value for key, value in Qwen3.to_hf(CONFIG).items() if key != "rope_theta"}
+    kinds: dict[str, Any] = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "smollm3": SmolLM3Config}
+    for name, kind in {**kinds, "mistral": MistralConfig}.items():
+        assert Llama.from_hf(small | {"model_type": name}) == Llama.from_hf(kind(**small).to_dict())
+    with pytest.raises(BardletError, match="a sliding window of 4096 tokens"):
+        Llama.from_hf(small | {"model_type": "mistral", "max_position_embeddings": 8192})
+    hf_4 = {key: value for key, value in Llama.to_hf(CONFIG).items() if key != "rope_parameters"}
+    hf_5 = {key: value for key, value in Llama.to_hf(CONFIG).items() if key != "rope_theta"}
     for hf in (hf_4 | {"rope_theta": 7.0}, hf_5 | {"rope_parameters": {"rope_theta": 7.0}}):
-        assert Qwen3.from_hf(hf) == replace(CONFIG, rope_theta=7.0)
+        assert Llama.from_hf(hf) == replace(CONFIG, rope_theta=7.0)
 
 
 def test_initialization() -> None:
     torch.manual_seed(0)
-    model = Qwen3(replace(CONFIG, n_layer=8, n_embd=64, n_inner=256, tie_embeddings=False))
+    model = Llama(replace(CONFIG, n_layer=8, n_embd=64, n_inner=256, tie_embeddings=False))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
@@ -157,7 +181,7 @@ def test_initialization() -> None:
             std = 0.02 / 4 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02  # 1 / sqrt(2 * 8)
             assert 0.9 * std < float(parameter.detach().std()) < 1.1 * std, name
     torch.manual_seed(0)
-    again = Qwen3(model.config)
+    again = Llama(model.config)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -1,21 +1,22 @@
-"""Qwen3 (Qwen team 2025, *Qwen3 Technical Report*, section 2): GPT-2 after six years of changes.
+"""Llama and its relatives: GPT-2 after some years of changes, which most open models share.
 
-RMSNorm instead of LayerNorm, rotary instead of learned positions, grouped queries, a norm on queries and keys, SwiGLU,
-and no biases. The modules have Hugging Face's names, so `state_dict()` is the checkpoint. Shape suffixes: `layers.py`.
+RMSNorm instead of LayerNorm, rotary instead of learned positions, grouped queries, SwiGLU, and no biases: Llama
+(Touvron et al. 2023), Llama 3 (Meta 2024), SmolLM2, TinyLlama and Mistral. Qwen2 has biases on queries, keys and
+values; Qwen3 (Qwen team 2025, *Qwen3 Technical Report*, section 2) a norm on queries and keys instead; in SmolLM3 some
+layers have no positions. The modules have Hugging Face's names, so `state_dict()` is the checkpoint. Shape suffixes:
+`layers.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
-from bardlet.errors import BardletError, printable
+from bardlet.models import llama_config
 from bardlet.models.base import LanguageModel, load_strictly
-from bardlet.models.hf_config import check_supported, get_value
 from bardlet.models.layers import (
     KVCache,
     LayerCache,
@@ -34,16 +35,18 @@ from bardlet.ops.dropout import Dropout
 class Attention(nn.Module):
     """Causal self-attention; H query heads share K key-value heads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
+        bias = config.model == "qwen2" or config.attention_bias
         self.head_dim = D
-        self.q_proj = nn.Linear(C, H * D, bias=False)
-        self.k_proj = nn.Linear(C, K * D, bias=False)
-        self.v_proj = nn.Linear(C, K * D, bias=False)
-        self.o_proj = nn.Linear(H * D, C, bias=False)
-        self.q_norm = RMSNorm(D, config.norm_eps)
-        self.k_norm = RMSNorm(D, config.norm_eps)
+        self.rotates = layer not in config.layers_without_positions
+        self.q_proj = nn.Linear(C, H * D, bias=bias)
+        self.k_proj = nn.Linear(C, K * D, bias=bias)
+        self.v_proj = nn.Linear(C, K * D, bias=bias)
+        self.o_proj = nn.Linear(H * D, C, bias=config.attention_bias)
+        self.q_norm = RMSNorm(D, config.norm_eps) if config.model == "qwen3" else None
+        self.k_norm = RMSNorm(D, config.norm_eps) if config.model == "qwen3" else None
 
     def project(self, x_BTC: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H, D), keys and values (both B, T, K, D), with norms and rotary positions applied."""
@@ -51,8 +54,10 @@ class Attention(nn.Module):
         q_BTHD = self.q_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, HD) -> (B, T, H, D)
         k_BTKD = self.k_proj(x_BTC).view(B, T, -1, self.head_dim)  # (B, T, KD) -> (B, T, K, D)
         v_BTKD = self.v_proj(x_BTC).view(B, T, -1, self.head_dim)
-        q_BTHD = apply_rope(self.q_norm(q_BTHD), cos, sin)
-        k_BTKD = apply_rope(self.k_norm(k_BTKD), cos, sin)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        if self.rotates:
+            q_BTHD, k_BTKD = apply_rope(q_BTHD, cos, sin), apply_rope(k_BTKD, cos, sin)
         return q_BTHD, k_BTKD, v_BTKD
 
     def forward(
@@ -89,10 +94,10 @@ class Block(nn.Module):
     loss (LOG.md) and took time.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps)
         self.mlp = MLP(config)
         self.dropout = Dropout(config.dropout)
@@ -111,12 +116,12 @@ class Body(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
 
 
-class Qwen3(LanguageModel):
-    """Qwen3 as a language model: token ids in, logits of the next token out."""
+class Llama(LanguageModel):
+    """Llama or a relative as a language model: token ids in, logits of the next token out."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,7 +136,8 @@ class Qwen3(LanguageModel):
                prefix_B: Tensor | None = None) -> Tensor:
         """Return the final hidden states of idx_BT (int64): (B, T, C). See `LanguageModel.hidden`."""
         position_BT, mask = positions_and_mask(idx_BT, self.config.block_size, cache, segment_BT, prefix_B)
-        cos, sin = rope_cos_sin(position_BT, self.config.head_dim, self.config.rope_theta)  # shared by all layers
+        c = self.config
+        cos, sin = rope_cos_sin(position_BT, c.head_dim, c.rope_theta, c.rope_scaling)  # shared by all layers
         x_BTC = self.dropout(self.model.embed_tokens(idx_BT))
         for layer, block in enumerate(self.model.layers):
             x_BTC = block(x_BTC, cos, sin, mask, layer_cache(cache, layer, position_BT))
@@ -146,76 +152,8 @@ class Qwen3(LanguageModel):
 
     # ------------------------------------------------------------------------ Hugging Face format
 
-    @staticmethod
-    def to_hf(config: ModelConfig) -> dict[str, Any]:
-        """Return the model's part of config.json; the token ids come from the tokenizer.
-
-        The rotary base appears twice: transformers 4 reads `rope_theta`, transformers 5 reads `rope_parameters`.
-        """
-        return {
-            "model_type": "qwen3",
-            "architectures": ["Qwen3ForCausalLM"],
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.block_size,
-            "hidden_size": config.n_embd,
-            "intermediate_size": config.n_inner,
-            "num_hidden_layers": config.n_layer,
-            "num_attention_heads": config.n_head,
-            "num_key_value_heads": config.n_kv_head,
-            "head_dim": config.head_dim,
-            "hidden_act": config.activation,
-            "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-            "attention_bias": False,
-            "attention_dropout": 0.0,  # Hugging Face has no key for bardlet's dropout
-            "use_sliding_window": False,
-            "sliding_window": None,
-            "max_window_layers": config.n_layer,
-            "layer_types": ["full_attention"] * config.n_layer,
-            "initializer_range": 0.02,
-            "tie_word_embeddings": config.tie_embeddings,
-        }
-
-    @staticmethod
-    def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-        """Return the ModelConfig of a config.json. Raises BardletError for settings that bardlet does not support."""
-        check_supported(hf, "model_type", "qwen3")
-        check_supported(hf, "attention_bias", False)
-        check_supported(hf, "use_sliding_window", False)
-        check_supported(hf, "hidden_act", "silu", "swish")
-        check_supported(hf, "rope_scaling", None)
-        rope = hf.get("rope_parameters") or {}
-        if not isinstance(rope, Mapping):
-            raise BardletError(f"config.json: 'rope_parameters' is {printable(rope)}, but must be an object; "
-                               "copy the file again")
-        check_supported(rope, "rope_type", "default")
-        if any(kind != "full_attention" for kind in hf.get("layer_types") or []):
-            raise BardletError("config.json: 'layer_types' is not all full_attention; use transformers for this model")
-        n_embd, n_head = get_value(hf, "hidden_size", int), get_value(hf, "num_attention_heads", int)
-        n_kv_head = get_value(hf, "num_key_value_heads", int, n_head)
-        if n_head % n_kv_head:
-            raise BardletError(f"config.json: {n_head} query heads cannot share {n_kv_head} key-value heads evenly; "
-                               "copy the file again")
-        head_dim = get_value(hf, "head_dim", int, 128)
-        if head_dim % 2:
-            raise BardletError(f"config.json: 'head_dim' is {head_dim}, but rotary positions need an even number; "
-                               "copy the file again")
-        return ModelConfig(
-            model="qwen3",
-            vocab_size=get_value(hf, "vocab_size", int),
-            block_size=get_value(hf, "max_position_embeddings", int),
-            n_layer=get_value(hf, "num_hidden_layers", int),
-            n_head=n_head,
-            n_kv_head=n_kv_head,
-            n_embd=n_embd,
-            head_dim=head_dim,
-            n_inner=get_value(hf, "intermediate_size", int),
-            tie_embeddings=get_value(hf, "tie_word_embeddings", bool, False),
-            activation="silu",
-            norm_eps=get_value(hf, "rms_norm_eps", float, 1e-6),
-            rope_theta=get_value(rope, "rope_theta", float, get_value(hf, "rope_theta", float, 10_000.0)),
-        )
+    to_hf = staticmethod(llama_config.to_hf)
+    from_hf = staticmethod(llama_config.from_hf)
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
