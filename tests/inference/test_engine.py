@@ -23,6 +23,7 @@ from bardlet.inference.drawing import with_logprobs
 from bardlet.inference.engine import Busy, Engine, EngineModel, Reason, Request, Sampling, Token
 from bardlet.inference.generate import generate
 from bardlet.models import build
+from bardlet.runtime import native
 
 V, WINDOW = 67, 160
 SHAPE: dict[str, Any] = {"vocab_size": V, "block_size": WINDOW, "n_layer": 2, "n_head": 4, "n_embd": 64, "head_dim": 16,
@@ -111,9 +112,13 @@ def mixed(number: int, seed: int) -> list[Request]:
 
 @x86
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "odd"])
-def test_neighbors_do_not_change_a_sequence(engine: Engine, name: str, dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "odd", "qwen3 by torch", "odd by torch"])
+def test_neighbors_do_not_change_a_sequence(engine: Engine, name: str, dtype: torch.dtype | None,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, in the log-probabilities."""
+    name, _, by_torch = name.partition(" ")
+    if by_torch:
+        monkeypatch.setattr(native, "library", lambda *args: None)
     module = random_model(name).to(dtype if dtype == torch.bfloat16 else torch.float32)
     kind = torch.int8 if dtype == torch.int8 else None
     requests = mixed(14, seed=5)
@@ -161,6 +166,7 @@ def test_a_model_without_a_cache(engine: Engine) -> None:
 @pytest.mark.parametrize("bags", [True, False])
 def test_pages_compute_what_the_model_computes(bags: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probabilities of a prompt and of what follows, against `forward`; also where `embedding_bag` is slow."""
+    monkeypatch.setattr(native, "library", lambda *args: None)
     if not bags:
         monkeypatch.setattr("bardlet.inference.decoders.pages.has_fast_embedding_bag", lambda device, dtype: False)
     engine = Engine()

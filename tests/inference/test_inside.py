@@ -263,7 +263,7 @@ def test_other_models_are_refused() -> None:
         with pytest.raises(Unsupported, match="no attention heads"):
             inside.read(random_model(replace(RUNG, model=name)), IDS)
     encdec = models.build(replace(SMALL, model="encdec", n_encoder_layer=1, activation="relu"))
-    with pytest.raises(Unsupported, match="encdec: only gpt2, qwen3"):
+    with pytest.raises(Unsupported, match="encdec: only gpt2, Llama-like models"):
         inside.anatomy(encdec)
     with pytest.raises(Unsupported, match="encdec"):
         inside.neighbors(encdec, 1)

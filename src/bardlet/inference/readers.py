@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from bardlet.inference import decoders
+from bardlet.inference.decoders import native
 from bardlet.inference.decoders.pages import PAGE, PagedStep, Pages
 from bardlet.inference.decoders.prefix import WORTH_COPYING, Node, PrefixTree, common
 from bardlet.ops import linear
 from bardlet.ops.linear import has_fast_embedding_bag
 
+Step = PagedStep | native.PageTable
 SLICE, GPU_SLICE = 64, 512
 """Tokens of prompts that one step reads beside the contexts that are being generated, on a CPU and elsewhere."""
 
@@ -57,7 +59,7 @@ class PagedReader:
         self.window, self.device, self.decoder = model.config.block_size, next(model.parameters()).device, decoder
         self.tree = PrefixTree(Pages(model.config, page_dtype(self.device, self.decoder.dtype), self.device, pages))
         self.contexts: list[Context] = []
-        self._last: tuple[list[Context], PagedStep] | None = None
+        self._last: tuple[list[Context], Step] | None = None
 
     def open(self, ids: Sequence[int], scores: bool = False) -> Context:
         """Return a context with the last block_size of these ids, at least one; `step` reads them."""
@@ -136,7 +138,7 @@ class PagedReader:
         context.shared = context.read if context.shared is None else context.shared
         return True
 
-    def _step(self, parts: list[tuple[Context, int]]) -> PagedStep:
+    def _step(self, parts: list[tuple[Context, int]]) -> Step:
         """Return the positions and pages of the rows of a step."""
         contexts = [context for context, number in parts]
         on_the_same_page = all(number == 1 and context.read % PAGE for context, number in parts)
@@ -149,7 +151,7 @@ class PagedReader:
                 context.nodes.append(self.tree.extend(context.nodes[-1] if context.nodes else None))
             table += [[node.page for node in context.nodes]] * number
             positions += range(context.read, context.read + number)
-        step = PagedStep(self.tree.pages, table, positions)
+        step = self.decoder.step_class(self.tree.pages, table, positions)
         self._last = (contexts, step) if len(positions) == len(contexts) else None
         return step
 
@@ -214,7 +216,9 @@ def new_decoder(model: Any, dtype: torch.dtype | None) -> Any:
 
     dtype: of the decoder's weights; torch.int8 quantizes them, None: the model's own.
     """
-    return decoders.decoder(model, dtype) if hasattr(model, "new_cache") else None
+    if not hasattr(model, "new_cache"):
+        return None
+    return native.decoder(model, dtype) or decoders.decoder(model, dtype)
 
 
 def reader(model: Any, decoder: Any, pages: int) -> Reader:

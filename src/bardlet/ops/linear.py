@@ -194,21 +194,29 @@ def elementwise(function: Product, x_BC: Tensor) -> Tensor:
     return function(x_BC) if len(x_BC) <= rows else torch.cat([function(part) for part in x_BC.split(rows)])
 
 
-class Int8Linear:
-    """x W^T + b with W rounded to int8 and one scale per output.
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (q, scale) of a weight (O, I): int8 of the same shape, and a bf16 scale per output.
 
     Symmetric: row o is scale_O[o] * q with integers q in -127 .. 127, so an entry is off by at most half a scale. The
-    scale is rounded to bf16. The quantized weights are the same on every machine. For bf16 tokens, torch's operator
+    result is the same on every machine.
+    """
+    weight32 = weight.detach().float()
+    tiny = torch.finfo(torch.bfloat16).tiny  # for a row of zeros
+    scale_O = (weight32.abs().amax(1) / 127).clamp_min(tiny).bfloat16()
+    return (weight32 / scale_O[:, None].float()).round_().clamp_(-127, 127).to(torch.int8), scale_O
+
+
+class Int8Linear:
+    """x W^T + b with W rounded to int8, see `quantized`.
+
+    For bf16 tokens, torch's operator
     reads the bytes where it has one (x86; 180 us for the 24 matrices of `linear_rows` and one token). Elsewhere q is
     converted to floats (exactly: bf16 holds integers up to 256). From 16 tokens on that would be faster on x86 as well,
     but a token would have other bits beside many others than alone.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        weight32 = weight.detach().float()
-        tiny = torch.finfo(torch.bfloat16).tiny  # for a row of zeros
-        self.scale_O = (weight32.abs().amax(1) / 127).clamp_min(tiny).bfloat16()
-        self.q_OI = (weight32 / self.scale_O[:, None].float()).round_().clamp_(-127, 127).to(torch.int8)
+        self.q_OI, self.scale_O = quantized(weight)
         self.bias, self.scale_O = None if bias is None else bias.detach().to(dtype), self.scale_O.to(dtype)
         # the operator reads 16 bytes at a time, and past the end of a row whose width is not a multiple of 16
         x86_bf16 = has_fast_embedding_bag(weight.device, dtype) and dtype == torch.bfloat16

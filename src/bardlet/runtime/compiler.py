@@ -23,7 +23,7 @@ def compiler_missing(device: torch.device) -> str | None:
     if device.type == "cuda":  # Triton builds a launcher in C, with $CC only if it is set
         language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     else:
-        language, names = "C++", [_cxx()]
+        language, names = "C++", [cxx()]
     if not any(map(shutil.which, names)):
         return f"no {language} compiler ({names[0]}) on this machine"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
@@ -31,7 +31,7 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
-def _cxx() -> str:
+def cxx() -> str:
     """Return the C++ compiler that torch.compile runs: it tries no other one."""
     return os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
 
@@ -85,7 +85,7 @@ def compiler(device: torch.device) -> str:
     """Return the first line of the C++ compiler's version message; empty if there is none, or on a GPU."""
     if device.type == "cuda":
         return ""
-    program = _cxx()
+    program = cxx()
     arguments = [] if sys.platform == "win32" and Path(program).stem == "cl" else ["--version"]
     try:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, errors="replace")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bardlet.inference.decoders.cache import CacheStep, Step
+from bardlet.inference.decoders.pages import PagedStep
 from bardlet.models.gpt2 import GPT2, Block
 from bardlet.models.layers import KVCache
 from bardlet.ops.linear import computing_dtype, elementwise, pack_linear
@@ -16,6 +17,8 @@ class Decoder:
 
     The residual stream is at least fp32, whatever the weights are.
     """
+
+    step_class = PagedStep
 
     def __init__(self, model: GPT2, dtype: torch.dtype | None = None) -> None:
         gpt, c = model.transformer, model.config

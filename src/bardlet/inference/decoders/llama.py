@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bardlet.config.model import ModelConfig
 from bardlet.inference.decoders.cache import CacheStep, Step
+from bardlet.inference.decoders.pages import PagedStep
 from bardlet.models.layers import KVCache, RMSNorm, rope_cos_sin
 from bardlet.models.llama import Attention, Block, Llama
 from bardlet.ops.linear import Product, computing_dtype, elementwise, pack_linear
@@ -23,6 +24,8 @@ class Decoder:
     int8 weights of a qwen3 with 1.8 M parameters trained on Tiny Shakespeare, measured over the last 12,600 tokens of
     its validation split: a loss of 1.4632 vs 1.4633 in fp32 (bf16: 1.4635).
     """
+
+    step_class = PagedStep
 
     def __init__(self, model: Llama, dtype: torch.dtype | None = None) -> None:
         c, layers = model.config, model.model.layers

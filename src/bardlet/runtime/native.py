@@ -1,0 +1,71 @@
+"""Compile a C++ file of this package, once for each machine, and load it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bardlet.runtime.compiler import cxx
+
+log = logging.getLogger("bardlet")
+
+PROCESSORS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+"""Instructions of the processors that PyTorch tells apart on x86."""
+OPENMP = ("-fopenmp",) if sys.platform == "linux" else ()
+"""On Linux, GCC and Clang have OpenMP, and use the threads that PyTorch started. Elsewhere, there is one thread."""
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", *OPENMP)
+
+
+@cache
+def library(source: Path, folder: Path) -> ctypes.CDLL | None:
+    """Return the compiled file `source`, from `folder` if it is there; None if this machine cannot compile it.
+
+    The name of the compiled file is a digest of the source, the compiler and the processor.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    compiler = shutil.which(cxx())
+    if sys.platform == "win32" or compiler is None or (capability not in PROCESSORS and _is_x86()):
+        return None
+    command = [compiler, *FLAGS, *PROCESSORS.get(capability, ())]
+    try:
+        text = source.read_bytes()
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        digest = hashlib.sha256(b"\0".join([text, version, " ".join(command).encode()])).hexdigest()
+        path = folder / f"{source.stem}-{digest[:24]}.so"
+        if not path.exists():
+            _compile(command, source, path)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged
+            _compile(command, source, path)
+            return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        output = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").strip().splitlines()
+        log.debug("%s was not compiled: %s", source.name, output[0] if output else error)
+        return None
+
+
+def _is_x86() -> bool:
+    return os.uname().machine in ("x86_64", "i386", "i686", "amd64")
+
+
+def _compile(command: list[str], source: Path, path: Path) -> None:
+    """Compile `source` to `path`, which appears as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        new = Path(folder) / path.name
+        subprocess.run([*command, str(source), "-o", str(new)], capture_output=True, check=True)
+        new.replace(path)
