@@ -265,11 +265,11 @@ def test_the_commands_and_the_doctor_say_the_same(model: Path, tmp_path: Path, t
     pickled(model, tmp_path / "bin")
     Path("lora").mkdir()
     Path("lora/adapter_config.json").write_text("{}")
-    shutil.copytree(model, tmp_path / "llama")
-    config = json.loads(Path("llama/config.json").read_text())
-    Path("llama/config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    shutil.copytree(model, tmp_path / "gemma")
+    config = json.loads(Path("gemma/config.json").read_text())
+    Path("gemma/config.json").write_text(json.dumps(config | {"model_type": "gemma"}))
     Path("chats.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
-    for folder in ("bin", "lora", "llama"):
+    for folder in ("bin", "lora", "gemma"):
         lines = set()
         for command in (f"sample {folder}", f"doctor {folder}", f"chat {folder}", f"eval {folder} {text}",
                         f"train {text} --init {folder} --steps 1", f"sft {folder} chats.jsonl --steps 1"):

@@ -281,7 +281,7 @@ def test_a_name_that_the_hub_does_not_allow(server: Hub) -> None:
     ({"model.safetensors": None, "config.json": None, "gpt.gguf": "x"}, "in GGUF, which bardlet does not read", 3),
     ({"tokenizer.json": None}, "no tokenizer.json, which bardlet needs; write one", 3),
     ({"config.json": None}, "no config.json, so not a model that bardlet reads", 3),
-    ({"config.json": '{"model_type": "llama"}'}, "model_type 'llama' is not supported", 4),
+    ({"config.json": '{"model_type": "gemma"}'}, "model_type 'gemma' is not supported", 4),
 ])
 def test_a_model_of_another_form_is_refused_before_its_weights_are_fetched(
         change: dict[str, str | None], message: str, fetched: int, server: Hub, model: Path, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ class LectureModel(nn.Module):
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy `tensors` into the model's parameters, converting each to the parameter's dtype and device.
 
+    A parameter without memory (on the meta device) becomes the tensor itself.
+
     Raises BardletError before copying anything; it names the first tensor that is missing, unexpected or misshapen.
     """
     expected = model.state_dict()
@@ -192,4 +194,4 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name in tensors:
         if name not in expected:
             raise BardletError(f"unexpected tensor '{name}': the weights and config.json do not belong together")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(dict(tensors), assign=any(parameter.is_meta for parameter in model.parameters()))

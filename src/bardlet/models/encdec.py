@@ -319,7 +319,7 @@ class EncDec(Predictor):
                                       or not (meta or torch.allclose(table, self.position_TC.cpu(), atol=1e-5))):
                 raise BardletError(f"'{name}' is not the sinusoids of this length; use transformers for this model")
         bias = known.pop("final_logits_bias", None)
-        if bias is not None and bias.any():
+        if bias is not None and not bias.is_meta and bias.any():
             raise BardletError("the weights have a 'final_logits_bias', which bardlet does not support; "
                                "use transformers for this model")
         load_strictly(self, known)

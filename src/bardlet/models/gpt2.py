@@ -194,12 +194,12 @@ class GPT2(LanguageModel):
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
-        known = {name: tensor for name, tensor in tensors.items() if not name.endswith((".attn.bias", ".masked_bias"))}
+        known = {name: name for name in tensors if not name.endswith((".attn.bias", ".masked_bias"))}
         if not any(name.startswith("transformer.") for name in known):  # the original gpt2 upload has no prefix
-            known = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in known.items()}
+            known = {name if name == "lm_head.weight" else f"transformer.{name}": name for name in known}
         if self.lm_head is None:
             known.pop("lm_head.weight", None)
-        load_strictly(self, {name: _transposed(name, tensor) for name, tensor in known.items()})
+        load_strictly(self, {name: _transposed(name, tensors[theirs]).contiguous() for name, theirs in known.items()})
 
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ def rope_angles(position_BT: Tensor, head_dim: int, theta: float, scaling: RopeS
     """
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=position_BT.device).float() / head_dim)
     if scaling is not None:  # the share of a pair's own frequency is 1 for fast pairs, 0 for slow ones
-        turns = scaling.context * frequency / (2 * math.pi)
+        turns = scaling.context / (2 * math.pi / frequency)
         share = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
-        frequency = frequency * (share + (1 - share) / scaling.factor)
+        frequency = (1 - share) * frequency / scaling.factor + share * frequency
     return position_BT[..., None].float() * frequency
 
 

@@ -157,7 +157,5 @@ class Llama(LanguageModel):
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
-        known = dict(tensors)
-        if self.lm_head is None:
-            known.pop("lm_head.weight", None)
-        load_strictly(self, known)
+        tied = self.lm_head is None  # a file may hold the shared matrix twice
+        load_strictly(self, {name: tensors[name] for name in tensors if not (tied and name == "lm_head.weight")})

@@ -12,22 +12,21 @@ import hashlib
 import logging
 import os
 import shlex
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from bardlet import models
 from bardlet import tokenizer as tokenization
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
-from bardlet.errors import BardletError, Unsupported, one_line, printable
+from bardlet.errors import BardletError, Unsupported, printable
 from bardlet.models.layers import on_meta_device
 from bardlet.run import foreign
+from bardlet.run.stored import StoredTensors, read_all
 from bardlet.runtime import atomic, manifest
 from bardlet.tokenizer import Tokenizer
 
@@ -35,8 +34,6 @@ log = logging.getLogger("bardlet")
 
 MAX_CONTEXT = 2**24
 """Tokens of the longest context accepted from a config.json."""
-MAX_HEADER_BYTES = 2**22
-"""Bytes of the longest safetensors header accepted: enough for 30,000 tensors."""
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -49,18 +46,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a safetensors file, on the CPU; the library checks the header and every offset."""
-    manifest.inside(path.parent, path.name)
-    try:
-        with open(path, "rb") as raw:
-            header = int.from_bytes(raw.read(8), "little")
-        if header > MAX_HEADER_BYTES:
-            raise BardletError(f"{path}: damaged: it claims a header of {header:,} bytes; copy it again")
-        with safe_open(path, framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BardletError(f"{path}: damaged or truncated ({one_line(error)}); copy it again, "
-                           "or use another checkpoint") from None
+    """Return all tensors of a safetensors file, on the CPU, as they are stored. Raises BardletError if it is damaged.
+    """
+    return read_all(path)
 
 
 TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -163,7 +151,7 @@ def shard_names(folder: Path) -> list[str]:
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a folder's weights, in float32."""
-    return {name: t.float() for path in weight_files(folder) for name, t in read_tensors(path).items()}
+    return dict(StoredTensors(weight_files(folder)))
 
 
 def weights_hash(folder: Path) -> str:
@@ -193,13 +181,17 @@ def _of_another_tool(path: Path) -> bool:
         return False
 
 
-def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tuple[Any, Tokenizer]:
-    """Return the model (float32, on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder.
+def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False,
+                dtype: torch.dtype | None = torch.float32) -> tuple[Any, Tokenizer]:
+    """Return the model (on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder.
+
+    It needs the memory of the weights, and of the largest one once more.
 
     Args:
         folder: the folder.
         dropout: dropout probability of the model.
         scores: require a reward model; otherwise require a language model.
+        dtype: of the weights; None: bf16 if they are stored so, otherwise fp32.
 
     Raises:
         BardletError: a file is missing, damaged or not supported, or the model is of the other kind.
@@ -214,14 +206,23 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False) -> tup
     if tokenizer.vocab_size > config.vocab_size:  # fewer tokens are fine: some models pad their embedding
         raise BardletError(f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its config.json "
                            f"{config.vocab_size}: they do not belong together; copy both from the same run")
-    weights = read_weights(folder)
-    model = build(replace(config, dropout=dropout), weights, folder)
-    model.load_hf_state_dict(weights)
+    stored = StoredTensors(weight_files(folder), dtype)
+    config = replace(config, dropout=dropout)
+    model = _empty(config, stored.on_meta(), folder)
+    if any(buffer.is_meta for buffer in model.buffers()):  # they are not in the files, but computed
+        model = models.build(config).to(stored.dtype)
+    model.load_hf_state_dict(stored)
     return model.eval(), tokenizer
 
 
 def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -> Any:
-    """Build a model of `config` after checking on the meta device, which takes no memory, that `weights` fit.
+    """Build a model of `config` after a check that `weights` fit: see `_empty`."""
+    _empty(config, weights, folder)
+    return models.build(config)
+
+
+def _empty(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -> Any:
+    """Return a model without memory (on the meta device) after checking that `weights` fit.
 
     A config.json that asks for a million layers then raises BardletError instead of exhausting the memory.
     """
@@ -234,12 +235,12 @@ def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -
         raise BardletError(f"{folder / 'config.json'}: damaged: it asks for a context of {config.block_size} tokens; "
                            "copy it again")
     try:
-        with on_meta_device(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that copying to a meta tensor does nothing
-            models.build(config).load_hf_state_dict(weights)
+        with on_meta_device():
+            model = models.build(config)
+        model.load_hf_state_dict(weights)
     except BardletError as error:
         raise BardletError(f"{path}: {error}; copy both again") from None
     except (RuntimeError, TypeError, OverflowError):
         raise BardletError(f"{folder / 'config.json'}: damaged: its sizes are too large for any machine; "
                            "copy it again") from None
-    return models.build(config)
+    return model
