@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from bardlet.errors import BardletError
 from bardlet.inference import readers
 from bardlet.inference.drawing import Draws, Sampling, next_tokens
 from bardlet.inference.sampling import row_seeds
+from bardlet.inference.speculation import Drafts
 from bardlet.models.layers import KVCache
 from bardlet.runtime import threads
 
@@ -203,6 +205,9 @@ def _steps(
     max_new_tokens: int,
 ) -> Iterator[list[int | None]]:
     """Run the steps of `stream`; there is one of `draws` for each prompt."""
+    if len(prompts) == 1 and isinstance(reader, readers.PagedReader):
+        yield from _with_drafts(reader, prompts[0], draws[0], stop_ids, max_new_tokens)
+        return
     rows = {reader.open(prompt): row for row, prompt in enumerate(prompts)}
     for step in range(max_new_tokens):
         contexts, logits_BV = _read_all(reader)
@@ -219,6 +224,37 @@ def _steps(
         yield ids
         if step == max_new_tokens - 1 or not reader.contexts:
             return
+
+
+def _with_drafts(reader: readers.PagedReader, prompt: Sequence[int], draws: Draws, stop_ids: frozenset[int],
+                 max_new_tokens: int) -> Iterator[list[int | None]]:
+    """Run the steps of one prompt: each reads a token and a draft of those that may follow (`speculation.py`)."""
+    context, drafts, draft = reader.open(prompt), Drafts(prompt), list[int]()
+    _, logits_NV = _read_all(reader)
+    left, seconds = max_new_tokens, 0.0
+    while True:
+        check_finite(logits_NV)
+        for right, logits_V in enumerate(logits_NV):
+            [token] = next_tokens([draws], logits_V[None])
+            drafts.append(token.id)
+            yield [token.id]
+            left -= 1
+            if token.id in stop_ids or not left:
+                reader.close(context)
+                return
+            if right == len(draft) or token.id != draft[right]:
+                break
+        if seconds:
+            drafts.learn(len(draft), right, seconds)
+        reader.take_back(context, len(draft) - right)
+        reader.append(context, token.id)
+        draft, started = drafts.next(min(reader.room(context), left - 1)), time.perf_counter()
+        if context.unread == 1:
+            logits_NV = reader.read_ahead(context, draft)
+            seconds = time.perf_counter() - started
+        else:  # the window begins anew
+            _, logits_NV = _read_all(reader)
+            seconds = 0.0
 
 
 def _read_all(reader: readers.Reader) -> tuple[list[readers.Context], Tensor]:

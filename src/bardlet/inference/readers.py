@@ -75,6 +75,31 @@ class PagedReader:
             self.tree.leave(context.nodes)
             context.nodes, context.read, context.started, self._last = [], 0, False, None
 
+    def room(self, context: Context) -> int:
+        """Return the number of tokens that `read_ahead` can read, without another page or the end of the window."""
+        if self.device.type != "cpu" or context.unread != 1:  # elsewhere, rows depend on each other
+            return 0
+        return min(PAGE - 1 - context.read % PAGE, self.window - len(context.ids))
+
+    def read_ahead(self, context: Context, draft: Sequence[int]) -> Tensor:
+        """Read the last token and a draft of the next ones, up to `room`.
+
+        Returns:
+            The logits of the token after each: (len(draft) + 1, V). `take_back` removes those that were not drawn.
+        """
+        first, context.ids = context.read, [*context.ids, *draft]
+        x_BC = self.decoder.hidden(torch.tensor(context.ids[first:]), self._step([(context, len(draft) + 1)]))
+        for position in range(first, len(context.ids)):
+            context.nodes[position // PAGE].tokens.append(context.ids[position])
+        context.read = len(context.ids)
+        return self.decoder.logits(x_BC)
+
+    def take_back(self, context: Context, number: int) -> None:
+        """Remove the last tokens of a draft that was read."""
+        if number:
+            del context.ids[-number:], context.nodes[-1].tokens[-number:]
+            context.read -= number
+
     def close(self, context: Context, damaged: bool = False) -> None:
         """Remove a context. Its pages are kept for others, unless they are damaged, until their space is needed."""
         self.contexts.remove(context)
