@@ -27,7 +27,7 @@ from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
 
-DType = Literal["fp32", "bf16", "int8"]
+DType = Literal["auto", "fp32", "bf16", "int8"]
 
 
 class Model:
@@ -177,13 +177,13 @@ def _strings(values: Sequence[str], where: str) -> list[str]:
     return list(toml.typed([values] if isinstance(values, str) else values, tuple[str, ...], where))
 
 
-def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType = "fp32") -> Model:
+def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType = "auto") -> Model:
     """Load a run folder, or a gpt2, Llama-like or pegasus model of Hugging Face.
 
     Args:
         folder: the folder, a `Run`, or OWNER/NAME on the Hugging Face Hub.
         device: cpu, cuda, mps; auto takes a GPU if there is one.
-        dtype: precision of the weights; int8 is fastest on a CPU.
+        dtype: precision of the weights; auto: bf16 if they are stored so, otherwise fp32. int8 is fastest on a CPU.
 
     Returns:
         The model with its tokenizer.
@@ -195,7 +195,9 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", dtype: DType =
     device = toml.typed(device, str, "bardlet.load: device")
     folder = hub.folder(arguments.path(folder, "bardlet.load: folder"))
     runtime_device.tune_malloc()
-    module, tokenizer = hf.read_folder(folder)
+    module, tokenizer = hf.read_folder(folder, dtype=None if dtype == "auto" else torch.float32)
+    if dtype == "auto":
+        dtype = "bf16" if next(module.parameters()).dtype == torch.bfloat16 else "fp32"
     prompts: dict[str, Any] = {"documents": 2}
     prefix_lm = False if module.config.model == "encdec" else None
     if (folder / "run.toml").exists():

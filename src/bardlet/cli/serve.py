@@ -67,7 +67,7 @@ class Command:
     """Seconds after which a request ends."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Precision of the weights. int8 is fastest on a CPU."""
     log_requests: bool = False
     """Print a line for each request, without its text."""

@@ -31,8 +31,8 @@ class SamplingOptions:
     """The same seed gives the same text (default: a new seed each time)."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Precision of the weights. int8 is fastest on a CPU."""
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Precision of the weights (default: bf16 if they are stored so, otherwise fp32). int8 is fastest on a CPU."""
 
     def __post_init__(self) -> None:
         for name, valid, requirement in (

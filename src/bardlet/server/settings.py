@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-DTYPES = ("fp32", "bf16", "int8")
+DTYPES = ("auto", "fp32", "bf16", "int8")
 
 MEGABYTE, GIGABYTE = 2**20, 2**30
 
@@ -54,7 +54,7 @@ class ServerSettings:
     """Memory for loaded models and their caches, in GB (1e9 bytes)."""
     host: str = "127.0.0.1"
     port: int = 8000
-    dtype: str = "fp32"
+    dtype: str = "auto"
     device: str = "auto"
     max_waiting: int = 256
     """Sequences that wait for a place; beyond them a request is refused with 429."""
