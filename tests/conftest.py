@@ -16,6 +16,7 @@ import pytest
 import torch
 from clocks import Clock, install
 from hypothesis import HealthCheck
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from bardlet.config.pretraining import ABSENT_IN
@@ -52,7 +53,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / kind
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     before = os.environ.get("BARDLET_CACHE")
-    os.environ["BARDLET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    cache, kept = tmp_path_factory.mktemp("cache"), Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "bardlet"
+    kept.mkdir(parents=True, exist_ok=True)
+    (cache / "compiled").symlink_to(kept)
+    os.environ["BARDLET_CACHE"] = str(cache)
     yield
     if before is None:
         del os.environ["BARDLET_CACHE"]
@@ -60,8 +64,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["BARDLET_CACHE"] = before
 
 
-LONG = ("test_translation", "test_cli", "test_run", "test_kills", "test_resume", "test_bad_input", "test_rl",
-        "test_heartbeat", "test_trainer", "test_benchmarks", "test_equivalence")
+LONG = ("test_translation", "test_cli", "test_timed_runs", "test_run", "test_kills", "test_resume", "test_bad_input",
+        "test_rl", "test_heartbeat", "test_trainer", "test_benchmarks", "test_equivalence", "test_exits")
 """The slowest files, which run first, so that parallel test processes finish at about the same time."""
 
 
@@ -90,26 +94,41 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def short_endings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the sample at the end of a run and skip the layout of figures: together a third of the time.
+SAVEFIG, DRAW = Figure.savefig, Figure.draw
 
-    Does not apply to tests/acceptance and to tests marked `laid_out`.
+
+@pytest.fixture(scope="module", autouse=True)
+def short_endings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shorten the end of a run: a short sample, figures drawn once and without a layout, nothing flushed to the disk.
+
+    Does not apply to tests/acceptance. No test of a killed process can tell whether a file was flushed: the system
+    keeps what was written.
     """
-    if "acceptance" in request.path.parts or request.node.get_closest_marker("laid_out"):
-        return
-    from matplotlib.figure import Figure
-
     from bardlet.stages import pretrain
 
-    original = Figure.savefig
-
-    def savefig(self: Figure, *args: Any, **kwargs: Any) -> None:
+    def without_layout(self: Figure, *args: Any, **kwargs: Any) -> None:
         self.set_layout_engine("none")
-        original(self, *args, **kwargs)
+        SAVEFIG(self, *args, **kwargs)
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    monkeypatch.setattr(pretrain, "SAMPLE_TOKENS", 40)
+    def once(self: Figure, renderer: Any) -> None:
+        if "draw_path" not in vars(renderer):  # `savefig` first draws on a renderer without ink, for the layout
+            DRAW(self, renderer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "acceptance" not in request.path.parts:
+            patch.setattr(Figure, "savefig", without_layout)
+            patch.setattr(Figure, "draw", once)
+            patch.setattr(pretrain, "SAMPLE_TOKENS", 40)
+            patch.setattr(os, "fsync", os.fstat)  # fails for what is no open file
+        yield
+
+
+@pytest.fixture(autouse=True)
+def laid_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures as for users in tests marked `laid_out`."""
+    if request.node.get_closest_marker("laid_out"):
+        monkeypatch.setattr(Figure, "savefig", SAVEFIG)
+        monkeypatch.setattr(Figure, "draw", DRAW)
 
 
 @pytest.fixture

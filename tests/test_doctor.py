@@ -163,15 +163,14 @@ def test_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:
 def test_memorization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model that has seen one sentence a thousand times generates it; an untrained one does not.
 
-    After 300 steps, 3 of 8 seeds copied less than 0.9 (at least 0.81); after 600, 4 of 4 copied more, on two classes
-    of machines.
+    After 250 steps, 3 of 3 seeds copied everything.
     """
     path = tmp_path / "loop.txt"
     path.write_text("the sun is up, the sky is blue, it is beautiful and so are you, dear prudence\n" * 60)
-    settings = ["--n-layer", "2", "--n-embd", "64", "--n-head", "2", "--block-size", "64", "--batch-size", "16",
-                "--compile", "off", "--dtype", "fp32"]
+    settings = ["--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--block-size", "64", "--batch-size", "8",
+                "--compile", "off", "--dtype", "fp32", "--optimizer", "adamw", "--lr", "0.01", "--eval-every", "0"]
     shares = []
-    for steps in ("1", "600"):
+    for steps in ("1", "250"):
         assert main(["train", str(path), "--out", str(tmp_path / steps), *settings, "--steps", steps]) == 0
         assert main(["doctor", str(tmp_path / steps), "--memorised", "--tokens", "1000", "--json"]) == 0
         out = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,29 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Return the nodes of a file's syntax tree; the first is the module."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def modules() -> set[str]:
+    """Return the names of all files, without `bardlet.`."""
+    return {name_of(path) for path in SOURCE.rglob("*.py")}
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     """Return the bardlet modules that a file imports, at the top or inside functions, without `bardlet.`."""
-    modules = {name_of(p) for p in SOURCE.rglob("*.py")}
     imported = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names if alias.name.startswith("bardlet")}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bardlet":
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
     names = {name.removeprefix("bardlet").lstrip(".") for name in imported}
-    return {name if name in modules else name.rpartition(".")[0] for name in names} - {""}
+    return {name if name in modules() else name.rpartition(".")[0] for name in names} - {""}
 
 
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem not in ("__init__", "__main__"))
@@ -78,9 +91,9 @@ def test_public_functions_are_documented(path: Path) -> None:
 
     The docstring of the class covers `forward`, and in models/lecture.py also `logits`.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{path.name}: the module"
-    for node in ast.walk(tree):
+    nodes = nodes_of(path)
+    assert isinstance(nodes[0], ast.Module) and ast.get_docstring(nodes[0]), f"{path.name}: the module"
+    for node in nodes:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path.name}: class {node.name}"
         elif not isinstance(node, ast.Module):
@@ -97,7 +110,7 @@ def test_public_functions_are_documented(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_docstring_begins_with_a_question(path: Path) -> None:
     """It is an imperative or a noun phrase: those of functions, and those below a constant or a field."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             first = node.value.value.split(maxsplit=1)[:1]
             assert first not in (["What"], ["Who"], ["Where"], ["How"], ["Why"]), f"{path.name}:{node.lineno}"
@@ -111,7 +124,7 @@ RUNS_CODE = {"ladder.check.load": {"exec"}}
 def test_no_code_from_files_is_executed(path: Path) -> None:
     """No pickle, no torch.load, no eval or exec, no remote code."""
     allowed = RUNS_CODE.get(name_of(path), set())
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             assert not {"pickle", "shelve", "marshal", "dill", "joblib"} & set(names)

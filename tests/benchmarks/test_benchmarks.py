@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bardlet.cli import main
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import gpu
+import vs_trl
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -86,10 +88,11 @@ def test_gpu_benchmark_runs_all_parts(tmp_path: Path) -> None:
     assert before == (results.exists() and results.read_bytes()), "a toy run is no result"
 
 
-def test_gpu_benchmark_needs_a_gpu(tmp_path: Path) -> None:
-    done = run(tmp_path, "--out", "gpu.json")
-    assert done.returncode != 0
-    assert done.stderr.strip() == "no GPU on this machine; use --toy to check the benchmark on a CPU"
+def test_gpu_benchmark_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", "gpu.json"])
+    with pytest.raises(SystemExit, match=r"^no GPU on this machine; use --toy to check the benchmark on a CPU$"):
+        gpu.main()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -189,29 +192,37 @@ def test_peak_of_each_gpu(name: str, flops: float | None, monkeypatch: pytest.Mo
     assert gpu.peak(torch.device("cuda")) == flops
 
 
-PEER = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {benchmarks!r})
-import vs_trl
-_, _, question, answer = sys.argv
-job = json.loads(Path(question).read_text())
-assert job["settings"]["per_device_train_batch_size"] * job["settings"]["gradient_accumulation_steps"] == job["rows"]
-result = vs_trl.ours({{**job, "settings": {{"optimizer": "adamw", "compile": "off"}}}})
-Path(answer).write_text(json.dumps({{**result, {changed}}}))
-"""
-"""A stand-in for TRL: runs the job with bardlet's side, and answers like trl_peer.py."""
+def answer(question: Path, changed: dict[str, Any]) -> dict[str, Any]:
+    """Answer a question to TRL's side: bardlet's own answer, with changed entries."""
+    job = json.loads(question.read_text())
+    settings = job["settings"]
+    assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == job["rows"]
+    return {**vs_trl.ours({**job, "settings": {"optimizer": "adamw", "compile": "off"}}), **changed}
 
 
-def vs_trl(folder: Path, changed: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the TRL benchmark with the stand-in and one repeat; changed: entries to replace in its answer."""
-    (folder / "peer.py").write_text(PEER.format(benchmarks=str(ROOT / "benchmarks"), changed=changed))
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "peer.py"} "$@"\n')
-    python.chmod(0o755)
-    command = [sys.executable, str(ROOT / "benchmarks" / "vs_trl.py"), *map(str, arguments), "--peer-python",
-               str(python), "--repeats", "1", "--threads", "1", "--rows", "4", "--block-size", "48"]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+@pytest.fixture
+def trl(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run the TRL benchmark with one repeat, a stand-in for TRL, and the processes of both sides in this one."""
+    product_speed, run = vs_trl.product_speed, subprocess.run
+    monkeypatch.setattr(vs_trl, "product_speed", lambda dtype: product_speed(dtype, 64))
+
+    def benchmark(changed: dict[str, Any], *arguments: str | Path) -> None:
+        def run_here(command: list[str], **options: Any) -> Any:
+            if command[:2] == ["peer-python", str(ROOT / "benchmarks" / "trl_peer.py")]:
+                Path(command[3]).write_text(json.dumps(answer(Path(command[2]), changed)))
+            elif command[:3] == [sys.executable, str(ROOT / "benchmarks" / "vs_trl.py"), "ours"]:
+                monkeypatch.setattr(sys, "argv", command[1:])
+                vs_trl.main()
+            else:
+                return run(command, **options)
+            return subprocess.CompletedProcess(command, 0, "")
+
+        monkeypatch.setattr(subprocess, "run", run_here)
+        monkeypatch.setattr(sys, "argv", ["vs_trl.py", *map(str, arguments), "--peer-python", "peer-python",
+                                          "--repeats", "1", "--threads", "1", "--rows", "4", "--block-size", "48"])
+        vs_trl.main()
+
+    return benchmark
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +236,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["sft"])
-def test_trl_benchmark_counts_the_same_on_both_sides(stage: str, base: Path, tmp_path: Path) -> None:
+def test_trl_benchmark_counts_the_same_on_both_sides(stage: str, base: Path, tmp_path: Path, trl: Callable[..., None],
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
     """Both count all tokens but the first of each conversation, over the records that fit into the window."""
     records: list[dict[str, str]] = []
     for n in range(40):
@@ -234,19 +246,19 @@ def test_trl_benchmark_counts_the_same_on_both_sides(stage: str, base: Path, tmp
         records.append(dict(zip(names, texts, strict=False)))
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
     sides = ["bardlet, eager", "TRL packed, 1 at a time" if stage == "sft" else "TRL, 4 at a time"]
-    done = vs_trl(tmp_path, "", stage, base, tmp_path / "data.jsonl", "--records", "20", "--only", *sides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = [next(iter(json.loads(line).items())) for line in done.stdout.splitlines() if line.startswith("{")]
+    trl({}, stage, base, tmp_path / "data.jsonl", "--records", "20", "--only", *sides)
+    printed = capsys.readouterr().out
+    results = [next(iter(json.loads(line).items())) for line in printed.splitlines() if line.startswith("{")]
     assert [name for name, _ in results] == sides
     conversations = [round(figures["conversations"] * figures["seconds"]) for _, figures in results]
     assert conversations == [20 if stage == "sft" else 40] * 2
     ours, theirs = (figures["tokens"] / figures["conversations"] for _, figures in results)  # ratios of rounded rates
     assert ours == pytest.approx(theirs, rel=0.01)
-    assert f"{sides[1]:34}" in done.stdout and "floor: " in done.stdout
+    assert f"{sides[1]:34}" in printed and "floor: " in printed
 
 
-def test_trl_benchmark_refuses_different_tokens(base: Path, tmp_path: Path) -> None:
+def test_trl_benchmark_refuses_different_tokens(base: Path, tmp_path: Path, trl: Callable[..., None]) -> None:
     records = [{"instruction": f"sing {n}", "output": "the little bards"} for n in range(40)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
-    done = vs_trl(tmp_path, '"digest": "other"', "sft", base, tmp_path / "data.jsonl", "--only", "TRL padded")
-    assert done.returncode != 0 and "does not train on the same tokens" in done.stderr
+    with pytest.raises(AssertionError, match="does not train on the same tokens"):
+        trl({"digest": "other"}, "sft", base, tmp_path / "data.jsonl", "--only", "TRL padded")

@@ -13,6 +13,7 @@ from bardlet.evaluation import memorization
 
 ANSWER = "I sang of {} rivers until the morning came, and nobody in the village slept."
 TINY = ["--batch-size", "8", "--compile", "off", "--dtype", "fp32"]
+FAST = ["--lr", "0.01", "--muon-lr", "0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("".join(f"{n} " + ANSWER.format("nine") + "\n" for n in range(300)),
                                      encoding="utf-8")
     assert main(["train", str(folder / "text.txt"), "--tokenizer", "char", "--n-layer", "2", "--n-head", "2",
-                 "--n-embd", "64", "--block-size", "160", "--steps", "120", "--lr", "0.003", *TINY, "--out",
+                 "--n-embd", "32", "--block-size", "160", "--steps", "80", *FAST, *TINY, "--out",
                  str(folder / "base")]) == 0
     return folder / "base"
 
@@ -37,7 +38,7 @@ def test_answers_are_compared_with_answers(base: Path, tmp_path: Path) -> None:
     """Held-out prompts; the questions themselves do not count."""
     rows = [{"prompt": f"What did you do in night {n}?", "response": ANSWER.format(n % 7)} for n in range(80)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert main(["sft", str(base), str(tmp_path / "chats.jsonl"), "--steps", "150", "--lr", "0.003", *TINY, "--out",
+    assert main(["sft", str(base), str(tmp_path / "chats.jsonl"), "--steps", "100", *FAST, *TINY, "--out",
                  str(tmp_path / "run")]) == 0
     found = memorization.measure(tmp_path / "run", 100, 0.1, 0)
     assert found.source == "answers it was trained on" and 0 < len(found.written) <= len(found.held_out) == 8

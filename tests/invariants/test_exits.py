@@ -58,21 +58,17 @@ DURING_UPDATES: dict[str, tuple[Any, str, int]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_picture() -> Iterator[None]:
+def short_endings() -> Iterator[None]:
     """End runs without a picture and with a sample of one token: that takes longer than the training here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "loss_curve", lambda *args, **options: None)
         patch.setattr(pretrain, "SAMPLE_TOKENS", 1)
+        patch.setattr(os, "fsync", os.fstat)
         yield
 
 
-@pytest.fixture(autouse=True)
-def short_endings() -> None:
-    """Replace the fixture of all tests, which sets another length of the sample."""
-
-
 @pytest.fixture(scope="module")
-def whole(no_picture: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(short_endings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("exits")
     (folder / "text.txt").write_text("".join(f"the {n} birds of {n * 7 % 31} rivers\n" for n in range(300)))

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 from clocks import Clock
+from PIL import Image
 from torch import nn
 
 from bardlet import __version__, console, models
 from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
+from bardlet.data import windows
 from bardlet.errors import BardletError
-from bardlet.ladder import report, run
+from bardlet.ladder import pictures, report, run
 from bardlet.ladder.run import Ladder, LadderPlan
 from bardlet.ladder.rungs import LADDER, bands, select
 from bardlet.run import folder as run_folder
@@ -32,6 +34,7 @@ from bardlet.runtime.compiler import compile_blocks
 from bardlet.runtime.distributed import Dist
 
 HERE = Dist(0, 1, torch.device("cpu"))
+DRAW = pictures.draw
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,17 @@ def small_ladder(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
                                      "batch_size": 4})
     for rung in LADDER[:1]:
         monkeypatch.setitem(rung.settings, "steps", 9)
+    random_windows = windows.random_windows
+    monkeypatch.setattr(windows, "random_windows", lambda tokens, block, batches, rows, seed: random_windows(
+        tokens, block, batches // 20, rows, seed))
+    monkeypatch.setattr(pictures, "draw", blank)
+
+
+def blank(folder: Path, name: str, paint: pictures.Paint) -> None:
+    """Write pictures of one pixel. Others test the pictures, which take longer than everything here."""
+    for suffix in ("", "-dark"):
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (1, 1)).save(folder / f"{name}{suffix}.png")
 
 
 @contextmanager
@@ -159,8 +173,10 @@ def test_only_blocks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------- the command
 
 
-def test_command_writes_its_report(bardlet: Callable[..., dict[str, Any]], text: Path, tmp_path: Path) -> None:
-    """Small and scaled rungs; tests/acceptance/test_ladder.py covers all rungs."""
+def test_command_writes_its_report(bardlet: Callable[..., dict[str, Any]], text: Path, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and scaled rungs, with their pictures; tests/acceptance/test_ladder.py covers all rungs."""
+    monkeypatch.setattr(pictures, "draw", DRAW)
     numbers = (1, 5, 8, 11, 12)
     result = bardlet("ladder", text, "--rungs", ",".join(map(str, numbers)), "--minutes", "0.002",
                      "--out", tmp_path / "l", "--seeds", "1")

@@ -151,9 +151,9 @@ def test_calibration_takes_at_most_a_tenth_of_the_minutes(seconds: float, per_st
     assert clock.now - before <= 0.1 * seconds
 
 
-@pytest.mark.usefixtures("clock")
-def test_a_busy_machine_is_said(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_busy_machine_is_said(text: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch,
                                 capsys: pytest.CaptureFixture[str]) -> None:
+    clock.per_step = 0.2
     monkeypatch.setattr(contention, "_factor", lambda tasks: 4.5)
     assert main(["train", str(text), "--minutes", "0.05", "--out", str(tmp_path / "run")]) == 0
     assert ("this machine is busy: other programs use its cores, so everything takes about 4.5 times as long; close "

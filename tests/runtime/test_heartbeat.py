@@ -8,17 +8,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from processes import HANGS, in_two_processes
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from bardlet.cli import main
 from bardlet.run import checkpoint, metrics
 from bardlet.runtime import manifest
+from bardlet.training import trainer
 
 SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "4",
             "--steps", "60", "--save-every", "20", "--eval-every", "0", "--warmup-steps", "2", "--dtype", "fp32",
@@ -86,31 +92,36 @@ def resumed_from(output: str) -> int | None:
     return step
 
 
-KILLED = """
-import os, signal, sys
-from bardlet.cli import main
-from bardlet.training import trainer
+def rank(argv: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+    """Run `bardlet ARGV`. Rank 1 is killed in its thirtieth update, but not after a restart."""
+    os.environ.update(environment)
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    torch.set_num_threads(1)
+    update, done = trainer.train_step, []
 
-update, done = trainer.train_step, []
+    def once(*args: Any) -> tuple[float, float]:
+        done.append(1)
+        if len(done) == 30 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(*args)
 
-def once(*args):
-    done.append(1)
-    if len(done) == 30 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(*args)
-
-trainer.train_step = once
-sys.exit(main(sys.argv[1:]))
-"""
-"""Rank 1 is killed in its thirtieth update, but not after a restart."""
+    trainer.train_step = once  # type: ignore[assignment]
+    if code := main(argv):
+        sys.exit(code)
 
 
 def test_torchrun_restarts_a_killed_run(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
-    """Rank 1 is killed after step 29: rank 0 names it and exits; the two restarted ranks resume exactly."""
-    run, program = tmp_path / "run", tmp_path / "killed.py"
-    program.write_text(KILLED)
-    launch = Launch(tmp_path / "log", "train", text, "--out", run, *SETTINGS, restarts=1, program=[str(program)])
-    output = launch.ends(0)
+    """Rank 1 is killed after step 29: rank 0 names it and exits; the two restarted ranks resume exactly.
+
+    torchrun's launcher forks the ranks here: the imports of a new process take longer than the training.
+    """
+    run, log = tmp_path / "run", tmp_path / "log"
+    config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1,
+                          start_method="forkserver")
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("BARDLET_", "OMP_"))}
+    elastic_launch(config, rank)(["train", str(text), "--out", str(run), *SETTINGS, "--json"], environment, str(log))
+    output = log.read_text(encoding="utf-8")
     killed = r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; torchrun restarts all processes"
     assert re.search(killed, output), output
     assert resumed_from(output) == 20

@@ -51,6 +51,7 @@ def test_normalize_is_recorded_and_prompts_follow_it(text: Path, tmp_path: Path)
     assert bardlet.load(added.folder).tokenizer.nfc
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_plan_measures_the_text_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, measure = [], statistics.measure_corpus
     monkeypatch.setattr(statistics, "measure_corpus", lambda *args, **options: (

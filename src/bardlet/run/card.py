@@ -7,8 +7,9 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bardlet.config.model import RUNGS, ModelConfig
 from bardlet.config.pretraining import TranslationConfig
@@ -18,6 +19,9 @@ from bardlet.config.toml import non_default
 from bardlet.data import named
 from bardlet.errors import neutral, quoted
 from bardlet.run.record import Record
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -73,15 +77,11 @@ class Card:
 
     def write(self, template: str) -> None:
         """Write README.md from templates/`template`.md.jinja."""
-        import jinja2
         import tomli_w
 
-        environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True,
-                                         autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-        environment.filters.update(escaped=escaped, code=code)
         settings = {name: value for name, value in non_default(self.config).items() if name != "replans"}
         folder = json.dumps(f"path/to/{self.run.name}", ensure_ascii=False).replace("`", r"\u0060")
-        text = environment.get_template(f"{template}.md.jinja").render(
+        text = _environment().get_template(f"{template}.md.jinja").render(
             title=self.title, run=quoted(f"path/to/{self.run.name}"), folder=folder, config=self.config,
             model=self.model, r=defaultdict(lambda: None, self.record), sample=self.sample.replace("```", "'''"),
             settings=tomli_w.dumps(settings).strip().replace("```", r"\u0060``"), loss=self.loss,
@@ -107,6 +107,17 @@ class Card:
             tags=["bardlet", *([self.config.command] if self.config.stage != "pretrain" else [])],
             base_model=str(self.config.init).partition("@")[0] if self.record.get("base_revision") else None,
             datasets=corpora or None, eval_results=results or None).to_yaml()
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return the environment of the templates, which keeps them compiled."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, autoescape=False,
+                                     undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters.update(escaped=escaped, code=code)
+    return environment
 
 
 def for_export(text: str, config: Settings, record: Mapping[str, Any], onnx: bool = False) -> str:
