@@ -315,7 +315,7 @@ def test_errors_of_the_other_functions(run: bardlet.Run, tmp_path: Path) -> None
         (lambda: bardlet.evaluate(run.folder, limit=3), "limit: needs task"),
         (lambda: bardlet.load(tmp_path / "gone"), "no such folder"),
         (lambda: bardlet.load(run.folder, dtype="fp16"),
-         "bardlet.load: dtype = 'fp16': must be one of fp32, bf16, int8"),
+         "bardlet.load: dtype = 'fp16': must be one of auto, fp32, bf16, int8"),
         (lambda: bardlet.load(run.folder, device="gpu"), 'device="gpu": no such device; use device="cpu"'),
         (lambda: bardlet.load(""), "bardlet.load: folder = '': an empty path"),
         (lambda: bardlet.export_model(run, to=["html"]), "bardlet.export_model: to = ['html']: must be one of html"),

@@ -15,7 +15,7 @@ from bardlet.runtime import manifest
 
 MAX_HEADER_BYTES = 2**22
 """Bytes of the longest safetensors header accepted: enough for 30,000 tensors."""
-MAPPED_BYTES = 2**26
+MAPPED_BYTES = 2**24
 """Bytes to read of a file before it is opened again: what was read stays in memory while the file is open."""
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 """The header's names of dtypes that matter; any other one counts as float32."""
