@@ -233,14 +233,17 @@ def test_another_tokenizer_is_converted_by_the_printed_command(model: Path, tmp_
     """The two files of another class have other ids, and other files need another library."""
     for name, files in (("qwen", {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json":
                                   '{"tokenizer_class": "Qwen2Tokenizer"}'}),
-                        ("spiece", {"spiece.model": "x"}), ("vocab", {"vocab.txt": "x"})):
+                        ("spiece", {"spiece.model": "x"}), ("llama", {"tokenizer.model": "x"}),
+                        ("vocab", {"vocab.txt": "x"})):
         folder = shutil.copytree(model, tmp_path / name)
         (folder / "tokenizer.json").unlink()
         (folder / "tokenizer_config.json").unlink()
         for file, content in files.items():
             (folder / file).write_text(content)
         message = error_of(folder)
-        assert "without a tokenizer.json, which bardlet needs; write it: " in message and next(iter(files)) in message
+        install = " (pip install transformers sentencepiece protobuf)" * next(iter(files)).endswith(".model")
+        assert f"without a tokenizer.json, which bardlet needs; write it{install}: " in message
+        assert next(iter(files)) in message
         path = json.dumps(str(folder))
         assert code_of(message) == ("from transformers import AutoTokenizer as T; "
                                     f"T.from_pretrained({path}).save_pretrained({path})")

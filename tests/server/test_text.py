@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import fake_engine
+import foreign_tokenizers
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -99,6 +100,18 @@ def test_a_tokenizer_of_another_kind_decodes_a_window() -> None:
     assert "".join(map(pieces.feed, ids)) + pieces.finish() == text
     assert len(ids) > 2 * LONGEST > len(pieces._ids)
     assert name_of(other, ids[0]) == name_of(BPE, ids[0]) and bytes_of(other, ids[0]) == bytes_of(BPE, ids[0])
+
+
+def test_a_completion_keeps_the_space_that_sentencepiece_removes_from_a_text() -> None:
+    """A prompt with its first token, and an answer, which begins a text."""
+    tokenizer = tokenization.Tokenizer(foreign_tokenizers.raw("llama2").to_str())
+    prompt, ids = [1, *tokenizer.encode("the day").tolist()], tokenizer.encode("the Who € 漢").tolist()
+    writer = Writer(tokenizer, prompt)
+    assert "".join([*(writer.feed(Token(i, None))[0] for i in ids), writer.finish()[0]]) == " the Who € 漢"
+    assert write(tokenizer, ids, [])[0] == "the Who € 漢"
+    text, entries = entries_of(tokenizer, prompt)
+    assert text == "the day" and entries[0] == Entry(1, 0, 0)
+    assert name_of(tokenizer, ids[0]) == " the" and bytes_of(tokenizer, tokenizer.vocab["<0xE2>"]) == [0xE2]
 
 
 def test_the_tokens_of_a_prompt_have_places() -> None:

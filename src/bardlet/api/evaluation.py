@@ -184,7 +184,7 @@ def encode_corpus(source: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, int
     """Return (tokens, characters, bytes, skipped characters) of a whole corpus."""
     pieces = [np.zeros(0, tokenizer.dtype)]
     characters = size = skipped = 0
-    separator = np.array([tokenizer.eos_id or 0], tokenizer.dtype)
+    start, separator = (np.array(ids, tokenizer.dtype) for ids in (tokenizer.prefix_ids, [tokenizer.eos_id or 0]))
 
     def known(blocks: Iterable[str]) -> Iterator[str]:
         nonlocal characters, size, skipped
@@ -194,7 +194,7 @@ def encode_corpus(source: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, int
             yield text
 
     for _, blocks in source.blocks():
-        pieces += tokenizer.encode_blocks(known(blocks))
+        pieces += (start, *tokenizer.encode_blocks(known(blocks)))
         if tokenizer.eos_id is not None and source.needs_separator:
             pieces.append(separator)
     return np.concatenate(pieces), characters, size, skipped

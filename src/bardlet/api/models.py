@@ -94,9 +94,12 @@ class Model:
             BardletError: a character that the tokenizer does not know, or a value out of range.
         """
         tokens, options = self.options(max_new_tokens, temperature, top_k, top_p, seed)
-        ids = [self.prompt_ids(prompt) for prompt in _strings(prompts, "complete: prompts")]
+        prompts = _strings(prompts, "complete: prompts")
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
         rows = text_generation.complete(self.module, self.tokenizer, ids, tokens, **options)
-        return [self.tokenizer.decode(ids, skip_special=True) for ids in rows], sum(map(len, rows))
+        texts = [self.tokenizer.decode(ids, skip_special=True, continues=bool(prompt))
+                 for prompt, ids in zip(prompts, rows, strict=True)]
+        return texts, sum(map(len, rows))
 
     @names_keywords
     def chat(self, message: str, *, system: str = "", max_new_tokens: int = 256, temperature: float = 0.7,
@@ -138,7 +141,7 @@ class Model:
         prompt = toml.typed(prompt, str, "generate: prompt")
         ids = text_generation.prompt_ids(self.tokenizer, prompt, self.documents)
         start = text_generation.prompt_ids(self.tokenizer, "", self.documents) if self.starts_documents else []
-        return ids if not prompt or ids[:1] == start else start + ids
+        return ids if not prompt or ids[: len(start)] == start else start + ids
 
     def options(self, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
                 seed: int | None) -> tuple[int, dict[str, Any]]:

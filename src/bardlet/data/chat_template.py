@@ -88,7 +88,7 @@ def end_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end an answer. Raises as `encode` does."""
     if is_foreign(tokenizer):
         return _foreign(tokenizer).end_ids
-    return sorted({special_id(tokenizer, "end"), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])})
+    return sorted({special_id(tokenizer, "end"), *tokenizer.stop_ids})
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
@@ -170,4 +170,4 @@ def _check_safety(tokenizer: Tokenizer) -> None:
     plain = tokenizer.kind in ("char", "byte") or tokenizer.is_plain_bpe
     if not plain or not all(text.startswith("<|") for text in tokenizer.special.values()):
         raise BardletError("the model's tokenizer can turn plain text into a special token, so it is unsafe for chat; "
-                           "train a base model with bardlet")
+                           "start from a model with a chat template of its own, or train a base model with bardlet")

@@ -71,7 +71,7 @@ class _Writer(Generic[Document]):
     def add(self, document: Document, blocks: Iterator[str]) -> None:
         """Write a document, or put it off if it is short."""
         beginning = list(itertools.islice(blocks, 2))
-        if len(beginning) == 1 and len(beginning[0]) <= PIECE and self.tokenizer.kind != "other":
+        if len(beginning) == 1 and len(beginning[0]) <= PIECE:
             self.short.append((document, beginning[0]))
             self.size += len(beginning[0])
             if self.size >= PIECE * BATCH:
@@ -96,6 +96,8 @@ class _Writer(Generic[Document]):
         self.short, self.size = [], 0
 
     def _write_long(self, document: Document, blocks: Iterable[str]) -> None:
+        if self.separator is not None:
+            self._write(np.array(self.tokenizer.prefix_ids, self.tokenizer.dtype))
         try:
             for ids in self.tokenizer.encode_blocks(self._counted(blocks)):
                 self._write(ids)

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from bardlet.data.named import Progress, cache_folder
 from bardlet.data.shard_file import open_shard, write_shard
 from bardlet.errors import BardletError
 from bardlet.runtime import manifest
-from bardlet.tokenizer import Tokenizer
+from bardlet.tokenizer import SEPARATOR, Tokenizer
 
 log = logging.getLogger("bardlet")
 
@@ -91,15 +91,17 @@ def tokenize_corpus(
     """
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
     if given and (cached := _find_cached(corpus, given, cache)):
-        return cached
-    spec = f"given {given.hash} {skip_unseen}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
+        return replace(cached, tokenizer=given)  # with its own chat template and ids that end a text
+    end = f" {given.eos}" if given and given.eos != SEPARATOR else ""
+    spec = f"given {given.hash} {skip_unseen}{end}" if given else f"{_checked(tokenizer, vocab_size)} {vocab_size}"
     dev = val_part == "dev" and tokenizer in ("auto", "bpe")
     spec += " dev" * dev + f" {distinct}" * (distinct is not None and given is None)
     key = hashlib.sha256(f"{corpus.hash} {spec} {VERSION}".encode()).hexdigest()
     root = (cache or cache_folder()) / "tokens"
     folder = root / f"{corpus.name[:60]}-{key[:16]}"
     job = _Job(corpus, tokenizer, vocab_size, skip_unseen, progress, cache, dev, distinct)
-    return build_or_read(folder, lambda target: _build(job, target), lambda finished: _open(finished, corpus))
+    dataset = build_or_read(folder, lambda target: _build(job, target), lambda finished: _open(finished, corpus))
+    return replace(dataset, tokenizer=given) if given else dataset
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _find_cached(corpus: Corpus, tokenizer: Tokenizer, cache: Path | None) -> Te
             metadata = json.loads(path.read_text(encoding="utf-8"))
             if metadata["text"] == corpus.hash and not metadata["skipped"]:
                 dataset = _open(path.parent, corpus)
-                if dataset.tokenizer.hash == tokenizer.hash:
+                if (dataset.tokenizer.hash, dataset.tokenizer.eos) == (tokenizer.hash, tokenizer.eos):
                     return dataset
     return None
 

@@ -115,11 +115,10 @@ class Bardlet(LM):
                 sampling = Sampling(temperature=given.get("temperature", 1.0), top_k=given.get("top_k"),
                                     top_p=given.get("top_p"))
             texts = [self.drop_unseen(requests[number].args[0]) for number in numbers]
-            stop_ids = [] if self._tokenizer.eos_id is None else [self._tokenizer.eos_id]
             prompts = [prompt_ids(self._tokenizer, text) for text in texts]
             completions = likelihood.generate_answers(self.model, self._tokenizer, prompts,
                                                       given.get("max_gen_toks", TOKENS), dtype=self.dtype,
-                                                      stop_ids=stop_ids, sampling=sampling)  # fmt: skip
+                                                      stop_ids=self._tokenizer.stop_ids, sampling=sampling)  # fmt: skip
             until = given.get("until") or []
             for number, text in zip(numbers, completions, strict=True):
                 for stop in [until] if isinstance(until, str) else until:

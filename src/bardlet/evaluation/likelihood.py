@@ -90,7 +90,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     if not stripped:
         return prompt_ids(tokenizer, None), tokenizer.encode(continuation).tolist()
     context_ids = tokenizer.encode(stripped).tolist()
-    return context_ids, tokenizer.encode(stripped + continuation).tolist()[len(context_ids) :]
+    ids = tokenizer.encode(stripped + continuation).tolist()[len(context_ids) :]
+    return [*tokenizer.prefix_ids, *context_ids], ids
 
 
 @torch.no_grad()
@@ -266,7 +267,7 @@ class TaskEvaluator:
         window = self.model.config.block_size
         tokens = min(task.tokens, max(1, window // 2))
         if self.chat_format is None:
-            stop_ids: Ids = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+            stop_ids: Ids = self.tokenizer.stop_ids
             prompted = [(record, encode_pair(self.tokenizer, record.options[0][0], "")[0]) for record in questions]
         else:  # a chat prompt cannot be truncated on the left: it starts with the role
             stop_ids = self.chat_format.stop_ids

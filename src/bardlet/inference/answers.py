@@ -44,4 +44,4 @@ def generate_answers(model: Any, tokenizer: Tokenizer, prompts: Sequence[np.ndar
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end an answer: all special tokens, since a role token would start another speaker's turn."""
-    return sorted(tokenizer.special)
+    return sorted({*tokenizer.special, *tokenizer.stop_ids})

@@ -83,7 +83,8 @@ class ChatSession:
         """Return the tokens of the conversation, without its first messages if the answer would not fit otherwise."""
         max_prompt = self.model.config.block_size - self.tokens
         if not self.uses_template:
-            return self._text()[-max_prompt:]
+            start, text = len(self.tokenizer.prefix_ids), self._text()
+            return [*text[:start], *text[start:][-(max_prompt - start) :]]
         messages = self.transcript()
         first = len(messages) - len(self.messages)
         for forgotten, message in enumerate(self.messages):
@@ -107,15 +108,16 @@ class ChatSession:
             text += "\n" + content if new_line else content
         ids = text_generation.prompt_ids(self.tokenizer, text, self.documents)
         separated = self.tokenizer.eos_id is not None and self.documents > 1 and bool(text)
-        return [int(self.tokenizer.eos_id or 0), *ids] if separated else ids  # documents start with the separator
+        if not separated or self.tokenizer.prefix_ids:
+            return ids
+        return [int(self.tokenizer.eos_id or 0), *ids]  # documents start with the separator
 
     def _answer(self, prompt: list[int]) -> Iterator[str]:
         decoder, answer = StreamDecoder(self.tokenizer, skip_special=True), ""
         if not self.uses_template:
             for prompt_token in prompt:  # the prompt may end inside a multi-byte character
                 decoder.feed(prompt_token)
-        eos_id = self.tokenizer.eos_id
-        stops = answers.stop_ids(self.tokenizer) if self.uses_template else [i for i in (eos_id,) if i is not None]
+        stops = answers.stop_ids(self.tokenizer) if self.uses_template else list(self.tokenizer.stop_ids)
         stream = generate.stream(self.model, [prompt], self.tokens, seed=[self.seed + len(self.messages)],
                                  stop_ids=stops, **self.options)
         ended = False

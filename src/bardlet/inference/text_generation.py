@@ -13,12 +13,17 @@ from bardlet.tokenizer import StreamDecoder, Tokenizer
 def prompt_ids(tokenizer: Tokenizer, prompt: str | None, documents: int = 2) -> list[int]:
     """Return the tokens of `prompt`, or those that start a document: the separator, else a line break, else token 0.
 
+    Both begin with the tokenizer's `prefix_ids`, which are enough to start a document.
+
     documents: number of documents in the training text. With a single one the model has never seen the separator,
     though a BPE tokenizer has one.
     """
+    prefix = tokenizer.prefix_ids
     if prompt:
         tokenizer.check(prompt)
-        return [int(i) for i in tokenizer.encode(prompt)]
+        return [*prefix, *(int(i) for i in tokenizer.encode(prompt))]
+    if prefix:
+        return prefix
     if tokenizer.eos_id is not None and documents > 1:
         return [tokenizer.eos_id]
     if tokenizer.kind != "char" or "\n" in (tokenizer.alphabet or ""):
@@ -29,8 +34,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str | None, documents: int = 2) -> 
 def complete(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], tokens: int,
              **options: Any) -> list[list[int]]:  # fmt: skip
     """Return the new tokens of each prompt, up to the separator, without the padding ids of the vocabulary."""
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    completions = generate.generate(model, prompts, tokens, stop_ids=stop, **options)
+    completions = generate.generate(model, prompts, tokens, stop_ids=tokenizer.stop_ids, **options)
     return [[token for token in ids if token < tokenizer.vocab_size] for ids in completions]
 
 
@@ -42,8 +46,7 @@ def stream(model: Any, tokenizer: Tokenizer, prompt: list[int], tokens: int, **o
     decoder = StreamDecoder(tokenizer, skip_special=True)
     for token in prompt:  # the prompt may end inside a multi-byte character
         decoder.feed(token)
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    with closing(generate.stream(model, [prompt], tokens, stop_ids=stop, **options)) as steps:
+    with closing(generate.stream(model, [prompt], tokens, stop_ids=tokenizer.stop_ids, **options)) as steps:
         for ids in steps:
             [token] = (i for i in ids if i is not None)  # a single row is never None: the stream ends with it
             yield decoder.feed(token) if token < tokenizer.vocab_size else ""
@@ -60,4 +63,4 @@ def generate_text(model: Any, tokenizer: Tokenizer, prompt: str | None, *, docum
     rows = 1 if documents == 1 else 8
     completions = complete(model, tokenizer, [prompt_ids(tokenizer, prompt, documents)] * rows, tokens, **options)
     enough = next((n for n in range(1, rows) if sum(map(len, completions[:n])) >= tokens // 2), rows)
-    return "\n".join(tokenizer.decode(ids, skip_special=True) for ids in completions[:enough])
+    return "\n".join(tokenizer.decode(ids, skip_special=True, continues=bool(prompt)) for ids in completions[:enough])

@@ -62,7 +62,8 @@ def _without_tokenizer(folder: Path, names: list[str]) -> str | None:
     present = [name for name in TOKENIZERS if name in names]
     if "tokenizer.json" in names or not present or not _is_supported(folder) or is_gpt2(folder):
         return None
-    return (f"{' and '.join(present)} without a tokenizer.json, which bardlet needs; write it: "
+    install = " (pip install transformers sentencepiece protobuf)" * any(name.endswith(".model") for name in present)
+    return (f"{' and '.join(present)} without a tokenizer.json, which bardlet needs; write it{install}: "
             + _python(f"from transformers import AutoTokenizer as T; T.from_pretrained({_literal(folder)})"
                       f".save_pretrained({_literal(folder)})"))
 

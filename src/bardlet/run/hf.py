@@ -61,7 +61,7 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
         return sorted(set(tokenizer.special) - {tokenizer.pad_id})
     if chat_template.is_foreign(tokenizer) and chat_template.reason_against(tokenizer) is None:
         return chat_template.end_ids(tokenizer)
-    return [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return list(tokenizer.stop_ids)
 
 
 def temperature(tokenizer: Tokenizer) -> float:
@@ -78,7 +78,7 @@ RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>",
 def write_folder(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     """Write everything but the weights (TOKENIZER_AND_CONFIG), and a manifest of these files."""
     config: ModelConfig = model.config
-    ids: dict[str, Any] = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id,
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id,
                            "pad_token_id": tokenizer.vocab.get(tokenizer.padding or "")}
     # explicit nulls: without the key, transformers uses GPT-2's 50256, which is outside a small vocabulary
     if config.model == "encdec":  # decoding starts with padding, as in T5

@@ -40,8 +40,7 @@ class Completions:
         await asyncio.to_thread(self._read_prompts)
         with Sequences(self.models, self.loaded, self.body, self.context) as sequences:
             if self.max_tokens or self.scores_prompt:
-                eos_id = self.tokenizer.eos_id
-                stop_ids = frozenset() if eos_id is None else frozenset({eos_id})
+                stop_ids = frozenset(self.tokenizer.stop_ids)
                 sequences.submit(self.prompts, Plan(max_tokens=self.max_tokens, stop_ids=stop_ids,
                                                     top=self.body.logprobs, prompt_logprobs=self.scores_prompt))
             await (self._stream if self.body.stream else self._send)(reply, sequences)

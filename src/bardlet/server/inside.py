@@ -6,6 +6,7 @@ The inference thread does the work in short parts, so that the texts of others g
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -122,12 +123,11 @@ async def _continue(models: Models, loaded: Loaded, ids: Sequence[int], off: Hea
     """Return the greedy continuation of a text, to the end of the document at most."""
     tokenizer, greedy = loaded.model.tokenizer, Greedy(loaded.model.module, ids, off)
     written: list[int] = []
-    while len(written) < tokens and tokenizer.eos_id not in written:
+    while len(written) < tokens and not set(tokenizer.stop_ids) & set(written):
         count = min(AT_ONCE, tokens - len(written))
         written += await in_engine(models, lambda count=count: greedy.write(count))
-    if tokenizer.eos_id in written:
-        del written[written.index(tokenizer.eos_id) :]
-    return tokenizer.decode([i for i in written if i < tokenizer.vocab_size], skip_special=True)
+    kept = itertools.takewhile(lambda token: token not in tokenizer.stop_ids, written)
+    return tokenizer.decode([i for i in kept if i < tokenizer.vocab_size], skip_special=True, continues=True)
 
 
 def _as_json(loaded: Loaded, reading: Reading, lens: Sequence[Sequence[Guess]], cut: int) -> dict[str, Any]:

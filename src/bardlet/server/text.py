@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TAIL = 64
 """Last ids of a prompt that a decoder reads: a character has at most four bytes, so at most a few tokens."""
 LONGEST = 128
-"""Ids after which the decoder of a tokenizer of kind "other" starts again: it decodes all its ids for each new one."""
+"""Ids after which a decoder starts again that decodes all its ids for each new one (see `StreamDecoder`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, skip_special=True)
-        self._ids: list[int] = []  # of a tokenizer of kind "other"
+        self._ids: list[int] = []  # if tokens have no bytes of their own
 
     def feed(self, token: int) -> str:
         """Return the text that a token completes; ids that pad the vocabulary have none."""
         if token >= self.tokenizer.vocab_size:
             return ""
         piece = self._decoder.feed(token)
-        if self.tokenizer.kind == "other":
+        if not self.tokenizer.has_bytes:
             self._ids.append(token)
             if piece and len(self._ids) > LONGEST:
                 self._ids = self._ids[-TAIL // 4 :]
@@ -140,7 +140,7 @@ def name_of(tokenizer: Tokenizer, token: int) -> str:
     """Return a token as text: "bytes:\\xe2\\x82" for a part of a character, "token_id:N" for an id without text."""
     if token >= tokenizer.vocab_size:
         return f"token_id:{token}"
-    if tokenizer.kind == "other":
+    if not tokenizer.has_bytes:
         return tokenizer.decode([token]) or str(tokenizer.inner.id_to_token(token) or f"token_id:{token}")
     raw = tokenizer.bytes_of(token)
     try:
@@ -153,7 +153,7 @@ def bytes_of(tokenizer: Tokenizer, token: int) -> list[int] | None:
     """Return the UTF-8 bytes of a token; None if they are not known."""
     if token >= tokenizer.vocab_size:
         return None
-    if tokenizer.kind != "other":
+    if tokenizer.has_bytes:
         return list(tokenizer.bytes_of(token))
     text = tokenizer.decode([token])
     return None if "\ufffd" in text else list(text.encode())

@@ -5,7 +5,10 @@
     bpe     frequent byte sequences are merged into longer tokens (Sennrich et al. 2016, arXiv:1508.07909;
             on bytes: Radford et al. 2019, section 2.2), split into words by GPT-2's rule
 
-All three are `tokenizers` pipelines: transformers reads the same file and gives the same ids. For characters and bytes
+A model from elsewhere comes with a tokenizer of its own, the kind "other": byte pairs with another rule for words, as
+Llama 3's, or pieces of SentencePiece with a fallback to bytes, as Llama 2's.
+
+All are `tokenizers` pipelines: transformers reads the same file and gives the same ids. For characters and bytes
 a numpy table gives the same ids much faster; a test compares the two. Text never becomes a special token:
 "<|endoftext|>" typed by a user is thirteen characters.
 """
@@ -20,8 +23,8 @@ from bardlet.tokenizer.base import (
     PAD,
     SEPARATOR,
     Tokenizer,
-    code_points,
 )
+from bardlet.tokenizer.characters import code_points
 from bardlet.tokenizer.files import load
 from bardlet.tokenizer.pieces import BATCH, PIECE, pieces
 from bardlet.tokenizer.streaming import StreamDecoder

@@ -16,8 +16,9 @@ import numpy as np
 import tokenizers
 
 from bardlet.errors import BardletError, one_line
-from bardlet.tokenizer.pieces import BATCH, PIECE, Place, batches, pieces
-from bardlet.tokenizer.pipeline import BYTE_OF_CHAR, LOWERCASE, NFC, growth, kind_of
+from bardlet.tokenizer.characters import code_points, point_table, stand_in
+from bardlet.tokenizer.pieces import BATCH, PIECE, Place, batches, exact_pieces, pieces
+from bardlet.tokenizer.pipeline import LOWERCASE, NFC, Cuts, cuts, growth, kind_of, prefix, token_bytes
 
 log = logging.getLogger("bardlet")
 
@@ -37,6 +38,9 @@ class Tokenizer:
     vocab_size: number of ids, special tokens included. hash: sha256 (hex) of the text of tokenizer.json.
     chat_template: the Jinja template of tokenizer_config.json; stored, but never run here.
     eos_id, pad_id: ids of <|endoftext|> (which also starts a document) and <|pad|>, or None.
+    bos, unk: the tokens of a model from elsewhere that start a text and stand for unknown characters, or None.
+    stop_ids: the ids that end a text; eos_id, and those that generation_config.json adds.
+    rules: the content of tokenizer.json without the vocabulary and merges of its model.
     padding: the token that other libraries pad with, or None: <|pad|>, else <|endoftext|>, else a `stand_in`.
     """
 
@@ -52,8 +56,8 @@ class Tokenizer:
         self.vocab_size = max(self.vocab.values(), default=0) + 1
         if self.vocab_size > 1 << 24:  # tables are indexed by id: one absurd id would exhaust memory
             raise ValueError(f"largest id {self.vocab_size - 1} is out of range")
-        pipeline = json.loads(self.inner.to_str())
-        if (times := growth(pipeline.get("normalizer")) * growth(pipeline.get("decoder"))) > MAX_GROWTH:
+        rules = json.loads(self.inner.to_str())
+        if (times := growth(rules.get("normalizer")) * growth(rules.get("decoder"))) > MAX_GROWTH:
             raise ValueError(f"can expand text {times:,} times")
         self.inner.no_padding()
         self.inner.no_truncation()
@@ -61,15 +65,19 @@ class Tokenizer:
         self.json = text
         self.hash = hashlib.sha256(text.encode()).hexdigest()
         self.special = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
-        self.kind = kind_of(pipeline, len(self.vocab) - len(self.special))
+        self.kind = kind_of(rules, len(self.vocab) - len(self.special))
         self.eos, self.pad = eos, PAD if self.kind in ("char", "byte") else pad
+        self.bos: str | None = eos
+        self.unk: str | None = None
         self.chat_template: str | None = None
         self.eos_id: int | None = self.vocab.get(eos)
         self.pad_id: int | None = self.vocab.get(self.pad)
+        self.stop_ids: tuple[int, ...] = () if self.eos_id is None else (self.eos_id,)
         # most vocabularies fit in 16 bits: half the disk space and memory traffic
         self.dtype = np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
-        self._ids_of_points = self._point_table() if self.kind == "char" else None
-        self._bytes_of_id = self._byte_table()
+        self._ids_of_points = point_table(self.vocab, self.special) if self.kind == "char" else None
+        self.rules = rules | {"model": {k: v for k, v in rules["model"].items() if k not in ("vocab", "merges")}}
+        self._strips, self._bytes_of_id = self._byte_table()
 
     @property
     def alphabet(self) -> str | None:
@@ -92,20 +100,43 @@ class Tokenizer:
         """The added tokens that are not special: they are matched in a text before it is split."""
         return [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
 
+    @property
+    def has_bytes(self) -> bool:
+        """True if each token has bytes of its own, which joined are the text; a decoder may remove its first space."""
+        return self._bytes_of_id is not None
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of `bos`."""
+        return self.vocab.get(self.bos or "")
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """The ids that begin a text, as transformers adds them by default: <s> of Llama 2. `encode` never does."""
+        return prefix(self.rules)
+
+    @cached_property
+    def _cuts(self) -> Cuts | None:
+        """Positions at which a text may be cut, for the kind "other"."""
+        added = [token for token in self.rules["added_tokens"] if not token["special"]]
+        return cuts(self.rules, self.vocab.keys() - set(self.special.values()), added)
+
     @cached_property
     def lowercase(self) -> bool:
         """True if the tokenizer lowercases its input."""
-        return json.loads(self.json).get("normalizer") == LOWERCASE
+        return self.rules.get("normalizer") == LOWERCASE
 
     @cached_property
     def nfc(self) -> bool:
         """True if a char, byte or bpe tokenizer brings its input into Unicode's form NFC."""
-        return self.kind != "other" and json.loads(self.json).get("normalizer") == NFC
+        return self.kind != "other" and self.rules.get("normalizer") == NFC
 
     @cached_property
     def is_plain_bpe(self) -> bool:
         """True for a byte-level BPE with at most one of our normalizers: it cannot turn text into a special token."""
-        return self.kind == "bpe" and json.loads(self.json).get("normalizer") in (None, LOWERCASE, NFC)
+        byte_level = (self.rules.get("decoder") or {}).get("type") == "ByteLevel"
+        return byte_level and self.rules["model"]["type"] == "BPE" and self.rules.get("normalizer") in (
+            None, LOWERCASE, NFC)
 
     def with_nfc(self) -> Tokenizer:
         """Return this tokenizer with NFC for its input; one with another normalizer, or of kind "other", as it is."""
@@ -113,9 +144,7 @@ class Tokenizer:
         if self.kind == "other" or pipeline.get("normalizer"):
             return self
         pipeline["normalizer"] = NFC
-        normal = Tokenizer(json.dumps(pipeline, ensure_ascii=False, indent=2), self.eos, self.pad)
-        normal.chat_template = self.chat_template
-        return normal
+        return self._with(pipeline)
 
     def with_tokens(self, special: Iterable[str], characters: Iterable[str] = ()) -> Tokenizer:
         """Return this tokenizer with more tokens, whose ids follow the others; the ids of texts do not change.
@@ -134,9 +163,14 @@ class Tokenizer:
                 pipeline["added_tokens"].append({"id": size, "content": token, "single_word": False, "lstrip": False,
                                                  "rstrip": False, "normalized": False, "special": True})
                 size += 1
-        grown = Tokenizer(json.dumps(pipeline, ensure_ascii=False, indent=2), self.eos, self.pad)
-        grown.chat_template = self.chat_template
-        return grown
+        return self._with(pipeline)
+
+    def _with(self, pipeline: dict[str, Any]) -> Tokenizer:
+        """Return a tokenizer with another tokenizer.json that has the same special tokens and template."""
+        other = Tokenizer(json.dumps(pipeline, ensure_ascii=False, indent=2), self.eos, self.pad)
+        for name in ("bos", "unk", "stop_ids", "chat_template"):
+            setattr(other, name, getattr(self, name))
+        return other
 
     # -- text to ids
 
@@ -155,11 +189,18 @@ class Tokenizer:
     def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield the ids of a text that comes in blocks, the same as of the whole text, in parts of dtype self.dtype.
 
-        Memory holds a few blocks, but with kind "other" the whole text. A tokenizer with NFC needs blocks in that form.
+        Memory holds a few blocks, but the whole text if the kind is "other" and its word boundaries are unknown. A
+        tokenizer with NFC needs blocks in that form.
         """
         place = Place()
-        if self.kind == "other":  # its word boundaries are unknown, so the text cannot be split
-            yield self._encode_whole("".join(blocks))
+        if self.kind == "other":
+            parts = exact_pieces(blocks, self._cuts.positions) if self._cuts else iter(("".join(blocks),))
+            drops, is_later = self._cuts is not None and self._cuts.drops_space, False
+            for batch in batches(parts, PIECE * BATCH):
+                later = [piece[1:] if drops and (is_later or number) else piece for number, piece in enumerate(batch)]
+                yield np.concatenate(self._encode_parts(later, place))
+                is_later = True
+                place.advance(batch)
         elif self.kind == "bpe":
             for batch in batches(pieces(map(self.normalized, blocks)), PIECE * BATCH):
                 yield np.concatenate(self._encode_parts(batch, place))
@@ -174,39 +215,37 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str], separator: int | None) -> np.ndarray:
         """Return the ids of short texts one after the other, each followed by `separator`: (tokens,), self.dtype.
 
-        BardletError if a text has a character that cannot be encoded; it does not say where. Not for the kind "other".
+        With a separator, each begins with prefix_ids.
+        BardletError if a text has a character that cannot be encoded; it does not say where.
         """
         texts, place = [self.normalized(text) for text in texts], Place()
         if not texts:
             return np.zeros(0, self.dtype)
-        if self.kind == "bpe":
+        if self.kind in ("bpe", "other"):
             parts = self._encode_parts(list(texts), place)
             ids, lengths = np.concatenate(parts), [len(part) for part in parts]
         else:
             ids = self._look_up("".join(texts), place)
             lengths = [len(text) if self._ids_of_points is not None else len(text.encode()) for text in texts]
-        return ids if separator is None else np.insert(ids, np.cumsum(lengths), separator)
+        if separator is None:
+            return ids
+        ends, first = np.cumsum(lengths), self.prefix_ids
+        places = np.column_stack([*[ends - lengths] * len(first), ends])  # of equal places, the first comes first
+        return np.insert(ids, places.ravel(), [*first, separator] * len(texts))
 
     def normalized(self, text: str) -> str:
         """Return a text in the form that the tokenizer expects: NFC, if it was trained on that."""
         return unicodedata.normalize("NFC", text) if self.nfc and not text.isascii() else text
 
-    def _encode_whole(self, text: str) -> np.ndarray:
-        self._refuse_surrogates(text, Place())
-        try:
-            return np.array(self.inner.encode(text, add_special_tokens=False).ids, self.dtype)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises bare Exception, or panics in a regular expression
-            raise BardletError(f"the model's tokenizer cannot encode the text ({one_line(error)}); "
-                               "use the model's original tokenizer.json") from None
-
     def _encode_parts(self, batch: list[str], place: Place) -> list[np.ndarray]:
         try:
             encoded = self.inner.encode_batch_fast(batch, add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError):  # the library's errors for a lone surrogate
-            self._refuse_surrogates("".join(batch), place)
+        except (KeyboardInterrupt, SystemExit):
             raise
+        except BaseException as error:  # the library raises bare Exception, or panics in a regular expression
+            self._refuse_surrogates("".join(batch), place)
+            raise BardletError(f"the model's tokenizer cannot encode the text ({one_line(error)}); "
+                               "use the model's original tokenizer.json") from None
         return [np.array(e.ids, self.dtype) for e in encoded]
 
     def _look_up(self, piece: str, place: Place) -> np.ndarray:
@@ -259,16 +298,24 @@ class Tokenizer:
 
     # -- ids to text
 
-    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Return the text of ids. Invalid UTF-8 (a character cut in two) becomes U+FFFD."""
+    def decode(self, ids: Iterable[int], skip_special: bool = False, continues: bool = False) -> str:
+        """Return the text of ids. Invalid UTF-8 (a character cut in two) becomes U+FFFD.
+
+        continues: the text goes on with another, so its first space stays, which SentencePiece removes from a text.
+        """
         if self._bytes_of_id is None:
             return str(self.inner.decode([int(i) for i in ids], skip_special_tokens=skip_special))
-        return b"".join(self.bytes_of(int(i), skip_special) for i in ids).decode("utf-8", "replace")
+        raw = b"".join(self.bytes_of(int(i), skip_special) for i in ids)
+        return (raw if continues else self.without_space(raw)).decode("utf-8", "replace")
+
+    def without_space(self, raw: bytes) -> bytes:
+        """Return the beginning of a text without the space that the decoder removes there."""
+        return raw.removeprefix(b" ") if self._strips else raw
 
     def measure(self, ids: np.ndarray) -> tuple[int, int]:
         """Return (characters, bytes of UTF-8) of the text of ids (N,), without special tokens, in bounded memory.
 
-        With kind "other", memory holds the whole text.
+        If tokens have no bytes of their own, memory holds the whole text.
         """
         if self._bytes_of_id is None:
             text = self.decode(ids.tolist(), skip_special=True)
@@ -278,35 +325,27 @@ class Tokenizer:
         for start in range(0, len(ids), PIECE * BATCH):
             part = ids[start : start + PIECE * BATCH].tolist()
             raw = b"".join(self.bytes_of(i, skip_special=True) for i in part)
+            raw = raw if start else self.without_space(raw)
             text = decoder.decode(raw, final=start + len(part) >= len(ids))
             characters, size = characters + len(text), size + len(text.encode())
         return characters, size
 
     def bytes_of(self, token: int, skip_special: bool = False) -> bytes:
-        """Return the UTF-8 bytes of one token of a char, byte or bpe tokenizer."""
+        """Return the UTF-8 bytes of one token, if it `has_bytes`; a space that begins a text is part of its token."""
         if self._bytes_of_id is None or not 0 <= token < len(self._bytes_of_id):
             raise BardletError(f"token {token} is not in the vocabulary; ids must be from 0 to {self.vocab_size - 1}")
         return b"" if skip_special and token in self.special else self._bytes_of_id[token]
 
-    def _byte_table(self) -> list[bytes] | None:
-        if self.kind == "other":
-            return None
-        added = {i: t.content for i, t in self.inner.get_added_tokens_decoder().items()}
+    def _byte_table(self) -> tuple[bool, list[bytes] | None]:
+        """Return (True if the decoder removes a space from the start of a text, the bytes of each id)."""
+        rule = None if self.kind == "char" else token_bytes(self.rules)
+        if rule is None and self.kind != "char":
+            return False, None
+        added = {token["id"] for token in self.rules["added_tokens"]}
         table = [b""] * self.vocab_size
         for token, i in self.vocab.items():
-            if self.kind == "char" or i in added:
-                table[i] = token.encode()
-            else:
-                table[i] = bytes(BYTE_OF_CHAR[char] for char in token)
-        return table
-
-    def _point_table(self) -> np.ndarray:
-        """Return the id of every code point, -1 for unseen ones: int32 of shape (0x110000,)."""
-        table = np.full(0x110000, -1, np.int32)
-        for char, i in self.vocab.items():
-            if i not in self.special:
-                table[ord(char)] = i
-        return table
+            table[i] = token.encode() if rule is None or (rule.byte_level and i in added) else rule.of(token)
+        return rule is not None and rule.strips, table
 
     # -- files
 
@@ -328,17 +367,22 @@ class Tokenizer:
             # without a class, transformers picks one by model type, with other ids
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            "add_prefix_space": False,
+            "add_prefix_space": (self.rules.get("pre_tokenizer") or {}).get("add_prefix_space") is True,
             # decoder-only models have no token types: generate() fails if it gets them
             "model_input_names": ["input_ids", "attention_mask"],
         }
+        if self.bos_id is not None:
+            config["bos_token"] = self.bos
         if self.eos_id is not None:
-            config["bos_token"] = config["eos_token"] = self.eos
+            config["eos_token"] = self.eos
         if self.padding is not None:
             config["pad_token"] = self.padding
-            if self.kind != "other":  # as GPT-2 does: never written for a text, but CTranslate2 wants one
-                config["unk_token"] = self.padding if self.eos_id is None else self.eos
-        extra = [t for t in self.special.values() if t not in (self.eos, self.pad)]
+        if self.unk is not None:
+            config["unk_token"] = self.unk
+        elif self.padding is not None and self.kind != "other":
+            # as GPT-2 does: never written for a text, but CTranslate2 wants one
+            config["unk_token"] = self.padding if self.eos_id is None else self.eos
+        extra = [t for t in self.special.values() if t not in (self.bos, self.eos, self.unk, self.pad)]
         if extra:
             config["additional_special_tokens"] = extra
         if self.chat_template is not None:
@@ -350,21 +394,3 @@ MAX_QUOTES = 1 << 21
 """Maximum number of quotation marks in a tokenizer.json; Qwen3's, with 151,000 tokens, has under half of that."""
 MAX_GROWTH = 1000
 """Maximum factor by which a tokenizer's rules may lengthen a text."""
-
-
-# ------------------------------------------------------------------------------------------ helpers
-
-
-def stand_in(alphabet: Iterable[str]) -> str:
-    """Return the character of a char or byte tokenizer that other libraries use for padding and for unknown ones.
-
-    Padding is masked, so any would do; but transformers leaves it out of a text that it decodes without special tokens,
-    and a rare one does the least harm there.
-    """
-    characters = set(alphabet)
-    return next((c for c in "\ufffd~^|`\\#*_$@&%+=<>{}[]/" if c in characters), max(characters))
-
-
-def code_points(text: str) -> np.ndarray:
-    """Return the code points of a text, uint32 of shape (characters,); lone surrogates pass (no alphabet has them)."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 
 from bardlet.errors import BardletError, one_line
 from bardlet.runtime import manifest
-from bardlet.tokenizer.base import PAD, SEPARATOR, Tokenizer
+from bardlet.tokenizer.base import BPE_SPECIAL, PAD, SEPARATOR, Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 25
 """Maximum size of a tokenizer's file in bytes; the tokenizer.json of Qwen3, with 151,000 tokens, is a third of that."""
@@ -28,10 +28,10 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 def load(folder: str | Path) -> Tokenizer:
     """Load the tokenizer of a model folder. BardletError if its files are missing or damaged."""
     folder = Path(folder)
-    config = _settings(folder, "tokenizer_config.json")
+    config = _settings(folder, "special_tokens_map.json") | _settings(folder, "tokenizer_config.json")
     if not os.path.lexists(folder / "tokenizer.json") and is_gpt2(folder):
-        config = _settings(folder, "special_tokens_map.json") | config
         path, text = folder / GPT2_FILES[0], _read_gpt2(folder, config)
+        config = {"bos_token": SEPARATOR} | config
     else:
         path = manifest.inside(folder, "tokenizer.json")
         text = _read_text(path)
@@ -41,6 +41,9 @@ def load(folder: str | Path) -> Tokenizer:
         tokenizer = Tokenizer(text, **names)
     except (ValueError, KeyError, TypeError) as error:
         raise BardletError(f"{path}: damaged ({one_line(error)}); copy it again from its source") from None
+    tokenizer.bos, tokenizer.unk = (_content(config.get(f"{name}_token")) for name in ("bos", "unk"))
+    if not set(BPE_SPECIAL) <= set(tokenizer.special.values()):  # in bardlet's own chat models, roles end an answer too
+        tokenizer.stop_ids = tuple(dict.fromkeys((*tokenizer.stop_ids, *_ends(folder, tokenizer))))
     # transformers writes the template to a file of its own
     template = config.get("chat_template")
     if template is None and os.path.lexists(folder / "chat_template.jinja"):
@@ -49,6 +52,15 @@ def load(folder: str | Path) -> Tokenizer:
             template = jinja.read_text(encoding="utf-8", errors="replace")
     tokenizer.chat_template = template if isinstance(template, str) else None
     return tokenizer
+
+
+def _ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end a text by generation_config.json, or by config.json, where transformers looks next."""
+    names = [name for name in ("generation_config.json", "config.json") if os.path.lexists(folder / name)]
+    values = (_settings(folder, name).get("eos_token_id") for name in names)
+    ends: Any = next((value for value in values if value is not None), [])
+    known = set(tokenizer.vocab.values())
+    return [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i in known]
 
 
 def is_gpt2(folder: Path) -> bool:

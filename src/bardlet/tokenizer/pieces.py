@@ -37,6 +37,33 @@ def pieces(text: str | Iterable[str], size: int = PIECE) -> Iterator[str]:
         yield buffer[start:]
 
 
+def exact_pieces(blocks: Iterable[str], starts: re.Pattern[str], size: int = PIECE) -> Iterator[str]:
+    """Yield consecutive pieces of a text that comes in blocks, of about `size` characters each.
+
+    Cuts are at matches of `starts` only; text without a match stays in one piece.
+    """
+    waiting: list[str] = []
+    length, needed = 0, 2 * size
+    for block in blocks:
+        waiting.append(block)
+        length += len(block)
+        if length >= needed:
+            *whole, rest = _cut_at(starts, "".join(waiting), size)
+            yield from whole
+            waiting, length = [rest], len(rest)
+            needed = 2 * max(size, length)  # text without a match is not searched again for each block
+    yield from filter(None, _cut_at(starts, "".join(waiting), size))
+
+
+def _cut_at(starts: re.Pattern[str], text: str, size: int) -> Iterator[str]:
+    """Yield the pieces of a text, at least one, each up to the first match after `size` characters."""
+    start = 0
+    while match := starts.search(text, start + size):
+        yield text[start : match.start()]
+        start = match.start()
+    yield text[start:]
+
+
 def _cut(text: str, start: int, size: int) -> int:
     """Return the end of the piece that begins at `start`."""
     cut = _last_cut(text, start, start + size)

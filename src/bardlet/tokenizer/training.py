@@ -10,7 +10,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardlet.errors import BardletError
-from bardlet.tokenizer.base import BPE_SPECIAL, MIN_BPE_VOCAB, SEPARATOR, Tokenizer, stand_in
+from bardlet.tokenizer.base import BPE_SPECIAL, MIN_BPE_VOCAB, SEPARATOR, Tokenizer
+from bardlet.tokenizer.characters import stand_in
 from bardlet.tokenizer.pieces import PIECE, pieces
 from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
 
