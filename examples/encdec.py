@@ -209,7 +209,7 @@ def configure(arguments):
         try:
             globals()[name] = {int: int, float: float, str: str}[type(globals()[name])](value)
         except (KeyError, ValueError):
-            sys.exit(f"{argument}: not a setting and its value; the settings are at the top of this file")
+            sys.exit(f"{argument}: not a setting and its value; usage and settings are at the top of this file")
 
 
 def main():

@@ -255,11 +255,11 @@ def configure(arguments):
         if argument == "--large":
             globals().update(large)
             continue
-        name, _, value = ("text=" + argument if "=" not in argument else argument).partition("=")
+        name, _, value = (argument if "=" in argument or argument[:1] == "-" else "text=" + argument).partition("=")
         try:
             globals()[name] = {int: int, float: float, str: str}[type(globals()[name])](value)
         except (KeyError, ValueError):
-            sys.exit(f"{argument}: not a setting and its value; the settings are at the top of this file")
+            sys.exit(f"{argument}: not a setting and its value; usage and settings are at the top of this file")
 
 
 def main():

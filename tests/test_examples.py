@@ -118,7 +118,7 @@ def test_the_text_is_downloaded_and_checked(name: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("name", LINES)
-@pytest.mark.parametrize("argument", ["no_setting=1", "seed=many", "F=1"])
+@pytest.mark.parametrize("argument", ["no_setting=1", "seed=many", "F=1", "--help", "-h"])
 def test_an_unknown_setting_is_one_line(name: str, argument: str) -> None:
     with pytest.raises(SystemExit, match=f"{argument}: not a setting and its value"):
         load(name).configure([argument])

@@ -52,6 +52,20 @@ def test_a_model_of_tiny_shakespeare_beats_the_bigram(tmp_path: Path) -> None:
     assert loss and float(loss[1]) < 2.2, printed
 
 
+def test_a_model_of_your_own_text_trains_and_shows_itself(tmp_path: Path) -> None:
+    """Progress, curve and table are inline: the bar with its curve, the run, the plot and the guesses."""
+    (tmp_path / "my.txt").write_text("To be, or not to be, that is the question\n" * 100, encoding="utf-8")
+    cells = notebook_runs.run(NOTEBOOKS / "own-text.ipynb", tmp_path, notebook_runs.OWN_TEXT)
+    html = notebook_runs.shown(cells, "text/html")
+    assert any('<progress value="10" max="10"' in text and "<polyline" in text for text in html)
+    assert any("runs/my-qwen3" in text and "data:image/png;base64," in text for text in html)
+    assert len(notebook_runs.shown(cells, "image/png")) == 1
+    guesses, runs = notebook_runs.shown(cells, "text/markdown")
+    assert guesses.count("\n") == 1 + len("To be") - 1 + 12 - 1 and "%" in guesses
+    assert "| runs/my-qwen3 | train | finished |" in runs
+    assert re.search(r"validation split of my: \d\.\d{3} nats per character", notebook_runs.printed(cells))
+
+
 def test_the_chat_model_learns_to_choose_the_right_answer(tmp_path: Path) -> None:
     """GRPO and DPO both answer more sums than the fine-tuned model: 80 and 53 against 36 of 100, with one seed."""
     [table] = notebook_runs.shown(notebook_runs.run(NOTEBOOKS / "chat.ipynb", tmp_path), "text/markdown")

@@ -1,14 +1,18 @@
-"""The notebooks: as written from their sources, and they run from top to bottom with tiny settings."""
+"""The notebooks: as written from their sources, and they run from top to bottom with tiny settings.
+
+Their code runs in this process: a kernel costs as much again. tests/acceptance runs them in a kernel, at full size.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
 import notebook_runs
 import pytest
 from test_docs import load
@@ -17,8 +21,8 @@ from bardlet.errors import BardletError
 
 ROOT = Path(__file__).parents[2]
 writer = load(ROOT / "docs" / "notebooks.py", "bardlet_docs_notebooks")
-Run = Callable[[str, str], list[Any]]
-NAMES = sorted(path.stem for path in (ROOT / "notebooks" / "sources").glob("*.md"))
+NOTEBOOKS = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in (NOTEBOOKS / "sources").glob("*.md"))
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +33,12 @@ def written() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stored_notebook_is_the_one_that_its_source_gives(name: str, written: dict[str, str]) -> None:
-    stored = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    stored = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
     assert stored == written[name], "run: python docs/notebooks.py"
 
 
 def test_every_notebook_has_a_source() -> None:
-    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,57 +84,38 @@ def test_a_bad_directive_is_an_error(source: str, message: str) -> None:
 # ---------------------------------------------------------------------------- they run
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short text of the reader's."""
-    folder = tmp_path_factory.mktemp("notebooks")
-    lines = (f"the {n} little bards sang {n * n % 97} songs\n" for n in range(200))
-    (folder / "my.txt").write_text("To be, or not to be\n" + "".join(lines), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def kernel(folder: Path) -> Iterator[Any]:
-    """One kernel for all notebooks, in that folder."""
-    kernel = pytest.importorskip("jupyter_client").KernelManager(kernel_name="python3")
-    kernel.start_kernel(cwd=str(folder))
-    yield kernel
-    kernel.shutdown_kernel(now=True)
-
-
 @pytest.fixture
-def run(folder: Path, kernel: Any) -> Callable[[str, str], list[Any]]:
-    """Run a notebook of the project with these parameters; return its cells."""
-    return lambda name, parameters: notebook_runs.run(ROOT / "notebooks" / f"{name}.ipynb", folder, parameters, kernel)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with a short text of the reader's; figures are open until the test ends."""
+    lines = (f"the {n} little bards sang {n * n % 97} songs\n" for n in range(200))
+    (tmp_path / "my.txt").write_text("To be, or not to be\n" + "".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("agg")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # agg shows nothing
+        yield tmp_path
+    plt.close("all")
 
 
-def test_the_lecture_runs(run: Run) -> None:
-    cells = run("lecture", 'TEXT = "my.txt"\nSHARE = 0.001\nSAMPLE = 20')
-    printed = notebook_runs.printed(cells)
+def test_the_code_of_the_lecture_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notebook_runs.run_code(NOTEBOOKS / "lecture.ipynb", folder, 'TEXT = "my.txt"\nSHARE = 0.001\nSAMPLE = 20')
+    printed = capsys.readouterr().out
     assert len(re.findall(r"validation loss \d\.\d{3}; uniform guessing has", printed)) == 7
     assert "7. LayerNorm" in printed and printed.count("no normal band") == 7
-    assert len(notebook_runs.shown(cells, "image/png")) == 6, "the bigram's table, four of attention, the curves"
+    assert len(plt.get_fignums()) == 6, "the bigram's table, four of attention, the curves"
 
 
-def test_a_model_of_your_own_text_trains_and_shows_itself(run: Run) -> None:
-    """Progress, curve and table are inline: the bar with its curve, the run, the plot and the guesses."""
-    tiny = {"steps": 10, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 4, "compile": "off"}
-    cells = run("own-text", f'TEXT = ["my.txt"]\nPROMPT = "To be"\nSETTINGS = {tiny}')
-    html = notebook_runs.shown(cells, "text/html")
-    assert any('<progress value="10" max="10"' in text and "<polyline" in text for text in html)
-    assert any("runs/my-qwen3" in text and "data:image/png;base64," in text for text in html)
-    assert len(notebook_runs.shown(cells, "image/png")) == 1
-    guesses, runs = notebook_runs.shown(cells, "text/markdown")
-    assert guesses.count("\n") == 1 + len("To be") - 1 + 12 - 1 and "%" in guesses
-    assert "| runs/my-qwen3 | train | finished |" in runs
-    assert re.search(r"validation split of my: \d\.\d{3} nats per character", notebook_runs.printed(cells))
+def test_the_code_of_a_model_of_your_own_text_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("IPython")
+    made = notebook_runs.run_code(NOTEBOOKS / "own-text.ipynb", folder, notebook_runs.OWN_TEXT)
+    assert re.search(r"validation split of my: \d\.\d{3} nats per character", capsys.readouterr().out)
+    assert len(plt.get_fignums()) == 1, "the curves"
+    assert made["run"].record.steps == 10 and made["guesses"]("To be").data.count("\n") == 1 + len("To be") - 1
 
 
-def test_the_stages_of_a_chat_model_run(run: Run) -> None:
+def test_the_code_of_the_chat_model_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("IPython")
     steps = {"train": 2, "sft": 2, "reward": 2, "dpo": 2, "grpo": 2}
-    cells = run("chat", f"STEPS = {steps}\nCHECKED = 2")
-    printed = notebook_runs.printed(cells)
-    assert len(re.findall(r"\d+% of the answers are right", printed)) == 3
-    assert len(notebook_runs.shown(cells, "image/png")) == 1, "the rewards"
-    [table] = notebook_runs.shown(cells, "text/markdown")
-    assert table.startswith("| sum | sft | dpo | grpo |") and table.count("\n") == 4
+    made = notebook_runs.run_code(NOTEBOOKS / "chat.ipynb", folder, f"STEPS = {steps}\nCHECKED = 2")
+    assert len(re.findall(r"\d+% of the answers are right", capsys.readouterr().out)) == 3
+    assert len(plt.get_fignums()) == 1, "the rewards"
+    assert made["rows"][0] == "| sum | sft | dpo | grpo |" and len(made["rows"]) == 2 + 2 + 1

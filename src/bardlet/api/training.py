@@ -207,7 +207,7 @@ def plan(*text: PathLike | Sequence[PathLike], config: PathLike | None = None, *
 
     Returns:
         steps, tokens_per_step, parameters, model, tokenizer and compiled; expected, the predicted loss, and reasons,
-        why the plan chose these settings.
+            why the plan chose these settings.
 
     Raises:
         BardletError: an unknown setting, a value that does not fit, or a text that cannot be read.
