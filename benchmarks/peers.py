@@ -58,7 +58,7 @@ def bardlet(folder: str, rows: int, dtype: str) -> Callable[[int], list[int]]:
     tune_malloc()
     model, kind = hf.read_folder(Path(folder))[0], torch.int8 if dtype == "int8" else None
     if dtype == "drafts":
-        return lambda tokens: [step[0] for step in stream(model, [PROMPT], tokens, temperature=0) if step[0] is not None]
+        return lambda tokens: [step[0] or 0 for step in stream(model, [PROMPT], tokens, temperature=0)]
     return lambda tokens: generate(model, [PROMPT] * rows, tokens, temperature=0, dtype=kind)[0]
 
 
@@ -209,7 +209,8 @@ def export(folder: Path, to: str, dtype: str | None, out: Path) -> Path:
 def commands(model: str, folder: Path, rows: int, args: argparse.Namespace, scratch: Path) -> dict[str, list[str]]:
     """Return the command of each side's worker."""
     own = [sys.executable, str(HERE / "peers.py"), "--worker"]
-    sides = {name: [*own, name, str(folder), str(rows)] for name in ("bardlet fp32", "bardlet int8", "transformers fp32")}
+    sides = {name: [*own, name, str(folder), str(rows)]
+             for name in ("bardlet fp32", "bardlet int8", "transformers fp32")}
     if rows == 1:
         sides["bardlet drafts"] = [*own, "bardlet drafts", str(folder), "1"]
     if args.llama:
@@ -230,7 +231,7 @@ def commands(model: str, folder: Path, rows: int, args: argparse.Namespace, scra
             subprocess.run([sys.executable, "-c", code, folder, converted], check=True,
                            env={**os.environ, "PYTHONPATH": str(args.ctranslate2)})
             settings = json.loads((converted / "config.json").read_text())  # it refuses special tokens that are null
-            settings = {name: "" if value is None else value for name, value in settings.items()}
+            settings = {name: value or "" if name.endswith("_token") else value for name, value in settings.items()}
             (converted / "config.json").write_text(json.dumps(settings))
         for dtype in ("fp32", "int8"):
             sides[f"ctranslate2 {dtype}"] = ["env", f"PYTHONPATH={args.ctranslate2}{os.pathsep}"

@@ -19,7 +19,7 @@ from bardlet.data import corpus, shard_file, shards
 from bardlet.evaluation.likelihood import encode_pair
 from bardlet.inference import text_generation
 from bardlet.inference.chat_session import ChatSession
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 from bardlet.run import hf
 
 PROMPT = "the Who, 12345"
@@ -31,7 +31,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = write_model(tmp_path_factory.mktemp("model") / "qwen3", "qwen3")
     tokenizer = tk.load(foreign.write(folder, request.param))
     torch.manual_seed(1)
-    model = Qwen3(ModelConfig("qwen3", vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_kv_head=2,
+    model = Llama(ModelConfig("qwen3", vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_kv_head=2,
                               n_embd=16, head_dim=8, n_inner=64, activation="silu")).eval()
     for parameter in model.parameters():
         if parameter.ndim == 2:

@@ -15,7 +15,7 @@ from folders import write_model
 from bardlet import tokenizer as tk
 from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
-from bardlet.models.qwen3 import Qwen3
+from bardlet.models.llama import Llama
 from bardlet.run import hf
 
 TEMPLATE = ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
@@ -31,7 +31,7 @@ def test_a_run_keeps_the_template_and_the_special_tokens(tmp_path: Path,
     foreign.write(folder, "llama2", chat_template=TEMPLATE)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 40]}')
     tokenizer = tk.load(folder)
-    model = Qwen3(ModelConfig("qwen3", vocab_size=tokenizer.vocab_size, block_size=96, n_layer=1, n_head=2, n_kv_head=2,
+    model = Llama(ModelConfig("qwen3", vocab_size=tokenizer.vocab_size, block_size=96, n_layer=1, n_head=2, n_kv_head=2,
                               n_embd=16, head_dim=8, n_inner=64, activation="silu"))
     torch.manual_seed(2)
     hf.write_folder(folder, model, tokenizer)
