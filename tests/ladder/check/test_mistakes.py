@@ -59,6 +59,25 @@ def test_the_leaking_position_is_shown(tmp_path: Path) -> None:
     assert finding.detail == "position 0 changes when position 12 does"
 
 
+NORM = ("nn.LayerNorm(n_embd)", "nn.Identity()")
+ONE = [
+    ("rotary.py", "mask-side", "torch.triu(", "torch.tril("),
+    ("encoder_decoder.py", "ignores-source", "self.ca(self.n2(x), enc)", "self.ca(self.n2(x), x)"),
+    ("lecture.py", "mask-side", "self.tril[:T, :T] == 0", "torch.tril(torch.ones(T, T), diagonal=1) == 1"),
+    ("lecture.py", "double-residual", *NORM, *NORM, *NORM, "x = x + self.sa(", "x = x + x + self.sa(",
+     "x = x + self.ffwd(", "x = x + x + self.ffwd("),
+    ("lecture.py", "no-sum", *NORM, *NORM, *NORM, "F.softmax(wei, dim=-1)", "(wei + 5).exp()")]
+"""Mistakes with consequences that check would also report."""
+
+
+@pytest.mark.parametrize(("file", "name", "pairs"), [(file, name, pairs) for file, name, *pairs in ONE])
+def test_a_mistake_explains_its_consequences(file: str, name: str, pairs: list[str], tmp_path: Path) -> None:
+    """A mask without a visible key gives no gradient, and a path that doubles gives a high loss at the start."""
+    found = report(changed(file, *pairs), tmp_path)
+    assert {finding.name for finding in found.findings} == {name}, found
+    assert not any("a test of it raises" in reason for reason in found.untested.values()), found
+
+
 def test_a_finding_is_one_sentence_with_the_minute_and_the_page() -> None:
     """Also with a detail."""
     said = Finding("no-scale", "Head", "here sqrt(16)").sentence()
@@ -86,6 +105,12 @@ def test_a_lower_rung_has_no_residual_path(tmp_path: Path) -> None:
     """Rung 5 comes before residual connections: a block without them is right there."""
     code = changed("lecture.py", "x = x + self.sa(self.ln1(x))", "x = self.sa(self.ln1(x))")
     assert report(code, tmp_path, rung=5).findings == []
+
+
+def test_a_factor_on_the_residual_path_is_no_norm(tmp_path: Path) -> None:
+    """0.7 x + sa(x) may be meant so; it is not post-norm."""
+    code = changed("lecture.py", "x = x + self.sa(self.ln1(x))", "x = 0.7 * x + self.sa(self.ln1(x))")
+    assert report(code, tmp_path).findings == []
 
 
 def test_one_class_is_tested_alone(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bardlet.errors import BardletError
 from bardlet.ladder.check.build import Untestable, build
 from bardlet.ladder.check.load import Loaded
+from bardlet.ladder.check.misses import Miss, close, distance, named
 
 NEAR = 1e-4
 """Largest difference from a known result, relative to its largest value."""
@@ -73,8 +74,8 @@ def layer(module: nn.Module, name: str) -> Any:
     return getattr(module, name)
 
 
-def same(found: object, expected: Tensor, meaning: str, near: float = NEAR) -> None:
-    """Compare a result with the known one.
+def same(found: object, expected: Tensor, meaning: str, near: float = NEAR, known: Iterable[Miss] = ()) -> None:
+    """Compare a result with the known one. known: results of mistakes, with the sentence that names each.
 
     Raises:
         Wrong: it is not a tensor of the same shape, or differs.
@@ -85,9 +86,8 @@ def same(found: object, expected: Tensor, meaning: str, near: float = NEAR) -> N
         raise Wrong(f"the shape is {tuple(found.shape)}, not {tuple(expected.shape)}: {meaning}")
     if not bool(torch.isfinite(found).all()):
         raise Wrong(f"the result has values that are not finite: {meaning}")
-    worst = float((found.detach().double() - expected.detach().double()).abs().max())
-    if worst > near * max(1.0, float(expected.detach().abs().max())):
-        raise Wrong(f"the result is off by {worst:.2g}: {meaning}")
+    if not close(found, expected, near):
+        raise Wrong(named(found, known, near) or f"the result is off by {distance(found, expected):.2g}: {meaning}")
 
 
 def kind(value: object) -> str:

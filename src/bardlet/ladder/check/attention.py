@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bardlet.ladder.check.softmax import DIVISIONS, MASKS, PRODUCTS, Softmax, origin, softmaxes
 from bardlet.ladder.check.trace import MOVES, SCALES, Node, Trace, replay
 
-PRODUCTS = ("matmul", "bmm", "mm", "__matmul__", "__rmatmul__", "einsum", "baddbmm", "dot")
-SUMS = ("add", "add_", "sub", "sub_", "masked_fill", "masked_fill_", "where", "clamp", "nan_to_num", "tanh", "__rsub__")
+SUMS = (*MASKS, "tanh", "__rsub__")
 FUSED = "scaled_dot_product_attention"
 STEPS = (*MOVES, *SCALES)
 NEAR = 1e-4
@@ -36,7 +36,8 @@ class Attention:
     scores: the input of the softmax, (..., queries, keys), None if they come from no product of queries and keys;
     weights: what multiplies the values, in the same layout; softmax: the result of the softmax in the same layout;
     axis_ok: False if the softmax does not run over the keys; factor: scores / (queries @ keys), None if unknown;
-    head_size: the channels of a query; channels: those of the input; mixed: True if a view mixes positions and heads.
+    head_size: the channels of a query; channels: those of the input; mixed: True if a view mixes positions and heads;
+    summed: False if the exponentials of the scores are never divided by their sum.
     """
 
     modules: tuple[nn.Module, ...]
@@ -48,6 +49,7 @@ class Attention:
     head_size: int
     channels: int
     mixed: bool
+    summed: bool = True
 
     @property
     def is_self(self) -> bool:
@@ -61,69 +63,80 @@ class Attention:
 
 
 def attentions(trace: Trace) -> list[Attention]:
-    """Return every attention of a forward pass, in order."""
-    found = []
-    for i, node in enumerate(trace.nodes):
-        made = None
-        if node.name == FUSED:
-            made = _fused(node, trace.nodes[i:])
-        elif node.name in ("softmax", "_softmax") and node.value.dim() >= 2:
-            made = _plain(node, trace.nodes[i + 1:])
-        if made is not None:
-            found.append(made)
+    """Return every attention of a forward pass: PyTorch's own, then those of a softmax in the code, in order."""
+    nodes = trace.nodes
+    fused = (_fused(node, nodes[i:]) for i, node in enumerate(nodes) if node.name == FUSED)
+    found = [each for each in fused if each is not None]
+    places = {id(node): i for i, node in enumerate(nodes)}
+    products: set[int] = set()
+    for softmax in softmaxes(nodes):
+        made = _plain(softmax, nodes[places.get(id(softmax.node), -1) + 1:])
+        if made is not None and id(made[0]) not in products:
+            products.add(id(made[0]))
+            found.append(made[1])
     return found
 
 
 # ---------------------------------------------------------------------------------- written out
 
 
-def _plain(softmax: Node, later: Sequence[Node]) -> Attention | None:
-    """Return the attention of a softmax; None if its result multiplies no values."""
-    line = [softmax]
+def _plain(softmax: Softmax, later: Sequence[Node]) -> tuple[Node, Attention] | None:
+    """Return the product with the values and the attention of a softmax; None if its result multiplies no values."""
+    line = [softmax.node]
     for node in later:
         parent = next((each for each in node.parents if any(each is one for one in line)), None)
         if parent is None:
             continue
         if node.name in PRODUCTS:
             side = _side(node, parent)
-            return None if side is None else _described(softmax, side, node, later)
+            made = None if side is None else _described(softmax, side, node, later)
+            return None if made is None else (node, made)
         if node.name in (*STEPS, *SUMS):
             line.append(node)
     return None
 
 
-def _described(softmax: Node, side: Side, product: Node, later: Sequence[Node]) -> Attention | None:
+def _described(softmax: Softmax, side: Side, product: Node, later: Sequence[Node]) -> Attention | None:
     weights = side.node.value.movedim((side.own, side.shared), (-2, -1))
     result = _moved(side, softmax, softmax.value)
     if result is None:
         return None
-    scores = softmax.parents[0]
-    axis_ok = _runs_over_keys(softmax, side)
+    if softmax.late:
+        weights = result
+    scores = softmax.scores
     score = product_below(scores)
+    if not softmax.summed and (score is None or _divides(product, later)):
+        return None
+    axis_ok = _runs_over_keys(softmax, side, result)
     if score is None:
-        return Attention(softmax.modules, None, weights, result, axis_ok, None, 0, 0, False)
+        return Attention(softmax.node.modules, None, weights, result, axis_ok, None, 0, 0, False)
     factor, node = score
     mixed = _merge_mixes(product, later, side.node.value.shape[side.own])
     laid_out = _moved(side, softmax, scores.value)
-    return _with_sides(Attention(softmax.modules, laid_out, weights, result, axis_ok, factor, 0, 0, mixed), node)
+    made = Attention(softmax.node.modules, laid_out, weights, result, axis_ok, factor, 0, 0, mixed, softmax.summed)
+    return _with_sides(made, node)
 
 
-def _moved(side: Side, softmax: Node, value: Tensor) -> Tensor | None:
+def _divides(product: Node, later: Sequence[Node]) -> bool:
+    """Return True if something divides the result of a product: its weights may be divided by their sum there."""
+    return any(node.name in DIVISIONS and len(node.parents) == 2 and origin(node.parents[0]) is product
+               for node in later)
+
+
+def _moved(side: Side, softmax: Softmax, value: Tensor) -> Tensor | None:
     """Return a tensor in the layout of the softmax as (..., queries, keys)."""
-    back = replay(side.node, softmax, value, (*STEPS, *SUMS))
+    back = replay(side.node, softmax.node, value, (*STEPS, *SUMS))
     return None if back is None else back.movedim((side.own, side.shared), (-2, -1))
 
 
-def _softmax_dim(softmax: Node) -> int:
-    dim = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
-    if not isinstance(dim, int):  # PyTorch's old default
-        dim = 0 if softmax.value.dim() in (0, 1, 3) else 1
-    return dim % softmax.value.dim()
-
-
-def _runs_over_keys(softmax: Node, side: Side) -> bool:
+def _runs_over_keys(softmax: Softmax, side: Side, result: Tensor) -> bool:
     """Return True if the dimension of the softmax becomes the one over which values are summed."""
-    moved = replay(side.node, softmax, _marks(softmax.value.shape, _softmax_dim(softmax)), (*STEPS, *SUMS))
+    if softmax.dim is None:
+        rows = result.sum(-1)
+        rows = rows[rows.isfinite() & (rows > 0)]  # a row that hides all keys says nothing
+        return not softmax.summed or not bool(((rows - 1).abs() > 1e-3).any())
+    node = softmax.node
+    moved = replay(side.node, node, _marks(node.value.shape, softmax.dim), (*STEPS, *SUMS))
     if moved is None or moved.shape != side.node.value.shape:
         return True  # unknown
     return bool((moved == _marks(moved.shape, side.shared % moved.dim())).all())
@@ -182,13 +195,7 @@ def product_below(node: Node, depth: int = 0) -> tuple[float | None, Node] | Non
 
 def _by_weight(product: Node) -> bool:
     """Return True for a product with a parameter: a linear layer."""
-    return any(isinstance(_origin(each).source, nn.Parameter) for each in product.parents)
-
-
-def _origin(node: Node) -> Node:
-    while node.name in MOVES and node.parents:
-        node = node.parents[0]
-    return node
+    return any(isinstance(origin(each).source, nn.Parameter) for each in product.parents)
 
 
 def _number(node: Node, parent: Node) -> float | None:
@@ -201,7 +208,7 @@ def _number(node: Node, parent: Node) -> float | None:
         if isinstance(value, Tensor):
             if value.numel() != 1:  # a mask of zeros and ones leaves the visible scores alone
                 return 1.0 if bool(((value == 0) | (value == 1)).all()) else None
-            if isinstance(_origin(others[0]).source, nn.Parameter):
+            if isinstance(origin(others[0]).source, nn.Parameter):
                 return None  # a temperature that is learned
             value = value.item()
         if not isinstance(value, int | float) or value == 0:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bardlet.errors import BardletError, is_out_of_memory, one_line
-from bardlet.ladder.check.load import Loaded
+from bardlet.errors import BardletError, is_out_of_memory
+from bardlet.ladder.check.load import Loaded, raised
 from bardlet.ladder.check.sizes import SIZES, Settings, size_of, value_of
 from bardlet.ladder.check.source import CONFIG
+from bardlet.ladder.check.uses import value_by_use
 
 SECOND = re.compile(r"(?i)^(context|memory|mem|enc\w*|src\w*|source\w*|y|kv|x_?kv|x_?enc\w*|cross\w*|cond\w*|z|other|"
                     r"x2|ctx)$")
@@ -24,6 +25,8 @@ SECOND = re.compile(r"(?i)^(context|memory|mem|enc\w*|src\w*|source\w*|y|kv|x_?k
 MASK = re.compile(r"(?i)mask|tril|pad")
 CAUSAL = ("causal", "is_causal", "masked", "use_mask", "causal_mask", "is_masked", "mask")
 """Switches of a layer that hide the future."""
+SOURCE = re.compile(r"(?i)^(src|source|enc)")
+"""Beginnings of the name of the first text that a translating model takes."""
 TARGETS = re.compile(r"(?i)^(targets?|y|labels?|yb|target_ids|tgt_out|ys)$")
 
 LENGTHS = ((int(SIZES["block_size"]), 13), (8, 5))
@@ -32,6 +35,10 @@ LENGTHS = ((int(SIZES["block_size"]), 13), (8, 5))
 
 class Untestable(BardletError):
     """A class that check cannot build or call; not a mistake."""
+
+
+class TwoTexts(Untestable):
+    """A model that takes two texts: it translates."""
 
 
 def build(loaded: Loaded, name: str) -> nn.Module:
@@ -48,6 +55,8 @@ def build(loaded: Loaded, name: str) -> nn.Module:
             module = cls(**_arguments(loaded, cls, settings))
             if not isinstance(module, nn.Module):
                 raise Untestable("its constructor returns no module")
+            if "_modules" not in vars(module):
+                raise Untestable("its constructor does not call super().__init__()")
             return module.eval()
         except Untestable as error:
             errors.append(str(error))
@@ -56,7 +65,7 @@ def build(loaded: Loaded, name: str) -> nn.Module:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            errors.append(f"its constructor raises {type(error).__name__}: {one_line(error)}")
+            errors.append(f"its constructor raises {raised(error)}")
     raise Untestable(errors[0])
 
 
@@ -75,7 +84,8 @@ def _arguments(loaded: Loaded, cls: type, own_settings: bool) -> dict[str, Any]:
         elif each.default is False and each.name in CAUSAL:
             values[each.name] = True
         elif not has_default:
-            values[each.name] = _value(each, names, cls.__name__)
+            found = None if size_of(each.name) else value_by_use(loaded.source.classes.get(cls.__name__), each.name)
+            values[each.name] = _value(each, names, cls.__name__) if found is None else found
     return values
 
 
@@ -182,6 +192,10 @@ class Model:
         self.module = module
         self.shifts = False
         """True if its loss takes the inputs as targets and shifts them itself."""
+        self.own_loss = True
+        """False if its loss is another one than the mean cross-entropy."""
+        self.vocab = int(SIZES["vocab_size"])
+        """Number of different tokens that the tests use."""
         parameters = inspect.signature(module.forward).parameters.values()
         self.names = [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
         self.takes_targets = len(self.names) > 1 and bool(TARGETS.match(self.names[1]))
@@ -191,8 +205,13 @@ class Model:
         others = [each for each in list(parameters)[1 + self.takes_targets:] if each.default is each.empty
                   and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
         self.extra = {each.name: None for each in others}
-        if any(SECOND.match(each.name) or each.name in ("tgt", "trg") for each in others):
-            raise Untestable("it takes two texts; check tests its parts")
+        two = self.takes_targets and bool(SOURCE.match(self.names[0]))
+        if two or any(SECOND.match(each.name) or each.name in ("tgt", "trg") for each in others):
+            raise TwoTexts("it takes two texts, a source and a target")
+
+    def ids(self, B: int, T: int, seed: int) -> Tensor:
+        """Return random tokens: (B, T)."""
+        return torch.randint(self.vocab, (B, T), generator=torch.Generator().manual_seed(seed))
 
     def __call__(self, idx: Tensor, targets: Tensor | None = None) -> Answer:
         """Call the model.
@@ -294,10 +313,23 @@ def part(module: nn.Module) -> Part:
     given = any(MASK.search(each.name) for each in parameters[1:])
 
     def call(x: Tensor, other: Tensor) -> Any:
-        values = {"x": x, "other": other, "none": None}
+        values = {"x": x, "other": other, "none": None, "mask": torch.ones(x.shape[1], other.shape[1]).tril() > 0}
         return module(*(values[what] for what in plan))
 
+    if "none" in plan and not _runs(call, module):
+        plan = ["mask" if what == "none" else what for what in plan]
     return Part(module, call, "other" in plan, given)
+
+
+def _runs(call: Callable[..., Any], module: nn.Module) -> bool:
+    """Return True if a layer accepts None as its mask."""
+    x = torch.zeros(2, LENGTHS[1][0], width(module))
+    try:
+        with torch.no_grad():
+            call(x, x)
+    except Exception:
+        return False
+    return True
 
 
 def width(module: nn.Module) -> int:
@@ -308,11 +340,6 @@ def width(module: nn.Module) -> int:
         if isinstance(each, nn.LayerNorm):
             return int(each.normalized_shape[-1])
     return int(SIZES["n_embd"])
-
-
-def random_ids(B: int, T: int, seed: int) -> Tensor:
-    """Return random tokens: (B, T)."""
-    return torch.randint(int(SIZES["vocab_size"]), (B, T), generator=torch.Generator().manual_seed(seed))
 
 
 def stirred(module: nn.Module) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bardlet.errors import BardletError, is_out_of_memory, one_line
-from bardlet.ladder.check import generation, learning, model, modules, script, weights
+from bardlet.ladder.check import generation, learning, model, modules, script, translation, weights
 from bardlet.ladder.check.attention import attentions
-from bardlet.ladder.check.build import LENGTHS, Model, Part, Untestable, build, embeds, part, stirred, width
+from bardlet.ladder.check.build import LENGTHS, Model, Part, TwoTexts, Untestable, build, embeds, part, stirred, width
 from bardlet.ladder.check.guess import guess, seen_rung
-from bardlet.ladder.check.load import Loaded, supplies
-from bardlet.ladder.check.mistakes import EXPLAINS, Finding
+from bardlet.ladder.check.load import Loaded, raised, supplies
+from bardlet.ladder.check.mistakes import Finding, unexplained
 from bardlet.ladder.check.sizes import SIZES
 from bardlet.ladder.check.trace import Quiet, Trace, trace
 
@@ -68,6 +68,7 @@ class Examination:
         self.report = Report(rung or guess(loaded), rung is None)
         self.own = set(loaded.modules.values())
         self.covered: set[type] = set()
+        self.translating: set[str] = set()
         self.has_dropout = False
         self.quiet = ExitStack()
 
@@ -94,16 +95,14 @@ class Examination:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                self.report.untested[name] = f"a test of it raises {type(error).__name__}: {one_line(error)}"
+                self.report.untested[name] = f"a test of it raises {raised(error)}"
         self.quiet.close()
         if not only:
             self.step("reading the training loop")
             self.report.add(script.findings(self.loaded.source, self.has_dropout))
             self.step("calling get_batch")
             self.report.add(script.batch_findings(self.loaded))
-        names_found = {finding.name for finding in self.report.findings}
-        explained = set().union(*(EXPLAINS.get(each, set()) for each in names_found))
-        self.report.findings = [each for each in self.report.findings if each.name not in explained]
+        self.report.findings = unexplained(self.report.findings, self.translating)
         self.report.done = True
         self.step("done")
         return self.report
@@ -129,7 +128,11 @@ class Examination:
     def whole(self, name: str) -> None:
         """Test a language model."""
         report, module = self.report, build(self.loaded, name)
-        learner = Model(module)
+        try:
+            learner = Model(module)
+        except TwoTexts:
+            self.translation(name, module)
+            return
         lists = modules.list_findings(module)
         model.fit(learner)
         for length in (learner.longest, learner.short):
@@ -148,7 +151,7 @@ class Examination:
         if report.add(model.start_findings(name, learner)):
             report.holds(name, "loss at the start")
         stirred(module)
-        self.dropout(name, lambda: learner.logits(model.random_ids(2, learner.short, 1)))
+        self.dropout(name, lambda: learner.logits(learner.ids(2, learner.short, 1)))
         self.structure(name, learner)
         self.step(f"testing the loss of {name}")
         known = {finding.name for finding in report.findings}
@@ -170,18 +173,33 @@ class Examination:
             report.holds(name, said)
         self.learning(name, learner)
 
+    def translation(self, name: str, module: nn.Module) -> None:
+        """Test a model that translates; its layers are tested on their own."""
+        self.see(module)
+        self.translating.add(name)
+        stirred(module)
+        found, holds, note = translation.findings(name, module)
+        self.report.add(found)
+        for what in holds:
+            self.report.holds(name, what)
+        if note:
+            self.report.notes.append(f"{name}: {note}")
+
     def loss(self, name: str, learner: Model) -> None:
         """Test the loss: that of the model, or of a function of the file."""
         if learner.takes_targets:
-            if self.report.add(model.loss_findings(name, learner)):
+            found, unknown = model.loss_findings(name, learner)
+            if self.report.add(found) and not unknown:
                 self.report.holds(name, "loss")
-            return
-        idx, y = (model.random_ids(2, learner.short, seed) for seed in (3, 4))
-        with torch.no_grad():
-            logits = learner.logits(idx)
-        found = model.own_loss_findings(name, learner)
-        found += script.loss_findings(self.loaded, learner.module, idx, y, logits)
-        self.report.add(found or script.softmax_findings(self.loaded.source.tree))
+        else:
+            idx, y = (learner.ids(2, learner.short, seed) for seed in (3, 4))
+            with torch.no_grad():
+                logits = learner.logits(idx)
+            found, unknown = script.loss_findings(self.loaded, learner.module, idx, y, logits)
+            found += model.own_loss_findings(name, learner)
+            self.report.add(found or script.softmax_findings(self.loaded.source.tree))
+        if unknown and not found:
+            self.report.notes.append(f"{name}: its loss is not tested: {unknown}")
 
     def structure(self, name: str, learner: Model) -> None:
         """Test attention, blocks, feed-forward layers and positions."""
@@ -212,7 +230,8 @@ class Examination:
 
         def make() -> Model:
             fresh = Model(build(self.loaded, name))
-            fresh.shifts, fresh.longest = learner.shifts, learner.longest
+            fresh.shifts, fresh.own_loss = learner.shifts, learner.own_loss
+            fresh.longest, fresh.vocab = learner.longest, learner.vocab
             return fresh
 
         try:
@@ -246,6 +265,8 @@ class Examination:
             if FEED_FORWARD.search(name) and report.add(modules.feed_forward_findings(name, layer, width(module))):
                 report.holds(name, "each position alone")
             return
+        if report.guessed and report.rung < 3:  # a softmax that is written out
+            report.rung = seen_rung(record, module)
         outside = layer.given_mask
         before = len(report.findings)
         report.add(modules.attention_findings(record, self.own | {type(module)}, masked_outside=outside))
@@ -285,7 +306,7 @@ class Examination:
                     detail = f"a context of {length} tokens, block_size is {LONG}"
                     self.report.add([Finding("tril-length", where or name, detail)])
                     return record, None
-                raise Untestable(f"its forward raises {type(error).__name__}: {one_line(error)}") from None
+                raise Untestable(f"its forward raises {raised(error)}") from None
 
     def cross(self, name: str, layer: Part) -> None:
         """Test cross-attention: a row for each query, and an effect of the other text."""

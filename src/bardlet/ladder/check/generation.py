@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bardlet.ladder.check.build import Model, random_ids, tensors
-from bardlet.ladder.check.load import Loaded
+from bardlet.ladder.check.build import Model, tensors
+from bardlet.ladder.check.load import Loaded, raised
 from bardlet.ladder.check.mistakes import Finding
 from bardlet.ladder.check.sizes import size_of, value_of
 from bardlet.ladder.check.trace import Trace, trace
@@ -94,7 +94,7 @@ def findings(name: str, loaded: Loaded, model: Model) -> tuple[list[Finding], st
         return [], "generation: no function generate(idx, max_new_tokens) was found"
     for each in GLOBALS:
         loaded.names.setdefault(each, model.module)
-    context = random_ids(1, 5, seed=9)
+    context = model.ids(1, 5, seed=9)
     calls, original = Calls(), model.module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -117,11 +117,11 @@ def findings(name: str, loaded: Loaded, model: Model) -> tuple[list[Finding], st
             except Exception as error:
                 if _takes_all(record, context.shape[1]):
                     return [Finding("wrong-position", name, "all positions at once")], ""
-                return [], f"generation: it raises {type(error).__name__} for a context of 5 tokens"
+                return [], f"generation: for a context of 5 tokens it raises {raised(error)}"
         found = _position(name, calls, record)
         calls = Calls()
         start = model.longest - 2
-        long = "the end of this text"[:start] if isinstance(context, str) else random_ids(1, start, seed=10)
+        long = "the end of this text"[:start] if isinstance(context, str) else model.ids(1, start, seed=10)
         with torch.no_grad(), trace() as record:
             try:
                 whole = generate(long, 6)

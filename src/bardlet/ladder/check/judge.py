@@ -13,10 +13,10 @@ from bardlet.errors import BardletError, is_out_of_memory, one_line
 from bardlet.ladder.check import examine
 from bardlet.ladder.check.attempt import Attempt
 from bardlet.ladder.check.known import TESTS
-from bardlet.ladder.check.load import Loaded
+from bardlet.ladder.check.load import Loaded, raised
 from bardlet.ladder.check.mistakes import Finding
 
-FORBIDDEN = re.compile(r"[^\w .,:;()\[\]'=<>+*/-]")
+FORBIDDEN = re.compile(r"[^\w .,:;()\[\]'=<>+*@/-]")
 """Characters that no finding may have, see `mistakes.DETAIL`."""
 
 
@@ -38,7 +38,7 @@ def judge(loaded: Loaded, exercise: str, rung: int, note: examine.Note = lambda 
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            said = str(error) if isinstance(error, BardletError) else f"it raises {type(error).__name__}: {error}"
+            said = str(error) if isinstance(error, BardletError) else f"it raises {raised(error)}"
             detail = FORBIDDEN.sub(" ", one_line(ValueError(said)))[:160].rstrip(" .")
             report.add([Finding("exercise", test.where, detail)])
     if report.findings and loaded.modules:

@@ -75,11 +75,11 @@ class Trainer:
 
 
 def learner_loss(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss of a learner's model: its own, or the cross-entropy of its logits."""
+    """Return the loss of a learner's model: its own if that is the cross-entropy, or that of its logits."""
     def loss(x: Tensor, y: Tensor) -> Tensor:
         if model.takes_targets:
             answer = model(x, x if model.shifts else y)
-            if answer.loss is not None and answer.loss.requires_grad:
+            if answer.loss is not None and answer.loss.requires_grad and model.own_loss:
                 return answer.loss
         logits = model.logits(x)
         return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
@@ -87,10 +87,10 @@ def learner_loss(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def rung_loss(trainer: Trainer, number: int, data: Tensor, seed: int) -> float:
+def rung_loss(trainer: Trainer, number: int, vocab: int, data: Tensor, seed: int) -> float:
     """Return the loss of a rung's own model after the same steps."""
     torch.manual_seed(seed)
-    module = rung_model(number)
+    module = rung_model(number, vocab)
     return trainer.train(module, lambda x, y: module(x, y) / y.numel(), batches(data, STEPS, seed))
 
 
@@ -104,7 +104,7 @@ def findings(name: str, make: Callable[[], Model], data: Tensor, number: int,
     trainer = Trainer(until)
     torch.manual_seed(SEEDS[0])
     alone = make()
-    T = alone.longest
+    T, data = alone.longest, data % alone.vocab
     one = batches(data, 1, 1, T) * 60
     first = float(learner_loss(alone)(*one[0]).detach())
     last = trainer.train(alone.module, learner_loss(alone), one)
@@ -113,9 +113,9 @@ def findings(name: str, make: Callable[[], Model], data: Tensor, number: int,
         return [Finding("does-not-learn", name, detail)], ""
     learner = make()
     loss = trainer.train(learner.module, learner_loss(learner), batches(data, STEPS, SEEDS[0], T))
-    usual = [rung_loss(trainer, number, data, SEEDS[0])]
+    usual = [rung_loss(trainer, number, learner.vocab, data, SEEDS[0])]
     if abs(loss - usual[0]) > MARGIN / 2:  # not near: more seeds decide
-        usual += [rung_loss(trainer, number, data, seed) for seed in SEEDS[1:]]
+        usual += [rung_loss(trainer, number, learner.vocab, data, seed) for seed in SEEDS[1:]]
     mean = statistics.mean(usual)
     spread = statistics.stdev(usual) if len(usual) > 1 else 0.0
     said = f"{STEPS} steps: loss {loss:.2f}, rung {number} {mean:.2f}"

@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import math
 import sys
+import traceback
 import types
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from bardlet.ladder.check.source import Source, read
 
 MODULE = "learner"
 """Name of the learner's file as a module."""
+SOURCE = "__bardlet_source__"
+"""Name of the source among the names of a module."""
 SETTINGS = ("args", "config", "cfg", "hparams", "params", "conf", "opt", "hp", "configs", "settings", "hyperparams")
 """Names of a configuration that the file makes in a part that does not run."""
 
@@ -104,7 +107,7 @@ def load(source: Source, text: str) -> Loaded:
     module.__file__ = str(source.path)
     sys.modules[MODULE] = module
     loaded = Loaded(source, module, text)
-    vars(module).update(_undefined(source, supplies(text)))
+    vars(module).update({**_undefined(source, supplies(text)), SOURCE: source})
     for statement in source.selected.body:
         _run(statement, loaded)
     return loaded
@@ -148,7 +151,20 @@ def _run(statement: ast.stmt, loaded: Loaded) -> None:
             raise
         name = getattr(statement, "name", "")
         if name:
-            loaded.problems[name] = f"{type(error).__name__}: {one_line(error)}"
+            loaded.problems[name] = raised(error)
+        for each in ast.walk(statement) if isinstance(statement, ast.Assign) else ():  # V = len(alphabet), of a text
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store) and size_of(each.id):
+                loaded.names.setdefault(each.id, value_of(size_of(each.id)))
+
+
+def raised(error: BaseException) -> str:
+    """Return an error in words, with the line of the learner's code in which it arose: file:line."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        source = frame.f_globals.get(SOURCE)
+        if isinstance(source, Source):
+            place = f" at {source.place(line)}"
+    return f"{type(error).__name__}{place}: {one_line(error)}".removesuffix(": ")
 
 
 class _Neighbors(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -179,6 +195,6 @@ class _Neighbors(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return
         with suppress(BardletError):
             neighbor = Loaded(read(origin), module, self.text)
-            vars(module).update(_undefined(neighbor.source, supplies(self.text)))
+            vars(module).update({**_undefined(neighbor.source, supplies(self.text)), SOURCE: neighbor.source})
             for statement in neighbor.source.selected.body:
                 _run(statement, neighbor)

@@ -23,8 +23,10 @@ MISTAKES = {
     "no-scale": Mistake("The scores are not divided by the square root of the head size, {detail}.", "1:16:56", HEAD),
     "scale-n-embd": Mistake("The scores are divided by the square root of n_embd, {detail}.", "1:20:05", HEAD),
     "wrong-scale": Mistake("The scores are multiplied by the wrong number, {detail}.", "1:16:56", HEAD),
-    "softmax-axis": Mistake("The softmax runs over the wrong axis: the weights of a query do not sum to 1; use dim=-1.",
-                            "0:54:42", AVERAGING),
+    "softmax-axis": Mistake("The softmax runs over the wrong axis: the weights of a query do not sum to 1; use dim=-1, "
+                            "and keepdim=True in a sum of your own.", "0:54:42", AVERAGING),
+    "no-sum": Mistake("The exponentials of the scores are never divided by their sum, so the weights of a query do not "
+                      "sum to 1; divide by w.sum(dim=-1, keepdim=True).", "0:54:42", AVERAGING),
     "mask-side": Mistake("The mask hides the past and shows the future; keep the lower triangle (torch.tril).",
                          "0:54:42", AVERAGING),
     "mask-missing": Mistake("Nothing hides the future: {detail}; fill it with -inf before the softmax.", "0:54:42",
@@ -50,6 +52,8 @@ MISTAKES = {
                          "optimizer.zero_grad(set_to_none=True).", "0:34:53", BIGRAM),
     "no-residual": Mistake("A block does not add to its input: {detail}; write x = x + self.sa(self.ln1(x)).",
                            "1:26:48", RESIDUAL),
+    "double-residual": Mistake("A block adds its input more than once: {detail}; write x = x + self.sa(self.ln1(x)).",
+                               "1:26:48", RESIDUAL),
     "post-norm": Mistake("A norm comes after a part of the block; the lecture puts it before each part: "
                          "x = x + self.sa(self.ln1(x)).", "1:32:51", NORM),
     "no-crop": Mistake("Generation does not crop its context: {detail}; pass idx[:, -block_size:] to the model.",
@@ -80,15 +84,17 @@ MISTAKES = {
 
 EXPLAINS = {
     "softmax-axis": {"not-a-number", "dead-parameter", "leak", "same-output", "mask-after-softmax"},
-    "mask-side": {"leak", "not-a-number"}, "mask-missing": {"leak"}, "mask-after-softmax": {"leak"},
+    "mask-side": {"leak", "not-a-number", "dead-parameter", "mask-diagonal"}, "mask-missing": {"leak"},
+    "mask-after-softmax": {"leak"},
     "mask-diagonal": {"leak", "not-a-number", "dead-parameter"}, "heads-view": {"leak"},
-    "no-positions": {"dead-parameter"}, "no-residual": {"dead-parameter"},
+    "no-positions": {"dead-parameter"}, "no-residual": {"dead-parameter"}, "double-residual": {"start-loss"},
+    "ignores-source": {"dead-parameter", "mask-missing"}, "no-sum": {"start-loss", "not-a-number", "dead-parameter"},
     "softmax-before-loss": {"start-loss", "does-not-learn"}, "loss-axis": {"wrong-loss"},
     "plain-list": {"dead-parameter", "no-eval"},
 }
 """Findings that another one of the same file explains."""
 
-DETAIL = re.compile(r"[\w .,:;()\[\]'=<>+*/-]{0,160}")
+DETAIL = re.compile(r"[\w .,:;()\[\]'=<>+*@/-]{0,160}")
 """The form of a detail: the process that makes it ran somebody else's code."""
 
 
@@ -108,3 +114,11 @@ class Finding:
             return f"{self.where}: {text[0].upper()}{text[1:]}"
         page = mistake.page if not mistake.page[0].isdigit() else f"page {mistake.page}"
         return f"{self.where}: {text} Lecture {mistake.minute}; course: {page}."
+
+
+def unexplained(findings: list[Finding], whole: set[str]) -> list[Finding]:
+    """Return the findings that no other one explains. whole: models whose layers are tested again on their own."""
+    explained = set().union(*(EXPLAINS.get(each.name, set()) for each in findings))
+    in_layers = {each.name for each in findings if each.where not in whole}
+    return [each for each in findings if each.name not in explained and not (
+        each.name == "ignores-source" and each.where in whole and each.name in in_layers)]

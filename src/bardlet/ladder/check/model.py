@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardlet.errors import one_line
 from bardlet.ladder.check.attention import FUSED, NEAR, attentions
-from bardlet.ladder.check.build import LENGTHS, Model, Untestable, random_ids
+from bardlet.ladder.check.build import LENGTHS, Model, Untestable
+from bardlet.ladder.check.load import raised
 from bardlet.ladder.check.mistakes import Finding
-from bardlet.ladder.check.modules import OPAQUE, class_of, leak, log_size
+from bardlet.ladder.check.modules import OPAQUE, class_of, leak
 from bardlet.ladder.check.sizes import SIZES
 from bardlet.ladder.check.trace import Node, Trace, trace
 
@@ -24,16 +27,32 @@ LEAKS = {"mask-side", "mask-missing", "mask-after-softmax", "mask-diagonal", "so
 
 
 def fit(model: Model) -> None:
-    """Use a shorter context if the file fixes its block_size to the lecture's 8."""
-    with torch.no_grad(), trace() as record:
-        try:
-            model.logits(random_ids(B, model.longest, seed=1))
-        except IndexError:
-            if record.failure and record.failure.name in ("embedding", "__getitem__"):
-                model.longest, model.short = LENGTHS[1]
-        except Exception:
-            if has_fixed_mask(record):
-                model.longest, model.short = LENGTHS[1]
+    """Use a shorter context if the file fixes its block_size to the lecture's 8, and fewer tokens if it has fewer."""
+    record, _ = _tried(model)
+    rows = _rows(record)
+    if rows and rows not in SIZES.values():  # of the table of tokens, or of that of positions
+        usual, model.vocab = model.vocab, min(model.vocab, rows)
+        record, V = _tried(model)
+        if _rows(record) == rows or V not in (0, rows):
+            model.vocab = usual
+    if _rows(record) or has_fixed_mask(record):
+        model.longest, model.short = LENGTHS[1]
+
+
+def _tried(model: Model) -> tuple[Trace, int]:
+    """Return the record of a model's longest context, and the number of its logits; 0 if it fails."""
+    with torch.no_grad(), trace() as record, suppress(Exception):
+        return record, model.logits(model.ids(B, model.longest, seed=1)).shape[-1]
+    return record, 0
+
+
+def _rows(record: Trace) -> int:
+    """Return the length of the table in which an index was too high; 0 if no table failed."""
+    failure = record.failure
+    if failure is None or not failure.index or failure.name not in ("embedding", "__getitem__"):
+        return 0
+    tables = [shape for shape in failure.shapes if len(shape) == 2]
+    return tables[-1 if failure.name == "embedding" else 0][0] if tables else LENGTHS[0][0]
 
 
 def has_fixed_mask(record: Trace) -> bool:
@@ -53,7 +72,7 @@ def run_once(name: str, model: Model, length: int, own: set[type]) -> tuple[Trac
     """
     with torch.no_grad(), trace() as record:
         try:
-            logits = model.logits(random_ids(B, length, seed=1))
+            logits = model.logits(model.ids(B, length, seed=1))
         except Untestable:
             raise
         except Exception as error:
@@ -61,7 +80,7 @@ def run_once(name: str, model: Model, length: int, own: set[type]) -> tuple[Trac
                 where = class_of(record.failure.modules, own) or name
                 detail = f"a context of {length} tokens, block_size is {model.longest}"
                 return record, None, [Finding("tril-length", where, detail)]
-            raise Untestable(f"its forward raises {type(error).__name__}: {one_line(error)}") from None
+            raise Untestable(f"its forward raises {raised(error)}") from None
     return record, logits, []
 
 
@@ -82,11 +101,11 @@ def leak_findings(name: str, model: Model, known: set[str]) -> list[Finding]:
 
     def change(idx: Tensor, position: int) -> Tensor:
         idx = idx.clone()
-        idx[:, position] = (idx[:, position] + 7) % int(SIZES["vocab_size"])
+        idx[:, position] = (idx[:, position] + min(7, model.vocab - 1)) % model.vocab
         return idx
 
     with torch.no_grad(), trace() as record:
-        found = leak(model.logits, random_ids(B, model.short, seed=2), change)
+        found = leak(model.logits, model.ids(B, model.short, seed=2), change)
     return [Finding(leak_name(record), name, found)] if found else []
 
 
@@ -109,31 +128,33 @@ def is_opaque(record: Trace) -> bool:
 # ---------------------------------------------------------------------------------- the loss
 
 
-def loss_findings(name: str, model: Model) -> list[Finding]:
-    """Compare the model's loss with the cross-entropy of its logits; name the mistake that gives its value."""
-    if not model.takes_targets:
-        return []
-    idx, y = random_ids(B, model.short, seed=3), random_ids(B, model.short, seed=4)
+def loss_findings(name: str, model: Model) -> tuple[list[Finding], str]:
+    """Compare the model's loss with the cross-entropy of its logits; name the mistake that gives its value.
+
+    Returns the findings, and why the loss is not tested; empty if it is.
+    """
+    idx, y = model.ids(B, model.short, seed=3), model.ids(B, model.short, seed=4)
     with torch.no_grad(), trace() as record:
         try:
             logits = model.logits(idx)
             answer = model(idx, y)
-        except Untestable:
-            return []
+        except Untestable as error:
+            return [], str(error)
         except Exception as error:
             failure = record.failure
             if failure and failure.name in ("cross_entropy", "nll_loss"):
-                return [Finding("loss-axis", name)]
-            raise Untestable(f"its loss raises {type(error).__name__}: {one_line(error)}") from None
+                return [Finding("loss-axis", name)], ""
+            raise Untestable(f"its loss raises {raised(error)}") from None
     if answer.loss is None:
-        return []
-    mistake, model.shifts = compare(float(answer.loss), logits, idx, y)
-    return [Finding(mistake[0], name, mistake[1])] if mistake else []
+        return [], "it returns none with targets"
+    compared = compare(float(answer.loss), logits, idx, y)
+    model.shifts, model.own_loss = compared.shifts, not compared.unknown
+    return compared.findings(name), compared.unknown
 
 
 def own_loss_findings(name: str, model: Model) -> list[Finding]:
     """Name the mistake of a model that makes its targets from its inputs: each token as its own target."""
-    idx = random_ids(B, model.short, seed=3)
+    idx = model.ids(B, model.short, seed=3)
     with torch.no_grad():
         answer = model(idx)
     if answer.loss is None or answer.logits is None or answer.logits.shape[:2] != idx.shape:
@@ -143,19 +164,38 @@ def own_loss_findings(name: str, model: Model) -> list[Finding]:
     return []
 
 
-def compare(loss: float, logits: Tensor, idx: Tensor, y: Tensor) -> tuple[tuple[str, str] | None, bool]:
-    """Return the mistake in a loss and its detail, None if right or unknown; and whether it shifts the targets."""
+@dataclass(frozen=True)
+class Compared:
+    """A loss in comparison with the cross-entropy.
+
+    mistake: its name and detail, None if there is none; shifts: True if the loss shifts the targets itself; unknown:
+    why it cannot be compared.
+    """
+
+    mistake: tuple[str, str] | None = None
+    shifts: bool = False
+    unknown: str = ""
+
+    def findings(self, where: str) -> list[Finding]:
+        """Return the mistake as a finding."""
+        return [Finding(self.mistake[0], where, self.mistake[1])] if self.mistake else []
+
+
+def compare(loss: float, logits: Tensor, idx: Tensor, y: Tensor) -> Compared:
+    """Compare a loss with those of right models and of known mistakes."""
     if loss != loss:
-        return ("not-a-number", "the loss"), False
+        return Compared(("not-a-number", "the loss"))
     if _is_probability(logits) and abs(loss - float(_entropy(logits.clamp_min(1e-9).log(), y))) > 1e-3:
-        return ("softmax-before-loss", ""), False
-    for shifts, value in _right(logits, idx, y):
+        return Compared(("softmax-before-loss", ""))
+    right = list(_right(logits, idx, y))
+    for shifts, value in right:
         if abs(loss - value) < 1e-4 * max(1, value):
-            return None, shifts
+            return Compared(shifts=shifts)
     for mistake, detail, value in _wrong(logits, idx, y):
         if abs(loss - value) < 1e-4 * max(1, abs(value)):
-            return (mistake, detail), False
-    return None, False
+            return Compared((mistake, detail))
+    return Compared(unknown=f"it is {loss:.4f}, the mean cross-entropy {right[0][1]:.4f}; check "
+                            "cannot compare one with ignore_index, label_smoothing, weights or other terms")
 
 
 def _entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -192,11 +232,12 @@ def _wrong(logits: Tensor, idx: Tensor, y: Tensor) -> Iterator[tuple[str, str, f
 def start_findings(name: str, model: Model) -> list[Finding]:
     """Return a finding if the loss at the start is far above ln V, before the weights are stirred."""
     with torch.no_grad():
-        idx, y = random_ids(B, model.short, seed=5), random_ids(B, model.short, seed=6)
+        idx, y = model.ids(B, model.short, seed=5), model.ids(B, model.short, seed=6)
         logits = model.logits(idx)
     loss = float(_entropy(logits, y))
-    if loss > log_size() + 3:
-        return [Finding("start-loss", name, f"{loss:.1f}, not near ln({SIZES['vocab_size']}) = {log_size():.1f}")]
+    usual = math.log(logits.shape[-1])
+    if loss > usual + 3:
+        return [Finding("start-loss", name, f"{loss:.1f}, not near ln({logits.shape[-1]}) = {usual:.1f}")]
     return []
 
 
@@ -206,7 +247,7 @@ def start_findings(name: str, model: Model) -> list[Finding]:
 def position_findings(name: str, model: Model) -> list[Finding]:
     """Give the model one token everywhere: scores and logits that are alike at all positions know no position."""
     with torch.no_grad(), trace() as record:
-        logits = model.logits(torch.full((1, model.short), 7))
+        logits = model.logits(torch.full((1, model.short), min(7, model.vocab - 1)))
     found = [each for each in attentions(record) if each.is_self and each.scores is not None and each.head_size]
     inputs = [node.parents[0].value for node in record.nodes if node.name in OPAQUE and node.parents]
     if not found and not inputs:
@@ -236,7 +277,7 @@ def _alike(row: Tensor) -> bool:
 
 def gradient_findings(name: str, model: Model) -> list[Finding]:
     """Return the weights that no gradient reaches, and a model whose output does not depend on its input."""
-    idx, y = random_ids(B, model.longest, seed=7), random_ids(B, model.longest, seed=8)
+    idx, y = model.ids(B, model.longest, seed=7), model.ids(B, model.longest, seed=8)
     model.module.zero_grad(set_to_none=True)
     logits = model.logits(idx)
     if (logits - logits[:1, :1]).abs().max() < 1e-6:

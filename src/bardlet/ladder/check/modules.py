@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -56,11 +55,13 @@ def _mistakes(attention: Attention, causal: bool) -> Iterator[tuple[str, str]]:
     if scale:
         yield scale
     rows = attention.weights.sum(-1)
+    if not attention.summed:
+        yield "no-sum", ""
     if not attention.axis_ok:
         yield "softmax-axis", ""
     elif causal and (mask := _mask(attention)):
         yield mask
-    elif (rows - 1).abs().max() > 1e-3 and not torch.isnan(rows).any():
+    elif attention.summed and (rows - 1).abs().max() > 1e-3 and not torch.isnan(rows).any():
         hidden = (attention.weights == 0) & (attention.softmax > 0)
         if hidden.any():
             yield "mask-after-softmax", ""
@@ -87,7 +88,8 @@ def _mask(attention: Attention) -> tuple[str, str] | None:
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     flat = attention.softmax.reshape(-1, T, T)
     before = (flat.nan_to_num(0).abs() > 1e-9).any(0)
-    if before[future].all() and not seen[future].any() and attention.weights.shape == attention.softmax.shape:
+    later = attention.summed and attention.weights.shape == attention.softmax.shape
+    if later and before[future].all() and not seen[future].any():
         rows = attention.weights.sum(-1)
         return ("mask-after-softmax", "") if (rows - 1).abs().max() > 1e-3 else None
     past = future.T
@@ -158,8 +160,8 @@ def blocks(trace: Trace) -> list[Visit]:
 def block_findings(visits: list[Visit], own: set[type], norm: bool = True) -> list[Finding]:
     """Return the mistakes of the residual path, one for each class. norm: False if norms come later in the lecture.
 
-    With every layer set to zero, a block returns its input: x + 0. A norm on the path returns the normed input. A norm
-    of a layer's output does not, but then no norm reads the block's input.
+    With every layer set to zero, a block returns its input: x + 0. A norm on the path returns the normed input, and
+    x + x + 0 a multiple. A norm of a layer's output does not, but then no norm reads the block's input.
     """
     findings: dict[str, Finding] = {}
     for visit in visits:
@@ -179,9 +181,19 @@ def block_findings(visits: list[Visit], own: set[type], norm: bool = True) -> li
             continue
         if (out - other).abs().max() < NEAR:
             findings[name] = Finding("no-residual", name, "with all its layers at zero, the input is lost")
+        elif (times := _multiple(out, x)) is not None:  # a factor of its own choice, such as 0.7, is no mistake
+            if round(times) > 1 and abs(times - round(times)) < NEAR:
+                detail = f"with all its layers at zero, it returns {round(times)} x"
+                findings[name] = Finding("double-residual", name, detail)
         elif norm and not encoder and (_normed(out) - _normed(x)).abs().max() < 0.05:
             findings[name] = Finding("post-norm", name)
     return list(findings.values())
+
+
+def _multiple(out: Tensor, x: Tensor) -> float | None:
+    """Return the number by which a block multiplies its input; None if it does not multiply alone."""
+    times = float((out * x).sum() / x.square().sum())
+    return times if (out - times * x).abs().max() < NEAR * max(1.0, times) * float(x.abs().max()) else None
 
 
 def _norms_first(block: nn.Module, others: tuple[Any, ...], x: Tensor) -> bool:
@@ -319,8 +331,3 @@ def finite(name: str, output: Tensor) -> list[Finding]:
         return []
     place = bad.nonzero()[0].tolist()
     return [Finding("not-a-number", name, f"the first at position {place[1] if len(place) > 1 else place[0]}")]
-
-
-def log_size() -> float:
-    """Return the loss of a model that knows nothing: ln V."""
-    return math.log(SIZES["vocab_size"])

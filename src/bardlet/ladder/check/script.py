@@ -291,8 +291,12 @@ def _same_slices(tree: ast.Module) -> list[Finding]:
 # ---------------------------------------------------------------------------------- losses outside the model
 
 
-def loss_findings(loaded: Loaded, model: nn.Module, idx: Tensor, y: Tensor, logits: Tensor) -> list[Finding]:
-    """Return the mistake of a function of the file that returns the loss of logits, or of a model on a batch."""
+def loss_findings(loaded: Loaded, model: nn.Module, idx: Tensor, y: Tensor,
+                  logits: Tensor) -> tuple[list[Finding], str]:
+    """Return the mistake of a function of the file that returns the loss of logits, or of a model on a batch.
+
+    Also returns why that loss is not tested; empty if it is, or if there is none.
+    """
     known = {"logits": logits, "model": model, "inputs": idx, "targets": y, "device": "cpu"}
     for name, function in loaded.names.items():
         if not inspect.isfunction(function) or "loss" not in name.lower():
@@ -307,11 +311,11 @@ def loss_findings(loaded: Loaded, model: nn.Module, idx: Tensor, y: Tensor, logi
             except Exception:
                 failed = record.failure is not None and record.failure.name in ("cross_entropy", "nll_loss")
                 flattened_outside = "logits" in plan.values()
-                return [Finding("loss-axis", name)] if failed and not flattened_outside else []
+                return ([Finding("loss-axis", name)] if failed and not flattened_outside else []), ""
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            mistake, _ = compare(float(loss), logits, idx, y)
-            return [Finding(mistake[0], name, mistake[1])] if mistake else []
-    return []
+            compared = compare(float(loss), logits, idx, y)
+            return compared.findings(name), compared.unknown
+    return [], ""
 
 
 ROLES = {"logits": r"logits?|preds?|predictions?|outputs?|out|y_?hat|y_pred", "model": r"model|m|net|gpt",

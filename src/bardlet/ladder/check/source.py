@@ -36,11 +36,21 @@ class Source:
     path: Path
     tree: ast.Module
     selected: ast.Module
+    cells: tuple[tuple[int, int], ...] = ()
+    """Of a notebook: the first line and the number of each code cell that is read."""
 
     @property
     def classes(self) -> dict[str, ast.ClassDef]:
         """The classes by name, the last of each name."""
         return {node.name: node for node in self.selected.body if isinstance(node, ast.ClassDef)}
+
+    def place(self, line: int) -> str:
+        """Return a line as file:line; of a notebook, as its code cell and the line there."""
+        before = [(first, number) for first, number in self.cells if first <= line]
+        if not before:
+            return f"{self.path.name}:{line}"
+        first, number = before[-1]
+        return f"{self.path.name}, code cell {number}, line {line - first + 1}"
 
 
 def read(path: Path) -> Source:
@@ -57,8 +67,9 @@ def read(path: Path) -> Source:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BardletError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    cells: tuple[tuple[int, int], ...] = ()
     if path.suffix == ".ipynb":
-        text = _cells(path, text)
+        text, cells = _cells(path, text)
     text = re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", text)  # commands of a notebook
     try:
         tree = ast.parse(text)
@@ -67,17 +78,22 @@ def read(path: Path) -> Source:
         raise BardletError(f"{path}{line}: is not valid Python ({error.msg}); correct it") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise BardletError(f"{path}: is not valid Python ({one_line(error)})") from None
-    return Source(path, tree, select(tree))
+    return Source(path, tree, select(tree), cells)
 
 
-def _cells(path: Path, text: str) -> str:
-    """Return the code cells of a notebook as one text."""
+def _cells(path: Path, text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the code cells of a notebook as one text, and the first line and the number of each."""
     try:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BardletError(f"{path}: is not a notebook; save it again, or export it as .py") from None
-    return "\n".join(cell for cell in code if not cell.lstrip().startswith("%%"))
+    starts, line = [], 1
+    kept = [(number, cell) for number, cell in enumerate(code, start=1) if not cell.lstrip().startswith("%%")]
+    for number, cell in kept:
+        starts.append((line, number))
+        line += cell.count("\n") + 1
+    return "\n".join(cell for _, cell in kept), tuple(starts)
 
 
 def select(tree: ast.Module) -> ast.Module:

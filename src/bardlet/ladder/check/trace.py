@@ -58,11 +58,12 @@ class Visit:
 
 @dataclass(frozen=True)
 class Failure:
-    """The operation that raised an error."""
+    """The operation that raised an error. index: True if an index was too high."""
 
     name: str
     shapes: list[tuple[int, ...]]
     modules: tuple[nn.Module, ...]
+    index: bool = False
 
 
 def _nodes(value: Any) -> Iterator[Node]:
@@ -121,17 +122,19 @@ class Trace(TorchFunctionMode):
         recorded = replace(args, known), replace(kwargs, known)
         try:
             result = func(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             shapes = [tuple(node.value.shape) for node in _nodes(recorded)]
-            self.failure = self.failure or Failure(name, shapes, modules)
+            self.failure = self.failure or Failure(name, shapes, modules, isinstance(error, IndexError))
             raise
+        if name == "__setitem__" and isinstance(args[0], Tensor):  # it changes its first argument, and returns None
+            result = args[0]
         several = isinstance(result, list | tuple)
         for i, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor):
                 node = Node(name, tensor.detach().clone(), func, *recorded, i if several else None, modules)
                 self.nodes.append(node)
                 self._node_of[id(tensor)] = node, tensor
-        return result
+        return None if name == "__setitem__" else result
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._stack.append((module, len(self.nodes)))

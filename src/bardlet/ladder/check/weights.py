@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
-from bardlet.ladder.check.build import Model, random_ids
+from bardlet.ladder.check.build import Model
 from bardlet.ladder.check.sizes import SIZES
 from bardlet.ladder.rungs import LADDER
 from bardlet.models import build as build_rung
@@ -25,11 +25,11 @@ TRAINED_ALIKE = 11
 """The rungs after this one train the same model in another way."""
 
 
-def rung_model(number: int) -> nn.Module:
+def rung_model(number: int, vocab: int) -> nn.Module:
     """Return the model of a rung in check's sizes, without dropout."""
     size = {name: int(value) for name, value in SIZES.items()}
     module = build_rung(ModelConfig(
-        LADDER[number - 1].model, vocab_size=size["vocab_size"], block_size=size["block_size"], n_layer=size["n_layer"],
+        LADDER[number - 1].model, vocab_size=vocab, block_size=size["block_size"], n_layer=size["n_layer"],
         n_head=size["n_head"], n_embd=size["n_embd"], n_inner=size["n_inner"], dropout=0.0))
     assert isinstance(module, nn.Module)
     return module
@@ -42,7 +42,7 @@ def comparison(learner: Model) -> str:
     """
     own = _roles(learner.module)
     for rung in LADDER[:TRAINED_ALIKE]:
-        theirs = rung_model(rung.number).eval()
+        theirs = rung_model(rung.number, learner.vocab).eval()
         if _counts(_roles(theirs)) == _counts(own) and _same(learner, theirs):
             return f"the same output as rung {rung.number} with the same weights"
     return ""
@@ -70,7 +70,7 @@ def _counts(roles: Roles) -> dict[tuple[object, ...], int]:
 @torch.no_grad()
 def _same(learner: Model, rung: nn.Module) -> bool:
     """Return True if some order of the learner's weights gives the rung the learner's logits."""
-    idx = random_ids(2, learner.short, seed=11)
+    idx = learner.ids(2, learner.short, seed=11)
     wanted = learner.logits(idx)
     own, theirs = _roles(learner.module), _roles(rung)
     for order in _orders():

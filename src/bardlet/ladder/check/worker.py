@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bardlet.errors import BardletError, is_out_of_memory, one_line
+from bardlet.errors import BardletError, is_out_of_memory
 
 MEMORY = 2 << 30
 """Bytes that the learner's code may add to the process."""
@@ -68,7 +68,9 @@ def _reason(error: BaseException) -> str:
         return f"it needs more than {MEMORY >> 30} GB of memory"
     if isinstance(error, SystemExit):
         return "it calls exit"
-    return f"{type(error).__name__}: {one_line(error)}"
+    from bardlet.ladder.check.load import raised
+
+    return raised(error)
 
 
 def limit(seconds: float) -> None:
