@@ -20,8 +20,12 @@ from bardlet.models.layers import rope_angles
 from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, SEPARATOR, Tokenizer
-from bardlet.tokenizer.pipeline import BYTE_OF_CHAR
+from bardlet.tokenizer.pipeline import BYTE_OF_CHAR, SPLITS, steps
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+WORDS = {"smollm": [{"type": "Digits", "individual_digits": True}, BYTES | {"use_regex": True}],
+         "qwen2": [SPLITS[0], BYTES], "llama-bpe": [SPLITS[1], BYTES]}
+"""llama.cpp's names of rules that split a text into words, as in tokenizer.json."""
 DTYPES = ("f32", "f16", "bf16", "q8_0")
 """Formats of the matrices; vectors are always f32."""
 MAX_F16 = torch.finfo(torch.float16).max
@@ -103,7 +107,7 @@ def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
                            "hf")
     if config.model == "gpt2" and config.activation != "gelu_new":
         raise BardletError(f"--to gguf: llama.cpp computes gpt2 with gelu_new, not {config.activation}; use --to hf")
-    if tokenizer.kind == "other":
+    if pre_tokenizer(tokenizer) is None:
         raise BardletError("--to gguf: this tokenizer splits words by a rule of its own; convert the original model "
                            "with llama.cpp's convert_hf_to_gguf.py")
     if tokenizer.added:
@@ -166,7 +170,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     kinds = [gguf.TokenType.CONTROL if i in tokenizer.special else gguf.TokenType.NORMAL for i in range(len(tokens))]
     missing = size - len(tokens)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
     writer.add_token_list([*tokens, *(f"[unused {len(tokens) + n}]" for n in range(missing))])
     writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * missing])
     writer.add_token_merges(merges)
@@ -184,6 +188,15 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
             writer.add_eot_token_id(ends[0])
 
 
+def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
+    """Return llama.cpp's name of the rule that splits a text into words; None if it has none for this tokenizer."""
+    if tokenizer.kind != "other":
+        return "gpt-2"
+    rules = [{name: value for name, value in step.items() if name != "trim_offsets"}
+             for step in steps(tokenizer.rules["pre_tokenizer"], "pretokenizers")]
+    return next((name for name, known in WORDS.items() if rules == known), None)
+
+
 def byte_level(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """Return (tokens by id, merges by rank) of a byte-level BPE with the same ids for every text.
 
@@ -191,7 +204,7 @@ def byte_level(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     can apply to it: only the first byte of a character begins a merge, and never follows one. A tokenizer without
     merges gets one that never applies, since llama.cpp wants a list: its parts begin no character of UTF-8.
     """
-    if tokenizer.kind == "bpe":
+    if tokenizer.kind in ("bpe", "other"):
         pairs = json.loads(tokenizer.json)["model"]["merges"]  # a pair is a list, in older files a string
         tokens = {i: token for token, i in tokenizer.vocab.items()}
         return ([tokens.get(i, f"[unused {i}]") for i in range(tokenizer.vocab_size)],

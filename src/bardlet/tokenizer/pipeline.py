@@ -85,7 +85,7 @@ class TokenBytes:
 
 def token_bytes(pipeline: dict[str, Any]) -> TokenBytes | None:
     """Return the rule for the bytes of tokens, or None if the text of a token depends on others in another way."""
-    rules = _steps(pipeline.get("decoder"), "decoders")
+    rules = steps(pipeline.get("decoder"), "decoders")
     if [rule["type"] for rule in rules] == ["ByteLevel"]:
         return TokenBytes(byte_level=True, strips=False)
     if [rule["type"] for rule in rules[:3]] != ["Replace", "ByteFallback", "Fuse"] or rules[0] != _TO_SPACE:
@@ -93,18 +93,18 @@ def token_bytes(pipeline: dict[str, Any]) -> TokenBytes | None:
     return TokenBytes(byte_level=False, strips=bool(rules[3:])) if rules[3:] in ([], [_STRIP]) else None
 
 
-def _steps(rules: Any, name: str) -> list[dict[str, Any]]:
+def steps(rules: Any, name: str) -> list[dict[str, Any]]:
     """Return the steps of a normalizer, pre-tokenizer, decoder or post-processor; a sequence has them under `name`."""
     if not isinstance(rules, dict):
         return []
     if rules.get("type") != "Sequence":
         return [rules]
-    return [step for each in rules[name] for step in _steps(each, name)]
+    return [step for each in rules[name] for step in steps(each, name)]
 
 
 def prefix(pipeline: dict[str, Any]) -> list[int]:
     """Return the ids that the post-processor puts before a text, as <s> of Llama 2."""
-    for step in _steps(pipeline.get("post_processor"), "processors"):
+    for step in steps(pipeline.get("post_processor"), "processors"):
         if step["type"] == "TemplateProcessing":
             before = itertools.takewhile(lambda part: "SpecialToken" in part, step["single"])
             return [i for part in before for i in step["special_tokens"][part["SpecialToken"]["id"]]["ids"]]
@@ -113,8 +113,8 @@ def prefix(pipeline: dict[str, Any]) -> list[int]:
 
 def start_only(pipeline: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the steps that put a space before a text, but not before the part of it that follows a special token."""
-    steps = _steps(pipeline.get("pre_tokenizer"), "pretokenizers")
-    return [step for step in steps if step["type"] == "Metaspace" and step["prepend_scheme"] == "first"]
+    found = steps(pipeline.get("pre_tokenizer"), "pretokenizers")
+    return [step for step in found if step["type"] == "Metaspace" and step["prepend_scheme"] == "first"]
 
 
 # ---------------------------------------------------------------- cuts that keep the ids
@@ -140,7 +140,7 @@ _INSIDE = re.compile(rf"[^{SPACE}]{SPACE}")
 _GPT4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
          r"|\s+(?!\S)|\s+")
 """The words of Qwen2; those of Llama 3 have numbers of up to three digits."""
-_SPLITS = [{"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False}
+SPLITS = [{"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False}
            for rule in (_GPT4, _GPT4.replace(r"\p{N}|", r"\p{N}{1,3}|"))]
 _LEGACY = [{"type": "Prepend", "prepend": SPACE},
            {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
@@ -173,23 +173,23 @@ def _is_plain(token: dict[str, Any]) -> bool:
 
 def _word_cuts(pipeline: dict[str, Any]) -> Cuts | None:
     """Return the cuts of a byte-level BPE, whose words end before a space, whatever follows."""
-    steps = _steps(pipeline.get("pre_tokenizer"), "pretokenizers")
-    if any(step != {"type": "NFC"} for step in _steps(pipeline.get("normalizer"), "normalizers")):
+    found = steps(pipeline.get("pre_tokenizer"), "pretokenizers")
+    if any(step != {"type": "NFC"} for step in steps(pipeline.get("normalizer"), "normalizers")):
         return None
-    digits = [step for step in steps if step["type"] == "Digits"]
-    levels = [step for step in steps if step["type"] == "ByteLevel" and not step["add_prefix_space"]]
-    splits = [step for step in steps if step in _SPLITS]
+    digits = [step for step in found if step["type"] == "Digits"]
+    levels = [step for step in found if step["type"] == "ByteLevel" and not step["add_prefix_space"]]
+    splits = [step for step in found if step in SPLITS]
     words = len(splits) + sum(level["use_regex"] for level in levels)
-    is_known = len(levels) == 1 and steps[-1:] == levels and len(digits) + len(levels) + len(splits) == len(steps)
+    is_known = len(levels) == 1 and found[-1:] == levels and len(digits) + len(levels) + len(splits) == len(found)
     return Cuts(_IN_WORDS) if is_known and words else None
 
 
 def _sentencepiece_cuts(pipeline: dict[str, Any], tokens: Collection[str]) -> Cuts | None:
     """Return the cuts of a BPE as of Llama 2: before a space, unless a merge crosses one."""
-    normalizer = _steps(pipeline.get("normalizer"), "normalizers")
-    steps = _steps(pipeline.get("pre_tokenizer"), "pretokenizers")
-    legacy = normalizer == _LEGACY and not steps
-    metaspace = not normalizer and [(step["type"], step.get("replacement")) for step in steps] == [("Metaspace", SPACE)]
+    normalizer = steps(pipeline.get("normalizer"), "normalizers")
+    found = steps(pipeline.get("pre_tokenizer"), "pretokenizers")
+    legacy = normalizer == _LEGACY and not found
+    metaspace = not normalizer and [(step["type"], step.get("replacement")) for step in found] == [("Metaspace", SPACE)]
     if not (legacy or metaspace) or SPACE not in tokens or any(map(_INSIDE.search, tokens)):
         return None
     return Cuts(_BEFORE_WORDS, drops_space=legacy)
