@@ -2,7 +2,7 @@
 
 *Let's build GPT: from scratch, in code, spelled out* grows a Transformer one idea at a time. Here each idea is a rung:
 a trainable model, written out in full, that differs from the rung before only by its idea. Rungs 6, 8 and 9 add several
-parts at once, which the idea needs. Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `qwen3.py`; rungs 12 and 13
+parts at once, which the idea needs. Rungs 1 to 8 are the lecture's, 9 to 11 lead on to `llama.py`; rungs 12 and 13
 train rung 11 differently (`bardlet/ladder/rungs.py`). Attention is plain PyTorch: no fused kernels, no cache.
 
 Shapes: B rows of a batch, T positions, C channels (n_embd), H heads, D channels of a head, V tokens of the vocabulary.
@@ -601,7 +601,7 @@ class QKNormBlock(nn.Module):
 
 
 class QKNormModel(LectureModel):
-    """Only the norms in attention are new. With the same weights `qwen3.py` with an untied head computes the same."""
+    """Only the norms in attention are new. With the same weights, a qwen3 of `llama.py` with an untied head computes the same."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
