@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import assert_same_run
 from processes import power_cut
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bardlet import models
 from bardlet.cli import main
@@ -147,3 +148,50 @@ def test_user_errors_are_one_line(rank: str, message: str, base: Path, chats: Pa
 def test_lora_needs_a_pretrained_model() -> None:
     with pytest.raises(Exception, match="--lora 4: LoRA adapts a trained model"):
         TrainConfig(lora=4)
+
+
+@pytest.mark.parametrize("shape", [QWEN3, GPT2])
+def test_a_base_in_bf16_computes_what_it_computes_in_fp32(shape: ModelConfig) -> None:
+    """Logits, gradients and merged weights, bit for bit; only the matrices of the blocks stay in bf16."""
+    rounded = models.build(shape).eval().bfloat16()
+    wide = models.build(shape).eval()
+    wide.load_state_dict(rounded.state_dict())
+    results = []
+    for model in (rounded, wide):
+        torch.manual_seed(0)
+        lora.add_lora(model, 4)
+        with_random_updates(model)
+        loss = model(IDX[:, :-1], IDX[:, 1:])
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert gradients and all(gradient is not None for gradient in gradients.values())
+        results.append((loss, gradients, model.hf_state_dict()))
+    (loss, gradients, weights), (wide_loss, wide_gradients, wide_weights) = results
+    assert torch.equal(loss, wide_loss)
+    assert all(torch.equal(gradient, wide_gradients[name]) for name, gradient in gradients.items())
+    assert all(torch.equal(tensor, wide_weights[name]) for name, tensor in weights.items())
+    assert {p.dtype for name, p in rounded.named_parameters() if name.endswith("frozen")} == {torch.bfloat16}
+    assert {p.dtype for name, p in rounded.named_parameters() if not name.endswith("frozen")} == {torch.float32}
+
+
+def test_a_bf16_folder_trains_and_resumes_as_in_fp32(base: Path, chats: Path, tmp_path: Path) -> None:
+    """The same weights as from the same folder in fp32; interrupted after 3 steps, the same again."""
+    left_out = shutil.ignore_patterns("checkpoints", "run.toml", "manifest.json")
+
+    def train(name: str, out: str, *options: str) -> dict[str, torch.Tensor]:
+        command = ["sft", str(tmp_path / name), str(chats), "--lora", "4", "--steps", "6", "--dtype", "fp32",
+                   "--compile", "off", "--out", str(tmp_path / out), "--debug", *options]  # fmt: skip
+        assert main(command) == 0
+        return load_file(tmp_path / out / "model.safetensors")
+
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        shutil.copytree(base, tmp_path / name, ignore=left_out)
+        tensors = {key: x.bfloat16().to(dtype) for key, x in load_file(base / "model.safetensors").items()}
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    expected = train("fp32", "wide")
+    assert all(torch.equal(x, expected[key]) for key, x in train("bf16", "narrow").items())
+    train("bf16", "again", "--save-every", "3")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000006")
+    assert main(["resume", str(tmp_path / "again"), "--debug"]) == 0
+    resumed = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(x, expected[key]) for key, x in resumed.items())

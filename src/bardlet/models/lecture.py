@@ -601,7 +601,7 @@ class QKNormBlock(nn.Module):
 
 
 class QKNormModel(LectureModel):
-    """Only the norms in attention are new. With the same weights, a qwen3 of `llama.py` with an untied head computes the same."""
+    """Only the norms in attention are new. With the same weights, a qwen3 with an untied head computes the same."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -22,25 +22,49 @@ HEADS = ("lm_head", "score")
 """Heads after the blocks, which LoRA does not adapt."""
 
 
+class FrozenProduct(torch.autograd.Function):
+    """x W^T with a frozen W of fewer bits than x, which is widened on both ways and not kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Return x W^T."""
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x."""
+        [weight] = ctx.saved_tensors
+        return grads[0] @ weight.to(grads[0].dtype), None
+
+
 class LoRALinear(nn.Module):
-    """A linear layer with a frozen weight W and a trainable update of rank R: W + ALPHA / R * up @ down."""
+    """A linear layer with a frozen weight W and a trainable update of rank R: W + ALPHA / R * up @ down.
+
+    W stays in bf16 if it is stored so; the update is fp32.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
         self.frozen, self.bias, self.scale = linear.weight, linear.bias, ALPHA / rank
         out_features, in_features = linear.weight.shape
-        self.down = nn.Parameter(torch.empty_like(linear.weight[:1].expand(rank, in_features)))
-        self.up = nn.Parameter(torch.zeros_like(linear.weight[:, :1].expand(out_features, rank)))  # no update yet
+        wide = {"dtype": torch.promote_types(linear.weight.dtype, torch.float32), "device": linear.weight.device}
+        self.down = nn.Parameter(torch.empty(rank, in_features, **wide))
+        self.up = nn.Parameter(torch.zeros(out_features, rank, **wide))  # no update yet
         nn.init.uniform_(self.down, -(in_features**-0.5), in_features**-0.5)
 
     @property
     def weight(self) -> Tensor:
         """The merged weight, (out, in), for decoders and files."""
-        return self.frozen + self.scale * self.up @ self.down
+        return self.frozen.to(self.up.dtype) + self.scale * self.up @ self.down
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out) without computing the merged weight."""
-        return F.linear(x, self.frozen, self.bias) + self.scale * F.linear(F.linear(x, self.down), self.up)
+        update = self.scale * F.linear(F.linear(x, self.down), self.up)
+        if self.frozen.dtype == self.up.dtype:
+            return F.linear(x, self.frozen, self.bias) + update
+        y = FrozenProduct.apply(x, self.frozen) + update
+        return y if self.bias is None else y + self.bias
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a resumed run needs besides the merged weight."""
@@ -49,8 +73,9 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load tensors from `extra_tensors`."""
-        for name, own in self.extra_tensors().items():
-            own.copy_(tensors[name])
+        self.frozen.data = tensors["frozen"].to(self.frozen.device)
+        self.down.copy_(tensors["down"])
+        self.up.copy_(tensors["up"])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight.detach()
@@ -60,7 +85,7 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
         """Load the merged weight as the frozen one and reset the update to zero."""
-        self.frozen.copy_(state_dict[prefix + "weight"])
+        self.frozen.data = state_dict[prefix + "weight"].to(self.frozen.device, copy=True)  # in all its bits
         self.up.zero_()
         if self.bias is not None:
             self.bias.copy_(state_dict[prefix + "bias"])
@@ -87,3 +112,7 @@ def add_lora(model: nn.Module, rank: int) -> None:
     for name, layer in layers:
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, LoRALinear(layer, rank))
+    frozen = {id(module.frozen) for module in model.modules() if isinstance(module, LoRALinear)}
+    for parameter in model.parameters():  # embeddings, norms and biases are small, and the residual stream is fp32
+        if parameter.dtype == torch.bfloat16 and id(parameter) not in frozen:
+            parameter.data = parameter.data.float()

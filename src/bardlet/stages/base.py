@@ -371,7 +371,8 @@ class FineTuning(Stage[F, Source, Data, R]):
         if config.init is None:
             raise BardletError(f"bardlet {config.stage}: name the model to train: a run folder, or a Hugging Face "
                                "folder with a gpt2 or Llama-like model")
-        model, tokenizer = hf.read_folder(hub.folder(config.init), config.dropout)
+        stored = None if config.lora else torch.float32  # the weights that LoRA freezes may stay bf16
+        model, tokenizer = hf.read_folder(hub.folder(config.init), config.dropout, dtype=stored)
         if not isinstance(model, LanguageModel):
             raise BardletError(f"{config.init}: a {model.config.model} model cannot be fine-tuned on conversations; "
                                "start from a gpt2 or Llama-like model")
