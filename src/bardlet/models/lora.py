@@ -48,7 +48,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.frozen, self.bias, self.scale = linear.weight, linear.bias, ALPHA / rank
         out_features, in_features = linear.weight.shape
-        wide = {"dtype": torch.promote_types(linear.weight.dtype, torch.float32), "device": linear.weight.device}
+        wide: dict[str, Any] = {"dtype": torch.promote_types(linear.weight.dtype, torch.float32), "device": linear.weight.device}
         self.down = nn.Parameter(torch.empty(rank, in_features, **wide))
         self.up = nn.Parameter(torch.zeros(out_features, rank, **wide))  # no update yet
         nn.init.uniform_(self.down, -(in_features**-0.5), in_features**-0.5)
