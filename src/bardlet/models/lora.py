@@ -48,9 +48,9 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.frozen, self.bias, self.scale = linear.weight, linear.bias, ALPHA / rank
         out_features, in_features = linear.weight.shape
-        wide: dict[str, Any] = {"dtype": torch.promote_types(linear.weight.dtype, torch.float32), "device": linear.weight.device}
-        self.down = nn.Parameter(torch.empty(rank, in_features, **wide))
-        self.up = nn.Parameter(torch.zeros(out_features, rank, **wide))  # no update yet
+        dtype, device = torch.promote_types(linear.weight.dtype, torch.float32), linear.weight.device
+        self.down = nn.Parameter(torch.empty(rank, in_features, dtype=dtype, device=device))
+        self.up = nn.Parameter(torch.zeros(out_features, rank, dtype=dtype, device=device))  # no update yet
         nn.init.uniform_(self.down, -(in_features**-0.5), in_features**-0.5)
 
     @property

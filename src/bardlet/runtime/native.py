@@ -26,7 +26,7 @@ PROCESSORS = {
 """Instructions of the processors that PyTorch tells apart on x86."""
 OPENMP = ("-fopenmp",) if sys.platform == "linux" else ()
 """On Linux, GCC and Clang have OpenMP, and use the threads that PyTorch started. Elsewhere, there is one thread."""
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", *OPENMP)
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", *OPENMP)
 
 
 @cache

@@ -64,10 +64,10 @@ static inline float number(bfloat16 x) {
   return y;
 }
 static inline void put(float* p, float x) { *p = x; }
-static inline void put(bfloat16* p, float x) {  // rounded to nearest, ties to even
+static inline void put(bfloat16* p, float x) {  // rounded to nearest, ties to even; a NaN stays one
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  p->bits = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  p->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // ---------------------------------------------------------------- structures of native.py
@@ -109,7 +109,9 @@ struct Step {
 
 // ---------------------------------------------------------------- functions of each number
 
-static inline Vector exponential(Vector x) {  // relative error below 2e-7; x is clamped to finite results
+// exp(x), clamped to finite results, with a relative error below 2e-7: x = n ln 2 + r, and a polynomial of r with the
+// coefficients of expf in Moshier's Cephes library.
+static inline Vector exponential(Vector x) {
   const Vector zero = {};
   x = x < -87.0f ? zero - 87.0f : x;
   x = x > 88.0f ? zero + 88.0f : x;
@@ -133,7 +135,7 @@ static inline Vector activate(Vector x, int64_t kind) {
   const Vector zero = {};
   if (kind == SILU) return x / (1.0f + exponential(-x));
   if (kind == GELU_NEW) return x / (1.0f + exponential(x * -1.59576912f * (1.0f + 0.044715f * x * x)));
-  if (kind == RELU) return x > 0.0f ? x : zero;
+  if (kind == RELU) return x < 0.0f ? zero : x;
   for (int i = 0; i < LANES; i++) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
   return x;
 }
