@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scripts import EXAMPLES, assert_same_losses
 
+import bardlet
 from bardlet.data import named
-from bardlet.ladder.rungs import GPU, SMALL, bands
+from bardlet.ladder.rungs import GPU, LADDER, SMALL, bands
 
 TOLERANCE = 0.03
 """Nats per character: about three standard deviations between seeds."""
@@ -40,6 +42,21 @@ def test_the_loss_is_that_of_the_course(name: str, rung: str, monkeypatch: pytes
     steps, loss = re.findall(r"step (\d+): val loss over every character ([\d.]+)", out)[0]
     assert int(steps) == {"bigram": 3000, "gpt": 5000}[name]
     assert abs(float(loss) - bands()[rung]["mean"]) <= TOLERANCE
+
+
+def test_the_loss_of_todays_gpt_is_that_of_its_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """The course has no figure for rung 13 at the small size, so bardlet trains it here."""
+    text = named.get("tinyshakespeare") / "input.txt"
+    sizes: dict[str, Any] = {**SMALL, "dropout": 0.0}
+    arguments = [str(text), "eval_every=1000", "eval_batches=50", *(f"{key}={value}" for key, value in sizes.items())]
+    out = run("gpt_modern", arguments, monkeypatch, capsys)
+    [loss] = re.findall(r"with the average of the weights ([\d.]+)", out)
+    settings = {**SMALL, **LADDER[12].settings}
+    rung = bardlet.train(text, model=LADDER[12].model, tokenizer="char", out=str(tmp_path / "rung"), compile="off",
+                         dtype="fp32", eval_every=1000, **settings)  # type: ignore[arg-type]
+    print(loss, rung.record.val_loss)
+    assert abs(float(loss) - float(rung.record.val_loss or 0)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "number"), [("gpt", 8), ("gpt_modern", 13)])
