@@ -54,6 +54,8 @@ IRRELEVANT_SETTINGS = ("text", "field", "minutes", "eval_every", "eval_tokens", 
                        "replans")
 """Settings that do not make an outcome outdated: the name of the text (ladder.json has its hash), logging and saving,
 and the machine, which outcome.json records."""
+OF_OTHER_MODELS = ("scale_embedding", "rope_scaling", "layers_without_positions", "attention_bias")
+"""Parts of a shape that no rung has; outcomes of older versions lack them."""
 
 
 @dataclass(frozen=True)
@@ -315,8 +317,7 @@ class Ladder:
         whole = replace(config, batch_size=config.batch_size * config.grad_accum, grad_accum=1)
         settings = {name: value for name, value in asdict(whole).items() if name not in IRRELEVANT_SETTINGS}
         shape = asdict(config.model_config(self.dataset.tokenizer.vocab_size))
-        del shape["scale_embedding"]  # of encoder-decoders only; outcomes of older versions lack it
-        return settings | shape
+        return settings | {name: value for name, value in shape.items() if name not in OF_OTHER_MODELS}
 
     def _provenance(self, trainer: Trainer) -> dict[str, Any]:
         """Return the date, versions and machine of a training run."""
