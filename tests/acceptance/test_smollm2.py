@@ -66,7 +66,7 @@ def test_200_greedy_tokens_are_those_of_transformers(prompt: str, ours: tuple[An
 def test_int8_has_nearly_the_loss_of_fp32(ours: tuple[Any, Any]) -> None:
     """Within 0.1 % over 10,000 tokens of a real text."""
     model, tokenizer = ours
-    ids = tokenizer.encode(named.get("shakespeare").read_text(encoding="utf-8"))[:10_000].tolist()
+    ids = tokenizer.encode((named.get("tinyshakespeare") / "input.txt").read_text(encoding="utf-8"))[:10_000].tolist()
     loss = {dtype: text_loss(model, ids, dtype) for dtype in (None, torch.int8)}
     print(loss)
     assert abs(loss[torch.int8] / loss[None] - 1) < 0.001
