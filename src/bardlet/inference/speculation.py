@@ -14,7 +14,7 @@ LENGTHS = (12, 6, 3)
 LONGEST = 12
 """Tokens of the longest draft."""
 MEMORY = 0.985
-"""What an experience counts after one more step."""
+"""Weight of an experience after one more step."""
 
 
 class Drafts:
