@@ -45,12 +45,13 @@ def test_mistake(file: str, name: str, pairs: list[str], tmp_path: Path, capsys:
 @pytest.mark.parametrize("attempt", json.loads((ATTEMPTS / "index.json").read_text()), ids=lambda each: each["file"])
 def test_an_attempt_of_somebody_who_had_not_seen_check(attempt: dict[str, Any],
                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    """No finding for a right one; a mistake is named. The attempts are older than check."""
+    """No finding for a right one, of which some test passed; a mistake is named. The attempts are older than check."""
     rung = ["--rung", str(attempt["rung"])] if isinstance(attempt["rung"], int) else []
     code = main(["check", str(ATTEMPTS / attempt["file"]), "--seconds", "300", "--json", *rung])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = {finding["name"] for finding in report["findings"]}
-    assert not report["ended"] and report["passed"] and code == bool(found)
+    assert not report["ended"] and code == bool(found)
+    assert report["passed"] or attempt["mistake"]  # a mask that does not fit keeps everything else from running
     assert found == ({attempt["mistake"]} if attempt["mistake"] else set())
 
 
