@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +234,11 @@ def test_500_disconnects(run: Path, text: Path, tmp_path: Path) -> None:
                 except TimeoutError:
                     leave(writer, how)
                 if how == "half-close":  # the server cannot tell it from a close; it ends the connection in turn
-                    async with asyncio.timeout(HANGS):
-                        assert not (await read(reader)).whole
+                    async with asyncio.timeout(HANGS):  # what was read so far may end inside a line
+                        rest = b""
+                        with suppress(ConnectionError):
+                            rest = await reader.read()
+                        assert not rest.endswith(b"\r\n0\r\n\r\n")  # the last chunk of a whole stream
 
     async def stayer(server: Live, number: int) -> None:
         nonlocal checked
