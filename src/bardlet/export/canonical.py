@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bardlet.config.model import LLAMA, ROTARY, RUNGS, WITHOUT_BLOCKS
 from bardlet.errors import BardletError
-from bardlet.models.layers import rope_angles
+from bardlet.models.layers import rope_frequencies
 
 PARTS = {
     "gpt2": {"ln_1": "norm1", "attn.c_proj": "o", "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down"},
@@ -91,7 +91,7 @@ def describe(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
     c = model.config
     rung = c.model in RUNGS
     rotary = c.model in LLAMA or c.model in ROTARY
-    angles = rope_angles(torch.ones(1, 1), c.head_dim, c.rope_theta, c.rope_scaling) if rotary else torch.empty(0)
+    frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling).tolist() if rotary else []
     return {
         "family": c.model, "vocab": c.vocab_size, "channels": named["embed.weight"].shape[1], "context": c.block_size,
         "layers": 1 if c.model in WITHOUT_BLOCKS[1:] else 0 if c.model == "bigram" else c.n_layer,
@@ -101,7 +101,7 @@ def describe(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
         "attention": {"bigram": None, "averaging": "average"}.get(c.model, "softmax"),
         "positions": "rotary" if rotary else "sinusoids" if c.model == "encdec" else
                      "learned" if "positions.weight" in named else None,
-        "frequencies": angles.flatten().tolist(), "withoutPositions": list(c.layers_without_positions),
+        "frequencies": frequencies, "withoutPositions": list(c.layers_without_positions),
         "activation": "silu" if "blocks.0.gate.weight" in named else "relu" if rung else c.activation,
         "residual": c.model not in WITHOUT_BLOCKS, "slides": rung,
         "eps": c.norm_eps if rotary or not rung else 1e-5,  # the lecture's LayerNorm has PyTorch's default

@@ -16,7 +16,7 @@ import torch
 from bardlet.config.model import LLAMA
 from bardlet.data import chat_template
 from bardlet.errors import BardletError, printable
-from bardlet.models.layers import rope_angles
+from bardlet.models.layers import rope_frequencies
 from bardlet.run import hf
 from bardlet.runtime import atomic
 from bardlet.tokenizer import END, SEPARATOR, Tokenizer
@@ -136,10 +136,9 @@ def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             tensor = tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
         yield f"{prefix}{names[inner]}.{kind}", tensor
     if config.rope_scaling is not None:
-        position = torch.ones(1, 1)
-        plain, scaled = (rope_angles(position, config.head_dim, config.rope_theta, scaling)
+        plain, scaled = (rope_frequencies(config.head_dim, config.rope_theta, scaling)
                          for scaling in (None, config.rope_scaling))  # fmt: skip
-        yield "rope_freqs.weight", (plain / scaled).flatten()
+        yield "rope_freqs.weight", plain / scaled
 
 
 def _add_shape(writer: Any, config: Any) -> None:

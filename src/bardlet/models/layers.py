@@ -40,27 +40,29 @@ class RMSNorm(nn.Module):
 # ---------------------------------------------------------------------------- rotary positions
 
 
-def rope_angles(position_BT: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
-    """Return the angle of each channel pair at each position: fp32 (B, T, D/2).
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None,
+                     device: torch.device | None = None) -> Tensor:
+    """Return the angle by which each channel pair rotates per position: fp32 (D/2,).
 
-    Pair i of D/2 rotates by position * theta^(-2i/D) (Su et al. 2021, *RoFormer*, section 3.2.2).
+    Pair i of D/2 rotates by theta^(-2i/D) (Su et al. 2021, *RoFormer*, section 3.2.2).
     """
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=position_BT.device).float() / head_dim)
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     if scaling is not None:  # the share of a pair's own frequency is 1 for fast pairs, 0 for slow ones
         turns = scaling.context / (2 * math.pi / frequency)
         share = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
         frequency = (1 - share) * frequency / scaling.factor + share * frequency
-    return position_BT[..., None].float() * frequency
+    return frequency
 
 
 def rope_cos_sin(position_BT: Tensor, head_dim: int, theta: float,
                  scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the `rope_angles`, for every channel: two fp32 (B, T, 1, D).
+    """Return cos and sin of the angle of each channel pair at each position: two fp32 (B, T, 1, D).
 
     The pairs are (i, i + D/2), across the halves of a head, as in Hugging Face's checkpoints; the paper pairs
     neighboring channels.
     """
-    angle_BTD = rope_angles(position_BT, head_dim, theta, scaling).repeat(1, 1, 2)  # (B, T, D/2) -> (B, T, D)
+    frequency = rope_frequencies(head_dim, theta, scaling, position_BT.device)
+    angle_BTD = (position_BT[..., None].float() * frequency).repeat(1, 1, 2)  # (B, T, D/2) -> (B, T, D)
     return angle_BTD.cos()[:, :, None], angle_BTD.sin()[:, :, None]
 
 

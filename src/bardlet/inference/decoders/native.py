@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bardlet.config.model import LLAMA
 from bardlet.data.named import cache_folder
 from bardlet.inference.decoders.pages import PAGE, Pages
-from bardlet.models.layers import RMSNorm, rope_angles
+from bardlet.models.layers import RMSNorm, rope_frequencies
 from bardlet.ops.linear import computing_dtype, quantized
 from bardlet.runtime import native
 
@@ -132,7 +132,7 @@ class Decoder:
                 self._matrix(a.o_proj.weight, a.o_proj.bias), self._matrix(m.gate_proj.weight),
                 self._matrix(m.up_proj.weight), self._matrix(m.down_proj.weight), a.rotates))
         head = body.embed_tokens if model.lm_head is None else model.lm_head
-        frequencies = rope_angles(torch.ones(1, 1), c.head_dim, c.rope_theta, c.rope_scaling).flatten()
+        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         return layers, self._norm(body.norm), self._matrix(head.weight), frequencies
 
     def _gpt2(self, model: Any) -> tuple[list[Layer], Norm, Matrix, None]:
