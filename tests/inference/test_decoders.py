@@ -17,7 +17,15 @@ from bardlet.inference.decoders.cache import CacheStep
 from bardlet.inference.decoders.pages import PAGE, PagedStep, Pages
 from bardlet.models.layers import KVCache
 from bardlet.ops import linear
-from bardlet.ops.linear import Int8Linear, elementwise, has_fast_embedding_bag, in_blocks, linear_rows, pack_linear
+from bardlet.ops.linear import (
+    Int8Linear,
+    elementwise,
+    has_fast_embedding_bag,
+    in_blocks,
+    linear_rows,
+    pack_linear,
+    quantized,
+)
 
 few = settings(max_examples=30)
 
@@ -81,6 +89,18 @@ def test_int8_rounding_error_is_at_most_half_a_scale(
     sums = x.double().abs() @ dequantized.abs().T + abs(wide_b)
     want = F.linear(x.double(), dequantized) + wide_b
     assert bool(((rounded(x).double() - want).abs() <= 0.012 * sums + 1e-12).all())
+
+
+@few
+@given(st.integers(1, 100), st.integers(1, 5), st.integers(1, 40))
+def test_groups_of_inputs_are_rounded_by_scales_of_their_own(width: int, out: int, group: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(out, width) * torch.logspace(-3, 3, width)
+    q, scale = quantized(weight, group)
+    assert q.shape == weight.shape and q.dtype == torch.int8 and scale.shape == (out, -(-width // group))
+    for n, part in enumerate(weight.split(group, 1)):
+        q_alone, scale_alone = quantized(part)
+        assert torch.equal(q[:, n * group : (n + 1) * group], q_alone) and torch.equal(scale[:, n], scale_alone[:, 0])
 
 
 WIDTHS = [(48, 40), (64, 96), (130, 65), (384, 1536), (1536, 384), (2048, 130)]

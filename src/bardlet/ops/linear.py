@@ -194,30 +194,32 @@ def elementwise(function: Product, x_BC: Tensor) -> Tensor:
     return function(x_BC) if len(x_BC) <= rows else torch.cat([function(part) for part in x_BC.split(rows)])
 
 
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (q, scale) of a weight (O, I): int8 of the same shape, and a bf16 scale per output.
+def quantized(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return (q, scale) of a weight (O, I): int8 of the same shape, and a bf16 scale per output and `group` inputs.
 
-    Symmetric: row o is scale_O[o] * q with integers q in -127 .. 127, so an entry is off by at most half a scale. The
-    result is the same on every machine.
+    Symmetric: an entry is its scale times an integer q in -127 .. 127, so it is off by at most half a scale. The scales
+    are (O, groups); the last group may be smaller; None: one group. The result is the same on every machine.
     """
-    weight32 = weight.detach().float()
-    tiny = torch.finfo(torch.bfloat16).tiny  # for a row of zeros
-    scale_O = (weight32.abs().amax(1) / 127).clamp_min(tiny).bfloat16()
-    return (weight32 / scale_O[:, None].float()).round_().clamp_(-127, 127).to(torch.int8), scale_O
+    inputs = weight.shape[1]
+    group = group or inputs
+    parts_OGI = F.pad(weight.detach().float(), (0, -inputs % group)).unflatten(1, (-1, group))
+    tiny = torch.finfo(torch.bfloat16).tiny  # for a group of zeros
+    scale_OG = (parts_OGI.abs().amax(2) / 127).clamp_min(tiny).bfloat16()
+    q_OGI = (parts_OGI / scale_OG[:, :, None].float()).round_().clamp_(-127, 127).to(torch.int8)
+    return q_OGI.flatten(1)[:, :inputs].contiguous(), scale_OG
 
 
 class Int8Linear:
-    """x W^T + b with W rounded to int8, see `quantized`.
+    """x W^T + b with W rounded to int8, with one scale per output: see `quantized`.
 
-    For bf16 tokens, torch's operator
-    reads the bytes where it has one (x86; 180 us for the 24 matrices of `linear_rows` and one token). Elsewhere q is
-    converted to floats (exactly: bf16 holds integers up to 256). From 16 tokens on that would be faster on x86 as well,
-    but a token would have other bits beside many others than alone.
+    For bf16 tokens, torch's operator reads the bytes where it has one (x86; 180 us for the 24 matrices of `linear_rows`
+    and one token). Elsewhere q is converted to floats (exactly: bf16 holds integers up to 256). From 16 tokens on that
+    would be faster on x86 as well, but a token would have other bits beside many others than alone.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.q_OI, self.scale_O = quantized(weight)
-        self.bias, self.scale_O = None if bias is None else bias.detach().to(dtype), self.scale_O.to(dtype)
+        self.q_OI, scale_OG = quantized(weight)
+        self.bias, self.scale_O = None if bias is None else bias.detach().to(dtype), scale_OG[:, 0].to(dtype)
         # the operator reads 16 bytes at a time, and past the end of a row whose width is not a multiple of 16
         x86_bf16 = has_fast_embedding_bag(weight.device, dtype) and dtype == torch.bfloat16
         reads_bytes = x86_bf16 and weight.shape[1] % 16 == 0 and hasattr(torch, "_weight_int8pack_mm")

@@ -24,6 +24,8 @@ from bardlet.runtime import native
 
 PANEL = 64
 """Outputs of a weight that are stored together."""
+GROUP = 32
+"""Inputs of an int8 weight with a scale of their own."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"silu": 0, "gelu_new": 1, "gelu": 2, "relu": 3}
 
@@ -81,7 +83,8 @@ class PageTable:
 class Decoder:
     """Read one token per row by `step.cpp`; a test compares it with `forward` of the models.
 
-    The weights are packed: fp32, bf16, or int8 with one scale per output. Tokens are fp32.
+    The weights are packed: fp32, bf16, or int8 with a scale for each GROUP inputs of an output. Tokens are
+    fp32.
     """
 
     step_class = PageTable
@@ -165,10 +168,16 @@ class Decoder:
         outputs, inputs = weight.shape
         scale = None
         if self._weights == torch.int8:
-            weight, scale = quantized(weight)
-        padded = F.pad(weight.detach().to(self._weights), (0, 0, 0, -outputs % PANEL))
-        panels = padded.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
-        return Matrix(self._keep(panels), self._vector(scale), self._vector(bias), inputs, outputs, KINDS[panels.dtype])
+            weight, scale_OG = quantized(weight, GROUP)
+            scale = self._keep(_panels(scale_OG))
+        panels = _panels(weight.detach().to(self._weights))
+        return Matrix(self._keep(panels), scale, self._vector(bias), inputs, outputs, KINDS[panels.dtype])
+
+
+def _panels(weight_OI: Tensor) -> Tensor:
+    """Return a weight as panels: (outputs / PANEL, inputs, PANEL)."""
+    outputs, inputs = weight_OI.shape
+    return F.pad(weight_OI, (0, 0, 0, -outputs % PANEL)).view(-1, PANEL, inputs).transpose(1, 2).contiguous()
 
 
 def decoder(model: Any, dtype: torch.dtype | None) -> Decoder | None:

@@ -29,6 +29,7 @@ constexpr int LANES = 4, REGISTERS = 32;
 constexpr int TILE = 6;    // rows whose sums are in registers together
 constexpr int ROWS = 24;   // rows that are multiplied by a part of a weight while it is in the cache
 constexpr int PART = 64;   // inputs of such a part
+constexpr int GROUP = 32;  // inputs of an int8 weight with a scale of their own
 constexpr int PANEL = 64;  // outputs of a weight that are stored together: (outputs / PANEL, inputs, PANEL)
 constexpr int PAGE = 64;   // positions of a page: keys are (D, PAGE), values (PAGE, D)
 
@@ -76,7 +77,8 @@ enum Kind { FLOAT, BFLOAT, INT8 };
 
 struct Matrix {
   const void* panels;
-  const float *scale, *bias;  // of each output; null: none
+  const bfloat16* scale;  // of int8 panels: (outputs / PANEL, inputs / GROUP, PANEL)
+  const float* bias;      // of each output; null: none
   int64_t inputs, outputs, kind;
 };
 
@@ -170,11 +172,16 @@ static void normalize(const Norm& norm, const float* x, float* y, int64_t n) {
 
 // ---------------------------------------------------------------- products
 
-// Add x (R, inputs) * w (inputs, N vectors) to y (R, N vectors). Rows of w are `stride` numbers apart.
+template <typename W>
+constexpr bool is_scaled = std::is_same<W, int8_t>::value;
+
+// Add x (R, inputs) * w (inputs, N vectors), times the scale of each output, to y (R, N vectors). Rows of w are `stride`
+// numbers apart.
 template <typename W, int R, int N>
-static inline void add_tile(const float* x, int64_t x_stride, const W* w, int64_t stride, int64_t inputs, float* y) {
-  Vector sums[R][N];
-  for (int r = 0; r < R; r++)
+static inline void add_tile(const float* x, int64_t x_stride, const W* w, int64_t stride, int64_t inputs,
+                            const bfloat16* scale, float* y) {
+  Vector sums[R][N] = {};
+  for (int r = 0; r < R && !is_scaled<W>; r++)
     for (int n = 0; n < N; n++) sums[r][n] = load(y + r * PANEL + n * LANES);
   for (int64_t i = 0; i < inputs; i++, w += stride) {
     Vector each[N];
@@ -183,49 +190,55 @@ static inline void add_tile(const float* x, int64_t x_stride, const W* w, int64_
       for (int n = 0; n < N; n++) sums[r][n] += x[r * x_stride + i] * each[n];
   }
   for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) store(y + r * PANEL + n * LANES, sums[r][n]);
+    for (int n = 0; n < N; n++) {
+      float* at = y + r * PANEL + n * LANES;
+      store(at, is_scaled<W> ? load(at) + sums[r][n] * load(scale + n * LANES) : sums[r][n]);
+    }
 }
 
 // The same for all vectors of a panel.
 template <typename W, int R>
-static inline void add_rows(const float* x, int64_t x_stride, const W* w, int64_t inputs, float* y) {
+static inline void add_rows(const float* x, int64_t x_stride, const W* w, int64_t inputs, const bfloat16* scale, float* y) {
   constexpr int N = 8 * LANES <= PANEL && 8 * R < REGISTERS - 1 ? 8 : 4 * R + 4 < REGISTERS ? 4 : 2;
-  for (int n = 0; n < PANEL; n += N * LANES) add_tile<W, R, N>(x, x_stride, w + n, PANEL, inputs, y + n);
+  for (int n = 0; n < PANEL; n += N * LANES) add_tile<W, R, N>(x, x_stride, w + n, PANEL, inputs, scale + n, y + n);
 }
 
-// y (rows, PANEL) = x (rows, inputs) * w (inputs, PANEL).
+// y (rows, PANEL) = x (rows, inputs) * w (inputs, PANEL); scale: of int8 weights, (inputs / GROUP, PANEL).
 template <typename W>
-static void multiply(int64_t rows, const float* x, int64_t x_stride, const W* w, int64_t inputs, float* y) {
+static void multiply(int64_t rows, const float* x, int64_t x_stride, const W* w, int64_t inputs, float* y,
+                     const bfloat16* scale = nullptr) {
+  constexpr int64_t part_size = is_scaled<W> ? GROUP : PART;
   std::fill(y, y + rows * PANEL, 0.0f);
-  for (int64_t i = 0; i < inputs; i += PART) {
-    int64_t some = std::min<int64_t>(PART, inputs - i);
+  for (int64_t i = 0; i < inputs; i += part_size, scale += PANEL) {
+    int64_t some = std::min<int64_t>(part_size, inputs - i);
     for (int64_t r = 0; r < rows; r += TILE) {
       const float* from = x + r * x_stride + i;
       const W* part = w + i * PANEL;
       switch (std::min<int64_t>(TILE, rows - r)) {
-        case 1: add_rows<W, 1>(from, x_stride, part, some, y + r * PANEL); break;
-        case 2: add_rows<W, 2>(from, x_stride, part, some, y + r * PANEL); break;
-        case 3: add_rows<W, 3>(from, x_stride, part, some, y + r * PANEL); break;
-        case 4: add_rows<W, 4>(from, x_stride, part, some, y + r * PANEL); break;
-        case 5: add_rows<W, 5>(from, x_stride, part, some, y + r * PANEL); break;
-        default: add_rows<W, 6>(from, x_stride, part, some, y + r * PANEL);
+        case 1: add_rows<W, 1>(from, x_stride, part, some, scale, y + r * PANEL); break;
+        case 2: add_rows<W, 2>(from, x_stride, part, some, scale, y + r * PANEL); break;
+        case 3: add_rows<W, 3>(from, x_stride, part, some, scale, y + r * PANEL); break;
+        case 4: add_rows<W, 4>(from, x_stride, part, some, scale, y + r * PANEL); break;
+        case 5: add_rows<W, 5>(from, x_stride, part, some, scale, y + r * PANEL); break;
+        default: add_rows<W, 6>(from, x_stride, part, some, scale, y + r * PANEL);
       }
     }
   }
 }
 
-// y (rows, PANEL) = x times panel `p` of a matrix, scaled and with its bias. Up to ROWS rows.
+// y (rows, PANEL) = x times panel `p` of a matrix, with its bias. Up to ROWS rows.
 static void product(const Matrix& m, int64_t p, int64_t rows, const float* x, float* y) {
   int64_t at = p * m.inputs * PANEL;
   if (m.kind == FLOAT) multiply(rows, x, m.inputs, (const float*)m.panels + at, m.inputs, y);
   if (m.kind == BFLOAT) multiply(rows, x, m.inputs, (const bfloat16*)m.panels + at, m.inputs, y);
-  if (m.kind == INT8) multiply(rows, x, m.inputs, (const int8_t*)m.panels + at, m.inputs, y);
+  if (m.kind == INT8) {
+    int64_t groups = (m.inputs + GROUP - 1) / GROUP;
+    multiply(rows, x, m.inputs, (const int8_t*)m.panels + at, m.inputs, y, m.scale + p * groups * PANEL);
+  }
+  if (!m.bias) return;
   int64_t outputs = std::min<int64_t>(PANEL, m.outputs - p * PANEL);
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t j = 0; j < outputs; j++) {
-      if (m.scale) y[r * PANEL + j] *= m.scale[p * PANEL + j];
-      if (m.bias) y[r * PANEL + j] += m.bias[p * PANEL + j];
-    }
+    for (int64_t j = 0; j < outputs; j++) y[r * PANEL + j] += m.bias[p * PANEL + j];
 }
 
 // Compute x m, shared among the threads of a parallel region: f(y, row, first output, number of outputs) gets a part of
