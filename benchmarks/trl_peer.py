@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -21,14 +23,15 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 Job = dict[str, Any]
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no",
-         "logging_strategy": "no", "dataloader_num_workers": 0, "dataloader_pin_memory": False,
+         "logging_steps": 1, "dataloader_num_workers": 0, "dataloader_pin_memory": False,
          "gradient_checkpointing": False}
-"""Training arguments of all jobs: CPU only, no logging, evaluation or saving."""
+"""Training arguments of all jobs: CPU only, no evaluation or saving."""
 KINDS = {"sft": (trl.SFTConfig, trl.SFTTrainer, ["prompt", "completion"]),
          "dpo": (trl.DPOConfig, trl.DPOTrainer, ["prompt", "chosen", "rejected"]),
          "grpo": (trl.GRPOConfig, trl.GRPOTrainer, ["prompt"])}
@@ -65,9 +68,12 @@ def trainer(job: Job, stage: str, records: list[dict[str, Any]], **settings: Any
     options = {**QUIET, "output_dir": job["scratch"], "bf16": job["dtype"] == "bf16", "weight_decay": 0.1,
                "max_grad_norm": 1.0, **({} if stage == "grpo" else {"max_length": job["block_size"]}), **settings}
     data, tokenizer = Dataset.from_list(records).select_columns(columns), read_tokenizer(job)
-    extra = {}
+    extra: dict[str, Any] = {}
+    if job.get("lora"):  # the scale is ALPHA / rank, as in bardlet's models/lora.py
+        extra["peft_config"] = LoraConfig(r=job["lora"], lora_alpha=32, target_modules="all-linear",
+                                          task_type="CAUSAL_LM")
     if stage == "grpo":
-        extra, tokenizer.eos_token = {"reward_funcs": share_of_e}, "<|end|>"  # the end token of an answer
+        extra["reward_funcs"], tokenizer.eos_token = share_of_e, "<|end|>"  # the end token of an answer
     return Counting(model=job["model"], args=config(**options), train_dataset=data, processing_class=tokenizer, **extra)
 
 
@@ -106,10 +112,15 @@ def count_answers(inputs: dict[str, torch.Tensor]) -> tuple[int, int, int, int]:
 
 
 class Watch(TrainerCallback):
-    """Records (seconds, *count) of each epoch in `passes`."""
+    """Records (seconds, *count) of each epoch in `passes`, and the loss of each step."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.passes, self.started = trainer, list[list[float]](), 0.0
+        self.losses: list[float] = []
+
+    def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+        if "loss" in logs:  # not the summary at the end
+            self.losses.append(float(logs["loss"]))
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         self.started = time.perf_counter()
@@ -120,14 +131,17 @@ class Watch(TrainerCallback):
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train for the job's epochs; return (seconds, *count) of each, and a digest of the training data."""
+    """Train for the job's epochs; return (seconds, *count) and loss of each, and a digest of the training data."""
     records = [json.loads(line) for line in Path(job["records"]).read_text(encoding="utf-8").splitlines()]
     trl_trainer = trainer(job, job["stage"], records, num_train_epochs=job["passes"], **job["settings"])
     watch = Watch(trl_trainer)
     trl_trainer.add_callback(watch)
     data_digest = digest(training_data(trl_trainer.train_dataset, trl_trainer.processing_class))
     trl_trainer.train()
-    return {"passes": watch.passes, "digest": data_digest}
+    size = len(watch.losses) // job["passes"]
+    losses = [round(fmean(watch.losses[n * size : (n + 1) * size]), 4) for n in range(job["passes"])]
+    return {"passes": watch.passes, "digest": data_digest, "losses": losses,
+            "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
 
 
 def training_data(data: Any, tokenizer: Any) -> list[list[list[int]]]:

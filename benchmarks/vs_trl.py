@@ -1,12 +1,12 @@
 """Fine-tuning by TRL and by bardlet, in turn on one machine: speed, and agreement of the losses.
 
-    python benchmarks/vs_trl.py sft BASE CONVERSATIONS --peer-python PATH [--records 768] [--repeats 3] [--save]
+    python benchmarks/vs_trl.py sft BASE CONVERSATIONS --peer-python PATH [--records 768] [--lora 16] [--save]
     python benchmarks/vs_trl.py dpo SFT PREFERENCES --peer-python PATH [--records 384] [--repeats 3] [--save]
     python benchmarks/vs_trl.py grpo SFT CONVERSATIONS --peer-python PATH [--records 64] [--repeats 3] [--save]
     python benchmarks/vs_trl.py parity SFT --peer-python PATH
 
-PATH is the Python of an environment with TRL (`pip install trl`); it need not contain bardlet. BASE and SFT are run
-folders with a qwen3 or gpt2 model, which transformers can load. The files are those of `bardlet sft` and `bardlet dpo`.
+PATH is the Python of an environment with TRL (`pip install trl peft`); it need not contain bardlet. BASE and SFT are
+folders with a model that transformers can load. The files are those of `bardlet sft` and `bardlet dpo`.
 The benchmark uses the first records that fit into the window, so that neither side truncates. Each side tokenizes them
 itself, with the same chat template; the token ids must be equal.
 
@@ -26,6 +26,10 @@ batch: all rows at once; a few at a time, with gradient accumulation; `packing`,
 once into one; for `grpo` also with more completions sampled at once. The ratios are to the fastest. --peer-compile also
 compiles the fastest.
 
+With --lora, both train factors of that rank for all matrices of the blocks, with the same scale. TRL's sides keep the
+frozen weights in fp32 or, where training is in bf16, in bf16. The loss of a pass is the mean over its steps; AdamW has
+the same settings on both sides. Peak memory is that of the process, which differs before training, too.
+
 Floor: tokens per second of a program that computes only the matrix products of this model, at the rate of a large
 product on this machine. These are three times the products of the forward pass (in `grpo` four times, for sampling),
 with the head on answer tokens only.
@@ -39,6 +43,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -103,6 +108,12 @@ def peers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         sides = {"TRL": at_once(rows, **common), "TRL, a group at a time": at_once(args.group, **common),
                  "TRL, 4 batches at once": at_once(rows, steps_per_generation=4, **common)}
     fastest = FASTEST[stage]
+    if stage == "sft" and args.lora:
+        sides = {name: sides[name] for name in ("TRL padded, 4 at a time", "TRL packed, 1 at a time")}
+    if args.lora and args.dtype == "bf16":
+        sides |= {f"{name}, bf16 weights": {**side, "model_init_kwargs": {"dtype": "bfloat16"}}
+                  for name, side in sides.items()}
+        fastest += ", bf16 weights"
     compiled = {f"{fastest}, compiled": {**sides[fastest], "torch_compile": True}} if args.peer_compile else {}
     return {**sides, **compiled}
 
@@ -125,6 +136,8 @@ def main() -> None:
         command.add_argument("--rows", type=int, default=rows, help="rows, pairs or completions per global batch")
         command.add_argument("--block-size", type=int, default=256)
         command.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+        command.add_argument("--lora", type=int, metavar="RANK", help="train LoRA factors of this rank")
+        command.add_argument("--lr", type=float, help="learning rate of AdamW; default: bardlet's")
         command.add_argument("--peer-compile", action="store_true", help="also run TRL compiled")
         command.add_argument("--only", nargs="+", help="names of sides to run; default: all")
         command.add_argument("--save", action="store_true", help="append a line of results")
@@ -170,13 +183,19 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
     (scratch / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
     rows = [row for example in records for row in conversations(tokenizer, example)]
     job = {"stage": args.command, "model": str(args.model.resolve()), "records": str(scratch / "records.jsonl"),
-           "chat_template": chat_template.TEMPLATE, "scratch": str(scratch / "run"), "block_size": args.block_size,
-           "rows": args.rows, "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes,
+           "chat_template": tokenizer.chat_template or chat_template.TEMPLATE, "scratch": str(scratch / "run"),
+           "block_size": args.block_size, "rows": args.rows, "lora": args.lora,
+           "dtype": args.dtype, "threads": args.threads, "passes": 1 + args.passes,
            **{name: getattr(args, name) for name in GRPO_SETTINGS if hasattr(args, name)}}
     own = [sys.executable, str(Path(__file__).resolve()), "ours"]
-    lr = TINY_LR if args.command == "grpo" else CONFIGS[args.command].lr
+    config = CONFIGS[args.command]
+    lr = TINY_LR if args.command == "grpo" else args.lr or config.lr
+    optimizer = {"learning_rate": lr}
+    if args.lora:
+        optimizer |= {"adam_beta2": config.beta2, "lr_scheduler_type": "constant"}
+        job["ours"] = {"lr": lr, "schedule": "constant", "warmup_steps": 0}
     sides = {**{name: (own, settings) for name, settings in OURS.items()},
-             **{name: (peer(args), {**settings, "learning_rate": lr}) for name, settings in peers(args).items()}}
+             **{name: (peer(args), {**settings, **optimizer}) for name, settings in peers(args).items()}}
     if unknown := set(args.only or ()) - set(sides):
         sys.exit(f"--only {', '.join(sorted(unknown))}: no such side; choose from {'; '.join(sides)}")
     runs: dict[str, list[Record]] = {name: [] for name in args.only or sides}
@@ -186,7 +205,7 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
             command, settings = sides[name]
             answer = run_job(command, {**job, "task": "train", "settings": settings}, scratch)
             assert answer["digest"] == digest(rows), f"{name} does not train on the same tokens"
-            runs[name].append(rates(answer["passes"][1:]))
+            runs[name].append({**rates(answer["passes"][1:]), "losses": answer["losses"], "peak_gb": answer["peak_gb"]})
             versions |= answer.get("versions", {})
             print(json.dumps({name: runs[name][-1]}), flush=True)
     lengths = [len(ids) for ids, _ in rows]
@@ -241,7 +260,8 @@ def ours(job: Record) -> Record:
         grpo |= {"reward": EXACT, "rollout": job["rows"], "beta": 0.0, "lr": TINY_LR, "muon_lr": TINY_LR}
     config = CONFIGS[name](init=job["model"], block_size=job["block_size"], batch_size=job["rows"], steps=1,
                          dtype=job["dtype"], device="cpu", threads=job["threads"], keep="last", eval_every=0,
-                         save_every=0, log_every=10**6, **grpo, **job["settings"])
+                         save_every=0, log_every=10**6, lora=job["lora"], **job.get("ours", {}), **grpo,
+                         **job["settings"])
     with distributed.connect("cpu") as dist:
         stage = stage_of(config)(config, dist)
         model, tokenizer = stage.read_base(None)
@@ -266,7 +286,7 @@ def ours(job: Record) -> Record:
         trainer.state.steps = job["passes"] * batches
         trainer.config = replace(trainer.config, steps=trainer.state.steps)
         compilation.choose_compile(trainer)
-        counted, passes = [0] * len(COUNTS), list[list[float]]()
+        counted, passes, step_losses = [0] * len(COUNTS), list[list[float]](), list[float]()
         next_batch, pad = trainer.objective.batch, int(tokenizer.pad_id or 0)
 
         def counting(step: int) -> data_batch.Batch:
@@ -275,13 +295,17 @@ def ours(job: Record) -> Record:
             return batch
 
         def watch(line: Record) -> None:
+            step_losses.append(line["train_loss"])
             if line["step"] % batches == 0:
                 passes.append([line["seconds"] - sum(seconds for seconds, *_ in passes), *counted])
                 counted[:] = [0] * len(COUNTS)
 
         trainer.objective = replace(trainer.objective, batch=counting)
         fit(trainer, watch=watch)
-    return {"passes": passes, "digest": digest(rows), "versions": {}}
+    size = len(step_losses) // job["passes"]
+    means = [round(statistics.fmean(step_losses[n * size : (n + 1) * size]), 4) for n in range(job["passes"])]
+    return {"passes": passes, "digest": digest(rows), "losses": means, "versions": {},
+            "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}  # Linux counts in KiB
 
 
 def share_of_e(questions: Any, answers: Sequence[Completion]) -> np.ndarray:
@@ -332,21 +356,21 @@ def product_speed(dtype: str, n: int = 2048) -> float:
 
 def report(args: argparse.Namespace, runs: dict[str, list[Record]], facts: Record) -> None:
     """Print medians and ratios; with --save, append them to the results."""
-    medians = {name: {key: statistics.median(run[key] for run in repeats) for key in repeats[0]}
+    medians = {name: {key: statistics.median(run[key] for run in repeats) for key in repeats[0] if key != "losses"}
                for name, repeats in runs.items()}
     unit = {"sft": "tokens", "dpo": "tokens", "grpo": "conversations"}[args.command]
     best = max((side[unit] for name, side in medians.items() if name.startswith("TRL")), default=float("nan"))
     items = {"sft": "chats/s", "dpo": "pairs/s", "grpo": "answers/s"}[args.command]
     print(f"\n{'':34} {'tokens/s':>9} {'answer tokens/s':>18} {items:>9}"
-          f" {'filled':>7} {'of the floor':>13} {'vs. best TRL':>16}")
+          f" {'filled':>7} {'of the floor':>13} {'vs. best TRL':>16} {'peak GB':>8}  losses of the passes")
     for name, side in medians.items():
         print(f"{name:34} {side['tokens']:9,.0f} {side['answer_tokens']:18,.0f}"
               f" {side['conversations'] / (2 if args.command == 'dpo' else 1):9.1f}"
               f" {side['tokens'] / side['positions']:7.0%} {side['tokens'] / facts['floor']:13.1%}"
-              f" {side[unit] / best:16.2f}")
+              f" {side[unit] / best:16.2f} {side['peak_gb']:8.2f}  {runs[name][0]['losses']}")
     print(f"floor: {facts['floor']:,} tokens/s")
     if args.save:
-        settings = {name: getattr(args, name) for name in ("rows", "block_size", "dtype", "passes", "repeats")}
+        settings = {name: getattr(args, name) for name in ("rows", "block_size", "dtype", "passes", "repeats", "lora")}
         record.append("vs_trl", {"kind": args.command, **settings, **facts, "medians": medians, "runs": runs})
 
 

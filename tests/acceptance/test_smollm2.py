@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import bardlet
-from bardlet.data import named
-from bardlet.inference import readers
+from bardlet.cli import main
 from bardlet.inference.generate import generate
 from bardlet.run import hf
 
@@ -62,31 +61,36 @@ def test_200_greedy_tokens_are_those_of_transformers(prompt: str, ours: tuple[An
         assert float(best[0] - best[1]) < NEAR_TIE
 
 
-@torch.inference_mode()
-def test_int8_has_nearly_the_loss_of_fp32(ours: tuple[Any, Any]) -> None:
-    """Within 0.1 % over 10,000 tokens of a real text."""
-    model, tokenizer = ours
-    ids = tokenizer.encode((named.get("tinyshakespeare") / "input.txt").read_text(encoding="utf-8"))[:10_000].tolist()
-    loss = {dtype: text_loss(model, ids, dtype) for dtype in (None, torch.int8)}
-    print(loss)
-    assert abs(loss[torch.int8] / loss[None] - 1) < 0.001
-
-
-def text_loss(model: Any, ids: list[int], dtype: torch.dtype | None, window: int = 500) -> float:
-    """Return the mean loss of the tokens in windows, by the decoder."""
-    decoder, total, count = readers.new_decoder(model, dtype), 0.0, 0
-    for start in range(0, len(ids) - 1, window):
-        part = ids[start : start + window + 1]
-        reader = readers.reader(model, decoder, readers.pages_for(len(part), model.config.block_size))
-        context = reader.open(part[:-1], scores=True)
-        while context.unread:
-            reader.step(256)
-        losses = F.cross_entropy(torch.cat(context.logits).float(), torch.tensor(part[1:]), reduction="sum")
-        total, count = total + float(losses), count + len(part) - 1
-    return total / count
-
-
 def test_chat_answers_and_stops() -> None:
     model = bardlet.load(FOLDER)
     answer = model.chat("What is the capital of France?", temperature=0)
     assert "Paris" in answer and "<|im_end|>" not in answer
+
+
+def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sampling, tasks, LoRA on conversations and preferences, and a GGUF file whose weights transformers reads back."""
+    from transformers import AutoModelForCausalLM
+
+    def run(*words: str | Path) -> str:
+        assert main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    chats, pairs = tmp_path / "chats.jsonl", tmp_path / "pairs.jsonl"
+    chats.write_text("".join(json.dumps({"messages": [
+        {"role": "user", "content": f"What is {n} plus one?"}, {"role": "assistant", "content": f"{n + 1}, my lord."},
+    ]}) + "\n" for n in range(64)), encoding="utf-8")
+    pairs.write_text("".join(json.dumps({
+        "prompt": f"What is {n} plus one?", "chosen": f"{n + 1}, my lord.", "rejected": f"{n + 1}."}) + "\n"
+        for n in range(48)), encoding="utf-8")
+    assert len(run("sample", FOLDER, "--prompt", "The capital of France is", "--tokens", "20")) > 40
+    result = json.loads(run("eval", FOLDER, "--task", "arc-easy", "--limit", "40", "--json").splitlines()[-1])
+    assert result["tasks"]["arc-easy"]["acc"] > 0.35  # chance: 0.25
+    run("sft", FOLDER, chats, "--lora", "8", "--steps", "30", "--block-size", "256", "--batch-size", "4",
+        "--out", tmp_path / "sft")
+    assert "my lord" in bardlet.load(tmp_path / "sft").chat("What is 70 plus one?", temperature=0)
+    run("dpo", tmp_path / "sft", pairs, "--lora", "8", "--steps", "4", "--block-size", "256", "--batch-size", "2",
+        "--out", tmp_path / "dpo")
+    run("export", tmp_path / "dpo", "--to", "gguf", "--dtype", "f32", "--out", tmp_path / "m.gguf")
+    back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).state_dict()
+    for name, tensor in hf.read_folder(tmp_path / "dpo")[0].hf_state_dict().items():
+        assert torch.equal(back[name], tensor), name

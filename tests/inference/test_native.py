@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_a_row_does_not_depend_on_others_nor_on_threads(name: str, dtype: torch.
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2, gelu, untied", "qwen3"])
 @pytest.mark.parametrize("part", ["norm", "attention", "feed-forward"])
-def test_weights_that_are_not_finite_are_an_error(name: str, part: str) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_weights_that_are_not_finite_are_an_error(name: str, part: str, dtype: torch.dtype | None) -> None:
     """No rounding, maximum or clamp on the way hides them."""
     for value in (float("nan"), float("inf")):
         model = random_model(CONFIGS[name])
@@ -155,7 +157,7 @@ def test_weights_that_are_not_finite_are_an_error(name: str, part: str) -> None:
             weight = {"norm": block.ln_1, "attention": block.attn.c_attn, "feed-forward": block.mlp.c_fc}[part].weight
         weight.data[-1] = value
         with pytest.raises(BardletError, match="not finite"):
-            generate(model, [[1, 2, 3]], 5, seed=0)
+            generate(model, [[1, 2, 3]], 5, seed=0, dtype=dtype)
 
 
 def test_activations_are_exact_to_single_precision() -> None:
@@ -179,6 +181,32 @@ def test_activations_are_exact_to_single_precision() -> None:
                 pages = Pages(config, torch.float32, torch.device("cpu"), 1)
                 got = made.hidden(torch.tensor([0]), made.step_class(pages, [[1]], [0]))[0, 0]
             torch.testing.assert_close(got, function(x.double())[at].float(), rtol=2e-6, atol=1e-7)
+
+
+def test_the_structures_of_both_languages_have_the_same_sizes() -> None:
+    library = compilation.library(SOURCE, cache_folder() / "compiled")
+    assert library is not None
+    structures = (native.Matrix, native.Norm, native.Layer, native.Model, native.Step)
+    sizes = (ctypes.c_int64 * len(structures))()
+    library.sizes(sizes)
+    assert list(sizes) == [ctypes.sizeof(structure) for structure in structures]
+
+
+@pytest.mark.parametrize("flags", [(), ("-mavx2", "-mfma"), ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")])
+@torch.inference_mode()
+def test_every_processor_computes_the_same(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the order of sums, which depends on the length of a vector; no flags: code for any processor."""
+    if not set(flags) <= set(compilation.processor_flags() or ()):
+        pytest.skip(f"this processor lacks {' or '.join(flags)}")
+    config = CONFIGS["mistral, wider than a panel"]
+    model, ids = random_model(config), [torch.randint(config.vocab_size, (70,)).tolist()]
+    want = {dtype: read(decoder(model, dtype), config, ids)[0] for dtype in DTYPES}
+    monkeypatch.setattr(compilation, "processor_flags", lambda: flags)
+    compilation.library.cache_clear()
+    for dtype in DTYPES:
+        got = read(decoder(model, dtype), config, ids)[0]
+        torch.testing.assert_close(got, want[dtype], rtol=1e-3, atol=1e-3 if dtype is None else 0.1)
+    compilation.library.cache_clear()
 
 
 def test_without_a_compiler_torch_decodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
+from bardlet.models import lora
 from bardlet.planning import memory
 from bardlet.run.record import Record
 from bardlet.runtime.distributed import Dist
@@ -150,7 +151,7 @@ def test_the_gradient_of_the_head_is_not_counted_per_row() -> None:
     assert row <= memory.bytes_per_row(trainer, two - 4 * 3000 * 16 - 1) < 2 * row
     before = memory.fixed_bytes(trainer)
     trainer.model.transformer.wte.weight.requires_grad_(False)
-    assert memory.fixed_bytes(trainer) == before - 2 * 4 * 3000 * 16
+    assert memory.fixed_bytes(trainer) == before - (2 + 2) * 4 * 3000 * 16, "nor a copy of the head and its gradient"
     assert saved_bytes(trainer, 1) < 4 * 3000 * 16
 
 
@@ -205,13 +206,28 @@ def test_chosen_micro_batches_fit_and_keep_the_batch(batch: int, accumulate: int
         try:
             memory.fit_micro_batches(trainer)
         except BardletError:
-            update = memory.UPDATE * memory._parameters(trainer)
-            assert row + row_logits > allowed or free - memory.fixed_bytes(trainer) < update
+            outside = memory._outside(trainer)
+            assert row + row_logits > allowed or free - memory.fixed_bytes(trainer) < outside
             return
     rows, remainder = divmod(trainer.config.batch_size, world)
     assert remainder == 0 and 1 <= rows <= batch
     assert rows * row + min(rows * row_logits, max_logits) <= allowed
     assert trainer.config.batch_size * trainer.config.grad_accum == batch * world * accumulate
+
+
+def test_with_lora_only_the_factors_have_gradients_and_averages() -> None:
+    """A frozen base in bf16 counts once, as weights that are there already."""
+    adapted = make_trainer(n_embd=64)
+    adapted.model.bfloat16()
+    lora.add_lora(adapted.model, 2)
+    adapted.optimizers = optim.build(adapted.model, adapted.config)
+    factors = sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
+    host = memory._windows(adapted) + memory.LATER
+    assert 2 * 4 * factors < memory.fixed_bytes(adapted) - host <= 4 * 4 * factors
+    adapted.machine["dtype"] = "bf16"
+    fp32 = sum(p.numel() for p in adapted.model.parameters() if p.dtype == torch.float32)
+    assert factors < fp32 < memory._parameters(adapted) / 2
+    assert 2 * 4 * factors + 2 * fp32 < memory.fixed_bytes(adapted) - host <= 4 * 4 * factors + 2 * fp32
 
 
 def test_a_split_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +238,7 @@ def test_a_split_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.model.zero_grad()
     free = memory.fixed_bytes(trainer) + int(5.5 * memory.bytes_per_row(trainer) / memory.SHARE)
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    monkeypatch.setattr(memory, "UPDATE", 0)
+    monkeypatch.setattr(memory, "_outside", lambda trainer: 0)
     monkeypatch.setattr(memory, "SMALL_FREE", 0)
     memory.fit_micro_batches(trainer)
     assert (trainer.config.batch_size, trainer.config.grad_accum) == (4, 3)

@@ -54,7 +54,7 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
     """
     warm = trainer.dist.device.type == "cpu" and not trainer.machine.get("compiled")
     patience_first = patience if warm else math.inf
-    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     optimizers = optim.build(trainer.model, trainer.config)
     wrapped = trainer.dist.wrap(trainer.model)
     trainer.model.train()
@@ -71,7 +71,8 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
         times.append(time.monotonic() - started)
     with torch.no_grad():
         for name, p in trainer.model.named_parameters():
-            p.copy_(weights[name])
+            if name in weights:
+                p.copy_(weights[name])
     timed = times[1 : trainer.objective.period] or times[1:] or times
     seconds = sorted(timed)[len(timed) // 2]
     if trainer.objective.period == 1:

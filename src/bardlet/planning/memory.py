@@ -40,8 +40,10 @@ LATER = 100_000_000
 """Bytes reserved for libraries that a run imports later; matplotlib is the largest."""
 
 UPDATE = 24
-"""Bytes per parameter outside the micro-batches: Muon's copies (in fp32; 20 in bf16), and reading the result at the end
-of the run."""
+"""Bytes per trained parameter outside the micro-batches: Muon's copies (in fp32; 20 in bf16)."""
+
+RESULT = 12
+"""Bytes per parameter at the end of a run: the result is read again, and its weights are merged in fp32."""
 
 TRAINED = 16
 """Bytes per parameter in training: itself, its gradient, and AdamW's two averages."""
@@ -123,14 +125,15 @@ def _read_table(path: Path) -> dict[str, int]:
 def fixed_bytes(trainer: Trainer) -> int:
     """Return the bytes a run keeps besides its weights, independent of the micro-batch size.
 
-    Gradients, optimizer state, a copy of the weights (while timing steps; later their average), DDP's gradient buckets,
-    the weights in bf16, the gradient of the head while it is accumulated, and on a CPU the windows of a step and LATER.
+    Gradients, optimizer state, a copy of the weights (while timing steps; later their average) and DDP's gradient
+    buckets for the weights that are trained, a copy of fp32 weights in bf16, the gradient of the head while it is
+    accumulated, and on a CPU the windows of a step and LATER.
     """
     state = sum(p.numel() * len(optim.STATE[type(optimizer)] - {"step"})
                 for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"])
-    copies = 2 + (trainer.dist.world > 1) + 0.5 * (trainer.machine["dtype"] == "bf16")
+    copies = 2 + (trainer.dist.world > 1)
     host = _windows(trainer) + LATER if trainer.dist.device.type == "cpu" else 0
-    return int(4 * (copies * _parameters(trainer) + state)) + 2 * _head_gradient(trainer) + host
+    return 4 * (copies * _trained(trainer) + state) + _rounded(trainer) + 2 * _head_gradient(trainer) + host
 
 
 def _head(trainer: Trainer) -> torch.Tensor | None:
@@ -161,6 +164,23 @@ def _parameters(trainer: Trainer) -> int:
     return sum(p.numel() for p in trainer.model.parameters())
 
 
+def _trained(trainer: Trainer) -> int:
+    """Return the number of parameters that are trained: with LoRA, its factors."""
+    return sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+
+
+def _outside(trainer: Trainer) -> int:
+    """Return the bytes that a run needs outside its micro-batches: in an update, or at its end."""
+    return max(UPDATE * _trained(trainer), RESULT * _parameters(trainer))
+
+
+def _rounded(trainer: Trainer) -> int:
+    """Return the bytes of fp32 weights in bf16, if products are in bf16."""
+    if trainer.machine["dtype"] != "bf16":
+        return 0
+    return sum(2 * p.numel() for p in trainer.model.parameters() if p.dtype != torch.bfloat16)
+
+
 def _windows(trainer: Trainer) -> int:
     """Return the bytes of the global batch while it is assembled: tokens, targets, positions and copies."""
     return 40 * trainer.config.tokens_per_step
@@ -178,7 +198,7 @@ def _micro_batch(trainer: Trainer) -> tuple[int, int]:
 def upper_bound(trainer: Trainer) -> int:
     """Return a generous upper bound on a run's bytes besides its weights, from a formula, without measuring.
 
-    `fixed_bytes`, UPDATE per parameter, and per token of a micro-batch 4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V):
+    `fixed_bytes`, `_outside`, and per token of a micro-batch 4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V):
     L layers, C channels, I inner channels, H heads, T positions, V vocabulary size (all logits may be held at once).
     """
     m, (rows, T) = trainer.model.config, _micro_batch(trainer)
@@ -186,7 +206,7 @@ def upper_bound(trainer: Trainer) -> int:
     blocks = 2 * m.n_layer + m.n_encoder_layer if m.n_encoder_layer else m.n_layer
     layers = blocks * (30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T)
     per_token = 4 * (layers + 60 * m.n_embd + 20 * m.vocab_size)
-    return fixed_bytes(trainer) + UPDATE * _parameters(trainer) + rows * T * per_token
+    return fixed_bytes(trainer) + _outside(trainer) + rows * T * per_token
 
 
 def saved_tensors(trainer: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, int]]:
@@ -226,7 +246,7 @@ def bytes_per_row(trainer: Trainer, limit: float = math.inf) -> int:
     """
     slack, transient = HEAP[trainer.dist.device.type]
     head_gradient = _head_gradient(trainer)  # counted by `fixed_bytes`, like the weights in bf16
-    shared = head_gradient + (2 * _parameters(trainer) if trainer.machine["dtype"] == "bf16" else 0)
+    shared = head_gradient + _rounded(trainer)
     measured: list[Counter[tuple[int, int]]] = [Counter({(head_gradient, head_gradient): 1})]
     first = {name: x[:1] for name, x in (trainer.objective.widest or partial(trainer.objective.batch, 0))().items()}
     trainer.model.train()
@@ -265,13 +285,13 @@ def rows_that_fit(trainer: Trainer) -> tuple[int, int, int]:
     """
     (rows, width), needed, free = _micro_batch(trainer), 0, free_here(trainer.dist)
     if free is not None and upper_bound(trainer) > SMALL_FREE * free:
-        available, update = free - fixed_bytes(trainer), UPDATE * _parameters(trainer)
-        row = bytes_per_row(trainer, SHARE * available) if available >= update else 0
+        available, outside = free - fixed_bytes(trainer), _outside(trainer)
+        row = bytes_per_row(trainer, SHARE * available) if available >= outside else 0
         row_logits, max_logits = _logits(trainer, width)
         # limited by the logits of all rows, or by the largest chunk of logits
         budget = int(SHARE * available)
         rows = min(rows, max(budget // (row + row_logits), (budget - max_logits) // row)) if row else 0
-        needed = fixed_bytes(trainer) + max(update, int((row + row_logits) / SHARE))
+        needed = fixed_bytes(trainer) + max(outside, int((row + row_logits) / SHARE))
     return trainer.dist.all_min(rows), needed, free or 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,11 +35,10 @@ def library(source: Path, folder: Path) -> ctypes.CDLL | None:
 
     The name of the compiled file is a digest of the source, the compiler and the processor.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    compiler = shutil.which(cxx())
-    if sys.platform == "win32" or compiler is None or (capability not in PROCESSORS and _is_x86()):
+    flags, compiler = processor_flags(), shutil.which(cxx())
+    if sys.platform == "win32" or compiler is None or flags is None:
         return None
-    command = [compiler, *FLAGS, *PROCESSORS.get(capability, ())]
+    command = [compiler, *FLAGS, *flags]
     try:
         text = source.read_bytes()
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
@@ -58,8 +57,13 @@ def library(source: Path, folder: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _is_x86() -> bool:
-    return os.uname().machine in ("x86_64", "i386", "i686", "amd64")
+def processor_flags() -> tuple[str, ...] | None:
+    """Return the compiler's flags for this processor; None for one of x86 without AVX2."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in PROCESSORS:
+        return None if platform.machine().lower() in ("x86_64", "i386", "i686", "amd64") else ()
+    vnni = capability == "AVX512" and torch.cpu._is_vnni_supported()
+    return (*PROCESSORS[capability], *("-mavx512vnni",) * vnni)
 
 
 def _compile(command: list[str], source: Path, path: Path) -> None:

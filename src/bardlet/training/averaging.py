@@ -28,7 +28,7 @@ def add_to_average(trainer: Trainer) -> None:
 @contextmanager
 def average_weights(trainer: Trainer) -> Iterator[None]:
     """Swap the averaged weights, if any, into the model inside the `with` block."""
-    original = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    original = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if name in trainer.average}
     _copy_into(trainer.model, trainer.average)
     try:
         yield

@@ -106,8 +106,7 @@ class Decoder:
         if self._positions is not None:
             x_BC += self._positions[step.position]
         rows, threads, pages = len(idx_B), torch.get_num_threads(), step.pages
-        size = self._library.scratch_size(byref(self.model), *map(c_int64, (rows, step.width, threads)))
-        scratch = torch.empty(size)
+        scratch = self._scratch(rows, step.width, threads)
         self._library.step(byref(self.model), byref(Step(
             step.position.data_ptr(), step.table_BP.data_ptr(), pages.k_LNKDR.data_ptr(), pages.v_LNKRD.data_ptr(),
             x_BC.data_ptr(), scratch.data_ptr(), rows, step.width, pages.number + 1, threads)))
@@ -115,11 +114,14 @@ class Decoder:
 
     def logits(self, x_BC: Tensor) -> Tensor:
         """Apply the last norm and the head: (B, V)."""
-        x_BC = x_BC.contiguous()
-        out_BV, scratch = torch.empty(len(x_BC), self.model.head.outputs), torch.empty_like(x_BC)
-        self._library.logits(byref(self.model), c_int64(len(x_BC)), *(c_void_p(t.data_ptr()) for t in
-                             (x_BC, scratch, out_BV)), c_int64(torch.get_num_threads()))  # fmt: skip
+        x_BC, rows, threads = x_BC.contiguous(), len(x_BC), torch.get_num_threads()
+        out_BV, scratch = torch.empty(rows, self.model.head.outputs), self._scratch(rows, 0, threads)
+        self._library.logits(byref(self.model), c_int64(rows), *(c_void_p(t.data_ptr()) for t in
+                             (x_BC, scratch, out_BV)), c_int64(threads))  # fmt: skip
         return out_BV
+
+    def _scratch(self, rows: int, width: int, threads: int) -> Tensor:
+        return torch.empty(self._library.scratch_size(byref(self.model), *map(c_int64, (rows, width, threads))))
 
     def _llama(self, model: Any) -> tuple[list[Layer], Norm, Matrix, Tensor]:
         c, body = model.config, model.model
@@ -169,15 +171,17 @@ class Decoder:
         scale = None
         if self._weights == torch.int8:
             weight, scale_OG = quantized(weight, GROUP)
+            weight = F.pad(weight, (0, -inputs % GROUP))
             scale = self._keep(_panels(scale_OG))
-        panels = _panels(weight.detach().to(self._weights))
+        panels = _panels(weight.detach().to(self._weights), 2 if self._weights == torch.int8 else 1)
         return Matrix(self._keep(panels), scale, self._vector(bias), inputs, outputs, KINDS[panels.dtype])
 
 
-def _panels(weight_OI: Tensor) -> Tensor:
-    """Return a weight as panels: (outputs / PANEL, inputs, PANEL)."""
+def _panels(weight_OI: Tensor, together: int = 1) -> Tensor:
+    """Return a weight as panels: (outputs / PANEL, inputs, PANEL), with some inputs of an output together."""
     outputs, inputs = weight_OI.shape
-    return F.pad(weight_OI, (0, 0, 0, -outputs % PANEL)).view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+    padded = F.pad(weight_OI, (0, 0, 0, -outputs % PANEL)).view(-1, PANEL, inputs // together, together)
+    return padded.transpose(1, 2).contiguous()
 
 
 def decoder(model: Any, dtype: torch.dtype | None) -> Decoder | None:

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <type_traits>
 
 #ifdef _OPENMP
@@ -29,34 +30,33 @@ constexpr int LANES = 4, REGISTERS = 32;
 constexpr int TILE = 6;    // rows whose sums are in registers together
 constexpr int ROWS = 24;   // rows that are multiplied by a part of a weight while it is in the cache
 constexpr int PART = 64;   // inputs of such a part
-constexpr int GROUP = 32;  // inputs of an int8 weight with a scale of their own
-constexpr int PANEL = 64;  // outputs of a weight that are stored together: (outputs / PANEL, inputs, PANEL)
+constexpr int GROUP = 32;  // inputs of int8 weights that have a scale of their own
+constexpr int PANEL = 64;  // outputs of a weight that are stored together: (outputs / PANEL, inputs, PANEL), and for
+                           // int8 (outputs / PANEL, inputs / 2, PANEL, 2)
+constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are used: 5 to 20 % faster
 constexpr int PAGE = 64;   // positions of a page: keys are (D, PAGE), values (PAGE, D)
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef int8_t Bytes __attribute__((vector_size(2 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));
 struct bfloat16 { uint16_t bits; };
 
 static inline Vector load(const float* p) { Vector v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 #if defined(__AVX512F__)  // GCC 12 converts these number by number
 static inline Integers widen(Halves h) { return (Integers)_mm512_cvtepu16_epi32((__m256i)h); }
-static inline Integers widen(Bytes b) { return (Integers)_mm512_cvtepi8_epi32((__m128i)b); }
+static inline Shorts widen(Bytes b) { return (Shorts)_mm512_cvtepi8_epi16((__m256i)b); }
 #elif defined(__AVX2__)
 static inline Integers widen(Halves h) { return (Integers)_mm256_cvtepu16_epi32((__m128i)h); }
-static inline Integers widen(Bytes b) { return (Integers)_mm256_cvtepi8_epi32(_mm_set_epi64((__m64)0LL, (__m64)b)); }
+static inline Shorts widen(Bytes b) { return (Shorts)_mm256_cvtepi8_epi16((__m128i)b); }
 #else
-template <typename Narrow>
-static inline Integers widen(Narrow v) { return __builtin_convertvector(v, Integers); }
+static inline Integers widen(Halves h) { return __builtin_convertvector(h, Integers); }
+static inline Shorts widen(Bytes b) { return __builtin_convertvector(b, Shorts); }
 #endif
 static inline Vector load(const bfloat16* p) { Halves h; std::memcpy(&h, p, sizeof h); return (Vector)(widen(h) << 16); }
-static inline Vector load(const int8_t* p) {
-  Bytes b;
-  std::memcpy(&b, p, sizeof b);
-  return __builtin_convertvector(widen(b), Vector);
-}
+static inline Shorts load(const int8_t* p) { Bytes b; std::memcpy(&b, p, sizeof b); return widen(b); }
 static inline float number(float x) { return x; }
 static inline float number(bfloat16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
@@ -108,6 +108,12 @@ struct Step {
   float *x, *scratch;               // residual stream (B, C); see `scratch_size`
   int64_t rows, width, pages, threads;
 };
+
+// The sizes of the structures, for a test.
+extern "C" void sizes(int64_t* out) {
+  const int64_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model), sizeof(Step)};
+  std::copy(std::begin(all), std::end(all), out);
+}
 
 // ---------------------------------------------------------------- functions of each number
 
@@ -172,68 +178,157 @@ static void normalize(const Norm& norm, const float* x, float* y, int64_t n) {
 
 // ---------------------------------------------------------------- products
 
-template <typename W>
-constexpr bool is_scaled = std::is_same<W, int8_t>::value;
+// Ask for the bytes that a single row needs AHEAD bytes later. With more rows, the processor has enough other work.
+template <int R>
+static inline void prefetch(const void* w, int bytes) {
+  for (int i = 0; i < bytes && R == 1; i += 64) __builtin_prefetch((const char*)w + AHEAD + i);
+}
 
-// Add x (R, inputs) * w (inputs, N vectors), times the scale of each output, to y (R, N vectors). Rows of w are `stride`
-// numbers apart.
+// Vectors of a panel whose sums are in registers together, for R rows.
+constexpr int together(int R) {
+  return 8 * LANES <= PANEL && 8 * R < REGISTERS - 1 ? 8 : 4 * R + 4 < REGISTERS ? 4 : 2;
+}
+
+// Call f(R) with the number of rows, at most TILE, as a constant.
+template <typename F>
+static inline void with_rows(int64_t rows, F f) {
+  switch (rows) {
+    case 1: f(std::integral_constant<int, 1>()); break;
+    case 2: f(std::integral_constant<int, 2>()); break;
+    case 3: f(std::integral_constant<int, 3>()); break;
+    case 4: f(std::integral_constant<int, 4>()); break;
+    case 5: f(std::integral_constant<int, 5>()); break;
+    default: f(std::integral_constant<int, 6>());
+  }
+}
+
+// Add x (R, inputs) * w (inputs, N vectors) to y (R, N vectors). Rows of w are PANEL numbers apart.
 template <typename W, int R, int N>
-static inline void add_tile(const float* x, int64_t x_stride, const W* w, int64_t stride, int64_t inputs,
-                            const bfloat16* scale, float* y) {
-  Vector sums[R][N] = {};
-  for (int r = 0; r < R && !is_scaled<W>; r++)
+static inline void add_tile(const float* x, int64_t x_stride, const W* w, int64_t inputs, float* y) {
+  Vector sums[R][N];
+  for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sums[r][n] = load(y + r * PANEL + n * LANES);
-  for (int64_t i = 0; i < inputs; i++, w += stride) {
+  for (int64_t i = 0; i < inputs; i++, w += PANEL) {
+    prefetch<R>(w, N * LANES * sizeof(W));
     Vector each[N];
     for (int n = 0; n < N; n++) each[n] = load(w + n * LANES);
     for (int r = 0; r < R; r++)
       for (int n = 0; n < N; n++) sums[r][n] += x[r * x_stride + i] * each[n];
   }
   for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) {
-      float* at = y + r * PANEL + n * LANES;
-      store(at, is_scaled<W> ? load(at) + sums[r][n] * load(scale + n * LANES) : sums[r][n]);
-    }
+    for (int n = 0; n < N; n++) store(y + r * PANEL + n * LANES, sums[r][n]);
 }
 
-// The same for all vectors of a panel.
-template <typename W, int R>
-static inline void add_rows(const float* x, int64_t x_stride, const W* w, int64_t inputs, const bfloat16* scale, float* y) {
-  constexpr int N = 8 * LANES <= PANEL && 8 * R < REGISTERS - 1 ? 8 : 4 * R + 4 < REGISTERS ? 4 : 2;
-  for (int n = 0; n < PANEL; n += N * LANES) add_tile<W, R, N>(x, x_stride, w + n, PANEL, inputs, scale + n, y + n);
-}
-
-// y (rows, PANEL) = x (rows, inputs) * w (inputs, PANEL); scale: of int8 weights, (inputs / GROUP, PANEL).
+// y (rows, PANEL) = x (rows, inputs) * w (inputs, PANEL).
 template <typename W>
-static void multiply(int64_t rows, const float* x, int64_t x_stride, const W* w, int64_t inputs, float* y,
-                     const bfloat16* scale = nullptr) {
-  constexpr int64_t part_size = is_scaled<W> ? GROUP : PART;
+static void multiply(int64_t rows, const float* x, int64_t x_stride, const W* w, int64_t inputs, float* y) {
   std::fill(y, y + rows * PANEL, 0.0f);
-  for (int64_t i = 0; i < inputs; i += part_size, scale += PANEL) {
-    int64_t some = std::min<int64_t>(part_size, inputs - i);
-    for (int64_t r = 0; r < rows; r += TILE) {
-      const float* from = x + r * x_stride + i;
-      const W* part = w + i * PANEL;
-      switch (std::min<int64_t>(TILE, rows - r)) {
-        case 1: add_rows<W, 1>(from, x_stride, part, some, scale, y + r * PANEL); break;
-        case 2: add_rows<W, 2>(from, x_stride, part, some, scale, y + r * PANEL); break;
-        case 3: add_rows<W, 3>(from, x_stride, part, some, scale, y + r * PANEL); break;
-        case 4: add_rows<W, 4>(from, x_stride, part, some, scale, y + r * PANEL); break;
-        case 5: add_rows<W, 5>(from, x_stride, part, some, scale, y + r * PANEL); break;
-        default: add_rows<W, 6>(from, x_stride, part, some, scale, y + r * PANEL);
-      }
-    }
+  for (int64_t i = 0; i < inputs; i += PART) {
+    int64_t some = std::min<int64_t>(PART, inputs - i);
+    for (int64_t r = 0; r < rows; r += TILE)
+      with_rows(std::min<int64_t>(TILE, rows - r), [&](auto count) {
+        constexpr int R = decltype(count)::value, N = together(R);
+        for (int n = 0; n < PANEL; n += N * LANES)
+          add_tile<W, R, N>(x + r * x_stride + i, x_stride, w + i * PANEL + n, some, y + r * PANEL + n);
+      });
   }
 }
 
-// y (rows, PANEL) = x times panel `p` of a matrix, with its bias. Up to ROWS rows.
-static void product(const Matrix& m, int64_t p, int64_t rows, const float* x, float* y) {
+// ---------------------------------------------------------------- products with int8 weights
+//
+// An input is rounded to 16 bits, by a scale for each GROUP of them: the error is a 65,000th of the largest of a group.
+// Products of 8 and 16 bits are exact, and so is the sum of 32 of them in 32 bits: the same on every processor.
+
+static inline int64_t groups_of(int64_t inputs) { return (inputs + GROUP - 1) / GROUP; }
+
+// Round x (inputs) to q (groups * GROUP) and a scale for each group. A scale is NaN if an input is not finite.
+static void round_inputs(const float* x, int64_t inputs, int16_t* q, float* scale) {
+  for (int64_t g = 0; g < groups_of(inputs); g++, q += GROUP) {
+    float part[GROUP] = {};
+    std::memcpy(part, x + g * GROUP, std::min<int64_t>(GROUP, inputs - g * GROUP) * sizeof(float));
+    Vector most = {}, check = {};
+    for (int i = 0; i < GROUP; i += LANES) {
+      Vector v = load(part + i), size = v < 0.0f ? -v : v;
+      most = size > most ? size : most;
+      check += v * 0.0f;
+    }
+    float largest = most[0];
+    for (int i = 1; i < LANES; i++) largest = std::max(largest, most[i]);
+    float inverse = largest > 1e-30f ? 32767.0f / largest : 0.0f;
+    scale[g] = largest / 32767.0f + sum(check);
+    for (int i = 0; i < GROUP; i++) q[i] = int16_t(int32_t(part[i] * inverse + 12582912.0f - 12582912.0f));
+  }
+}
+
+// Add to each sum the products of a pair of weights and a pair of inputs.
+static inline Integers add_pairs(Integers sums, Shorts w, const int16_t* pair) {
+  int32_t x;
+  std::memcpy(&x, pair, sizeof x);
+#if defined(__AVX512VNNI__)
+  return (Integers)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)w, _mm512_set1_epi32(x));
+#elif defined(__AVX512F__)
+  return sums + (Integers)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(x));
+#elif defined(__AVX2__)
+  return sums + (Integers)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(x));
+#else  // the first of a pair is in the lower half
+  return sums + ((Integers)w << 16 >> 16) * pair[0] + ((Integers)w >> 16) * pair[1];
+#endif
+}
+
+// Add x (R, GROUP) * w (GROUP / 2, PANEL, 2) to y (R, N vectors), times the scale of each row and of each output.
+template <int R, int N>
+static inline void add_group(const int16_t* x, int64_t x_stride, const float* x_scale, int64_t scale_stride,
+                             const int8_t* w, const bfloat16* scale, float* y) {
+  Integers sums[R][N] = {};
+  for (int64_t i = 0; i < GROUP; i += 2, w += 2 * PANEL) {
+    prefetch<R>(w, N * 2 * LANES);
+    Shorts each[N];
+    for (int n = 0; n < N; n++) each[n] = load(w + n * 2 * LANES);
+    for (int r = 0; r < R; r++)
+      for (int n = 0; n < N; n++) sums[r][n] = add_pairs(sums[r][n], each[n], x + r * x_stride + i);
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) {
+      float* at = y + r * PANEL + n * LANES;
+      Vector both = load(scale + n * LANES) * x_scale[r * scale_stride];
+      store(at, load(at) + __builtin_convertvector(sums[r][n], Vector) * both);
+    }
+}
+
+// y (rows, PANEL) = x (rows, groups * GROUP) * w (groups, GROUP / 2, PANEL, 2), with scales (rows, groups) and (groups,
+// PANEL).
+static void multiply(int64_t rows, const int16_t* x, const float* x_scale, const int8_t* w, const bfloat16* scale,
+                     int64_t groups, float* y) {
+  std::fill(y, y + rows * PANEL, 0.0f);
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t r = 0; r < rows; r += TILE)
+      with_rows(std::min<int64_t>(TILE, rows - r), [&](auto count) {
+        constexpr int R = decltype(count)::value, N = together(R);
+        for (int n = 0; n < PANEL; n += N * LANES)
+          add_group<R, N>(x + (r * groups + g) * GROUP, groups * GROUP, x_scale + r * groups + g, groups,
+                          w + g * GROUP * PANEL + 2 * n, scale + g * PANEL + n, y + r * PANEL + n);
+      });
+}
+
+// ---------------------------------------------------------------- products of a matrix
+
+// The inputs of a matrix (rows, inputs): as they are, and rounded for int8 weights.
+struct Inputs {
+  const float* x;
+  int16_t* rounded;  // (rows, groups * GROUP)
+  float* scale;      // (rows, groups)
+};
+
+// y (rows, PANEL) = the rows from `first` on times panel `p` of a matrix, with its bias. Up to ROWS rows.
+static void product(const Matrix& m, int64_t p, int64_t first, int64_t rows, const Inputs& in, float* y) {
+  const float* x = in.x + first * m.inputs;
   int64_t at = p * m.inputs * PANEL;
   if (m.kind == FLOAT) multiply(rows, x, m.inputs, (const float*)m.panels + at, m.inputs, y);
   if (m.kind == BFLOAT) multiply(rows, x, m.inputs, (const bfloat16*)m.panels + at, m.inputs, y);
   if (m.kind == INT8) {
-    int64_t groups = (m.inputs + GROUP - 1) / GROUP;
-    multiply(rows, x, m.inputs, (const int8_t*)m.panels + at, m.inputs, y, m.scale + p * groups * PANEL);
+    int64_t groups = groups_of(m.inputs), size = groups * PANEL;
+    const int16_t* q = in.rounded + first * groups * GROUP;
+    multiply(rows, q, in.scale + first * groups, (const int8_t*)m.panels + p * size * GROUP, m.scale + p * size, groups, y);
   }
   if (!m.bias) return;
   int64_t outputs = std::min<int64_t>(PANEL, m.outputs - p * PANEL);
@@ -242,16 +337,24 @@ static void product(const Matrix& m, int64_t p, int64_t rows, const float* x, fl
 }
 
 // Compute x m, shared among the threads of a parallel region: f(y, row, first output, number of outputs) gets a part of
-// each row. With a gate, y is activation(x gate) * x m; an activation below 0 means none.
+// each row. With a gate, y is activation(x gate) * x m; an activation below 0 means none. room: see `rounded_size`.
 template <typename F>
-static inline void each_part(const Matrix& m, const Matrix* gate, int64_t activation, int64_t rows, const float* x, F f) {
+static inline void each_part(const Matrix& m, const Matrix* gate, int64_t activation, int64_t rows, const float* x,
+                             float* room, F f) {
+  int64_t groups = groups_of(m.inputs);
+  const Inputs in = {x, (int16_t*)(room + rows * groups), room};
+  if (m.kind == INT8) {
+#pragma omp for
+    for (int64_t r = 0; r < rows; r++)
+      round_inputs(in.x + r * m.inputs, m.inputs, in.rounded + r * groups * GROUP, in.scale + r * groups);
+  }
 #pragma omp for schedule(dynamic, 1)
   for (int64_t p = 0; p < (m.outputs + PANEL - 1) / PANEL; p++)
     for (int64_t first = 0; first < rows; first += ROWS) {
       float y[ROWS * PANEL], g[ROWS * PANEL];
       int64_t some = std::min<int64_t>(ROWS, rows - first), outputs = std::min<int64_t>(PANEL, m.outputs - p * PANEL);
-      product(m, p, some, x + first * m.inputs, y);
-      if (gate) product(*gate, p, some, x + first * m.inputs, g);
+      product(m, p, first, some, in, y);
+      if (gate) product(*gate, p, first, some, in, g);
       for (int64_t j = 0; activation >= 0 && j < some * PANEL; j += LANES)
         store(y + j, gate ? activate(load(g + j), activation) * load(y + j) : activate(load(y + j), activation));
       for (int64_t r = 0; r < some; r++) f(y + r * PANEL, first + r, p * PANEL, outputs);
@@ -259,8 +362,8 @@ static inline void each_part(const Matrix& m, const Matrix* gate, int64_t activa
 }
 
 template <typename F>
-static inline void each_part(const Matrix& m, int64_t rows, const float* x, F f) {
-  each_part(m, nullptr, -1, rows, x, f);
+static inline void each_part(const Matrix& m, int64_t rows, const float* x, float* room, F f) {
+  each_part(m, nullptr, -1, rows, x, room, f);
 }
 
 // ---------------------------------------------------------------- attention
@@ -318,16 +421,23 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t D) {
 
 // ---------------------------------------------------------------- the step
 
+// Room for the rounded inputs of any matrix.
+static int64_t rounded_size(const Model& m, int64_t rows) {
+  return rows * groups_of(std::max({m.channels, m.heads * m.head_dim, m.inner})) * (1 + GROUP / 2);
+}
+
+// Numbers of scratch that `step` and `logits` need.
 extern "C" int64_t scratch_size(const Model* m, int64_t rows, int64_t width, int64_t threads) {
   int64_t qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
-  return rows * (m->channels + qkv + m->heads * m->head_dim + m->inner + m->head_dim) + threads * width * PAGE;
+  int64_t row = m->channels + qkv + m->heads * m->head_dim + m->inner + m->head_dim;
+  return rounded_size(*m, rows) + rows * row + threads * width * PAGE;
 }
 
 template <typename W>
 static void run(const Model& m, const Step& s) {
   const int64_t B = s.rows, C = m.channels, H = m.heads, K = m.kv_heads, D = m.head_dim, qkv_size = (H + 2 * K) * D;
-  float *h = s.scratch, *qkv = h + B * C, *y = qkv + B * qkv_size, *inner = y + B * H * D, *angles = inner + B * m.inner;
-  float* weights = angles + B * D;
+  float *room = s.scratch, *h = room + rounded_size(m, B), *qkv = h + B * C, *y = qkv + B * qkv_size;
+  float *inner = y + B * H * D, *angles = inner + B * m.inner, *weights = angles + B * D;
   const int64_t page_stride = K * D * PAGE;
 #pragma omp parallel num_threads(s.threads)
   {
@@ -350,7 +460,7 @@ static void run(const Model& m, const Step& s) {
       W *keys = (W*)s.keys + l * s.pages * page_stride, *values = (W*)s.values + l * s.pages * page_stride;
 #pragma omp for
       for (int64_t r = 0; r < B; r++) normalize(layer.norm1, s.x + r * C, h + r * C, C);
-      each_part(layer.qkv, B, h, [&](const float* p, int64_t r, int64_t first, int64_t n) {
+      each_part(layer.qkv, B, h, room, [&](const float* p, int64_t r, int64_t first, int64_t n) {
         std::memcpy(qkv + r * qkv_size + first, p, n * sizeof(float));
       });
 #pragma omp for
@@ -378,14 +488,14 @@ static void run(const Model& m, const Step& s) {
       auto add = [&](const float* p, int64_t r, int64_t first, int64_t n) {
         for (int64_t j = 0; j < n; j++) s.x[r * C + first + j] += p[j];
       };
-      each_part(layer.o, B, y, add);
+      each_part(layer.o, B, y, room, add);
 #pragma omp for
       for (int64_t r = 0; r < B; r++) normalize(layer.norm2, s.x + r * C, h + r * C, C);
       const Matrix* gate = layer.gate.panels ? &layer.gate : nullptr;
-      each_part(layer.up, gate, m.activation, B, h, [&](const float* p, int64_t r, int64_t first, int64_t n) {
+      each_part(layer.up, gate, m.activation, B, h, room, [&](const float* p, int64_t r, int64_t first, int64_t n) {
         std::memcpy(inner + r * m.inner + first, p, n * sizeof(float));
       });
-      each_part(layer.down, B, inner, add);
+      each_part(layer.down, B, inner, room, add);
     }
   }
 }
@@ -395,14 +505,15 @@ extern "C" void step(const Model* m, const Step* s) {
   else run<bfloat16>(*m, *s);
 }
 
-// Logits (B, vocabulary) of hidden states x (B, C); scratch: B * C numbers.
+// Logits (B, vocabulary) of hidden states x (B, C).
 extern "C" void logits(const Model* m, int64_t rows, const float* x, float* scratch, float* out, int64_t threads) {
   const int64_t C = m->channels, V = m->head.outputs;
+  float* h = scratch + rounded_size(*m, rows);
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
-    for (int64_t r = 0; r < rows; r++) normalize(m->norm, x + r * C, scratch + r * C, C);
-    each_part(m->head, rows, scratch, [&](const float* p, int64_t r, int64_t first, int64_t n) {
+    for (int64_t r = 0; r < rows; r++) normalize(m->norm, x + r * C, h + r * C, C);
+    each_part(m->head, rows, h, scratch, [&](const float* p, int64_t r, int64_t first, int64_t n) {
       std::memcpy(out + r * V + first, p, n * sizeof(float));
     });
   }
