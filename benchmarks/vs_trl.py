@@ -109,7 +109,8 @@ def peers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                  "TRL, 4 batches at once": at_once(rows, steps_per_generation=4, **common)}
     fastest = FASTEST[stage]
     if stage == "sft" and args.lora:
-        sides = {name: sides[name] for name in ("TRL padded, 4 at a time", "TRL packed, 1 at a time")}
+        del sides["TRL padded"]
+        sides |= {f"TRL packed, {few} at a time": at_once(few, packing=True)}
     if args.lora and args.dtype == "bf16":
         sides |= {f"{name}, bf16 weights": {**side, "model_init_kwargs": {"dtype": "bfloat16"}}
                   for name, side in sides.items()}
@@ -194,7 +195,8 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
     if args.lora:
         optimizer |= {"adam_beta2": config.beta2, "lr_scheduler_type": "constant"}
         job["ours"] = {"lr": lr, "schedule": "constant", "warmup_steps": 0}
-    sides = {**{name: (own, settings) for name, settings in OURS.items()},
+    ours = {**OURS, "bardlet AdamW, 1 at a time": {**OURS["bardlet AdamW"], "batch_size": 1, "grad_accum": args.rows}}
+    sides = {**{name: (own, settings) for name, settings in (ours if args.lora else OURS).items()},
              **{name: (peer(args), {**settings, **optimizer}) for name, settings in peers(args).items()}}
     if unknown := set(args.only or ()) - set(sides):
         sys.exit(f"--only {', '.join(sorted(unknown))}: no such side; choose from {'; '.join(sides)}")
@@ -241,6 +243,8 @@ def conversations(tokenizer: Tokenizer, example: Record) -> list[tuple[Any, Any]
     rows = [chat_template.encode(tokenizer, [*example["prompt"], *messages]) for messages in completions] or [prompt]
     for _, learned in rows:
         learned[: len(prompt[0])] = False  # earlier answers are part of the prompt
+        if chat_template.is_foreign(tokenizer) and learned.any():
+            learned[np.flatnonzero(learned)[-1] :] = True  # TRL also learns what a template writes after the end
     return rows
 
 
@@ -258,10 +262,10 @@ def ours(job: Record) -> Record:
     grpo = {name: job[name] for name in GRPO_SETTINGS if name in job}
     if grpo:
         grpo |= {"reward": EXACT, "rollout": job["rows"], "beta": 0.0, "lr": TINY_LR, "muon_lr": TINY_LR}
-    config = CONFIGS[name](init=job["model"], block_size=job["block_size"], batch_size=job["rows"], steps=1,
-                         dtype=job["dtype"], device="cpu", threads=job["threads"], keep="last", eval_every=0,
-                         save_every=0, log_every=10**6, lora=job["lora"], **job.get("ours", {}), **grpo,
-                         **job["settings"])
+    config = CONFIGS[name](**{
+        "init": job["model"], "block_size": job["block_size"], "batch_size": job["rows"], "steps": 1,
+        "dtype": job["dtype"], "device": "cpu", "threads": job["threads"], "keep": "last", "eval_every": 0,
+        "save_every": 0, "log_every": 10**6, "lora": job["lora"], **job.get("ours", {}), **grpo, **job["settings"]})
     with distributed.connect("cpu") as dist:
         stage = stage_of(config)(config, dist)
         model, tokenizer = stage.read_base(None)

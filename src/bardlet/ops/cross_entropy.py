@@ -17,13 +17,14 @@ IGNORE = -100
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27, "mps": 2**24}
 """Logits per chunk of `linear_cross_entropy`: on a CPU they fit into its cache. (GPUs: not measured yet.)"""
 
-CHUNK_ROWS = 512
-"""Minimum rows per chunk, since each chunk adds to the gradient of the whole head."""
+CHUNK_ROWS, CHUNK_ROWS_FROZEN = 512, 192
+"""Minimum rows per chunk, since each chunk adds to the gradient of the whole head; and for a head without a gradient,
+which more rows do not make faster."""
 
 
-def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
-    """Return the number of rows per chunk of `linear_cross_entropy`."""
-    return max(CHUNK_ROWS, CHUNK_LOGITS[device.type] // vocab_size)
+def rows_per_chunk(vocab_size: int, device: torch.device, trained: bool = True) -> int:
+    """Return the number of rows per chunk of `linear_cross_entropy`. trained: the head gets a gradient."""
+    return max(CHUNK_ROWS if trained else CHUNK_ROWS_FROZEN, CHUNK_LOGITS[device.type] // vocab_size)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if x_needs_grad else None
         grad_weight = torch.zeros_like(weight_VC) if weight_needs_grad else None
         total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
-        rows = rows_per_chunk(len(weight), x.device)
+        rows = rows_per_chunk(len(weight), x.device, weight_needs_grad)
         for chunk in (slice(start, start + rows) for start in range(0, len(x), rows)):
             loss, grad_RV = _chunk_loss(x[chunk] @ weight.T, target_N[chunk, None], smoothing,
                                         x_needs_grad or weight_needs_grad)

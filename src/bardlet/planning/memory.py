@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bardlet import models
 from bardlet.config.model import ModelConfig
@@ -156,7 +157,7 @@ def _logits(trainer: Trainer, width: int) -> tuple[int, int]:
     if (head := _head(trainer)) is None:
         return 0, 0
     per_token = LOGIT * len(head)
-    maximum = per_token * rows_per_chunk(len(head), trainer.dist.device)
+    maximum = per_token * rows_per_chunk(len(head), trainer.dist.device, head.requires_grad)
     return min(per_token * width, maximum), maximum
 
 
@@ -212,22 +213,24 @@ def upper_bound(trainer: Trainer) -> int:
 def saved_tensors(trainer: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, int]]:
     """Return (bytes, bytes as float32) of each tensor that a forward pass of `batch` saves for the backward pass.
 
-    Each storage counts once, parameters not at all. Raises MemoryError once more than `limit` bytes are saved.
+    Each storage counts once, parameters not at all. Nothing is kept for a backward pass, so that measuring takes little
+    memory. Raises MemoryError once more than `limit` bytes would be saved.
     """
-    total, seen = 0, {p.untyped_storage().data_ptr(): (0, 0) for p in trainer.model.parameters()}
+    total, seen = 0, {p.untyped_storage()._cdata: (0, 0) for p in trainer.model.parameters()}
+    references: list[StorageWeakRef] = []  # while there is one, no other storage gets the same address
 
-    def pack(x: torch.Tensor) -> torch.Tensor:
+    def count(x: torch.Tensor) -> None:
         nonlocal total
         storage = x.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = storage.nbytes(), 4 * storage.nbytes() // x.itemsize
+        if storage._cdata not in seen:
+            seen[storage._cdata] = storage.nbytes(), 4 * storage.nbytes() // x.itemsize
+            references.append(StorageWeakRef(storage))
             total += storage.nbytes()
         if total > limit:
             raise MemoryError
-        return x
 
     batch = {name: trainer.dist.to_device(x) for name, x in batch.items()}
-    with (torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+    with (torch.autograd.graph.saved_tensors_hooks(count, lambda x: x),
           autocast(trainer.machine["dtype"], trainer.dist.device)):
         trainer.objective.loss(trainer.model, batch)
     return [sizes for sizes in seen.values() if sizes[0]]
