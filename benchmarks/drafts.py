@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,13 @@ import record
 import torch
 
 from bardlet.inference import generate as generation
-from bardlet.inference.speculation import Drafts
 from bardlet.run import hf
 from bardlet.runtime.device import tune_malloc
 
 
-class NoDrafts(Drafts):
-    """Never makes a draft."""
-
-    def next(self, room: int) -> list[int]:
-        """Return no tokens."""
-        return []
+def without_drafts(reader: Any, prompt: Any, draws: Any, *rest: Any) -> Iterator[list[int | None]]:
+    """Run the steps of one prompt as those of several, which have no drafts."""
+    return generation._row_by_row(reader, [prompt], [draws], *rest)
 
 
 def prompts_of(text: str, first: str, tokenizer: Any, args: argparse.Namespace) -> list[list[int]]:
@@ -62,7 +59,7 @@ def main() -> None:
     tune_malloc()
     model, tokenizer = hf.read_folder(args.folder)
     first = Path(args.texts[0]).read_text(encoding="utf-8", errors="replace")
-    sides = {"plain": NoDrafts, "drafts": Drafts}
+    sides = {"plain": without_drafts, "drafts": generation._with_drafts}
     for text in args.texts:
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         equal = total = 0
@@ -70,8 +67,8 @@ def main() -> None:
             ids: dict[str, list[list[int]]] = {name: [] for name in sides}
             spent = dict.fromkeys(sides, 0.0)
             for number, prompt in enumerate(prompts_of(text, first, tokenizer, args)):
-                for name, kind in sides.items():
-                    generation.Drafts = kind  # type: ignore[misc]
+                for name, function in sides.items():
+                    generation._with_drafts = function
                     steps = generation.stream(model, [prompt], args.tokens, temperature=args.temperature,
                                               seed=[1000 * run + number],
                                               dtype=torch.int8 if args.dtype == "int8" else None)

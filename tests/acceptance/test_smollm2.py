@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from live_server import Live, Reply, live, read
 
 import bardlet
 from bardlet.cli import main
@@ -65,6 +67,21 @@ def test_chat_answers_and_stops() -> None:
     model = bardlet.load(FOLDER)
     answer = model.chat("What is the capital of France?", temperature=0)
     assert "Paris" in answer and "<|im_end|>" not in answer
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "int8"])
+def test_the_server_answers_as_chat_does(dtype: str, tmp_path: Path) -> None:
+    want = bardlet.load(FOLDER, dtype=dtype).chat("What is the capital of France?", temperature=0)  # type: ignore[arg-type]
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+
+    async def ask(server: Live) -> Reply:
+        async with server.posted(body, "/v1/chat/completions") as (reader, _):
+            return await read(reader)
+
+    with live([FOLDER], tmp_path / "log", "--dtype", dtype) as server:
+        reply = asyncio.run(ask(server))
+    assert reply.status == 200 and reply.value["choices"][0]["message"]["content"] == want
+    assert "Paris" in want and reply.value["choices"][0]["finish_reason"] == "stop"
 
 
 def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

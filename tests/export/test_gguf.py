@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import foreign_tokenizers
 import numpy as np
 import pytest
 import torch
@@ -134,6 +135,17 @@ def test_a_prompt_starts_a_document_where_the_model_learned_it(tmp_path: Path) -
         fields = reader.GGUFReader(path).fields
         assert fields["tokenizer.ggml.add_bos_token"].contents() is starts
         assert fields["tokenizer.ggml.bos_token_id"].contents() == tokenizer.eos_id
+
+
+@pytest.mark.parametrize(("name", "first", "bos"), [("llama3", True, 0), ("smollm2", False, 1)])
+def test_a_foreign_tokenizer_begins_a_prompt_as_elsewhere(name: str, first: bool, bos: int, tmp_path: Path) -> None:
+    tokenizer = foreign_tokenizers.load(tmp_path, name)
+    config = ModelConfig("llama", tokenizer.vocab_size, **SHAPE, activation="silu", norm_eps=1e-5)
+    gguf.write(tmp_path / "m.gguf", models.build(config), tokenizer, "m")
+    fields = reader.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is first
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == bos
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
 
 
 def test_rows_without_a_token_have_names_of_their_own(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ CONFIGS = {
     "odd": ModelConfig("gpt2", n_kv_head=3, **{**SHAPE, "n_head": 3, "n_embd": 30, "head_dim": 10, "n_inner": 50}),
     "bigram": ModelConfig("bigram", vocab_size=V, block_size=16),
 }
-x86 = pytest.mark.skipif(not readers.has_fast_embedding_bag(torch.device("cpu"), torch.float32), reason="needs x86")
+x86 = pytest.mark.skipif(not pages.has_fast_embedding_bag(torch.device("cpu"), torch.float32), reason="needs x86")
 
 
 class Recorder:

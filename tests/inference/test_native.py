@@ -17,8 +17,9 @@ from bardlet.data.named import cache_folder
 from bardlet.errors import BardletError
 from bardlet.inference import decoders, readers
 from bardlet.inference.decoders import native
+from bardlet.inference.decoders import pages as paging
 from bardlet.inference.decoders.native import GROUP
-from bardlet.inference.decoders.pages import PAGE, Pages
+from bardlet.inference.decoders.pages import PAGE, Pages, page_dtype
 from bardlet.inference.generate import generate
 from bardlet.models import build
 from bardlet.ops.linear import quantized
@@ -64,7 +65,8 @@ def decoder(model: Any, dtype: torch.dtype | None) -> native.Decoder:
 def read(decoder: Any, config: ModelConfig, rows: list[list[int]], together: bool = True) -> list[torch.Tensor]:
     """Return the logits of every token of each row: (T, V) each."""
     lengths = [len(row) for row in rows]
-    pages = Pages(config, decoder.dtype, torch.device("cpu"), sum(-(-length // PAGE) for length in lengths))
+    kept = page_dtype(torch.device("cpu"), decoder.dtype)
+    pages = Pages(config, kept, torch.device("cpu"), sum(-(-length // PAGE) for length in lengths))
     table, page = [], 1
     for length in lengths:
         table.append(list(range(page, page + -(-length // PAGE))))
@@ -183,13 +185,27 @@ def test_activations_are_exact_to_single_precision() -> None:
             torch.testing.assert_close(got, function(x.double())[at].float(), rtol=2e-6, atol=1e-7)
 
 
+@torch.inference_mode()
+def test_keys_and_values_may_be_wider_than_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 weights with fp32 pages, as on a processor that is no x86, whose prefixes are copied and cleared."""
+    monkeypatch.setattr(paging, "has_fast_embedding_bag", lambda device, dtype: False)
+    config = CONFIGS["qwen3"]
+    model = random_model(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    prompts = [torch.randint(config.vocab_size, (length,)).tolist() for length in (130, 70, 1)]
+    prompts.append(prompts[0][:100])
+    want = generate(model, prompts, 60, temperature=0)
+    assert generate(model.bfloat16(), prompts, 60, temperature=0) == want
+
+
 def test_the_structures_of_both_languages_have_the_same_sizes() -> None:
     library = compilation.library(SOURCE, cache_folder() / "compiled")
     assert library is not None
     structures = (native.Matrix, native.Norm, native.Layer, native.Model, native.Step)
-    sizes = (ctypes.c_int64 * len(structures))()
+    sizes = (ctypes.c_int64 * (len(structures) + 3))()
     library.sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(structure) for structure in structures]
+    assert list(sizes) == [*map(ctypes.sizeof, structures), PAGE, native.PANEL, GROUP]
 
 
 @pytest.mark.parametrize("flags", [(), ("-mavx2", "-mfma"), ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")])
@@ -205,7 +221,8 @@ def test_every_processor_computes_the_same(flags: tuple[str, ...], monkeypatch: 
     compilation.library.cache_clear()
     for dtype in DTYPES:
         got = read(decoder(model, dtype), config, ids)[0]
-        torch.testing.assert_close(got, want[dtype], rtol=1e-3, atol=1e-3 if dtype is None else 0.1)
+        # keys and values are bf16 for weights that are not fp32: a rounding of one of them may differ
+        torch.testing.assert_close(got, want[dtype], rtol=1e-3, atol=1e-3 if dtype is None else 0.03)
     compilation.library.cache_clear()
 
 

@@ -174,6 +174,31 @@ def test_a_base_in_bf16_computes_what_it_computes_in_fp32(shape: ModelConfig) ->
     assert {p.dtype for name, p in rounded.named_parameters() if not name.endswith("frozen")} == {torch.float32}
 
 
+def test_in_bf16_a_layer_computes_in_bf16_whatever_its_base() -> None:
+    """With a bias; gradients are those of an fp32 base with the same numbers, up to one rounding."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(16, 24)
+    plain.weight.data = plain.weight.data.bfloat16().float()
+    layers = [lora.LoRALinear(plain, 4)]
+    stored = torch.nn.Linear(16, 24)
+    stored.load_state_dict(plain.state_dict())
+    stored.weight.data = stored.weight.data.bfloat16()
+    layers.append(lora.LoRALinear(stored, 4))
+    results = []
+    for layer in layers:
+        torch.manual_seed(1)
+        torch.nn.init.normal_(layer.up)
+        layer.down.data = layers[0].down.data.clone()
+        x = torch.randn(3, 16, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.float().square().sum().backward()
+        assert y.dtype == torch.bfloat16 and x.grad is not None and x.grad.dtype == torch.float32
+        results.append((y.float(), x.grad, layer.up.grad, layer.down.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0.03, atol=0.03 * float(want.detach().abs().max()))
+
+
 def test_a_bf16_folder_trains_and_resumes_as_in_fp32(base: Path, chats: Path, tmp_path: Path) -> None:
     """The same weights as from the same folder in fp32; interrupted after 3 steps, the same again."""
     left_out = shutil.ignore_patterns("checkpoints", "run.toml", "manifest.json")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from bardlet import doctor
+from bardlet import doctor, models
 from bardlet.cli import main
+from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.runtime import compiler, distributed
 from bardlet.runtime import device as runtime_device
@@ -51,6 +52,20 @@ def test_compiler_requirements(system: str, device: str, installed: str, variabl
     assert compiler.compiler_missing(torch.device(device)) == (missing or headers)
     (tmp_path / "Python.h").touch()
     assert compiler.compiler_missing(torch.device(device)) == missing
+
+
+def test_generation_in_bf16_is_not_called_slow(monkeypatch: pytest.MonkeyPatch,
+                                               caplog: pytest.LogCaptureFixture) -> None:
+    """A decoder reads bf16 weights at memory speed on every processor; a rung of the ladder has none."""
+    monkeypatch.setattr(runtime_device, "has_native_bf16", lambda: False)
+    runtime_device._warn_emulated.cache_clear()
+    for family, warns in (("gpt2", False), ("residual", True)):
+        shape = TrainConfig(model=family, n_layer=1, n_head=1, n_embd=8, block_size=8).resolved().model_config(11)
+        model = models.build(shape)
+        runtime_device.place(model, "cpu", "bf16")
+        assert next(model.parameters()).dtype == torch.bfloat16
+        assert ("emulates" in caplog.text) == warns
+    runtime_device._warn_emulated.cache_clear()
 
 
 def test_windows_with_a_gpu_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits(
     torch.testing.assert_close(*computed)
     grads = [torch.autograd.grad(3 * value, (x, weight)) for value in computed]
     torch.testing.assert_close(*grads)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS_FROZEN", 1)
+    frozen = torch.autograd.grad(3 * cross_entropy.linear_cross_entropy(x, weight.detach(), target, smoothing), x)
+    torch.testing.assert_close(frozen, grads[1][:1])
+
+
+def test_the_loss_in_inference_mode_does_not_disturb_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both use the same memory."""
+    monkeypatch.setattr(cross_entropy, "_kept", threading.local())
+    x, weight, target = head_inputs(23, 5, 11)
+    with torch.inference_mode():
+        value = cross_entropy.linear_cross_entropy(x, weight, target)
+    trained = cross_entropy.linear_cross_entropy(x, weight, target)
+    trained.backward()
+    torch.testing.assert_close(value, trained)
 
 
 def test_bf16_is_as_accurate_as_with_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def _write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str, 
     _add_shape(writer, config)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     _add_tokenizer(writer, tokenizer, config.vocab_size)
-    writer.add_add_bos_token(starts_documents and tokenizer.eos_id is not None)
+    writer.add_add_bos_token(bool(tokenizer.prefix_ids) or (starts_documents and tokenizer.eos_id is not None))
     matrix, vector = gguf.GGMLQuantizationType[dtype.upper()], gguf.GGMLQuantizationType.F32
     for tensor_name, tensor in tensors(model):
         kind = matrix if tensor.ndim == 2 and "position_embd" not in tensor_name else vector
@@ -174,8 +174,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * missing])
     writer.add_token_merges(merges)
     writer.add_add_space_prefix(False)
+    if (bos := tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id) is not None:
+        writer.add_bos_token_id(bos)
     if tokenizer.eos_id is not None:
-        writer.add_bos_token_id(tokenizer.eos_id)
         writer.add_eos_token_id(tokenizer.eos_id)
     if tokenizer.pad_id is not None:
         writer.add_pad_token_id(tokenizer.pad_id)

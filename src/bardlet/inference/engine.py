@@ -23,7 +23,7 @@ import torch
 
 from bardlet.errors import BardletError
 from bardlet.inference import generate, readers
-from bardlet.inference.decoders.pages import Pages
+from bardlet.inference.decoders.pages import Pages, page_dtype
 from bardlet.inference.drawing import Draws, Sampling, Token, next_tokens, with_logprobs
 
 log = logging.getLogger("bardlet")
@@ -170,7 +170,7 @@ class Engine:
         window = module.config.block_size
         pages = readers.pages_for(window, window)
         if hasattr(module, "new_cache"):
-            kept = readers.page_dtype(next(module.parameters()).device, readers.computing_dtype(module, dtype))
+            kept = page_dtype(next(module.parameters()).device, readers.computing_dtype(module, dtype))
             affordable = cache_bytes // Pages.bytes_per_page(module.config, kept)
             pages = max(pages, min(affordable, 2 * self.max_rows * pages))  # twice: a half for beginnings to share
         else:

@@ -181,7 +181,7 @@ def stream(
     until the iterator is exhausted or closed.
 
     `dtype`: compute with a copy of the model in that dtype. torch.int8 quantizes the decoder's weights
-    (`ops/linear.py: Int8Linear`). The model itself does not change.
+    (`decoders/native.py`). The model itself does not change.
 
     Raises BardletError for invalid settings or prompts, and for weights that are not finite.
     """
@@ -210,7 +210,18 @@ def _steps(
     """Run the steps of `stream`; there is one of `draws` for each prompt."""
     if len(prompts) == 1 and isinstance(reader, readers.PagedReader):
         yield from _with_drafts(reader, prompts[0], draws[0], stop_ids, max_new_tokens)
-        return
+    else:
+        yield from _row_by_row(reader, prompts, draws, stop_ids, max_new_tokens)
+
+
+def _row_by_row(
+    reader: readers.Reader,
+    prompts: Sequence[Sequence[int]],
+    draws: Sequence[Draws],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+) -> Iterator[list[int | None]]:
+    """Run the steps of any number of prompts, of one token each."""
     rows = {reader.open(prompt): row for row, prompt in enumerate(prompts)}
     for step in range(max_new_tokens):
         contexts, logits_BV = _read_all(reader)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from bardlet.inference import decoders
 from bardlet.inference.decoders import native
-from bardlet.inference.decoders.pages import PAGE, PagedStep, Pages
+from bardlet.inference.decoders.pages import PAGE, PagedStep, Pages, page_dtype
 from bardlet.inference.decoders.prefix import WORTH_COPYING, Node, PrefixTree, common
 from bardlet.ops import linear
-from bardlet.ops.linear import has_fast_embedding_bag
 
 Step = PagedStep | native.PageTable
 SLICE, GPU_SLICE = 64, 512
@@ -216,14 +215,6 @@ class WindowReader:
 
 
 Reader = PagedReader | WindowReader
-
-
-def page_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of keys and values for a decoder that computes in `dtype`.
-
-    Without the fast `embedding_bag`, attention of one query is eight times faster in fp32 on a CPU.
-    """
-    return torch.float32 if device.type == "cpu" and not has_fast_embedding_bag(device, dtype) else dtype
 
 
 def computing_dtype(model: Any, dtype: torch.dtype | None) -> torch.dtype:

@@ -98,13 +98,14 @@ def with_vocabulary(model: LanguageModel, size: int, seed: int) -> LanguageModel
 
     A new row is the mean plus a tenth of the standard deviation as noise, so that new tokens differ from each other.
     """
-    grown = type(model)(replace(model.config, vocab_size=size))
+    grown = type(model)(replace(model.config, vocab_size=size)).to(next(model.parameters()).dtype)
     generator, tensors = torch.Generator().manual_seed(seed), model.state_dict()
     for name, new in grown.state_dict().items():
         old = tensors[name]
         if old.shape != new.shape:
             noise = torch.randn(new[len(old) :].shape, generator=generator)
-            tensors[name] = torch.cat((old, old.mean(0) + 0.1 * old.std(0) * noise))
+            rows = old.float().mean(0) + 0.1 * old.float().std(0) * noise
+            tensors[name] = torch.cat((old, rows.to(old.dtype)))
     grown.load_state_dict(tensors)
     return grown.train(model.training)
 

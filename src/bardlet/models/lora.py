@@ -60,11 +60,13 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out) without computing the merged weight."""
+        if torch.is_autocast_enabled(x.device.type):  # once, and `FrozenProduct` need not widen the weight
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         update = self.scale * F.linear(F.linear(x, self.down), self.up)
         if self.frozen.dtype == self.up.dtype:
             return F.linear(x, self.frozen, self.bias) + update
         y = FrozenProduct.apply(x, self.frozen) + update
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a resumed run needs besides the merged weight."""
@@ -113,6 +115,6 @@ def add_lora(model: nn.Module, rank: int) -> None:
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, LoRALinear(layer, rank))
     frozen = {id(module.frozen) for module in model.modules() if isinstance(module, LoRALinear)}
-    for parameter in model.parameters():  # embeddings, norms and biases are small, and the residual stream is fp32
+    for parameter in model.parameters():  # embeddings, norms and biases begin and scale the residual stream, in fp32
         if parameter.dtype == torch.bfloat16 and id(parameter) not in frozen:
             parameter.data = parameter.data.float()

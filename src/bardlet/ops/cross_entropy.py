@@ -5,6 +5,7 @@ Shape suffixes: N targets, R targets of a chunk, C channels, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -21,10 +22,29 @@ CHUNK_ROWS, CHUNK_ROWS_FROZEN = 512, 192
 """Minimum rows per chunk, since each chunk adds to the gradient of the whole head; and for a head without a gradient,
 which more rows do not make faster."""
 
+_kept = threading.local()
+"""The memory of `_scratch` for each thread, by dtype."""
+
 
 def rows_per_chunk(vocab_size: int, device: torch.device, trained: bool = True) -> int:
     """Return the number of rows per chunk of `linear_cross_entropy`. trained: the head gets a gradient."""
     return max(CHUNK_ROWS if trained else CHUNK_ROWS_FROZEN, CHUNK_LOGITS[device.type] // vocab_size)
+
+
+def _scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a matrix with any content. On a CPU, the same memory serves every call of a thread.
+
+    The number of targets changes from step to step, and the C library's heap falls into pieces of such sizes.
+    """
+    if device.type != "cpu":
+        return torch.empty((rows, columns), dtype=dtype, device=device)
+    if not hasattr(_kept, "memory"):
+        _kept.memory = {}
+    memory: dict[torch.dtype, Tensor] = _kept.memory
+    if dtype not in memory or memory[dtype].numel() < rows * columns:
+        with torch.inference_mode(False):  # a tensor made in that mode could not be used outside
+            memory[dtype] = torch.empty(rows * columns, dtype=dtype)
+    return memory[dtype][: rows * columns].view(rows, columns)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -39,15 +59,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VC) if weight_needs_grad else None
         total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         rows = rows_per_chunk(len(weight), x.device, weight_needs_grad)
-        for chunk in (slice(start, start + rows) for start in range(0, len(x), rows)):
-            loss, grad_RV = _chunk_loss(x[chunk] @ weight.T, target_N[chunk, None], smoothing,
-                                        x_needs_grad or weight_needs_grad)
-            total += loss
+        shape = min(rows, len(x)), len(weight)
+        logits_RV = _scratch(*shape, dtype, x.device)
+        float_RV = logits_RV if total.dtype == dtype else _scratch(*shape, total.dtype, x.device)
+        for start in range(0, len(x), rows):
+            x_RC, target_R1 = x[start : start + rows], target_N[start : start + rows, None]
+            grad_RV = torch.mm(x_RC, weight.T, out=logits_RV[: len(x_RC)])
+            # at least float32: bfloat16's 8-bit mantissa is too coarse to sum a softmax over the vocabulary
+            p_RV = grad_RV if float_RV is logits_RV else float_RV[: len(x_RC)].copy_(grad_RV)
+            total += _chunk_loss(p_RV, target_R1, smoothing, x_needs_grad or weight_needs_grad)
+            if p_RV is not grad_RV:
+                grad_RV.copy_(p_RV)
             if grad_x is not None:
-                torch.mm(grad_RV, weight, out=grad_x[chunk])
+                torch.mm(grad_RV, weight, out=grad_x[start : start + rows])
             if grad_weight is not None:
-                grad_weight += grad_RV.T @ x[chunk]
-            del grad_RV  # free it before the next logits
+                grad_weight += grad_RV.T @ x_RC
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtype = x_NC.dtype
         return total
@@ -60,26 +86,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 None if grad_weight is None else grad_weight * grad, None, None, None)  # fmt: skip
 
 
-def _chunk_loss(logits_RV: Tensor, target_R1: Tensor, smoothing: float, needs_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return (summed cross-entropy, its gradient with respect to the logits, in their dtype).
+def _chunk_loss(logits_RV: Tensor, target_R1: Tensor, smoothing: float, needs_grad: bool) -> Tensor:
+    """Return the summed cross-entropy, and put its gradient with respect to the logits in their place.
 
-    May overwrite the logits. Without needs_grad the second tensor is meaningless.
+    Without needs_grad, something else is there.
     """
-    # at least float32: bfloat16's 8-bit mantissa is too coarse to sum a softmax over the vocabulary
-    float_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-    max_R1, label_R1 = float_RV.amax(1, keepdim=True), float_RV.gather(1, target_R1)
+    max_R1, label_R1 = logits_RV.amax(1, keepdim=True), logits_RV.gather(1, target_R1)
     if smoothing:
-        label_R1 += smoothing * (float_RV.mean(1, keepdim=True) - label_R1)
-    p_RV = float_RV.sub_(max_R1).exp_()
+        label_R1 += smoothing * (logits_RV.mean(1, keepdim=True) - label_R1)
+    p_RV = logits_RV.sub_(max_R1).exp_()
     sum_R1 = p_RV.sum(1, keepdim=True)
     loss = (sum_R1.log() + max_R1 - label_R1).sum()
-    if not needs_grad:
-        return loss, p_RV
-    p_RV /= sum_R1
-    p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))  # p minus the target distribution
-    if smoothing:
-        p_RV -= smoothing / p_RV.shape[1]
-    return loss, p_RV.to(logits_RV.dtype)
+    if needs_grad:
+        p_RV /= sum_R1
+        p_RV.scatter_add_(1, target_R1, torch.full_like(sum_R1, smoothing - 1))  # p minus the target distribution
+        if smoothing:
+            p_RV -= smoothing / p_RV.shape[1]
+    return loss
 
 
 def linear_cross_entropy(x: Tensor, weight_VC: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:

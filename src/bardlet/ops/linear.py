@@ -210,7 +210,10 @@ def quantized(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]
 
 
 class Int8Linear:
-    """x W^T + b with W rounded to int8, with one scale per output: see `quantized`.
+    """x W^T + b with W rounded to int8, for machines without the compiled step (`decoders/native.py`).
+
+    It has one scale per output, see `quantized`, which is coarser than a scale per 32 inputs there: the loss of SmolLM2
+    rises by 0.18 % instead of 0.01 %.
 
     For bf16 tokens, torch's operator reads the bytes where it has one (x86; 180 us for the 24 matrices of `linear_rows`
     and one token). Elsewhere q is converted to floats (exactly: bf16 holds integers up to 256). From 16 tokens on that

@@ -122,8 +122,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
             return config
         if family not in models.SCALAR or len(values.get("id2label", ("LABEL_0", "LABEL_1"))) != 1:
-            raise Unsupported("config.json: this classification head is not supported (only one label, on gpt2 or "
-                              "qwen3); use transformers for this model")
+            raise Unsupported("config.json: this classification head is not supported (only one label, on gpt2 or a "
+                              "Llama-like model); use transformers for this model")
         return replace(config, scores=True, tie_embeddings=True)
     except BardletError as error:
         raise type(error)(str(error).replace("config.json", str(folder / "config.json"), 1)) from None

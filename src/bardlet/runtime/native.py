@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import logging
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ PROCESSORS = {
 }
 """Instructions of the processors that PyTorch tells apart on x86."""
 OPENMP = ("-fopenmp",) if sys.platform == "linux" else ()
-"""On Linux, GCC and Clang have OpenMP, and use the threads that PyTorch started. Elsewhere, there is one thread."""
+"""On Linux, GCC's OpenMP uses the threads that PyTorch started; Clang's starts its own. Elsewhere, one thread."""
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", *OPENMP)
 
 
@@ -35,13 +36,13 @@ def library(source: Path, folder: Path) -> ctypes.CDLL | None:
 
     The name of the compiled file is a digest of the source, the compiler and the processor.
     """
-    flags, compiler = processor_flags(), shutil.which(cxx())
-    if sys.platform == "win32" or compiler is None or flags is None:
+    flags, compiler = processor_flags(), shlex.split(cxx())  # as in CXX="ccache g++"
+    if sys.platform == "win32" or not compiler or shutil.which(compiler[0]) is None or flags is None:
         return None
-    command = [compiler, *FLAGS, *flags]
+    command = [*compiler, *FLAGS, *flags]
     try:
         text = source.read_bytes()
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
         digest = hashlib.sha256(b"\0".join([text, version, " ".join(command).encode()])).hexdigest()
         path = folder / f"{source.stem}-{digest[:24]}.so"
         if not path.exists():
@@ -71,5 +72,9 @@ def _compile(command: list[str], source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder) / path.name
-        subprocess.run([*command, str(source), "-o", str(new)], capture_output=True, check=True)
+        try:
+            subprocess.run([*command, str(source), "-o", str(new)], capture_output=True, check=True)
+        except subprocess.CalledProcessError:  # perhaps Clang without its OpenMP
+            command = [word for word in command if word not in OPENMP]
+            subprocess.run([*command, str(source), "-o", str(new)], capture_output=True, check=True)
         new.replace(path)

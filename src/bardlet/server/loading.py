@@ -10,6 +10,7 @@ import torch
 
 from bardlet.api.models import DType, Model, load
 from bardlet.errors import BardletError
+from bardlet.inference.decoders import native
 from bardlet.inference.engine import Engine, EngineModel
 from bardlet.run import checkpoint, hf, lock
 
@@ -43,6 +44,17 @@ def add(engine: Engine, model: Model, cache_bytes: int) -> EngineModel:
     """Make a model ready for the engine."""
     leave_the_cores()
     return engine.add(model.module.eval(), torch.int8 if model.dtype == "int8" else None, cache_bytes)
+
+
+def weight_bytes(model: Model) -> int:
+    """Return the bytes of the weights of a model and of its decoder, which has them in another order.
+
+    The compiled step has one copy; PyTorch's decoders have one for several rows and one for a single row.
+    """
+    parameters = list(model.module.parameters())
+    if model.dtype == "int8" and native.is_there():  # a byte each, and a scale per 32 of them
+        return sum(p.numel() * p.element_size() + p.numel() * 17 // 16 for p in parameters)
+    return (2 if native.is_there() else 3) * sum(p.numel() * p.element_size() for p in parameters)
 
 
 def in_training(folder: Path) -> bool:

@@ -28,8 +28,6 @@ NAMED = 10
 """Models that the message about an unknown one names."""
 CACHE_SHARE = 0.25
 """Share of the memory for models that the cache of one model takes at most."""
-COPIES = 3
-"""Copies of the weights in memory: the model's, one packed for several rows, and one for a single row."""
 NO_RETRY = {"x-should-retry": "false"}
 """The header that keeps the openai client from sending a request again."""
 
@@ -197,7 +195,7 @@ class Models:
         self._make_room(folders.weight_bytes(folder), folder)
         model = await asyncio.to_thread(self._read, name, folder)
         cache = self._cache_bytes(model.module)
-        size = COPIES * sum(p.numel() * p.element_size() for p in model.module.parameters()) + cache
+        size = self._weight_bytes(model) + cache
         self._make_room(size, folder)
         if (old := self._loaded.get(folder)) and not self._remove(old):
             return old  # a request came for it meanwhile
@@ -220,6 +218,11 @@ class Models:
             return loading.read(folder, self.settings.device, self.settings.dtype)
         except Exception as error:
             raise self._refusal(name, folder, error) from error
+
+    def _weight_bytes(self, model: Model) -> int:
+        from bardlet.server import loading
+
+        return loading.weight_bytes(model)
 
     def _add(self, name: str, folder: Path, model: Model, cache: int) -> Any:
         """Make a model ready for the engine; an encoder-decoder needs no place there. Runs in a worker thread."""

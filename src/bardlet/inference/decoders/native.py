@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bardlet.config.model import LLAMA
 from bardlet.data.named import cache_folder
-from bardlet.inference.decoders.pages import PAGE, Pages
+from bardlet.inference.decoders.pages import PAGE, Pages, page_dtype
 from bardlet.models.layers import RMSNorm, rope_frequencies
 from bardlet.ops.linear import computing_dtype, quantized
 from bardlet.runtime import native
@@ -83,8 +83,8 @@ class PageTable:
 class Decoder:
     """Read one token per row by `step.cpp`; a test compares it with `forward` of the models.
 
-    The weights are packed: fp32, bf16, or int8 with a scale for each GROUP inputs of an output. Tokens are
-    fp32.
+    The weights are packed: fp32, bf16, or int8 with a scale for each GROUP inputs of an output. The
+    residual stream is fp32; int8 weights meet inputs of 16 bits.
     """
 
     step_class = PageTable
@@ -97,7 +97,8 @@ class Decoder:
         layers, norm, head, frequencies = (self._llama if c.model in LLAMA else self._gpt2)(model)
         self.model = Model(
             (Layer * c.n_layer)(*layers), norm, head, self._keep(frequencies), c.n_layer, c.n_embd, c.n_head,
-            c.n_kv_head, c.head_dim, c.n_inner, ACTIVATIONS[c.activation], KINDS[self.dtype])
+            c.n_kv_head, c.head_dim, c.n_inner, ACTIVATIONS[c.activation],
+            KINDS[page_dtype(torch.device("cpu"), self.dtype)])
         self._library.scratch_size.restype = c_int64
 
     def hidden(self, idx_B: Tensor, step: PageTable) -> Tensor:
@@ -192,5 +193,14 @@ def decoder(model: Any, dtype: torch.dtype | None) -> Decoder | None:
     own = next(model.parameters())
     if model.config.model not in ("gpt2", *LLAMA) or own.device.type != "cpu" or (dtype or own.dtype) not in KINDS:
         return None
-    library = native.library(Path(__file__).with_name("step.cpp"), cache_folder() / "compiled")
+    library = _library()
     return None if library is None else Decoder(library, model, dtype)
+
+
+def is_there() -> bool:
+    """Return True if this machine has the compiled step."""
+    return _library() is not None
+
+
+def _library() -> ctypes.CDLL | None:
+    return native.library(Path(__file__).with_name("step.cpp"), cache_folder() / "compiled")

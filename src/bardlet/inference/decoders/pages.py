@@ -27,6 +27,14 @@ EMPTY = 0
 """The page that pads the page lists of a step; it is never written."""
 
 
+def page_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of keys and values for a decoder that computes in `dtype`.
+
+    Without the fast `embedding_bag`, attention of one query is eight times faster in fp32 on a CPU.
+    """
+    return torch.float32 if device.type == "cpu" and not has_fast_embedding_bag(device, dtype) else dtype
+
+
 class Pages:
     """The keys and values of all sequences of a model. Page EMPTY is not for use."""
 

@@ -109,9 +109,9 @@ struct Step {
   int64_t rows, width, pages, threads;
 };
 
-// The sizes of the structures, for a test.
+// The sizes of the structures and of their parts, for a test.
 extern "C" void sizes(int64_t* out) {
-  const int64_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model), sizeof(Step)};
+  const int64_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model), sizeof(Step), PAGE, PANEL, GROUP};
   std::copy(std::begin(all), std::end(all), out);
 }
 
