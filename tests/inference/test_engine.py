@@ -22,6 +22,7 @@ from bardlet.inference.decoders.prefix import PrefixTree, common
 from bardlet.inference.drawing import with_logprobs
 from bardlet.inference.engine import Busy, Engine, EngineModel, Reason, Request, Sampling, Token
 from bardlet.inference.generate import generate
+from bardlet.ops.linear import has_fast_embedding_bag
 from bardlet.models import build
 from bardlet.runtime import native
 
@@ -34,7 +35,7 @@ CONFIGS = {
     "odd": ModelConfig("gpt2", n_kv_head=3, **{**SHAPE, "n_head": 3, "n_embd": 30, "head_dim": 10, "n_inner": 50}),
     "bigram": ModelConfig("bigram", vocab_size=V, block_size=16),
 }
-x86 = pytest.mark.skipif(not pages.has_fast_embedding_bag(torch.device("cpu"), torch.float32), reason="needs x86")
+x86 = pytest.mark.skipif(not has_fast_embedding_bag(torch.device("cpu"), torch.float32), reason="needs x86")
 
 
 class Recorder:
