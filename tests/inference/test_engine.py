@@ -22,8 +22,8 @@ from bardlet.inference.decoders.prefix import PrefixTree, common
 from bardlet.inference.drawing import with_logprobs
 from bardlet.inference.engine import Busy, Engine, EngineModel, Reason, Request, Sampling, Token
 from bardlet.inference.generate import generate
-from bardlet.ops.linear import has_fast_embedding_bag
 from bardlet.models import build
+from bardlet.ops.linear import has_fast_embedding_bag
 from bardlet.runtime import native
 
 V, WINDOW = 67, 160
