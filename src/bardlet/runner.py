@@ -61,7 +61,7 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         config = replace(config, minutes=config.default_minutes)
     if _started_again(out):
         return resume(Path(str(out)), reward=getattr(config, "reward", None))
-    with distributed.connect(config.device) as dist:
+    with distributed.connect(config.device, getattr(config, "elastic", None)) as dist:
         console.show_notices(dist.main)
         with console.preparation_progress(dist.main) as progress:
             with dist.main_first():
@@ -112,7 +112,8 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None, allow
         _check_steps(run, steps, allow_change)
     _same_reward(run, config, reward)
     started = time.monotonic()
-    with distributed.connect(config.device) as dist, lock.locked(run) if dist.main else nullcontext():
+    slices = getattr(config, "elastic", None)
+    with distributed.connect(config.device, slices) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
             run_folder.remove_partial(run)
         with console.preparation_progress(dist.main) as progress:
@@ -184,7 +185,8 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
         raise _finished(run, done)
     if config.compile == "on":
         compilation.choose_compile(trainer)
-    different = [name for name, value in trainer.machine.items() if before.get(name) != value]
+    free = {"processes"} if dist.slices else set()
+    different = [name for name, value in trainer.machine.items() if before.get(name) != value and name not in free]
     if different and not allow_change:
         name = different[0]
         raise BardletError(f"{run}: {name} was {before.get(name)}, is {trainer.machine[name]} here, so the run "

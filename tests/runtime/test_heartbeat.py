@@ -32,10 +32,11 @@ SETTINGS = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size",
 
 
 class Launch:
-    """`bardlet ARGV --json` in two processes of torchrun."""
+    """`bardlet ARGV --json` in processes of torchrun."""
 
-    def __init__(self, log: Path, *argv: str | Path, restarts: int = 0, program: Sequence[str] = ("-m", "bardlet")):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    def __init__(self, log: Path, *argv: str | Path, restarts: int = 0, program: Sequence[str] = ("-m", "bardlet"),
+                 processes: int = 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                    "--max-restarts", str(restarts), *program, *map(str, argv), "--json"]
         self.log = log
         with open(log, "w", encoding="utf-8") as file:

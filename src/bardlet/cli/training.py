@@ -54,7 +54,7 @@ def start(config: Settings, options: RunOptions, started: float) -> int:
     """Start a run and train to its end; return the exit code. started: when the command began (time.monotonic)."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and getattr(config, "batch_size", None):
-        config.check_processes(world)
+        config.check_parts(getattr(config, "elastic", None) or world)
     for name in config.text:
         if os.path.exists(Path(name, "run.toml")):
             run = quoted(name)

@@ -178,16 +178,16 @@ class Settings:
         """Maximum number of tokens of the global batch."""
         raise NotImplementedError
 
-    def check_processes(self, world: int) -> None:
-        """Raise BardletError if `world` processes cannot share a micro-batch evenly."""
+    def check_parts(self, parts: int) -> None:
+        """Raise BardletError if a micro-batch cannot be cut evenly into parts, for processes or slices of --elastic."""
 
-    def with_micro_batches_of(self, rows: int, unsplit_rows: int, world: int) -> Self:
+    def with_micro_batches_of(self, rows: int, unsplit_rows: int, parts: int) -> Self:
         """Return the same step split into smaller micro-batches.
 
         Args:
-            rows: rows that fit in the memory of a process.
-            unsplit_rows: rows per process without the split.
-            world: number of processes.
+            rows: rows of a part that fit in the memory of a process.
+            unsplit_rows: rows per part without the split.
+            parts: parts of a micro-batch, for processes or slices of --elastic.
         """
         raise NotImplementedError
 
@@ -204,17 +204,17 @@ class Rows:
         """Tokens of the global batch."""
         return self.batch_size * self.block_size * self.grad_accum
 
-    def check_processes(self, world: int) -> None:
-        """Raise BardletError if `world` processes cannot share a micro-batch evenly."""
-        if self.batch_size % world:
-            raise BardletError(f"--batch-size {self.batch_size} does not divide among {world} processes; "
-                               f"use a multiple of {world}")
+    def check_parts(self, parts: int) -> None:
+        """Raise BardletError if a micro-batch cannot be cut evenly into parts, for processes or slices of --elastic."""
+        if self.batch_size % parts:
+            raise BardletError(f"--batch-size {self.batch_size} does not divide among {parts} processes or slices; "
+                               f"use a multiple of {parts}")
 
-    def with_micro_batches_of(self, rows: int, unsplit_rows: int, world: int) -> Any:
+    def with_micro_batches_of(self, rows: int, unsplit_rows: int, parts: int) -> Any:
         """Return the same windows in smaller micro-batches (`Settings.with_micro_batches_of`)."""
-        total = self.batch_size // world * self.grad_accum
+        total = self.batch_size // parts * self.grad_accum
         rows = next(n for n in range(rows, 0, -1) if total % n == 0)
-        return replace(cast(Any, self), batch_size=rows * world, grad_accum=total // rows)
+        return replace(cast(Any, self), batch_size=rows * parts, grad_accum=total // rows)
 
 
 def as_typed(value: Any) -> Any:

@@ -132,14 +132,14 @@ def _time_model(shape: tuple[int, int, int], dist: Dist, dtype: str) -> tuple[fl
 
     Raises BardletError if they do not fit in memory.
     """
-    config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.world).resolved(), shape)
+    config = with_shape(TrainConfig(block_size=128, batch_size=_timed_rows(dist) * dist.parts).resolved(), shape)
     tokens = torch.randint(256, (config.batch_size, config.block_size + 1))
     batch: Batch = {"idx": tokens[:, :-1], "target": tokens[:, 1:]}
     model = models.build(config.model_config(256)).to(dist.device)
     objective = Objective(lambda step: batch, losses.next_token_loss, losses.count_targets, lambda model: 0.0)
     trainer = Trainer(Path(), model, [], objective, config, dist, {"dtype": dtype}, Record())
     rows, _, free = memory.rows_that_fit(trainer)
-    if rows < config.batch_size // dist.world:
+    if rows < config.batch_size // dist.parts:
         raise BardletError(f"only {free / 1e6:,.0f} MB of memory are free, too little to time this machine; use "
                            "--steps instead of --minutes, or free some memory")
     return flops_per_token(config, 256), clock.seconds_per_step(trainer, 3, patience=1.0) / batch["idx"].numel()

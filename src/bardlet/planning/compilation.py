@@ -79,7 +79,7 @@ def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any
     The key holds everything the compiled code depends on. The folder is inside the compiler's own, so deleting that
     deletes both.
     """
-    rows = getattr(config, config.batch_setting) // dist.world
+    rows = getattr(config, config.batch_setting) // dist.parts
     return _compiled_folder() / "models", {
         "bardlet": __version__, "compiler": compiler.compiler(dist.device),
         "machine": {name: machine[name] for name in ("processor", "torch", "dtype", "threads")},

@@ -133,6 +133,8 @@ def fixed_bytes(trainer: Trainer) -> int:
     state = sum(p.numel() * len(optim.STATE[type(optimizer)] - {"step"})
                 for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"])
     copies = 2 + (trainer.dist.world > 1)
+    if trainer.dist.slices:  # sums of subtrees, and one more of another process
+        copies += len(trainer.dist.own_parts).bit_length()
     host = _windows(trainer) + LATER if trainer.dist.device.type == "cpu" else 0
     return 4 * (copies * _trained(trainer) + state) + _rounded(trainer) + 2 * _head_gradient(trainer) + host
 
@@ -191,9 +193,9 @@ def _micro_batch(trainer: Trainer) -> tuple[int, int]:
     """Return (rows, tokens per row) of a rank's largest micro-batch."""
     if trainer.objective.widest is None:
         width = trainer.config.block_size
-        return trainer.config.tokens_per_step // trainer.config.grad_accum // width // trainer.dist.world, width
+        return trainer.config.tokens_per_step // trainer.config.grad_accum // width // trainer.dist.parts, width
     rows, *widths = trainer.objective.widest()["target"].shape  # preferences have two completions per row
-    return rows // (trainer.config.grad_accum * trainer.dist.world), math.prod(widths)
+    return rows // (trainer.config.grad_accum * trainer.dist.parts), math.prod(widths)
 
 
 def upper_bound(trainer: Trainer) -> int:
@@ -307,7 +309,7 @@ def fit_micro_batches(trainer: Trainer) -> None:
 
     Raises BardletError if not even one row per rank fits, naming the needed and the free memory.
     """
-    c, world, length = trainer.config, trainer.dist.world, min(256, trainer.config.block_size)
+    c, parts, length = trainer.config, trainer.dist.parts, min(256, trainer.config.block_size)
     requested, width = _micro_batch(trainer)
     rows, needed, free = rows_that_fit(trainer)
     if rows < 1:
@@ -315,7 +317,7 @@ def fit_micro_batches(trainer: Trainer) -> None:
         raise BardletError(f"training does not fit into memory: a single row of {width:,} tokens needs at least "
                            f"{_size(needed)}, but {_size(free)} are free; use a smaller {setting}")
     if rows < requested:
-        trainer.config = c.with_micro_batches_of(rows, requested, world)
+        trainer.config = c.with_micro_batches_of(rows, requested, parts)
         log.warning("%s of memory are free, too little for %s %d: splitting each step into %d micro-batches, with the "
                     "same result%s", _size(free), flag(c.batch_setting), getattr(c, c.batch_setting),
                     trainer.config.grad_accum, " except for the dropout masks" if c.dropout else "")

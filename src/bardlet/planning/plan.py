@@ -111,8 +111,8 @@ class Machine:
     """Seconds for training steps."""
     speed: Speed
     """Training speed, compiled or not, as the run will be."""
-    processes: int = 1
-    """Ranks, which share the windows of a batch equally."""
+    parts: int = 1
+    """Equal parts into which the windows of a batch are cut: one for each process, or --elastic."""
     max_parameters: float = math.inf
     """Maximum number of parameters that fit in memory."""
     compiled: bool = False
@@ -200,8 +200,8 @@ def plan(data: TextStatistics, machine: Machine, config: TrainConfig) -> Plan[Tr
     if "batch_size" in unset and config.grad_accum == 1:
         batch_tokens = min(4096 * math.sqrt(trained / 6e6), tokens / 48)  # a longer run gains from less gradient noise
         batch_tokens = 2 ** round(math.log2(min(max(batch_tokens, 256), 2**19)))
-        rows = round(batch_tokens / config.block_size / machine.processes)
-        config = replace(config, batch_size=max(1, rows) * machine.processes)
+        rows = round(batch_tokens / config.block_size / machine.parts)
+        config = replace(config, batch_size=max(1, rows) * machine.parts)
     decay, dropout = regularization(memorization(config, trained / tokens, tokens))
     config = config.resolved(weight_decay=decay, dropout=dropout)
     return Plan(config, (*reasons(config, data, trained, trained == limit), *notes), trained / tokens,

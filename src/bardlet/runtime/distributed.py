@@ -28,21 +28,52 @@ log = logging.getLogger("bardlet")
 
 @dataclass(frozen=True)
 class Dist:
-    """The rank of this process, the number of processes, and the device of this process."""
+    """The rank of this process, the number of processes, the device of this process, and how a step is shared.
+
+    slices: a power of two that `world` divides: the parts of a step whose sum has the same bits on any number of
+    processes (--elastic). None: each process computes one part, and DistributedDataParallel adds them.
+    """
 
     rank: int
     world: int
     device: torch.device
+    slices: int | None = None
 
     @property
     def main(self) -> bool:
         """True on rank 0, which prints and saves."""
         return self.rank == 0
 
+    @property
+    def parts(self) -> int:
+        """Parts into which the rows of a micro-batch are cut, over all processes."""
+        return self.slices or self.world
+
+    @property
+    def own_parts(self) -> range:
+        """The parts that this process computes: neighbors."""
+        share = self.parts // self.world
+        return range(self.rank * share, (self.rank + 1) * share)
+
     def rows(self, n: int) -> slice:
         """Return this rank's slice of `n` rows; `n` must be a multiple of the number of processes."""
         share = n // self.world
         return slice(self.rank * share, (self.rank + 1) * share)
+
+    def add_in_pairs(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all ranks, a power of two of them, on every rank.
+
+        In round k, each rank adds the sum of the 2^k ranks that its own 2^k ranks have as neighbors: a binary tree, so
+        the order of the additions does not depend on the number of ranks if each starts with the sum of its own tree.
+        """
+        distance = 1
+        while distance < self.world:
+            partner, theirs = self.rank ^ distance, torch.empty_like(tensor)
+            requests = [torch.distributed.isend(tensor, partner), torch.distributed.irecv(theirs, partner)]
+            for request in requests:
+                cast(torch.distributed.Work, request).wait()
+            tensor, distance = tensor + theirs, 2 * distance
+        return tensor
 
     def to_device(self, x: torch.Tensor) -> torch.Tensor:
         """Copy `x` to this rank's device; to a GPU asynchronously, from pinned memory."""
@@ -92,30 +123,38 @@ class Dist:
             self.broadcast_int(0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return `model` in DistributedDataParallel, which averages gradients over the ranks; `model` with one rank."""
-        if self.world == 1:
+        """Return `model` in DistributedDataParallel, which averages gradients over the ranks; `model` with one rank.
+
+        With slices, their gradients are added outside: the model itself.
+        """
+        if self.world == 1 or self.slices:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
     def last_micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Return a context that averages gradients over the ranks only with the last micro-batch of a step."""
-        if self.world == 1 or last:
+        if self.world == 1 or self.slices or last:
             return nullcontext()
         return cast(nn.parallel.DistributedDataParallel, model).no_sync()
 
 
 @contextmanager
-def connect(device: str) -> Iterator[Dist]:
+def connect(device: str, slices: int | None = None) -> Iterator[Dist]:
     """Join the process group that torchrun's environment describes, if any, and leave it at the end.
+
+    slices: see `Dist`.
 
     Yields:
         The `Dist` of this process. With `torchrun --nproc-per-node 2` the backend is gloo on CPUs and NCCL on GPUs.
     """
     if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
-        yield Dist(0, 1, pick_device(device))
+        yield Dist(0, 1, pick_device(device), slices)
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if slices and slices % world:
+        raise BardletError(f"--elastic {slices}: {world} processes cannot share {slices} slices equally; start 1, 2, 4 "
+                           f"... or {slices}")
     if device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available():
         # before the first tensor: otherwise each rank leaves a context of some hundred MB on GPU 0
         local = int(os.environ["LOCAL_RANK"])
@@ -132,7 +171,7 @@ def connect(device: str) -> Iterator[Dist]:
     heart = heartbeat.Heartbeat(rank, world)
     heart.start()
     try:
-        yield Dist(rank, world, own_device)
+        yield Dist(rank, world, own_device, slices)
     except BaseException as error:
         with suppress(ValueError):  # a launcher that saw another process end sends SIGTERM; this one ends anyway
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -187,7 +187,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         resumed: the run continues from a checkpoint; only a new run splits its micro-batches to fit into memory.
         """
         config, dist, record = self.resolve_machine(), self.dist, self.record
-        config.check_processes(dist.world)
+        config.check_parts(dist.parts)
         model.to(dist.device)
         record.parameters = sum(x.numel() for x in model.hf_state_dict().values())
         if config.lora:
@@ -260,13 +260,13 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         """Halve a batch that the user left open until the time is enough, by timing one or two steps."""
         if not self.batch_is_open or trainer.objective.period > 1:
             return
-        config, world, seconds = trainer.config, self.dist.world, max(1.0, seconds)
+        config, parts, seconds = trainer.config, self.dist.parts, max(1.0, seconds)
         per_step = clock.seconds_per_step(trainer, 1, patience=0.0)
         if trainer.dist.broadcast_int(int(seconds < clock.HALVE_BATCH_BELOW * per_step)):  # a first step is slow
             per_step = clock.seconds_per_step(trainer, 1, patience=seconds / clock.HALVE_BATCH_BELOW)
         name = config.batch_setting
         batch = smallest = getattr(config, name)
-        while smallest % (2 * world) == 0 and (config.tokens_per_step * smallest // batch > clock.MIN_TOKENS
+        while smallest % (2 * parts) == 0 and (config.tokens_per_step * smallest // batch > clock.MIN_TOKENS
                                                and seconds * batch < clock.HALVE_BATCH_BELOW * per_step * smallest):
             smallest //= 2
         if (smallest := trainer.dist.broadcast_int(smallest)) < batch:

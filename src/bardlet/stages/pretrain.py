@@ -204,9 +204,9 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
 
     def _batch_for_text(self) -> int:
         """Return windows per batch for a base model: the default, fewer for a short text, as in `planning.plan`."""
-        config, world = self.config, self.dist.world
+        config, parts = self.config, self.dist.parts
         rows = min(config.batch_size, max(256, len(self.parts()[0]) // 48) // config.block_size)
-        return max(1, rows // world) * world
+        return max(1, rows // parts) * parts
 
     def _record_plan(self, plan: Plan[TrainConfig], measured: CorpusStatistics, set_by_user: set[str]) -> None:
         """Record the reasons of a plan, and what its prediction needs."""
@@ -367,4 +367,4 @@ class _PlanningMachine:
                                       or calibrate.worth_compiling(seconds, compile_seconds))
         speed = self.eager.compiled() if compiled else self.eager
         seconds = clock.usable(max(1.0, seconds - compile_seconds) if compiled else seconds, self.slowdown)
-        return Machine(seconds, speed, self.dist.world, self.parameters, compiled, self.slowdown)
+        return Machine(seconds, speed, self.dist.parts, self.parameters, compiled, self.slowdown)

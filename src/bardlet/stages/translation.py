@@ -75,7 +75,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         pair_format = PairFormat(int(self.data.tokenizer.pad_id or 0), config.block_size,
                                  joined=config.model != "encdec")
         batches = PairBatches(train, pair_format, config.tokens_per_step, config.seed,
-                              config.grad_accum * self.dist.world)
+                              config.grad_accum * self.dist.parts)
         eval_batches = bitext_batches.validation_batches(validation, pair_format, TranslationConfig.batch_tokens)
         self.record.val_tokens = sum(losses.count_targets(batch) for batch in eval_batches)
         self.record.val_tokens_of = int(validation[1].lengths.sum())
@@ -145,7 +145,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         speed = calibrate.calibrate(dist, config.dtype, config.threads or 1, named.cache_folder(),
                                     clock.seconds_left(deadline, dist))
         seconds = clock.usable(clock.seconds_left(deadline, dist), clock.slowdown(dist))
-        machine = Machine(seconds, speed, dist.world, memory.max_parameters(dist))
+        machine = Machine(seconds, speed, dist.parts, memory.max_parameters(dist))
         source, target = (float(side.lengths.sum()) for side in self.parts()[0])
         return planning.plan_pairs(PairStatistics(source, target, self.data.tokenizer.vocab_size), machine, config)
 

@@ -1,8 +1,8 @@
 """The training step and the training loop, independent of model, tokenizer and stage.
 
 An objective is *batches + a loss function*: `fit` fetches the global batch of a step, updates the weights, and writes
-the run folder. The batch, dropout masks and learning rate of a step depend only on the settings and
-the step number, so resuming from a checkpoint gives the same result as never stopping.
+the run folder. The batch, dropout masks and learning rate of a step depend only on the settings and the step number, so
+resuming from a checkpoint gives the same result as never stopping.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bardlet.runtime.compiler import eager
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import Interrupted, Stopped, StopRequest, interruptible, signals
-from bardlet.training import optim
+from bardlet.training import optim, slices
 from bardlet.training.averaging import add_to_average, average_weights
 from bardlet.training.checkpointing import all_finite, save, write_run
 from bardlet.training.state import Objective, State, Trainer
@@ -39,7 +39,7 @@ SIGPIPE = 13
 
 def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, objective: Objective,
                config: Settings, dist: Dist, dtype: str,
-               before_update: Callable[[], None] = lambda: None) -> tuple[float, float]:
+               before_update: Callable[[], None] = lambda: None, step: int = 0) -> tuple[float, float]:
     """Update the weights once, from one global batch.
 
     Args:
@@ -47,6 +47,7 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         batch: the global batch; micro-batches and ranks take slices of its rows.
         dtype: fp32 or bf16, the precision of matrix products.
         before_update: called when the gradient is there, before a weight changes.
+        step: its number, which seeds dropout.
 
     Returns:
         (loss, norm): the summed loss of the global batch, divided by what `objective.count` counts (unmasked targets,
@@ -54,15 +55,13 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         unchanged.
     """
     targets = objective.count(batch)
-    total = torch.zeros((), device=dist.device)
-    for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist)):
-        with dist.last_micro_batch(model, i == config.grad_accum - 1):
-            with autocast(dtype, dist.device):
-                loss_sum = objective.loss(model, micro)
-            # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
-            (loss_sum * (dist.world / targets)).backward()
-        total += loss_sum.detach()
-    loss = dist.sum(total).item() / targets
+    if dist.slices:
+        total = slices.add_gradients(model, lambda part: _backward(model, batch, objective, config, dist, dtype, part,
+                                                                   step, 1 / targets), dist)
+        seed_step(config.seed, step, dist.parts)  # the same state on every rank, whatever its slices
+    else:  # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
+        total = dist.sum(_backward(model, batch, objective, config, dist, dtype, dist.rank, step, dist.world / targets))
+    loss = total.item() / targets
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
     if math.isfinite(loss) and math.isfinite(norm):
@@ -74,16 +73,32 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
     return loss, norm
 
 
-def micro_batches(batch: Batch, number: int, dist: Dist) -> Iterator[Batch]:
-    """Yield this rank's share of each of `number` slices of a global batch, on its device."""
+def _backward(model: nn.Module, batch: Batch, objective: Objective, config: Settings, dist: Dist, dtype: str,
+              part: int, step: int, scale: float) -> torch.Tensor:
+    """Compute the gradient of one part of a global batch, times `scale`. Return the part's summed loss."""
+    seed_step(config.seed, step, part)
+    total = torch.zeros((), device=dist.device)
+    for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist, part)):
+        with dist.last_micro_batch(model, i == config.grad_accum - 1):
+            with autocast(dtype, dist.device):
+                loss_sum = objective.loss(model, micro)
+            (loss_sum * scale).backward()
+        total += loss_sum.detach()
+    return total
+
+
+def micro_batches(batch: Batch, number: int, dist: Dist, part: int) -> Iterator[Batch]:
+    """Yield a part of each of `number` slices of a global batch, on this rank's device."""
     rows = len(next(iter(batch.values()))) // number
+    size = rows // dist.parts
     for i in range(number):
-        yield {name: dist.to_device(x[i * rows : (i + 1) * rows][dist.rows(rows)]) for name, x in batch.items()}
+        start = i * rows + part * size
+        yield {name: dist.to_device(x[start : start + size]) for name, x in batch.items()}
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed PyTorch's generators for a step, so that dropout is a function of (seed, step, rank)."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+def seed_step(seed: int, step: int, part: int) -> None:
+    """Seed PyTorch's generators for a step, so that dropout is a function of (seed, step, part of the batch)."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: None,
@@ -173,10 +188,10 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
     state, config, started = trainer.state, trainer.config, time.monotonic()
     share = optim.learning_rate(state.step, state.steps, config)
     optim.set_learning_rate(trainer.optimizers, share)
-    seed_step(config.seed, state.step, trainer.dist.rank)
+    seed_step(config.seed, state.step, trainer.dist.rank)  # for a rollout in `batch`
     batch = trainer.objective.batch(state.step)
     loss, norm = train_step(wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist,
-                            trainer.machine["dtype"], trainer.begin_update)
+                            trainer.machine["dtype"], trainer.begin_update, state.step)
     _check_numbers(trainer, wrapped, batch, loss, norm)
     state.step += 1
     state.tokens += trainer.objective.count(batch)
@@ -242,13 +257,14 @@ def _describe_fault(trainer: Trainer, wrapped: nn.Module, batch: Batch) -> str:
     """Name the processes (ranks) whose numbers are not finite: each rank recomputes its share alone."""
     if trainer.dist.world == 1:
         return ""
-    seed_step(trainer.config.seed, trainer.state.step, trainer.dist.rank)
     losses: list[torch.Tensor] = []
-    for micro in micro_batches(batch, trainer.config.grad_accum, trainer.dist):
-        with trainer.dist.last_micro_batch(wrapped, False), autocast(trainer.machine["dtype"], trainer.dist.device):
-            loss = trainer.objective.loss(wrapped, micro)
-        loss.backward()
-        losses.append(loss.detach())
+    for part in trainer.dist.own_parts:
+        seed_step(trainer.config.seed, trainer.state.step, part)
+        for micro in micro_batches(batch, trainer.config.grad_accum, trainer.dist, part):
+            with trainer.dist.last_micro_batch(wrapped, False), autocast(trainer.machine["dtype"], trainer.dist.device):
+                loss = trainer.objective.loss(wrapped, micro)
+            loss.backward()
+            losses.append(loss.detach())
     gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     finite = all_finite([*losses, *gradients, *(p.detach() for p in trainer.model.parameters())])
     for p in trainer.model.parameters():
