@@ -58,7 +58,7 @@ def test_ranks_and_micro_batches_share_the_batch(world: int, number: int) -> Non
     """Together they have every row once."""
     batch = mixture(0.3, 8).batch(2)
     parts = [micro["idx"] for rank in range(world)
-             for micro in micro_batches(batch, number, Dist(rank, world, torch.device("cpu")))]
+             for micro in micro_batches(batch, number, Dist(rank, world, torch.device("cpu")), rank)]
     assert sorted(torch.cat(parts).tolist()) == sorted(batch["idx"].tolist())
 
 

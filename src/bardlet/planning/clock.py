@@ -64,7 +64,7 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
         late = times[0] > patience_first if len(times) == 1 else sum(times[1:]) > patience
         if trainer.dist.broadcast_int(int(late)):
             break
-        seed_step(trainer.config.seed, step, trainer.dist.rank)  # for a rollout in `batch`
+        seed_step(trainer.config.seed, step, trainer.dist.rank)
         started = time.monotonic()
         train_step(wrapped, optimizers, trainer.objective.batch(step), trainer.objective, trainer.config,
                    trainer.dist, trainer.machine["dtype"], lambda: None, step)

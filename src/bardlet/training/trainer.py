@@ -47,7 +47,7 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         batch: the global batch; micro-batches and ranks take slices of its rows.
         dtype: fp32 or bf16, the precision of matrix products.
         before_update: called when the gradient is there, before a weight changes.
-        step: its number, which seeds dropout.
+        step: its number, which seeds the dropout of slices.
 
     Returns:
         (loss, norm): the summed loss of the global batch, divided by what `objective.count` counts (unmasked targets,
@@ -55,12 +55,27 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         unchanged.
     """
     targets = objective.count(batch)
+
+    def backward(part: int) -> torch.Tensor:
+        """Compute the gradient of one part of the batch, and return its summed loss."""
+        if dist.slices:
+            seed_step(config.seed, step, part)
+        # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
+        scale = (1 if dist.slices else dist.world) / targets
+        total = torch.zeros((), device=dist.device)
+        for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist, part)):
+            with dist.last_micro_batch(model, i == config.grad_accum - 1):
+                with autocast(dtype, dist.device):
+                    loss_sum = objective.loss(model, micro)
+                (loss_sum * scale).backward()
+            total += loss_sum.detach()
+        return total
+
     if dist.slices:
-        total = slices.add_gradients(model, lambda part: _backward(model, batch, objective, config, dist, dtype, part,
-                                                                   step, 1 / targets), dist)
+        total = slices.add_gradients(model, backward, dist)
         seed_step(config.seed, step, dist.parts)  # the same state on every rank, whatever its slices
-    else:  # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
-        total = dist.sum(_backward(model, batch, objective, config, dist, dtype, dist.rank, step, dist.world / targets))
+    else:
+        total = dist.sum(backward(dist.rank))
     loss = total.item() / targets
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
@@ -71,20 +86,6 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
     for optimizer in optimizers:
         optimizer.zero_grad()
     return loss, norm
-
-
-def _backward(model: nn.Module, batch: Batch, objective: Objective, config: Settings, dist: Dist, dtype: str,
-              part: int, step: int, scale: float) -> torch.Tensor:
-    """Compute the gradient of one part of a global batch, times `scale`. Return the part's summed loss."""
-    seed_step(config.seed, step, part)
-    total = torch.zeros((), device=dist.device)
-    for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist, part)):
-        with dist.last_micro_batch(model, i == config.grad_accum - 1):
-            with autocast(dtype, dist.device):
-                loss_sum = objective.loss(model, micro)
-            (loss_sum * scale).backward()
-        total += loss_sum.detach()
-    return total
 
 
 def micro_batches(batch: Batch, number: int, dist: Dist, part: int) -> Iterator[Batch]:
@@ -188,7 +189,7 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
     state, config, started = trainer.state, trainer.config, time.monotonic()
     share = optim.learning_rate(state.step, state.steps, config)
     optim.set_learning_rate(trainer.optimizers, share)
-    seed_step(config.seed, state.step, trainer.dist.rank)  # for a rollout in `batch`
+    seed_step(config.seed, state.step, trainer.dist.rank)
     batch = trainer.objective.batch(state.step)
     loss, norm = train_step(wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist,
                             trainer.machine["dtype"], trainer.begin_update, state.step)
