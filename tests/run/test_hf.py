@@ -194,6 +194,8 @@ def test_a_qwen3_that_chats_says_where_its_answer_is(family: str, chats: bool, t
     if not (chats and family == "qwen3"):
         assert getattr(theirs, "response_template", None) is None
         return
+    if not hasattr(theirs, "parse_response"):
+        pytest.skip("transformers 4 does not know a response template")
     message = [{"role": "user", "content": "sing"}]
     prompt = theirs.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     answer = theirs("the bards<|end|><|pad|><|pad|>")["input_ids"]
