@@ -195,7 +195,7 @@ class Models:
         self._make_room(folders.weight_bytes(folder), folder)
         model = await asyncio.to_thread(self._read, name, folder)
         cache = self._cache_bytes(model.module)
-        size = self._weight_bytes(model) + cache
+        size = await asyncio.to_thread(self._weight_bytes, model) + cache
         self._make_room(size, folder)
         if (old := self._loaded.get(folder)) and not self._remove(old):
             return old  # a request came for it meanwhile
@@ -220,6 +220,7 @@ class Models:
             raise self._refusal(name, folder, error) from error
 
     def _weight_bytes(self, model: Model) -> int:
+        """Return the bytes of a model's weights here. Runs in a worker thread: it may compile the decoding step."""
         from bardlet.server import loading
 
         return loading.weight_bytes(model)
