@@ -60,7 +60,7 @@ from bardlet.runtime import device as runtime_device
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
 from bardlet.training.state import Objective
-from bardlet.training.trainer import seed_step, train_step
+from bardlet.training.step import seed_step, train_step
 
 PEAKS = {"MIG": None, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
          "A100": 312e12, "L40S": 362e12, "RTX 4090 Laptop": None, "RTX 4090 D": 147e12, "RTX 4090": 165e12}

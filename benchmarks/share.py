@@ -22,7 +22,7 @@ from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.runtime import compiler, device, distributed
 from bardlet.training import optim
-from bardlet.training.trainer import train_step
+from bardlet.training.step import train_step
 
 SIZES = ({"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128, "batch_size": 32},
          {"n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256, "batch_size": 16},

@@ -26,7 +26,7 @@ from bardlet.data import corpus
 from bardlet.errors import BardletError
 from bardlet.models import build, lecture
 from bardlet.models.layers import RMSNorm, apply_rope, rope_cos_sin
-from bardlet.training import optim
+from bardlet.training.optimizers import orthogonalize
 
 Figures = dict[str, float]
 
@@ -217,7 +217,7 @@ def muon_update(text: Text, seed: int) -> Figures:
     idx, target = batch(text.train, torch.Generator().manual_seed(seed))
     F.cross_entropy(model(idx).flatten(0, 1), target.flatten()).backward()
     gradient = model.blocks[0].sa.value.weight.grad
-    update = optim.orthogonalize(gradient[None], torch.float32)[0]  # in bf16 the third digit depends on the processor
+    update = orthogonalize(gradient[None], torch.float32)[0]  # in bf16 the third digit depends on the processor
     old, new_ = torch.linalg.svdvals(gradient), torch.linalg.svdvals(update)
     return {"gradient, largest / median": (old[0] / old.median()).item(),
             "gradient, smallest / median": (old[-1] / old.median()).item(),

@@ -23,7 +23,7 @@ HANGS = 600
 
 
 def start(argv: Sequence[str | Path], log: Path | None = None, cut_after: int | None = None,
-          own_clock: bool = False, environment: Mapping[str, str] | None = None) -> Any:
+          own_clock: bool = False, environment: Mapping[str, str] | None = None, double: bool = False) -> Any:
     """Start `bardlet ARGV` with its output in the file `log`.
 
     Args:
@@ -32,18 +32,19 @@ def start(argv: Sequence[str | Path], log: Path | None = None, cut_after: int | 
         cut_after: number of steps after which the process exits in the next update, with exit code 9.
         own_clock: run on a clock that only advances in steps and evaluations (`clocks.Clock`).
         environment: environment variables in addition to those of this process.
+        double: train in float64.
 
     Returns:
         The started `multiprocessing.Process`.
     """
     process = FORKS.Process(target=_main, args=([*map(str, argv)], {**os.environ, **(environment or {})}, os.getcwd(),
-                                                str(log or os.devnull), cut_after, own_clock), daemon=True)
+                                                str(log or os.devnull), cut_after, own_clock, double), daemon=True)
     process.start()
     return process
 
 
 def _main(argv: Sequence[str], environment: Mapping[str, str], folder: str, log: str, cut_after: int | None,
-          own_clock: bool) -> None:
+          own_clock: bool, double: bool) -> None:
     """Run the command in the new process, and exit with its exit code."""
     os.environ.clear()
     os.environ.update(environment)
@@ -63,6 +64,8 @@ def _main(argv: Sequence[str], environment: Mapping[str, str], folder: str, log:
         from clocks import Clock, install
 
         install(Clock(), pytest.MonkeyPatch())
+    if double:
+        train_in_double()
     original, done = trainer.train_step, 0
 
     def train_step(*args: object) -> tuple[float, float]:
@@ -74,6 +77,24 @@ def _main(argv: Sequence[str], environment: Mapping[str, str], folder: str, log:
 
     trainer.train_step = train_step  # type: ignore[assignment]
     raise SystemExit(main(argv))
+
+
+def train_in_double() -> None:
+    """Compute in float64 wherever float32 would be used, until the training has ended."""
+    import torch
+
+    from bardlet import runner
+
+    fit, single = runner.fit, torch.Tensor.float
+
+    def fit_in_double(*args: Any, **options: Any) -> None:
+        fit(*args, **options)
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float = single  # type: ignore[method-assign]
+
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    runner.fit = fit_in_double
 
 
 def end_of(process: Any) -> int:
@@ -90,17 +111,20 @@ def in_two_processes(argv: Sequence[str | Path], log: Path) -> str:
     return in_processes(2, argv, log)
 
 
-def in_processes(number: int, argv: Sequence[str | Path], log: Path, codes: Sequence[int] = (0,)) -> str:
+def in_processes(number: int, argv: Sequence[str | Path], log: Path, codes: Sequence[int] = (0,),
+                 environment: Mapping[str, str] | None = None, double: bool = False) -> str:
     """Run `bardlet ARGV` on a number of ranks, set up as by torchrun; return their output.
 
-    codes: the exit codes that a rank may have.
+    Args:
+        codes: the exit codes that a rank may have.
+        environment, double: see `start`.
     """
     import torch
 
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": f"{number}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{store.port}",
-              "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    ranks = [start(argv, log, environment={"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", **shared})
+              "TORCHELASTIC_USE_AGENT_STORE": "True", **(environment or {})}
+    ranks = [start(argv, log, environment={"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", **shared}, double=double)
              for rank in range(number)]
     ended = [end_of(process) for process in ranks]
     output = log.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from bardlet.inference.generate import eval_mode
 from bardlet.planning import clock, compilation
 from bardlet.run import checkpoint, diagnosis, hf, hub, lock, metrics, rollout_diagnosis, samples, trackers
 from bardlet.run import folder as run_folder
-from bardlet.runtime import atomic, contention, distributed, heartbeat
+from bardlet.runtime import atomic, contention, distributed, heartbeat, parallelize
 from bardlet.runtime.compiler import eager
 from bardlet.runtime.signals import Stopped
 from bardlet.stages import stage_of, summary
@@ -61,7 +61,7 @@ def start(config: Settings, out: str | None = None, started: float | None = None
         config = replace(config, minutes=config.default_minutes)
     if _started_again(out):
         return resume(Path(str(out)), reward=getattr(config, "reward", None))
-    with distributed.connect(config.device, getattr(config, "elastic", None)) as dist:
+    with distributed.connect(config.device, config.elastic) as dist:
         console.show_notices(dist.main)
         with console.preparation_progress(dist.main) as progress:
             with dist.main_first():
@@ -112,8 +112,7 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None, allow
         _check_steps(run, steps, allow_change)
     _same_reward(run, config, reward)
     started = time.monotonic()
-    slices = getattr(config, "elastic", None)
-    with distributed.connect(config.device, slices) as dist, lock.locked(run) if dist.main else nullcontext():
+    with distributed.connect(config.device, config.elastic) as dist, lock.locked(run) if dist.main else nullcontext():
         if dist.main:
             run_folder.remove_partial(run)
         with console.preparation_progress(dist.main) as progress:
@@ -327,24 +326,22 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
 
     minutes = trainer.record.minutes
     replan = clock.replanner(60 * minutes, trainer.record.most_steps, contention.slowdown) if minutes else no_clock
+    if trainer.dist.main:
+        _prepare_folder(trainer, stage)
+    if getattr(trainer.config, "watch", False) and trainer.state.step == 0:
+        with parallelize.whole(trainer.model):
+            if trainer.dist.main:
+                _sample(trainer, stage, 0)
     if not trainer.dist.main:
         _seconds_spent(trainer.state, started)
         fit(trainer, replan)
         return
-    write_run(trainer)
-    if trainer.state.step == 0:
-        for name in ("metrics.jsonl", samples.NAME, "model.safetensors"):  # of a process that saved no checkpoint
-            (trainer.run / name).unlink(missing_ok=True)
-        hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
-    watched = getattr(trainer.config, "watch", False)
-    if watched and trainer.state.step == 0:
-        _sample(trainer, stage, 0)
     active_trackers = trackers.trackers(trainer.config, trainer.run)
     reported: dict[str, int] = {}
     with console.training_progress(stage.unit, 60 * minutes if minutes else None) as watch:
         def on_step(line: dict[str, Any]) -> None:
             watch(line)
-            if trainer.state.evaluated == line["step"] and (trainer.config.sample_tokens or watched):
+            if trainer.config.samples and trainer.state.evaluated == line["step"]:
                 _sample(trainer, stage, line["step"])
             if line["step"] % max(1, trainer.state.steps // diagnosis.CHECKS) == 0 or line["step"] == line["steps"]:
                 _diagnose(trainer, stage, reported)
@@ -359,6 +356,15 @@ def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:
         except BardletError:  # the diagnosis may give the reason
             _diagnose(trainer, stage, reported)
             raise
+
+
+def _prepare_folder(trainer: Trainer, stage: AnyStage) -> None:
+    """Write run.toml, and at the start of a run everything that its folder holds besides weights."""
+    write_run(trainer)
+    if trainer.state.step == 0:
+        for name in ("metrics.jsonl", samples.NAME, "model.safetensors"):  # of a process that saved no checkpoint
+            (trainer.run / name).unlink(missing_ok=True)
+        hf.write_folder(trainer.run, trainer.model, stage.data.tokenizer)
 
 
 def _sample(trainer: Trainer, stage: AnyStage, step: int) -> None:

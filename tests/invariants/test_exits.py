@@ -21,25 +21,25 @@ from bardlet import console
 from bardlet.cli import main
 from bardlet.config.toml import read_toml
 from bardlet.data.windows import Windows
-from bardlet.run import checkpoint, diagnosis, plots
+from bardlet.run import checkpoint, diagnosis, hf, plots
 from bardlet.runtime import manifest
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import pretrain
-from bardlet.training import losses, optim, trainer
+from bardlet.training import checks, losses, optim, step, trainer
 
 SMALL = ["--model", "qwen3", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size",
          "4", "--log-every", "3", "--warmup-steps", "2", "--threads", "1", "--steps", "12", "--save-every", "0",
          "--eval-every", "4", "--dtype", "fp32", "--compile", "off", "--keep", "best"]  # fmt: skip
 
 PLACES: dict[str, tuple[Any, str, tuple[int, ...]]] = {
-    "batch": (trainer, "seed_step", (2, 7, 12)), "micro-batch": (trainer, "micro_batches", (2, 7, 12)),
+    "batch": (trainer, "seed_step", (2, 7, 12)), "micro-batch": (step, "micro_batches", (2, 7, 12)),
     "gradient": (torch.nn.utils, "clip_grad_norm_", (2, 7, 12)), "learning rate": (optim, "learning_rate", (2, 7, 12)),
     "evaluation": (trainer, "_evaluate", (1, 2, 3)), "log": (trainer, "_log", (1, 2, 4)),
     "clock": (trainer, "_replan", (3, 8)), "display": (console.StepText, "__call__", (1, 5, 12)),
     "loss": (losses, "next_token_loss", (5,)), "count": (losses, "count_targets", (3, 19)),
-    "windows": (Windows, "batch_at", (6,)), "precision": (trainer, "autocast", (4,)),
+    "windows": (Windows, "batch_at", (6,)), "precision": (step, "autocast", (4,)),
     "backward": (torch.Tensor, "backward", (8,)), "device": (Dist, "to_device", (11,)),
-    "metrics": (trainer.metrics, "append_metrics", (2, 6)), "best weights": (trainer.hf, "write_weights", (1, 3)),
+    "metrics": (trainer.metrics, "append_metrics", (2, 6)), "best weights": (hf, "write_weights", (1, 3)),
     "run.toml": (trainer, "write_run", (3,)), "diagnosis": (diagnosis, "of_losses", (9,)),
     "learning rates": (optim, "set_learning_rate", (10,)), "save": (trainer, "save", (1,)),
     "one evaluation": (trainer, "evaluate", (2,)),
@@ -51,7 +51,7 @@ AT_THE_END: dict[str, tuple[Any, str, tuple[int, ...]]] = {
 }  # fmt: skip
 """The same after the last step, which is saved already."""
 DURING_UPDATES: dict[str, tuple[Any, str, int]] = {
-    "check": (trainer, "_check_numbers", 8), "adamw": (optim.AdamW, "step", 7), "muon": (optim.Muon, "step", 9),
+    "check": (checks, "check_numbers", 8), "adamw": (optim.AdamW, "step", 7), "muon": (optim.Muon, "step", 9),
     "average": (trainer, "add_to_average", 10), "targets": (losses, "count_targets", 14),
 }  # fmt: skip
 """The same while weights change."""

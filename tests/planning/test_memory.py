@@ -28,7 +28,7 @@ from bardlet.run.record import Record
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
 from bardlet.training.state import Objective, Trainer
-from bardlet.training.trainer import train_step
+from bardlet.training.step import train_step
 
 CPU = torch.device("cpu")
 ALONE = Dist(0, 1, CPU)

@@ -32,7 +32,7 @@ from bardlet.stages.grpo import GRPO
 from bardlet.stages.ppo import PPO
 from bardlet.training import logprobs, losses
 from bardlet.training.state import Trainer
-from bardlet.training.trainer import train_step
+from bardlet.training.step import train_step
 
 DIST = Dist(0, 1, torch.device("cpu"))
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--dtype", "fp32", "--compile",

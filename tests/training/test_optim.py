@@ -14,7 +14,7 @@ from bardlet import models
 from bardlet.config.model import RUNGS
 from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
-from bardlet.training import optim
+from bardlet.training import optim, optimizers
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
 
@@ -143,12 +143,13 @@ def test_muon_matches_torch(shape: tuple[int, int]) -> None:
 def test_orthogonalized_matrices_have_singular_values_near_1(shape: tuple[int, int], dtype: str,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """From any singular values, keeping the singular vectors, in bf16 and in fp32."""
-    monkeypatch.setattr(optim, "pick_dtype", lambda *_: dtype)
-    assert optim.orthogonalize(torch.randn(1, *shape)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    monkeypatch.setattr(optimizers, "pick_dtype", lambda *_: dtype)
+    update = optimizers.orthogonalize(torch.randn(1, *shape))
+    assert update.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(2, *shape), full_matrices=False)
     original = torch.linspace(0.05, 1, 24 if 24 in shape else 40) * torch.tensor([[1e-3], [1e3]])
-    x = optim.orthogonalize(u @ torch.diag_embed(original) @ v).float()
+    x = optimizers.orthogonalize(u @ torch.diag_embed(original) @ v).float()
     values = torch.linalg.svdvals(x)
     assert values.min() > 0.5
     assert values.max() < 1.3
@@ -196,9 +197,9 @@ def test_empty_state_is_that_before_the_first_step(kind: str, caplog: pytest.Log
     assert not saved
     optim.load_state_tensors(second, twin, saved, "here")
     assert "here: saved before the first optimizer step" in caplog.text
-    for net, optimizers in ((module, first), (twin, second)):
+    for net, both in ((module, first), (twin, second)):
         net(torch.arange(8)[None]).square().mean().backward()
-        for optimizer in optimizers:
+        for optimizer in both:
             optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), twin.parameters(), strict=True))
 

@@ -17,7 +17,7 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, slices
 from bardlet.training.state import Objective
-from bardlet.training.trainer import train_step
+from bardlet.training.step import train_step
 
 CPU = torch.device("cpu")
 

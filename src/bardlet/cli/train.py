@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bardlet import console
 from bardlet.cli import stage, training
@@ -31,7 +30,7 @@ USAGE = Usage(
             "prefix_lm")),
      Group("training", ("minutes", "steps", "batch_size", "lr", "muon_lr", "dropout", "keep", "seed"),
            ("batch_tokens", "grad_accum", "label_smoothing", *training.OPTIMIZER, *training.CHECKPOINTS)),
-     replace(training.MACHINE, more=(*training.MACHINE.more, "elastic")), training.OUTPUT),
+     training.MACHINE, training.OUTPUT),
     positionals={"text": "TEXT"}, metavars={"elastic": "N", "model": "NAME", "replay": "SHARE", "replay_text": "TEXT"})
 
 

@@ -43,7 +43,7 @@ class RunOptions:
 NOT_TYPED = ("replans",)
 """Settings that only files can hold."""
 
-MACHINE = Group("machine", ("device", "dtype", "compile"), ("threads", "deterministic"))
+MACHINE = Group("machine", ("device", "dtype", "compile"), ("threads", "deterministic", "shard", "elastic"))
 OUTPUT = Group("output", ("out", "plan", "config", "json"), ("sample_tokens", "tensorboard", "wandb"))
 OPTIMIZER = ("optimizer", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
              "grad_clip")
@@ -54,7 +54,7 @@ def start(config: Settings, options: RunOptions, started: float) -> int:
     """Start a run and train to its end; return the exit code. started: when the command began (time.monotonic)."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and getattr(config, "batch_size", None):
-        config.check_parts(getattr(config, "elastic", None) or world)
+        config.check_parts(config.elastic or world)
     for name in config.text:
         if os.path.exists(Path(name, "run.toml")):
             run = quoted(name)

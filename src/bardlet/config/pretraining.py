@@ -80,14 +80,10 @@ class FromScratch(ModelSettings, Settings):
     pairs: 256; with --init: that of the weights."""
     dropout: Auto[float] = AUTO
     """Dropout probability (default: chosen for --minutes). With --steps, or a rung of the ladder: 0."""
-    elastic: int | None = None
-    """Cut each step into so many slices (default: none). The run then has the same bits on 1, 2, 4 ... up to as many
-    processes, and may change their number at a resume. A power of two; threads per process must stay the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(lambda x: x >= 1, "at least 1", "n_layer", "n_head", "n_embd")
-        self.require(lambda x: 1 <= x <= 1024 and x & (x - 1) == 0, "a power of two, at most 1024", "elastic")
         self.require(lambda x: x > 0, "more than 0, and finite", "vocab_size", "n_encoder_layer", "n_kv_head",
                      "n_inner")
         # a million layers take minutes to count, even without memory

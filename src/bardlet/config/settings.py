@@ -118,6 +118,13 @@ class Settings:
     """Use torch.compile. auto: if there is a compiler and the run is long enough to gain from it."""
     threads: int | None = None
     """CPU threads (default: all cores)."""
+    shard: Literal["auto", "on", "off"] = "auto"
+    """Several processes: each keeps a share of the weights, gradients and optimizer state, or a copy of the model.
+    auto: shares if a copy would take more than half of the memory of one process."""
+    elastic: int | None = None
+    """Cut each step into so many slices (default: none). The run then has the same bits on 1, 2, 4 ... up to as many
+    processes, and may change their number at a resume. A power of two; threads per process must stay the same. With
+    --shard on, any number of slices: the same batches and dropout on as many processes as divide it, not the bits."""
     deterministic: bool = False
     """Use deterministic algorithms on a GPU. A CPU always does."""
     tensorboard: bool = False
@@ -144,6 +151,8 @@ class Settings:
         self.require(lambda x: 0 < x < 100, "more than 0 and below 100", "lr", "muon_lr")
         self.require(lambda x: 0 <= x < 1, "at least 0 and below 1", "dropout", "beta1", "beta2")
         self.require(lambda x: 0 <= x <= 1, "from 0 to 1", "min_lr_ratio", "decay_share")
+        self.require(lambda x: 1 <= x <= 1024 and (x & (x - 1) == 0 or self.shard == "on"),
+                     "a power of two, at most 1024", "elastic")
         if self.steps is not None and self.minutes is not None and not self.replans:
             raise BardletError("--steps and --minutes: give one of them, not both")
 
@@ -177,6 +186,11 @@ class Settings:
     def tokens_per_step(self) -> int:
         """Maximum number of tokens of the global batch."""
         raise NotImplementedError
+
+    @property
+    def samples(self) -> bool:
+        """True if each evaluation samples from the model."""
+        return bool(self.sample_tokens or getattr(self, "watch", False))
 
     def check_parts(self, parts: int) -> None:
         """Raise BardletError if a micro-batch cannot be cut evenly into parts, for processes or slices of --elastic."""

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch
 
-from bardlet.runtime import contention
+from bardlet.runtime import contention, parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.training import optim
 from bardlet.training.state import State, Trainer
-from bardlet.training.trainer import seed_step, train_step
+from bardlet.training.step import seed_step, train_step
 
 RESERVE, MAX_RESERVE = 0.02, 0.1
 """Share of the time reserved for the last evaluation, the last checkpoint and the sample, and the maximum share."""
@@ -55,8 +55,8 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
     warm = trainer.dist.device.type == "cpu" and not trainer.machine.get("compiled")
     patience_first = patience if warm else math.inf
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    optimizers = optim.build(trainer.model, trainer.config)
-    wrapped = trainer.dist.wrap(trainer.model)
+    optimizers = optim.build(trainer.model, trainer.config, trainer.dist)
+    wrapped = parallelize.wrap(trainer.model, trainer.dist)
     trainer.model.train()
     times: list[float] = []
     for step in range(count + 1):

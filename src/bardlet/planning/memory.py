@@ -26,6 +26,7 @@ from bardlet.errors import BardletError, is_out_of_memory
 from bardlet.evaluation import metrics
 from bardlet.models.layers import on_meta_device
 from bardlet.ops.cross_entropy import rows_per_chunk
+from bardlet.runtime import parallelize
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
 from bardlet.training import optim
@@ -48,6 +49,9 @@ RESULT = 12
 
 TRAINED = 16
 """Bytes per parameter in training: itself, its gradient, and AdamW's two averages."""
+
+GATHERED = 12
+"""Bytes per parameter of a part of a sharded model that is gathered: itself, its gradient, and a buffer for both."""
 
 LOGIT = 16
 """Bytes per logit that `linear_cross_entropy` holds at once: as computed, in float32, its gradient, and as much again
@@ -128,15 +132,18 @@ def fixed_bytes(trainer: Trainer) -> int:
 
     Gradients, optimizer state, a copy of the weights (while timing steps; later their average) and DDP's gradient
     buckets for the weights that are trained, a copy of fp32 weights in bf16, the gradient of the head while it is
-    accumulated, and on a CPU the windows of a step and LATER.
+    accumulated, and on a CPU the windows of a step and LATER. Of a sharded model, a share of all that, and GATHERED for
+    two parts at once: one is in use while the next one arrives.
     """
-    state = sum(p.numel() * len(optim.STATE[type(optimizer)] - {"step"})
+    state = sum(parallelize.local(p).numel() * len(optim.state_keys(optimizer) - {"step"})
                 for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"])
-    copies = 2 + (trainer.dist.world > 1)
-    if trainer.dist.slices:  # sums of subtrees, and one more of another process
+    largest = parallelize.largest_part(trainer.model)
+    copies = 2 + (trainer.dist.world > 1 and not largest)
+    if trainer.dist.slices and not largest:  # sums of subtrees, and one more of another process
         copies += len(trainer.dist.own_parts).bit_length()
     host = _windows(trainer) + LATER if trainer.dist.device.type == "cpu" else 0
-    return 4 * (copies * _trained(trainer) + state) + _rounded(trainer) + 2 * _head_gradient(trainer) + host
+    shared = 2 * GATHERED * largest if largest else _rounded(trainer)
+    return 4 * (copies * _trained(trainer) + state) + shared + 2 * _head_gradient(trainer) + host
 
 
 def _head(trainer: Trainer) -> torch.Tensor | None:
@@ -168,8 +175,8 @@ def _parameters(trainer: Trainer) -> int:
 
 
 def _trained(trainer: Trainer) -> int:
-    """Return the number of parameters that are trained: with LoRA, its factors."""
-    return sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    """Return the number of parameters that are trained here: with LoRA, its factors; of shards, this process's."""
+    return sum(parallelize.local(p).numel() for p in trainer.model.parameters() if p.requires_grad)
 
 
 def _outside(trainer: Trainer) -> int:
@@ -204,12 +211,17 @@ def upper_bound(trainer: Trainer) -> int:
     `fixed_bytes`, `_outside`, and per token of a micro-batch 4 (L (30 C + 16 I + 10 H T) + 60 C + 20 V):
     L layers, C channels, I inner channels, H heads, T positions, V vocabulary size (all logits may be held at once).
     """
-    m, (rows, T) = trainer.model.config, _micro_batch(trainer)
+    return fixed_bytes(trainer) + _outside(trainer) + _micro_batch(trainer)[0] * row_bound(trainer)
+
+
+def row_bound(trainer: Trainer) -> int:
+    """Return the bytes of a micro-batch's row in `upper_bound`."""
+    m, (_, T) = trainer.model.config, _micro_batch(trainer)
     # a decoder block with cross-attention takes nearly as much as two
     blocks = 2 * m.n_layer + m.n_encoder_layer if m.n_encoder_layer else m.n_layer
     layers = blocks * (30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T)
     per_token = 4 * (layers + 60 * m.n_embd + 20 * m.vocab_size)
-    return fixed_bytes(trainer) + _outside(trainer) + rows * T * per_token
+    return T * per_token
 
 
 def saved_tensors(trainer: Trainer, batch: Batch, limit: float = math.inf) -> list[tuple[int, int]]:
@@ -291,7 +303,10 @@ def rows_that_fit(trainer: Trainer) -> tuple[int, int, int]:
     (rows, width), needed, free = _micro_batch(trainer), 0, free_here(trainer.dist)
     if free is not None and upper_bound(trainer) > SMALL_FREE * free:
         available, outside = free - fixed_bytes(trainer), _outside(trainer)
-        row = bytes_per_row(trainer, SHARE * available) if available >= outside else 0
+        if parallelize.is_sharded(trainer.model):  # measuring takes all ranks, and each may have other memory
+            row = row_bound(trainer) if available >= outside else 0
+        else:
+            row = bytes_per_row(trainer, SHARE * available) if available >= outside else 0
         row_logits, max_logits = _logits(trainer, width)
         # limited by the logits of all rows, or by the largest chunk of logits
         budget = int(SHARE * available)

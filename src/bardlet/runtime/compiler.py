@@ -61,7 +61,7 @@ def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> N
         # otherwise sizes that are equal in the first batch are assumed equal in every batch: a later batch recompiles,
         # and does so at another step in a resumed run
         shapes.use_duck_shape = False
-    for block in _blocks(model):
+    for block in blocks(model):
         if on:
             block.compile(dynamic=widths)
         else:
@@ -71,14 +71,14 @@ def compile_blocks(model: nn.Module, on: bool = True, widths: bool = False) -> N
 def eager(model: nn.Module) -> AbstractContextManager[Any]:
     """Return a context in which compiled blocks run eagerly: compiling again for other shapes costs more than it gains.
     """
-    compiled = any(block._compiled_call_impl is not None for block in _blocks(model))
+    compiled = any(block._compiled_call_impl is not None for block in blocks(model))
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the entries of the outermost module lists of `module`."""
     for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+        yield from child if isinstance(child, nn.ModuleList) else blocks(child)
 
 
 def compiler(device: torch.device) -> str:

@@ -1,7 +1,7 @@
-"""Distributed training: process groups, collectives, and DistributedDataParallel.
+"""Distributed training: process groups and collectives.
 
-The model code does not depend on this module. `wrap` puts a model into DistributedDataParallel, and each rank takes its
-slice of the global batch, which every rank can compute, so two processes train exactly as one does.
+Each rank takes its slice of the global batch, which every rank can compute, so two processes train exactly as one does.
+`runtime/parallelize.py` prepares the model for that.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from bardlet import __version__
 from bardlet.errors import BardletError, one_line
@@ -87,6 +86,14 @@ class Dist:
             torch.distributed.all_reduce(x)
         return x
 
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """Return each rank's `own` tensor, all of one shape, on every rank: (world, ...)."""
+        if self.world == 1:
+            return own[None]
+        every = own.new_empty((self.world, *own.shape))
+        torch.distributed.all_gather(list(every.unbind()), own)
+        return every
+
     def broadcast_int(self, value: int) -> int:
         """Return rank 0's `value` on every rank: for decisions that must agree (by a clock or a signal)."""
         if self.world == 1:
@@ -121,22 +128,6 @@ class Dist:
         yield
         if self.main:
             self.broadcast_int(0)
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return `model` in DistributedDataParallel, which averages gradients over the ranks; `model` with one rank.
-
-        With slices, their gradients are added outside: the model itself.
-        """
-        if self.world == 1 or self.slices:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
-
-    def last_micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Return a context that averages gradients over the ranks only with the last micro-batch of a step."""
-        if self.world == 1 or self.slices or last:
-            return nullcontext()
-        return cast(nn.parallel.DistributedDataParallel, model).no_sync()
 
 
 @contextmanager

@@ -25,13 +25,13 @@ from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.models import lora
 from bardlet.models.base import LanguageModel
-from bardlet.planning import calibrate, clock, memory
+from bardlet.planning import calibrate, clock, memory, sharding
 from bardlet.planning.compilation import choose_compile, keep_compiled
 from bardlet.run import card, hf, hub
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
 from bardlet.runtime import device as runtime_device
-from bardlet.runtime import distributed
+from bardlet.runtime import distributed, parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.seeds import torch_seed
 from bardlet.tokenizer import Tokenizer
@@ -193,8 +193,13 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         if config.lora:
             lora.add_lora(getattr(model, "policy", model), config.lora)  # a critic is new, so all its weights train
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if config.shard == "on" and dist.world == 1:
+            log.warning("--shard on: there is one process, so nothing is shared; start several with torchrun")
+        if sharding.is_worthwhile(config, model, dist):
+            parallelize.shard(model, dist, config.dtype)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
-        trainer = Trainer(run, model, optim.build(model, config), self.objective(config), config, dist, machine, record,
+        optimizers = optim.build(model, config, dist)
+        trainer = Trainer(run, model, optimizers, self.objective(config), config, dist, machine, record,
                           State(steps=config.steps or 0, replans=list(config.replans[:1])))
         if not resumed:
             memory.fit_micro_batches(trainer)

@@ -91,7 +91,7 @@ class PreferenceStage(FineTuning[P, Examples, Data, R]):
         """Return batches of the training pairs. Raise BardletError if no training or no held-out pair fits."""
         train, validation = self.pairs()
         batches = PreferenceBatches(train, config.block_size, config.batch_size * config.grad_accum, config.seed,
-                                    int(self.data.tokenizer.pad_id or 0), config.grad_accum * self.dist.world)
+                                    int(self.data.tokenizer.pad_id or 0), config.grad_accum * self.dist.parts)
         for pairs, name in ((train, "pair"), (validation, "held-out pair")):
             if not (pairs.lengths() <= config.block_size).any():
                 raise BardletError(f"{self.record.text}: no {name} fits into the model's context window of "

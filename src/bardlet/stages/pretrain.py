@@ -286,7 +286,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         decay, _ = planning.regularization(planning.memorization(config, trained_tokens / tokens, tokens))
         if self.decay_is_open and decay != config.weight_decay:
             trainer.config = config = replace(config, weight_decay=decay)
-            trainer.optimizers = optim.build(trainer.model, config)
+            trainer.optimizers = optim.build(trainer.model, config, trainer.dist)
         capped = trainer.state.steps == self.record.most_steps
         self.record.reasons[:2] = planning.reasons(config, text, trained_tokens, capped)
 

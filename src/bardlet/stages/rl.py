@@ -25,6 +25,7 @@ from bardlet.data.records import Examples
 from bardlet.errors import BardletError
 from bardlet.run import card, hf, hub, plots
 from bardlet.run.record import RolloutsRecord
+from bardlet.runtime import parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rewards
 from bardlet.stages.actor import Actor
@@ -164,9 +165,9 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
         self.record.batches = max(1, len(train) * rollouts.group * rollouts.period // config.rollout)
 
         def evaluate(_: Any) -> float:
-            if not self.dist.main:  # only rank 0 uses the result
-                return 0.0
-            return -float(self.actor.evaluate_policy(validation)[1].mean())
+            with parallelize.whole(self.model):
+                # only rank 0 uses the result
+                return -float(self.actor.evaluate_policy(validation)[1].mean()) if self.dist.main else 0.0
 
         return Objective(rollouts.batch, self.loss, losses.count_targets, evaluate, rollouts.describe_batch,
                          rollouts.widest, all_logits=True, metadata=lambda: rollouts.metadata, stage_state=rollouts,
@@ -194,7 +195,8 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
             return np.array([train_A.mean(), 0.0 if low else stats.deviation, validation_A.mean(), stats.ended,
                              stats.tokens, accuracy], np.float32)
 
-        mean, deviation, held_out, ended, tokens, accuracy = map(float, broadcast_from_main(self.dist, before, 6))
+        with parallelize.whole(self.model):
+            mean, deviation, held_out, ended, tokens, accuracy = map(float, broadcast_from_main(self.dist, before, 6))
         if not deviation:
             log.warning("all completions of %s get the same reward, %g; the model learns nothing until a completion "
                         "gets another one; fine-tune it first, or raise --answer-tokens", self.config.init, mean or 0.0)
@@ -293,7 +295,8 @@ class Rollouts:
         """Return the batch of a step; each pass has every completion once. Samples a new rollout when one is due."""
         number, within = divmod(step, self.period)
         if number != self.number:
-            self.number, self.rows = number, self.sample(number)
+            with parallelize.whole(self.stage.model):
+                self.number, self.rows = number, self.sample(number)
         pass_number, update = divmod(within, self.updates)
         random = np.random.default_rng([self.config.seed % 2**64, number, pass_number])
         indices = random.permutation(self.config.rollout).reshape(self.updates, -1)[update]

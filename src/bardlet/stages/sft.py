@@ -118,7 +118,7 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         train, validation = self.parts()
         pad = int(self.data.tokenizer.pad_id or 0)
         batches = ChatBatches(train, config.block_size, config.batch_size * config.grad_accum, config.seed, pad,
-                              config.grad_accum * self.dist.world, config.pack)
+                              config.grad_accum * self.dist.parts, config.pack)
         eval_batches = validation_batches(validation, config, pad)
         for nonempty, name in ((batches.number_of_rows, "conversation"), (eval_batches, "held-out conversation")):
             if not nonempty:

@@ -10,7 +10,7 @@ from bardlet.config.model import ModelConfig
 from bardlet.errors import quoted
 from bardlet.planning import scaling_law
 from bardlet.planning.plan import short_number
-from bardlet.runtime import contention
+from bardlet.runtime import contention, parallelize
 from bardlet.stages.base import AnyStage
 from bardlet.training.state import Trainer
 
@@ -56,13 +56,21 @@ def say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     console.say(f"plan: {about}{console.count(steps, 'step')} of {size} "
                 f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
                 f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
-                f"{console.count(trainer.machine['threads'], 'thread')}"
+                f"{console.count(trainer.machine['threads'], 'thread')}{_processes(trainer)}"
                 + _end(trainer, steps, stage.estimate))
     if expected := stage.prediction():
         console.say(f"predicted validation loss: {expected}" if trainer.record.expected else expected)
     return {"steps": steps, "tokens_per_step": tokens, "parameters": trainer.record.parameters, "model": model.model,
             "tokenizer": stage.data.tokenizer.kind, "compiled": trainer.machine["compiled"],
             "expected": trainer.record.expected, "reasons": trainer.record.reasons or []}
+
+
+def _processes(trainer: Trainer) -> str:
+    """Return how many processes there are, if several, and whether each has a copy of the model or a share of it."""
+    if trainer.dist.world == 1:
+        return ""
+    how = "a share" if parallelize.is_sharded(trainer.model) else "a copy"
+    return f", {trainer.dist.world} processes with {how} of the model each"
 
 
 def _epochs(epochs: float) -> str:

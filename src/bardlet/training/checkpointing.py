@@ -16,6 +16,7 @@ from bardlet.config.toml import as_mapping
 from bardlet.errors import BardletError, quoted
 from bardlet.run import checkpoint, hf, metrics, samples
 from bardlet.run import folder as run_folder
+from bardlet.runtime import parallelize
 from bardlet.training import optim
 from bardlet.training.state import State, Trainer
 
@@ -27,8 +28,9 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def save(trainer: Trainer) -> None:
-    """Write a checkpoint of the current step, on rank 0 only."""
-    if not trainer.dist.main:
+    """Write a checkpoint of the current step, on rank 0 only; with a sharded model, all ranks must call it."""
+    sharded = parallelize.is_sharded(trainer.model)
+    if not trainer.dist.main and not sharded:
         return
     weights = trainer.model.hf_state_dict()
     state = {f"optimizer/{name}": v for name, v in optim.state_tensors(trainer.optimizers, trainer.model).items()}
@@ -37,6 +39,9 @@ def save(trainer: Trainer) -> None:
     stage_state = trainer.objective.stage_state
     state |= {f"stage/{name}": v for name, v in (stage_state.tensors() if stage_state else {}).items()}
     state["rng"] = torch.get_rng_state()
+    weights, state = ({name: parallelize.full(x) for name, x in tensors.items()} for tensors in (weights, state))
+    if not trainer.dist.main:
+        return
     if not all_finite([*weights.values(), *state.values()]):
         raise BardletError(f"weights or optimizer state are not finite after step {trainer.state.step}; nothing was "
                            f"saved. `bardlet resume {quoted(trainer.run)}` continues from the last "
@@ -50,6 +55,14 @@ def save(trainer: Trainer) -> None:
     checkpoint.save(trainer.run, trainer.state.step, weights, state, metadata, trainer.config.keep_checkpoints)
     trainer.record.saved = trainer.state.step
     write_run(trainer)
+
+
+def write_result(trainer: Trainer) -> None:
+    """Write the current weights to the root of the run, on rank 0; with a sharded model, all ranks must call it."""
+    if trainer.dist.main or parallelize.is_sharded(trainer.model):
+        weights = {name: parallelize.full(x) for name, x in trainer.model.hf_state_dict().items()}
+        if trainer.dist.main:
+            hf.write_weights(trainer.run, weights)
 
 
 def _extra_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -68,7 +81,7 @@ def restore(trainer: Trainer, folder: Path, best_is_lost: bool = False) -> None:
     best_is_lost: the weights at the root are gone, so the next evaluation counts as the best.
     """
     (weights, tensors), metadata = checkpoint.load(folder), checkpoint.read_metadata(folder)
-    trainer.model.load_hf_state_dict(weights)
+    trainer.model.load_hf_state_dict(parallelize.on_all_ranks(weights, trainer.model))
     rest: dict[str, dict[str, torch.Tensor]] = {"optimizer": {}, "average": {}, "beside": {}, "stage": {}}
     for name, value in tensors.items():
         kind, _, key = name.partition("/")
@@ -85,10 +98,13 @@ def restore(trainer: Trainer, folder: Path, best_is_lost: bool = False) -> None:
         raise BardletError(f"{folder / 'trainer.safetensors'}: damaged: the LoRA or value-model weights are missing "
                            "or have the wrong shape; use another checkpoint")
     for name, part in _with_extra_tensors(trainer.model):
-        part.load_extra_tensors({key: rest["beside"][f"{name}/{key}"] for key in part.extra_tensors()})
+        part.load_extra_tensors(parallelize.on_all_ranks(
+            {key: rest["beside"][f"{name}/{key}"] for key in part.extra_tensors()}, trainer.model))
     if trainer.objective.stage_state:
         trainer.objective.stage_state.load(rest["stage"])
-    trainer.average = {name: v.to(trainer.dist.device) for name, v in rest["average"].items()}
+    parameters = dict(trainer.model.named_parameters())
+    trainer.average = {name: parallelize.cut_like(v.to(trainer.dist.device), parameters[name])
+                       for name, v in rest["average"].items()}
     torch.set_rng_state(tensors["rng"].byte())
     known = {name: metadata[name] for name in asdict(trainer.state) if name in metadata}
     trainer.state = State(**{**known, "replans": [(a, b) for a, b in metadata["replans"]]})

@@ -14,7 +14,7 @@ from bardlet.data.batch import Batch
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
 from bardlet.training.state import Objective
-from bardlet.training.trainer import train_step
+from bardlet.training.step import train_step
 
 FAMILIES: tuple[Literal["qwen3", "gpt2"], ...] = ("qwen3", "gpt2")
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-4, 1e-2

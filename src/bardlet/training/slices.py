@@ -16,7 +16,7 @@ from bardlet.runtime.distributed import Dist
 
 
 class TreeSum:
-    """The sum of vectors that come one after the other, as the leaves of a binary tree; a power of two of them.
+    """The sum of vectors that come one after the other, as the leaves of a binary tree.
 
     Sums of complete subtrees are added as soon as there are two of the same size: of N vectors, at most 1 + log2(N) are
     kept.
@@ -34,9 +34,11 @@ class TreeSum:
         self._sums.append((size, vector))
 
     def root(self) -> torch.Tensor:
-        """Return the sum."""
-        [(_, total)] = self._sums
-        return total
+        """Return the sum; of a number of vectors that is no power of two, that of its complete subtrees."""
+        while len(self._sums) > 1:
+            (_, last), (size, before) = self._sums.pop(), self._sums.pop()
+            self._sums.append((size, before.add_(last)))
+        return self._sums[0][1]
 
 
 def add_gradients(model: nn.Module, backward: Callable[[int], torch.Tensor], dist: Dist) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The training step and the training loop, independent of model, tokenizer and stage.
+"""The training loop, independent of model, tokenizer and stage.
 
 An objective is *batches + a loss function*: `fit` fetches the global batch of a step, updates the weights, and writes
 the run folder. The batch, dropout masks and learning rate of a step depend only on the settings and the step number, so
@@ -12,94 +12,28 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from bardlet.config.settings import Settings
-from bardlet.data.batch import Batch
-from bardlet.errors import BardletError, quoted
-from bardlet.run import hf, metrics
+from bardlet.errors import quoted
+from bardlet.run import metrics
+from bardlet.runtime import parallelize
 from bardlet.runtime.compiler import eager
-from bardlet.runtime.device import autocast
-from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import Interrupted, Stopped, StopRequest, interruptible, signals
-from bardlet.training import optim, slices
+from bardlet.training import checks, optim
 from bardlet.training.averaging import add_to_average, average_weights
-from bardlet.training.checkpointing import all_finite, save, write_run
-from bardlet.training.state import Objective, State, Trainer
+from bardlet.training.checkpointing import save, write_result, write_run
+from bardlet.training.state import State, Trainer
+from bardlet.training.step import seed_step, train_step
+from bardlet.training.together import Together
 
 log = logging.getLogger("bardlet")
 
 SIGPIPE = 13
 """The number of the signal of a closed pipe, which Windows lacks."""
-
-
-def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, objective: Objective,
-               config: Settings, dist: Dist, dtype: str,
-               before_update: Callable[[], None] = lambda: None, step: int = 0) -> tuple[float, float]:
-    """Update the weights once, from one global batch.
-
-    Args:
-        model: as `Dist.wrap` returned it.
-        batch: the global batch; micro-batches and ranks take slices of its rows.
-        dtype: fp32 or bf16, the precision of matrix products.
-        before_update: called when the gradient is there, before a weight changes.
-        step: its number, which seeds the dropout of slices.
-
-    Returns:
-        (loss, norm): the summed loss of the global batch, divided by what `objective.count` counts (unmasked targets,
-        pairs or completions), and the norm of its gradient before clipping. If either is not finite, the weights are
-        unchanged.
-    """
-    targets = objective.count(batch)
-
-    def backward(part: int) -> torch.Tensor:
-        """Compute the gradient of one part of the batch, and return its summed loss."""
-        if dist.slices:
-            seed_step(config.seed, step, part)
-        # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
-        scale = (1 if dist.slices else dist.world) / targets
-        total = torch.zeros((), device=dist.device)
-        for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist, part)):
-            with dist.last_micro_batch(model, i == config.grad_accum - 1):
-                with autocast(dtype, dist.device):
-                    loss_sum = objective.loss(model, micro)
-                (loss_sum * scale).backward()
-            total += loss_sum.detach()
-        return total
-
-    if dist.slices:
-        total = slices.add_gradients(model, backward, dist)
-        seed_step(config.seed, step, dist.parts)  # the same state on every rank, whatever its slices
-    else:
-        total = dist.sum(backward(dist.rank))
-    loss = total.item() / targets
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        before_update()
-        for optimizer in optimizers:
-            optimizer.step()
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    return loss, norm
-
-
-def micro_batches(batch: Batch, number: int, dist: Dist, part: int) -> Iterator[Batch]:
-    """Yield a part of each of `number` slices of a global batch, on this rank's device."""
-    rows = len(next(iter(batch.values()))) // number
-    size = rows // dist.parts
-    for i in range(number):
-        start = i * rows + part * size
-        yield {name: dist.to_device(x[start : start + size]) for name, x in batch.items()}
-
-
-def seed_step(seed: int, step: int, part: int) -> None:
-    """Seed PyTorch's generators for a step, so that dropout is a function of (seed, step, part of the batch)."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: None,
@@ -118,7 +52,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
         Stopped: after a signal; the run has been saved.
         BardletError: a loss, gradient or weight is not finite; the last checkpoint is unaffected.
     """
-    owns_signals, wrapped = stop_request is None, trainer.dist.wrap(trainer.model)
+    owns_signals, wrapped = stop_request is None, parallelize.wrap(trainer.model, trainer.dist)
     state, config = trainer.state, trainer.config
     started = time.monotonic() - state.elapsed
     trainer.model.train()
@@ -128,37 +62,36 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
         saved = state.step
         # a resumed run starts with the evaluation in which it was stopped
         val_loss = _evaluate(trainer, request, owns_signals) if _evaluation_due(trainer) else None
+        together = Together(trainer.dist)
         while True:
-            stop = trainer.dist.all_max(request.number)
+            stop = together.stop(request)
             if stop and state.step and (owns_signals or state.step < state.steps):
                 if saved != state.step:
                     save(trainer)
                 trainer.dist.broadcast_int(0)  # no rank leaves before rank 0 has saved
                 raise Stopped(trainer.run, state.step, stop)
             state.elapsed = time.monotonic() - started
-            _replan(trainer, replan, replanned)
+            _replan(trainer, together.steps(lambda: replan(state)), replanned)
             if state.step >= state.steps:
                 break
-            line = _advance(trainer, wrapped)
+            line = _advance(trainer, wrapped, together, request)
             state.elapsed = time.monotonic() - started
             last = state.step == state.steps
             if trainer.dist.main and (last or _due(state.step, config.log_every)):
                 _log(trainer, line)
             if _evaluation_due(trainer):
                 val_loss = _evaluate(trainer, request, owns_signals)
-            if trainer.dist.main:
-                try:
-                    evaluated = {} if val_loss is None else trainer.objective.evaluation_metadata()
-                    watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds,
-                           "elapsed": state.elapsed, **evaluated})
-                except OSError:  # the terminal is gone, the pipe closed or the disk behind it full: stop as by a signal
-                    request.number = request.number or SIGPIPE
+            with parallelize.whole(trainer.model) if _samples_due(trainer) else nullcontext():
+                if trainer.dist.main:
+                    _report(trainer, line, val_loss, watch, request)
             if last or _due(state.step, config.save_every):
+                checks.check_weights(trainer)
                 save(trainer)
                 saved = state.step
-        if trainer.dist.main:
+        sharded = parallelize.is_sharded(trainer.model)  # then all ranks must evaluate to the end
+        if trainer.dist.main or sharded:
             try:
-                with interruptible(request, owns_signals):
+                with interruptible(request, owns_signals and not sharded):
                     finish(trainer)
             except Interrupted:
                 raise Stopped(trainer.run, state.step, request.number) from None
@@ -184,7 +117,7 @@ def _saving_on_error(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
+def _advance(trainer: Trainer, wrapped: nn.Module, together: Together, request: StopRequest) -> dict[str, Any]:
     """Run the next step, check its numbers and update the average. Return its log line."""
     state, config, started = trainer.state, trainer.config, time.monotonic()
     share = optim.learning_rate(state.step, state.steps, config)
@@ -192,8 +125,10 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
     seed_step(config.seed, state.step, trainer.dist.rank)
     batch = trainer.objective.batch(state.step)
     loss, norm = train_step(wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist,
-                            trainer.machine["dtype"], trainer.begin_update, state.step)
-    _check_numbers(trainer, wrapped, batch, loss, norm)
+                            trainer.machine["dtype"], trainer.begin_update, state.step,
+                            partial(together.add_up, request=request))
+    together.report_weights(checks.weights_are_finite(trainer))
+    checks.check_numbers(trainer, wrapped, batch, (loss, norm), together.faulty)
     state.step += 1
     state.tokens += trainer.objective.count(batch)
     if math.isfinite(loss):
@@ -207,14 +142,31 @@ def _advance(trainer: Trainer, wrapped: nn.Module) -> dict[str, Any]:
             "tokens": state.tokens, **trainer.objective.metadata()}
 
 
+def _report(trainer: Trainer, line: dict[str, Any], val_loss: float | None, watch: Callable[[dict[str, Any]], None],
+            request: StopRequest) -> None:
+    """Give a step's values to `watch`, which may sample from the model."""
+    state = trainer.state
+    try:
+        evaluated = {} if val_loss is None else trainer.objective.evaluation_metadata()
+        watch({**line, "steps": state.steps, "val_loss": val_loss, "seconds": state.seconds, "elapsed": state.elapsed,
+               **evaluated})
+    except OSError:  # the terminal is gone, the pipe closed or the disk behind it full: stop as by a signal
+        request.number = request.number or SIGPIPE
+
+
+def _samples_due(trainer: Trainer) -> bool:
+    """Return True if the run samples from the current weights, which it does after an evaluation."""
+    return trainer.config.samples and trainer.state.evaluated == trainer.state.step
+
+
 def _due(step: int, every: int | None) -> bool:
     return every is not None and every > 0 and step % every == 0
 
 
-def _replan(trainer: Trainer, replan: Callable[[State], int | None], replanned: Callable[[], str]) -> None:
-    """Update the number of planned steps from the clock of rank 0, or from the replans of the run being repeated."""
+def _replan(trainer: Trainer, steps: int, replanned: Callable[[], str]) -> None:
+    """Update the number of planned steps to the clock's (0: no change), or as in the run that is repeated."""
     recorded = dict(trainer.config.replans).get(trainer.state.step)
-    steps = recorded or trainer.dist.broadcast_int(replan(trainer.state) or 0)
+    steps = recorded or steps
     before, consequence = trainer.state.steps, ""
     if steps and steps != before:
         trainer.state.steps = max(steps, trainer.state.step + 1)
@@ -230,48 +182,6 @@ def _replan(trainer: Trainer, replan: Callable[[State], int | None], replanned: 
     if steps and (trainer.state.step, trainer.state.steps) not in trainer.state.replans:
         trainer.state.replans.append((trainer.state.step, trainer.state.steps))
         write_run(trainer)
-
-
-def _check_numbers(trainer: Trainer, wrapped: nn.Module, batch: Batch, loss: float, norm: float) -> None:
-    """Raise, or count a skipped step, if the loss or gradient is not finite; always raise for a weight."""
-    step_finite = math.isfinite(loss) and math.isfinite(norm)
-    weights_finite = bool(trainer.dist.all_min(int(all_finite(p.detach() for p in trainer.model.parameters()))))
-    if step_finite and weights_finite:
-        trainer.state.skipped = 0
-        return
-    trainer.state.skipped += 1
-    culprit = "a weight" if not weights_finite else "the loss" if not math.isfinite(loss) else "the gradient"
-    problem = (f"{culprit} of step {trainer.state.step + 1} is not a finite number "
-               f"({_describe_fault(trainer, wrapped, batch)}{trainer.objective.describe_batch(trainer.state.step)})")
-    advice = ("Start a new run with a lower --lr and --muon-lr, or with --dtype fp32 (`bardlet train --config "
-              f"{quoted(trainer.run / 'run.toml')} --out NEW --lr ...`)")
-    if not weights_finite:
-        raise BardletError(f"{problem}; this step was not saved. {advice}. If the hardware was at fault, "
-                           f"`bardlet resume {quoted(trainer.run)}` continues from the last checkpoint")
-    if trainer.config.on_nan == "stop" or trainer.state.skipped >= 10:
-        raise BardletError(f"{problem}; the weights are unchanged. {advice}"
-                           + ("" if trainer.config.on_nan == "skip" else ", or skip such steps with --on-nan skip"))
-    log.warning("%s; skipped this step (%d in a row)", problem, trainer.state.skipped)
-
-
-def _describe_fault(trainer: Trainer, wrapped: nn.Module, batch: Batch) -> str:
-    """Name the processes (ranks) whose numbers are not finite: each rank recomputes its share alone."""
-    if trainer.dist.world == 1:
-        return ""
-    losses: list[torch.Tensor] = []
-    for part in trainer.dist.own_parts:
-        seed_step(trainer.config.seed, trainer.state.step, part)
-        for micro in micro_batches(batch, trainer.config.grad_accum, trainer.dist, part):
-            with trainer.dist.last_micro_batch(wrapped, False), autocast(trainer.machine["dtype"], trainer.dist.device):
-                loss = trainer.objective.loss(wrapped, micro)
-            loss.backward()
-            losses.append(loss.detach())
-    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-    finite = all_finite([*losses, *gradients, *(p.detach() for p in trainer.model.parameters())])
-    for p in trainer.model.parameters():
-        p.grad = None
-    ranks = trainer.dist.ranks_where(not finite)
-    return f"in process {', '.join(map(str, ranks))} of {trainer.dist.world}, " if ranks else ""
 
 
 def evaluate(trainer: Trainer) -> float:
@@ -293,17 +203,21 @@ def _evaluation_due(trainer: Trainer) -> bool:
 def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool) -> float | None:
     """Return the validation loss, log it, and keep the weights if they are the best so far. None after a signal."""
     value = None
-    with suppress(Interrupted), interruptible(request, may_interrupt):
+    sharded = parallelize.is_sharded(trainer.model)  # then all ranks must evaluate to the end
+    with suppress(Interrupted), interruptible(request, may_interrupt and not sharded):
         value = evaluate(trainer)
     if trainer.dist.all_max(int(value is None)) or value is None:  # interrupted on any rank
         return None
     step = trainer.state.step
+    better = trainer.config.keep == "best" and value < trainer.best
+    if sharded:
+        better = bool(trainer.dist.broadcast_int(int(better)))  # rank 0 knows the best so far
+    if better:
+        write_result(trainer)
+        trainer.record.update(selected_by="best", selected_step=step, val_loss=value, averaged=None)
+        write_run(trainer)
+        trainer.best = value
     if trainer.dist.main:
-        if trainer.config.keep == "best" and value < trainer.best:
-            hf.write_weights(trainer.run, trainer.model.hf_state_dict())
-            trainer.record.update(selected_by="best", selected_step=step, val_loss=value, averaged=None)
-            write_run(trainer)
-            trainer.best = value
         metrics.append_metrics(trainer.run, {"step": step, "val_loss": value,
                                              **trainer.objective.evaluation_metadata()})
     trainer.state.evaluated = step  # last: after an error above, the resumed run evaluates again
@@ -320,24 +234,30 @@ def _log(trainer: Trainer, line: dict[str, Any]) -> None:
 
 
 def finish(trainer: Trainer) -> None:
-    """Write the weights that --keep selects to the root, and record which they are.
+    """Write the weights that --keep selects to the root, and record which they are: on rank 0, or all if sharded.
 
     With --keep best, the average over the last fifth of the steps is also a candidate.
     """
     keep, last = trainer.config.keep, trainer.state.step
-    chosen = keep == "best" and trainer.best < math.inf
+    sharded = parallelize.is_sharded(trainer.model)
+
+    def agreed(decision: bool) -> bool:
+        return bool(trainer.dist.broadcast_int(int(decision))) if sharded else decision
+
+    chosen = agreed(keep == "best" and trainer.best < math.inf)
     if keep == "average" or (keep == "best" and trainer.state.averaged > 1):
         with average_weights(trainer):
             value = evaluate(trainer)
-            if keep == "average" or value < trainer.best:
-                hf.write_weights(trainer.run, trainer.model.hf_state_dict())
+            if agreed(keep == "average" or value < trainer.best):
+                write_result(trainer)
                 trainer.record.update(selected_by=keep, selected_step=last, val_loss=value,
                                       averaged=trainer.state.averaged)
                 chosen = True
     if not chosen:  # --keep last, or no evaluation to choose by
+        write_result(trainer)
         lines = [line for line in metrics.read_metrics(trainer.run) if "val_loss" in line]
-        hf.write_weights(trainer.run, trainer.model.hf_state_dict())
-        value = lines[-1]["val_loss"] if lines else evaluate(trainer)  # a damaged metrics.jsonl has none
+        known = agreed(bool(lines))  # a damaged metrics.jsonl has no losses
+        value = lines[-1]["val_loss"] if lines else trainer.best if known else evaluate(trainer)
         trainer.record.update(selected_by="last", selected_step=last, val_loss=value, averaged=None)
     write_run(trainer)
 

@@ -13,7 +13,7 @@ from bardlet.ladder.check import misses
 from bardlet.ladder.check.attempt import Attempt, Test, Wrong, kind, layer, same
 from bardlet.ladder.check.sizes import SIZES
 from bardlet.models.layers import apply_rope, rope_cos_sin
-from bardlet.training.optim import orthogonalize
+from bardlet.training.optimizers import orthogonalize
 
 B, T, C = 3, 13, int(SIZES["n_embd"])
 H, D, V = int(SIZES["n_head"]), int(SIZES["head_size"]), 11

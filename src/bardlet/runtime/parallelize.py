@@ -1,0 +1,193 @@
+"""Prepare a plain model for several processes, from outside: the models know nothing of it.
+
+If each process has room for the model, all keep a copy, and DistributedDataParallel adds up their gradients. Otherwise
+the model is sharded: each process keeps a share of every weight, of its gradient and of its optimizer state. The engine
+is PyTorch's `fully_shard` (FSDP2: Zhao et al. 2023, *PyTorch FSDP*). A block's weights are gathered just before they
+are needed and freed after it; gradients are added up and cut into shares at once. The parameters become DTensors, cut
+along their first dimension.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bardlet.runtime import compiler
+from bardlet.runtime.distributed import Dist
+
+# ---------------------------------------------------------------- copies of a model
+
+
+def wrap(model: nn.Module, dist: Dist) -> nn.Module:
+    """Return what a training step calls: `model` in DistributedDataParallel if there are copies of it, else itself.
+
+    With slices, their gradients are added up outside: the model itself.
+    """
+    if dist.world == 1 or dist.slices or is_sharded(model):
+        return model
+    ids = [dist.device.index] if dist.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def micro_batch(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Return a context for a micro-batch of the `model` that `wrap` returned: copies add up gradients in the last one.
+    """
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[Any], model.no_sync())
+
+
+# ---------------------------------------------------------------- sharding a model
+
+
+def shard(model: nn.Module, dist: Dist, dtype: str) -> None:
+    """Cut every parameter of `model` among the ranks, in place.
+
+    On several machines whose own ranks can hold the model, give `machines(dist)` of them a copy each (HSDP).
+
+    Args:
+        dtype: fp32 or bf16: in which weights are gathered. Gradients are summed in fp32 (in fp64, those of fp64
+            weights), and a rank's share of a weight keeps its dtype.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    gathered = torch.bfloat16 if dtype == "bf16" else None
+    policy = MixedPrecisionPolicy(gathered, torch.float32 if gathered else None, cast_forward_inputs=False)
+    mesh = _mesh(dist)
+    blocks = list(compiler.blocks(model))
+    # a decoder block's keys and values of the source are computed before the block's own turn
+    sources = [block.encoder_attn for block in cast(list[Any], blocks) if hasattr(block, "encoder_attn")]
+    for module in (*([source.k_proj, source.v_proj] for source in sources), *blocks, model):
+        # also for the root, which PyTorch would leave gathered, its parameters whole, after an evaluation
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for part in _sharded_parts(model):
+        part.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the targets of the whole batch
+
+
+def _mesh(dist: Dist) -> Any:
+    """Return the ranks as one row; on several machines with as many ranks each, a row for each machine."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world))
+    if 1 < local < dist.world and dist.world % local == 0:
+        return init_device_mesh(dist.device.type, (dist.world // local, local), mesh_dim_names=("copies", "shares"))
+    return init_device_mesh(dist.device.type, (dist.world,), mesh_dim_names=("shares",))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return True if `shard` cut this model's parameters."""
+    return any(True for _ in _sharded_parts(model))
+
+
+def _sharded_parts(model: nn.Module) -> Iterator[Any]:
+    """Yield the submodules whose weights are gathered together."""
+    if "torch.distributed.fsdp" not in sys.modules:  # importing it takes a second
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    yield from (part for part in model.modules() if isinstance(part, FSDPModule))
+
+
+def largest_part(model: nn.Module) -> int:
+    """Return the parameters of the largest part that is gathered at a time; 0 if the model is not sharded."""
+    parts = list(_sharded_parts(model))
+    owned = {id(p): index for index, part in enumerate(parts) for p in part.parameters()}  # the innermost comes last
+    sizes = Counter[int]()
+    for p in model.parameters():
+        if id(p) in owned:
+            sizes[owned[id(p)]] += p.numel()
+    return max(sizes.values(), default=0)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Gather all weights of a sharded model on every rank inside the `with` block; a plain model stays as it is.
+
+    All ranks must enter it. Inside, each may use the model alone, as if it were plain, but not train it.
+    """
+    parts = list(_sharded_parts(model))
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+# ---------------------------------------------------------------- sharded tensors
+
+
+def local(tensor: Any) -> Tensor:
+    """Return this rank's share of a sharded tensor, which shares its memory; a plain tensor is its own share."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def full(tensor: Any) -> Tensor:
+    """Return the whole of a sharded tensor, on every rank; all must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def cut_like(tensor: Tensor, like: Any) -> Tensor:
+    """Return this rank's share of a whole tensor, cut as `like` is; the tensor itself if `like` is not sharded."""
+    if not hasattr(like, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    return DTensor.from_local(tensor, like.device_mesh, everywhere).redistribute(placements=like.placements)
+
+
+def shares_of(tensor: Any) -> tuple[Any, list[int]]:
+    """Return (process group, rows): the ranks that hold a copy of a sharded tensor, and how many rows each has."""
+    mesh = shares_mesh(tensor.device_mesh)
+    each = -(-len(tensor) // mesh.size())
+    return mesh.get_group(), [max(0, min(each, len(tensor) - rank * each)) for rank in range(mesh.size())]
+
+
+def shares_mesh(mesh: Any) -> Any:
+    """Return the ranks of `mesh` that hold one copy of a model together with this one."""
+    return mesh if mesh.ndim == 1 else mesh["shares"]
+
+
+def exchange(sent: Tensor, sizes: list[int], sizes_back: list[int], group: Any) -> Tensor:
+    """Send `sizes[r]` numbers of a vector to each rank r of a group, and return those that came, in their order."""
+    received = sent.new_empty(sum(sizes_back))
+    torch.distributed.all_to_all_single(received, sent, sizes_back, sizes, group=group)
+    return received
+
+
+def on_all_ranks(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """Return whole tensors, equal on all ranks, in a form that a sharded model can copy its shares from."""
+    if not is_sharded(model):
+        return tensors
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = cast(Any, next(model.parameters())).device_mesh
+    return {name: DTensor.from_local(tensor.to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
+            for name, tensor in tensors.items()}
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def squared_norm(parameters: Sequence[Any]) -> Tensor:
+    """Return a float64 scalar whose sum over the ranks is the squared norm of sharded parameters' gradients."""
+    mesh = parameters[0].device_mesh
+    copies = mesh.size() // shares_mesh(mesh).size()
+    return nn.utils.get_total_norm([local(p.grad) for p in parameters]).double().square() / copies
+
+
+def clip(parameters: Sequence[Any], norm: float, maximum: float) -> None:
+    """Scale the gradients of sharded parameters, whose norm is `norm`, so that it is at most `maximum`."""
+    if norm > maximum:
+        torch._foreach_mul_([local(p.grad) for p in parameters], maximum / (norm + 1e-6))

@@ -1,0 +1,84 @@
+"""Small runs of every stage on several processes that share the model, for the tests of sharding."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from processes import in_processes
+
+from bardlet.run import checkpoint, stored
+
+SLICES = ["--elastic", "24", "--dropout", "0.1"]
+"""Dropout that does not depend on the number of processes, for 1, 2, 3, 4 and 8 of them."""
+TRAINING = ["--shard", "on", "--warmup-steps", "2", "--dtype", "fp32", "--threads", "1", "--eval-every", "0",
+            "--keep-checkpoints", "1"]
+EAGER = ["--compile", "off"]
+STAGES = ("qwen3", "gpt2", "encdec", "sft", "dpo", "grpo")
+
+
+class Runs:
+    """Runs of all stages on small files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write the files and train the model that fine-tuning starts from."""
+        self.folder = folder
+        self.write("text.txt", "".join(f"{n} odd? {'yes' if n % 2 else 'no'}\n" for n in range(600)))
+        for name, word in (("a", "ein"), ("b", "one")):
+            self.write(name, "".join(f"{word} " * (1 + n % 7) + f"{n}\n" for n in range(400)))
+        self.records("chats", [{"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no"} for n in range(200)])
+        self.records("pairs", [{"prompt": f"{n} odd?", "chosen": ("no", "yes")[n % 2],
+                                "rejected": ("yes", "no")[n % 2]} for n in range(200)])
+        self.write("scorer.py", "import json, sys\n"
+                   "for line in sys.stdin: print(len(set(json.loads(line)['answer'])))\n")
+        self.scorer = f"{sys.executable} {folder / 'scorer.py'}"
+        base = ["--n-layer", "2", "--n-head", "2", "--n-embd", "36", "--block-size", "32", "--vocab-size", "300"]
+        in_processes(1, ["train", folder / "text.txt", *base, "--tokenizer", "bpe", "--steps", "5", "--dtype", "fp32",
+                         "--compile", "off", "--out", folder / "base"], folder / "base.log")  # fmt: skip
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def records(self, name: str, records: Sequence[Mapping[str, str]]) -> None:
+        """Write a file of records."""
+        self.write(f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+    def argv(self, stage: str) -> list[str | Path]:
+        """Return the command line of a stage; 36 channels and 97 inner ones divide unevenly."""
+        shape = ["--n-layer", "3", "--n-head", "2", "--n-embd", "36", "--n-inner", "97"]
+        base, batch = self.folder / "base", ["--batch-size", "24"]
+        return {
+            "qwen3": ["train", self.folder / "text.txt", *shape, *batch, "--block-size", "16"],
+            "gpt2": ["train", self.folder / "text.txt", "--model", "gpt2", *shape, *batch, "--block-size", "16"],
+            "encdec": ["train", "--source", self.folder / "a", "--target", self.folder / "b", *shape,
+                       "--batch-tokens", "480", "--vocab-size", "300"],
+            "sft": ["sft", base, self.folder / "chats.jsonl", *batch],
+            "dpo": ["dpo", base, self.folder / "pairs.jsonl", *batch],
+            "grpo": ["grpo", base, self.folder / "chats.jsonl", *batch, "--reward", self.scorer, "--answer-tokens", "6",
+                     "--rollout", "48", "--group", "4"],
+        }[stage]
+
+    def last_checkpoint(self, processes: int, argv: Sequence[str | Path], double: bool = True,
+                        environment: Mapping[str, str] | None = None) -> Path:
+        """Return the last checkpoint of a command on a number of processes."""
+        run = self.folder / f"run-{len(list(self.folder.glob('run-*.log')))}"
+        in_processes(processes, [*argv, "--out", run], run.with_suffix(".log"), environment=environment, double=double)
+        return checkpoint.newest_intact(run)
+
+
+def difference(first: Path, second: Path, tolerance: float) -> dict[str, float]:
+    """Return the largest difference of each weight and optimizer state of two checkpoints that is above a tolerance."""
+    above = {}
+    for file in ("model.safetensors", "trainer.safetensors"):
+        one, other = stored.read_all(first / file), stored.read_all(second / file)
+        assert one.keys() == other.keys()
+        for name, x in one.items():
+            if name == "rng":
+                continue
+            assert x.shape == other[name].shape and x.dtype == other[name].dtype, name
+            if not (worst := (x.double() - other[name].double()).abs().max().item()) <= tolerance:
+                above[name] = worst
+    return above
