@@ -83,18 +83,26 @@ def train_in_double() -> None:
     """Compute in float64 wherever float32 would be used, until the training has ended."""
     import torch
 
-    from bardlet import runner
+    import pytest
 
-    fit, single = runner.fit, torch.Tensor.float
+    from bardlet import runner
+    from bardlet.run import hf
+
+    patch, fit, read_folder = pytest.MonkeyPatch(), runner.fit, hf.read_folder
 
     def fit_in_double(*args: Any, **options: Any) -> None:
         fit(*args, **options)
         torch.set_default_dtype(torch.float32)
-        torch.Tensor.float = single  # type: ignore[method-assign]
+        patch.undo()
+
+    def read_in_double(*args: Any, **options: Any) -> Any:
+        model, tokenizer = read_folder(*args, **options)
+        return model.double(), tokenizer
 
     torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    runner.fit = fit_in_double
+    patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    patch.setattr(hf, "read_folder", read_in_double)
+    patch.setattr(runner, "fit", fit_in_double)
 
 
 def end_of(process: Any) -> int:

@@ -262,7 +262,7 @@ class RL(FineTuning[C, Examples, PromptDataset, RolloutsRecord]):
 
 def broadcast_from_main(dist: Dist, compute: Callable[[], np.ndarray], size: int) -> np.ndarray:
     """Run `compute` on rank 0 and return its `size` numbers on every rank: (size,) float32."""
-    values = torch.from_numpy(compute()) if dist.main else torch.zeros(size)
+    values = torch.from_numpy(compute()) if dist.main else torch.zeros(size, dtype=torch.float32)
     return dist.sum(values.to(dist.device)).cpu().numpy()
 
 
