@@ -81,9 +81,8 @@ def _main(argv: Sequence[str], environment: Mapping[str, str], folder: str, log:
 
 def train_in_double() -> None:
     """Compute in float64 wherever float32 would be used, until the training has ended."""
-    import torch
-
     import pytest
+    import torch
 
     from bardlet import runner
     from bardlet.run import hf

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,6 +59,8 @@ def shard(model: nn.Module, dist: Dist, dtype: str) -> None:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # nothing is changed in place here
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     gathered = torch.bfloat16 if dtype == "bf16" else None
     policy = MixedPrecisionPolicy(gathered, torch.float32 if gathered else None, cast_forward_inputs=False)
     mesh = _mesh(dist)
@@ -113,14 +116,18 @@ def whole(model: nn.Module) -> Iterator[None]:
     All ranks must enter it. Inside, each may use the model alone, as if it were plain, but not train it.
     """
     parts = list(_sharded_parts(model))
+    hooks = [(part._forward_pre_hooks.copy(), part._forward_hooks.copy()) for part in parts]
     for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
+        # they would gather and free weights, and note an order of use that other ranks do not share
+        part._forward_pre_hooks.clear()
+        part._forward_hooks.clear()
     try:
         yield
     finally:
-        for part in parts:
-            part.set_reshard_after_forward(True, recurse=False)
+        for part, (before, after) in zip(parts, hooks, strict=True):
+            part._forward_pre_hooks.update(before)
+            part._forward_hooks.update(after)
             part.reshard()
 
 
