@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from sharded_runs import EAGER, SLICES, STAGES, TRAINING, Runs, difference
 
+from bardlet.run import metrics
+
 COUNTS = (1, 2, 3, 4, 8)
 COMBINATIONS = [(count, stage, ("muon", "adamw")[(i + j) % 2], 1 + (i + j // 2) % 2)
                 for i, count in enumerate(COUNTS) for j, stage in enumerate(STAGES)]
@@ -44,3 +46,21 @@ def test_sharded_processes_train_the_same_model(count: int, stage: str, optimize
     """After 50 steps in float64, with dropout."""
     sharded = runs.last_checkpoint(count, arguments(runs, stage, optimizer, accumulation, True))
     assert not difference(sharded, alone(runs, stage, optimizer, accumulation, True), 1e-9)
+
+
+def test_two_machines_with_a_copy_each(runs: Runs) -> None:
+    """Two processes on each of two machines: two copies of two shares."""
+    argv = arguments(runs, "qwen3", "muon", 1, True)
+    sharded = runs.last_checkpoint(4, argv, environment={"LOCAL_WORLD_SIZE": "2"})
+    assert not difference(sharded, alone(runs, "qwen3", "muon", 1, True), 1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_losses_in_fp32(count: int, runs: Runs) -> None:
+    """Ten steps: each training loss is that of one process within 1e-4."""
+    argv = [*arguments(runs, "gpt2", "muon", 2, False), "--log-every", "1"]
+    lines = []
+    for folder in (runs.last_checkpoint(count, argv, double=False), runs.last_checkpoint(1, argv, double=False)):
+        lines.append([line["train_loss"] for line in metrics.read_metrics(folder.parents[1]) if "train_loss" in line])
+    assert len(lines[0]) == 10
+    assert lines[0] == pytest.approx(lines[1], rel=0, abs=1e-4)

@@ -20,7 +20,6 @@ from bardlet.cli import main
 from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.planning import memory, sharding
-from bardlet.runtime import parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import StopRequest
 from bardlet.training.optimizers import Muon
@@ -106,20 +105,21 @@ def test_one_process_knows_at_once() -> None:
     assert together.add_up(torch.tensor([0.25, 2.0], dtype=torch.float64), request) == [0.25, 2.0]
 
 
-@pytest.mark.parametrize(("choice", "free", "slices", "shares"), [
-    ("auto", 10**9, None, False), ("auto", 10**6, None, True), ("auto", 10**6, 4, False), ("auto", None, None, False),
-    ("on", 10**9, None, True), ("off", 10**6, None, False),
+@pytest.mark.parametrize(("choice", "free", "slices", "ranks"), [
+    ("auto", 10**9, None, 1), ("auto", 3 * 10**6, None, 2), ("auto", 10**5, None, 4), ("auto", 10**5, 4, 1),
+    ("auto", None, None, 1), ("on", 10**9, None, 2), ("on", 10**5, None, 4), ("on", None, 4, 2),
+    ("off", 10**5, None, 1),
 ])  # fmt: skip
-def test_a_model_is_shared_if_copies_do_not_fit(choice: Any, free: int | None, slices: int | None, shares: bool,
+def test_a_model_is_shared_if_copies_do_not_fit(choice: Any, free: int | None, slices: int | None, ranks: int,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes; one alone shares nothing."""
+    """Two machines with two processes each, and 100,000 parameters; a process alone shares nothing."""
     monkeypatch.setattr(memory, "free_here", lambda dist: free)
     monkeypatch.setattr(Dist, "all_max", lambda self, value: value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = TrainConfig(model="gpt2", n_layer=2, n_head=2, n_embd=64, block_size=8, shard=choice).resolved()
     model = models.build(config.model_config(11))
-    assert sharding.is_worthwhile(config, model, Dist(0, 2, CPU, slices)) == shares
-    assert not sharding.is_worthwhile(config, model, Dist(0, 1, CPU))
-    assert not parallelize.is_sharded(model)
+    assert sharding.ranks_per_copy(config, model, Dist(0, 4, CPU, slices)) == ranks
+    assert sharding.ranks_per_copy(config, model, Dist(0, 1, CPU)) == 1
 
 
 def test_alone_nothing_is_shared(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ along their first dimension.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections import Counter
@@ -48,14 +47,13 @@ def micro_batch(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
 # ---------------------------------------------------------------- sharding a model
 
 
-def shard(model: nn.Module, dist: Dist, dtype: str) -> None:
+def shard(model: nn.Module, dist: Dist, dtype: str, ranks_per_copy: int) -> None:
     """Cut every parameter of `model` among the ranks, in place.
 
-    On several machines whose own ranks can hold the model, give `machines(dist)` of them a copy each (HSDP).
-
     Args:
-        dtype: fp32 or bf16: in which weights are gathered. Gradients are summed in fp32 (in fp64, those of fp64
-            weights), and a rank's share of a weight keeps its dtype.
+        dtype: fp32 or bf16: in which weights are gathered. Gradients are summed in fp32 (those of fp64 weights in
+            fp64), and a rank's share of a weight keeps its dtype.
+        ranks_per_copy: neighbors that share one copy of the model; if not all ranks, there are several copies (HSDP).
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -63,25 +61,25 @@ def shard(model: nn.Module, dist: Dist, dtype: str) -> None:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     gathered = torch.bfloat16 if dtype == "bf16" else None
     policy = MixedPrecisionPolicy(gathered, torch.float32 if gathered else None, cast_forward_inputs=False)
-    mesh = _mesh(dist)
+    mesh = _mesh(dist, ranks_per_copy)
     blocks = list(compiler.blocks(model))
     # a decoder block's keys and values of the source are computed before the block's own turn
     sources = [block.encoder_attn for block in cast(list[Any], blocks) if hasattr(block, "encoder_attn")]
-    for module in (*([source.k_proj, source.v_proj] for source in sources), *blocks, model):
+    parts: list[Any] = [*([source.k_proj, source.v_proj] for source in sources), *blocks, model]
+    for module in parts:
         # also for the root, which PyTorch would leave gathered, its parameters whole, after an evaluation
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for part in _sharded_parts(model):
         part.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the targets of the whole batch
 
 
-def _mesh(dist: Dist) -> Any:
-    """Return the ranks as one row; on several machines with as many ranks each, a row for each machine."""
+def _mesh(dist: Dist, ranks_per_copy: int) -> Any:
+    """Return the ranks in one row, or in a row for each copy of the model."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world))
-    if 1 < local < dist.world and dist.world % local == 0:
-        return init_device_mesh(dist.device.type, (dist.world // local, local), mesh_dim_names=("copies", "shares"))
-    return init_device_mesh(dist.device.type, (dist.world,), mesh_dim_names=("shares",))
+    copies = dist.world // ranks_per_copy
+    shape, names = ((copies, ranks_per_copy), ("copies", "shares")) if copies > 1 else ((dist.world,), ("shares",))
+    return init_device_mesh(dist.device.type, shape, mesh_dim_names=names)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -195,8 +195,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if config.shard == "on" and dist.world == 1:
             log.warning("--shard on: there is one process, so nothing is shared; start several with torchrun")
-        if sharding.is_worthwhile(config, model, dist):
-            parallelize.shard(model, dist, config.dtype)
+        if (ranks := sharding.ranks_per_copy(config, model, dist)) > 1:
+            parallelize.shard(model, dist, config.dtype, ranks)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         optimizers = optim.build(model, config, dist)
         trainer = Trainer(run, model, optimizers, self.objective(config), config, dist, machine, record,
