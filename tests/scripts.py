@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.ladder.rungs import LADDER, LECTURE, SMALL
-from bardlet.training import optim
+from bardlet.training import optim, optimizers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -59,7 +59,7 @@ def assert_same_losses(name: str, number: int, steps: int, sizes: dict[str, Any]
 
     AdamW is the lecture's for both; Muon with its AdamW is each one's own, in fp32.
     """
-    monkeypatch.setattr(optim, "pick_dtype", lambda dtype, device: "fp32")
+    monkeypatch.setattr(optimizers, "pick_dtype", lambda dtype, device: "fp32")
     example = load(name, **{key: value for key, value in sizes.items() if name != "bigram" or key[0] == "b"})
     config, theirs = rung(number, steps, sizes)
     mine = example.Bigram(65) if name == "bigram" else example.GPT(65)

@@ -9,7 +9,7 @@ import torch
 from bardlet.data.replay import Mixture
 from bardlet.data.windows import Windows
 from bardlet.runtime.distributed import Dist
-from bardlet.training.trainer import micro_batches
+from bardlet.training.step import micro_batches
 
 OLD = 1_000
 """Tokens of the old text are at least this, those of the new one below."""
