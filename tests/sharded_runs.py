@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from processes import in_processes
+from torch import Tensor
 
 from bardlet.run import checkpoint, stored
 
 SLICES = ["--elastic", "24", "--dropout", "0.1"]
 """Dropout that does not depend on the number of processes, for 1, 2, 3, 4 and 8 of them."""
 TRAINING = ["--shard", "on", "--warmup-steps", "2", "--dtype", "fp32", "--threads", "1", "--eval-every", "0",
-            "--keep-checkpoints", "1"]
+            "--keep-checkpoints", "1", "--keep", "last"]
 EAGER = ["--compile", "off"]
 STAGES = ("qwen3", "gpt2", "encdec", "sft", "dpo", "grpo")
 
@@ -61,24 +62,29 @@ class Runs:
                      "--rollout", "48", "--group", "4"],
         }[stage]
 
-    def last_checkpoint(self, processes: int, argv: Sequence[str | Path], double: bool = True,
-                        environment: Mapping[str, str] | None = None) -> Path:
-        """Return the last checkpoint of a command on a number of processes."""
+    def train(self, processes: int, argv: Sequence[str | Path], double: bool = True,
+              environment: Mapping[str, str] | None = None) -> Path:
+        """Return the folder of a command's run on a number of processes."""
         run = self.folder / f"run-{len(list(self.folder.glob('run-*.log')))}"
         in_processes(processes, [*argv, "--out", run], run.with_suffix(".log"), environment=environment, double=double)
-        return checkpoint.newest_intact(run)
+        return run
 
 
 def difference(first: Path, second: Path, tolerance: float) -> dict[str, float]:
-    """Return the largest difference of each weight and optimizer state of two checkpoints that is above a tolerance."""
+    """Return the largest difference of each weight and optimizer state of two runs that is above a tolerance."""
     above = {}
-    for file in ("model.safetensors", "trainer.safetensors"):
-        one, other = stored.read_all(first / file), stored.read_all(second / file)
+    for one, other in zip(tensors_of(first), tensors_of(second), strict=True):
         assert one.keys() == other.keys()
         for name, x in one.items():
-            if name == "rng":
-                continue
             assert x.shape == other[name].shape and x.dtype == other[name].dtype, name
             if not (worst := (x.double() - other[name].double()).abs().max().item()) <= tolerance:
                 above[name] = worst
     return above
+
+
+def tensors_of(run: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Return the weights at the root of a run, and the optimizer states in its last checkpoint."""
+    folder = checkpoint.newest_intact(run)
+    saved = checkpoint.shares_in(folder) or stored.read_all(folder / "trainer.safetensors")
+    return (stored.read_all(run / "model.safetensors"),
+            {name: x for name, x in saved.items() if name.startswith("optimizer/")})

@@ -132,10 +132,10 @@ def resume(run: Path, reward: str | None = None, steps: int | None = None, allow
 
 
 def _started_again(out: str | None) -> bool:
-    """Return True if torchrun restarts this command (--max-restarts) and its run exists."""
+    """Return True if a launcher starts this command again (--max-restarts, a Slurm job) and its run exists."""
     if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
         raise BardletError("--max-restarts: restarted processes must find their run; name it with --out")
-    if heartbeat.attempt() == "0" or out is None or not (Path(out) / "run.toml").exists():
+    if not heartbeat.restarted() or out is None or not (Path(out) / "run.toml").exists():
         return False
     return run_folder.settings(Path(out))[1].get("launch") == heartbeat.launch()
 
@@ -174,7 +174,10 @@ def restore_run(run: Path, stage: AnyStage, record: dict[str, Any], allow_change
     _same_text(run, record, stage, allow_change)
     stage.data = stage.tokenize(known)
     shape = replace(hf.read_model_config(run), dropout=config.dropout)
-    model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
+    if checkpoint.shares_in(folder):
+        model = stage.new_model_of(shape)
+    else:
+        model = hf.build(shape, hf.read_tensors(folder / "model.safetensors"), run)
     stage.record = stage.record_class.of(record)
     trainer = stage.build_trainer(run, model, resumed=True)
     metadata = checkpoint.read_metadata(folder)
@@ -296,7 +299,7 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, star
         if resumed_from is None:
             run_folder.new_folder(trainer.run, "", locked=True)  # another process may have created it meanwhile
             run_folder.remove_partial(trainer.run)
-            if trainer.dist.world > 1:
+            if trainer.dist.world > 1 or "SLURM_JOB_ID" in os.environ:
                 trainer.record.launch = heartbeat.launch()
         try:
             _fit(trainer, stage, started)

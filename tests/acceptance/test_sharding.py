@@ -30,8 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @cache
 def alone(runs: Runs, stage: str, optimizer: str, accumulation: int, double: bool) -> Path:
-    """Return the last checkpoint of one process."""
-    return runs.last_checkpoint(1, arguments(runs, stage, optimizer, accumulation, double), double)
+    """Return the run of one process."""
+    return runs.train(1, arguments(runs, stage, optimizer, accumulation, double), double)
 
 
 def arguments(runs: Runs, stage: str, optimizer: str, accumulation: int, double: bool) -> list[str | Path]:
@@ -44,14 +44,14 @@ def arguments(runs: Runs, stage: str, optimizer: str, accumulation: int, double:
 def test_sharded_processes_train_the_same_model(count: int, stage: str, optimizer: str, accumulation: int,
                                                 runs: Runs) -> None:
     """After 50 steps in float64, with dropout."""
-    sharded = runs.last_checkpoint(count, arguments(runs, stage, optimizer, accumulation, True))
+    sharded = runs.train(count, arguments(runs, stage, optimizer, accumulation, True))
     assert not difference(sharded, alone(runs, stage, optimizer, accumulation, True), 1e-9)
 
 
 def test_two_machines_with_a_copy_each(runs: Runs) -> None:
     """Two processes on each of two machines: two copies of two shares."""
     argv = arguments(runs, "qwen3", "muon", 1, True)
-    sharded = runs.last_checkpoint(4, argv, environment={"LOCAL_WORLD_SIZE": "2"})
+    sharded = runs.train(4, argv, environment={"LOCAL_WORLD_SIZE": "2"})
     assert not difference(sharded, alone(runs, "qwen3", "muon", 1, True), 1e-9)
 
 
@@ -60,7 +60,7 @@ def test_losses_in_fp32(count: int, runs: Runs) -> None:
     """Ten steps: each training loss is that of one process within 1e-4."""
     argv = [*arguments(runs, "gpt2", "muon", 2, False), "--log-every", "1"]
     lines = []
-    for folder in (runs.last_checkpoint(count, argv, double=False), runs.last_checkpoint(1, argv, double=False)):
-        lines.append([line["train_loss"] for line in metrics.read_metrics(folder.parents[1]) if "train_loss" in line])
+    for run in (runs.train(count, argv, double=False), runs.train(1, argv, double=False)):
+        lines.append([line["train_loss"] for line in metrics.read_metrics(run) if "train_loss" in line])
     assert len(lines[0]) == 10
     assert lines[0] == pytest.approx(lines[1], rel=0, abs=1e-4)

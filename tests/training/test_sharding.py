@@ -38,10 +38,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_two_processes_compiled_train_what_one_does(runs: Runs) -> None:
     """With the default optimizer, as copies and as shares, in float64."""
     argv = [*runs.argv("qwen3"), "--warmup-steps", "2", "--dtype", "fp32", "--threads", "1", "--eval-every", "0",
-            "--compile", "on", "--steps", "10", "--n-layer", "2"]  # fmt: skip
-    alone = runs.last_checkpoint(1, argv)
-    assert not difference(runs.last_checkpoint(2, argv), alone, 1e-9)
-    assert not difference(runs.last_checkpoint(2, [*argv, "--shard", "on"]), alone, 1e-9)
+            "--compile", "on", "--steps", "10", "--n-layer", "2", "--keep", "last"]  # fmt: skip
+    alone = runs.train(1, argv)
+    assert not difference(runs.train(2, argv), alone, 1e-9)
+    assert not difference(runs.train(2, [*argv, "--shard", "on"]), alone, 1e-9)
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="no forks on this system")
@@ -49,7 +49,7 @@ def test_shares_of_pairs_train_what_one_process_does(runs: Runs) -> None:
     """An encoder-decoder, with dropout and accumulation; its samples come from gathered weights."""
     argv = [*runs.argv("encdec"), *TRAINING, *EAGER, "--elastic", "2", "--dropout", "0.1", "--grad-accum", "2",
             "--steps", "6", "--sample-tokens", "3", "--eval-every", "3"]  # fmt: skip
-    assert not difference(runs.last_checkpoint(2, argv), runs.last_checkpoint(1, argv), 1e-9)
+    assert not difference(runs.train(2, argv), runs.train(1, argv), 1e-9)
 
 
 @pytest.mark.parametrize("slices", [None, 1, 4])

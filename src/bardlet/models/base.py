@@ -7,7 +7,7 @@ V vocabulary, N targets.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -179,20 +179,52 @@ class LectureModel(nn.Module):
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy `tensors` into the model's parameters, converting each to the parameter's dtype and device.
 
-    A parameter without memory (on the meta device) becomes the tensor itself.
+    A parameter without memory (on the meta device) becomes the tensor itself. Otherwise, of tensors that are read when
+    they are asked for, one at a time is in memory.
 
-    Raises BardletError before copying anything; it names the first tensor that is missing, unexpected or misshapen.
+    Raises BardletError; it names the first tensor that is missing, unexpected or misshapen. The first two are found
+    before anything is copied.
     """
     expected = model.state_dict()
-    for name, parameter in expected.items():
+    for name in expected:
         if name not in tensors:
             raise BardletError(f"no tensor '{name}' in the weights: they and config.json do not belong together")
-        if tensors[name].shape != parameter.shape:
-            raise BardletError(
-                f"tensor '{name}' has shape {list(tensors[name].shape)}, but config.json asks for "
-                f"{list(parameter.shape)}: the two files do not belong together"
-            )
     for name in tensors:
         if name not in expected:
             raise BardletError(f"unexpected tensor '{name}': the weights and config.json do not belong together")
-    model.load_state_dict(dict(tensors), assign=any(parameter.is_meta for parameter in model.parameters()))
+    assign = any(parameter.is_meta for parameter in model.parameters())
+    if assign or any(hasattr(part, "extra_tensors") for part in model.modules()):  # LoRA's weights are sums
+        tensors = dict(tensors)
+        for name, parameter in expected.items():
+            _check_shape(name, tensors[name], parameter)
+        model.load_state_dict(tensors, assign=assign)
+        return
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            tensor = tensors[name]
+            _check_shape(name, tensor, parameter)
+            parameter.copy_(tensor)
+
+
+def _check_shape(name: str, tensor: Tensor, parameter: Tensor) -> None:
+    if tensor.shape != parameter.shape:
+        raise BardletError(f"tensor '{name}' has shape {list(tensor.shape)}, but config.json asks for "
+                           f"{list(parameter.shape)}: the two files do not belong together")
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Tensors by name, each of which `read` reads when it is asked for."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

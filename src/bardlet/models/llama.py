@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
 from bardlet.models import llama_config
-from bardlet.models.base import LanguageModel, load_strictly
+from bardlet.models.base import LanguageModel, Lazy, load_strictly
 from bardlet.models.layers import (
     KVCache,
     LayerCache,
@@ -158,4 +158,5 @@ class Llama(LanguageModel):
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
         tied = self.lm_head is None  # a file may hold the shared matrix twice
-        load_strictly(self, {name: tensors[name] for name in tensors if not (tied and name == "lm_head.weight")})
+        names = [name for name in tensors if not (tied and name == "lm_head.weight")]
+        load_strictly(self, Lazy(names, tensors.__getitem__))

@@ -349,12 +349,16 @@ def max_parameters(dist: Dist) -> float:
     return math.inf if free is None else dist.all_min(free // (2 * TRAINED))
 
 
-def check_weights(shape: ModelConfig, dist: Dist) -> None:
-    """Raise BardletError if a model of this shape cannot be trained here at any batch size, without building it."""
+def check_weights(shape: ModelConfig, dist: Dist, shared: bool = False) -> None:
+    """Raise BardletError if a model of this shape cannot be trained here at any batch size, without building it.
+
+    shared: the processes may share it.
+    """
     free = free_here(dist)
     try:
         with on_meta_device():
             needed = float(TRAINED) * sum(p.numel() for p in models.build(shape).parameters())
+        needed /= dist.world if shared else 1
     except RuntimeError:  # the size overflows 64 bits
         needed = math.inf
     if free is not None and needed > free:

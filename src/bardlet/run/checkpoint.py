@@ -7,6 +7,10 @@ falls back to the newest intact checkpoint. The root of the run, a Hugging Face 
     config.json model.safetensors tokenizer.json tokenizer_config.json generation_config.json manifest.json
     run.toml metrics.jsonl
     checkpoints/step-00000500/  model.safetensors trainer.safetensors trainer.json manifest.json
+
+The checkpoints of a shared model have a file of each process in place of the first two (`run/shares.py`):
+
+    checkpoints/step-00000500/  shares-00001-of-00004.safetensors ... trainer.json manifest.json
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,7 @@ from typing import Any
 import torch
 
 from bardlet.errors import BardletError, quoted
-from bardlet.run import hf
+from bardlet.run import hf, shares
 from bardlet.run.record import checked
 from bardlet.runtime import atomic, manifest
 
@@ -63,25 +68,66 @@ def save(run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str
             (temporary / "trainer.json").write_text(json.dumps({"step": step, **metadata}), encoding="utf-8")
             for name in FILES:
                 atomic.flush(temporary / name)
-            entries = manifest.read_manifest(run)["files"] if (run / manifest.MANIFEST).exists() else {}
-            # the checksums as recorded, not of the files as they are now: damage must not be recorded as correct
-            root = {name: entries[name][0]["sha256"] for name in hf.TOKENIZER_AND_CONFIG if name in entries}
-            manifest.write_manifest(temporary, FILES, step=step, root=root)
-            if folder.exists():  # a run that fell back to an older checkpoint reaches this step again
-                atomic.remove_folder(folder)
-            os.replace(temporary, folder)
+            manifest.write_manifest(temporary, FILES, step=step, root=_root_entries(run))
+            _put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        atomic.sync_folder(folder.parent)
-        if damage := manifest.damaged_files(folder):
-            raise BardletError(f"{damage} (read back right after saving); the disk or memory of this machine may be "
-                               "failing; earlier checkpoints are unchanged")
-        saved_steps = sorted({*before, folder})
-        # later checkpoints belong to a history the run abandoned when it fell back past a damaged one
-        for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
-            if old != folder:
-                atomic.remove_folder(old)
+        _check_and_remove_old(folder, before, keep)
     return folder
+
+
+def share_names(count: int) -> list[str]:
+    """Return the names of the files that `count` processes of a shared model write into a checkpoint."""
+    return [f"shares-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def complete(temporary: Path, folder: Path, entries: Mapping[str, Any], keep: int) -> None:
+    """Complete the checkpoint `folder` of a shared model, whose files are flushed, in the folder `temporary`.
+
+    Args:
+        entries: of the manifest, for each process's file.
+        keep: number of checkpoints to keep.
+
+    Raises:
+        BardletError: the checkpoint cannot be written, or is not what was written; earlier checkpoints are unchanged.
+    """
+    run = folder.parents[1]
+    with atomic.explain_write_errors(folder, 100_000):
+        before = steps_saved(run)
+        with suppress(FileNotFoundError):  # the metrics up to this step belong to this checkpoint
+            atomic.flush(run / "metrics.jsonl")
+        atomic.flush(temporary / "trainer.json")
+        manifest.write_manifest(temporary, ["trainer.json"], entries, step=int(folder.name[5:]),
+                                root=_root_entries(run))
+        _put_in_place(temporary, folder)
+        _check_and_remove_old(folder, before, keep)
+
+
+def _root_entries(run: Path) -> dict[str, str]:
+    """Return the checksums of the run's config.json and tokenizer files, as recorded, not of the files as they are now:
+    damage must not be recorded as correct."""
+    entries = manifest.read_manifest(run)["files"] if (run / manifest.MANIFEST).exists() else {}
+    return {name: entries[name][0]["sha256"] for name in hf.TOKENIZER_AND_CONFIG if name in entries}
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename a complete checkpoint."""
+    if folder.exists():  # a run that fell back to an older checkpoint reaches this step again
+        atomic.remove_folder(folder)
+    os.replace(temporary, folder)
+    atomic.sync_folder(folder.parent)
+
+
+def _check_and_remove_old(folder: Path, before: list[Path], keep: int) -> None:
+    """Read a new checkpoint back, then remove those of `before` that are too old, or newer than it."""
+    if damage := manifest.damaged_files(folder):
+        raise BardletError(f"{damage} (read back right after saving); the disk or memory of this machine may be "
+                           "failing; earlier checkpoints are unchanged")
+    saved_steps = sorted({*before, folder})
+    # later checkpoints belong to a history the run abandoned when it fell back past a damaged one
+    for old in [*saved_steps[:-keep], *(path for path in saved_steps if path.name > folder.name)]:
+        if old != folder:
+            atomic.remove_folder(old)
 
 
 def steps_saved(run: Path) -> list[Path]:
@@ -116,7 +162,9 @@ def find_damage(folder: Path) -> str | None:
     if damage := manifest.damaged_files(folder):
         return damage
     known = manifest.read_manifest(folder)
-    if folder.name != f"step-{known.get('step')!s:0>8}" or set(known["files"]) != set(FILES):
+    names = set(known["files"])
+    complete = names in (set(FILES), {"trainer.json", *share_names(len(names) - 1)})
+    if folder.name != f"step-{known.get('step')!s:0>8}" or not complete:
         return f"{folder / manifest.MANIFEST}: does not belong to {folder.name}"
     return None
 
@@ -124,6 +172,12 @@ def find_damage(folder: Path) -> str | None:
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return (weights, state) of a verified checkpoint, as passed to `save`."""
     return hf.read_tensors(folder / "model.safetensors"), hf.read_tensors(folder / "trainer.safetensors")
+
+
+def shares_in(folder: Path) -> shares.SharedTensors | None:
+    """Return the tensors of a verified checkpoint of a shared model; None for any other."""
+    files = sorted(name for name in manifest.read_manifest(folder)["files"] if name.startswith("shares-"))
+    return shares.SharedTensors([manifest.inside(folder, name) for name in files]) if files else None
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

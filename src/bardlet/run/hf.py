@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shlex
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from bardlet.config.model import ModelConfig
 from bardlet.data import chat_template
 from bardlet.errors import BardletError, Unsupported, printable
 from bardlet.models.layers import on_meta_device
-from bardlet.run import foreign
+from bardlet.run import foreign, shares
 from bardlet.run.stored import StoredTensors, read_all
-from bardlet.runtime import atomic, manifest
+from bardlet.runtime import atomic, manifest, parallelize
 from bardlet.tokenizer import Tokenizer
 
 log = logging.getLogger("bardlet")
@@ -107,6 +108,12 @@ def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     manifest.replace_file(folder, "model.safetensors", lambda path: write_tensors(path, tensors), needed)
 
 
+def write_pieces(folder: Path, tensors: Mapping[str, torch.Tensor], pieces: Iterable[torch.Tensor]) -> None:
+    """Replace model.safetensors with tensors whose numbers come in pieces, as `shares.write_whole` describes."""
+    needed = sum(t.numel() * t.itemsize for t in tensors.values())
+    manifest.replace_file(folder, "model.safetensors", lambda path: shares.write_whole(path, tensors, pieces), needed)
+
+
 def read_model_config(folder: Path) -> ModelConfig:
     """Return the model config of a folder's config.json. Raise BardletError if bardlet cannot run that model."""
     foreign.check_folder(folder)
@@ -182,7 +189,8 @@ def _of_another_tool(path: Path) -> bool:
 
 
 def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False,
-                dtype: torch.dtype | None = torch.float32) -> tuple[Any, Tokenizer]:
+                dtype: torch.dtype | None = torch.float32,
+                place: Callable[[Any], Any] = lambda empty: None) -> tuple[Any, Tokenizer]:
     """Return the model (on the CPU, in eval mode) and the tokenizer of a run or Hugging Face folder.
 
     It needs the memory of the weights, and of the largest one once more.
@@ -192,6 +200,7 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False,
         dropout: dropout probability of the model.
         scores: require a reward model; otherwise require a language model.
         dtype: of the weights; None: bf16 if they are stored so, otherwise fp32.
+        place: gets a model without memory, and may return it sharded; then this process reads only its share.
 
     Raises:
         BardletError: a file is missing, damaged or not supported, or the model is of the other kind.
@@ -211,8 +220,17 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False,
     model = _empty(config, stored.on_meta(), folder)
     if any(buffer.is_meta for buffer in model.buffers()):  # they are not in the files, but computed
         model = models.build(config).to(stored.dtype)
+    elif (placed := place(empty_model(config, stored.dtype))) is not None:
+        placed.load_hf_state_dict(parallelize.on_all_ranks(stored, placed))
+        return placed.eval(), tokenizer
     model.load_hf_state_dict(stored)
     return model.eval(), tokenizer
+
+
+def empty_model(config: ModelConfig, dtype: torch.dtype) -> Any:
+    """Return a model without memory, on the meta device."""
+    with on_meta_device():
+        return models.build(config).to(dtype)
 
 
 def build(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path) -> Any:

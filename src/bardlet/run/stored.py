@@ -33,7 +33,7 @@ class StoredTensors(Mapping[str, Tensor]):
         self._shapes: dict[str, list[int]] = {}
         dtypes = set()
         for path in files:
-            with _reading(path), _open(path) as file:
+            with reading(path), opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                     part = file.get_slice(name)
                     self._where[name], self._shapes[name] = path, part.get_shape()
@@ -45,10 +45,10 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._where[name]
-        with _reading(path):
+        with reading(path):
             if path != self._path or self._read > MAPPED_BYTES:
                 self._file, self._path, self._read = None, path, 0  # closed before the next one is opened
-                self._file = _open(path).__enter__()
+                self._file = opened(path).__enter__()
             tensor: Tensor = self._file.get_tensor(name)
             self._read += tensor.nbytes
             return tensor.to(self.dtype, copy=True)
@@ -64,7 +64,7 @@ class StoredTensors(Mapping[str, Tensor]):
         return {name: torch.empty(shape, dtype=self.dtype, device="meta") for name, shape in self._shapes.items()}
 
 
-class _reading:
+class reading:
     """Turn the errors of reading a file into a BardletError."""
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class _reading:
                                "or use another checkpoint") from None
 
 
-def _open(path: Path) -> Any:
+def opened(path: Path) -> Any:
     """Open a safetensors file; the library checks the header and every offset."""
     manifest.inside(path.parent, path.name)
     with open(path, "rb") as raw:
@@ -92,5 +92,5 @@ def _open(path: Path) -> Any:
 def read_all(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a safetensors file, on the CPU, as they are stored. Raises BardletError if it is damaged.
     """
-    with _reading(path), _open(path) as file:
+    with reading(path), opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

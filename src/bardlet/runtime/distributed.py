@@ -6,9 +6,11 @@ Each rank takes its slice of the global batch, which every rank can compute, so 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +25,14 @@ from bardlet.runtime import heartbeat
 from bardlet.runtime.device import pick_device, processor
 
 log = logging.getLogger("bardlet")
+
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longest time of a collective: a bound for a deadlock, since lost processes are noticed within seconds."""
+STORE_TIMEOUT = timedelta(minutes=5)
+"""Longest time until the store answers."""
+_turns = itertools.count()
+"""Numbers the uses of `Dist.main_first`, which are the same on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +132,19 @@ class Dist:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the body on rank 0 first, then on the other ranks, which can use the files that rank 0 wrote."""
-        if not self.main:
-            self.broadcast_int(0)
+        """Run the body on rank 0 first, then on the other ranks, which can use the files that rank 0 wrote.
+
+        They wait through the store, which has no time limit as collectives have: rank 0 may tokenize for hours.
+        """
+        if self.world == 1:
+            yield
+            return
+        key, store = f"bardlet/{heartbeat.attempt()}/first/{next(_turns)}", heartbeat.store(STORE_TIMEOUT)
+        while not self.main and not store.check([key]):
+            time.sleep(0.05)  # a lost rank 0 is noticed by the heartbeat
         yield
         if self.main:
-            self.broadcast_int(0)
+            store.set(key, "")
 
 
 @contextmanager
@@ -186,10 +203,11 @@ def _join(backend: str, rank: int, world: int) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun keeps its store when it restarts the processes, and they would read the addresses of the dead ones
         # (pytorch issue 135712); its restart count is valid on a single machine only
-        store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(timedelta(minutes=5)))
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+        store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(STORE_TIMEOUT))
+        torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank,
+                                             world_size=world)
     else:
-        torch.distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
 
 
 def machine(dist: Dist, dtype: str, threads: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Liveness of peer ranks: each process sends a heartbeat every second and notices peers that fall silent.
+"""Liveness of peer ranks: each process sends a heartbeat every second, and those that fall silent are noticed.
 
 A collective waits forever for a stopped process, and reports only a closed connection for a killed one. A thread in
-each process watches the others. It ends the run within seconds, with a line that names the process at fault, so that
-the launcher can restart all of them.
+rank 0 watches all others, and each of them watches rank 0 and reads its verdict, so the messages grow with the number
+of ranks, not with its square. A lost process ends the run within seconds, with a line that names it, so that the
+launcher can restart all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
     import torch
 
 SILENT_SECONDS = 15.0
-"""Seconds without a heartbeat after which a process counts as lost."""
+"""Seconds without a heartbeat after which a process of this machine counts as lost, unless it is computing: code that
+holds Python's lock for long keeps the thread from sending."""
+
+AWAY_SECONDS = 25.0
+"""The same for a process on another machine, of which it cannot be seen whether it is computing."""
+
+VERDICT_SECONDS = 3.0
+"""Seconds that rank 0 stays to let the others read its verdict: it may be the server of the store."""
 
 BRIEF_SECONDS = 3.0
 """Seconds without a heartbeat after which a process counts as lost if its pid does not exist on this machine. The pid
@@ -48,8 +56,17 @@ def attempt() -> str:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
+def restarted() -> bool:
+    """Return True if a launcher starts this process again: torchrun after a failure, Slurm after queueing again."""
+    return attempt() != "0" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def launch() -> str:
-    """Return an id of the torchrun launch, equal on all ranks and across restarts."""
+    """Return an id of the launch, equal on all ranks and across restarts: of a Slurm job, or of torchrun."""
+    if job := os.environ.get("SLURM_JOB_ID"):  # a job that is queued again keeps it
+        return f"slurm {job}"
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" and os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']}"  # the address may change when machines come and go
     names = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"]
     one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"  # then torchrun's pid identifies it, too
     return " ".join([*(os.environ.get(name, "-") for name in names), *([str(os.getppid())] if one_machine else [])])
@@ -67,6 +84,8 @@ class Heartbeat(threading.Thread):
         self.ended = threading.Event()
         self.seen: dict[int, tuple[str, float]] = {}
         """The last heartbeat of each peer, and the time it arrived."""
+        self.worked: dict[int, int] = {}
+        """The processor time of peers on this machine at the last check, in clock ticks."""
         self.heard = time.monotonic()
         """The time of the store's last answer."""
         self.checked = self.heard
@@ -92,8 +111,10 @@ class Heartbeat(threading.Thread):
         if now - self.checked > FROZEN_SECONDS:  # this process was suspended, perhaps all were: ignore the silence
             self.seen, self.heard = {}, now
         self.checked = now
-        for rank in range(self.world):
-            if rank != self.rank and (why := self._lost(rank)):
+        if verdict := self._read("verdict"):
+            self._leave(verdict)
+        for rank in range(1, self.world) if self.rank == 0 else (0,):
+            if why := self._lost(rank):
                 self._leave(f"process {rank} of {self.world} {why}")
         if time.monotonic() - self.heard > SILENT_SECONDS:
             self._leave("the launcher, or process 0, is gone")
@@ -117,11 +138,7 @@ class Heartbeat(threading.Thread):
 
     def _lost(self, rank: int) -> str | None:
         """Return why the process `rank` counts as lost; None if it does not."""
-        now, word = time.monotonic(), ""
-        with suppress(RuntimeError):
-            key = f"{self.prefix}/{rank}"
-            word = self.store.get(key).decode() if self.store.check([key]) else ""
-            self.heard = now
+        now, word = time.monotonic(), self._read(str(rank))
         before, since = self.seen.get(rank, ("", now))
         if word and word != before:
             before, since = word, now
@@ -136,20 +153,43 @@ class Heartbeat(threading.Thread):
         pid, host, _ = before.split()
         name = f"(pid {pid} on {host})"
         same_host = host == socket.gethostname()
+        works = same_host and self._works(rank, int(pid))
         if silent > BRIEF_SECONDS and same_host and not alive(int(pid)):
             return f"{name} was killed"
-        if silent <= SILENT_SECONDS:
+        if silent <= (SILENT_SECONDS if same_host else AWAY_SECONDS):
+            return None
+        if works:
             return None
         if same_host and _stat(int(pid))[:2] == ["T", str(os.getppid())]:
             os.kill(int(pid), signal.SIGKILL)  # its launcher would send SIGTERM and wait for half a minute
             return f"{name} was stopped {SILENT_SECONDS:g} s ago and is now killed"
-        return f"{name} has been silent for {SILENT_SECONDS:g} s: stopped or disconnected"
+        return f"{name} has been silent for {silent:.0f} s: stopped or disconnected"
+
+    def _read(self, name: str) -> str:
+        """Return an entry of the store; empty if there is none, or if the store does not answer."""
+        key, word = f"{self.prefix}/{name}", ""
+        with suppress(RuntimeError):
+            word = self.store.get(key).decode() if self.store.check([key]) else ""
+            self.heard = time.monotonic()
+        return word
+
+    def _works(self, rank: int, pid: int) -> bool:
+        """Return True if a process of this machine has computed since the last call for it."""
+        fields = _stat(pid)
+        ticks = sum(map(int, fields[11:13])) if fields[:1] != ["T"] else 0  # in user and in system code
+        before, self.worked[rank] = self.worked.get(rank, ticks), ticks
+        return ticks > before
 
     def _leave(self, why: str) -> None:
+        if self.rank == 0:
+            with suppress(RuntimeError):
+                self.store.set(f"{self.prefix}/verdict", why)
         restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > int(attempt())
         print(f"bardlet: {why}; " + ("torchrun restarts all processes" if restarts else
                                      "restart all processes: `bardlet resume` continues from the newest checkpoint"),
               file=sys.stderr, flush=True)
+        if self.rank == 0:
+            time.sleep(VERDICT_SECONDS)
         os._exit(1)  # another thread may wait forever inside a collective
 
 

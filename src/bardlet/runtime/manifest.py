@@ -60,9 +60,11 @@ def sha256(path: Path) -> str:
 # ---------------------------------------------------------------- manifests
 
 
-def write_manifest(folder: Path, names: Iterable[str], **facts: Any) -> None:
-    """Write the manifest of `folder` for its files `names`, with `facts` as further entries."""
-    _write_manifest(folder, {**facts, "files": {name: [_entry(folder / name)] for name in names}})
+def write_manifest(folder: Path, names: Iterable[str], entries: Mapping[str, Any] | None = None, **facts: Any) -> None:
+    """Write the manifest of `folder` for its files `names`, and others with known `entries`; `facts` are further ones.
+    """
+    known = {name: [entry] for name, entry in (entries or {}).items()}
+    _write_manifest(folder, {**facts, "files": {**known, **{name: [_entry(folder / name)] for name in names}}})
 
 
 def replace_file(folder: Path, name: str, write: Callable[[Path], object], needed: int | None = None) -> None:

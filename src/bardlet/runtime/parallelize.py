@@ -19,8 +19,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bardlet.models.base import Lazy
 from bardlet.runtime import compiler
 from bardlet.runtime.distributed import Dist
+
+PIECE = 1 << 22
+"""Numbers of a sharded tensor that rank 0 receives at a time."""
 
 # ---------------------------------------------------------------- copies of a model
 
@@ -69,8 +73,6 @@ def shard(model: nn.Module, dist: Dist, dtype: str, ranks_per_copy: int) -> None
     for module in parts:
         # also for the root, which PyTorch would leave gathered, its parameters whole, after an evaluation
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for part in _sharded_parts(model):
-        part.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the targets of the whole batch
 
 
 def _mesh(dist: Dist, ranks_per_copy: int) -> Any:
@@ -137,19 +139,64 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def full(tensor: Any) -> Tensor:
-    """Return the whole of a sharded tensor, on every rank; all must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def pieces(tensor: Any) -> Iterator[Tensor]:
+    """Yield the numbers of a tensor on rank 0, in pieces and in their order; all ranks must iterate over it.
+
+    Only a tensor that is cut along another dimension than the first is gathered as a whole.
+    """
+    if not hasattr(tensor, "placements"):
+        yield tensor
+        return
+    if not tensor.placements[-1].is_shard(0):
+        yield tensor.full_tensor()
+        return
+    group, rows = shares_of(tensor)
+    ranks, own = torch.distributed.get_process_group_ranks(group), local(tensor)
+    if ranks[0] != 0:  # rank 0 has all rows from its own copy of the model
+        return
+    count = max(1, PIECE // max(1, own[:1].numel()))
+    for rank, held in zip(ranks, rows, strict=True):
+        for first in range(0, held, count):
+            size = min(count, held - first)
+            if rank == group.rank():
+                if rank:
+                    torch.distributed.send(own[first : first + size].contiguous(), 0)
+                else:
+                    yield own[first : first + size]
+            elif ranks[0] == group.rank():
+                piece = own.new_empty((size, *tensor.shape[1:]))
+                torch.distributed.recv(piece, rank)
+                yield piece
 
 
 def cut_like(tensor: Tensor, like: Any) -> Tensor:
-    """Return this rank's share of a whole tensor, cut as `like` is; the tensor itself if `like` is not sharded."""
-    if not hasattr(like, "device_mesh"):
+    """Return a whole tensor cut as `like` is; the tensor itself if it is cut already, or `like` is not sharded."""
+    if not hasattr(like, "device_mesh") or hasattr(tensor, "device_mesh"):
         return tensor
     from torch.distributed.tensor import DTensor, Replicate
 
     everywhere = [Replicate()] * like.device_mesh.ndim
     return DTensor.from_local(tensor, like.device_mesh, everywhere).redistribute(placements=like.placements)
+
+
+def rows_of_rank(whole: Tensor, rank: int, ranks: int) -> Tensor:
+    """Return the rows of a whole tensor that `shard` gives to one of `ranks`."""
+    each = -(-len(whole) // ranks)
+    return whole[rank * each : (rank + 1) * each]
+
+
+def first_row(tensor: Any) -> int:
+    """Return the number of the first row that this rank holds of a sharded tensor."""
+    group, rows = shares_of(tensor)
+    return sum(rows[: group.rank()])
+
+
+def as_share(rows: Tensor, like: Any) -> Any:
+    """Return a tensor that is sharded as `like` is, of which this rank holds `rows`."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape,
+                              stride=like.stride())
 
 
 def shares_of(tensor: Any) -> tuple[Any, list[int]]:
@@ -178,8 +225,8 @@ def on_all_ranks(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = cast(Any, next(model.parameters())).device_mesh
-    return {name: DTensor.from_local(tensor.to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
-            for name, tensor in tensors.items()}
+    return Lazy(tensors, lambda name: DTensor.from_local(tensors[name].to(mesh.device_type), mesh,
+                                                         [Replicate()] * mesh.ndim, run_check=False))
 
 
 # ---------------------------------------------------------------- gradients

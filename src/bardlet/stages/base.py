@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 
+from bardlet import models
 from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import SET_BY_WEIGHTS, FromScratch
@@ -31,11 +32,11 @@ from bardlet.run import card, hf, hub
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
 from bardlet.runtime import device as runtime_device
-from bardlet.runtime import distributed, parallelize
+from bardlet.runtime import distributed, parallelize, shared_init
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.seeds import torch_seed
 from bardlet.tokenizer import Tokenizer
-from bardlet.training import checkpointing, optim
+from bardlet.training import checkpointing, optim, saving
 from bardlet.training.state import Objective, State, Trainer
 from bardlet.training.trainer import evaluate
 
@@ -181,6 +182,31 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     def fit_to_steps(self, trainer: Trainer) -> None:
         """Adapt the settings that depend on the planned number of steps."""
 
+    def new_model_of(self, shape: ModelConfig) -> Any:
+        """Return a new model, initialized from torch's generator; if it is to be shared, this process's share of it.
+
+        Raises BardletError if it cannot be trained here.
+        """
+        memory.check_weights(shape, self.dist, shared=self.config.shard != "off" and not self.dist.slices)
+        empty = hf.empty_model(shape, torch.float32)
+        ranks = sharding.ranks_per_copy(self.config, empty, self.dist)
+        # numbers of buffers are computed, not drawn; LoRA's factors belong to whole matrices
+        if ranks == 1 or self.config.lora or any(True for _ in empty.buffers()):
+            return models.build(shape)
+        return shared_init.build(lambda: models.build(shape), self.dist, self._dtype(), ranks)
+
+    def share_of(self, empty: Any) -> Any:
+        """Return a model without memory as this process's share of it, not yet initialized; None: it is not shared."""
+        ranks = 1 if self.config.lora else sharding.ranks_per_copy(self.config, empty, self.dist)
+        if ranks == 1:
+            return None
+        parallelize.shard(empty, self.dist, self._dtype(), ranks)
+        return empty.to_empty(device=self.dist.device)
+
+    def _dtype(self) -> str:
+        """Return the precision of products, fp32 or bf16, before the machine is resolved."""
+        return runtime_device.pick_dtype(self.config.dtype, self.dist.device)
+
     def build_trainer(self, run: Path, model: Any, resumed: bool = False) -> Trainer:
         """Return a `Trainer` at step 0, with device, precision, threads and optimizers resolved.
 
@@ -195,12 +221,15 @@ class Stage(ABC, Generic[C, Source, Data, R]):
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if config.shard == "on" and dist.world == 1:
             log.warning("--shard on: there is one process, so nothing is shared; start several with torchrun")
-        if (ranks := sharding.ranks_per_copy(config, model, dist)) > 1:
+        ranks = 1 if parallelize.is_sharded(model) else sharding.ranks_per_copy(config, model, dist)
+        if ranks > 1:
             parallelize.shard(model, dist, config.dtype, ranks)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         optimizers = optim.build(model, config, dist)
         trainer = Trainer(run, model, optimizers, self.objective(config), config, dist, machine, record,
                           State(steps=config.steps or 0, replans=list(config.replans[:1])))
+        if parallelize.is_sharded(model):
+            trainer.saver = saving.Saver(dist)
         if not resumed:
             memory.fit_micro_batches(trainer)
             if trainer.config != config:  # the objective pads batches to a multiple of the micro-batches
@@ -330,6 +359,10 @@ class FineTuning(Stage[F, Source, Data, R]):
     def new_model(self, model: Any) -> Any:
         """Return the model to train, built from the model of --init."""
         return model
+
+    def new_model_of(self, shape: ModelConfig) -> Any:
+        """Return a new model as a whole: critics and scalar heads are built from it."""
+        return models.build(shape)
 
     def evaluate_before(self, trainer: Trainer) -> None:
         """Record the model's results before training."""

@@ -12,14 +12,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bardlet import models
 from bardlet.config.pretraining import TrainConfig
 from bardlet.data import named, prefetch, shards, statistics, vocabulary
 from bardlet.data import windows as data_windows
 from bardlet.data.corpus import Corpus, dev_split_start
 from bardlet.data.shards import TextDataset
 from bardlet.data.statistics import CorpusStatistics
-from bardlet.errors import BardletError
+from bardlet.errors import BardletError, quoted
 from bardlet.evaluation import metrics
 from bardlet.inference import text_generation
 from bardlet.planning import calibrate, clock, memory, scaling_law
@@ -29,7 +28,7 @@ from bardlet.planning.compilation import compiled_before
 from bardlet.planning.plan import Machine, Plan, TextStatistics
 from bardlet.run import card, folder, hf, hub, plots
 from bardlet.run.record import TextRecord
-from bardlet.runtime import cache, compiler, contention, distributed
+from bardlet.runtime import cache, compiler, contention, distributed, parallelize
 from bardlet.runtime.seeds import torch_seed
 from bardlet.stages import prediction, replay
 from bardlet.stages.base import Stage, check_shape
@@ -154,7 +153,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         if out is not None:
             folder.new_folder(Path(out), "")  # fail before the slow part
         config = self.config
-        base = hf.read_folder(hub.folder(config.init), config.resolved().dropout) if config.init else None
+        base = (hf.read_folder(hub.folder(config.init), config.resolved().dropout, place=self.share_of)
+                if config.init else None)
         if base:
             shape = base[0].config
             check_shape(config, shape, base[1])
@@ -181,8 +181,7 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
             model = base[0]
         else:
             shape = self.config.model_config(self.data.tokenizer.vocab_size)
-            memory.check_weights(shape, self.dist)
-            model = models.build(shape)
+            model = self.new_model_of(shape)
         self.config = replace(self.config, text=config.text or (self.source.name,))
         self.decay_is_open = config.weight_decay is None
         self.record = self._new_record(config, corpus_statistics)
@@ -335,6 +334,8 @@ class Pretraining(Stage[TrainConfig, Corpus, TextDataset, TextRecord]):
         self.at_limit = trainer.state.step >= (self.record.most_steps or math.inf)
         plots.loss_curve(trainer.run, card.title(trainer.run, self.record), f"loss ({self.record.loss_unit})",
                          self.record.bigram_per_token())
+        if parallelize.is_sharded(trainer.model) and not self.record.replay:  # this process has no room for all of it
+            return f"(none: the processes shared the model; `bardlet sample {quoted(trainer.run)}` writes one)"
         length = SAMPLE_TOKENS if contention.slowdown() == 1 else SAMPLE_TOKENS // 2
         model, tokenizer = hf.read_folder(trainer.run)
         if self.record.replay:

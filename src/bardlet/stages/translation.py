@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bardlet import models
 from bardlet.config.pretraining import TranslationConfig
 from bardlet.data import bitext, bitext_batches, named
 from bardlet.data.batch import Batch
@@ -105,7 +104,8 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         if out is not None:
             folder.new_folder(Path(out), "")  # fail before the slow part
         config = self.config
-        base = hf.read_folder(hub.folder(config.init), config.resolved().dropout) if config.init else None
+        base = (hf.read_folder(hub.folder(config.init), config.resolved().dropout, place=self.share_of)
+                if config.init else None)
         if base:
             check_shape(config, base[0].config, base[1])
         self.resolve_machine()
@@ -122,8 +122,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         else:
             self.config = self.config.resolved()
             shape = self.config.model_config(self.data.tokenizer.vocab_size)
-            memory.check_weights(shape, self.dist)
-            model = models.build(shape)
+            model = self.new_model_of(shape)
         run = self.folder(run, out, f"{self.source.name}-{self.config.model}")
         train, validation = self.parts()
         guessing = round(math.log(self.data.tokenizer.vocab_size), 4)

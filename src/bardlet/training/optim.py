@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -117,7 +117,7 @@ def state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module)
 
 
 def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Module,
-                       tensors: dict[str, torch.Tensor], where: str) -> None:
+                       tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Load `tensors` (from `state_tensors`) into the optimizers. They must match the model exactly.
 
     If every step before the save was skipped (--on-nan skip), `tensors` is empty: the optimizers stay fresh, with a
@@ -130,13 +130,14 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Mo
         log.warning("%s: saved before the first optimizer step; the optimizers start fresh", where)
         return
     names = {id(p): name for name, p in model.named_parameters()}
-    remaining = dict(tensors)
+    remaining = set(tensors)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 prefix = names[id(p)] + "/"
-                state = {key.removeprefix(prefix): remaining.pop(key) for key in list(remaining)
-                         if key.startswith(prefix)}
+                found = sorted(key for key in remaining if key.startswith(prefix))
+                remaining.difference_update(found)
+                state = {key.removeprefix(prefix): tensors[key] for key in found}
                 mismatched = [key for key, x in state.items() if x.ndim and x.shape != p.shape]
                 if mismatched:
                     raise BardletError(f"{where}: optimizer state {prefix}{mismatched[0]} does not have the shape of "
@@ -149,5 +150,5 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], model: nn.Mo
                 optimizer.state[p] = {key: (parallelize.cut_like(x, p) if x.ndim else x).clone()
                                       for key, x in placed.items()}
     if remaining:
-        raise BardletError(f"{where}: optimizer state {next(iter(remaining))} matches no parameter of this model; use "
+        raise BardletError(f"{where}: optimizer state {min(remaining)} matches no parameter of this model; use "
                            "another checkpoint")

@@ -103,6 +103,8 @@ class Trainer:
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights by parameter name; empty before the last fifth of the steps and with --keep last."""
     best: float = math.inf
+    saver: Any = None
+    """A `saving.Saver` if the model is sharded."""
 
     def begin_update(self) -> None:
         """Mark the beginning of an update."""

@@ -43,8 +43,8 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
         """Compute the gradient of one part of the batch, and return its summed loss."""
         if dist.slices:
             seed_step(config.seed, step, part)
-        # DDP averages the gradients over the ranks; times `world`, that is their sum over all targets
-        scale = (1 if dist.slices or sharded else dist.world) / targets
+        # gradients are averaged over the ranks; times `world`, that is their sum over all targets
+        scale = (1 if dist.slices and not sharded else dist.world) / targets
         total = torch.zeros((), device=dist.device)
         for i, micro in enumerate(micro_batches(batch, config.grad_accum, dist, part)):
             with parallelize.micro_batch(model, i == config.grad_accum - 1):

@@ -25,7 +25,7 @@ from bardlet.runtime.compiler import eager
 from bardlet.runtime.signals import Interrupted, Stopped, StopRequest, interruptible, signals
 from bardlet.training import checks, optim
 from bardlet.training.averaging import add_to_average, average_weights
-from bardlet.training.checkpointing import save, write_result, write_run
+from bardlet.training.checkpointing import note_saved, save, write_result, write_run
 from bardlet.training.state import State, Trainer
 from bardlet.training.step import seed_step, train_step
 from bardlet.training.together import Together
@@ -68,6 +68,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
             if stop and state.step and (owns_signals or state.step < state.steps):
                 if saved != state.step:
                     save(trainer)
+                _complete_save(trainer)
                 trainer.dist.broadcast_int(0)  # no rank leaves before rank 0 has saved
                 raise Stopped(trainer.run, state.step, stop)
             state.elapsed = time.monotonic() - started
@@ -88,6 +89,9 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
                 checks.check_weights(trainer)
                 save(trainer)
                 saved = state.step
+            if trainer.saver:
+                note_saved(trainer, trainer.saver.saved())
+        _complete_save(trainer)
         sharded = parallelize.is_sharded(trainer.model)  # then all ranks must evaluate to the end
         if trainer.dist.main or sharded:
             try:
@@ -140,6 +144,12 @@ def _advance(trainer: Trainer, wrapped: nn.Module, together: Together, request: 
     state.seconds += time.monotonic() - started
     return {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
             "tokens": state.tokens, **trainer.objective.metadata()}
+
+
+def _complete_save(trainer: Trainer) -> None:
+    """Wait for a checkpoint that is still being written."""
+    if trainer.saver:
+        note_saved(trainer, trainer.saver.wait())
 
 
 def _report(trainer: Trainer, line: dict[str, Any], val_loss: float | None, watch: Callable[[dict[str, Any]], None],
