@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_generation_in_bf16_is_not_called_slow(monkeypatch: pytest.MonkeyPatch,
         assert next(model.parameters()).dtype == torch.bfloat16
         assert ("emulates" in caplog.text) == warns
     runtime_device._warn_emulated.cache_clear()
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_few_products_are_kept(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of oneDNN's compiled code, unless the user says how much."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(name, given)
+    runtime_device.set_threads_and_determinism(None, False, torch.device("cpu"))
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        assert os.environ[name] == (given or "128")
 
 
 def test_windows_with_a_gpu_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,10 @@ from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
+PRODUCTS_KEPT = 128
+"""Shapes of products whose compiled code oneDNN keeps, in place of 1,024: with batches of ever other widths, a thousand
+took 1.1 GB."""
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`; auto is the first GPU, else the CPU. Raise BardletError if it is unavailable."""
@@ -108,6 +112,8 @@ def set_threads_and_determinism(threads: int | None, deterministic: bool, device
     """
     if device.type == "cpu":
         tune_malloc()
+        for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # the second is PyTorch's own
+            os.environ.setdefault(cache, str(PRODUCTS_KEPT))
     if threads:
         torch.set_num_threads(threads)
     if deterministic:  # cuBLAS reads it once, at its start
