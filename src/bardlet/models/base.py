@@ -180,10 +180,10 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy `tensors` into the model's parameters, converting each to the parameter's dtype and device.
 
     A parameter without memory (on the meta device) becomes the tensor itself. Otherwise, of tensors that are read when
-    they are asked for, one at a time is in memory.
+    they are asked for (`Lazy`), one at a time is in memory.
 
-    Raises BardletError; it names the first tensor that is missing, unexpected or misshapen. The first two are found
-    before anything is copied.
+    Raises BardletError before copying anything, but for a wrong shape among lazy tensors; it names the first tensor
+    that is missing, unexpected or misshapen.
     """
     expected = model.state_dict()
     for name in expected:
@@ -193,7 +193,8 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if name not in expected:
             raise BardletError(f"unexpected tensor '{name}': the weights and config.json do not belong together")
     assign = any(parameter.is_meta for parameter in model.parameters())
-    if assign or any(hasattr(part, "extra_tensors") for part in model.modules()):  # LoRA's weights are sums
+    merged = any(hasattr(part, "extra_tensors") for part in model.modules())  # LoRA's weights are sums
+    if assign or merged or isinstance(tensors, dict):
         tensors = dict(tensors)
         for name, parameter in expected.items():
             _check_shape(name, tensors[name], parameter)
@@ -210,6 +211,11 @@ def _check_shape(name: str, tensor: Tensor, parameter: Tensor) -> None:
     if tensor.shape != parameter.shape:
         raise BardletError(f"tensor '{name}' has shape {list(tensor.shape)}, but config.json asks for "
                            f"{list(parameter.shape)}: the two files do not belong together")
+
+
+def changed(names: Iterable[str], read: Callable[[str], Tensor], source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors that are computed from those of `source` by `read`: a dict if it is one, else `Lazy`."""
+    return {name: read(name) for name in names} if isinstance(source, dict) else Lazy(names, read)
 
 
 class Lazy(Mapping[str, Tensor]):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models.base import LanguageModel, Lazy, load_strictly
+from bardlet.models.base import LanguageModel, changed, load_strictly
 from bardlet.models.hf_config import check_supported, get_value
 from bardlet.models.layers import (
     ACTIVATIONS,
@@ -199,7 +199,8 @@ class GPT2(LanguageModel):
             known = {name if name == "lm_head.weight" else f"transformer.{name}": name for name in known}
         if self.lm_head is None:
             known.pop("lm_head.weight", None)
-        load_strictly(self, Lazy(known, lambda name: _transposed(name, tensors[known[name]]).contiguous()))
+        load_strictly(self, changed(
+            known, lambda name: _transposed(name, tensors[known[name]]).contiguous(), tensors))
 
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bardlet.config.model import ModelConfig
 from bardlet.models import llama_config
-from bardlet.models.base import LanguageModel, Lazy, load_strictly
+from bardlet.models.base import LanguageModel, changed, load_strictly
 from bardlet.models.layers import (
     KVCache,
     LayerCache,
@@ -159,4 +159,4 @@ class Llama(LanguageModel):
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
         tied = self.lm_head is None  # a file may hold the shared matrix twice
         names = [name for name in tensors if not (tied and name == "lm_head.weight")]
-        load_strictly(self, Lazy(names, tensors.__getitem__))
+        load_strictly(self, changed(names, tensors.__getitem__, tensors))
