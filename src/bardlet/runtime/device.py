@@ -140,6 +140,21 @@ def tune_malloc() -> None:
             libc.mallopt(trim_threshold, -1)
 
 
+def return_large_blocks() -> None:
+    """Have glibc return blocks of a megabyte or more to the system as soon as they are freed.
+
+    A sharded model gathers the weights of a block and frees them, again and again. In a heap that grows, the activations
+    in between take part of the freed space, and the next block's weights do not fit into the rest: after one step, a
+    process had as much memory as for the whole model. With another C library this does nothing.
+    """
+    mmap_threshold, mmap_max = -3, -4  # from glibc's malloc.h
+    if platform.libc_ver()[0] == "glibc":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(mmap_max, 65536)
+            libc.mallopt(mmap_threshold, 1 << 20)
+
+
 def processor() -> str:
     """Return the name of the CPU as the system reports it, with the variable that limits its instructions, if any."""
     try:

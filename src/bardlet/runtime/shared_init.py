@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bardlet.runtime import parallelize
+from bardlet.runtime.device import return_large_blocks
 from bardlet.runtime.distributed import Dist
 
 aten = torch.ops.aten
@@ -61,6 +62,7 @@ def build(constructor: Callable[[], nn.Module], dist: Dist, dtype: str, ranks_pe
         constructor: draws from torch's global generator, which has the same state on all ranks.
         dtype, ranks_per_copy: see `parallelize.shard`.
     """
+    return_large_blocks()
     filling = Filling(lambda whole: parallelize.rows_of_rank(whole, dist.rank % ranks_per_copy, ranks_per_copy))
     with torch.device("meta"), filling:
         model = constructor()

@@ -229,6 +229,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         trainer = Trainer(run, model, optimizers, self.objective(config), config, dist, machine, record,
                           State(steps=config.steps or 0, replans=list(config.replans[:1])))
         if parallelize.is_sharded(model):
+            runtime_device.return_large_blocks()
             trainer.saver = saving.Saver(dist)
         if not resumed:
             memory.fit_micro_batches(trainer)
