@@ -143,9 +143,9 @@ def tune_malloc() -> None:
 def return_large_blocks() -> None:
     """Have glibc return blocks of a megabyte or more to the system as soon as they are freed.
 
-    A sharded model gathers the weights of a block and frees them, again and again. In a heap that grows, the activations
-    in between take part of the freed space, and the next block's weights do not fit into the rest: after one step, a
-    process had as much memory as for the whole model. With another C library this does nothing.
+    A sharded model gathers the weights of a block and frees them, again and again. In a heap that grows, the
+    activations in between take part of the freed space, and the next block's weights do not fit into the rest: after
+    one step, a process had as much memory as for the whole model. With another C library this does nothing.
     """
     mmap_threshold, mmap_max = -3, -4  # from glibc's malloc.h
     if platform.libc_ver()[0] == "glibc":
