@@ -17,6 +17,9 @@ from bardlet.errors import BardletError
 
 log = logging.getLogger("bardlet")
 
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""Options of glibc's allocator, from its malloc.h."""
+
 PRODUCTS_KEPT = 128
 """Shapes of products whose compiled code oneDNN keeps, in place of 1,024: with batches of ever other widths, a thousand
 took 1.1 GB."""
@@ -132,12 +135,7 @@ def tune_malloc() -> None:
     system, which hands them out as new pages; it clears and maps each on first touch. That took an eighth of a step of
     1.8 M parameters, and a quarter of one of 0.8 M. With another C library this does nothing.
     """
-    trim_threshold, mmap_max = -1, -4  # from glibc's malloc.h
-    if platform.libc_ver()[0] == "glibc":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(mmap_max, 0)
-            libc.mallopt(trim_threshold, -1)
+    _set_malloc({MMAP_MAX: 0, TRIM_THRESHOLD: -1})
 
 
 def return_large_blocks() -> None:
@@ -147,12 +145,16 @@ def return_large_blocks() -> None:
     activations in between take part of the freed space, and the next block's weights do not fit into the rest: after
     one step, a process had as much memory as for the whole model. With another C library this does nothing.
     """
-    mmap_threshold, mmap_max = -3, -4  # from glibc's malloc.h
+    _set_malloc({MMAP_MAX: 65536, MMAP_THRESHOLD: 1 << 20})
+
+
+def _set_malloc(options: dict[int, int]) -> None:
+    """Set options of glibc's allocator; do nothing with another C library."""
     if platform.libc_ver()[0] == "glibc":
         with suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
-            libc.mallopt(mmap_max, 65536)
-            libc.mallopt(mmap_threshold, 1 << 20)
+            for option, value in options.items():
+                libc.mallopt(option, value)
 
 
 def processor() -> str:
