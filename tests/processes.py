@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ HANGS = 600
 
 
 def start(argv: Sequence[str | Path], log: Path | None = None, cut_after: int | None = None,
-          own_clock: bool = False, environment: Mapping[str, str] | None = None, double: bool = False) -> Any:
+          own_clock: bool = False, environment: Mapping[str, str] | None = None, double: bool = False,
+          before: Callable[[], None] | None = None) -> Any:
     """Start `bardlet ARGV` with its output in the file `log`.
 
     Args:
@@ -33,18 +34,20 @@ def start(argv: Sequence[str | Path], log: Path | None = None, cut_after: int | 
         own_clock: run on a clock that only advances in steps and evaluations (`clocks.Clock`).
         environment: environment variables in addition to those of this process.
         double: train in float64.
+        before: a function of a module to call in the process before it runs the command.
 
     Returns:
         The started `multiprocessing.Process`.
     """
     process = FORKS.Process(target=_main, args=([*map(str, argv)], {**os.environ, **(environment or {})}, os.getcwd(),
-                                                str(log or os.devnull), cut_after, own_clock, double), daemon=True)
+                                                str(log or os.devnull), cut_after, own_clock, double, before),
+                            daemon=True)
     process.start()
     return process
 
 
 def _main(argv: Sequence[str], environment: Mapping[str, str], folder: str, log: str, cut_after: int | None,
-          own_clock: bool, double: bool) -> None:
+          own_clock: bool, double: bool, before: Callable[[], None] | None) -> None:
     """Run the command in the new process, and exit with its exit code."""
     os.environ.clear()
     os.environ.update(environment)
@@ -66,6 +69,8 @@ def _main(argv: Sequence[str], environment: Mapping[str, str], folder: str, log:
         install(Clock(), pytest.MonkeyPatch())
     if double:
         train_in_double()
+    if before:
+        before()
     original, done = trainer.train_step, 0
 
     def train_step(*args: object) -> tuple[float, float]:
@@ -119,19 +124,21 @@ def in_two_processes(argv: Sequence[str | Path], log: Path) -> str:
 
 
 def in_processes(number: int, argv: Sequence[str | Path], log: Path, codes: Sequence[int] = (0,),
-                 environment: Mapping[str, str] | None = None, double: bool = False) -> str:
+                 environment: Mapping[str, str] | None = None, double: bool = False,
+                 before: Callable[[], None] | None = None) -> str:
     """Run `bardlet ARGV` on a number of ranks, set up as by torchrun; return their output.
 
     Args:
         codes: the exit codes that a rank may have.
-        environment, double: see `start`.
+        environment, double, before: see `start`.
     """
     import torch
 
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": f"{number}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{store.port}",
               "TORCHELASTIC_USE_AGENT_STORE": "True", **(environment or {})}
-    ranks = [start(argv, log, environment={"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", **shared}, double=double)
+    ranks = [start(argv, log, environment={"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", **shared}, double=double,
+                   before=before)
              for rank in range(number)]
     ended = [end_of(process) for process in ranks]
     output = log.read_text(encoding="utf-8")

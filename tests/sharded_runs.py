@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from processes import in_processes
 from torch import Tensor
@@ -68,6 +69,37 @@ class Runs:
         run = self.folder / f"run-{len(list(self.folder.glob('run-*.log')))}"
         in_processes(processes, [*argv, "--out", run], run.with_suffix(".log"), environment=environment, double=double)
         return run
+
+
+COUNTED = range(4, 8)
+"""The steps whose messages `count_messages` counts."""
+
+
+def count_messages() -> None:
+    """Print, as JSON, how often this process calls each operation of torch.distributed in the steps COUNTED.
+
+    From the beginning of the first of them to the beginning of the step after the last one.
+    """
+    import torch
+
+    from bardlet.training import trainer
+
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    advance, done = trainer._advance, 0
+
+    def counting(*args: Any) -> dict[str, Any]:
+        nonlocal done
+        if done == COUNTED.start:
+            profiler.start()
+        if done == COUNTED.stop:
+            profiler.stop()
+            calls = {each.key.removeprefix("c10d::"): each.count for each in profiler.key_averages()
+                     if each.key.startswith("c10d::")}
+            print(json.dumps(calls), flush=True)
+        done += 1
+        return advance(*args)
+
+    trainer._advance = counting
 
 
 def difference(first: Path, second: Path, tolerance: float) -> dict[str, float]:

@@ -51,8 +51,8 @@ def machine() -> Iterator[Finding]:
     yield ok("device", cpu if device.type == "cpu" else torch.cuda.get_device_name(device))
     for accelerator in accelerators:
         yield check_device(accelerator)
-    if runtime_device.pick_dtype("auto", device) == "bf16":
-        yield ok("precision", "bf16, which this processor supports natively")
+    if (dtype := runtime_device.pick_dtype("auto", device)) != "fp32":
+        yield ok("precision", f"{dtype}, which this processor supports natively")
     elif limit := runtime_device.instruction_limit():
         yield ok("precision", f"fp32: {limit} disables native bf16")
     else:

@@ -14,10 +14,12 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.errors import BardletError
 from bardlet.inference.decoders.cache import CacheStep
 from bardlet.models.layers import KVCache, RMSNorm, apply_rope, positions_and_mask, rope_cos_sin
-from bardlet.ops.attention import attention, attention_by_hand
+from bardlet.ops.attention import attention, attention_by_hand, block_mask, packed_mask
 from bardlet.ops.dropout import Dropout, byte_dropout
+from bardlet.runtime.compiler import compiler_missing
 
 quick = settings(max_examples=30)
+needs_compiler = pytest.mark.skipif(compiler_missing(torch.device("cpu")) is not None, reason="no C++ compiler")
 
 
 def test_rms_norm_matches_its_formula_and_keeps_the_dtype() -> None:
@@ -256,3 +258,50 @@ def test_a_meta_model_does_not_load_the_compiler() -> None:
              "print('torch._dynamo' in sys.modules)")
     result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def packed_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys, values and start_BT of two rows of 256 tokens: eight examples, and one."""
+    torch.manual_seed(0)
+    q_BHTD, k_BKSD, v_BKSD = torch.randn(2, 4, 256, 16), torch.randn(2, 2, 256, 16), torch.randn(2, 2, 256, 16)
+    starts = torch.tensor([0, 3, 40, 41, 128, 200, 201, 255])
+    start_B0 = starts[torch.searchsorted(starts, torch.arange(256), right=True) - 1]
+    return q_BHTD, k_BKSD, v_BKSD, torch.stack((start_B0, torch.zeros(256, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_blocks_of_packed_rows_attend_as_the_mask_does(compiled: bool) -> None:
+    """Compiled, by the kernel that GPUs use; the CPU has its forward pass only."""
+    q, k, v, start_BT = packed_batch()
+    mask = packed_mask(start_BT)
+    assert isinstance(mask, torch.Tensor) and mask.sum() == 256 * 257 // 2 + sum(
+        n * (n + 1) // 2 for n in (3, 37, 1, 87, 72, 1, 54, 1))
+    attend = torch.compile(attention) if compiled else attention
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, block_mask(start_BT)), attention(q, k, v, mask), rtol=1e-5,
+                                   atol=1e-5)
+
+
+def test_block_masks_have_gradients_where_there_is_no_kernel() -> None:
+    """In eager code, and with dropout, the mask becomes a tensor."""
+    q, k, v, start_BT = packed_batch()
+    gradients = []
+    for mask in (block_mask(start_BT), packed_mask(start_BT)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        torch.manual_seed(1)
+        gradients.append(torch.autograd.grad(attention(*leaves, mask, 0.1).square().sum(), leaves))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_rows_on_a_gpu_have_the_gradients_of_the_mask(dtype: torch.dtype) -> None:
+    q, k, v, start_BT = (x.cuda() for x in packed_batch())
+    mask, gradients = packed_mask(start_BT), []
+    assert not isinstance(mask, torch.Tensor)
+    for attend, how in ((torch.compile(attention), mask), (attention, packed_mask(start_BT.cpu()).cuda())):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        gradients.append(torch.autograd.grad(attend(*leaves, how).float().square().sum(), leaves))
+    tolerance = 1e-3 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)

@@ -25,6 +25,7 @@ from bardlet.errors import BardletError
 from bardlet.models import lora
 from bardlet.planning import memory
 from bardlet.run.record import Record
+from bardlet.runtime import compiler, parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, optim
 from bardlet.training.state import Objective, Trainer
@@ -32,6 +33,7 @@ from bardlet.training.step import train_step
 
 CPU = torch.device("cpu")
 ALONE = Dist(0, 1, CPU)
+needs_compiler = pytest.mark.skipif(compiler.compiler_missing(CPU) is not None, reason="no C++ compiler")
 
 
 class AgreeingRank(Dist):
@@ -244,6 +246,46 @@ def test_a_split_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (trainer.config.batch_size, trainer.config.grad_accum) == (4, 3)
     split = train_step(*arguments, trainer.config, ALONE, "fp32")
     assert split == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_row_that_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPatch,
+                                                   caplog: pytest.LogCaptureFixture) -> None:
+    """Loss and gradients stay the same, with dropout; without recomputation the same memory is refused."""
+    results = []
+    for recompute in ("off", "auto"):
+        trainer = make_trainer(n_layer=8, dropout=0.2, recompute=recompute)
+        free = memory.fixed_bytes(trainer) + int(0.9 * memory.bytes_per_row(trainer) / memory.SHARE)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(memory, "_outside", lambda trainer: 0)
+        monkeypatch.setattr(memory, "SMALL_FREE", 0)
+        if recompute == "off":
+            with pytest.raises(BardletError, match="a single row of 8 tokens needs at least"):
+                memory.fit_micro_batches(trainer)
+        else:
+            memory.fit_micro_batches(trainer)
+            assert trainer.config.recompute == "on" and "computing activations again" in caplog.text
+        results.append(loss_and_gradients(trainer))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_compiled_blocks_compute_again_what_they_dropped() -> None:
+    results = []
+    for compiled, again in ((False, False), (True, False), (True, True)):
+        trainer = make_trainer(n_layer=2, dropout=0.2)
+        parallelize.recompute(trainer.model, again)
+        compiler.compile_blocks(trainer.model, compiled)
+        results.append(loss_and_gradients(trainer))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-5)
+
+
+def loss_and_gradients(trainer: Trainer) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return those of the first batch, always with the same dropout."""
+    torch.manual_seed(3)
+    trainer.model.train()
+    loss = trainer.objective.loss(trainer.model, trainer.objective.batch(0))
+    return loss.detach(), list(torch.autograd.grad(loss, list(trainer.model.parameters())))
 
 
 def test_with_plenty_or_unknown_memory_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,20 @@ def test_the_chosen_model_fits_in_memory() -> None:
     assert sizes == sorted(set(sizes)) and sizes[1] <= 1e6 and sizes[2] <= 3e6
 
 
+def test_processes_that_may_share_a_model_have_room_for_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terabyte of text, on processes with 64 GB each, far faster than a laptop."""
+    monkeypatch.setattr(memory, "free_here", lambda dist: 64 * 10**9)
+    monkeypatch.setattr(Dist, "all_max", lambda self, value: value)
+    text, fast = TextStatistics(10**12, 4 * 10**12, 10**9, 50_000), Speed(tuple((x, y / 1e8) for x, y in LAPTOP.points))
+    sizes = []
+    for world, shared in ((1, True), (8, False), (8, True)):
+        maximum = memory.max_parameters(Dist(0, world, torch.device("cpu")), shared)
+        plan = planning.plan(text, Machine(1e6, fast, max_parameters=maximum), TrainConfig())
+        sizes.append(calibrate.block_weights(plan.config) / 1e9)
+        assert sizes[-1] * 1e9 <= maximum
+    assert sizes == pytest.approx([1.2, 1.2, 6.4], rel=0.05)
+
+
 @settings(max_examples=100)
 @given(seconds=st.floats(1, 1e5), requested=st.integers(1, 10**7), slow=st.floats(1e-2, 1e5))
 def test_an_evaluation_takes_no_more_than_its_share(seconds: float, requested: int, slow: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -31,9 +30,7 @@ def written(folder: Path, ranks: int) -> list[Path]:
     for rank in range(ranks):
         rows = {name: part for name, x in TENSORS.items() if (part := cut(x, rank, ranks))}
         files.append(folder / f"{rank}.safetensors")
-        entry = shares.write(files[-1], rows)
-        content = files[-1].read_bytes()
-        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        shares.write(files[-1], rows)
     return files
 
 

@@ -113,7 +113,7 @@ def rank(argv: Sequence[str], environment: Mapping[str, str], log: str) -> None:
 
 
 def test_torchrun_restarts_a_killed_run(text: Path, tmp_path: Path, whole: dict[str, object]) -> None:
-    """Rank 1 is killed after step 29: rank 0 names it and exits; the two restarted ranks resume exactly.
+    """Rank 1 is killed after step 29: rank 0 names it, saves and exits; the two restarted ranks resume exactly.
 
     torchrun's launcher forks the ranks here: the imports of a new process take longer than the training.
     """
@@ -125,5 +125,5 @@ def test_torchrun_restarts_a_killed_run(text: Path, tmp_path: Path, whole: dict[
     output = log.read_text(encoding="utf-8")
     killed = r"bardlet: process 1 of 2 \(pid \d+ on .*\) was killed; torchrun restarts all processes"
     assert re.search(killed, output), output
-    assert resumed_from(output) == 20
+    assert resumed_from(output) == 29
     assert outcome(run) == whole

@@ -18,8 +18,11 @@ from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import TrainConfig, TranslationConfig
 from bardlet.models.base import LectureModel
 from bardlet.ops import cross_entropy
+from bardlet.runtime.compiler import compiler_missing
 from bardlet.training import logprobs, losses
 from bardlet.training.losses import IGNORE, count_targets, next_token_loss
+
+needs_compiler = pytest.mark.skipif(compiler_missing(torch.device("cpu")) is not None, reason="no C++ compiler")
 
 
 class FixedLogits(LectureModel):
@@ -88,6 +91,64 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits(
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS_FROZEN", 1)
     frozen = torch.autograd.grad(3 * cross_entropy.linear_cross_entropy(x, weight.detach(), target, smoothing), x)
     torch.testing.assert_close(frozen, grads[1][:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_padded_head_has_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """As on a GPU: 13 tokens multiplied as 128; the gradient has 13 rows."""
+    x, weight, target = head_inputs(23, 16, 13, torch.float64)
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", {"cpu": 40})
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 1)
+    plain = with_gradients(x, weight, target, dtype)
+    monkeypatch.setattr(cross_entropy, "WIDTHS", {"cpu": 128})
+    assert cross_entropy.padded(weight, dtype).shape == (128, 16)
+    tolerance = 1e-12 if dtype == torch.float64 else 0.01
+    torch.testing.assert_close(with_gradients(x, weight, target, dtype), plain, rtol=tolerance, atol=tolerance)
+
+
+def with_gradients(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, dtype: torch.dtype,
+                   compiled: bool = False) -> tuple[torch.Tensor, ...]:
+    """Return the loss of a head, with products in `dtype`, and its gradients."""
+    valid = target != IGNORE
+    total = cross_entropy._LinearCrossEntropy.apply(x[valid], weight, target[valid], 0.1, dtype, compiled)
+    return total, *torch.autograd.grad(total, (x, weight))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_compiled_loss_is_the_same_loss(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """In chunks of 8 rows and a rest, beside padding; without a gradient, too."""
+    x, weight, target = head_inputs(23, 16, 13, torch.float64)
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", {"cpu": 8 * 13})
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "WIDTHS", {"cpu": 16})
+    tolerance = 1e-12 if dtype == torch.float64 else 0.01
+    plain, compiled = (with_gradients(x, weight, target, dtype, on) for on in (False, True))
+    torch.testing.assert_close(compiled, plain, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(*(cross_entropy.linear_cross_entropy(x, weight, target, 0.1, on)
+                                     for on in (False, True)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_a_model_with_a_padded_head_is_the_same_model(monkeypatch: pytest.MonkeyPatch, family: str, tied: bool) -> None:
+    """Losses, log-probabilities and gradients; its checkpoint has the tokens of the vocabulary, no more."""
+    torch.manual_seed(0)
+    config = TrainConfig(model=family, n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.0).model_config(13)
+    model = models.build(replace(config, tie_embeddings=tied)).double()
+    idx, target = torch.randint(13, (2, 3, 8))
+    target[0, :3] = IGNORE
+
+    def results() -> list[torch.Tensor]:
+        loss, each = model(idx, target), model(idx, target, reduction="none", temperature=0.7)
+        gradients = torch.autograd.grad(loss + (each * torch.arange(8)).sum(), list(model.parameters()))
+        return [model(idx), loss, each, *gradients]
+
+    plain, shapes = results(), {name: x.shape for name, x in model.hf_state_dict().items()}
+    monkeypatch.setattr(cross_entropy, "WIDTHS", {"cpu": 128})
+    torch.testing.assert_close(results(), plain, rtol=1e-12, atol=1e-12)
+    assert {name: x.shape for name, x in model.hf_state_dict().items()} == shapes
 
 
 def test_the_loss_in_inference_mode_does_not_disturb_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses, slices
 from bardlet.training.state import Objective
-from bardlet.training.step import train_step
+from bardlet.training.step import InRun, train_step
 
 CPU = torch.device("cpu")
 
@@ -54,8 +54,8 @@ def test_slices_have_the_gradient_of_the_whole_batch(number: int) -> None:
     gradients = {}
     for dist in (Dist(0, 1, CPU), Dist(0, 1, CPU, slices=number)):
         kept: list[Tensor] = []
-        figures = train_step(model, [], batch, objective, config, dist, "fp32", lambda kept=kept: kept.extend(
-            p.grad.clone() for p in model.parameters() if p is not model.unused))  # fmt: skip
+        figures = train_step(model, [], batch, objective, config, dist, "fp32", InRun(lambda kept=kept: kept.extend(
+            p.grad.clone() for p in model.parameters() if p is not model.unused)))  # fmt: skip
         gradients[dist.slices] = torch.tensor(figures), *kept
         for p in model.parameters():
             p.grad = None

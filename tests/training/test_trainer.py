@@ -17,12 +17,12 @@ from bardlet.config.pretraining import TrainConfig
 from bardlet.config.toml import read_toml
 from bardlet.data import batch as data_batch
 from bardlet.errors import BardletError
-from bardlet.run import checkpoint, hf
+from bardlet.run import checkpoint, hf, metrics
 from bardlet.run.record import Record
 from bardlet.runtime.distributed import Dist
 from bardlet.runtime.signals import Stopped
 from bardlet.stages.pretrain import Pretraining
-from bardlet.training import checkpointing, losses, optim
+from bardlet.training import checkpointing, checks, loss_scale, losses, optim
 from bardlet.training import state as training_state
 from bardlet.training import trainer as training
 
@@ -86,6 +86,73 @@ def test_a_nan_loss_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.
         training.fit(trainer)
     assert all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
     assert not checkpoint.steps_saved(tmp_path)
+
+
+def test_steps_that_are_looked_at_later_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: every fourth step, and where something is logged. Weights, metrics and stops are the same."""
+    weights, lines, looked = [], [], []
+    for every in (1, 4):
+        monkeypatch.setitem(checks.LOOK_EVERY, "cpu", every)
+        (tmp_path / str(every)).mkdir()
+        trainer = make_trainer(tmp_path / str(every), steps=11, log_every=6)
+        check = checks.check_numbers
+        with monkeypatch.context() as patch:
+            patch.setattr(checks, "check_numbers", lambda t, *args, check=check: looked.append(t.state.step) or check(
+                t, *args))
+            training.fit(trainer)
+        weights.append([p.detach() for p in trainer.model.parameters()])
+        lines.append([(line.get("train_loss"), line.get("grad_norm"))
+                      for line in metrics.read_metrics(tmp_path / str(every))])
+        assert looked == ([*range(11)] if every == 1 else [3, 5, 7, 10])
+        looked.clear()
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert lines[0] == lines[1]
+
+
+def test_a_nan_that_is_noticed_later_is_named_and_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(checks.LOOK_EVERY, "cpu", 4)
+    trainer = make_trainer(tmp_path, steps=20, log_every=100, save_every=4)
+    original = trainer.objective.loss
+    object.__setattr__(trainer.objective, "loss", lambda model, batch: original(model, batch) * (
+        math.nan if trainer.state.step == 5 else 1))
+    with pytest.raises(BardletError, match=r"the loss of step 6 is not a finite number \(batch 6\); noticed after "
+                                           "step 7"):
+        training.fit(trainer)
+    assert [folder.name for folder in checkpoint.steps_saved(tmp_path)] == ["step-00000004"]
+
+
+def test_fp16_trains_as_fp32_does(tmp_path: Path) -> None:
+    """Both memorize the batch. The first factor is too large: its steps are left out until it is not."""
+    losses_of: dict[str, list[float]] = {}
+    for dtype in ("fp32", "fp16"):
+        (tmp_path / dtype).mkdir()
+        trainer = make_trainer(tmp_path / dtype, steps=60, lr=0.02, muon_lr=0.02)
+        trainer.machine["dtype"], trainer.state.loss_scale = dtype, 2.0**24
+        losses_of[dtype] = []
+        training.fit(trainer, watch=lambda line, dtype=dtype: losses_of[dtype].append(line["train_loss"]))
+    assert losses_of["fp32"][-1] < 0.2 and losses_of["fp16"][-1] < 0.2
+    left_out = losses_of["fp16"].count(losses_of["fp16"][0]) - 1
+    assert 0 < left_out <= 24 - math.log2(trainer.state.loss_scale)
+    assert trainer.state.skipped == 0
+
+
+def test_the_factor_of_fp16_grows_again_and_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_scale, "PATIENCE", 4)
+    trainer = make_trainer(tmp_path, steps=6)
+    trainer.machine["dtype"], trainer.state.loss_scale = "fp16", 64.0
+    training.fit(trainer)
+    checkpointing.save(trainer)
+    saved = checkpoint.read_metadata(checkpoint.newest_intact(tmp_path))
+    assert (saved["loss_scale"], saved["scaled"]) == (128.0, 2)
+
+
+def test_in_fp16_a_gradient_without_end_is_a_fault(tmp_path: Path) -> None:
+    """Once the factor is below 1, it is not to blame."""
+    trainer = make_trainer(tmp_path, steps=60)
+    trainer.machine["dtype"] = "fp16"
+    next(iter(trainer.model.parameters())).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(BardletError, match="the gradient of step 17 is not a finite number"):
+        training.fit(trainer)
 
 
 FAULTS = [(place, number) for place in ("loss", "gradient", "weight", "optimizer") for number in range(4)]

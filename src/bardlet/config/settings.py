@@ -112,8 +112,8 @@ class Settings:
     """Random seed of weights, batches and dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes an NVIDIA GPU if there is one."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of matrix products. auto: bf16 if the processor supports it natively."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of matrix products. auto: bf16 if the processor supports it natively; fp16 on older NVIDIA GPUs."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Use torch.compile. auto: if there is a compiler and the run is long enough to gain from it."""
     threads: int | None = None
@@ -121,6 +121,9 @@ class Settings:
     shard: Literal["auto", "on", "off"] = "auto"
     """Several processes: each keeps a share of the weights, gradients and optimizer state, or a copy of the model.
     auto: shares if a copy would take more than half of the memory of one process."""
+    recompute: Literal["auto", "on", "off"] = "auto"
+    """Compute the activations of a block again in the backward pass, for a third more time, instead of keeping them.
+    auto: if not even a single row fits into memory otherwise."""
     elastic: int | None = None
     """Cut each step into so many slices (default: none). The run then has the same bits on 1, 2, 4 ... up to as many
     processes, and may change their number at a resume. A power of two; threads per process must stay the same. With

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 from bardlet.config.model import ModelConfig
 from bardlet.data.batch import Batch
 from bardlet.runtime.device import autocast
+from bardlet.runtime.turns import in_turn
 from bardlet.training.losses import count_targets, next_token_loss
 
 
@@ -48,16 +49,24 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, 
               rows: int = ROWS, loss: Callable[[nn.Module, Batch], torch.Tensor] = next_token_loss) -> float:
     """Return the mean loss in nats over all unmasked targets of `batches`; `loss` computes the sum over a batch.
 
-    The sums are added in float64 on the host. `dtype` is the precision of the matrix products. Batches of more than
-    `rows` rows are split into micro-batches.
+    Batches of more than `rows` rows are split into micro-batches. Their sums are added in float64 on the host, in their
+    order: the same result whether one process computes them or several share them (`turns.shared_by`). `dtype` is the
+    precision of the matrix products.
     """
-    total, tokens = 0.0, 0
-    for batch in batches:
-        for start in range(0, len(batch["target"]), rows):
-            micro_batch = {name: t[start : start + rows].to(device) for name, t in batch.items()}
-            with autocast(dtype, device):
-                total += loss(model, micro_batch).item()
-        tokens += count_targets(batch)
+    tokens = 0
+
+    def micro_batches() -> Iterator[Batch]:
+        nonlocal tokens
+        for batch in batches:
+            tokens += count_targets(batch)
+            for start in range(0, len(batch["target"]), rows):
+                yield {name: t[start : start + rows] for name, t in batch.items()}
+
+    def computed(micro_batch: Batch) -> float:
+        with autocast(dtype, device):
+            return loss(model, {name: t.to(device) for name, t in micro_batch.items()}).item()
+
+    total = sum(in_turn(computed, micro_batches()))
     return total / tokens if tokens else math.nan
 
 

@@ -19,7 +19,7 @@ from bardlet.config.model import ROTARY, ModelConfig
 from bardlet.errors import BardletError
 from bardlet.models.hf_config import get_value
 from bardlet.models.layers import KVCache, new_cache
-from bardlet.ops.cross_entropy import IGNORE, linear_cross_entropy, token_losses
+from bardlet.ops.cross_entropy import IGNORE, linear_cross_entropy, padded, token_losses
 
 Reduction = Literal["sum", "none"]
 
@@ -28,6 +28,8 @@ class Predictor(nn.Module):
     """A body of any architecture, with a head over the vocabulary."""
 
     config: ModelConfig
+    compiles_loss = False
+    """True if torch.compile fuses the operations between head and loss (`compile_blocks`)."""
 
     @property
     def head(self) -> Tensor:
@@ -46,8 +48,9 @@ class Predictor(nn.Module):
         if (smoothing and reduction == "none") or (temperature != 1 and reduction == "sum"):
             raise ValueError('smoothing needs reduction="sum", temperature needs reduction="none"')
         if reduction == "sum":
-            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing)
-        return token_losses(self.logits(x_BTC[target_BT != IGNORE]), target_BT, temperature)
+            return linear_cross_entropy(x_BTC, self.head, target_BT, smoothing, self.compiles_loss)
+        logits_NV = F.linear(x_BTC[target_BT != IGNORE], padded(self.head, self.head.dtype))[:, : len(self.head)]
+        return token_losses(logits_NV, target_BT, temperature)
 
     def new_cache(self, batch_size: int, max_length: int | None = None, dtype: torch.dtype | None = None,
                   device: torch.device | str | None = None) -> KVCache:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bardlet.config.model import MAX_SINUSOIDS, ModelConfig
 from bardlet.errors import BardletError
-from bardlet.models.base import Predictor, Reduction, load_strictly
+from bardlet.models.base import Predictor, Reduction, changed, load_strictly
 from bardlet.models.hf_config import check_supported, get_value
 from bardlet.models.layers import (
     ACTIVATIONS,
@@ -145,6 +145,8 @@ class EncDec(Predictor):
     """An encoder-decoder: ids of the source and of the target so far in, logits of the target's next token out."""
 
     position_TC: Tensor
+    compared = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight", "final_logits_bias")
+    """Tensors of a checkpoint that are no weights: they have to be what this model computes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -156,6 +158,12 @@ class EncDec(Predictor):
         init_weights(self, residual=("out_proj", "fc2"), n_layer=1.5 * config.n_layer)
         # `embed` scales this to 0.3, half the size of the positions; at 1 the untrained head would repeat its input
         nn.init.normal_(self.model.shared.weight, std=0.3 * config.n_embd**-0.5)
+
+    def fill_buffers(self) -> None:
+        """Compute the position embeddings, which no file needs to have, of a model that was made without memory."""
+        like = self.model.shared.weight
+        device = torch.device("cpu") if like.is_meta else like.device
+        self.position_TC = sinusoids(self.config.block_size, self.config.n_embd).to(device, like.dtype)
 
     @property
     def embedding_scale(self) -> float:
@@ -309,23 +317,23 @@ class EncDec(Predictor):
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
-        known = dict(tensors)
-        for name in ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"):
-            known.pop(name, None)  # copies of the shared table
-        for name in POSITIONS:
-            table = known.pop(name, None)
+        for name in (name for name in POSITIONS if name in tensors):
+            table = tensors[name]
             meta = self.position_TC.is_meta  # a meta tensor has no values to compare
-            if table is not None and (table.shape != self.position_TC.shape
-                                      or not (meta or torch.allclose(table, self.position_TC.cpu(), atol=1e-5))):
+            if table.shape != self.position_TC.shape or not (
+                    meta or torch.allclose(table, self.position_TC.cpu(), atol=1e-5)):
                 raise BardletError(f"'{name}' is not the sinusoids of this length; use transformers for this model")
-        bias = known.pop("final_logits_bias", None)
+        bias = tensors.get("final_logits_bias")
         if bias is not None and not bias.is_meta and bias.any():
             raise BardletError("the weights have a 'final_logits_bias', which bardlet does not support; "
                                "use transformers for this model")
-        load_strictly(self, known)
+        names = [name for name in tensors if name not in (*self.compared, *COPIES)]
+        load_strictly(self, changed(names, tensors.__getitem__, tensors))
 
 
-POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+COPIES = ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+"""Names under which a checkpoint may hold the shared table again."""
+POSITIONS = EncDec.compared[:2]
 
 
 def sinusoids(length: int, width: int) -> Tensor:

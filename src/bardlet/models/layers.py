@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from bardlet.config.model import RopeScaling
 from bardlet.errors import BardletError
+from bardlet.ops.attention import packed_mask
 
 
 class RMSNorm(nn.Module):
@@ -134,14 +135,15 @@ def positions_and_mask(
     cache: KVCache | None = None,
     segment_BT: Tensor | None = None,
     prefix_B: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """Return the position ids and the attention mask of a batch.
 
     Without options: positions 0 .. T-1, and no mask, which `attention` treats as causal. With `cache`, each row
     continues at its own length. `segment_BT`: a new value starts a new example, which attends only to itself and
     starts at position 0. `prefix_B`: the first prefix_B tokens of a row attend to each other in both directions.
 
-    Returns position_BT (or (1, T)) int64, and None or a boolean (B, 1, T, S), True where a token is attended to.
+    Returns position_BT (or (1, T)) int64, and a mask for `attention`: None, or a boolean (B, 1, T, S), True where a
+    token is attended to, or for packed rows on a GPU a block mask.
     Raises BardletError if the positions do not fit in block_size or the cache.
     """
     B, T = idx_BT.shape
@@ -160,6 +162,8 @@ def positions_and_mask(
     if segment_BT is not None:
         first_BT = F.pad(segment_BT[:, 1:] != segment_BT[:, :-1], (1, 0), value=True)
         start_BT = (time_T * first_BT).cummax(dim=1).values
+        if prefix_B is None:
+            return time_T - start_BT, packed_mask(start_BT)
     slot_BT = time_T.expand(B, T) if cache is None else cache.length_B[:, None] + time_T
     key_S = torch.arange(cached + T, device=idx_BT.device)
     mask_BTS = key_S <= slot_BT[:, :, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,21 @@ from torch import Tensor
 
 from bardlet.ops.dropout import byte_dropout, keep_prob
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+"""Positions of a block of a block mask."""
+
 
 def attention(
-    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | BlockMask | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(D)) v for each head (Vaswani et al. 2017, eq. 1): (B, H, T, D) in q's dtype.
 
     Query head h reads key-value head h // (H / K) (grouped queries, Ainslie et al. 2023). `mask` is boolean and
-    broadcasts to (B, 1, T, S), True where a key is attended to; None is causal, with T = S. `dropout` is the share of
-    the weights to drop: 0.0 outside training.
+    broadcasts to (B, 1, T, S), True where a key is attended to, or a block mask (`packed_mask`); None is causal, with
+    T = S. `dropout` is the share of the weights to drop: 0.0 outside training.
 
     Torch's fused kernel never stores the (T, S) weights and is faster nearly everywhere. On a CPU it is slower in half
     precision on short contexts (2 cores with AVX-512 and bf16, a compiled block: T 64, 5.8 ms against 3.3; T 256, 459
@@ -27,6 +33,8 @@ def attention(
     """
     if q_BHTD.dtype != k_BKSD.dtype:  # a cache may have a wider dtype than the model
         return attention(q_BHTD.to(k_BKSD.dtype), k_BKSD, v_BKSD, mask, dropout).to(q_BHTD.dtype)
+    if hasattr(mask, "mask_mod"):
+        return _block_attention(q_BHTD, k_BKSD, v_BKSD, cast(Any, mask), dropout)
     short_half = q_BHTD.dtype in (torch.bfloat16, torch.float16) and k_BKSD.shape[2] <= 256
     if q_BHTD.device.type == "cpu" and (short_half or dropout > 0):
         return attention_by_hand(q_BHTD, k_BKSD, v_BKSD, mask, dropout)
@@ -34,6 +42,41 @@ def attention(
     return F.scaled_dot_product_attention(
         q_BHTD, k_BKSD, v_BKSD, mask, dropout, is_causal=mask is None, enable_gqa=grouped
     )
+
+
+def packed_mask(start_BT: Tensor) -> Tensor | BlockMask:
+    """Return the causal mask of rows that hold several examples, each of which attends only to itself.
+
+    start_BT: int64, the position in its row at which a token's example starts. On an NVIDIA GPU, a mask of blocks: its
+    kernel skips the blocks without a pair of tokens to attend. Elsewhere a boolean (B, 1, T, T).
+    """
+    B, T = start_BT.shape
+    if start_BT.device.type == "cuda" and T % BLOCK == 0:
+        return block_mask(start_BT)
+    time_T = torch.arange(T, device=start_BT.device)
+    return ((time_T <= time_T[:, None]) & (start_BT[:, :, None] == start_BT[:, None, :]))[:, None]
+
+
+def block_mask(start_BT: Tensor) -> BlockMask:
+    """Return the mask of `packed_mask` as blocks of BLOCK by BLOCK positions (He et al. 2024, *FlexAttention*)."""
+    from torch.nn.attention.flex_attention import create_block_mask  # half a second
+
+    def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (start_BT[row, query] == start_BT[row, key])
+
+    B, T = start_BT.shape
+    return create_block_mask(attends, B, None, T, T, device=start_BT.device, BLOCK_SIZE=BLOCK)
+
+
+def _block_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: BlockMask, dropout: float) -> Tensor:
+    """Compute `attention` with a block mask; only compiled code has a kernel for it, and that has no dropout."""
+    from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+    B, H, T, _ = q_BHTD.shape
+    K, S = k_BKSD.shape[1:3]
+    if torch.compiler.is_compiling() and not dropout:
+        return flex_attention(q_BHTD, k_BKSD, v_BKSD, block_mask=mask, enable_gqa=H != K)
+    return attention(q_BHTD, k_BKSD, v_BKSD, create_mask(mask.mask_mod, B, 1, T, S, q_BHTD.device), dropout)
 
 
 def attention_by_hand(

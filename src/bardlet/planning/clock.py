@@ -14,9 +14,9 @@ import torch
 
 from bardlet.runtime import contention, parallelize
 from bardlet.runtime.distributed import Dist
-from bardlet.training import optim
+from bardlet.training import loss_scale, optim
 from bardlet.training.state import State, Trainer
-from bardlet.training.step import seed_step, train_step
+from bardlet.training.step import InRun, seed_step, train_step
 
 RESERVE, MAX_RESERVE = 0.02, 0.1
 """Share of the time reserved for the last evaluation, the last checkpoint and the sample, and the maximum share."""
@@ -67,7 +67,7 @@ def seconds_per_step(trainer: Trainer, count: int = 4, patience: float = 5.0) ->
         seed_step(trainer.config.seed, step, trainer.dist.rank)
         started = time.monotonic()
         train_step(wrapped, optimizers, trainer.objective.batch(step), trainer.objective, trainer.config,
-                   trainer.dist, trainer.machine["dtype"], lambda: None, step)
+                   trainer.dist, trainer.machine["dtype"], InRun(step=step, loss_scale=loss_scale.factor(trainer)))
         times.append(time.monotonic() - started)
     with torch.no_grad():
         for name, p in trainer.model.named_parameters():

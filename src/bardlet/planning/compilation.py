@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -87,14 +88,28 @@ def compiled_before(config: Settings, shape: ModelConfig, machine: dict[str, Any
 
 
 def _compile(trainer: Trainer) -> bool:
-    """Compile the blocks and run them once. If that fails, warn, undo it and return False."""
+    """Compile the blocks and run them once. If that fails on any rank, warn, undo it and return False on all.
+
+    First each rank compiles a function alone, since a rank that fails in a training step leaves the others waiting.
+    """
     log.info("compiling (up to a minute the first time on this machine)")
-    compiler.compile_blocks(trainer.model, widths=trainer.config.rows_vary)
+    dist, model = trainer.dist, trainer.model
+    failure = _failure(lambda: compiler.try_compiler(dist.device)) if dist.world > 1 else None
+    if not dist.all_max(int(failure is not None)):
+        compiler.compile_blocks(model, widths=trainer.config.rows_vary)
+        failure = _failure(lambda: clock.seconds_per_step(trainer, 1))
+    failed = dist.all_max(int(failure is not None))
+    if failed:
+        compiler.compile_blocks(model, on=False)
+    if failure:
+        log.warning("torch.compile failed (%s); continuing without compilation", failure)
+    return not failed
+
+
+def _failure(work: Callable[[], object]) -> str | None:
+    """Return the error of `work` in a line; None if it had none."""
     try:
-        clock.seconds_per_step(trainer, 1)
+        work()
     except Exception as error:
-        compiler.compile_blocks(trainer.model, on=False)
-        reason = (str(error).strip().splitlines() or ["no message"])[0][:150]
-        log.warning("torch.compile failed (%s: %s); continuing without compilation", type(error).__name__, reason)
-        return False
-    return True
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:150]}"
+    return None

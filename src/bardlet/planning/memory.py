@@ -12,6 +12,7 @@ import math
 import os
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -185,8 +186,8 @@ def _outside(trainer: Trainer) -> int:
 
 
 def _rounded(trainer: Trainer) -> int:
-    """Return the bytes of fp32 weights in bf16, if products are in bf16."""
-    if trainer.machine["dtype"] != "bf16":
+    """Return the bytes of fp32 weights in bf16 or fp16, if products are."""
+    if trainer.machine["dtype"] == "fp32":
         return 0
     return sum(2 * p.numel() for p in trainer.model.parameters() if p.dtype != torch.bfloat16)
 
@@ -219,7 +220,9 @@ def row_bound(trainer: Trainer) -> int:
     m, (_, T) = trainer.model.config, _micro_batch(trainer)
     # a decoder block with cross-attention takes nearly as much as two
     blocks = 2 * m.n_layer + m.n_encoder_layer if m.n_encoder_layer else m.n_layer
-    layers = blocks * (30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T)
+    layers = 30 * m.n_embd + 16 * m.n_inner + 10 * m.n_head * T
+    # activations that are computed again are there for one block, and of the others what enters it
+    layers = layers + 2 * blocks * m.n_embd if trainer.config.recompute == "on" else blocks * layers
     per_token = 4 * (layers + 60 * m.n_embd + 20 * m.vocab_size)
     return T * per_token
 
@@ -303,7 +306,9 @@ def rows_that_fit(trainer: Trainer) -> tuple[int, int, int]:
     (rows, width), needed, free = _micro_batch(trainer), 0, free_here(trainer.dist)
     if free is not None and upper_bound(trainer) > SMALL_FREE * free:
         available, outside = free - fixed_bytes(trainer), _outside(trainer)
-        if parallelize.is_sharded(trainer.model):  # measuring takes all ranks, and each may have other memory
+        # measuring a sharded model takes all ranks, and each may have other memory; and activations that are computed
+        # again are not seen in a forward pass
+        if parallelize.is_sharded(trainer.model) or trainer.config.recompute == "on":
             row = row_bound(trainer) if available >= outside else 0
         else:
             row = bytes_per_row(trainer, SHARE * available) if available >= outside else 0
@@ -327,6 +332,13 @@ def fit_micro_batches(trainer: Trainer) -> None:
     c, parts, length = trainer.config, trainer.dist.parts, min(256, trainer.config.block_size)
     requested, width = _micro_batch(trainer)
     rows, needed, free = rows_that_fit(trainer)
+    if rows < 1 and c.recompute == "auto":
+        trainer.config = c = replace(c, recompute="on")
+        rows, needed, free = rows_that_fit(trainer)
+        if rows:
+            parallelize.recompute(trainer.model)
+            log.warning("a row of %s tokens does not fit into %s of memory: computing activations again in the "
+                        "backward pass, which takes a third more time", f"{width:,}", _size(free))
     if rows < 1:
         setting = flag(c.batch_setting) if _windows(trainer) > free // 2 else "--block-size, --n-embd or --n-layer"
         raise BardletError(f"training does not fit into memory: a single row of {width:,} tokens needs at least "
@@ -343,10 +355,15 @@ def fit_micro_batches(trainer: Trainer) -> None:
         trainer.record.evaluation_rows = evaluation_rows
 
 
-def max_parameters(dist: Dist) -> float:
-    """Return the maximum parameter count of a model to train here: training it may take half of the free memory."""
+def max_parameters(dist: Dist, shared: bool = False) -> float:
+    """Return the maximum parameter count of a model to train here: training it may take half of the free memory.
+
+    shared: the processes may share it.
+    """
     free = free_here(dist)
-    return math.inf if free is None else dist.all_min(free // (2 * TRAINED))
+    if free is None:
+        return math.inf
+    return dist.all_min(free // (2 * TRAINED)) * (dist.world if shared and not dist.slices else 1)
 
 
 def check_weights(shape: ModelConfig, dist: Dist, shared: bool = False) -> None:

@@ -22,13 +22,15 @@ C = TypeVar("C", bound=FromScratch)
 # ---------------------------------------------------------------- rules for text
 
 SHAPES = ((2, 2, 64), (3, 3, 96), (4, 4, 128), (4, 4, 192), (4, 4, 256), (6, 4, 256), (6, 5, 320), (6, 6, 384),
-          (8, 8, 512), (12, 12, 768), (16, 16, 1024), (24, 16, 1024))
-"""Candidate models as (layers, heads, channels), with 0.1 to 300 million weights in their blocks."""
+          (8, 8, 512), (12, 12, 768), (16, 16, 1024), (24, 16, 1024), (24, 12, 1536), (24, 16, 2048), (32, 20, 2560),
+          (32, 32, 4096))
+"""Candidate models as (layers, heads, channels), with 0.1 million to 6.4 billion weights in their blocks. From 0.7
+billion on, depths and widths are those of GPT-3 (Brown et al. 2020, table 2.1), with heads of 128 channels."""
 
 MODELS = ("qwen3", "gpt2")
 """Models that `plan` supports; the rungs of the ladder use the lecture's settings."""
 
-CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (math.inf, 1024))
+CONTEXTS = ((3e6, 128), (30e6, 256), (100e6, 512), (1e9, 1024), (math.inf, 2048))
 """(maximum weights, context in tokens): a small model cannot use distant tokens."""
 
 DECAY, MEMORIZATION_PER_DECAY, DROPOUT = (0.1, 1.0), 75, (120, 0.1)

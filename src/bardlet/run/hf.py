@@ -218,11 +218,12 @@ def read_folder(folder: Path, dropout: float = 0.0, scores: bool = False,
     stored = StoredTensors(weight_files(folder), dtype)
     config = replace(config, dropout=dropout)
     model = _empty(config, stored.on_meta(), folder)
-    if any(buffer.is_meta for buffer in model.buffers()):  # they are not in the files, but computed
+    if parallelize.has_unknown_buffers(model):
         model = models.build(config).to(stored.dtype)
     elif (placed := place(empty_model(config, stored.dtype))) is not None:
         placed.load_hf_state_dict(parallelize.on_all_ranks(stored, placed))
         return placed.eval(), tokenizer
+    parallelize.fill_buffers(model)
     model.load_hf_state_dict(stored)
     return model.eval(), tokenizer
 

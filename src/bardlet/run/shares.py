@@ -7,7 +7,6 @@ twice before they write them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,26 +35,22 @@ class Rows:
     total: int
 
 
-def write(path: Path, rows: Mapping[str, Rows]) -> dict[str, Any]:
-    """Write rows of tensors to a new file, without flushing it; return its entry in a manifest, as `write_whole` does.
-    """
+def write(path: Path, rows: Mapping[str, Rows]) -> None:
+    """Write rows of tensors to a new file, without flushing it."""
     held = {name: each for name, each in rows.items() if each.tensor.numel()}
     known = json.dumps({name: [each.first, each.total] for name, each in held.items()})
-    return write_whole(path, {name: each.tensor for name, each in held.items()},
-                       (each.tensor for each in held.values()), {"rows": known})
+    write_whole(path, {name: each.tensor for name, each in held.items()},
+                (each.tensor for each in held.values()), {"rows": known})
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor], pieces: Iterable[Tensor],
-                metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
+                metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors to a new file, without flushing it.
 
     Args:
         tensors: their names, shapes and dtypes; the numbers are those of `pieces`.
         pieces: the numbers of all tensors in their order, in pieces of any size.
         metadata: entries of the header.
-
-    Returns:
-        The entry of the file in a manifest: {"sha256": hex, "bytes": number}.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
@@ -64,13 +59,8 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor], pieces: Iterable[Tens
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
-        for part in _parts(text, pieces):
-            file.write(part)
-            digest.update(part)
-            size += len(part)
-    return {"sha256": digest.hexdigest(), "bytes": size}
+        file.writelines(_parts(text, pieces))
 
 
 def _parts(header: bytes, pieces: Iterable[Tensor]) -> Iterator[Any]:

@@ -47,16 +47,19 @@ def accelerators() -> list[torch.device]:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16; auto is bf16 if the processor multiplies bf16 matrices natively.
+    """Return fp32, bf16 or fp16; auto is bf16 if the processor multiplies bf16 matrices natively.
 
-    Warns once if the user asks for bf16 on a CPU that emulates it.
+    If an NVIDIA GPU does not, auto is fp16 where it has tensor cores, Volta's and Turing's. Warns once if the user asks
+    for bf16 or fp16 on a CPU that emulates it.
     """
     if name != "auto":
-        if name == "bf16" and device.type == "cpu" and pick_dtype("auto", device) != "bf16":
-            _warn_emulated()
+        if name in HALF and device.type == "cpu" and pick_dtype("auto", device) != name:
+            _warn_emulated(name)
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
     if device.type != "cpu":
         return "fp32"
     return "bf16" if has_native_bf16() else "fp32"
@@ -100,14 +103,18 @@ def place(model: torch.nn.Module, device: str, dtype: str) -> torch.device:
 
 
 @cache
-def _warn_emulated() -> None:
-    log.warning("bf16: this processor emulates it, which is several times slower than fp32; "
-                "drop --dtype, or use --dtype fp32")
+def _warn_emulated(name: str) -> None:
+    log.warning("%s: this processor emulates it, which is several times slower than fp32; "
+                "drop --dtype, or use --dtype fp32", name)
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions of products below fp32."""
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context that computes matrix products in `dtype` (fp32 or bf16); weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
+    """Return a context that computes matrix products in `dtype` (fp32, bf16 or fp16); weights stay float32."""
+    return torch.autocast(device.type, HALF[dtype]) if dtype in HALF else nullcontext()
 
 
 def set_threads_and_determinism(threads: int | None, deterministic: bool, device: torch.device) -> int:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
@@ -41,12 +41,14 @@ class Dist:
 
     slices: a power of two that `world` divides: the parts of a step whose sum has the same bits on any number of
     processes (--elastic). None: each process computes one part, and DistributedDataParallel adds them.
+    heart: notices lost processes; None in a process alone.
     """
 
     rank: int
     world: int
     device: torch.device
     slices: int | None = None
+    heart: heartbeat.Heartbeat | None = field(default=None, compare=False, repr=False)
 
     @property
     def main(self) -> bool:
@@ -179,7 +181,7 @@ def connect(device: str, slices: int | None = None) -> Iterator[Dist]:
     heart = heartbeat.Heartbeat(rank, world)
     heart.start()
     try:
-        yield Dist(rank, world, own_device, slices)
+        yield Dist(rank, world, own_device, slices, heart)
     except BaseException as error:
         with suppress(ValueError):  # a launcher that saw another process end sends SIGTERM; this one ends anyway
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +39,9 @@ of a process in another container does not exist here either, but that process s
 
 FROZEN_SECONDS = 5.0
 """Seconds between two checks of the peers that show that this process itself was suspended."""
+
+RESCUE_SECONDS = 25.0
+"""Seconds that a process takes at most to save the run before it leaves: a launcher kills it after 30."""
 
 DONE, FAILED = "done", "failed"
 """The last heartbeat of a process that finished, or failed with its own error."""
@@ -82,6 +86,9 @@ class Heartbeat(threading.Thread):
         self.store = store(timedelta(seconds=SILENT_SECONDS))
         self.prefix = f"bardlet/{attempt()}"
         self.ended = threading.Event()
+        self.rescue: Callable[[], object] | None = None
+        """Saves what would be lost, before this process leaves; called in a thread of its own."""
+        self._leaving = threading.Lock()
         self.seen: dict[int, tuple[str, float]] = {}
         """The last heartbeat of each peer, and the time it arrived."""
         self.worked: dict[int, int] = {}
@@ -181,6 +188,7 @@ class Heartbeat(threading.Thread):
         return ticks > before
 
     def _leave(self, why: str) -> None:
+        self._leaving.acquire()  # another thread that comes here ends with the process
         if self.rank == 0:
             with suppress(RuntimeError):
                 self.store.set(f"{self.prefix}/verdict", why)
@@ -188,8 +196,13 @@ class Heartbeat(threading.Thread):
         print(f"bardlet: {why}; " + ("torchrun restarts all processes" if restarts else
                                      "restart all processes: `bardlet resume` continues from the newest checkpoint"),
               file=sys.stderr, flush=True)
+        read_by = time.monotonic() + VERDICT_SECONDS
+        if self.rescue is not None:
+            rescuer = threading.Thread(target=self.rescue, daemon=True)
+            rescuer.start()
+            rescuer.join(RESCUE_SECONDS)
         if self.rank == 0:
-            time.sleep(VERDICT_SECONDS)
+            time.sleep(max(0.0, read_by - time.monotonic()))
         os._exit(1)  # another thread may wait forever inside a collective
 
 

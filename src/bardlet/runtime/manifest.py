@@ -64,7 +64,7 @@ def write_manifest(folder: Path, names: Iterable[str], entries: Mapping[str, Any
     """Write the manifest of `folder` for its files `names`, and others with known `entries`; `facts` are further ones.
     """
     known = {name: [entry] for name, entry in (entries or {}).items()}
-    _write_manifest(folder, {**facts, "files": {**known, **{name: [_entry(folder / name)] for name in names}}})
+    _write_manifest(folder, {**facts, "files": {**known, **{name: [file_entry(folder / name)] for name in names}}})
 
 
 def replace_file(folder: Path, name: str, write: Callable[[Path], object], needed: int | None = None) -> None:
@@ -79,7 +79,7 @@ def replace_file(folder: Path, name: str, write: Callable[[Path], object], neede
 
     def write_and_record(temporary: Path) -> None:
         write(temporary)
-        new.update(_entry(temporary))
+        new.update(file_entry(temporary))
         old = manifest["files"].get(name, [])
         _write_manifest(folder, {**manifest, "files": {**manifest["files"], name: [*old, new]}})
 
@@ -191,10 +191,12 @@ DAMAGED = "damaged: it is not the file that was saved"
 def _matches(path: Path, allowed: list[Any]) -> bool:
     """Return True if a file matches an entry that the manifest allows; a file of another size is not read."""
     size = path.stat().st_size
-    return any(isinstance(entry, dict) and entry.get("bytes") == size for entry in allowed) and _entry(path) in allowed
+    sizes = [entry.get("bytes") for entry in allowed if isinstance(entry, dict)]
+    return size in sizes and file_entry(path) in allowed
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return a file's entry in a manifest: its sha256 (hex) and its size in bytes."""
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 

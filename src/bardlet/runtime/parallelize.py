@@ -12,15 +12,18 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bardlet.models.base import Lazy
 from bardlet.runtime import compiler
+from bardlet.runtime.device import HALF
 from bardlet.runtime.distributed import Dist
 
 PIECE = 1 << 22
@@ -36,8 +39,10 @@ def wrap(model: nn.Module, dist: Dist) -> nn.Module:
     """
     if dist.world == 1 or dist.slices or is_sharded(model):
         return model
+    # the gradients are added up where they are, and a compiled block stays one graph, whatever the buckets are
+    torch._dynamo.config.optimize_ddp = False
     ids = [dist.device.index] if dist.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def micro_batch(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -48,6 +53,20 @@ def micro_batch(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
     return cast(AbstractContextManager[Any], model.no_sync())
 
 
+# ---------------------------------------------------------------- computing activations again
+
+
+def recompute(model: nn.Module, on: bool = True) -> None:
+    """Have each block compute its activations again in the backward pass instead of keeping them, or undo that.
+
+    Only what enters a block is kept, for a third more time; dropout drops the same. (Chen et al. 2016, *Training Deep
+    Nets with Sublinear Memory Cost*.)
+    """
+    for block in compiler.blocks(model):
+        forward = type(block).forward.__get__(block)
+        block.forward = partial(checkpoint, forward, use_reentrant=False) if on else forward
+
+
 # ---------------------------------------------------------------- sharding a model
 
 
@@ -55,7 +74,7 @@ def shard(model: nn.Module, dist: Dist, dtype: str, ranks_per_copy: int) -> None
     """Cut every parameter of `model` among the ranks, in place.
 
     Args:
-        dtype: fp32 or bf16: in which weights are gathered. Gradients are summed in fp32 (those of fp64 weights in
+        dtype: fp32, bf16 or fp16: in which weights are gathered. Gradients are summed in fp32 (those of fp64 weights in
             fp64), and a rank's share of a weight keeps its dtype.
         ranks_per_copy: neighbors that share one copy of the model; if not all ranks, there are several copies (HSDP).
     """
@@ -63,7 +82,7 @@ def shard(model: nn.Module, dist: Dist, dtype: str, ranks_per_copy: int) -> None
 
     # nothing is changed in place here
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    gathered = torch.bfloat16 if dtype == "bf16" else None
+    gathered = HALF.get(dtype)
     policy = MixedPrecisionPolicy(gathered, torch.float32 if gathered else None, cast_forward_inputs=False)
     mesh = _mesh(dist, ranks_per_copy)
     blocks = list(compiler.blocks(model))
@@ -73,6 +92,25 @@ def shard(model: nn.Module, dist: Dist, dtype: str, ranks_per_copy: int) -> None
     for module in parts:
         # also for the root, which PyTorch would leave gathered, its parameters whole, after an evaluation
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def materialize(model: nn.Module, device: torch.device) -> nn.Module:
+    """Give memory to a model on the meta device, for its shares if it is sharded; its weights have any content."""
+    model.to_empty(device=device)
+    fill_buffers(model)
+    return model
+
+
+def fill_buffers(model: nn.Module) -> None:
+    """Compute what a model keeps besides its weights, if anything."""
+    for part in cast(Iterable[Any], model.modules()):
+        if hasattr(part, "fill_buffers"):
+            part.fill_buffers()
+
+
+def has_unknown_buffers(model: nn.Module) -> bool:
+    """Return True if only its constructor can fill what a model keeps besides its weights, as in the lecture's."""
+    return any(list(part.buffers(recurse=False)) for part in model.modules() if not hasattr(part, "fill_buffers"))
 
 
 def _mesh(dist: Dist, ranks_per_copy: int) -> Any:
@@ -224,9 +262,14 @@ def on_all_ranks(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str
         return tensors
     from torch.distributed.tensor import DTensor, Replicate
 
-    mesh = cast(Any, next(model.parameters())).device_mesh
-    return Lazy(tensors, lambda name: DTensor.from_local(tensors[name].to(mesh.device_type), mesh,
-                                                         [Replicate()] * mesh.ndim, run_check=False))
+    mesh, compared = cast(Any, next(model.parameters())).device_mesh, getattr(model, "compared", ())
+
+    def in_form(name: str) -> Any:
+        if name in compared:
+            return tensors[name]
+        return DTensor.from_local(tensors[name].to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+    return Lazy(tensors, in_form)
 
 
 # ---------------------------------------------------------------- gradients
@@ -239,7 +282,6 @@ def squared_norm(parameters: Sequence[Any]) -> Tensor:
     return nn.utils.get_total_norm([local(p.grad) for p in parameters]).double().square() / copies
 
 
-def clip(parameters: Sequence[Any], norm: float, maximum: float) -> None:
+def clip(parameters: Sequence[Any], norm: Tensor, maximum: float) -> None:
     """Scale the gradients of sharded parameters, whose norm is `norm`, so that it is at most `maximum`."""
-    if norm > maximum:
-        torch._foreach_mul_([local(p.grad) for p in parameters], maximum / (norm + 1e-6))
+    torch._foreach_mul_([local(p.grad) for p in parameters], (maximum / (norm + 1e-6)).clamp(max=1))

@@ -68,7 +68,7 @@ def build(constructor: Callable[[], nn.Module], dist: Dist, dtype: str, ranks_pe
         model = constructor()
     rows = {name: filling.take(p) for name, p in model.named_parameters()}
     parallelize.shard(model, dist, dtype, ranks_per_copy)
-    model.to_empty(device=dist.device)
+    parallelize.materialize(model, dist.device)
     with torch.no_grad():
         for name, p in model.named_parameters():
             parallelize.local(p).copy_(rows.pop(name))

@@ -1,7 +1,4 @@
-"""Base classes of the training stages; each other file in this folder is a stage.
-
-`Stage` is what the runner calls, from input files to a finished run; `FineTuning` starts from a trained model.
-"""
+"""The base class of the training stages: what the runner calls, from input files to a finished run."""
 
 from __future__ import annotations
 
@@ -16,25 +13,22 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 
 from bardlet import models
-from bardlet.config.finetuning import FineTuneConfig
 from bardlet.config.model import ModelConfig
 from bardlet.config.pretraining import SET_BY_WEIGHTS, FromScratch
 from bardlet.config.settings import Settings, flag
-from bardlet.data import chat_template
 from bardlet.data.shards import Progress
 from bardlet.errors import BardletError
 from bardlet.evaluation import metrics
 from bardlet.models import lora
-from bardlet.models.base import LanguageModel
 from bardlet.planning import calibrate, clock, memory, sharding
 from bardlet.planning.compilation import choose_compile, keep_compiled
-from bardlet.run import card, hf, hub
+from bardlet.run import card, hf
 from bardlet.run import folder as run_folder
 from bardlet.run.record import Record
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime import distributed, parallelize, shared_init
 from bardlet.runtime.distributed import Dist
-from bardlet.runtime.seeds import torch_seed
+from bardlet.runtime.turns import shared_by
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import checkpointing, optim, saving
 from bardlet.training.state import Objective, State, Trainer
@@ -44,8 +38,6 @@ log = logging.getLogger("bardlet")
 
 MANY_EPOCHS = 40
 """Most epochs of a few examples in the advice to train longer: 56 conversations were memorized after 80."""
-SMALL_DEFAULT_PLAN = 50
-"""Steps of a default plan, below which it logs a warning."""
 
 
 class NamedSource(Protocol):
@@ -190,8 +182,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         memory.check_weights(shape, self.dist, shared=self.config.shard != "off" and not self.dist.slices)
         empty = hf.empty_model(shape, torch.float32)
         ranks = sharding.ranks_per_copy(self.config, empty, self.dist)
-        # numbers of buffers are computed, not drawn; LoRA's factors belong to whole matrices
-        if ranks == 1 or self.config.lora or any(True for _ in empty.buffers()):
+        # LoRA's factors belong to whole matrices
+        if ranks == 1 or self.config.lora or parallelize.has_unknown_buffers(empty):
             return models.build(shape)
         return shared_init.build(lambda: models.build(shape), self.dist, self._dtype(), ranks)
 
@@ -201,7 +193,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         if ranks == 1:
             return None
         parallelize.shard(empty, self.dist, self._dtype(), ranks)
-        return empty.to_empty(device=self.dist.device)
+        return parallelize.materialize(empty, self.dist.device)
 
     def _dtype(self) -> str:
         """Return the precision of products, fp32 or bf16, before the machine is resolved."""
@@ -224,6 +216,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         ranks = 1 if parallelize.is_sharded(model) else sharding.ranks_per_copy(config, model, dist)
         if ranks > 1:
             parallelize.shard(model, dist, config.dtype, ranks)
+        if config.recompute == "on":
+            parallelize.recompute(model)
         machine = distributed.machine(dist, config.dtype, config.threads or 1)
         optimizers = optim.build(model, config, dist)
         trainer = Trainer(run, model, optimizers, self.objective(config), config, dist, machine, record,
@@ -274,7 +268,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         if not compiling and trainer.machine["compiled"]:
             per_step /= calibrate.COMPILED_PAIRS if trainer.config.short_rows else calibrate.COMPILED
         evaluation_started = time.monotonic()
-        evaluate(trainer)
+        with shared_by(self.dist):
+            evaluate(trainer)
         per_evaluation = time.monotonic() - evaluation_started
         remaining = max(0.0, seconds - (time.monotonic() - started))
         evaluations = clock.evaluations_for(remaining, per_evaluation)
@@ -335,106 +330,3 @@ def check_shape(config: FromScratch, shape: ModelConfig, tokenizer: Tokenizer) -
             setting = f"--no-{name.replace('_', '-')}" if value is False else f"{flag(name)} {value}"
             raise BardletError(f"{setting}: --init {config.init} has {name} = {str(known[name]).lower()}, and training "
                                f"cannot change it; drop {setting.split()[0]}")
-
-
-# ---------------------------------------------------------------- stages that start from a pretrained model
-
-F = TypeVar("F", bound=FineTuneConfig)
-
-
-class FineTuning(Stage[F, Source, Data, R]):
-    """A stage that fine-tunes a pretrained model on some kind of conversations."""
-
-    use = "chat"
-    epochs: ClassVar[int] = 1
-    """Default number of epochs, without --steps and --minutes."""
-
-    def prepare_base(self, model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
-        """Return the model of --init and its tokenizer with everything that chat needs."""
-        return model, tokenizer
-
-    @abstractmethod
-    def new_record(self, tokenizer: Tokenizer) -> R:
-        """Return the record of a new run, with its statistics of the data."""
-
-    def new_model(self, model: Any) -> Any:
-        """Return the model to train, built from the model of --init."""
-        return model
-
-    def new_model_of(self, shape: ModelConfig) -> Any:
-        """Return a new model as a whole: critics and scalar heads are built from it."""
-        return models.build(shape)
-
-    def evaluate_before(self, trainer: Trainer) -> None:
-        """Record the model's results before training."""
-
-    def begin(self, out: str | None, started: float, run: Path | None = None) -> Trainer:
-        """Return a trainer before its first step (see `Stage.begin`)."""
-        model, tokenizer = self.read_base(out)
-        self.load(tokenizer)
-        self.record = self.new_record(tokenizer)
-        run = self.folder(run, out, f"{self.source.name}-{self.config.stage}")
-        trainer = self.build_trainer(run, self.new_model(model))
-        self.plan_default(trainer)
-        self.evaluate_before(trainer)
-        return trainer
-
-    def selection_bias(self) -> list[str]:
-        """Return a result line if the held-out data chose the weights, else nothing."""
-        if self.record.selected_by != "best":
-            return []
-        return ["the held-out data chose these weights (--keep best), so the held-out figures are optimistic; "
-                "--keep last avoids this"]
-
-    def plan_default(self, trainer: Trainer) -> None:
-        """Plan `epochs` epochs if neither --steps nor --minutes is given."""
-        if trainer.config.steps is None and trainer.config.minutes is None:
-            trainer.state.steps = self.epochs * trainer.record.batches
-            if trainer.state.steps < SMALL_DEFAULT_PLAN:
-                log.warning("%s is small: only %d steps in %d epoch%s; use --steps %d --keep best to train longer",
-                            trainer.record.text, trainer.state.steps, self.epochs, "s" * (self.epochs > 1),
-                            self.longer(trainer))
-            trainer.config = replace(trainer.config, steps=trainer.state.steps)
-
-    def read_base(self, out: str | None) -> tuple[Any, Tokenizer]:
-        """Return (model, tokenizer) of --init and resolve `config` for that model.
-
-        The tokenizer gets bardlet's chat template.
-
-        Raises:
-            BardletError: no model is named, it is not a decoder-only language model, or `out` is not empty.
-        """
-        config = self.config.resolved()
-        if out is not None:
-            run_folder.new_folder(Path(out), "")  # fail before the slow part
-        if config.init is None:
-            raise BardletError(f"bardlet {config.stage}: name the model to train: a run folder, or a Hugging Face "
-                               "folder with a gpt2 or Llama-like model")
-        stored = None if config.lora else torch.float32  # the weights that LoRA freezes may stay bf16
-        model, tokenizer = hf.read_folder(hub.folder(config.init), config.dropout, dtype=stored)
-        if not isinstance(model, LanguageModel):
-            raise BardletError(f"{config.init}: a {model.config.model} model cannot be fine-tuned on conversations; "
-                               "start from a gpt2 or Llama-like model")
-        if chat_template.is_foreign(tokenizer):
-            if reason := chat_template.reason_against(tokenizer):
-                log.warning("%s: %s; this run replaces it with bardlet's", config.init, reason)
-                tokenizer.chat_template = None
-        elif config.stage != "sft" and tokenizer.chat_template is None:
-            log.warning("%s is a base model; run `bardlet sft` on it first for better results", config.init)
-        model, tokenizer = self.prepare_base(model, tokenizer)
-        tokenizer.chat_template = tokenizer.chat_template or chat_template.TEMPLATE
-        if config.block_size and config.block_size > model.config.block_size:
-            log.warning("--block-size %d is larger than the model's context window; using %d", config.block_size,
-                        model.config.block_size)
-        torch.manual_seed(torch_seed(config.seed))
-        self.config = config
-        self.config = self.resolve_machine().as_model(model.config)
-        return model, tokenizer
-
-
-def check_base(config: Settings, record: Record, digest: str) -> None:
-    """Record the sha256 of the --init weights. Raise BardletError if the record has a different one."""
-    record.base_hash = record.base_hash or digest
-    if record.base_hash != digest:
-        raise BardletError(f"{config.init}: no longer the model that this run started from, which is its reference; "
-                           "restore the original weights")

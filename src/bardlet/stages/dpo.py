@@ -30,7 +30,7 @@ from bardlet.run.record import PreferencesRecord
 from bardlet.runtime import manifest
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import preference
-from bardlet.stages.base import check_base
+from bardlet.stages.finetuning import check_base
 from bardlet.stages.preference import PreferenceStage
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import logprobs, losses

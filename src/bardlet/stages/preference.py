@@ -26,7 +26,8 @@ from bardlet.evaluation import likelihood
 from bardlet.run.record import PreferencesRecord
 from bardlet.runtime.device import autocast
 from bardlet.runtime.distributed import Dist
-from bardlet.stages.base import Data, FineTuning
+from bardlet.stages.base import Data
+from bardlet.stages.finetuning import FineTuning
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Trainer

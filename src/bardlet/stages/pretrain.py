@@ -356,7 +356,7 @@ class _PlanningMachine:
 
     def __init__(self, stage: Pretraining, deadline: float, eager: Speed) -> None:
         self.config, self.dist, self.deadline, self.eager = stage.config, stage.dist, deadline, eager
-        self.parameters = memory.max_parameters(stage.dist)
+        self.parameters = memory.max_parameters(stage.dist, stage.config.shard != "off")
         missing = compiler.compiler_missing(stage.dist.device) is not None
         self.compiler = stage.config.compile != "off" and not stage.dist.all_max(int(missing))
         self.slowdown = clock.slowdown(stage.dist)

@@ -29,7 +29,7 @@ from bardlet.runtime import parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.stages import rewards
 from bardlet.stages.actor import Actor
-from bardlet.stages.base import FineTuning, check_base
+from bardlet.stages.finetuning import FineTuning, check_base
 from bardlet.stages.rollout import rollout_stats
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses

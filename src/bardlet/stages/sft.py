@@ -12,11 +12,12 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from bardlet import console
+from bardlet import tokenizer as tokenization
 from bardlet.config.finetuning import SFTConfig
 from bardlet.data import batch, chat_template, forms, records, shards
 from bardlet.data.corpus import dev_split_start
@@ -29,11 +30,11 @@ from bardlet.evaluation import metrics
 from bardlet.inference import answers
 from bardlet.inference.generate import eval_mode
 from bardlet.models.base import with_vocabulary
-from bardlet.run import card, hf, plots
+from bardlet.run import card, hf, hub, plots
 from bardlet.run.record import ConversationsRecord
 from bardlet.runtime import manifest
 from bardlet.runtime.seeds import torch_seed
-from bardlet.stages.base import FineTuning
+from bardlet.stages.finetuning import FineTuning
 from bardlet.tokenizer import Tokenizer
 from bardlet.training import losses
 from bardlet.training.state import Objective, Trainer
@@ -71,6 +72,12 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         """Find the conversation files named in the settings."""
         return records.find(self.config.text, "conversations after the base model: records with `messages`, or with a "
                             "prompt and an answer", self.config.max_bad)
+
+    def place(self, empty: Any) -> Any:
+        """Return the base model as this process's share of it, unless its vocabulary has to grow."""
+        known = tokenization.load(hub.folder(cast(str, self.config.init)))
+        whole = chat_template.is_missing(known) and not chat_template.is_foreign(known)
+        return None if whole else self.share_of(empty)
 
     def prepare_base(self, model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
         """Return the base model and its tokenizer with the chat template's special tokens, and rows for them.

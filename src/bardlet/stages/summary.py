@@ -55,7 +55,8 @@ def say_plan(trainer: Trainer, stage: AnyStage) -> dict[str, Any]:
     about = "about " * (trainer.record.minutes is not None and not c.replans)
     console.say(f"plan: {about}{console.count(steps, 'step')} of {size} "
                 f"({_epochs(epochs * steps / trainer.state.steps)} of the {stage.material}), {optimizer}, "
-                f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}, "
+                f"{c.dtype}{', compiled' if trainer.machine['compiled'] else ''}"
+                f"{', activations computed again' if c.recompute == 'on' else ''}, "
                 f"{console.count(trainer.machine['threads'], 'thread')}{_processes(trainer)}"
                 + _end(trainer, steps, stage.estimate))
     if expected := stage.prediction():

@@ -144,7 +144,7 @@ class Translation(Stage[TranslationConfig, ParallelCorpus, TokenizedPairs, Pairs
         speed = calibrate.calibrate(dist, config.dtype, config.threads or 1, named.cache_folder(),
                                     clock.seconds_left(deadline, dist))
         seconds = clock.usable(clock.seconds_left(deadline, dist), clock.slowdown(dist))
-        machine = Machine(seconds, speed, dist.parts, memory.max_parameters(dist))
+        machine = Machine(seconds, speed, dist.parts, memory.max_parameters(dist, config.shard != "off"))
         source, target = (float(side.lengths.sum()) for side in self.parts()[0])
         return planning.plan_pairs(PairStatistics(source, target, self.data.tokenizer.vocab_size), machine, config)
 

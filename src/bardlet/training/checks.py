@@ -16,8 +16,43 @@ from bardlet.runtime.distributed import Dist
 from bardlet.training.checkpointing import all_finite
 from bardlet.training.state import Trainer
 from bardlet.training.step import micro_batches, seed_step
+from bardlet.training.together import Together
 
 log = logging.getLogger("bardlet")
+
+LOOK_EVERY = {"cuda": 10}
+"""Steps from one look at loss and gradient to the next, by device: a GPU would wait for the processor each time."""
+
+
+def looks_at(trainer: Trainer, step: int) -> bool:
+    """Return True if the numbers of a step (from 0) are looked at before the update, and not only some steps later."""
+    c, done, every = trainer.config, step + 1, LOOK_EVERY.get(trainer.dist.device.type, 1)
+    if c.on_nan == "skip" or trainer.machine["dtype"] == "fp16" or done == trainer.state.steps:
+        return True
+    return any(n and done % n == 0 for n in (every, c.log_every, c.eval_every, c.save_every))
+
+
+def read(trainer: Trainer, together: Together) -> None:
+    """Look at the numbers of the steps that were not looked at yet. Raise BardletError if one is not finite."""
+    if not trainer.unread:
+        return
+    figures: list[list[float]] = torch.stack(trainer.unread).tolist()
+    trainer.unread.clear()
+    together.read()
+    done = trainer.state.step
+    for step, (loss, norm) in enumerate(figures, done - len(figures)):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            trainer.updating = True  # nothing is saved any more
+            raise BardletError(f"{_culprit(loss)} of step {step + 1} is not a finite number "
+                               f"({trainer.objective.describe_batch(step)}); noticed after step {done}. "
+                               f"`bardlet resume {quoted(trainer.run)}` continues from the last checkpoint, which is "
+                               f"sound. {_advice(trainer)}")
+        trainer.count_loss(loss)
+        trainer.last = loss, norm
+
+
+def _culprit(loss: float) -> str:
+    return "the gradient" if math.isfinite(loss) else "the loss"
 
 
 def weights_are_finite(trainer: Trainer) -> bool:
@@ -65,8 +100,7 @@ def check_numbers(trainer: Trainer, wrapped: nn.Module, batch: Batch, figures: t
         trainer.state.skipped = 0
         return
     trainer.state.skipped += 1
-    culprit = "the loss" if not math.isfinite(loss) else "the gradient"
-    problem = (f"{culprit} of step {done + 1} is not a finite number "
+    problem = (f"{_culprit(loss)} of step {done + 1} is not a finite number "
                f"({_describe_fault(trainer, wrapped, batch)}{trainer.objective.describe_batch(done)})")
     if trainer.config.on_nan == "stop" or trainer.state.skipped >= 10:
         raise BardletError(f"{problem}; the weights are unchanged. {_advice(trainer)}"

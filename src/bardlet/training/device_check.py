@@ -14,7 +14,7 @@ from bardlet.data.batch import Batch
 from bardlet.runtime.distributed import Dist
 from bardlet.training import losses
 from bardlet.training.state import Objective
-from bardlet.training.step import train_step
+from bardlet.training.step import InRun, train_step
 
 FAMILIES: tuple[Literal["qwen3", "gpt2"], ...] = ("qwen3", "gpt2")
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-4, 1e-2
@@ -69,7 +69,7 @@ def _step(model: Any, batch: Batch, config: TrainConfig, device: torch.device) -
 
     objective = Objective(lambda step: batch, losses.next_token_loss, losses.count_targets, lambda model: 0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss, _ = train_step(model, [optimizer], batch, objective, config, Dist(0, 1, device), "fp32", keep)
+    loss, _ = train_step(model, [optimizer], batch, objective, config, Dist(0, 1, device), "fp32", InRun(keep))
     return loss, gradients
 
 

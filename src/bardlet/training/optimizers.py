@@ -71,7 +71,7 @@ class Muon(Optimizer):
         """Update matrices that share a shape, and their momenta."""
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         nesterov_NRC = torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"]))
-        updates_NRC, moving_N = self._directions(nesterov_NRC, torch.stack([grad.any() for grad in grads]))
+        updates_NRC, moving_N = self._directions(nesterov_NRC, torch.stack(torch._foreach_norm(grads, math.inf)) != 0)
         # a matrix with zero gradient stays put, undecayed: its remaining momentum, orthogonalized, would make a full
         # step, and a policy whose completions all score the same would drift
         updates_NRC *= moving_N.view(-1, 1, 1)

@@ -1,8 +1,8 @@
 """Checkpoints of a shared model: each process writes its rows, and the training goes on while they reach the disk.
 
 Writing to the system's cache takes as long as a copy in memory would, and needs no memory of the process. A thread then
-flushes the file. Rank 0 waits for all of them, writes the manifest and renames the folder, so a checkpoint is complete
-or absent at any moment.
+flushes the file and computes its checksum. Rank 0 waits for all of them, writes the manifest and renames the folder, so
+a checkpoint is complete or absent at any moment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bardlet.run import checkpoint, shares
-from bardlet.runtime import atomic, heartbeat, parallelize
+from bardlet.runtime import atomic, heartbeat, manifest, parallelize
 from bardlet.runtime.distributed import Dist
 from bardlet.training import optim
 from bardlet.training.state import Trainer
@@ -80,16 +80,17 @@ class Saver:
         self.dist.broadcast_int(0)  # the folder is there
         path = temporary / checkpoint.share_names(self.dist.world)[self.dist.rank]
         with atomic.explain_write_errors(path, needed):
-            entry = shares.write(path, rows)
+            shares.write(path, rows)
             if self.dist.main:
                 (temporary / "trainer.json").write_text(json.dumps({"step": step, **metadata}), encoding="utf-8")
         self._number += 1
-        self._future = self._thread.submit(self._finish, path, entry, folder, keep)
+        self._future = self._thread.submit(self._finish, path, needed, folder, keep)
 
-    def _finish(self, path: Path, entry: dict[str, Any], folder: Path, keep: int) -> int:
-        """Flush this rank's file; on rank 0, complete the checkpoint. Return its step."""
-        with atomic.explain_write_errors(path, entry["bytes"]):
+    def _finish(self, path: Path, needed: int, folder: Path, keep: int) -> int:
+        """Flush this rank's file and compute its checksum; on rank 0, complete the checkpoint. Return its step."""
+        with atomic.explain_write_errors(path, needed):
             atomic.flush(path)
+            entry = manifest.file_entry(path)
         store, prefix = heartbeat.store(PATIENCE), f"bardlet/{heartbeat.attempt()}/save/{self._number}"
         store.set(f"{prefix}/{self.dist.rank}", json.dumps(entry))
         if self.dist.main:

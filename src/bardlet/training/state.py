@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +80,10 @@ class State:
     """Step of the last evaluation."""
     skipped: int = 0
     """Consecutive steps skipped for NaN/inf."""
+    loss_scale: float = 2.0**16
+    """Factor of the loss in the backward pass, in fp16 only (`loss_scale.py`)."""
+    scaled: int = 0
+    """Updates since that factor changed."""
     averaged: int = 0
     """Number of steps in the average of the weights."""
     replans: list[tuple[int, int]] = field(default_factory=list)
@@ -100,12 +106,33 @@ class Trainer:
     state: State = field(default_factory=State)
     updating: bool = False
     """True during an update, when weights, average and step number do not belong together."""
+    settled: bool = True
+    """False from the beginning of an update until its line of metrics.jsonl is written."""
+    ending: bool = False
+    """True if no further update may begin."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Held to begin an update, and to forbid it."""
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights by parameter name; empty before the last fifth of the steps and with --keep last."""
     best: float = math.inf
+    unread: list[torch.Tensor] = field(default_factory=list)
+    """Loss and norm, (2,), of the last steps, which are still on a GPU."""
+    last: tuple[float, float] = (math.nan, math.nan)
+    """Loss and norm of the last step that was looked at."""
     saver: Any = None
     """A `saving.Saver` if the model is sharded."""
 
     def begin_update(self) -> None:
-        """Mark the beginning of an update."""
-        self.updating = True
+        """Mark the beginning of an update. Once the run is `ending`, wait for the end of the process instead."""
+        with self.lock:
+            if not self.ending:
+                self.updating, self.settled = True, False
+                return
+        while True:
+            time.sleep(1)
+
+    def count_loss(self, loss: float) -> None:
+        """Add a step's loss to the mean of the next line of metrics.jsonl, if it is finite."""
+        if math.isfinite(loss):
+            self.state.loss_sum += loss
+            self.state.loss_steps += 1

@@ -21,19 +21,23 @@ class Together:
         self.dist = dist
         self.faulty: list[int] = []
         """The ranks whose weights were not finite before the last step."""
-        self._own_fault = False
+        self._own_fault, self._rows = False, torch.empty(0)
         self._signal = self._steps = self._asked = 0
 
     def stop(self, request: StopRequest) -> int:
         """Return the number of a signal that any process got; 0 if none did."""
         return request.number if self.dist.world == 1 else self._signal
 
+    def heard(self, number: int = 0) -> None:
+        """Note the number of a signal that all processes learned of during an evaluation."""
+        self._signal = self._signal or number
+
     def steps(self, replan: Callable[[], int | None]) -> int:
         """Return the new number of planned steps by the clock of rank 0 (`replan`); 0: no change."""
         if self.dist.world == 1:
             return replan() or 0
         agreed, self._steps = self._steps, 0
-        self._asked = 0 if agreed else replan() or 0
+        self._asked = 0 if agreed else replan() or self._asked
         return agreed
 
     def report_weights(self, finite: bool) -> None:
@@ -42,12 +46,15 @@ class Together:
         if self.dist.world == 1:
             self.faulty = [0] * self._own_fault
 
-    def add_up(self, own: torch.Tensor, request: StopRequest) -> list[float]:
-        """Return the sums over all ranks of their float64 vectors `own`, and exchange everything else."""
+    def add_up(self, own: torch.Tensor, request: StopRequest) -> torch.Tensor:
+        """Return the sums over all ranks of their vectors `own`, and send everything else, which `read` receives."""
         known = torch.tensor([request.number, self._asked, self._own_fault], dtype=own.dtype, device=own.device)
-        rows = self.dist.gather(torch.cat((own, known))).cpu()
-        self._signal, self._steps = int(rows[:, -3].max()), int(rows[0, -2])
+        self._rows = self.dist.gather(torch.cat((own, known)))
+        return self._rows[:, : len(own)].sum(0)
+
+    def read(self) -> None:
+        """Take note of what the others sent in the last step."""
         if self.dist.world > 1:
-            self.faulty = rows[:, -1].nonzero().flatten().tolist()
-        sums: list[float] = rows[:, : len(own)].sum(0).tolist()
-        return sums
+            rows = self._rows[:, -3:].cpu()
+            self._signal, self._steps = int(rows[:, 0].max()), int(rows[0, 1])
+            self.faulty = rows[:, 2].nonzero().flatten().tolist()

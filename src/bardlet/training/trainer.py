@@ -23,15 +23,18 @@ from bardlet.run import metrics
 from bardlet.runtime import parallelize
 from bardlet.runtime.compiler import eager
 from bardlet.runtime.signals import Interrupted, Stopped, StopRequest, interruptible, signals
-from bardlet.training import checks, optim
+from bardlet.runtime.turns import shared_by
+from bardlet.training import checks, loss_scale, optim
 from bardlet.training.averaging import add_to_average, average_weights
 from bardlet.training.checkpointing import note_saved, save, write_result, write_run
 from bardlet.training.state import State, Trainer
-from bardlet.training.step import seed_step, train_step
+from bardlet.training.step import InRun, launch_step, seed_step, train_step
 from bardlet.training.together import Together
 
 log = logging.getLogger("bardlet")
 
+UPDATE_SECONDS = 5.0
+"""Seconds after which an update counts as waiting for a lost process."""
 SIGPIPE = 13
 """The number of the signal of a closed pipe, which Windows lacks."""
 
@@ -56,20 +59,19 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
     state, config = trainer.state, trainer.config
     started = time.monotonic() - state.elapsed
     trainer.model.train()
+    if trainer.dist.main and trainer.dist.heart and not parallelize.is_sharded(trainer.model):
+        trainer.dist.heart.rescue = partial(_rescue, trainer)
     if state.step == 0 and trainer.objective.stage_state:
         trainer.objective.stage_state.load({})  # timing steps may have changed it
     with signals() if stop_request is None else nullcontext(stop_request) as request, _saving_on_error(trainer):
-        saved = state.step
+        saved, together = state.step, Together(trainer.dist)
         # a resumed run starts with the evaluation in which it was stopped
-        val_loss = _evaluate(trainer, request, owns_signals) if _evaluation_due(trainer) else None
-        together = Together(trainer.dist)
+        val_loss = _evaluate(trainer, request, owns_signals, together) if _evaluation_due(trainer) else None
         while True:
             stop = together.stop(request)
             if stop and state.step and (owns_signals or state.step < state.steps):
-                if saved != state.step:
-                    save(trainer)
-                _complete_save(trainer)
-                trainer.dist.broadcast_int(0)  # no rank leaves before rank 0 has saved
+                checks.read(trainer, together)
+                _save_at_stop(trainer, saved)
                 raise Stopped(trainer.run, state.step, stop)
             state.elapsed = time.monotonic() - started
             _replan(trainer, together.steps(lambda: replan(state)), replanned)
@@ -80,8 +82,9 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
             last = state.step == state.steps
             if trainer.dist.main and (last or _due(state.step, config.log_every)):
                 _log(trainer, line)
+            trainer.settled = True
             if _evaluation_due(trainer):
-                val_loss = _evaluate(trainer, request, owns_signals)
+                val_loss = _evaluate(trainer, request, owns_signals, together)
             with parallelize.whole(trainer.model) if _samples_due(trainer) else nullcontext():
                 if trainer.dist.main:
                     _report(trainer, line, val_loss, watch, request)
@@ -91,14 +94,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
                 saved = state.step
             if trainer.saver:
                 note_saved(trainer, trainer.saver.saved())
-        _complete_save(trainer)
-        sharded = parallelize.is_sharded(trainer.model)  # then all ranks must evaluate to the end
-        if trainer.dist.main or sharded:
-            try:
-                with interruptible(request, owns_signals and not sharded):
-                    finish(trainer)
-            except Interrupted:
-                raise Stopped(trainer.run, state.step, request.number) from None
+        _end(trainer, request, owns_signals)
 
 
 @contextmanager
@@ -121,6 +117,22 @@ def _saving_on_error(trainer: Trainer) -> Iterator[None]:
         raise
 
 
+def _rescue(trainer: Trainer) -> None:
+    """Save the last complete step after another process was lost, from any thread.
+
+    Rank 0 of copies has all of it. Of a sharded model, the rows of the lost process are lost, too: such a run continues
+    from its last checkpoint.
+    """
+    with trainer.lock:
+        trainer.ending = True
+    until = time.monotonic() + UPDATE_SECONDS
+    while not trainer.settled and time.monotonic() < until:
+        time.sleep(0.05)
+    if trainer.settled and trainer.state.step > (trainer.record.saved or 0):
+        save(trainer)
+        log.warning("saved step %d before leaving", trainer.state.step)
+
+
 def _advance(trainer: Trainer, wrapped: nn.Module, together: Together, request: StopRequest) -> dict[str, Any]:
     """Run the next step, check its numbers and update the average. Return its log line."""
     state, config, started = trainer.state, trainer.config, time.monotonic()
@@ -128,22 +140,50 @@ def _advance(trainer: Trainer, wrapped: nn.Module, together: Together, request: 
     optim.set_learning_rate(trainer.optimizers, share)
     seed_step(config.seed, state.step, trainer.dist.rank)
     batch = trainer.objective.batch(state.step)
-    loss, norm = train_step(wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist,
-                            trainer.machine["dtype"], trainer.begin_update, state.step,
-                            partial(together.add_up, request=request))
-    together.report_weights(checks.weights_are_finite(trainer))
-    checks.check_numbers(trainer, wrapped, batch, (loss, norm), together.faulty)
+    in_run = InRun(trainer.begin_update, state.step, partial(together.add_up, request=request),
+                   loss_scale.factor(trainer))
+    arguments = (wrapped, trainer.optimizers, batch, trainer.objective, config, trainer.dist, trainer.machine["dtype"],
+                 in_run)
+    if checks.looks_at(trainer, state.step):
+        checks.read(trainer, together)
+        trainer.last = loss, norm = train_step(*arguments)
+        together.read()
+        together.report_weights(checks.weights_are_finite(trainer))
+        if not loss_scale.adapted(trainer, loss, norm):
+            checks.check_numbers(trainer, wrapped, batch, (loss, norm), together.faulty)
+        trainer.count_loss(loss)
+    else:
+        trainer.unread.append(launch_step(*arguments, look=False))
     state.step += 1
     state.tokens += trainer.objective.count(batch)
-    if math.isfinite(loss):
-        state.loss_sum += loss
-        state.loss_steps += 1
     if config.keep != "last":
         add_to_average(trainer)
     trainer.updating = False
     state.seconds += time.monotonic() - started
-    return {"step": state.step, "train_loss": loss, "lr": config.lr * share, "grad_norm": norm,
+    return {"step": state.step, "train_loss": trainer.last[0], "lr": config.lr * share, "grad_norm": trainer.last[1],
             "tokens": state.tokens, **trainer.objective.metadata()}
+
+
+def _save_at_stop(trainer: Trainer, saved: int) -> None:
+    """Save the run before all processes leave. saved: the step of its last checkpoint."""
+    if saved != trainer.state.step:
+        save(trainer)
+    _complete_save(trainer)
+    trainer.dist.broadcast_int(0)  # no rank leaves before rank 0 has saved
+
+
+def _end(trainer: Trainer, request: StopRequest, may_interrupt: bool) -> None:
+    """Write the result after the last step."""
+    _complete_save(trainer)
+    if trainer.dist.heart:
+        trainer.dist.heart.rescue = None
+    sharded = parallelize.is_sharded(trainer.model)  # then all ranks must evaluate to the end
+    if trainer.dist.main or sharded:
+        try:
+            with interruptible(request, may_interrupt and not sharded):
+                finish(trainer)
+        except Interrupted:
+            raise Stopped(trainer.run, trainer.state.step, request.number) from None
 
 
 def _complete_save(trainer: Trainer) -> None:
@@ -195,10 +235,12 @@ def _replan(trainer: Trainer, steps: int, replanned: Callable[[], str]) -> None:
 
 
 def evaluate(trainer: Trainer) -> float:
-    """Return the validation loss of the current weights, the same on every rank."""
+    """Return the validation loss of the current weights."""
     trainer.model.eval()
+    # on a GPU, compiled code gains more than it costs to compile it for the shapes of an evaluation
+    as_compiled = nullcontext() if trainer.dist.device.type == "cuda" else eager(trainer.model)
     try:
-        with torch.no_grad(), eager(trainer.model):
+        with torch.no_grad(), as_compiled:
             return trainer.objective.evaluate(trainer.model)
     finally:
         trainer.model.train()
@@ -210,13 +252,16 @@ def _evaluation_due(trainer: Trainer) -> bool:
     return done > trainer.state.evaluated and (done == trainer.state.steps or _due(done, trainer.config.eval_every))
 
 
-def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool) -> float | None:
+def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool, together: Together) -> float | None:
     """Return the validation loss, log it, and keep the weights if they are the best so far. None after a signal."""
-    value = None
     sharded = parallelize.is_sharded(trainer.model)  # then all ranks must evaluate to the end
-    with suppress(Interrupted), interruptible(request, may_interrupt and not sharded):
-        value = evaluate(trainer)
-    if trainer.dist.all_max(int(value is None)) or value is None:  # interrupted on any rank
+    allowed = may_interrupt and not sharded
+    try:
+        with (shared_by(trainer.dist, lambda: request.number if allowed else 0),
+              interruptible(request, allowed and trainer.dist.world == 1)):
+            value = evaluate(trainer)
+    except Interrupted as interruption:
+        together.heard(*interruption.args)
         return None
     step = trainer.state.step
     better = trainer.config.keep == "best" and value < trainer.best
