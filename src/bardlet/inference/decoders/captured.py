@@ -82,7 +82,7 @@ class TokenSteps:
         self.bias_V = zeros(c.vocab_size)
         for token, bias in sampling.logit_bias.items():
             self.bias_V[token] = bias
-        self._steps: dict[int, Callable[[], object]] = {}
+        self._graphs: dict[int, Callable[[], object]] = {}
         self._pool: Any = None
 
     def reach(self, positions: int) -> int:
@@ -157,15 +157,15 @@ class TokenSteps:
         self.step_1.add_(1)
 
     def _step_of(self, reach: int) -> Callable[[], object]:
-        """Return a step that reads `reach` positions; on a GPU, a graph is captured when it is first needed."""
-        if reach not in self._steps:
-            step = partial(self._step, reach)
+        """Return a step that reads `reach` positions: on a GPU a graph, which is captured when it is first needed."""
+        step = partial(self._step, reach)
+        if self.capture and reach not in self._graphs:
             try:
-                self._steps[reach] = self._captured(step) if self.capture else step
+                self._graphs[reach] = self._captured(step)
             except RuntimeError as error:
                 log.warning("no CUDA graph of a step: %s; continuing without, which is slower", one_line(error))
-                self.capture, self._steps[reach] = False, step
-        return self._steps[reach]
+                self.capture = False
+        return self._graphs.get(reach, step)
 
     def _captured(self, step: Callable[[], None]) -> Callable[[], object]:
         """Return a replay of the step as a CUDA graph; all graphs share their memory, which keeps no result."""
