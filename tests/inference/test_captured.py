@@ -318,6 +318,7 @@ def test_a_failed_capture_is_reported_and_steps_go_on(model: Any, monkeypatch: p
 
 def on_gpu(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
     """Return a wider model with a window of 1,024 on the GPU: fused attention needs heads of a multiple of 8."""
+    torch.set_deterministic_debug_mode("default")  # a run on a CPU, in a test before this one, leaves it at "error"
     wider = replace(config, block_size=1024, n_embd=64, head_dim=64 // config.n_head)
     return built(wider).to("cuda", dtype)
 
