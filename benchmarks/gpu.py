@@ -377,6 +377,8 @@ def kept_steps(model: Any, prompts: list[list[int]], count: int) -> Callable[[],
             return left[row] > 0
 
         list(captured.complete(steps, [(i, ids, Draws(sampling, i)) for i, ids in enumerate(prompts)], keep))
+        if steps.device.type == "cuda" and not steps.capture:
+            raise RuntimeError("no CUDA graph was captured; the warning above says why")
 
     return run
 
