@@ -4,18 +4,18 @@
 
 Parts:
 
-- `throughput` trains gpt2 and qwen3 with 124 M parameters on random tokens at context 1,024, and with --nanogpt also
-  nanoGPT's model with its own optimizer.
+- `throughput` trains gpt2 and qwen3 with 124 M parameters on random tokens at context 1,024, each with AdamW and with
+  Muon, and with --nanogpt also nanoGPT's model with its own optimizer (AdamW).
 - `loss` trains a 10.7 M qwen3 on Tiny Shakespeare, and reports when its validation loss by protocol (b) first reaches
   1.4697, the final loss of nanoGPT's recipe.
-- `generation` uses a 10.65 M model at batch 1 and 16.
+- `generation` completes prompts with the 124 M models in bf16 at batch 1 and 64, beside transformers, if installed.
 
 Each part writes its figures to FILE (default: gpu.json in $OUT or in the current folder) when it ends, so an
 interrupted run keeps them. If something fails, its error goes to FILE, the rest continues, and the exit code is not 0.
 A run without failures also appends a line to results/gpu.jsonl.
 
-All parts took 280 s on an NVIDIA H200. --toy runs the same code at a size for CPUs, to check
-that it works: without compilation, and without a line of results.
+On an NVIDIA H200, all parts took 280 s before Muon and transformers were added; about 7 minutes are expected now.
+--toy runs the same code at a size for CPUs, to check that it works: without compilation, and without a line of results.
 
 If a step runs out of GPU memory, it is split into 2, 4, 8 ... micro-batches (`grad_accum`), for nanoGPT, too. If
 torch.compile cannot be used, all sides run eagerly; `compiler_missing` has the reason.
@@ -24,18 +24,20 @@ MFU counts flops as nanoGPT does: 6 N + 12 L C T per token (PaLM, appendix B; N 
 given as a share of the GPU's peak, if known, and as a share of the measured rate of a large bf16 product.
 
 Needs torch, numpy, tokenizers and safetensors (imported by bardlet's training step), a C compiler and Python's headers
-for torch.compile, and the text for `loss`, which it does not download.
+for torch.compile, and the text for `loss`, which it does not download. Without transformers, the figures say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -54,7 +56,10 @@ from bardlet.data.batch import Batch
 from bardlet.data.windows import Windows, validation_windows
 from bardlet.errors import is_out_of_memory, one_line
 from bardlet.evaluation.metrics import mean_loss
-from bardlet.inference import generate
+from bardlet.inference import decoders, generate
+from bardlet.inference.decoders import captured
+from bardlet.inference.drawing import Draws, Sampling
+from bardlet.run import hf
 from bardlet.runtime import compiler
 from bardlet.runtime import device as runtime_device
 from bardlet.runtime.distributed import Dist
@@ -192,11 +197,13 @@ def throughput(device: torch.device, toy: bool, compiled: bool, nanogpt: Path | 
     figures: dict[str, Any] = {"bf16_product_flops": rate, "peak_flops": peak(device), "size": size}
     tokens = torch.randint(vocabulary, (B, T + 1))
     batch = {"idx": tokens[:, :-1].contiguous(), "target": tokens[:, 1:].contiguous()}
-    sides: dict[str, Callable[..., Any]] = {name: partial(our_step, name) for name in ("gpt2", "qwen3")}
+    sides: dict[str, Callable[..., Any]] = {}
+    for name in ("gpt2", "qwen3"):
+        sides |= {name: partial(our_step, name), f"{name} muon": partial(our_step, name, optimizer="muon")}
     if nanogpt:
         sides["nanoGPT"] = partial(nanogpt_step, nanogpt)
     for name, make_step in sides.items():
-        positions = 0 if name == "qwen3" else T * size["n_embd"]
+        positions = 0 if name.startswith("qwen3") else T * size["n_embd"]
 
         def measure(number: int, make_step: Callable[..., Any] = make_step,
                     positions: int = positions) -> dict[str, Any]:
@@ -211,11 +218,14 @@ def throughput(device: torch.device, toy: bool, compiled: bool, nanogpt: Path | 
 
 
 def our_step(name: str, size: dict[str, Any], vocabulary: int, batch: Batch, device: torch.device, compiled: bool,
-             number: int) -> tuple[Callable[[], Any], int]:
-    """Return a bardlet training step with nanoGPT's AdamW in `number` micro-batches, and the number of parameters."""
+             number: int, optimizer: str = "adamw") -> tuple[Callable[[], Any], int]:
+    """Return a bardlet training step in `number` micro-batches, and the number of parameters.
+
+    optimizer: "adamw", with nanoGPT's settings, or "muon", with bardlet's own learning rate for the matrices.
+    """
     rows = size["batch_size"] // number
     sizes = {**size, "batch_size": rows}
-    config = TrainConfig(model=name, optimizer="adamw", lr=6e-4, grad_accum=number, **sizes).resolved()
+    config = TrainConfig(model=name, optimizer=optimizer, lr=6e-4, grad_accum=number, **sizes).resolved()
     torch.manual_seed(0)
     model = models.build(config.model_config(vocabulary)).to(device)
     compiler.compile_blocks(model, on=compiled)
@@ -315,22 +325,78 @@ def validation(model: Any, windows: Any, device: torch.device) -> float:
 # ---------------------------------------------------------------- generation
 
 
-def generation(device: torch.device, toy: bool) -> dict[str, Any]:
-    """Return tokens per second of an untrained 10.65 M qwen3 for 1,000 new tokens, by dtype and batch."""
-    count = 8 if toy else 1000
-    shape = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 1024}
-    if toy:
-        shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16}
-    model = models.build(TrainConfig(**shape).model_config(65)).to(device).eval()
-    figures = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        for batch in (1, 16):
-            def sample(count: int = count, dtype: torch.dtype = dtype, batch: int = batch) -> None:
-                generate.generate(model, [[0]] * batch, count, temperature=1.0, seed=0, dtype=dtype)
+def generation(device: torch.device, toy: bool, compiled: bool) -> dict[str, Any]:
+    """Return tokens per second over all rows, of untrained 124 M models in bf16: 512 new tokens after a prompt of 64.
 
-            seconds = statistics.median(timed(sample, device, 1, 1 if toy else 3))
-            figures[f"{name} batch {batch}"] = batch * count / seconds
+    `bardlet` is a greedy call of `generate`, which packs the weights and captures its graphs. `bardlet sampled` draws
+    from the 50 likeliest tokens; `bardlet steps` keeps weights and graphs from its first call. `transformers` has the
+    same weights: greedy, with a static cache, and compiled if training was. The first call of each is not timed.
+    """
+    size, vocabulary, prompt, count = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024}, 50_304, 64, 512
+    if toy:
+        size, vocabulary, prompt, count = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16}, 256, 4, 8
+    peer = importlib.util.find_spec("transformers") is not None
+    figures: dict[str, Any] = {"size": size, "prompt": prompt, "new_tokens": count,
+                               "transformers": importlib.metadata.version("transformers") if peer else "not installed"}
+    for family in ("gpt2", "qwen3"):
+        torch.manual_seed(0)
+        config = TrainConfig(model=family, **size).resolved().model_config(vocabulary)
+        model = models.build(config).to(device, torch.bfloat16).eval()
+        for batch in (1, 64):
+            idx_BT = torch.randint(vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0))
+            complete = partial(generate.generate, model, idx_BT.tolist(), count)
+            sides = {"bardlet": lambda complete=complete: partial(complete, temperature=0.0),
+                     "bardlet sampled": lambda complete=complete: partial(complete, top_k=50, seed=0),
+                     "bardlet steps": partial(kept_steps, model, idx_BT.tolist(), count)}
+            if peer:
+                sides["transformers"] = partial(transformers_side, model, idx_BT.to(device), count, compiled)
+            for side, make in sides.items():
+                name = f"{family} batch {batch} {side}"
+
+                def measure(make: Callable[[], Callable[[], Any]] = make, batch: int = batch) -> dict[str, Any]:
+                    times = timed(make(), device, 1, 1 if toy else 3)
+                    return {"tokens_per_second": batch * count / statistics.median(times), "seconds": times}
+
+                reset(device)
+                figures[name] = attempt(name, measure)
+                print(name, json.dumps(figures[name]), flush=True)
     return figures
+
+
+@torch.inference_mode()
+def kept_steps(model: Any, prompts: list[list[int]], count: int) -> Callable[[], Any]:
+    """Return a greedy completion of the prompts whose calls share the packed weights and the graphs."""
+    sampling = Sampling(temperature=0.0)
+    steps = captured.TokenSteps(model, decoders.decoder(model), sampling, len(prompts), len(prompts[0]) + count)
+
+    def run() -> None:
+        left = [count] * len(prompts)
+
+        def keep(row: int, token: int) -> bool:
+            left[row] -= 1
+            return left[row] > 0
+
+        list(captured.complete(steps, [(i, ids, Draws(sampling, i)) for i, ids in enumerate(prompts)], keep))
+        if steps.device.type == "cuda" and not steps.capture:
+            raise RuntimeError("no CUDA graph was captured; the warning above says why")
+
+    return run
+
+
+def transformers_side(model: Any, idx_BT: torch.Tensor, count: int, compiled: bool) -> Callable[[], Any]:
+    """Return a greedy completion by transformers, from the model's own folder."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(model.to_hf(model.config) | no_ids), encoding="utf-8")
+        hf.write_tensors(Path(folder, "model.safetensors"), model.hf_state_dict())
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype)
+    theirs = theirs.to(idx_BT.device).eval()
+    return partial(theirs.generate, idx_BT, attention_mask=torch.ones_like(idx_BT), max_new_tokens=count,
+                   min_new_tokens=count, do_sample=False, cache_implementation="static", disable_compile=not compiled)
 
 
 # ---------------------------------------------------------------- all
@@ -350,7 +416,8 @@ def main() -> None:
                               "toy": toy, "compiled": compiled, "compiler_missing": missing}
     started = time.perf_counter()
     work = {"throughput": lambda: throughput(device, toy, compiled, args.nanogpt),
-            "loss": lambda: to_loss(device, toy, compiled, args.text), "generation": lambda: generation(device, toy)}
+            "loss": lambda: to_loss(device, toy, compiled, args.text),
+            "generation": lambda: generation(device, toy, compiled)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     failed = []
     for part in args.part:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_gpu_benchmark_runs_all_parts(tmp_path: Path) -> None:
     done = run(tmp_path, "--toy", "--text", "text.txt", "--nanogpt", "nanogpt", "--out", "new/gpu.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "new" / "gpu.json").read_text(encoding="utf-8"))
-    for name, positions in (("gpt2", 32 * 32), ("qwen3", 0), ("nanoGPT", 32 * 32)):
+    for name, positions in (("gpt2", 32 * 32), ("gpt2 muon", 32 * 32), ("qwen3", 0), ("qwen3 muon", 0),
+                            ("nanoGPT", 32 * 32)):
         side = result["throughput"][name]
         flops = 6 * (side["parameters"] - positions) + 12 * 2 * 32 * 32
         share = side["tokens_per_second"] * flops / result["throughput"]["bf16_product_flops"]
@@ -84,7 +86,15 @@ def test_gpu_benchmark_runs_all_parts(tmp_path: Path) -> None:
     steps, _, losses = zip(*result["loss"]["curve"], strict=True)
     assert steps == tuple(range(1, 41)) and losses[-1] == result["loss"]["last"]
     assert losses[-1] < 2.5 < losses[0], "17 characters, all equally likely, are ln 17 = 2.83 nats"
-    assert result["generation"].keys() == {"fp32 batch 1", "fp32 batch 16", "bf16 batch 1", "bf16 batch 16"}
+    generation = result["generation"]
+    assert generation.pop("transformers") == version("transformers") and generation.pop("size")["n_layer"] == 1
+    assert (generation.pop("prompt"), generation.pop("new_tokens")) == (4, 8)
+    sides = ("bardlet", "bardlet sampled", "bardlet steps", "transformers")
+    assert generation.keys() == {f"{family} batch {batch} {side}" for family in ("gpt2", "qwen3") for batch in (1, 64)
+                                 for side in sides}
+    for name, figures in generation.items():
+        tokens = 8 * int(name.split()[2])
+        assert figures["tokens_per_second"] == pytest.approx(tokens / figures["seconds"][0])
     assert before == (results.exists() and results.read_bytes()), "a toy run is no result"
 
 
@@ -117,7 +127,44 @@ def test_a_failure_does_not_stop_the_other_parts(tmp_path: Path, monkeypatch: py
         gpu.main()
     result = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert result["throughput"]["nanoGPT"] == {"error": "ValueError: not today"}
-    assert result["throughput"]["qwen3"]["tokens_per_second"] > 0 and len(result["generation"]) == 4
+    assert result["throughput"]["qwen3"]["tokens_per_second"] > 0
+    assert result["generation"]["qwen3 batch 1 bardlet"]["tokens_per_second"] > 0
+
+
+def test_without_transformers_the_figures_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bardlet is measured all the same."""
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    figures = gpu.generation(CPU, True, False)
+    assert figures.pop("transformers") == "not installed"
+    assert not any("transformers" in name for name in figures) and len(figures) == 3 + 12
+
+
+def test_sides_of_generation_complete_with_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32: kept steps, transformers and `generate`, each twice."""
+    config = gpu.TrainConfig(model="qwen3", n_layer=2, n_head=2, n_embd=32, block_size=16).resolved().model_config(19)
+    torch.manual_seed(0)
+    model = gpu.models.build(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    want, got = gpu.generate.generate(model, prompts, 9, temperature=0.0), []
+    complete = gpu.captured.complete
+
+    def spied(*arguments: Any) -> Any:
+        rows: list[list[int]] = [[], []]
+        for new in complete(*arguments):
+            for row, tokens in new.items():
+                rows[row] += tokens
+            yield new
+        got.append(rows)
+
+    monkeypatch.setattr(gpu.captured, "complete", spied)
+    run = gpu.kept_steps(model, prompts, 9)
+    run()
+    run()
+    peer = gpu.transformers_side(model, torch.tensor(prompts), 9, False)
+    assert got == [want, want] and peer()[:, 3:].tolist() == want
 
 
 def test_a_complete_run_appends_a_line_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,7 +294,6 @@ def test_block_masks_have_gradients_where_there_is_no_kernel() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_rows_on_a_gpu_have_the_gradients_of_the_mask(dtype: torch.dtype) -> None:
     q, k, v, start_BT = (x.cuda() for x in packed_batch())

@@ -25,6 +25,7 @@ from bardlet.errors import BardletError
 from bardlet.inference import generate, readers
 from bardlet.inference.decoders.pages import Pages, page_dtype
 from bardlet.inference.drawing import Draws, Sampling, Token, next_tokens, with_logprobs
+from bardlet.inference.sampling import not_finite
 
 log = logging.getLogger("bardlet")
 
@@ -329,7 +330,7 @@ class Engine:
         rows = []
         for row, (handle, good) in enumerate(zip(handles, finite, strict=True)):
             if not good:
-                self._end(handle, "cancelled", generate.not_finite(), damaged=True)
+                self._end(handle, "cancelled", not_finite(), damaged=True)
             elif not handle.request.max_tokens:
                 self._end(handle, "length")
             elif not handle.ended:

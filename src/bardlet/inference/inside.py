@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bardlet.config.model import LLAMA, RUNGS, WITHOUT_HEADS
 from bardlet.errors import BardletError, Unsupported
-from bardlet.inference.generate import check_finite, eval_mode, not_finite
+from bardlet.inference.generate import eval_mode
+from bardlet.inference.sampling import check_finite, not_finite
 
 LONGEST = 256
 """Tokens of the longest text that can be looked at."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bardlet.inference import decoders
 from bardlet.inference.decoders import native
+from bardlet.inference.decoders.cache import without_plans
 from bardlet.inference.decoders.pages import PAGE, PagedStep, Pages, page_dtype
 from bardlet.inference.decoders.prefix import WORTH_COPYING, Node, PrefixTree, common
 from bardlet.ops import linear
@@ -117,7 +118,8 @@ class PagedReader:
             return [], nothing
         idx_B = torch.tensor([token for context, number in parts
                               for token in context.ids[context.read : context.read + number]], device=self.device)
-        x_BC = self.decoder.hidden(idx_B, self._step(parts))
+        with without_plans(self.device):
+            x_BC = self.decoder.hidden(idx_B, self._step(parts))
         ready, rows, end = [], [], 0
         for context, number in parts:
             for position in range(context.read, context.read + number):  # from now on others may share them

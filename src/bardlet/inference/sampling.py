@@ -82,11 +82,37 @@ def candidates(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: 
     if top_k == V and top_p < 1 and V > SMALL:
         outside_BV = _weights(logits_BV.detach().to("cpu", torch.float32), temperature, top_p)[:, :V] == 0
         return index_BK, scaled_BK.masked_fill_(outside_BV, float("-inf")).softmax(dim=-1)
+    return index_BK, _nucleus(scaled_BK, top_p)
+
+
+def _nucleus(scaled_BK: Tensor, top_p: float) -> Tensor:
+    """Return the probabilities of scaled logits, 0 outside the nucleus."""
     scaled_BK, rank_BK = scaled_BK.sort(dim=-1, descending=True, stable=True)
     if top_p < 1:
         before_BK = F.pad(scaled_BK.softmax(dim=-1).cumsum(dim=-1)[:, :-1], (1, 0))  # probability of the likelier ids
         scaled_BK = scaled_BK.masked_fill(before_BK >= top_p, float("-inf"))
-    return index_BK, torch.empty_like(scaled_BK).scatter_(-1, rank_BK, scaled_BK.softmax(dim=-1))
+    return torch.empty_like(scaled_BK).scatter_(-1, rank_BK, scaled_BK.softmax(dim=-1))
+
+
+def draw_on_device(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None,
+                   u_B1: Tensor) -> Tensor:
+    """Compute `draw` on the device of the logits, which must have float64, for a CUDA graph.
+
+    The shapes depend on no value, and the host reads none. Of equal logits, top-k keeps any.
+    """
+    logits_BV, index_BK = logits_BV.float(), None
+    if temperature < GREEDY:
+        return logits_BV.argmax(dim=-1)
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        index_BK = logits_BV.topk(top_k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        logits_BV = logits_BV.gather(-1, index_BK)
+    scaled_BK = logits_BV.double()
+    scaled_BK = (scaled_BK - scaled_BK.amax(dim=-1, keepdim=True)) / temperature
+    probability_BK = scaled_BK.softmax(dim=-1) if top_p is None or top_p >= 1 else _nucleus(scaled_BK, top_p)
+    cumulative_BK = probability_BK.cumsum(dim=-1)
+    before_BK = cumulative_BK <= u_B1.double() * cumulative_BK[:, -1:]
+    at_B1 = before_BK.sum(dim=-1, keepdim=True).clamp_(max=before_BK.shape[-1] - 1)
+    return (at_B1 if index_BK is None else index_BK.gather(-1, at_B1))[:, 0]
 
 
 def _scaled(logits_BV: Tensor, temperature: float) -> Tensor:
@@ -156,3 +182,15 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if len(seed) != rows:
         raise BardletError(f"{len(seed)} seeds for {rows} prompts; give one seed, or one for each prompt")
     return list(seed)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise BardletError if a logit is not finite."""
+    if not math.isfinite(logits.sum(dtype=torch.float32)):  # a NaN or inf anywhere makes the sum NaN or inf
+        raise not_finite()
+
+
+def not_finite() -> BardletError:
+    """Return the error of logits that are not finite."""
+    return BardletError("the model's logits are not finite: its weights are damaged or training diverged; "
+                        "run `bardlet doctor` on its folder")

@@ -182,12 +182,14 @@ SERIAL, LANES = 16_384, 128
 
 
 def elementwise(function: Product, x_BC: Tensor) -> Tensor:
-    """Return function(x), such that the bits of a row do not depend on the other rows.
+    """Return function(x), such that on a CPU the bits of a row do not depend on the other rows.
 
     PyTorch computes the elements in vectors, and the last ones of a tensor, or of a thread's share, one by one: for
     exp() and tanh() with other bits. For elements that are not adjacent it has another gelu.
     """
     x_BC, C = x_BC.contiguous(), x_BC.shape[1]
+    if x_BC.device.type != "cpu":
+        return function(x_BC)
     if C % LANES:
         return elementwise(function, F.pad(x_BC, (0, -C % LANES)))[:, :C]
     rows = max(1, (SERIAL - 1) // C)
