@@ -43,7 +43,8 @@ class RunOptions:
 NOT_TYPED = ("replans",)
 """Settings that only files can hold."""
 
-MACHINE = Group("machine", ("device", "dtype", "compile"), ("threads", "deterministic", "shard", "elastic"))
+MACHINE = Group("machine", ("device", "dtype", "compile"),
+                ("threads", "deterministic", "shard", "elastic", "recompute"))
 OUTPUT = Group("output", ("out", "plan", "config", "json"), ("sample_tokens", "tensorboard", "wandb"))
 OPTIMIZER = ("optimizer", "min_lr_ratio", "schedule", "warmup_steps", "decay_share", "weight_decay", "beta1", "beta2",
              "grad_clip")
