@@ -7,6 +7,8 @@ TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # Data for the tests. A test whose data is missing is skipped and says why.
 export BARDLET_DATA ?= $(wildcard $(abspath ../shared/data))
+# A real small model for the slow tests; CONTRIBUTING.md says how to make its folder.
+export BARDLET_SMOLLM2 ?= $(wildcard $(abspath .smollm2))
 
 # Pretend that the processor has only AVX2, like an older laptop: no AVX-512, no native bf16.
 AVX2 := CUDA_VISIBLE_DEVICES= ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2

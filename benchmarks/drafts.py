@@ -14,21 +14,15 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import record
 import torch
 
-from bardlet.inference import generate as generation
+from bardlet.inference.generate import stream
 from bardlet.run import hf
 from bardlet.runtime.device import tune_malloc
-
-
-def without_drafts(reader: Any, prompt: Any, draws: Any, *rest: Any) -> Iterator[list[int | None]]:
-    """Run the steps of one prompt as those of several, which have no drafts."""
-    return generation._row_by_row(reader, [prompt], [draws], *rest)
 
 
 def prompts_of(text: str, first: str, tokenizer: Any, args: argparse.Namespace) -> list[list[int]]:
@@ -59,7 +53,7 @@ def main() -> None:
     tune_malloc()
     model, tokenizer = hf.read_folder(args.folder)
     first = Path(args.texts[0]).read_text(encoding="utf-8", errors="replace")
-    sides = {"plain": without_drafts, "drafts": generation._with_drafts}
+    sides = ("plain", "drafts")
     for text in args.texts:
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         equal = total = 0
@@ -67,11 +61,10 @@ def main() -> None:
             ids: dict[str, list[list[int]]] = {name: [] for name in sides}
             spent = dict.fromkeys(sides, 0.0)
             for number, prompt in enumerate(prompts_of(text, first, tokenizer, args)):
-                for name, function in sides.items():
-                    generation._with_drafts = function
-                    steps = generation.stream(model, [prompt], args.tokens, temperature=args.temperature,
-                                              seed=[1000 * run + number],
-                                              dtype=torch.int8 if args.dtype == "int8" else None)
+                for name in sides:
+                    steps = stream(model, [prompt], args.tokens, temperature=args.temperature,
+                                   seed=[1000 * run + number], dtype=torch.int8 if args.dtype == "int8" else None,
+                                   drafts=name == "drafts")
                     written = [next(steps)[0]]  # the prompt has been read
                     started = time.perf_counter()
                     written += [step[0] for step in steps]

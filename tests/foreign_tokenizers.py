@@ -23,9 +23,12 @@ WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
          r"|\s+(?!\S)|\s+")
 
 
-def byte_level(words: list[Any], special: list[str], normalizer: Any = None) -> Tokenizer:
-    """Return a byte-level BPE that splits words by the given rules."""
-    inner = Tokenizer(models.BPE())
+def byte_level(words: list[Any], special: list[str], normalizer: Any = None, whole_words: bool = False) -> Tokenizer:
+    """Return a byte-level BPE that splits words by the given rules.
+
+    whole_words: a word that is in the vocabulary is a token, whatever the merges say.
+    """
+    inner = Tokenizer(models.BPE(ignore_merges=whole_words))
     inner.normalizer = normalizer
     inner.pre_tokenizer = pre_tokenizers.Sequence(words)
     inner.decoder = decoders.ByteLevel()
@@ -44,7 +47,7 @@ def llama3() -> Tokenizer:
     words = [pre_tokenizers.Split(Regex(WORDS), "isolated"),
              pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     inner = byte_level(words, ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>",
-                               "<|end_header_id|>"])
+                               "<|end_header_id|>"], whole_words=True)
     start = processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A $B",
                                           special_tokens=[("<|begin_of_text|>", 0)])
     inner.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), start])
@@ -103,6 +106,13 @@ NAMES: dict[str, dict[str, Any]] = {
 def raw(name: str) -> Tokenizer:
     """Return a tokenizer of the library."""
     return BUILDERS[name]()
+
+
+def with_added(name: str, *tokens: AddedToken) -> tk.Tokenizer:
+    """Return a tokenizer with more tokens, which are not special."""
+    inner = Tokenizer.from_str(raw(name).to_str())
+    inner.add_tokens(list(tokens))
+    return tk.Tokenizer(inner.to_str())
 
 
 def write(folder: Path, name: str, **settings: Any) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from processes import in_processes
 from torch import Tensor
 
-from bardlet.run import checkpoint, stored
+from bardlet.run import checkpoint, hf
 
 SLICES = ["--elastic", "24", "--dropout", "0.1"]
 """Dropout that does not depend on the number of processes, for 1, 2, 3, 4 and 8 of them."""
@@ -117,6 +117,6 @@ def difference(first: Path, second: Path, tolerance: float) -> dict[str, float]:
 def tensors_of(run: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """Return the weights at the root of a run, and the optimizer states in its last checkpoint."""
     folder = checkpoint.newest_intact(run)
-    saved = checkpoint.shares_in(folder) or stored.read_all(folder / "trainer.safetensors")
-    return (stored.read_all(run / "model.safetensors"),
+    saved = checkpoint.shares_in(folder) or hf.read_tensors(folder / "trainer.safetensors")
+    return (hf.read_tensors(run / "model.safetensors"),
             {name: x for name, x in saved.items() if name.startswith("optimizer/")})

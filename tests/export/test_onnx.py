@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from export.test_page import TEXT, greedy, model_of
+from export.test_page import RELATIVES, TEXT, greedy, model_of
 
 from bardlet import tokenizer as tk
 from bardlet.errors import BardletError
@@ -21,7 +21,7 @@ pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 MODELS = {"gpt2": ("gpt2", {}), "untied": ("gpt2", {"tie_embeddings": False, "activation": "gelu"}),
           "qwen3": ("qwen3", {"activation": "silu"}),
-          "grouped": ("qwen3", {"activation": "silu", "n_kv_head": 1, "n_head": 4, "head_dim": 6})}
+          "grouped": ("qwen3", {"activation": "silu", "n_kv_head": 1, "n_head": 4, "head_dim": 6}), **RELATIVES}
 
 
 @pytest.fixture(params=MODELS)

@@ -16,7 +16,7 @@ import torch
 from bardlet import models
 from bardlet import tokenizer as tk
 from bardlet.api.models import Model
-from bardlet.config.model import RUNGS, ModelConfig
+from bardlet.config.model import RUNGS, ModelConfig, RopeScaling
 from bardlet.data import chat_template
 from bardlet.errors import BardletError
 from bardlet.export import canonical, html
@@ -117,8 +117,17 @@ def test_added_tokens_that_are_not_special_are_refused() -> None:
         html.check(model_of("gpt2", tokenizer.vocab_size), tokenizer)
 
 
+RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (family, {"activation": "silu", **changes}) for name, family, changes in (
+        ("llama, biases", "llama", {"n_kv_head": 1, "attention_bias": True, "tie_embeddings": False}),
+        ("llama, scaled positions", "llama", {"rope_theta": 500.0, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 40)}),
+        ("mistral, wide heads", "mistral", {"head_dim": 12, "rope_theta": 300.0}),
+        ("qwen2", "qwen2", {"n_kv_head": 1}),
+        ("smollm3", "smollm3", {"n_layer": 4, "layers_without_positions": (3,)}))}
+"""Models of `models/llama.py`: biases, scaled positions, layers without positions."""
 CASES = {
-    **{rung: (rung, {}) for rung in RUNGS},
+    **{rung: (rung, {}) for rung in RUNGS}, **RELATIVES,
+    "smollm3, biases": ("smollm3", {"activation": "silu", "layers_without_positions": (0,), "attention_bias": True}),
     "gpt2": ("gpt2", {}), "untied": ("gpt2", {"tie_embeddings": False, "activation": "gelu"}),
     "qwen3": ("qwen3", {"activation": "silu"}), "grouped": ("qwen3", {"activation": "silu", "n_kv_head": 1, "n_head": 4,
                                                                      "head_dim": 6, "tie_embeddings": False}),

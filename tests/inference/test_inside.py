@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from bardlet import models
-from bardlet.config.model import RUNGS, ModelConfig
+from bardlet.config.model import LLAMA, RUNGS, ModelConfig, RopeScaling
 from bardlet.errors import BardletError, Unsupported
 from bardlet.inference import inside
 from bardlet.inference.generate import generate
@@ -22,6 +22,10 @@ GROUPED = replace(SMALL, model="qwen3", n_kv_head=2, head_dim=6, activation="sil
 RUNG = replace(SMALL, activation="relu", tie_embeddings=False)
 CONFIGS = {"gpt2": SMALL, "untied gpt2": replace(SMALL, tie_embeddings=False),
            "qwen3": replace(GROUPED, n_kv_head=4), "grouped qwen3": GROUPED,
+           "llama": replace(GROUPED, model="llama", attention_bias=True, tie_embeddings=False, rope_theta=500.0,
+                            rope_scaling=RopeScaling(8.0, 1.0, 4.0, 40)),
+           "mistral": replace(GROUPED, model="mistral"), "qwen2": replace(GROUPED, model="qwen2", head_dim=8),
+           "smollm3": replace(GROUPED, model="smollm3", layers_without_positions=(1,)),
            **{rung: replace(RUNG, model=rung) for rung in RUNGS if rung not in ("bigram", "averaging")}}
 FAMILIES = [name for name in CONFIGS if name not in RUNGS]
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
@@ -91,7 +95,7 @@ def test_attention_is_the_attention_that_the_model_used(name: str) -> None:
     assert len(calls) == len(layers) == model.config.n_layer
     with torch.inference_mode():
         for layer, (args, y), weights_HTT in zip(layers, calls, weights, strict=True):
-            rope = args[1:3] if "qwen3" in name else ()
+            rope = args[1:3] if model.config.model in LLAMA else ()
             v_BTKD = layer.attention.project(args[0], *rope)[2]
             group = model.config.n_head // v_BTKD.shape[2]
             heads = [weights_HTT[h] @ v_BTKD[0, :, h // group] for h in range(model.config.n_head)]
@@ -208,7 +212,7 @@ def test_all_heads_off_equal_a_projection_of_zeros(name: str) -> None:
     assert not torch.allclose(reading.logits_TV, inside.read(model, IDS).logits_TV)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "grouped qwen3", "residual", "qk-norm"])
+@pytest.mark.parametrize("name", ["gpt2", "grouped qwen3", "llama", "smollm3", "residual", "qk-norm"])
 def test_one_head_off_equals_zeros_in_the_projection(name: str) -> None:
     model, without = random_model(CONFIGS[name]), random_model(CONFIGS[name])
     projection = inside.anatomy(without).layers[1].projection

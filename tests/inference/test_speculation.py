@@ -54,14 +54,15 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> type[Counter]:
 
 
 @pytest.mark.parametrize(("config", "dtype", "by_torch"), [
-    (CONFIG, None, False), (GPT2, None, False), (CONFIG, torch.int8, False), (CONFIG, None, True)])
+    (CONFIG, None, False), (GPT2, None, False), (CONFIG, torch.int8, False), (CONFIG, None, True),
+    (CONFIG, torch.bfloat16, True), (CONFIG, torch.int8, True), (GPT2, None, True)])
 def test_tokens_are_those_without_drafts(config: ModelConfig, dtype: torch.dtype | None, by_torch: bool,
                                          counter: type[Counter], monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy and sampled, past the window and several pages, with stops; `generate` makes no drafts."""
     if by_torch:
         monkeypatch.setattr(native, "library", lambda *args: None)
     model, chance = random_model(config), random.Random(0)
-    for seed in range(2):
+    for seed in range(1 if by_torch else 2):
         pattern = [chance.randrange(V) for _ in range(chance.randrange(3, 9))]
         prompt = (pattern * 30)[: chance.choice([5, 63, 64, 65, 130, 200])]
         for temperature, stop_ids in ((0.0, ()), (0.6, ()), (1.0, (3,))):
@@ -70,6 +71,8 @@ def test_tokens_are_those_without_drafts(config: ModelConfig, dtype: torch.dtype
             [want] = generate(model, [prompt], 250, **options)
             assert counter.steps == before
             assert [step[0] for step in stream(model, [prompt], 250, **options)] == want
+    before = counter.steps
+    assert len(list(stream(model, [[1, 2] * 20], 20, drafts=False))) == 20 and counter.steps == before
     assert 0 < counter.wrong < counter.drafted  # some drafts were right, and some wrong
 
 

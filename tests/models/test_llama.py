@@ -15,6 +15,7 @@ from bardlet.errors import BardletError
 from bardlet.inference.generate import generate
 from bardlet.models.layers import rope_cos_sin
 from bardlet.models.llama import Block, Llama
+from bardlet.run.stored import StoredTensors
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -112,6 +113,26 @@ def test_checkpoint_with_the_tied_head_loads() -> None:
     assert torch.equal(other(idx), ours(idx))
 
 
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
+@torch.no_grad()
+def test_the_frequencies_in_an_old_checkpoint_are_left_out(name: str, tmp_path: Path) -> None:
+    """As transformers does."""
+    from transformers import AutoModelForCausalLM
+
+    ours = random_model(VARIANTS["llama, untied"])
+    write_folder(ours, tmp_path)
+    wrong = torch.full((4,), 7.0)
+    save_file(ours.hf_state_dict() | {name: wrong}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    idx = torch.randint(29, (1, 40))
+    wanted = ours(idx)
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path).eval()(idx).logits, wanted, **CLOSE)
+    other = Llama(ours.config).eval()
+    other.load_hf_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(other(idx), wanted)
+    other.load_hf_state_dict(StoredTensors([tmp_path / "model.safetensors"]))
+    assert torch.equal(other(idx), wanted)
+
+
 def test_mismatched_weights_are_named() -> None:
     model = Llama(CONFIG)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -163,6 +184,16 @@ def test_missing_config_entries_get_hugging_face_defaults() -> None:
     kinds: dict[str, Any] = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "smollm3": SmolLM3Config}
     for name, kind in {**kinds, "mistral": MistralConfig}.items():
         assert Llama.from_hf(small | {"model_type": name}) == Llama.from_hf(kind(**small).to_dict())
+    for name, kind in {**kinds, "mistral": MistralConfig}.items():  # transformers' default of key-value heads decides
+        heads = {key: value for key, value in small.items() if key != "num_key_value_heads"}
+        heads |= {"num_attention_heads": 32, "hidden_size": 64}
+        by_default = Llama.from_hf(heads | {"model_type": name})
+        assert by_default == Llama.from_hf(kind(**heads).to_dict()), name
+        assert (by_default.n_kv_head == 32) is (name in ("llama", "qwen2", "qwen3"))
+        null = heads | {"num_key_value_heads": None}
+        assert Llama.from_hf(null | {"model_type": name}).n_kv_head == 32
+        if name != "mistral":  # which transformers 5 refuses
+            assert Llama.from_hf(null | {"model_type": name}) == Llama.from_hf(kind(**null).to_dict()), name
     with pytest.raises(BardletError, match="a sliding window of 4096 tokens"):
         Llama.from_hf(small | {"model_type": "mistral", "max_position_embeddings": 8192})
     hf_4 = {key: value for key, value in Llama.to_hf(CONFIG).items() if key != "rope_parameters"}

@@ -169,7 +169,7 @@ def write_gguf(out: Path, source: Source, dtype: str) -> list[Path]:
         raise BardletError(f"{modelfile}: exists already, and an export writes it; remove it, or choose another --out")
     if not out.name.isprintable():
         raise BardletError(f"{printable(out.name)}: a Modelfile cannot name such a file; choose another --out")
-    if source.tokenizer.nfc:
+    if "NFC" in gguf.normalizers(source.tokenizer):
         log.warning("the model composes accents in what it reads (NFC), and llama.cpp does not: give it composed text")
     gguf.write(out, source.model, source.tokenizer, name_of(source.folder), dtype, source.starts_documents)
     context = source.model.config.block_size

@@ -48,6 +48,10 @@ ARCHITECTURES = {"mistral": "llama"}
 """llama.cpp's name of an architecture, where it is not bardlet's."""
 NEIGHBORS = ("llama", "mistral", "smollm3")
 """Families of which llama.cpp rotates neighboring channels in pairs, instead of channels i and i + D/2."""
+SCALED = ("llama", "mistral")
+"""Families for which llama.cpp reads `rope_freqs`, the scaled positions of Llama 3.1."""
+WHOLE_WORDS = ("llama-bpe",)
+"""Rules of WORDS for which llama.cpp looks up a word in the vocabulary before it merges (`ignore_merges`)."""
 
 
 def write(path: Path, model: Any, tokenizer: Tokenizer, name: str, dtype: str = "f32",
@@ -102,24 +106,77 @@ def check(config: Any, tokenizer: Tokenizer, dtype: str) -> None:
         kind = "reward models" if config.scores else f"models of the family {config.model}"
         raise BardletError(f"--to gguf: llama.cpp does not run bardlet's {kind}; use --to hf"
                            f"{' or --to html' * (not config.scores)}")
-    if config.model == "smollm3" and config.layers_without_positions != tuple(range(3, config.n_layer, 4)):
-        raise BardletError("--to gguf: llama.cpp runs a smollm3 only if every fourth layer has no positions; use --to "
-                           "hf")
-    if config.model == "gpt2" and config.activation != "gelu_new":
-        raise BardletError(f"--to gguf: llama.cpp computes gpt2 with gelu_new, not {config.activation}; use --to hf")
-    if pre_tokenizer(tokenizer) is None:
-        raise BardletError("--to gguf: this tokenizer splits words by a rule of its own; convert the original model "
-                           "with llama.cpp's convert_hf_to_gguf.py")
-    if tokenizer.added:
-        raise BardletError(f"--to gguf: the tokenizer has the added token {printable(tokenizer.added[0])}, which "
-                           "llama.cpp would not find in a text; use --to hf")
-    if tokenizer.lowercase:
-        raise BardletError("--to gguf: this tokenizer lowercases what it reads, which a GGUF file cannot say; use --to "
-                           "html or --to hf")
+    _check_shape(config)
+    _check_tokenizer(tokenizer)
+    _check_added(tokenizer)
     widths = {"n_embd": config.n_embd, "n_inner": config.n_inner, "n_head x head_dim": config.n_head * config.head_dim}
     if wrong := [f"{name} {width}" for name, width in widths.items() if width % BLOCK] * (dtype == "q8_0"):
         raise BardletError(f"--dtype q8_0 stores {BLOCK} numbers at a time, and {' and '.join(wrong)} cannot be "
                            f"divided by {BLOCK}; use --dtype f16")
+
+
+def _check_shape(config: Any) -> None:
+    """Raise BardletError for a variant of a family that llama.cpp cannot load, or computes in another way."""
+    wide = config.n_head * config.head_dim
+    reason = ""
+    if config.model == "smollm3" and config.layers_without_positions != tuple(range(3, config.n_layer, 4)):
+        reason = "runs a smollm3 only if every fourth layer has no positions"
+    elif config.model == "gpt2" and config.activation != "gelu_new":
+        reason = f"computes gpt2 with gelu_new, not {config.activation}"
+    elif config.rope_scaling is not None and config.model not in SCALED:
+        reason = f"does not scale the positions of {config.model} ('rope_scaling')"
+    elif config.attention_bias and config.model != "llama":
+        reason = f"has no bias for the attention output of {config.model} ('attention_bias')"
+    elif config.model == "qwen2" and wide != config.n_embd:
+        reason = f"runs a qwen2 only if n_head x head_dim is n_embd, and they are {wide} and {config.n_embd}"
+    if reason:
+        raise BardletError(f"--to gguf: llama.cpp {reason}; use --to hf")
+
+
+def _check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raise BardletError for a tokenizer to which llama.cpp has no equal."""
+    words = pre_tokenizer(tokenizer)
+    if words is None:
+        raise BardletError("--to gguf: this tokenizer splits words by a rule of its own; convert the original model "
+                           "with llama.cpp's convert_hf_to_gguf.py")
+    if tokenizer.lowercase:
+        raise BardletError("--to gguf: this tokenizer lowercases what it reads, which a GGUF file cannot say; use --to "
+                           "html or --to hf")
+    if others := [name for name in normalizers(tokenizer) if name != "NFC"]:
+        raise BardletError(f"--to gguf: this tokenizer changes what it reads ({printable(others[0])}), which a GGUF "
+                           "file cannot say; use --to hf")
+    merging = tokenizer.rules["model"]
+    if merging.get("ignore_merges", False) is not (words in WHOLE_WORDS) and tokenizer.kind in ("bpe", "other"):
+        looks, does = ("looks", "does not") if words in WHOLE_WORDS else ("does not look", "does")
+        raise BardletError(f"--to gguf: llama.cpp {looks} up whole words before it merges, and this tokenizer {does} "
+                           "('ignore_merges'); use --to hf")
+    if marks := [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if merging.get(name)]:
+        raise BardletError(f"--to gguf: this tokenizer has a '{marks[0]}', which a GGUF file cannot say; use --to hf")
+
+
+def _check_added(tokenizer: Tokenizer) -> None:
+    """Raise BardletError for an added token that llama.cpp would match in other places of a text.
+
+    Special tokens have no say: a text has none of them.
+    """
+    added = [token for token in tokenizer.rules["added_tokens"] if not token["special"]]
+    contents = [token["content"] for token in added]
+    beginnings = {content[:n] for content in contents for n in range(1, len(content))}
+    for token, content in zip(added, contents, strict=True):
+        options = [name for name in ("lstrip", "rstrip", "single_word") if token[name]]
+        changes = tokenizer.inner.normalizer if token["normalized"] else None
+        ends = (content[n:] for n in range(1, len(content)) if len(set(content)) > 1)
+        if tokenizer.kind == "char":
+            reason = "and in a GGUF file a tokenizer of characters has none"
+        elif options:
+            reason = f"with '{options[0]}', which a GGUF file cannot say"
+        elif changes is not None and changes.normalize_str(content) != content:
+            reason = f"which its normalizer changes ({', '.join(normalizers(tokenizer))})"
+        elif any(end in beginnings for end in ends):
+            reason = "whose end begins another one, so that llama.cpp may take the other one"
+        else:
+            continue
+        raise BardletError(f"--to gguf: the tokenizer has the added token {printable(content)}, {reason}; use --to hf")
 
 
 def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -166,7 +223,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     """Add the tokenizer; rows of the embedding that have no token become unused ones."""
     gguf = library()
     tokens, merges = byte_level(tokenizer)
-    kinds = [gguf.TokenType.CONTROL if i in tokenizer.special else gguf.TokenType.NORMAL for i in range(len(tokens))]
+    kinds = [gguf.TokenType.NORMAL] * len(tokens)
+    for token in tokenizer.rules["added_tokens"]:  # llama.cpp matches those that are not special in every text
+        kinds[token["id"]] = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
     missing = size - len(tokens)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
@@ -192,9 +251,16 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
     """Return llama.cpp's name of the rule that splits a text into words; None if it has none for this tokenizer."""
     if tokenizer.kind != "other":
         return "gpt-2"
+    if tokenizer.rules["model"]["type"] != "BPE":
+        return None
     rules = [{name: value for name, value in step.items() if name != "trim_offsets"}
              for step in steps(tokenizer.rules["pre_tokenizer"], "pretokenizers")]
     return next((name for name, known in WORDS.items() if rules == known), None)
+
+
+def normalizers(tokenizer: Tokenizer) -> list[str]:
+    """Return the names of the steps by which the tokenizer changes a text before it splits it."""
+    return [step["type"] for step in steps(tokenizer.rules.get("normalizer"), "normalizers")]
 
 
 def byte_level(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:

@@ -1,8 +1,8 @@
-"""Guess the next tokens from what was written before, so that one step of the model can read several.
+"""Speculative decoding: drafts of the next tokens from the text so far, so that one step of the model reads several.
 
 A text repeats itself: names, phrases, code. The tokens that followed the last ones earlier are a draft (prompt lookup,
 Saxena 2023); the model reads the draft at once, and draws each token as if it had read them one by one. A draft
-therefore changes the time, and no token: `readers.PagedReader` gives a row the same bits beside any others.
+therefore changes the time, and no token: `readers.PagedReader` gives a row the same bits in any batch.
 """
 
 from __future__ import annotations

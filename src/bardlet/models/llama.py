@@ -31,6 +31,9 @@ from bardlet.models.layers import (
 from bardlet.ops.attention import attention
 from bardlet.ops.dropout import Dropout
 
+ROTARY_BUFFER = "rotary_emb.inv_freq"
+"""End of the names of frequencies in old checkpoints of Llama 1 and 2; they follow from config.json."""
+
 
 class Attention(nn.Module):
     """Causal self-attention; H query heads share K key-value heads."""
@@ -158,5 +161,6 @@ class Llama(LanguageModel):
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
         tied = self.lm_head is None  # a file may hold the shared matrix twice
-        names = [name for name in tensors if not (tied and name == "lm_head.weight")]
+        names = [name for name in tensors
+                 if not (name.endswith(ROTARY_BUFFER) or (tied and name == "lm_head.weight"))]
         load_strictly(self, changed(names, tensors.__getitem__, tensors))

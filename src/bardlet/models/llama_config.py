@@ -16,6 +16,8 @@ CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Q
 """The beginning of the names of transformers' classes."""
 THETA = {"smollm3": 2_000_000.0}
 """Rotary bases other than 10,000, where config.json has none."""
+KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32, "smollm3": 4}
+"""Key-value heads, where config.json has no entry; a null, and llama without an entry, is one for each query head."""
 MISTRAL_WINDOW = 4096
 """The sliding window of a Mistral whose config.json has no entry."""
 
@@ -80,7 +82,8 @@ def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     theta, scaling = _rope(hf, model, block_size)
     n_layer = get_value(hf, "num_hidden_layers", int)
     n_embd, n_head = get_value(hf, "hidden_size", int), get_value(hf, "num_attention_heads", int)
-    n_kv_head = get_value(hf, "num_key_value_heads", int, n_head)
+    missing = KV_HEADS.get(model, n_head) if "num_key_value_heads" not in hf else n_head
+    n_kv_head = get_value(hf, "num_key_value_heads", int, missing)
     if n_head % n_kv_head:
         raise BardletError(f"config.json: {n_head} query heads cannot share {n_kv_head} key-value heads evenly; "
                            "copy the file again")

@@ -27,7 +27,7 @@ from bardlet.data import chat_template
 from bardlet.errors import BardletError, Unsupported, printable
 from bardlet.models.layers import on_meta_device
 from bardlet.run import foreign, shares
-from bardlet.run.stored import StoredTensors, read_all
+from bardlet.run.stored import StoredTensors, opened, reading
 from bardlet.runtime import atomic, manifest, parallelize
 from bardlet.tokenizer import Tokenizer
 
@@ -49,7 +49,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a safetensors file, on the CPU, as they are stored. Raises BardletError if it is damaged.
     """
-    return read_all(path)
+    with reading(path), opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
 
 
 TOKENIZER_AND_CONFIG = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")

@@ -87,10 +87,3 @@ def opened(path: Path) -> Any:
     if header > MAX_HEADER_BYTES:
         raise BardletError(f"{path}: damaged: it claims a header of {header:,} bytes; copy it again")
     return safe_open(path, framework="pt")
-
-
-def read_all(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a safetensors file, on the CPU, as they are stored. Raises BardletError if it is damaged.
-    """
-    with reading(path), opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -21,8 +21,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Options of glibc's allocator, from its malloc.h."""
 
 PRODUCTS_KEPT = 128
-"""Shapes of products whose compiled code oneDNN keeps, in place of 1,024: with batches of ever other widths, a thousand
-took 1.1 GB."""
+"""Shapes of products whose compiled code oneDNN keeps, in place of 1,024: with batches whose widths keep changing, a
+thousand took 1.1 GB."""
 
 
 def pick_device(name: str) -> torch.device:

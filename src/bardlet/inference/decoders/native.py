@@ -84,7 +84,7 @@ class Decoder:
     """Read one token per row by `step.cpp`; a test compares it with `forward` of the models.
 
     The weights are packed: fp32, bf16, or int8 with a scale for each GROUP inputs of an output. The
-    residual stream is fp32; int8 weights meet inputs of 16 bits.
+    residual stream is fp32; int8 weights are multiplied by inputs that are rounded to 16 bits.
     """
 
     step_class = PageTable
