@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from processes import HANGS
 
 from bardlet.runtime import heartbeat
+from bardlet.runtime.signals import signals
 
 
 class Store:
@@ -111,3 +119,120 @@ def test_a_process_that_computes_is_not_lost(works: bool, world: Any, capsys: py
         beat(hearts, world)
     assert bool(world.left) == (not works)
     assert ("has been silent for" in capsys.readouterr().err) == (not works)
+
+
+def test_a_closed_connection_shortens_the_patience(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """After an error of a collective, a silent process on another machine is named within ten seconds."""
+    hearts = [heartbeat.Heartbeat(rank, 2) for rank in range(2)]
+    beat(hearts, world)
+    world.store.words[f"{hearts.pop(1).prefix}/1"] = "77 elsewhere 3"
+    hearts[0].error = True
+    for _ in range(10):
+        beat(hearts, world)
+    assert "process 1 of 2 (pid 77 on elsewhere) has been silent for" in capsys.readouterr().err
+    assert not hearts
+
+
+def test_a_call_that_never_returns(world: Any, capsys: pytest.CaptureFixture[str],
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is cut: the thread that reads the store waits for hours, and another one names process 0."""
+    left, forever = threading.Event(), threading.Event()
+    heart = heartbeat.Heartbeat(1, 2)
+    world.store.words[f"{heart.prefix}/0"] = "77 elsewhere 3"
+    heart.check_peers()
+
+    def check(keys: list[str]) -> bool:
+        world.now += heartbeat.FROZEN_SECONDS  # no more: it is not this process that was suspended
+        forever.wait(HANGS)
+        return False
+
+    def leave(code: int) -> None:
+        left.set()
+        forever.wait(HANGS)
+
+    monkeypatch.setattr(world.store, "check", check)
+    monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 4.0)
+    monkeypatch.setattr(heartbeat.os, "_exit", leave)
+    heart.start()
+    assert left.wait(HANGS)
+    for event in (heart.ended, heart.closed, forever):
+        event.set()
+    heart.join(HANGS)
+    named = "process 0 of 2 (pid 77 on elsewhere), or its launcher, has been silent for 5 s: killed, stopped or"
+    assert named in capsys.readouterr().err
+
+
+def test_launchers_that_count_differently_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes get an id that entries of an earlier start lack."""
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(server.port)), ("GROUP_WORLD_SIZE", "3"),
+                        ("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(heartbeat, "_agreed", [])
+    ids = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as threads:
+            started = [threads.submit(heartbeat.agree, rank, 3, timedelta(seconds=HANGS)) for rank in (2, 0, 1)]
+            [common] = {each.result() for each in started}
+        ids.append(common)
+        assert heartbeat.attempt() == common
+    assert len(set(ids)) == 2
+
+
+def test_a_run_is_found_by_its_name_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On several machines: the launcher of one may have been started anew, at another address."""
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def launch(name: str, port: str, *argv: str) -> str:
+        monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        monkeypatch.setenv("MASTER_PORT", port)
+        monkeypatch.setattr(sys, "argv", ["bardlet", "train", *argv])
+        return heartbeat.launch()
+
+    assert launch("mine", "1", "text") == launch("mine", "2", "text")
+    assert len({launch("mine", "1", "text"), launch("yours", "1", "text"), launch("mine", "1", "text", "--steps", "9"),
+                launch("none", "1", "text"), launch("none", "2", "text")}) == 5
+    assert heartbeat.restarted()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    assert not heartbeat.restarted()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert heartbeat.restarted()
+
+
+@pytest.mark.parametrize(("torchrun", "number", "acts"), [
+    (True, signal.SIGTERM, False), (False, signal.SIGTERM, True), (True, signal.SIGINT, True),
+])  # fmt: skip
+def test_a_second_signal(torchrun: bool, number: int, acts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It acts at once. Not SIGTERM under torchrun: Slurm and torchrun may each send one, and the run must be saved."""
+    raised: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    if not torchrun:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with signals() as request:
+        handler = signal.getsignal(number)
+        assert callable(handler)
+        for _ in range(2):
+            handler(number, None)
+    assert request.number == number
+    assert raised == [number] * acts
+
+
+def test_a_store_that_is_gone_is_left_alone(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call would print a warning of PyTorch, until a line that names the process is lost among them."""
+    heart, calls = heartbeat.Heartbeat(1, 2), []
+
+    def fail(*arguments: object) -> None:
+        calls.append(arguments)
+        raise RuntimeError("Connection was likely closed")
+
+    for name in ("set", "check", "get"):
+        monkeypatch.setattr(world.store, name, fail)
+    with pytest.raises(Gone):
+        for _ in range(20):
+            world.now += 1
+            heart.beat()
+            heart.check_peers()
+    assert len(calls) == 1

@@ -202,9 +202,10 @@ def connect(device: str, slices: int | None = None) -> Iterator[Dist]:
 
 def _join(backend: str, rank: int, world: int) -> None:
     """Initialize the process group that torchrun's environment describes."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun keeps its store when it restarts the processes, and they would read the addresses of the dead ones
-        # (pytorch issue 135712); its restart count is valid on a single machine only
+    if heartbeat.keeps_store():
+        # after a restart, the processes would read the addresses of the dead ones (pytorch issue 135712)
+        if heartbeat.on_several_machines():
+            heartbeat.agree(rank, world, STORE_TIMEOUT)
         store = torch.distributed.PrefixStore(heartbeat.attempt(), heartbeat.store(STORE_TIMEOUT))
         torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank,
                                              world_size=world)

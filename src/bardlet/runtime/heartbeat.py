@@ -8,12 +8,14 @@ launcher can restart all of them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -29,6 +31,9 @@ holds Python's lock for long keeps the thread from sending."""
 
 AWAY_SECONDS = 25.0
 """The same for a process on another machine, of which it cannot be seen whether it is computing."""
+
+CLOSED_SECONDS = 6.0
+"""The same for a process on another machine, after an error of a collective: probably its connection was closed."""
 
 VERDICT_SECONDS = 3.0
 """Seconds that rank 0 stays to let the others read its verdict: it may be the server of the store."""
@@ -55,22 +60,79 @@ def store(timeout: timedelta) -> torch.distributed.TCPStore:
     return torch.distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
+def keeps_store() -> bool:
+    """Return True if torchrun serves the store, and keeps it, with all old entries, when it restarts the processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def restarts() -> int:
+    """Return the number of restarts that the torchrun of this machine counts: on several machines, each its own."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def on_several_machines() -> bool:
+    """Return True if torchrun runs on several machines."""
+    return os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+
+
+_agreed: list[str] = []
+"""The id on which `agree` agreed."""
+
+
 def attempt() -> str:
-    """Return the restart count of torchrun, which keeps its store, with all old entries, across restarts."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    """Return an id of this start of the processes, equal on all of them, which old entries of the store lack."""
+    return (_agreed or [str(restarts())])[0] if keeps_store() else "0"
+
+
+def agree(rank: int, world: int, timeout: timedelta) -> str:
+    """Agree with all other processes on the id of this start, and return it.
+
+    The launchers of several machines count differently: one that was started anew has counted nothing, and one that
+    only heard of a failure does not count it. Each process publishes an id of its own, and rank 0 answers to it with
+    the common one; only a process of this start can confirm that.
+    """
+    entries, own, until = store(timeout), uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    common = own if rank == 0 else _answer(entries, rank, own)
+    _agreed[:] = [common]
+    waiting = set(range(1, world)) if rank == 0 else set()
+    while waiting:
+        if time.monotonic() > until:
+            raise RuntimeError(f"timed out: process {min(waiting)} did not start")
+        for other in sorted(waiting):
+            if entries.check([f"bardlet/start/{other}"]):
+                entries.set(f"bardlet/answer/{entries.get(f'bardlet/start/{other}').decode()}", common)
+            if entries.check([f"bardlet/confirmed/{common}/{other}"]):
+                waiting.remove(other)
+        time.sleep(0.05)
+    return common
+
+
+def _answer(entries: torch.distributed.TCPStore, rank: int, own: str) -> str:
+    """Return rank 0's answer to this process, which publishes its id `own`, and confirm it."""
+    entries.set(f"bardlet/start/{rank}", own)
+    common: str = entries.get(f"bardlet/answer/{own}").decode()
+    entries.set(f"bardlet/confirmed/{common}/{rank}", "")
+    return common
 
 
 def restarted() -> bool:
-    """Return True if a launcher starts this process again: torchrun after a failure, Slurm after queueing again."""
-    return attempt() != "0" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    """Return True if a launcher may have started this process before: torchrun, or Slurm after queueing again.
+
+    The torchrun of a machine that joins the others again cannot know of it.
+    """
+    return restarts() > 0 or on_several_machines() or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def launch() -> str:
-    """Return an id of the launch, equal on all ranks and across restarts: of a Slurm job, or of torchrun."""
+    """Return an id of the launch, equal on all ranks and across restarts: of a Slurm job, or of torchrun.
+
+    On several machines it is --rdzv-id and the command, so that the same command, started again, finds its run.
+    """
     if job := os.environ.get("SLURM_JOB_ID"):  # a job that is queued again keeps it
         return f"slurm {job}"
-    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" and os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
-        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']}"  # the address may change when machines come and go
+    if on_several_machines() and os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        command = hashlib.sha256("\0".join(sys.argv[1:]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {command}"  # the address may change
     names = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"]
     one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"  # then torchrun's pid identifies it, too
     return " ".join([*(os.environ.get(name, "-") for name in names), *([str(os.getppid())] if one_machine else [])])
@@ -85,10 +147,16 @@ class Heartbeat(threading.Thread):
         # a separate client: the process group's store may be blocked, waiting for a peer
         self.store = store(timedelta(seconds=SILENT_SECONDS))
         self.prefix = f"bardlet/{attempt()}"
-        self.ended = threading.Event()
+        self.ended, self.closed = threading.Event(), threading.Event()
+        """Set when the last word is to be sent, and when it was."""
+        self.leaving = threading.Lock()
+        """Held by the thread that ends this process."""
+        self.error = False
+        """True after an error of a collective."""
+        self.cut_off = False
+        """True after an error of the store, whose client never connects again and prints a warning at each call."""
         self.rescue: Callable[[], object] | None = None
         """Saves what would be lost, before this process leaves; called in a thread of its own."""
-        self._leaving = threading.Lock()
         self.seen: dict[int, tuple[str, float]] = {}
         """The last heartbeat of each peer, and the time it arrived."""
         self.worked: dict[int, int] = {}
@@ -102,6 +170,7 @@ class Heartbeat(threading.Thread):
 
     def run(self) -> None:
         """Send a heartbeat and check the peers every second until `close`."""
+        threading.Thread(target=self._watch_store, daemon=True).start()
         while not self.ended.wait(1.0):
             self.beat()
             self.check_peers()
@@ -109,8 +178,7 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """Send a heartbeat."""
         self.beats += 1
-        with suppress(RuntimeError):
-            self._send(f"{os.getpid()} {socket.gethostname()} {self.beats}")
+        self._write(str(self.rank), f"{os.getpid()} {socket.gethostname()} {self.beats}")
 
     def check_peers(self) -> None:
         """End this process, with a line that names the peer, if a peer is lost."""
@@ -122,12 +190,35 @@ class Heartbeat(threading.Thread):
             self._leave(verdict)
         for rank in range(1, self.world) if self.rank == 0 else (0,):
             if why := self._lost(rank):
-                self._leave(f"process {rank} of {self.world} {why}")
-        if time.monotonic() - self.heard > SILENT_SECONDS:
+                verdict = f"process {rank} of {self.world} {why}"
+                if self.rank == 0:
+                    self._write("verdict", verdict)
+                self._leave(verdict)
+        self._check_store()
+
+    def _check_store(self) -> None:
+        """End this process if the store, which is on the machine of rank 0, has been silent for too long."""
+        silent = time.monotonic() - self.heard
+        if silent <= SILENT_SECONDS:
+            return
+        pid, host, *_ = [*self.seen.get(0, ("", 0.0))[0].split(), "", ""]
+        if host in ("", socket.gethostname()):
             self._leave("the launcher, or process 0, is gone")
+        self._leave(f"process 0 of {self.world} (pid {pid} on {host}), or its launcher, has been silent for "
+                    f"{silent:.0f} s: killed, stopped or disconnected")
+
+    def _watch_store(self) -> None:
+        """Check the store every second until `close` is done: a call waits for hours if the network is cut."""
+        now = time.monotonic()
+        while not self.closed.wait(1.0):
+            before, now = now, time.monotonic()
+            if now - before > FROZEN_SECONDS:  # as in check_peers
+                self.heard = now
+            self._check_store()
 
     def wait(self, seconds: float) -> None:
-        """Check the peers for up to `seconds`: if one of them caused an error, this ends the process."""
+        """Check the peers for up to `seconds` after an error of a collective: if one of them caused it, end."""
+        self.error = True
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.check_peers()
@@ -137,11 +228,10 @@ class Heartbeat(threading.Thread):
         """Stop the heartbeats, with `word` (DONE or FAILED) as the last one."""
         self.ended.set()
         self.join(SILENT_SECONDS)  # the thread must not send anything after the last word
-        with suppress(RuntimeError):
-            self._send(word)
-
-    def _send(self, word: str) -> None:
-        self.store.set(f"{self.prefix}/{self.rank}", word)
+        self._write(str(self.rank), word)
+        self.closed.set()
+        if word == FAILED and self.rank == 0 and not keeps_store():
+            time.sleep(VERDICT_SECONDS)
 
     def _lost(self, rank: int) -> str | None:
         """Return why the process `rank` counts as lost; None if it does not."""
@@ -163,22 +253,33 @@ class Heartbeat(threading.Thread):
         works = same_host and self._works(rank, int(pid))
         if silent > BRIEF_SECONDS and same_host and not alive(int(pid)):
             return f"{name} was killed"
-        if silent <= (SILENT_SECONDS if same_host else AWAY_SECONDS):
+        if silent <= (SILENT_SECONDS if same_host else CLOSED_SECONDS if self.error else AWAY_SECONDS):
             return None
         if works:
             return None
         if same_host and _stat(int(pid))[:2] == ["T", str(os.getppid())]:
             os.kill(int(pid), signal.SIGKILL)  # its launcher would send SIGTERM and wait for half a minute
             return f"{name} was stopped {SILENT_SECONDS:g} s ago and is now killed"
-        return f"{name} has been silent for {silent:.0f} s: stopped or disconnected"
+        return f"{name} has been silent for {silent:.0f} s: {'' if same_host else 'killed, '}stopped or disconnected"
 
     def _read(self, name: str) -> str:
         """Return an entry of the store; empty if there is none, or if the store does not answer."""
         key, word = f"{self.prefix}/{name}", ""
-        with suppress(RuntimeError):
-            word = self.store.get(key).decode() if self.store.check([key]) else ""
-            self.heard = time.monotonic()
+        if not self.cut_off:
+            try:
+                word = self.store.get(key).decode() if self.store.check([key]) else ""
+                self.heard = time.monotonic()
+            except RuntimeError:
+                self.cut_off = True
         return word
+
+    def _write(self, name: str, word: str) -> None:
+        """Write an entry of the store, if it still answers."""
+        if not self.cut_off:
+            try:
+                self.store.set(f"{self.prefix}/{name}", word)
+            except RuntimeError:
+                self.cut_off = True
 
     def _works(self, rank: int, pid: int) -> bool:
         """Return True if a process of this machine has computed since the last call for it."""
@@ -188,22 +289,19 @@ class Heartbeat(threading.Thread):
         return ticks > before
 
     def _leave(self, why: str) -> None:
-        self._leaving.acquire()  # another thread that comes here ends with the process
-        if self.rank == 0:
-            with suppress(RuntimeError):
-                self.store.set(f"{self.prefix}/verdict", why)
-        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > int(attempt())
-        print(f"bardlet: {why}; " + ("torchrun restarts all processes" if restarts else
-                                     "restart all processes: `bardlet resume` continues from the newest checkpoint"),
-              file=sys.stderr, flush=True)
-        read_by = time.monotonic() + VERDICT_SECONDS
-        if self.rescue is not None:
-            rescuer = threading.Thread(target=self.rescue, daemon=True)
-            rescuer.start()
-            rescuer.join(RESCUE_SECONDS)
-        if self.rank == 0:
-            time.sleep(max(0.0, read_by - time.monotonic()))
-        os._exit(1)  # another thread may wait forever inside a collective
+        with self.leaving:
+            again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > restarts()
+            then = ("torchrun restarts all processes" if again else
+                    "restart all processes: `bardlet resume` continues from the newest checkpoint")
+            print(f"bardlet: {why}; {then}", file=sys.stderr, flush=True)
+            read_by = time.monotonic() + VERDICT_SECONDS
+            if self.rescue is not None:
+                rescuer = threading.Thread(target=self.rescue, daemon=True)
+                rescuer.start()
+                rescuer.join(RESCUE_SECONDS)
+            if self.rank == 0:
+                time.sleep(max(0.0, read_by - time.monotonic()))
+            os._exit(1)  # another thread may wait forever inside a collective
 
 
 def alive(pid: int) -> bool:

@@ -40,10 +40,16 @@ class Stopped(BardletError):
 
 @contextmanager
 def signals() -> Iterator[StopRequest]:
-    """Record the first signal (Ctrl-C, SIGTERM, a closed terminal) in a StopRequest; let a second one act at once."""
-    request = StopRequest()
+    """Record the first signal (Ctrl-C, SIGTERM, a closed terminal) in a StopRequest; let a second one act at once.
+
+    Not a second SIGTERM under torchrun: Slurm may send it to all processes, and torchrun passes its own on. Torchrun
+    kills a process that takes too long.
+    """
+    request, torchrun = StopRequest(), "TORCHELASTIC_RUN_ID" in os.environ
 
     def handle(number: int, frame: object) -> None:
+        if request.number and number == signal.SIGTERM and torchrun:
+            return
         if request.number:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
