@@ -268,6 +268,22 @@ def test_a_row_that_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+def test_blocks_that_compute_again_keep_what_enters_them() -> None:
+    """A row of 16 blocks takes little more than one of a single block whose activations are kept."""
+    one, sixteen, again = (make_trainer(n_layer=n, recompute=recompute)
+                           for n, recompute in ((1, "off"), (16, "off"), (16, "on")))
+    parallelize.recompute(again.model)
+    kept, all_kept, computed = map(memory.bytes_per_row, (one, sixteen, again))
+    entering = 15 * 4 * again.config.block_size * again.model.config.n_embd
+    assert computed == pytest.approx(kept + memory.HEAP["cpu"][0] * entering, rel=0.05)
+    assert computed < all_kept / 3
+    calls: list[int] = []
+    for block in again.model.model.layers:  # all of them compute again afterwards
+        block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    again.objective.loss(again.model, again.objective.batch(0)).backward()
+    assert len(calls) == 2 * 16
+
+
 @needs_compiler
 def test_compiled_blocks_compute_again_what_they_dropped() -> None:
     results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bardlet.inference import answers as inference_answers
 from bardlet.run import folder as run_folder
 from bardlet.run import hf
 from bardlet.run.record import ConversationsRecord
+from bardlet.stages import finetuning
 from bardlet.stages.sft import SFT
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "48", "--dtype", "fp32", "--warmup-steps",
@@ -73,6 +75,24 @@ def test_it_learns_to_answer_and_to_stop(run: Path) -> None:
     answers = inference_answers.generate_answers(model, tokenizer, prompts, 10)
     assert all(ended for _, ended in answers)
     assert sum(text == str(n) for n, (text, _) in enumerate(answers)) >= 8
+
+
+def test_of_a_wide_context_rows_use_what_the_longest_conversation_needs(base: Path, tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a context is wide from 8 tokens on, and the base has one of 48; --block-size is left alone."""
+    monkeypatch.setattr(finetuning, "WIDE", 8)
+    records = [{"prompt": NAMES[n % 10], "answer": str(n % 10)} for n in range(40)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    _, tokenizer = hf.read_folder(base)
+    tokenizer = chat_template.with_special_tokens(tokenizer, ())
+    tokenizer.chat_template = chat_template.TEMPLATE
+    longest = max(len(chat_template.encode(tokenizer, [{"role": "user", "content": name},
+                                                       {"role": "assistant", "content": "1"}])[0]) for name in NAMES)
+    for options, expected in (([], 2 ** math.ceil(math.log2(longest))), (["--block-size", "40"], 40)):
+        out = tmp_path / f"run{len(options)}"
+        assert main(["sft", str(base), str(tmp_path / "chats.jsonl"), *FINE, "--steps", "2", "--out", str(out),
+                     *options]) == 0  # fmt: skip
+        assert run_folder.settings(out)[0].block_size == expected < 48
 
 
 def test_transformers_loads_the_run_as_a_chat_model(run: Path) -> None:

@@ -263,7 +263,17 @@ def bytes_per_row(trainer: Trainer, limit: float = math.inf) -> int:
     counts as 1.8 times what it saves, plus 6 times its largest tensor in float32. That was 1.0 to 1.9 times the growth
     of the process when all models held all logits (LOG.md). A compiled model needs less, down to a third, but
     compilation may fail. A GPU's allocator fragments little; its factors, 1.1 and 3, are estimates, not measured.
+
+    Activations that are computed again are there for one block at a time; of the others, what enters them is saved.
     """
+    if trainer.config.recompute != "on":
+        return _measured(trainer, limit)
+    with parallelize.last_block_keeps(trainer.model):
+        return _measured(trainer, limit)
+
+
+def _measured(trainer: Trainer, limit: float) -> int:
+    """Compute `bytes_per_row` of what the forward pass keeps."""
     slack, transient = HEAP[trainer.dist.device.type]
     head_gradient = _head_gradient(trainer)  # counted by `fixed_bytes`, like the weights in bf16
     shared = head_gradient + _rounded(trainer)
@@ -306,9 +316,7 @@ def rows_that_fit(trainer: Trainer) -> tuple[int, int, int]:
     (rows, width), needed, free = _micro_batch(trainer), 0, free_here(trainer.dist)
     if free is not None and upper_bound(trainer) > SMALL_FREE * free:
         available, outside = free - fixed_bytes(trainer), _outside(trainer)
-        # measuring a sharded model takes all ranks, and each may have other memory; and activations that are computed
-        # again are not seen in a forward pass
-        if parallelize.is_sharded(trainer.model) or trainer.config.recompute == "on":
+        if parallelize.is_sharded(trainer.model):  # measuring takes all ranks, and each may have other memory
             row = row_bound(trainer) if available >= outside else 0
         else:
             row = bytes_per_row(trainer, SHARE * available) if available >= outside else 0
@@ -334,13 +342,14 @@ def fit_micro_batches(trainer: Trainer) -> None:
     rows, needed, free = rows_that_fit(trainer)
     if rows < 1 and c.recompute == "auto":
         trainer.config = c = replace(c, recompute="on")
+        parallelize.recompute(trainer.model)
         rows, needed, free = rows_that_fit(trainer)
         if rows:
-            parallelize.recompute(trainer.model)
             log.warning("a row of %s tokens does not fit into %s of memory: computing activations again in the "
                         "backward pass, which takes a third more time", f"{width:,}", _size(free))
     if rows < 1:
-        setting = flag(c.batch_setting) if _windows(trainer) > free // 2 else "--block-size, --n-embd or --n-layer"
+        size = "--block-size" if c.init else "--block-size, --n-embd or --n-layer"
+        setting = flag(c.batch_setting) if _windows(trainer) > free // 2 else size
         raise BardletError(f"training does not fit into memory: a single row of {width:,} tokens needs at least "
                            f"{_size(needed)}, but {_size(free)} are free; use a smaller {setting}")
     if rows < requested:

@@ -67,6 +67,21 @@ def recompute(model: nn.Module, on: bool = True) -> None:
         block.forward = partial(checkpoint, forward, use_reentrant=False) if on else forward
 
 
+@contextmanager
+def last_block_keeps(model: nn.Module) -> Iterator[None]:
+    """Have the last block of a model, if it has any, keep its activations after all: as while they are computed again.
+    """
+    kept = list(compiler.blocks(model))[-1:]
+    again = [block.forward for block in kept]
+    for block in kept:
+        block.forward = type(block).forward.__get__(block)
+    try:
+        yield
+    finally:
+        for block, forward in zip(kept, again, strict=True):
+            block.forward = forward
+
+
 # ---------------------------------------------------------------- sharding a model
 
 

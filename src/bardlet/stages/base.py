@@ -98,6 +98,7 @@ class Stage(ABC, Generic[C, Source, Data, R]):
     def __init__(self, config: C, dist: Dist, progress: Progress | None = None) -> None:
         self.config, self.dist, self.progress = config, dist, progress
         self.batch_is_open = not {config.batch_setting, "grad_accum"} & config.set_by_user
+        self.context_is_open = "block_size" not in config.set_by_user
 
     # ------------------------------------------------------------------------ defined by every stage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from bardlet.training.state import Trainer
 
 log = logging.getLogger("bardlet")
 
+WIDE = 1024
+"""Tokens of a context that are used in any case; a row of 8,192 takes 64 times as much for its attention."""
 SMALL_DEFAULT_PLAN = 50
 """Steps of a default plan, below which it logs a warning."""
 
@@ -70,12 +73,23 @@ class FineTuning(Stage[F, Source, Data, R]):
         """Return a trainer before its first step (see `Stage.begin`)."""
         model, tokenizer = self.read_base(out)
         self.load(tokenizer)
+        self.fit_context()
         self.record = self.new_record(tokenizer)
         run = self.folder(run, out, f"{self.source.name}-{self.config.stage}")
         trainer = self.build_trainer(run, self.new_model(model))
         self.plan_default(trainer)
         self.evaluate_before(trainer)
         return trainer
+
+    def longest(self) -> int | None:
+        """Return the tokens of the longest example, if rows are as wide as the context, whatever they hold."""
+        return None
+
+    def fit_context(self) -> None:
+        """Use no more of a wide context than the examples need, unless the user set --block-size."""
+        context = self.config.block_size
+        if self.context_is_open and context > WIDE and (longest := self.longest()):
+            self.config = replace(self.config, block_size=min(context, max(WIDE, 2 ** math.ceil(math.log2(longest)))))
 
     def selection_bias(self) -> list[str]:
         """Return a result line if the held-out data chose the weights, else nothing."""

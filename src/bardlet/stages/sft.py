@@ -79,6 +79,10 @@ class SFT(FineTuning[SFTConfig, Examples, ChatDataset, ConversationsRecord]):
         whole = chat_template.is_missing(known) and not chat_template.is_foreign(known)
         return None if whole else self.share_of(empty)
 
+    def longest(self) -> int | None:
+        """Return the tokens of the longest conversation."""
+        return max(int(np.diff(part.ends, prepend=0).max()) for part in (self.data.train, self.data.val) if len(part))
+
     def prepare_base(self, model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
         """Return the base model and its tokenizer with the chat template's special tokens, and rows for them.
 
