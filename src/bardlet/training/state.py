@@ -107,11 +107,11 @@ class Trainer:
     updating: bool = False
     """True during an update, when weights, average and step number do not belong together."""
     settled: bool = True
-    """False from the beginning of an update until its line of metrics.jsonl is written."""
+    """False in an update, and while something is written: then no other thread may save the run."""
     ending: bool = False
-    """True if no further update may begin."""
+    """True if no further change may begin."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Held to begin an update, and to forbid it."""
+    """Held to begin a change, and to forbid it."""
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """Mean of the weights by parameter name; empty before the last fifth of the steps and with --keep last."""
     best: float = math.inf
@@ -123,10 +123,15 @@ class Trainer:
     """A `saving.Saver` if the model is sharded."""
 
     def begin_update(self) -> None:
-        """Mark the beginning of an update. Once the run is `ending`, wait for the end of the process instead."""
+        """Mark the beginning of an update."""
+        self.unsettle()
+        self.updating = True
+
+    def unsettle(self) -> None:
+        """Mark the beginning of a change. Once the run is `ending`, wait for the end of the process instead."""
         with self.lock:
             if not self.ending:
-                self.updating, self.settled = True, False
+                self.settled = False
                 return
         while True:
             time.sleep(1)

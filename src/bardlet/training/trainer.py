@@ -34,7 +34,7 @@ from bardlet.training.together import Together
 log = logging.getLogger("bardlet")
 
 UPDATE_SECONDS = 5.0
-"""Seconds after which an update counts as waiting for a lost process."""
+"""Seconds after which a change counts as waiting for a lost process."""
 SIGPIPE = 13
 """The number of the signal of a closed pipe, which Windows lacks."""
 
@@ -77,6 +77,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
             _replan(trainer, together.steps(lambda: replan(state)), replanned)
             if state.step >= state.steps:
                 break
+            trainer.settled = True
             line = _advance(trainer, wrapped, together, request)
             state.elapsed = time.monotonic() - started
             last = state.step == state.steps
@@ -85,6 +86,7 @@ def fit(trainer: Trainer, replan: Callable[[State], int | None] = lambda state: 
             trainer.settled = True
             if _evaluation_due(trainer):
                 val_loss = _evaluate(trainer, request, owns_signals, together)
+            trainer.unsettle()
             with parallelize.whole(trainer.model) if _samples_due(trainer) else nullcontext():
                 if trainer.dist.main:
                     _report(trainer, line, val_loss, watch, request)
@@ -263,6 +265,7 @@ def _evaluate(trainer: Trainer, request: StopRequest, may_interrupt: bool, toget
     except Interrupted as interruption:
         together.heard(*interruption.args)
         return None
+    trainer.unsettle()
     step = trainer.state.step
     better = trainer.config.keep == "best" and value < trainer.best
     if sharded:
