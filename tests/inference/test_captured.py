@@ -229,17 +229,17 @@ def test_a_step_stays_on_the_device(model: Any, sampling: Sampling) -> None:
 @pytest.mark.parametrize("sampling", [SAMPLINGS[1], PENALTIES], ids=short)
 def test_a_warm_up_changes_no_token(model: Any, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs the step at the place of the next one, also at the last position of the window."""
-    rehearsed, run = [], TokenSteps.run
+    warmed, run = [], TokenSteps.run
 
     def captured_without_gpu(self: TokenSteps, step: Callable[[], None]) -> Callable[[], None]:
-        self._rehearse(lambda: (rehearsed.append(1), step()))
+        self._warm_up(lambda: (warmed.append(1), step()))
         return step
 
     monkeypatch.setattr(TokenSteps, "_captured", captured_without_gpu)
     monkeypatch.setattr(TokenSteps, "run", lambda self, rows: (self._graphs.clear(), run(self, rows))[1])  # each time
     got = completions(steps_of(model, sampling, 2, 63, capture=True), prompts_of(5), [40] * 5)
     assert got == generate_each(model, prompts_of(5), [40] * 5, sampling, seeds=range(5), rows=5)
-    assert len(rehearsed) > 10 * captured.WARM_UP
+    assert len(warmed) > 10 * captured.WARM_UP
 
 
 class Recording(TorchDispatchMode):

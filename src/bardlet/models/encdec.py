@@ -141,11 +141,16 @@ class Body(nn.Module):
         self.decoder = Stack(config, CrossBlock, config.n_layer)
 
 
+POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+COPIES = ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+"""Names under which a checkpoint may hold the shared table again."""
+
+
 class EncDec(Predictor):
     """An encoder-decoder: ids of the source and of the target so far in, logits of the target's next token out."""
 
     position_TC: Tensor
-    compared = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight", "final_logits_bias")
+    compared = (*POSITIONS, "final_logits_bias")
     """Tensors of a checkpoint that are no weights: they have to be what this model computes."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -317,9 +322,10 @@ class EncDec(Predictor):
 
     def load_hf_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of a Hugging Face checkpoint. Raises BardletError if they do not fit."""
-        for name in (name for name in POSITIONS if name in tensors):
-            table = tensors[name]
-            meta = self.position_TC.is_meta  # a meta tensor has no values to compare
+        meta = self.position_TC.is_meta  # a meta tensor has no values to compare
+        for name in POSITIONS:
+            if (table := tensors.get(name)) is None:
+                continue
             if table.shape != self.position_TC.shape or not (
                     meta or torch.allclose(table, self.position_TC.cpu(), atol=1e-5)):
                 raise BardletError(f"'{name}' is not the sinusoids of this length; use transformers for this model")
@@ -329,11 +335,6 @@ class EncDec(Predictor):
                                "use transformers for this model")
         names = [name for name in tensors if name not in (*self.compared, *COPIES)]
         load_strictly(self, changed(names, tensors.__getitem__, tensors))
-
-
-COPIES = ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
-"""Names under which a checkpoint may hold the shared table again."""
-POSITIONS = EncDec.compared[:2]
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -63,8 +63,13 @@ def recompute(model: nn.Module, on: bool = True) -> None:
     Nets with Sublinear Memory Cost*.)
     """
     for block in compiler.blocks(model):
-        forward = type(block).forward.__get__(block)
+        forward = _own_forward(block)
         block.forward = partial(checkpoint, forward, use_reentrant=False) if on else forward
+
+
+def _own_forward(block: nn.Module) -> Any:
+    """Return the forward method of a block's class, whatever `recompute` put in its place."""
+    return type(block).forward.__get__(block)
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def last_block_keeps(model: nn.Module) -> Iterator[None]:
     kept = list(compiler.blocks(model))[-1:]
     again = [block.forward for block in kept]
     for block in kept:
-        block.forward = type(block).forward.__get__(block)
+        block.forward = _own_forward(block)
     try:
         yield
     finally:

@@ -175,7 +175,7 @@ class TokenSteps:
         with torch.cuda.device(self.device):
             warm_up.wait_stream(current)
             with torch.cuda.stream(warm_up):
-                self._rehearse(step)
+                self._warm_up(step)
             current.wait_stream(warm_up)
             try:
                 # other threads may use the GPU meanwhile
@@ -186,7 +186,7 @@ class TokenSteps:
                 raise
         return graph.replay
 
-    def _rehearse(self, step: Callable[[], None]) -> None:
+    def _warm_up(self, step: Callable[[], None]) -> None:
         """Run a step WARM_UP times, each time from the same state, and restore it.
 
         The keys and values that this writes are those that the next step writes.
