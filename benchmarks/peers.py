@@ -241,28 +241,17 @@ def commands(model: str, folder: Path, rows: int, args: argparse.Namespace, scra
     return {name: command for name, command in sides.items() if name in chosen}
 
 
-def product_rate() -> float:
-    """Return the GFLOP/s of a large fp32 product."""
-    import torch
-
-    a = torch.randn(1024, 1024)
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - started)
-    return 2 * 1024**3 / best / 1e9
-
-
 def measure(model: str, folder: Path, rows: int, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Time all sides in turn; return a line of results."""
+    import record
+
     workers = {name: Worker(command, args.threads) for name, command in
                commands(model, folder, rows, args, scratch).items()}
     ids = {name: worker.run(args.tokens)["ids"] for name, worker in workers.items()}
     speeds: dict[str, list[float]] = {name: [] for name in workers}
     rates = []
     for _ in range(args.runs):
-        rates.append(product_rate())
+        rates.append(record.product_rate())
         for name, worker in workers.items():
             answer = worker.run(args.tokens)
             speeds[name].append(answer["tokens"] / answer["seconds"])

@@ -37,6 +37,19 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
+def product_rate(dtype: str = "fp32") -> float:
+    """Return the GFLOP/s of a large product in fp32 or bf16: what this machine can do at the moment."""
+    import torch
+
+    a = torch.randn(1024, 1024, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1024**3 / best / 1e9
+
+
 def append(name: str, figures: dict[str, Any]) -> None:
     """Append a line to results/NAME.jsonl for a measurement made now: date, commit, machine and figures."""
     import torch

@@ -1,26 +1,31 @@
-"""nanoGPT's recipes trained by nanoGPT and by bardlet, in turn on one machine: wall time, tokens/s, loss, peak memory.
+"""nanoGPT's recipes trained by nanoGPT and by bardlet, in turn on one machine: tokens/s, wall time, loss, peak memory.
 
     python benchmarks/vs_nanogpt.py --nanogpt PATH [--recipe cpu] [--repeats 3] [--steps 2000] [--no-save]
-    python benchmarks/vs_nanogpt.py --nanogpt PATH --recipe gpu [--repeats 3] [--steps 6]
+    python benchmarks/vs_nanogpt.py --nanogpt PATH --recipe gpu [--repeats 3] [--steps 10]
 
 PATH is a checkout of karpathy/nanoGPT that runs in this Python; it is copied, not changed. Both recipes are from its
-README, and run on the CPU with AdamW, in fp32 as nanoGPT does there:
+README, and run on the CPU with AdamW:
 
 - `cpu`: 4 layers, 4 heads, 128 channels, block 64, batch 12, no dropout, 2,000 steps with an evaluation every 250.
 - `gpu`: 6 layers, 6 heads, 384 channels (10.65 M parameters), block 256, batch 64, dropout 0.2; only a few steps, and
   an evaluation after the last one.
 
-bardlet trains a `gpt2` (with biases, which nanoGPT's default lacks) with the same settings: in fp32 without
-compilation, like nanoGPT, and in bf16 with compilation, its own default. Next to a full `cpu` it also trains its own
-recipe for at least the same loss (configs/seconds.toml: fewer steps of another model, bf16, Muon, uncompiled, one
-evaluation at the end). Each repeat of bardlet has its own seed; nanoGPT always uses its default seed.
+The sides train the same model with the same settings, a gpt2 without biases, which is nanoGPT's default:
 
+- `nanoGPT`: as its README says for a CPU, in fp32 and uncompiled; `nanoGPT compiled`: with --compile=True.
+- `bardlet fp32` and `bardlet fp32 compiled`: the same two.
+- `bardlet`: in the precision that bardlet chooses for this machine, and compiled if it chooses so (`gpu`: compiled).
+- `its own`, next to a full `cpu`: another model and optimizer for at least the same loss (configs/seconds.toml).
+
+Each repeat of bardlet has its own seed; nanoGPT always uses its default seed.
+
+- Tokens/s: of the median step of the second half, without evaluation. bardlet logs ten short steps together.
 - Wall time: the command from start to exit.
-- Tokens/s: of the median step, without evaluation. bardlet logs ten short steps together.
 - Training time: all steps at that rate.
 - Memory: the peak resident set size of the process.
 - Loss: for `cpu`, both checkpoints on the same windows with the same code, by protocol (a) of the design: 200 batches
   of 64 random windows of 64 characters, drawn with a fixed seed.
+- `rate`: GFLOP/s of a large product in fp32 and in bf16, before each round.
 
 Evaluations during training read the same number of tokens on both sides, except for bardlet's own recipe (none).
 """
@@ -63,9 +68,9 @@ class Recipe:
     log_every: int
     """Steps per line of bardlet's log, whose times are in milliseconds."""
 
-    def nanogpt(self, steps: int) -> list[str]:
+    def nanogpt(self, steps: int, compiled: bool) -> list[str]:
         """Return nanoGPT's command line. It also evaluates before its first step."""
-        return ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--log_interval=1",
+        return ["config/train_shakespeare_char.py", "--device=cpu", f"--compile={compiled}", "--log_interval=1",
                 f"--n_layer={self.n_layer}", f"--n_head={self.n_head}", f"--n_embd={self.n_embd}",
                 f"--block_size={self.block}", f"--batch_size={self.batch}", f"--dropout={self.dropout}",
                 f"--eval_iters={self.eval_batches}", f"--eval_interval={self.eval_every or steps}", "--out_dir=out",
@@ -73,8 +78,8 @@ class Recipe:
 
     def bardlet(self, steps: int) -> list[str]:
         """Return the same settings for bardlet."""
-        return ["tinyshakespeare", "--tokenizer", "char", "--model", "gpt2", "--n-layer", str(self.n_layer),
-                "--n-head", str(self.n_head), "--n-embd", str(self.n_embd),
+        return ["tinyshakespeare", "--tokenizer", "char", "--model", "gpt2", "--no-bias",
+                "--n-layer", str(self.n_layer), "--n-head", str(self.n_head), "--n-embd", str(self.n_embd),
                 "--activation", "gelu",  # as in nanoGPT, not GPT-2's tanh approximation
                 "--block-size", str(self.block), "--batch-size", str(self.batch), "--dropout", str(self.dropout),
                 "--optimizer", "adamw", "--lr", "1e-3", "--min-lr-ratio", "0.1", "--schedule", "cosine",
@@ -88,8 +93,9 @@ class Recipe:
 SECONDS = record.HERE.parent / "configs" / "seconds.toml"
 
 RECIPES = {"cpu": Recipe(4, 4, 128, 64, 12, 0.0, 2000, 250, 20, 10),
-           "gpu": Recipe(6, 6, 384, 256, 64, 0.2, 6, 0, 1, 1)}
+           "gpu": Recipe(6, 6, 384, 256, 64, 0.2, 10, 0, 1, 1)}
 BLOCK = 64
+COMPILED = "nanoGPT compiled"
 
 # runs in the copy of nanoGPT, with its model and checkpoint, on our windows
 EVALUATE = """
@@ -117,17 +123,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         theirs = prepare_nanogpt(args.nanogpt, Path(scratch))
         windows = validation_windows(Path(scratch) / "windows.npy") if args.recipe == "cpu" else None
-        ours = {"bardlet": [*recipe.bardlet(steps), "--dtype", "fp32", "--compile", "off"],
-                "bardlet bf16": [*recipe.bardlet(steps), "--dtype", "bf16", "--compile", "on"]}
+        same = recipe.bardlet(steps)
+        ours = {"bardlet fp32": [*same, "--dtype", "fp32", "--compile", "off"],
+                "bardlet fp32 compiled": [*same, "--dtype", "fp32", "--compile", "on"],
+                "bardlet": [*same, "--compile", "auto" if args.recipe == "cpu" else "on"]}
         if args.recipe == "cpu" and steps == recipe.steps:
             ours["its own"] = ["--config", str(SECONDS), "--log-every", str(recipe.log_every)]
-        sides: dict[str, list[dict[str, Any]]] = {name: [] for name in ("nanoGPT", *ours)}
+        sides: dict[str, list[dict[str, Any]]] = {name: [] for name in ("nanoGPT", COMPILED, *ours)}
+        rates = []
         for repeat in range(args.repeats):
-            sides["nanoGPT"].append(run_nanogpt(theirs, recipe, steps, windows))
+            rates.append({dtype: round(record.product_rate(dtype), 1) for dtype in ("fp32", "bf16")})
+            for name in ("nanoGPT", COMPILED):
+                sides[name].append(run_nanogpt(theirs, recipe, steps, windows, name == COMPILED))
             for name, arguments in ours.items():
                 sides[name].append(run_bardlet(Path(scratch), [*arguments, "--seed", str(1337 + repeat)], windows))
-            print(json.dumps({name: runs[-1] for name, runs in sides.items()}), flush=True)
-    report(sides, args, steps)
+            print(json.dumps({"rate": rates[-1], **{name: runs[-1] for name, runs in sides.items()}}), flush=True)
+    report(sides, rates, args, steps)
 
 
 def prepare_nanogpt(source: Path, scratch: Path) -> Path:
@@ -178,17 +189,17 @@ def figures(seconds: float, mib: float, times: list[float], steps: int, tokens: 
             loss: float | None) -> dict[str, Any]:
     """Return the figures of a run of `steps` steps of `tokens` tokens.
 
-    times: seconds of each step that counts.
+    times: seconds of each step, in order; the second half counts.
     """
-    step = statistics.median(times)
+    step = statistics.median(times[len(times) // 2 :])
     return {"seconds": seconds, "training_seconds": step * steps, "tokens_per_second": tokens / step, "peak_mib": mib,
             "loss": loss}
 
 
-def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) -> dict[str, Any]:
+def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None, compiled: bool) -> dict[str, Any]:
     """Train and evaluate nanoGPT."""
     shutil.rmtree(copy / "out", ignore_errors=True)
-    output, seconds, mib = timed([sys.executable, "train.py", *recipe.nanogpt(steps)], copy)
+    output, seconds, mib = timed([sys.executable, "train.py", *recipe.nanogpt(steps, compiled)], copy)
     times = nanogpt_times(output, recipe.eval_every or steps)
     loss = None
     if windows:
@@ -199,7 +210,7 @@ def run_nanogpt(copy: Path, recipe: Recipe, steps: int, windows: Path | None) ->
 def nanogpt_times(output: str, every: int) -> list[float]:
     """Return the seconds of nanoGPT's iterations in its log, without those that include an evaluation (`every`).
 
-    This also excludes the slow first iteration. If no iteration is left, return all.
+    If no iteration is left, return all.
     """
     iterations = re.findall(r"^iter (\d+): .* time ([\d.]+)ms", output, re.MULTILINE)
     return [float(ms) / 1000 for i, ms in iterations if int(i) % every] or [float(ms) / 1000 for _, ms in iterations]
@@ -226,25 +237,28 @@ def run_bardlet(scratch: Path, arguments: list[str], windows: Path | None) -> di
         batches = [{"idx": w[:, :-1], "target": w[:, 1:]} for w in torch.from_numpy(np.load(windows))]
         loss = metrics.mean_loss(model, batches, torch.device("cpu"))
     config, run_record = folder.read_run(out)
-    times = times[1:] or times  # the first is slow, as in nanoGPT
-    return figures(seconds, mib, times, run_record["steps"], config.tokens_per_step, loss)
+    chosen = {"dtype": config.dtype, "compiled": run_record["machine"]["compiled"]}
+    return {**figures(seconds, mib, times, run_record["steps"], config.tokens_per_step, loss), **chosen}
 
 
-def report(sides: dict[str, list[dict[str, Any]]], args: argparse.Namespace, steps: int) -> None:
+def report(sides: dict[str, list[dict[str, Any]]], rates: list[dict[str, float]], args: argparse.Namespace,
+           steps: int) -> None:
     """Print medians and ratios, and append them to the results."""
-    medians: dict[str, Any] = {name: {key: statistics.median(run[key] for run in runs)
-                                      for key in runs[0] if runs[0][key] is not None} for name, runs in sides.items()}
-    nanogpt = medians["nanoGPT"]
-    print(f"\n{'':14} {'wall s':>8} {'training s':>10} {'tokens/s':>10} {'MiB':>6} {'loss (a)':>9}"
-          f" {'wall ratio':>11} {'training ratio':>15} {'speed ratio':>12} {'memory ratio':>13}")
+    figures = ("seconds", "training_seconds", "tokens_per_second", "peak_mib", "loss")
+    medians: dict[str, Any] = {name: {key: statistics.median(run[key] for run in runs) for key in figures
+                                      if runs[0][key] is not None} for name, runs in sides.items()}
+    plain, compiled = medians["nanoGPT"], medians[COMPILED]
+    print(f"\n{'':22} {'wall s':>8} {'training s':>10} {'tokens/s':>10} {'MiB':>6} {'loss (a)':>9} "
+          f"{'of nanoGPT: speed':>18} {'memory':>7} {'of compiled: speed':>19} {'memory':>7}")
     for name, side in medians.items():
-        wall, training, speed, memory = (side[key] / nanogpt[key] for key in
-                                         ("seconds", "training_seconds", "tokens_per_second", "peak_mib"))
+        speeds = [side["tokens_per_second"] / each["tokens_per_second"] for each in (plain, compiled)]
+        memory = [side["peak_mib"] / each["peak_mib"] for each in (plain, compiled)]
         loss = f"{side['loss']:.4f}" if "loss" in side else "-"
-        print(f"{name:14} {side['seconds']:8.1f} {side['training_seconds']:10.1f} {side['tokens_per_second']:10,.0f}"
-              f" {side['peak_mib']:6.0f} {loss:>9} {wall:11.3f} {training:15.3f} {speed:12.2f} {memory:13.2f}")
+        print(f"{name:22} {side['seconds']:8.1f} {side['training_seconds']:10.1f} {side['tokens_per_second']:10,.0f} "
+              f"{side['peak_mib']:6.0f} {loss:>9} "
+              f"{speeds[0]:18.2f} {memory[0]:7.2f} {speeds[1]:19.2f} {memory[1]:7.2f}")
     if not args.no_save:
-        record.append("vs_nanogpt", {"recipe": args.recipe, "steps": steps, "repeats": args.repeats,
+        record.append("vs_nanogpt", {"recipe": args.recipe, "steps": steps, "repeats": args.repeats, "rate": rates,
                                      "medians": medians, "runs": sides})
 
 

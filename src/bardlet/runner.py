@@ -236,24 +236,18 @@ def _check_steps(run: Path, steps: int, allow_change: bool) -> None:
     """Raise BardletError unless `steps` is more than the run has done, and may be changed."""
     if steps < 1:
         raise BardletError(f"--steps {steps}: must be more than 0")
-    if (newest := _newest(run)) and steps <= (done := newest["step"]):
+    if (newest := checkpoint.newest_metadata(run)) and steps <= (done := newest["step"]):
         raise BardletError(f"--steps {steps}: {console.count(done, 'step')} of {run} are already done; "
                            "name a larger number")
     if not allow_change:
         raise BardletError(f"--steps {steps} changes the schedule of the run; add --allow-change")
 
 
-def _newest(run: Path) -> dict[str, Any] | None:
-    """Return the metadata of the newest intact checkpoint; None if there is none."""
-    intact = (folder for folder in reversed(checkpoint.steps_saved(run)) if not checkpoint.find_damage(folder))
-    return checkpoint.read_metadata(newest) if (newest := next(intact, None)) else None
-
-
 def _steps_after(run: Path, minutes: float, allow_change: bool) -> int:
     """Return the number of steps of a run that trains `minutes` longer at its pace, which its evaluations slow down."""
     if not 0 < minutes < math.inf:
         raise BardletError(f"--minutes {minutes:g}: must be more than 0, and finite")
-    if (newest := _newest(run)) is None or not newest["step"]:
+    if (newest := checkpoint.newest_metadata(run)) is None or not newest["step"]:
         raise BardletError(f"--minutes {minutes:g}: {run} has no checkpoint yet, so its pace is unknown; "
                            "name its number of steps with --steps")
     trained = max(newest["seconds"], newest.get("elapsed", 0.0) - newest.get("prepared", 0.0))
@@ -284,7 +278,7 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, star
     """
     config = trainer.config
     if config.eval_every is None:
-        config = replace(config, eval_every=_eval_every(trainer))
+        config = replace(config, eval_every=clock.steps_per_evaluation(trainer))
     if config.save_every is None:
         config = replace(config, save_every=max(1, trainer.state.steps // 10))
     trainer.config = config
@@ -311,16 +305,6 @@ def run_to_end(trainer: Trainer, stage: AnyStage, resumed_from: int | None, star
             elif isinstance(error, KeyboardInterrupt):
                 raise Stopped(trainer.run, trainer.state.step, getattr(error, "number", signal.SIGINT)) from None
             raise
-
-
-def _eval_every(trainer: Trainer) -> int:
-    """Return the steps between evaluations: about 20 evaluations, fewer if they would take longer than the training.
-
-    Evaluating a token takes about a third of training on it.
-    """
-    train_tokens, val_tokens = trainer.state.steps * trainer.config.tokens_per_step, trainer.record.val_tokens
-    number = clock.evaluations_for(3 * train_tokens, val_tokens, share=1) if val_tokens else clock.EVALUATIONS
-    return -(-trainer.state.steps // number)
 
 
 def _fit(trainer: Trainer, stage: AnyStage, started: float) -> None:

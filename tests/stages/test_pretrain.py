@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import bardlet
 from bardlet import tokenizer as tk
@@ -161,3 +162,16 @@ def test_many_characters_that_the_base_does_not_know_are_an_error(unknown: int, 
             bardlet.train(tmp_path / "b.txt", init=base.folder, steps=1, out=tmp_path / "new", compile="off")
     else:
         bardlet.train(tmp_path / "b.txt", init=base.folder, steps=1, out=tmp_path / "new", compile="off")
+
+
+def test_biases_that_are_not_trained_stay_zero(text: Path, tmp_path: Path) -> None:
+    """Also after a resume; the folder is an ordinary one, which has them."""
+    runs = [bardlet.train(text, out=tmp_path / str(bias), tokenizer="char", bias=bias, optimizer="adamw", **TINY)
+            for bias in (True, False)]
+    runs.append(bardlet.resume(runs[1].folder, steps=6, allow_change=True))
+    for run, moved in zip(runs, (True, False, False), strict=True):
+        weights = load_file(run.folder / "model.safetensors")
+        biases = [weights[name] for name in weights if name.endswith(".bias")]
+        assert len(biases) == 7 and any(bool(bias.any()) for bias in biases) == moved
+    with pytest.raises(BardletError, match="bias=False: only gpt2 can leave out its biases, not llama"):
+        bardlet.train(text, out=tmp_path / "llama", bias=False, **{**TINY, "model": "llama"})

@@ -26,7 +26,7 @@ USAGE = Usage(
     (Group("data", ("tokenizer", "vocab_size", "source", "target", "pair"),
            ("field", "separator", "normalize", "val_part", "lowercase")),
      Group("model", ("model", "n_layer", "n_head", "n_embd", "block_size", "init", "replay"),
-           ("replay_text", "lora", "n_encoder_layer", "n_kv_head", "n_inner", "tie_embeddings", "activation",
+           ("replay_text", "lora", "n_encoder_layer", "n_kv_head", "n_inner", "tie_embeddings", "activation", "bias",
             "prefix_lm")),
      Group("training", ("minutes", "steps", "batch_size", "lr", "muon_lr", "dropout", "keep", "seed"),
            ("batch_tokens", "grad_accum", "label_smoothing", *training.OPTIMIZER, *training.CHECKPOINTS)),

@@ -58,6 +58,8 @@ class ModelSettings:
     """Share one matrix between the token embedding and the output head."""
     activation: Activation | None = None
     """Activation of the feed-forward layer (default: gelu_new in gpt2, relu in encdec). The others always use silu."""
+    bias: bool = True
+    """Train the biases of gpt2. With --no-bias they stay at zero, as if the layers had none (nanoGPT's default)."""
 
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner")
@@ -106,6 +108,9 @@ class FromScratch(ModelSettings, Settings):
         if self.activation and self.model not in ("gpt2", "encdec"):
             raise BardletError(f"--activation {self.activation}: {self.model} has a fixed activation; "
                                "drop it, or use --model gpt2")
+        if not self.bias and self.model != "gpt2":
+            raise BardletError(f"--no-bias: only gpt2 can leave out its biases, not {self.model}; drop it, or use "
+                               "--model gpt2")
         if self.model in ("gpt2", "encdec") and self.n_kv_head not in (None, heads := self._or_default("n_head")):
             raise BardletError(f"--n-kv-head {self.n_kv_head}: {self.model} has a key and a value for each of its "
                                f"{heads} heads; drop it, or use --model qwen3")

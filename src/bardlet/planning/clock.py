@@ -86,6 +86,16 @@ def evaluations_for(seconds: float, per_evaluation: float, share: float = EVALUA
     return max(1, min(EVALUATIONS, int(share * seconds / per_evaluation)))
 
 
+def steps_per_evaluation(trainer: Trainer) -> int:
+    """Return the steps between evaluations: about 20 evaluations, fewer if they would take longer than the training.
+
+    Evaluating a token takes about a third of training on it.
+    """
+    train_tokens, val_tokens = trainer.state.steps * trainer.config.tokens_per_step, trainer.record.val_tokens
+    number = evaluations_for(3 * train_tokens, val_tokens, share=1) if val_tokens else EVALUATIONS
+    return -(-trainer.state.steps // number)
+
+
 def reserve(seconds: float, slowdown: float = 1.0) -> float:
     """Return the seconds to keep for the end of a run of `seconds`, on a machine that is `slowdown` times slower."""
     return min(RESERVE * seconds + FINISHING * (slowdown - 1), MAX_RESERVE * seconds)

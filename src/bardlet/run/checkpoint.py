@@ -155,6 +155,12 @@ def newest_intact(run: Path) -> Path:
                        f"`bardlet train --config {quoted(run / 'run.toml')} --out NEW`")
 
 
+def newest_metadata(run: Path) -> dict[str, Any] | None:
+    """Return the metadata of the newest intact checkpoint; None if there is none."""
+    intact = (folder for folder in reversed(steps_saved(run)) if not find_damage(folder))
+    return read_metadata(newest) if (newest := next(intact, None)) else None
+
+
 def find_damage(folder: Path) -> str | None:
     """Describe the damage to a checkpoint: a changed or missing file, another step's manifest; None if intact."""
     if folder.is_symlink():

@@ -231,16 +231,27 @@ def cut_like(tensor: Tensor, like: Any) -> Tensor:
     """Return a whole tensor cut as `like` is; the tensor itself if it is cut already, or `like` is not sharded."""
     if not hasattr(like, "device_mesh") or hasattr(tensor, "device_mesh"):
         return tensor
+    return _on_all(tensor, like.device_mesh).redistribute(placements=like.placements)
+
+
+def _on_all(tensor: Tensor, mesh: Any) -> Any:
+    """Return a DTensor of a whole tensor that is equal on all ranks of a mesh."""
     from torch.distributed.tensor import DTensor, Replicate
 
-    everywhere = [Replicate()] * like.device_mesh.ndim
-    return DTensor.from_local(tensor, like.device_mesh, everywhere).redistribute(placements=like.placements)
+    return DTensor.from_local(tensor.to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def rows_of_rank(whole: Tensor, rank: int, ranks: int) -> Tensor:
     """Return the rows of a whole tensor that `shard` gives to one of `ranks`."""
-    each = -(-len(whole) // ranks)
-    return whole[rank * each : (rank + 1) * each]
+    held = _held(len(whole), ranks)
+    first = sum(held[:rank])
+    return whole[first : first + held[rank]]
+
+
+def _held(rows: int, ranks: int) -> list[int]:
+    """Return how many of a tensor's rows `shard` gives to each rank: equally many, but fewer or none to the last."""
+    each = -(-rows // ranks)
+    return [max(0, min(each, rows - rank * each)) for rank in range(ranks)]
 
 
 def first_row(tensor: Any) -> int:
@@ -260,8 +271,7 @@ def as_share(rows: Tensor, like: Any) -> Any:
 def shares_of(tensor: Any) -> tuple[Any, list[int]]:
     """Return (process group, rows): the ranks that hold a copy of a sharded tensor, and how many rows each has."""
     mesh = shares_mesh(tensor.device_mesh)
-    each = -(-len(tensor) // mesh.size())
-    return mesh.get_group(), [max(0, min(each, len(tensor) - rank * each)) for rank in range(mesh.size())]
+    return mesh.get_group(), _held(len(tensor), mesh.size())
 
 
 def shares_mesh(mesh: Any) -> Any:
@@ -280,16 +290,8 @@ def on_all_ranks(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str
     """Return whole tensors, equal on all ranks, in a form that a sharded model can copy its shares from."""
     if not is_sharded(model):
         return tensors
-    from torch.distributed.tensor import DTensor, Replicate
-
     mesh, compared = cast(Any, next(model.parameters())).device_mesh, getattr(model, "compared", ())
-
-    def in_form(name: str) -> Any:
-        if name in compared:
-            return tensors[name]
-        return DTensor.from_local(tensors[name].to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
-
-    return Lazy(tensors, in_form)
+    return Lazy(tensors, lambda name: tensors[name] if name in compared else _on_all(tensors[name], mesh))
 
 
 # ---------------------------------------------------------------- gradients

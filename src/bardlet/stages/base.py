@@ -212,6 +212,8 @@ class Stage(ABC, Generic[C, Source, Data, R]):
         if config.lora:
             lora.add_lora(getattr(model, "policy", model), config.lora)  # a critic is new, so all its weights train
             record.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if not getattr(config, "bias", True):
+            optim.freeze_biases(model)
         if config.shard == "on" and dist.world == 1:
             log.warning("--shard on: there is one process, so nothing is shared; start several with torchrun")
         ranks = 1 if parallelize.is_sharded(model) else sharding.ranks_per_copy(config, model, dist)

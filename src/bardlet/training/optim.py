@@ -50,6 +50,13 @@ def parameter_groups(model: nn.Module, muon: bool) -> Groups:
     return groups
 
 
+def freeze_biases(model: nn.Module) -> None:
+    """Keep the biases of a model's layers as they are, in a new model zero."""
+    for name, p in model.named_parameters():
+        if name.endswith(".bias"):
+            p.requires_grad_(False)
+
+
 def build(model: nn.Module, config: Settings, dist: Dist | None = None) -> list[torch.optim.Optimizer]:
     """Return a run's optimizers: AdamW alone, or AdamW and Muon for the layers' matrices.
 
