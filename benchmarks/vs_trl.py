@@ -195,7 +195,8 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
     if args.lora:
         optimizer |= {"adam_beta2": config.beta2, "lr_scheduler_type": "constant"}
         job["ours"] = {"lr": lr, "schedule": "constant", "warmup_steps": 0}
-    ours = {**OURS, "bardlet AdamW, 1 at a time": {**OURS["bardlet AdamW"], "batch_size": 1, "grad_accum": args.rows}}
+    ours = {**OURS, **{f"{name}, 1 at a time": {**OURS[name], "batch_size": 1, "grad_accum": args.rows}
+                       for name in ("bardlet AdamW", "bardlet AdamW, eager")}}
     sides = {**{name: (own, settings) for name, settings in (ours if args.lora else OURS).items()},
              **{name: (peer(args), {**settings, **optimizer}) for name, settings in peers(args).items()}}
     if unknown := set(args.only or ()) - set(sides):
