@@ -77,7 +77,7 @@ def engines(title: str, batch: int, threads: int, models: Iterable[str]) -> str:
 def lora() -> str:
     """Return LoRA of SmolLM2 beside TRL with peft: in bf16, then limited to AVX2."""
     rows = []
-    for dtype, what in (("bf16", ""), ("fp32", "the processor limited to AVX2, fp32, 64 conversations: ")):
+    for dtype, what in (("bf16", ""), ("fp32", "the processor limited to AVX2, weights in fp32, 64 conversations: ")):
         line = newest("vs_trl", kind="sft", lora=16, dtype=dtype)
         ours, theirs = "bardlet AdamW, 1 at a time", next(name for name in line["medians"] if name.startswith("TRL"))
         our, their = line["medians"][ours], line["medians"][theirs]

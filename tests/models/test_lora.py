@@ -220,3 +220,17 @@ def test_a_bf16_folder_trains_and_resumes_as_in_fp32(base: Path, chats: Path, tm
     assert main(["resume", str(tmp_path / "again"), "--debug"]) == 0
     resumed = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(x, expected[key]) for key, x in resumed.items())
+
+
+def test_a_compiled_layer_keeps_no_widened_matrix() -> None:
+    """Of a frozen matrix in bf16, the backward pass keeps the 16 bits: widened, all matrices would fill the memory."""
+    layer = lora.LoRALinear(torch.nn.Linear(24, 40, bias=False).bfloat16(), 4)
+    kept: list[tuple[torch.Size, torch.dtype]] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append((x.shape, x.dtype))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        torch.compile(layer)(torch.randn(8, 24, requires_grad=True))
+    assert ((40, 24), torch.bfloat16) in kept and not {((40, 24), torch.float32), ((24, 40), torch.float32)} & {*kept}

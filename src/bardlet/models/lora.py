@@ -22,20 +22,30 @@ HEADS = ("lm_head", "score")
 """Heads after the blocks, which LoRA does not adapt."""
 
 
-class FrozenProduct(torch.autograd.Function):
-    """x W^T with a frozen W of fewer bits than x, which is widened on both ways and not kept in between."""
+@torch.library.custom_op("bardlet::frozen_product", mutates_args=())
+def frozen_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T with a frozen W (out, in) of fewer bits than x (..., in), which is widened for the product.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """Return x W^T."""
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight.to(x.dtype))
+    It is a custom operator because the compiler would keep the widened matrices of a whole model for the backward pass.
+    """
+    return F.linear(x, weight.to(x.dtype))
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of x."""
-        [weight] = ctx.saved_tensors
-        return grads[0] @ weight.to(grads[0].dtype), None
+
+@frozen_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
+
+
+def _keep_weight(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    [weight] = ctx.saved_tensors
+    return grad @ weight.to(grad.dtype), None
+
+
+frozen_product.register_autograd(_gradient, setup_context=_keep_weight)
 
 
 class LoRALinear(nn.Module):
@@ -60,12 +70,13 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out) without computing the merged weight."""
-        if torch.is_autocast_enabled(x.device.type):  # once, and `FrozenProduct` need not widen the weight
+        if torch.is_autocast_enabled(x.device.type):  # once, for all three products
             x = x.to(torch.get_autocast_dtype(x.device.type))
         update = self.scale * F.linear(F.linear(x, self.down), self.up)
         if self.frozen.dtype == self.up.dtype:
             return F.linear(x, self.frozen, self.bias) + update
-        y = FrozenProduct.apply(x, self.frozen) + update
+        product = F.linear if self.frozen.dtype == x.dtype else frozen_product
+        y = product(x, self.frozen) + update
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_tensors(self) -> dict[str, Tensor]:
