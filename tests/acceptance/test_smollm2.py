@@ -79,7 +79,8 @@ def test_chat_answers_and_stops() -> None:
 @pytest.mark.parametrize("dtype", ["auto", "bf16", "int8"])
 def test_the_server_answers_as_chat_does(dtype: str, tmp_path: Path) -> None:
     want = bardlet.load(FOLDER, dtype=dtype).chat("What is the capital of France?", temperature=0)  # type: ignore[arg-type]
-    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    body = {"model": FOLDER.name, "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "temperature": 0}
 
     async def ask(server: Live) -> Reply:
         async with server.posted(body, "/v1/chat/completions") as (reader, _):
