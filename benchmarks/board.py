@@ -28,7 +28,6 @@ from typing import Any
 
 import record
 
-RESULTS = record.HERE / "results" / "board.jsonl"
 FIRST_SEED = 1337
 
 
@@ -50,8 +49,8 @@ def main() -> None:
         from bardlet.errors import BardletError
 
         try:
-            pages = "\n".join((page(read()), DIAL, dial.table(dial.read("dial")) + "\n", CONTEST,
-                               dial.contest(dial.read("sweep")) + "\n"))
+            pages = "\n".join((page(record.read("board")), DIAL, dial.table(record.read("dial")) + "\n", CONTEST,
+                               dial.contest(record.read("sweep")) + "\n"))
         except BardletError as error:
             sys.exit(f"{error}\nthe table of the dial needs every text that it lists; README.md is unchanged")
         (record.HERE / "README.md").write_text(pages, encoding="utf-8")
@@ -110,11 +109,6 @@ def protocol_b(out: Path) -> float:
 
 
 # ---------------------------------------------------------------- the table
-
-
-def read() -> list[dict[str, Any]]:
-    """Return all lines of results, oldest first."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
 def page(lines: list[dict[str, Any]]) -> str:

@@ -13,7 +13,6 @@ treats them as equals. Nothing else may run meanwhile.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -96,8 +95,7 @@ def describe(figures: dict[str, Any]) -> str:
 def table() -> None:
     """Print the newest run of each text, time and load."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in (record.HERE / "results" / "busy.jsonl").read_text(encoding="utf-8").splitlines():
-        figures = json.loads(line)
+    for figures in record.read("busy"):
         newest[figures["text"], figures["minutes"], figures["load"]] = figures
     for _, figures in sorted(newest.items()):
         print(describe(figures))

@@ -79,15 +79,9 @@ def main() -> None:
     elif args.command == "law":
         fit_law()
     elif args.command == "table":
-        print(table(read("dial")))
+        print(table(record.read("dial")))
     else:
-        print(contest(read("sweep")))
-
-
-def read(name: str) -> list[dict[str, Any]]:
-    """Return the lines of results/NAME.jsonl, oldest first."""
-    path = record.HERE / "results" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        print(contest(record.read("sweep")))
 
 
 # ---------------------------------------------------------------- runs
@@ -176,7 +170,7 @@ def fit_law() -> None:
     Every text has the same weight, for any number of runs. The errors are those of fits without the text, and those on
     the runs of the dial.
     """
-    swept = [line for line in read("sweep") if is_like_planned(line) and ngram_losses(line["text"], "dev")]
+    swept = [line for line in record.read("sweep") if is_like_planned(line) and ngram_losses(line["text"], "dev")]
     x, y = regression_data(swept, "dev")
     texts = np.array([line["text"] for line in swept])
     weight = np.array([(texts == text).sum() ** -0.5 for text in texts])
@@ -195,7 +189,7 @@ def fit_law() -> None:
         print(f"{text}: {of_text.sum()} runs, errors of a fit without them: "
               + ", ".join(f"{100 * e:+.1f}" for e in errors) + " %")
     print(f"root mean square {100 * math.sqrt(np.mean(np.square(per_text))):.1f} %")
-    timed = [line for line in read("dial") if ngram_losses(line["text"], "val")]
+    timed = [line for line in record.read("dial") if ngram_losses(line["text"], "val")]
     x, y = regression_data(timed, "val")
     errors = np.expm1(x @ coefficients - y)
     for line, e in zip(timed, errors, strict=True):

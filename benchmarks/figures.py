@@ -8,14 +8,13 @@ from the newest line that matches; `tests/benchmarks/test_figures.py` builds all
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ROOT = RESULTS.parents[1]
+import record
+
+ROOT = record.HERE.parent
 PAGES = ("README.md", "docs/guide/benchmarks.md")
 MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
@@ -36,8 +35,7 @@ def filled(text: str) -> str:
 
 def newest(name: str, **wanted: Any) -> Line:
     """Return the newest line of results/NAME.jsonl that has these values. Raise LookupError if there is none."""
-    lines = [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
+    found = [line for line in record.read(name) if all(line.get(key) == value for key, value in wanted.items())]
     if not found:
         raise LookupError(f"results/{name}.jsonl has no line with {wanted}")
     return found[-1]
@@ -85,8 +83,8 @@ def lora() -> str:
                   f"{their['tokens']:.0f}", f"{our['tokens']:.0f}", f"{our['tokens'] / their['tokens']:.2f}"],
                  [f"{'... ' * bool(what)}peak memory of the process, GB", f"{their['peak_gb']:.2f}",
                   f"{our['peak_gb']:.2f}", f"{our['peak_gb'] / their['peak_gb']:.2f}"]]
-        losses = [", ".join(f"{loss:.3f}" for loss in line["runs"][side][0]["losses"]) for side in (theirs, ours)]
         if not what:
+            losses = [", ".join(f"{loss:.3f}" for loss in line["runs"][side][0]["losses"]) for side in (theirs, ours)]
             rows.append(["loss of the first and of the second pass", *losses, ""])
     return table(["", "TRL", "bardlet", "bardlet / TRL"], rows)
 

@@ -95,7 +95,7 @@ def write(path: Path, value: Any) -> None:
 def publish(ladders: list[Path]) -> None:
     """Write the bands of the lecture's rungs, and all figures and pictures that the course shows."""
     by_rung = outcomes(ladders)
-    lines = [json.loads(line) for line in (record.HERE / "results" / "ladder.jsonl").read_text("utf-8").splitlines()]
+    lines = record.read("ladder")
     rungs = {rung.name: describe(rung, by_rung[rung.name], lines) for rung in LADDER if rung.name in by_rung}
     bands = {name: {"mean": figures["val_loss"]["mean"], "deviation": figures["val_loss"]["deviation"],
                     "low": figures["val_loss"]["low"], "high": figures["val_loss"]["high"],
@@ -105,9 +105,7 @@ def publish(ladders: list[Path]) -> None:
     small = {name: seeds for name, seeds in by_rung.items() if name in bands}
     if bands:  # fewer seeds give no band: keep the file
         write(BANDS, {"made_by": MADE_BY, **origin(small, rungs), "rungs": bands})
-    notes = record.HERE / "results" / "course.jsonl"
-    noted = [json.loads(line) for line in notes.read_text("utf-8").splitlines()] if notes.exists() else []
-    extras = {line["name"]: extra(line, lines) for line in noted}
+    extras = {line["name"]: extra(line, lines) for line in record.read("course")}
     write(DOCS / "measured.json", {"made_by": MADE_BY, **origin(by_rung, rungs), "rungs": rungs, "extras": extras})
     draw(ladders, by_rung)
 

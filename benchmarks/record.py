@@ -50,6 +50,12 @@ def product_rate(dtype: str = "fp32") -> float:
     return 2 * 1024**3 / best / 1e9
 
 
+def read(name: str) -> list[dict[str, Any]]:
+    """Return the lines of results/NAME.jsonl, oldest first; none if there is no such file."""
+    path = HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def append(name: str, figures: dict[str, Any]) -> None:
     """Append a line to results/NAME.jsonl for a measurement made now: date, commit, machine and figures."""
     import torch

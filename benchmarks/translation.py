@@ -38,7 +38,6 @@ import record
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides, as the command line does
 TESTS = ("test_2016_flickr", "test_2017_flickr")
-RESULTS = record.HERE / "results" / "translation.jsonl"
 MODELS = {  # about as many weights: 3 encoder blocks of 12 C^2 and 3 decoder blocks of 16 C^2, or 7 blocks of 12 C^2
     "encoder-decoder": ["--model", "encdec", "--n-layer", "3"],
     "decoder only": ["--model", "gpt2", "--n-layer", "7"],
@@ -226,7 +225,7 @@ def compare_speed(args: argparse.Namespace, beams: int) -> dict[str, Any]:
 
 def tables() -> dict[str, str]:
     """Return the results so far as Markdown tables."""
-    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+    lines = record.read("translation")
     all_tables = {"runs": runs_table(lines), "compare": compare_table(lines), "speed": speed_table(lines)}
     return {name: table for name, table in all_tables.items() if table}
 

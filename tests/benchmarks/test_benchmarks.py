@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import drafts
 import gpu
 import peers
+import record
 import smollm2
 import vs_trl
 
@@ -338,7 +339,7 @@ def test_generation_beside_peers_counts_tokens(rows: int, base: Path, monkeypatc
                                                capsys: pytest.CaptureFixture[str]) -> None:
     """bardlet and transformers write the same; one row has drafts, too."""
     monkeypatch.setattr(peers, "Worker", InThisProcess)
-    monkeypatch.setattr(peers, "product_rate", lambda: 1.0)
+    monkeypatch.setattr(record, "product_rate", lambda: 1.0)
     monkeypatch.setattr(sys, "argv", ["peers.py", "--model", str(base), "--batch", str(rows), "--tokens", "12",
                                       "--runs", "2", "--threads", "1"])
     peers.main()
